@@ -1,0 +1,17 @@
+//! The data model: what a castore is made of, without any I/O.
+//!
+//! A **blob** is the bytes of a file, named by their BLAKE3 digest. A **Directory** is a sorted
+//! list of named **nodes**, named by the digest of its canonical encoding. A **root node** is a
+//! node that somebody gave a name to. Everything else in this crate moves these things about.
+
+mod digest;
+mod directory;
+mod groups;
+mod name;
+mod node;
+
+pub use digest::{Digest, DigestError};
+pub use directory::{Directory, DirectoryError, Entry, MAX_DIRECTORY_BYTES};
+pub use groups::{BlobHasher, GroupTable, GroupTableError, group_size};
+pub use name::{Name, NameError, SymlinkTarget, check_name, check_symlink_target};
+pub use node::{Node, NodeError, NodeRef, Root};

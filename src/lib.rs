@@ -1,0 +1,16 @@
+//! castore-fs: a content-addressed file system.
+//!
+//! The crate is a stair; a module imports only from the floors below its own.
+//!
+//! | floor | module | holds |
+//! |---|---|---|
+//! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
+//! | 1 | [`nix`] | Nix's formats: pure, no I/O |
+//! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
+//!
+//! `docs/architecture.md` draws the whole house.
+
+pub mod castore;
+pub mod nix;
+pub mod proto;
+pub mod store;

@@ -1,0 +1,2 @@
+//! The `castore-fs` command.
+fn main() {}

@@ -1,0 +1,205 @@
+//! Where a castore is kept: the [`Store`] trait and every kind of store.
+//!
+//! **Verified or not at all.** Whatever a store hands out has been checked against the digest it
+//! was asked for: Directories as a whole, blobs by the group. The floors above never hash.
+//!
+//! **Now, or wait.** The file system answers most requests from what is at hand (memory, the local
+//! disk), and a hop through an async runtime would double the cost of such an answer. So every
+//! question exists twice: `…_now` answers in place or says [`Answer::Wait`], and the async method
+//! of the same name goes and gets it. A store whose every answer is at hand implements the first
+//! kind only.
+//!
+//! **Absent is not broken.** "This store does not have it" is `None` or [`Answer::Absent`];
+//! [`Error`] means the question could not be answered.
+
+mod error;
+mod memory;
+mod url;
+
+use std::fmt::Debug;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::castore::{Digest, Directory, Name, Root};
+use crate::nix::PathInfo;
+
+pub use error::{Damage, Error, Object};
+pub use memory::MemoryStore;
+pub use url::open;
+
+/// What a store answers without waiting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer<T> {
+    /// Here it is.
+    Found(T),
+    /// This store does not have it.
+    Absent,
+    /// Not known without asking elsewhere: use the async method.
+    Wait,
+}
+
+impl<T> From<Option<T>> for Answer<T> {
+    /// An answer that is final either way.
+    fn from(found: Option<T>) -> Self {
+        found.map_or(Answer::Absent, Answer::Found)
+    }
+}
+
+/// How much a store holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Blobs, each once.
+    pub blobs: u64,
+    /// Their bytes.
+    pub blob_bytes: u64,
+    /// Directories, each once.
+    pub directories: u64,
+}
+
+/// A blob that lies, whole and uncompressed, in a file of its own: the kernel can read it without
+/// us.
+#[derive(Clone, Debug)]
+pub struct BackingFile {
+    /// Open for reading.
+    pub file: Arc<OwnedFd>,
+}
+
+/// A place that keeps blobs, Directories and root nodes.
+#[async_trait]
+pub trait Store: Debug + Send + Sync {
+    /// The store's URL, as logs and errors name it; holds no secret.
+    fn url(&self) -> &str;
+
+    /// The Directory `digest` names.
+    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error>;
+
+    /// Reads from the blob `digest`, which is `size` bytes long, at `offset`, filling `buffer`
+    /// unless the blob ends first; gives the number of bytes read. The bytes are verified.
+    ///
+    /// A blob of another size than `size` is an error: the node that says so lies.
+    fn read_now(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Answer<usize>, Error>;
+
+    /// The root node `name`.
+    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error>;
+
+    /// The file that holds the blob `digest` of `size` bytes and nothing else, if there is one.
+    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
+        let _ = (digest, size);
+        Ok(None)
+    }
+
+    /// As [`directory_now`](Self::directory_now), waiting where that is needed.
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        at_hand(self.directory_now(digest)?, self.url())
+    }
+
+    /// As [`read_now`](Self::read_now), waiting where that is needed: up to `length` bytes.
+    async fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<Option<Bytes>, Error> {
+        let mut buffer = vec![0; length.min(size.saturating_sub(offset) as usize)];
+        let answer = self.read_now(digest, size, offset, &mut buffer)?;
+        Ok(at_hand(answer, self.url())?.map(|length| {
+            buffer.truncate(length);
+            buffer.into()
+        }))
+    }
+
+    /// As [`root_now`](Self::root_now), waiting where that is needed.
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        at_hand(self.root_now(name)?, self.url())
+    }
+
+    /// Every root node, in the byte order of their names.
+    async fn roots(&self) -> Result<Vec<Root>, Error>;
+
+    /// What is known of the Nix store path whose base name is `name`.
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error>;
+
+    /// Whether the blob `digest` is here.
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error>;
+
+    /// How much is here.
+    fn usage(&self) -> Result<Usage, Error>;
+
+    /// A number that changes whenever a root node was added, changed or removed, by whatever
+    /// process. Cheap: the file system asks before it answers from what it knows of the roots.
+    fn roots_version(&self) -> Result<u64, Error>;
+
+    /// Blocks until [`roots_version`](Self::roots_version) is no longer `seen`, or `timeout` has
+    /// passed; gives the version of that moment.
+    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error>;
+
+    /// Starts to add to the store. Blocks while it works: call it from a thread that may.
+    fn ingest(&self) -> Result<Box<dyn Ingest>, Error>;
+}
+
+/// One addition to a store: blobs, then Directories, then root nodes.
+///
+/// Nothing is visible, and nothing is promised to be on disk, until [`commit`](Self::commit);
+/// dropped before, it leaves nothing. Methods block; several threads may call them at once.
+pub trait Ingest: Send + Sync {
+    /// Whether the store, or this addition, already has the blob.
+    fn has_blob(&self, digest: &Digest) -> Result<bool, Error>;
+
+    /// Adds blobs that are in memory. Blobs that are there already cost nothing. The order of the
+    /// calls is the order in which a store lays them out.
+    fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error>;
+
+    /// Starts a blob too large to hold in memory.
+    fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, Error>;
+
+    /// Adds a Directory, after everything it refers to.
+    fn put_directory(&self, directory: &Directory) -> Result<(), Error>;
+
+    /// Removes the root node `name`, if it is there, when this is committed.
+    fn remove_root(&self, name: &Name) -> Result<(), Error>;
+
+    /// Adds a root node, replacing any of that name, when this is committed.
+    fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error>;
+
+    /// Makes everything durable, then visible.
+    fn commit(self: Box<Self>) -> Result<Added, Error>;
+}
+
+/// A blob that is being written.
+pub trait BlobWriter: Send {
+    /// Takes the next bytes.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Ends the blob; gives its digest and size. Dropped before, it leaves nothing.
+    fn finish(self: Box<Self>) -> Result<(Digest, u64), Error>;
+}
+
+/// What an [`Ingest`] added that was not there before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Added {
+    /// Blobs.
+    pub blobs: u64,
+    /// Their bytes.
+    pub blob_bytes: u64,
+    /// Directories.
+    pub directories: u64,
+}
+
+fn at_hand<T>(answer: Answer<T>, store: &str) -> Result<Option<T>, Error> {
+    match answer {
+        Answer::Found(found) => Ok(Some(found)),
+        Answer::Absent => Ok(None),
+        Answer::Wait => unreachable!("{store} answers Wait without an async method of its own"),
+    }
+}

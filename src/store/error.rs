@@ -1,0 +1,137 @@
+//! What can go wrong in a store, and with which object.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::castore::{Digest, DirectoryError, GroupTableError};
+
+/// The kinds of object that a digest names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// The contents of a file.
+    Blob,
+    /// A Directory message.
+    Directory,
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Object::Blob => "blob",
+            Object::Directory => "directory",
+        })
+    }
+}
+
+/// How an object differs from what its digest promises.
+#[derive(Debug, Error)]
+pub enum Damage {
+    /// The bytes, or those of the group at `offset`, hash to something else.
+    #[error("its bytes at {offset} do not match the digest")]
+    WrongBytes {
+        /// Where the bytes that were checked start.
+        offset: u64,
+    },
+    /// Fewer bytes than there should be.
+    #[error("it has {actual} bytes instead of {expected}")]
+    WrongSize {
+        /// Bytes that the node, or the store's index, says.
+        expected: u64,
+        /// Bytes found.
+        actual: u64,
+    },
+    /// The hashes of the groups are not the blob's.
+    #[error("its group hashes: {0}")]
+    Groups(#[from] GroupTableError),
+    /// Not a Directory.
+    #[error("{0}")]
+    Directory(#[from] DirectoryError),
+    /// What the store's index refers to is gone.
+    #[error("its file {} is gone", .0.display())]
+    Gone(PathBuf),
+}
+
+/// Why a store could not answer, or could not take something.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The text is no store URL, or names a kind of store that there is not.
+    #[error("{url:?} is no store URL: {why}")]
+    Url {
+        /// The text.
+        url: String,
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+    /// An object is here but is not what its digest promises.
+    #[error("{store}: {object} {digest} is damaged: {damage}")]
+    Damaged {
+        /// The store's URL.
+        store: String,
+        /// What kind of object.
+        object: Object,
+        /// Its digest.
+        digest: Digest,
+        /// The difference.
+        damage: Box<Damage>,
+    },
+    /// An operation on a file failed.
+    #[error("{store}: cannot {action} {}: {source}", path.display())]
+    Io {
+        /// The store's URL.
+        store: String,
+        /// What was tried: a verb.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store's database failed.
+    #[error("{store}: the index {}: {source}", path.display())]
+    Index {
+        /// The store's URL.
+        store: String,
+        /// The database file.
+        path: PathBuf,
+        /// What the database said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What is there was not made by a version of this program that we understand.
+    #[error("{store}: {why}")]
+    Format {
+        /// The store's URL.
+        store: String,
+        /// What was found and what to do.
+        why: String,
+    },
+    /// The store cannot be written to.
+    #[error("{store} cannot be written to: {why}")]
+    ReadOnly {
+        /// The store's URL.
+        store: String,
+        /// Why.
+        why: String,
+    },
+    /// What was given to the store is not what it was said to be, or is not whole.
+    #[error("{store} refuses {what}: {why}")]
+    Refused {
+        /// The store's URL.
+        store: String,
+        /// The object.
+        what: String,
+        /// Why.
+        why: String,
+    },
+    /// No answer in time.
+    #[error("{store} did not answer within {after:?}")]
+    Timeout {
+        /// The store's URL.
+        store: String,
+        /// How long was waited.
+        after: Duration,
+    },
+}

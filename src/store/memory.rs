@@ -1,0 +1,267 @@
+//! A store in memory: for tests, and for trees that need not outlive the process.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::{Added, Answer, BlobWriter, Damage, Error, Ingest, Object, Store, Usage};
+use crate::castore::{BlobHasher, Digest, Directory, Name, Root};
+use crate::nix::PathInfo;
+
+const URL: &str = "memory:";
+
+/// A store in this process's memory. Clones are the same store.
+#[derive(Clone, Default)]
+pub struct MemoryStore(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    contents: RwLock<Contents>,
+    version: Mutex<u64>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Contents {
+    blobs: HashMap<Digest, Bytes>,
+    directories: HashMap<Digest, Directory>,
+    roots: BTreeMap<Name, (Root, Option<Box<PathInfo>>)>,
+}
+
+impl MemoryStore {
+    /// A store that holds nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MemoryStore")
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    fn url(&self) -> &str {
+        URL
+    }
+
+    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
+        let contents = self.0.contents.read();
+        Ok(contents.directories.get(digest).cloned().into())
+    }
+
+    fn read_now(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Answer<usize>, Error> {
+        let blob = self.0.contents.read().blobs.get(digest).cloned();
+        let blob = match blob {
+            Some(blob) => blob,
+            None if *digest == Digest::empty_blob() => Bytes::new(),
+            None => return Ok(Answer::Absent),
+        };
+        if blob.len() as u64 != size {
+            return Err(Error::Damaged {
+                store: URL.to_owned(),
+                object: Object::Blob,
+                digest: *digest,
+                damage: Box::new(Damage::WrongSize {
+                    expected: size,
+                    actual: blob.len() as u64,
+                }),
+            });
+        }
+        let rest = blob.get(offset as usize..).unwrap_or_default();
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        Ok(Answer::Found(length))
+    }
+
+    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
+        let contents = self.0.contents.read();
+        Ok(Name::new(name)
+            .ok()
+            .and_then(|name| contents.roots.get(&name))
+            .map(|(root, _)| root.clone())
+            .into())
+    }
+
+    async fn roots(&self) -> Result<Vec<Root>, Error> {
+        let contents = self.0.contents.read();
+        Ok(contents
+            .roots
+            .values()
+            .map(|(root, _)| root.clone())
+            .collect())
+    }
+
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+        let contents = self.0.contents.read();
+        Ok(Name::new(name)
+            .ok()
+            .and_then(|name| contents.roots.get(&name)?.1.as_deref().cloned()))
+    }
+
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.0.contents.read().blobs.contains_key(digest) || *digest == Digest::empty_blob())
+    }
+
+    fn usage(&self) -> Result<Usage, Error> {
+        let contents = self.0.contents.read();
+        Ok(Usage {
+            blobs: contents.blobs.len() as u64,
+            blob_bytes: contents.blobs.values().map(|blob| blob.len() as u64).sum(),
+            directories: contents.directories.len() as u64,
+        })
+    }
+
+    fn roots_version(&self) -> Result<u64, Error> {
+        Ok(*self.0.version.lock())
+    }
+
+    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
+        let mut version = self.0.version.lock();
+        if *version == seen {
+            self.0.changed.wait_for(&mut version, timeout);
+        }
+        Ok(*version)
+    }
+
+    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+        Ok(Box::new(MemoryIngest {
+            store: self.clone(),
+            staged: Arc::default(),
+        }))
+    }
+}
+
+/// What was added and is not committed yet.
+struct MemoryIngest {
+    store: MemoryStore,
+    staged: Arc<Mutex<Staged>>,
+}
+
+#[derive(Default)]
+struct Staged {
+    blobs: HashMap<Digest, Bytes>,
+    directories: HashMap<Digest, Directory>,
+    roots: Vec<RootChange>,
+}
+
+enum RootChange {
+    Put(Root, Option<Box<PathInfo>>),
+    Remove(Name),
+}
+
+impl Ingest for MemoryIngest {
+    fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        Ok(*digest == Digest::empty_blob()
+            || self.staged.lock().blobs.contains_key(digest)
+            || self.store.0.contents.read().blobs.contains_key(digest))
+    }
+
+    fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
+        let mut staged = self.staged.lock();
+        for (digest, bytes) in blobs {
+            staged
+                .blobs
+                .entry(*digest)
+                .or_insert_with(|| Bytes::copy_from_slice(bytes));
+        }
+        Ok(())
+    }
+
+    fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
+        Ok(Box::new(MemoryWriter {
+            staged: self.staged.clone(),
+            bytes: Vec::new(),
+        }))
+    }
+
+    fn put_directory(&self, directory: &Directory) -> Result<(), Error> {
+        let mut staged = self.staged.lock();
+        staged
+            .directories
+            .insert(directory.digest(), directory.clone());
+        Ok(())
+    }
+
+    fn remove_root(&self, name: &Name) -> Result<(), Error> {
+        let mut staged = self.staged.lock();
+        staged.roots.push(RootChange::Remove(name.clone()));
+        Ok(())
+    }
+
+    fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        let mut staged = self.staged.lock();
+        let change = RootChange::Put(root.clone(), path_info.cloned().map(Box::new));
+        staged.roots.push(change);
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>) -> Result<Added, Error> {
+        let staged = std::mem::take(&mut *self.staged.lock());
+        let mut contents = self.store.0.contents.write();
+        let mut added = Added::default();
+        for (digest, blob) in staged.blobs {
+            let length = blob.len() as u64;
+            if contents.blobs.insert(digest, blob).is_none() {
+                added.blobs += 1;
+                added.blob_bytes += length;
+            }
+        }
+        for (digest, directory) in staged.directories {
+            if contents.directories.insert(digest, directory).is_none() {
+                added.directories += 1;
+            }
+        }
+        let changed = !staged.roots.is_empty();
+        for change in staged.roots {
+            match change {
+                RootChange::Put(root, path_info) => {
+                    contents.roots.insert(root.name.clone(), (root, path_info));
+                }
+                RootChange::Remove(name) => {
+                    contents.roots.remove(&name);
+                }
+            }
+        }
+        drop(contents);
+        if changed {
+            *self.store.0.version.lock() += 1;
+            self.store.0.changed.notify_all();
+        }
+        Ok(added)
+    }
+}
+
+struct MemoryWriter {
+    staged: Arc<Mutex<Staged>>,
+    bytes: Vec<u8>,
+}
+
+impl BlobWriter for MemoryWriter {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<(Digest, u64), Error> {
+        let mut hasher = BlobHasher::new();
+        hasher.update(&self.bytes);
+        let (digest, _) = hasher.finish();
+        let size = self.bytes.len() as u64;
+        self.staged.lock().blobs.insert(digest, self.bytes.into());
+        Ok((digest, size))
+    }
+}
