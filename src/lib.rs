@@ -11,6 +11,8 @@
 //! `docs/architecture.md` draws the whole house.
 
 pub mod castore;
+pub mod fs;
 pub mod nix;
 pub mod proto;
 pub mod store;
+pub mod transport;
