@@ -7,6 +7,7 @@
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
 //! | 1 | [`nix`] | Nix's formats: pure, no I/O |
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
+//! | 3 | [`tree`] | out of a store without a mount: resolve, walk, export, verify |
 //!
 //! `docs/architecture.md` draws the whole house.
 
@@ -14,3 +15,4 @@ pub mod castore;
 pub mod nix;
 pub mod proto;
 pub mod store;
+pub mod tree;

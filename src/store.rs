@@ -133,6 +133,9 @@ pub trait Store: Debug + Send + Sync {
     /// Whether the blob `digest` is here.
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error>;
 
+    /// The size in bytes of the blob `digest`, if it is here: for who has a digest and no node.
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error>;
+
     /// How much is here.
     fn usage(&self) -> Result<Usage, Error>;
 
