@@ -5,12 +5,16 @@
 //! | floor | module | holds |
 //! |---|---|---|
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
-//! | 1 | [`nix`] | Nix's formats: pure, no I/O |
+//! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
 //!
 //! `docs/architecture.md` draws the whole house.
 
 pub mod castore;
+pub mod nar;
 pub mod nix;
 pub mod proto;
 pub mod store;
+
+#[cfg(test)]
+mod fixtures;
