@@ -5,14 +5,18 @@
 //! | floor | module | holds |
 //! |---|---|---|
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
-//! | 1 | [`nix`] | Nix's formats: pure, no I/O |
+//! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
 //! | 3 | [`tree`] | out of a store without a mount: resolve, walk, export, verify |
 //!
 //! `docs/architecture.md` draws the whole house.
 
 pub mod castore;
+pub mod nar;
 pub mod nix;
 pub mod proto;
 pub mod store;
 pub mod tree;
+
+#[cfg(test)]
+mod fixtures;

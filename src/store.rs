@@ -12,6 +12,7 @@
 //! **Absent is not broken.** "This store does not have it" is `None` or [`Answer::Absent`];
 //! [`Error`] means the question could not be answered.
 
+mod blocking;
 mod error;
 mod memory;
 mod url;
@@ -27,6 +28,7 @@ use bytes::Bytes;
 use crate::castore::{Digest, Directory, Name, Root};
 use crate::nix::PathInfo;
 
+pub use blocking::Blocking;
 pub use error::{Damage, Error, Object};
 pub use memory::MemoryStore;
 pub use url::open;
