@@ -49,10 +49,21 @@ const QUEUE: usize = 64;
 pub struct Progress {
     /// Files, directories and symbolic links made.
     pub nodes: AtomicU64,
-    /// Bytes of files written.
+    /// Bytes of files.
     pub bytes: AtomicU64,
     /// Set it to end the export with [`Error::Interrupted`].
     pub stop: AtomicBool,
+}
+
+impl Progress {
+    /// Counts bytes that were read, unless it is time to stop.
+    pub(super) fn take(&self, bytes: usize) -> Result<(), Error> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 /// Writes `node`, which stands at `path` in `store`, to `target`, where nothing may be yet.
@@ -251,6 +262,7 @@ impl Export<'_> {
             &job.path,
             |offset, bytes| {
                 self.go_on()?;
+                self.progress.take(bytes.len())?;
                 for (index, part) in bytes.chunks(HOLE).enumerate() {
                     if part.len() == HOLE && part.iter().all(|&byte| byte == 0) {
                         continue;
@@ -260,8 +272,6 @@ impl Export<'_> {
                         .map_err(self.io("write", &job.path))?;
                     written = offset + part.len() as u64;
                 }
-                let length = bytes.len() as u64;
-                self.progress.bytes.fetch_add(length, Ordering::Relaxed);
                 Ok(())
             },
         )?;

@@ -6,17 +6,18 @@
 //! entry with its name.
 //!
 //! The format is POSIX.1-1988 (ustar), with a POSIX.1-2001 (pax) extended header in front of the
-//! entries that ustar cannot say: paths and link targets of more than 100 bytes or that are not
-//! ASCII, and files of 8 GiB and more. What is not UTF-8 is kept byte for byte, with
-//! `hdrcharset=BINARY`. ustar's `prefix` field is not used, since readers differ on it.
+//! entries that ustar cannot say: paths and link targets of more than 100 bytes, or that are UTF-8
+//! beyond ASCII, and files of 8 GiB and more. What is not UTF-8 stands there byte for byte, as GNU
+//! tar writes it: the record that would announce it (`hdrcharset`) makes GNU tar complain of every
+//! entry. ustar's `prefix` field is not used, since readers differ on it.
 
 use std::io::Write;
+use std::sync::atomic::Ordering;
 
 use super::export::{MTIME, Progress};
 use super::{Error, TreePath, Walk, copy_blob};
 use crate::castore::{Node, NodeRef};
 use crate::store::Blocking;
-use std::sync::atomic::Ordering;
 
 /// Bytes in a tar block.
 const BLOCK: usize = 512;
@@ -38,9 +39,7 @@ pub fn write_tar(
     let base = path.as_bytes().len();
     let mut walk = Walk::new(store, path.clone(), node.clone());
     while let Some(step) = walk.step()? {
-        if progress.stop.load(Ordering::Relaxed) {
-            return Err(Error::Interrupted);
-        }
+        progress.take(0)?;
         let below = step.path.as_bytes().get(base..).unwrap_or_default();
         let is_directory = matches!(step.node, NodeRef::Directory { .. });
         let mut member = match (step.depth, is_directory) {
@@ -63,13 +62,8 @@ pub fn write_tar(
         write_headers(out, &member, kind, mode, size, link).map_err(Error::Output)?;
         if let NodeRef::File { digest, size, .. } = step.node {
             copy_blob(store, &digest, size, step.path, |_, bytes| {
-                if progress.stop.load(Ordering::Relaxed) {
-                    return Err(Error::Interrupted);
-                }
-                out.write_all(bytes).map_err(Error::Output)?;
-                let length = bytes.len() as u64;
-                progress.bytes.fetch_add(length, Ordering::Relaxed);
-                Ok(())
+                progress.take(bytes.len())?;
+                out.write_all(bytes).map_err(Error::Output)
             })?;
             pad(out, size).map_err(Error::Output)?;
         }
@@ -89,14 +83,9 @@ fn write_headers(
     link: &[u8],
 ) -> std::io::Result<()> {
     let mut records = Vec::new();
-    let binary = [member, link]
-        .iter()
-        .any(|field| std::str::from_utf8(field).is_err());
-    if binary {
-        record(&mut records, "hdrcharset", b"BINARY");
-    }
     for (key, field) in [("linkpath", link), ("path", member)] {
-        if field.len() > FIELD || !field.is_ascii() {
+        let text = std::str::from_utf8(field).is_ok();
+        if field.len() > FIELD || (text && !field.is_ascii()) {
             record(&mut records, key, field);
         }
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::walk::open;
 use super::{Error, Printable, TreePath};
-use crate::castore::{Digest, Name, Node, Root, SymlinkTarget};
+use crate::castore::{Digest, Directory, Name, Node, Root, SymlinkTarget};
 use crate::store::Blocking;
 
 /// Characters of `blake3-` and the base64 form of a digest behind it. That form may hold slashes,
@@ -145,6 +145,22 @@ impl Target {
             root,
             name,
         })
+    }
+}
+
+impl Found {
+    /// Whether this is a root node itself, and nothing below one.
+    pub fn is_root(&self) -> bool {
+        let root = self.root.as_ref();
+        root.is_some_and(|root| root.name.as_bytes() == self.path.as_bytes())
+    }
+
+    /// The Directory, if it is one.
+    pub fn directory(&self, store: &Blocking) -> Result<Option<Directory>, Error> {
+        match &self.node {
+            Node::Directory { digest, .. } => open(store, &self.path, digest).map(Some),
+            Node::File { .. } | Node::Symlink { .. } => Ok(None),
+        }
     }
 }
 

@@ -28,7 +28,7 @@ const RANGE: u64 = 32 << 20;
 /// Paths given for one damaged object; its other places are only counted.
 const MAX_PATHS: usize = 100;
 /// How often, in all, the search for paths goes into a Directory that it has been in before.
-const MAX_REPEATS: u64 = 1_000_000;
+const MAX_REPEATS: u64 = 100_000;
 
 /// How a verification goes on; may be looked at from other threads, and stops it when told.
 #[derive(Debug, Default)]

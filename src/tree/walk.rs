@@ -107,6 +107,11 @@ impl<'a> Walk<'a> {
             node: entry.node,
         }))
     }
+
+    /// Does not go into the directory that was shown last.
+    pub fn skip(&mut self) {
+        self.pending = None;
+    }
 }
 
 /// The Directory `digest`, which stands at `path`.
