@@ -15,9 +15,9 @@ pub fn copy_blob(
     digest: &Digest,
     size: u64,
     path: &TreePath,
-    mut sink: impl FnMut(u64, &[u8]) -> Result<(), Error>,
+    sink: impl FnMut(u64, &[u8]) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    copy_range(store, digest, size, 0..size, path, &mut sink)
+    copy_range(store, digest, size, 0..size, path, sink)
 }
 
 /// As [`copy_blob`], for the bytes in `range` only.
@@ -27,7 +27,7 @@ pub(super) fn copy_range(
     size: u64,
     range: std::ops::Range<u64>,
     path: &TreePath,
-    sink: &mut dyn FnMut(u64, &[u8]) -> Result<(), Error>,
+    mut sink: impl FnMut(u64, &[u8]) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut buffer = vec![0; READ_SIZE.min((range.end - range.start) as usize)];
     let mut offset = range.start;

@@ -270,21 +270,14 @@ impl Check<'_> {
         let Claim { digest, size, .. } = work.claim;
         let no_path = TreePath::default();
         let range = work.from..work.to;
-        let read = copy_range(
-            self.store,
-            &digest,
-            size,
-            range,
-            &no_path,
-            &mut |_, bytes| {
-                if self.progress.stop.load(Ordering::Relaxed) {
-                    return Err(Error::Interrupted);
-                }
-                let length = bytes.len() as u64;
-                self.progress.bytes.fetch_add(length, Ordering::Relaxed);
-                Ok(())
-            },
-        );
+        let read = copy_range(self.store, &digest, size, range, &no_path, |_, bytes| {
+            if self.progress.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            let length = bytes.len() as u64;
+            self.progress.bytes.fetch_add(length, Ordering::Relaxed);
+            Ok(())
+        });
         match read {
             // The last range counts for the blob.
             Ok(()) if work.to == size => {
