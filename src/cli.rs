@@ -25,6 +25,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 /// A content-addressed file system.
@@ -59,6 +60,7 @@ enum Verb {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     log_to_stderr();
+    allow_many_files();
     let result = match arguments.verb {
         Verb::Ls(verb) => verb.run(),
         Verb::Cat(verb) => verb.run(),
@@ -70,6 +72,16 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+/// Raises the limit of open files as far as it goes: a walk holds one for each directory that it is
+/// inside of, and 1024, which systems start with for the sake of old programs, is soon deep enough.
+fn allow_many_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
     }
 }
 

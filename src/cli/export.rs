@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use castore_fs::store::Blocking;
 use castore_fs::tree::{self, Found, Preference, Target, export, nar, tar};
 use clap::{Args, ValueEnum};
+use indicatif::HumanCount;
 
 use super::failure::{Failure, failure};
 use super::interrupt::on_interrupt;
@@ -60,16 +61,17 @@ impl Export {
         })?;
         let destination = self.destination.filter(|path| path.as_os_str() != "-");
         let counted = progress.clone();
-        let counts = move || {
-            let nodes = counted.nodes.load(Ordering::Relaxed);
-            (nodes, counted.bytes.load(Ordering::Relaxed))
+        let state = move || {
+            let nodes = HumanCount(counted.nodes.load(Ordering::Relaxed));
+            let bytes = counted.bytes.load(Ordering::Relaxed);
+            (format!("{nodes} files"), bytes)
         };
         match (self.format, destination) {
             (Format::Dir, None) => Err(failure(
                 "files need a DESTINATION to be written to: castore-fs export TARGET DESTINATION",
             )),
             (Format::Dir, Some(path)) => {
-                let _line = Line::show("exporting", "files", counts);
+                let _line = Line::show("exporting", state);
                 export::to_directory(store, &found.path, &found.node, &path, &progress)?;
                 Ok(())
             }
@@ -80,11 +82,11 @@ impl Export {
                         "an archive does not belong on a terminal: give a DESTINATION or a pipe",
                     ));
                 }
-                let _line = Line::show("exporting", "files", counts);
+                let _line = Line::show("exporting", state);
                 write_archive(store, &found, format, &mut output, &progress)
             }
             (format, Some(path)) => {
-                let _line = Line::show("exporting", "files", counts);
+                let _line = Line::show("exporting", state);
                 to_file(store, &found, format, &path, &progress)
             }
         }

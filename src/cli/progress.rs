@@ -6,10 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often the line is drawn again.
 const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Whether a person sees standard error.
+pub(super) fn is_shown() -> bool {
+    std::io::stderr().is_terminal()
+}
 
 /// A line on standard error with files, bytes and rate; gone when dropped.
 pub(super) struct Line {
@@ -18,15 +23,14 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// Shows what `counts` gives (files or objects, and bytes) until this is dropped. Without a
-    /// terminal there is nothing to see and nothing is asked.
+    /// Shows what `state` gives (words for how far it is, and bytes) until this is dropped. Without
+    /// a terminal there is nothing to see and nothing is asked.
     pub(super) fn show(
         verb: &'static str,
-        things: &'static str,
-        counts: impl Fn() -> (u64, u64) + Send + 'static,
+        state: impl Fn() -> (String, u64) + Send + 'static,
     ) -> Self {
         let ended = Arc::new(AtomicBool::new(false));
-        if !std::io::stderr().is_terminal() {
+        if !is_shown() {
             let drawer = None;
             return Self { ended, drawer };
         }
@@ -41,8 +45,8 @@ impl Line {
         let until = ended.clone();
         let drawer = std::thread::spawn(move || {
             while !until.load(Ordering::Relaxed) {
-                let (count, bytes) = counts();
-                bar.set_message(format!("{} {things}", HumanCount(count)));
+                let (words, bytes) = state();
+                bar.set_message(words);
                 bar.set_position(bytes);
                 bar.tick();
                 std::thread::park_timeout(INTERVAL);

@@ -15,7 +15,12 @@ pub(super) struct StoreArguments {
     ///
     /// Without it, local: in $XDG_DATA_HOME/castore-fs, by default ~/.local/share/castore-fs; for
     /// root /var/lib/castore-fs.
-    #[arg(long, value_name = "URL", env = "CASTORE_FS_STORE")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "CASTORE_FS_STORE",
+        hide_env_values = true
+    )]
     store: Option<String>,
 }
 

@@ -76,10 +76,12 @@ impl Verify {
             stopped.stop.store(true, Ordering::Relaxed);
         })?;
         let counted = progress.clone();
-        let line = Line::show("verifying", "objects", move || {
+        let line = Line::show("verifying", move || {
             let directories = counted.directories.load(Ordering::Relaxed);
             let blobs = counted.blobs.load(Ordering::Relaxed);
-            (directories + blobs, counted.bytes.load(Ordering::Relaxed))
+            let objects = HumanCount(directories + blobs);
+            let bytes = counted.bytes.load(Ordering::Relaxed);
+            (format!("{objects} objects"), bytes)
         });
         let report = verify::verify(store, &trees, &progress)?;
         drop(line);
