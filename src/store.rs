@@ -13,6 +13,7 @@
 //! [`Error`] means the question could not be answered.
 
 mod error;
+mod local;
 mod memory;
 mod url;
 
@@ -28,6 +29,7 @@ use crate::castore::{Digest, Directory, Name, Root};
 use crate::nix::PathInfo;
 
 pub use error::{Damage, Error, Object};
+pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use url::open;
 
