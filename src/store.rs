@@ -14,6 +14,7 @@
 
 mod blocking;
 mod error;
+mod local;
 mod memory;
 mod url;
 
@@ -30,6 +31,7 @@ use crate::nix::PathInfo;
 
 pub use blocking::Blocking;
 pub use error::{Damage, Error, Object};
+pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use url::open;
 
