@@ -33,7 +33,7 @@ pub use blocking::Blocking;
 pub use error::{Damage, Error, Object};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
-pub use url::open;
+pub use url::{must_exist, open};
 
 /// What a store answers without waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]

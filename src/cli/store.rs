@@ -31,12 +31,15 @@ pub(super) struct Opened {
 }
 
 impl StoreArguments {
-    /// Opens the store.
+    /// Opens the store to read from it: it has to be there.
     pub(super) fn open(&self) -> Result<Opened, Failure> {
-        let url = match &self.store {
-            Some(url) => url.clone(),
-            None => default_url()?,
-        };
+        store::must_exist(&self.url()?)?;
+        self.open_or_make()
+    }
+
+    /// Opens the store; makes it if there is none.
+    pub(super) fn open_or_make(&self) -> Result<Opened, Failure> {
+        let url = self.url()?;
         let runtime = Runtime::new()?;
         let inside = runtime.enter();
         let store = store::open(&url)?;
@@ -45,6 +48,13 @@ impl StoreArguments {
             store: Blocking::new(store, runtime.handle().clone()),
             runtime,
         })
+    }
+
+    fn url(&self) -> Result<String, Failure> {
+        match &self.store {
+            Some(url) => Ok(url.clone()),
+            None => default_url(),
+        }
     }
 }
 
