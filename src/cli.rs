@@ -12,6 +12,7 @@ mod cat;
 mod export;
 mod failure;
 mod generate;
+mod import;
 mod interrupt;
 mod json;
 mod ls;
@@ -48,6 +49,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Import(import::Import),
     Ls(ls::Ls),
     Cat(cat::Cat),
     Stat(stat::Stat),
@@ -62,6 +64,7 @@ pub fn main() -> ExitCode {
     log_to_stderr();
     allow_many_files();
     let result = match arguments.verb {
+        Verb::Import(verb) => verb.run(),
         Verb::Ls(verb) => verb.run(),
         Verb::Cat(verb) => verb.run(),
         Verb::Stat(verb) => verb.run(),

@@ -7,11 +7,12 @@
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
 //! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
-//! | 3 | [`tree`] | out of a store without a mount: resolve, walk, export, verify |
+//! | 3 | [`import`], [`tree`] | trees into a store, and back out of one |
 //!
 //! `docs/architecture.md` draws the whole house.
 
 pub mod castore;
+pub mod import;
 pub mod nar;
 pub mod nix;
 pub mod proto;

@@ -3,8 +3,8 @@
 //! A tree is known to a user by the name of its root node or by a digest; [`Target`] is that
 //! address with a path below it. From there everything is a [`Walk`]: pre-order, in the byte order
 //! of names, with an explicit stack, so that neither a deep tree nor a wide one costs more than the
-//! Directories on the way down. [`export`], [`tar`] and [`nar`] write a walk out; [`verify`] does not walk
-//! paths at all but objects, each once, however many places refer to it.
+//! Directories on the way down. [`export`], [`tar`] and [`nar`] write a walk out; [`verify`] does
+//! not walk paths at all but objects, each once, however many places refer to it.
 //!
 //! Everything here blocks, and waits for stores that have to ask elsewhere; call it from a thread
 //! that may.

@@ -56,6 +56,9 @@ pub(super) fn failure(message: impl Into<String>) -> Failure {
 impl<E: Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let any: &dyn Any = &error;
+        if let Some(castore_fs::import::Error::Cancelled) = any.downcast_ref() {
+            return Failure::Interrupted;
+        }
         let io = match any.downcast_ref::<tree::Error>() {
             Some(tree::Error::Interrupted) => return Failure::Interrupted,
             Some(tree::Error::Output(io)) => Some(io),
