@@ -1,7 +1,7 @@
 //! A process that dies at any moment leaves a store that is whole.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -47,22 +47,27 @@ fn killed_at_any_moment_an_import_leaves_whole_roots_and_no_litter() {
     drop(open(path));
     let mut seed = 1;
     let mut through = 0;
-    for round in 0..30 {
+    for round in 0..30u64 {
         let mut child = start(&format!("add-for-ever {seed}"), path);
-        thread::sleep(Duration::from_millis(15 + (round * 37) % 90));
+        // Let it finish a few, then some part of one.
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut lines = Vec::new();
+        while lines.len() < round as usize % 3 {
+            lines.extend(
+                said.next()
+                    .unwrap()
+                    .ok()
+                    .filter(|line| line.starts_with("done ")),
+            );
+        }
+        thread::sleep(Duration::from_millis((round * 37) % 90));
         child.kill().unwrap();
         child.wait().unwrap();
-        let mut said = String::new();
-        child
-            .stdout
-            .take()
-            .unwrap()
-            .read_to_string(&mut said)
-            .unwrap();
+        lines.extend(said.map(Result::unwrap));
 
         let store = open(path);
         let (names, _) = verify_whole(&store);
-        for line in said.lines() {
+        for line in &lines {
             if let Some(done) = line.strip_prefix("done ") {
                 assert!(names.iter().any(|name| name == done), "{done} was lost");
                 through += 1;

@@ -229,3 +229,46 @@ fn urls_name_local_stores() {
         assert!(matches!(error, Error::Url { .. }), "{error}");
     }
 }
+
+#[test]
+fn a_disk_that_fills_up_in_the_commit_is_a_clear_error_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(_disk) = small_disk(folder.path(), 24 << 20) else {
+        return;
+    };
+    let path = folder.path().join("store");
+    let store = open(&path);
+    add_tree(&store, "first", 1).unwrap();
+    let node = store.root_now(b"first").unwrap();
+    let castore_fs::store::Answer::Found(first) = node else {
+        panic!("{node:?}");
+    };
+    let many = |count: usize| {
+        let ingest = store.ingest().unwrap();
+        for at in 0..count {
+            let name = name(&format!("{at:0200}"));
+            let node = first.node.clone();
+            let root = castore_fs::castore::Root { name, node };
+            ingest.put_root(&root, None).unwrap();
+        }
+        ingest.commit()
+    };
+    let filler = folder.path().join("filler");
+    let file = fs::File::create(&filler).unwrap();
+    let found = rustix::fs::statvfs(folder.path()).unwrap();
+    let free = found.f_bavail * found.f_bsize;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, free).unwrap();
+    for _ in 0..3 {
+        let error = many(5000).unwrap_err().to_string();
+        assert!(
+            error.contains("index.redb") && error.contains("free some space"),
+            "{error}"
+        );
+        assert_eq!(verify_whole(&store).0, ["first"]);
+        assert_eq!(verify_whole(&open(&path)).0, ["first"]);
+    }
+    drop(file);
+    fs::remove_file(&filler).unwrap();
+    many(5000).unwrap();
+    assert_eq!(verify_whole(&open(&path)).0.len(), 5001);
+}

@@ -130,7 +130,7 @@ pub fn walk(store: &dyn Store, node: NodeRef<'_>, reached: &mut Reached) {
                 Err(error) => return reached.errors.push(error),
             };
             assert_eq!(Digest::of(&whole), digest, "a wrong byte was given out");
-            let mut piece = vec![0; 40_001];
+            let mut piece = vec![0; 10_001];
             let mut offset = 0;
             while offset < size {
                 match store.read_now(&digest, size, offset, &mut piece) {
