@@ -55,7 +55,7 @@ impl Fresh {
     pub(super) fn nar(&self, node: &Node) -> Vec<u8> {
         let mut nar = Vec::new();
         let (path, progress) = (TreePath::default(), export::Progress::default());
-        write_nar(&self.store, &path, &node, &mut nar, &progress).unwrap();
+        write_nar(&self.store, &path, node, &mut nar, &progress).unwrap();
         nar
     }
 }
