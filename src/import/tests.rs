@@ -330,7 +330,7 @@ fn sizes() -> Tree {
     let sizes = [0, 1, SMALL, SMALL + 1, 3 * SMALL + 7];
     let entries = sizes.iter().enumerate().map(|(index, size)| {
         let name = Name::new(format!("{index}").as_bytes()).unwrap();
-        let bytes = (0..*size).map(|at| (at * 31 >> 3) as u8 ^ index as u8);
+        let bytes = (0..*size).map(|at| ((at * 31) >> 3) as u8 ^ index as u8);
         let file = Tree::File {
             executable: index % 2 == 0,
             bytes: bytes.collect(),
