@@ -784,3 +784,36 @@ fn a_folder_goes_in_and_a_mount_comes_out() {
     let line = place.bad(1, &["mount", "--root", "tree/link", "mount"]);
     assert!(line.contains("tree/link is no directory"), "{line}");
 }
+
+#[test]
+fn a_tree_deeper_than_any_path_goes_in_and_out() {
+    let place = Place::new();
+    // The path to the bottom has 6000 bytes, and the system takes 4095 in one piece.
+    let depth = 1200;
+    let mut nar = castore_fs::nar::Writer::new(Vec::new());
+    nar.directory(None).unwrap();
+    for _ in 1..depth {
+        nar.directory(Some(b"down")).unwrap();
+    }
+    nar.file(Some(b"bottom"), false, 4).unwrap();
+    nar.contents(b"here").unwrap();
+    for _ in 0..depth {
+        nar.end_directory().unwrap();
+    }
+    fs::write(place.path("deep.nar"), nar.finish().unwrap()).unwrap();
+    place.good(&["import", "--format", "nar", "deep.nar"]);
+    assert_eq!(place.text(&["ls", "-R", "deep"]).lines().count(), depth);
+    let path = "down/".repeat(depth - 1) + "bottom";
+    assert_eq!(place.good(&["cat", &format!("deep/{path}")]), b"here");
+    assert!(place.text(&["verify"]).ends_with("nothing is damaged\n"));
+    place.good(&["export", "deep", "out"]);
+    let digest = |name| place.json(&["stat", "--json", name])[0]["digest"].clone();
+    place.good(&["import", "out"]);
+    assert_eq!(digest("out"), digest("deep"));
+    for format in ["tar", "nar"] {
+        let piped = place.good(&["export", "--format", format, "deep"]);
+        fs::write(place.path("again"), piped).unwrap();
+        place.good(&["import", "--format", format, "again"]);
+        assert_eq!(digest("again"), digest("deep"));
+    }
+}
