@@ -116,8 +116,10 @@ impl<W: Write> Rendering<'_, W> {
     }
 
     fn contents(&mut self, digest: Digest, size: u64) -> Result<(), Error> {
-        self.buffer
-            .resize(READ.min(size.max(1) as usize).max(self.buffer.len()), 0);
+        let length = size.min(READ as u64) as usize;
+        if self.buffer.len() < length {
+            self.buffer.resize(length, 0);
+        }
         let mut offset = 0;
         while offset < size {
             let mut buffer = std::mem::take(&mut self.buffer);
