@@ -30,6 +30,7 @@ use crate::castore::{Name, Node, Root};
 use crate::nix::{self, NarHash, PathInfo, StorePath};
 use crate::store::{Added, Blocking, Ingest};
 use crate::tree::nar::write_nar;
+use crate::tree::{TreePath, export};
 
 /// Files up to this size, in bytes, are read whole and put into the store many at a time; larger
 /// ones are streamed.
@@ -118,7 +119,7 @@ pub fn import(
             progress.enter(Stage::Committing);
             let added = ingest.commit()?;
             progress.enter(Stage::HashingNar);
-            let nar = nar_hash(store, &node, progress)?;
+            let nar = nar_hash(store, &TreePath::new(name.as_bytes()), &node, progress)?;
             let path = nix::content_addressed(&name, &nar)?;
             let root = path.root(node);
             let path_info = PathInfo::content_addressed(&root, &nar);
@@ -152,13 +153,19 @@ pub fn add(
 }
 
 /// Size and hash of the NAR of a tree in `store`.
-fn nar_hash(store: &Blocking, node: &Node, progress: &Progress) -> Result<NarHash, Error> {
+fn nar_hash(
+    store: &Blocking,
+    path: &TreePath,
+    node: &Node,
+    progress: &Progress,
+) -> Result<NarHash, Error> {
     let mut sink = HashingSink {
         progress,
         size: 0,
         hasher: Sha256::new(),
     };
-    let written = write_nar(store, node.borrow(), &mut sink);
+    let uncounted = export::Progress::default();
+    let written = write_nar(store, path, node, &mut sink, &uncounted);
     progress.check()?;
     written?;
     Ok(NarHash {

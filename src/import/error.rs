@@ -62,7 +62,7 @@ pub enum Error {
     Store(#[from] store::Error),
     /// The NAR of what was imported could not be rendered.
     #[error("cannot hash the imported tree as a NAR: {0}")]
-    NarHash(#[from] tree::nar::Error),
+    NarHash(#[from] tree::Error),
     /// The name cannot be that of a Nix store path.
     #[error(transparent)]
     StorePath(#[from] StorePathError),

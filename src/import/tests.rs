@@ -54,7 +54,8 @@ impl Fresh {
     /// The whole tree `node`, as the store has it.
     pub(super) fn nar(&self, node: &Node) -> Vec<u8> {
         let mut nar = Vec::new();
-        write_nar(&self.store, node.borrow(), &mut nar).unwrap();
+        let (path, progress) = (TreePath::default(), export::Progress::default());
+        write_nar(&self.store, &path, node, &mut nar, &progress).unwrap();
         nar
     }
 }
@@ -441,11 +442,14 @@ fn rendering_names_what_the_store_lacks() {
     ingest.put_directory(&inner).unwrap();
     ingest.put_directory(&outer).unwrap();
     ingest.commit().unwrap();
-    let error = write_nar(&fresh.store, outer.node().borrow(), io::sink()).unwrap_err();
+    let error = {
+        let (path, progress) = (TreePath::new(b"outer"), export::Progress::default());
+        write_nar(&fresh.store, &path, &outer.node(), io::sink(), &progress).unwrap_err()
+    };
     assert_eq!(
         error.to_string(),
         format!(
-            "\"inner/gone\\n\": memory: does not have the blob {}",
+            "outer/inner/gone\\n: memory: does not have the blob {}",
             Digest::of(b"gone")
         )
     );

@@ -91,6 +91,11 @@ impl Blocking {
         self.runtime.block_on(self.store.has_blob(digest))
     }
 
+    /// See [`Store::blob_size`].
+    pub fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        self.runtime.block_on(self.store.blob_size(digest))
+    }
+
     /// See [`Store::usage`].
     pub fn usage(&self) -> Result<Usage, Error> {
         self.store.usage()
@@ -169,6 +174,9 @@ mod tests {
         }
         async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
             self.0.has_blob(digest).await
+        }
+        async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+            self.0.blob_size(digest).await
         }
         fn usage(&self) -> Result<Usage, Error> {
             self.0.usage()

@@ -1,175 +1,54 @@
-//! A tree in a store, written as a NAR.
+//! Writing a tree out as a NAR.
 
-use std::io::{self, Write};
+use std::io::Write;
+use std::sync::atomic::Ordering;
 
-use thiserror::Error;
+use super::export::Progress;
+use super::{Error, TreePath, Walk, copy_blob};
+use crate::castore::{Node, NodeRef};
+use crate::nar::Writer;
+use crate::store::Blocking;
 
-use crate::castore::{Digest, Directory, Name, NodeRef};
-use crate::nar::{MAX_DEPTH, Writer};
-use crate::store::{self, Blocking, Object};
-
-/// Bytes asked of the store at once.
-const READ: usize = 1 << 20;
-
-/// Why a tree could not be written as a NAR.
-#[derive(Debug, Error)]
-pub enum Error {
-    /// The store could not answer, or what it has is damaged.
-    #[error("\"{path}\": {source}")]
-    Store {
-        /// The path in the tree, empty for its root.
-        path: String,
-        /// What the store said.
-        source: store::Error,
-    },
-    /// The store lacks a part of the tree.
-    #[error("\"{path}\": {store} does not have the {object} {digest}")]
-    Missing {
-        /// The path in the tree, empty for its root.
-        path: String,
-        /// The store's URL.
-        store: String,
-        /// What kind of object.
-        object: Object,
-        /// Its digest.
-        digest: Digest,
-    },
-    /// More than [`MAX_DEPTH`] directories inside one another.
-    #[error("\"{path}\": more than {MAX_DEPTH} directories inside one another")]
-    TooDeep {
-        /// The path in the tree.
-        path: String,
-    },
-    /// The archive could not be written.
-    #[error("cannot write the NAR: {0}")]
-    Write(#[from] io::Error),
-}
-
-/// A directory that is being written.
-struct Open {
-    directory: Directory,
-    /// The entry that comes next.
-    next: usize,
-}
-
-/// Writes the tree `node` of `store` to `out`, as a NAR.
-pub fn write_nar(store: &Blocking, node: NodeRef<'_>, out: impl Write) -> Result<(), Error> {
-    let mut rendering = Rendering {
-        store,
-        writer: Writer::new(out),
-        open: Vec::new(),
-        buffer: Vec::new(),
-    };
-    rendering.node(None, node)?;
-    while let Some(open) = rendering.open.last_mut() {
-        // Clones are counted references to the same bytes.
-        let directory = open.directory.clone();
-        match directory.get(open.next) {
-            Some(entry) => {
-                open.next += 1;
-                rendering.node(Some(entry.name), entry.node)?;
-            }
-            None => {
-                rendering.open.pop();
-                rendering.writer.end_directory()?;
-            }
+/// Writes `node`, which stands at `path` in `store`, as a NAR. `out` needs no buffer.
+pub fn write_nar(
+    store: &Blocking,
+    path: &TreePath,
+    node: &Node,
+    out: impl Write,
+    progress: &Progress,
+) -> Result<(), Error> {
+    let mut writer = Writer::new(out);
+    let mut open = 0;
+    let mut walk = Walk::new(store, path.clone(), node.clone());
+    while let Some(step) = walk.step()? {
+        while open > step.depth {
+            writer.end_directory().map_err(Error::Output)?;
+            open -= 1;
         }
-    }
-    rendering.writer.finish()?;
-    Ok(())
-}
-
-struct Rendering<'a, W: Write> {
-    store: &'a Blocking,
-    writer: Writer<W>,
-    open: Vec<Open>,
-    buffer: Vec<u8>,
-}
-
-impl<W: Write> Rendering<'_, W> {
-    /// A node, and of a directory its start.
-    fn node(&mut self, name: Option<&[u8]>, node: NodeRef<'_>) -> Result<(), Error> {
-        match node {
-            NodeRef::Directory { digest, .. } => {
-                if self.open.len() == MAX_DEPTH {
-                    return Err(Error::TooDeep { path: self.path() });
-                }
-                let directory = self
-                    .store
-                    .directory(&digest)
-                    .map_err(|source| self.failed(source))?
-                    .ok_or_else(|| self.missing(Object::Directory, digest))?;
-                self.writer.directory(name)?;
-                self.open.push(Open { directory, next: 0 });
+        let name = (step.depth > 0).then_some(step.name);
+        match step.node {
+            NodeRef::Directory { .. } => {
+                writer.directory(name).map_err(Error::Output)?;
+                open += 1;
             }
+            NodeRef::Symlink { target } => writer.symlink(name, target).map_err(Error::Output)?,
             NodeRef::File {
                 digest,
                 size,
                 executable,
             } => {
-                self.writer.file(name, executable, size)?;
-                self.contents(digest, size)?;
+                writer.file(name, executable, size).map_err(Error::Output)?;
+                copy_blob(store, &digest, size, step.path, |_, bytes| {
+                    progress.take(bytes.len())?;
+                    writer.contents(bytes).map_err(Error::Output)
+                })?;
             }
-            NodeRef::Symlink { target } => self.writer.symlink(name, target)?,
         }
-        Ok(())
+        progress.nodes.fetch_add(1, Ordering::Relaxed);
     }
-
-    fn contents(&mut self, digest: Digest, size: u64) -> Result<(), Error> {
-        let length = size.min(READ as u64) as usize;
-        if self.buffer.len() < length {
-            self.buffer.resize(length, 0);
-        }
-        let mut offset = 0;
-        while offset < size {
-            let mut buffer = std::mem::take(&mut self.buffer);
-            let read = self.store.read(&digest, size, offset, &mut buffer);
-            let length = read
-                .map_err(|source| self.failed(source))?
-                .ok_or_else(|| self.missing(Object::Blob, digest))?;
-            if length == 0 {
-                // A store that keeps its contract has said so itself.
-                let source = store::Error::Damaged {
-                    store: self.store.url().to_owned(),
-                    object: Object::Blob,
-                    digest,
-                    damage: Box::new(store::Damage::WrongSize {
-                        expected: size,
-                        actual: offset,
-                    }),
-                };
-                return Err(self.failed(source));
-            }
-            self.writer.contents(&buffer[..length])?;
-            self.buffer = buffer;
-            offset += length as u64;
-        }
-        Ok(())
+    for _ in 0..open {
+        writer.end_directory().map_err(Error::Output)?;
     }
-
-    fn failed(&self, source: store::Error) -> Error {
-        Error::Store {
-            path: self.path(),
-            source,
-        }
-    }
-
-    fn missing(&self, object: Object, digest: Digest) -> Error {
-        Error::Missing {
-            path: self.path(),
-            store: self.store.url().to_owned(),
-            object,
-            digest,
-        }
-    }
-
-    /// The path of the entry that is being written.
-    fn path(&self) -> String {
-        let names = self.open.iter().filter_map(|open| {
-            let index = open.next.checked_sub(1)?;
-            let name = Name::new(open.directory.get(index)?.name).ok()?;
-            Some(name.to_string())
-        });
-        names.collect::<Vec<_>>().join("/")
-    }
+    writer.finish().map_err(Error::Output)?;
+    Ok(())
 }
