@@ -8,6 +8,11 @@ use castore_fs::fs::{Options, Top};
 use castore_fs::store::Store;
 use castore_fs::transport::fuse::{MountOptions, RequestCounts, Session};
 
+#[path = "skip.rs"]
+mod skip;
+
+pub use skip::skip;
+
 static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -24,11 +29,7 @@ pub fn can_mount() -> bool {
         .write(true)
         .open("/dev/fuse");
     let Err(error) = device else { return true };
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "CI's machine must be able to mount: /dev/fuse: {error}"
-    );
-    eprintln!("skipped: this needs a mount, and /dev/fuse: {error}");
+    skip(&format!("this needs a mount, and /dev/fuse: {error}"));
     false
 }
 
