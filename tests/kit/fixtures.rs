@@ -5,7 +5,7 @@ use std::path::PathBuf;
 #[path = "skip.rs"]
 mod skip;
 
-use skip::skip;
+pub use skip::skip;
 
 /// The fixture `name`: in the folder that `CASTORE_FS_FIXTURES` names, or beside the repository.
 /// Without it the test is [skipped](skip).

@@ -11,6 +11,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, 
 
 use crate::folder::{large, records};
 use crate::processes::{command, start};
+use crate::skip::skip;
 use crate::tree::*;
 
 /// A mount that goes with its guard.
@@ -28,7 +29,9 @@ fn small_disk(at: &Path, bytes: u64) -> Option<Mounted> {
     match mount("none", at, "tmpfs", MountFlags::empty(), options.as_c_str()) {
         Ok(()) => Some(Mounted(at.to_owned())),
         Err(error) => {
-            eprintln!("skipped: a tmpfs cannot be mounted here ({error}); run as root");
+            skip(&format!(
+                "a tmpfs cannot be mounted here ({error}); run as root"
+            ));
             None
         }
     }
@@ -42,7 +45,7 @@ fn read_only(from: &Path, at: &Path) -> Option<Mounted> {
         mount_remount(at, flags, "").map(|()| guard)
     });
     mounted
-        .inspect_err(|error| eprintln!("skipped: no bind mount here ({error}); run as root"))
+        .inspect_err(|error| skip(&format!("no bind mount here ({error}); run as root")))
         .ok()
 }
 
@@ -157,7 +160,7 @@ fn a_store_whose_writer_was_killed_opens_even_on_a_read_only_disk() {
 #[test]
 fn another_user_reads_a_store_and_is_told_that_it_is_not_theirs_to_write() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can start a process as another user");
+        skip("only root can start a process as another user");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
