@@ -71,7 +71,7 @@ struct Expected {
 
 #[derive(Deserialize)]
 struct ExpectedRoot {
-    digest: Digest_,
+    digest: HexDigest,
     name: String,
     size: u64,
 }
@@ -80,11 +80,11 @@ struct ExpectedRoot {
 #[serde(tag = "type", rename_all = "lowercase")]
 enum ExpectedEntry {
     Directory {
-        digest: Digest_,
+        digest: HexDigest,
         size: u64,
     },
     File {
-        digest: Digest_,
+        digest: HexDigest,
         size: u64,
         executable: bool,
     },
@@ -96,9 +96,9 @@ enum ExpectedEntry {
 /// A digest as 64 hex digits.
 #[derive(Deserialize)]
 #[serde(try_from = "String")]
-struct Digest_(Digest);
+struct HexDigest(Digest);
 
-impl TryFrom<String> for Digest_ {
+impl TryFrom<String> for HexDigest {
     type Error = crate::castore::DigestError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
