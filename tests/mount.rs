@@ -1,5 +1,7 @@
 //! The file system through a real mount, against the reference model.
 
+#[path = "kit/fixtures.rs"]
+mod fixtures;
 #[path = "kit/model.rs"]
 mod model;
 #[path = "kit/mounted.rs"]
@@ -22,7 +24,7 @@ use castore_fs::nix::PathInfo;
 use castore_fs::store::{Answer, Damage, Error, Ingest, MemoryStore, Object, Store, Usage};
 use castore_fs::transport::fuse::Unmounted;
 use model::{Model, directory, file, program, symlink};
-use mounted::{Mounted, can_mount, skip, top_of};
+use mounted::{Mounted, can_mount, top_of};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -300,7 +302,7 @@ fn the_table_shrinks_when_the_kernel_forgets() {
     assert_eq!(full.directories, 301);
     assert_eq!(full.files, 6000);
     if fs::write("/proc/sys/vm/drop_caches", "2").is_err() {
-        skip("only root can make the kernel forget");
+        fixtures::skip("only root can make the kernel forget");
         return;
     }
     let mut left = mount.session.nodes();

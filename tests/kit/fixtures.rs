@@ -9,6 +9,7 @@ pub use skip::skip;
 
 /// The fixture `name`: in the folder that `CASTORE_FS_FIXTURES` names, or beside the repository.
 /// Without it the test is [skipped](skip).
+#[allow(dead_code)] // not every test has data of others
 pub fn fixture(name: &str) -> Option<PathBuf> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/fixtures");
     let folder = std::env::var_os("CASTORE_FS_FIXTURES").unwrap_or_else(|| beside.into());

@@ -8,11 +8,6 @@ use castore_fs::fs::{Options, Top};
 use castore_fs::store::Store;
 use castore_fs::transport::fuse::{MountOptions, RequestCounts, Session};
 
-#[path = "skip.rs"]
-mod skip;
-
-pub use skip::skip;
-
 static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -21,15 +16,14 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
         .unwrap()
 });
 
-/// Whether this machine can mount. If not the test is skipped, and says so; on CI's machine
-/// nothing is skipped.
+/// Whether this machine can mount. If not the test is skipped, and has said so.
 pub fn can_mount() -> bool {
     let device = std::fs::File::options()
         .read(true)
         .write(true)
         .open("/dev/fuse");
     let Err(error) = device else { return true };
-    skip(&format!("this needs a mount, and /dev/fuse: {error}"));
+    crate::fixtures::skip(&format!("it needs a mount, and /dev/fuse: {error}"));
     false
 }
 

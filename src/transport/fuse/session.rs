@@ -167,6 +167,14 @@ impl Session {
         self.shared.counters.now()
     }
 
+    /// How bytes come to their readers, after what kernel and privilege allow.
+    pub fn reads(&self) -> Reads {
+        match self.shared.fs.passthrough() {
+            Some(passthrough) if passthrough.is_enabled() => Reads::Passthrough,
+            _ => Reads::PageCache,
+        }
+    }
+
     /// Nodes that the kernel knows.
     pub fn nodes(&self) -> NodeCount {
         self.shared.fs.count()
