@@ -37,7 +37,7 @@ fn small_disk(at: &Path, bytes: u64) -> Option<Mounted> {
 /// Makes a file that takes all of its disk but `spare` bytes.
 fn fill(path: &Path, spare: u64) -> fs::File {
     let file = fs::File::create(path).unwrap();
-    // A tmpfs may still be giving back what was removed a moment ago.
+    // What statvfs says can be had is not always there at once.
     for _ in 0..100 {
         let found = rustix::fs::statvfs(path).unwrap();
         let free = (found.f_bavail * found.f_bsize).saturating_sub(spare);
@@ -75,7 +75,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     let filler = folder.path().join("filler");
     let mut failures = 0;
     // Ever more room, so that it runs out in ever later steps.
-    for spare in (0..).map(|step| step * (64 << 10)) {
+    for spare in (0..).map(|step| step * (160 << 10)) {
         let file = fill(&filler, spare);
         let done = add_tree(&store, "second", 2);
         if let Err(error) = &done {
