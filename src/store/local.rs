@@ -179,6 +179,11 @@ impl Store for LocalStore {
         Ok(*digest == Digest::empty_blob() || self.blob(digest)?.is_some())
     }
 
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        let size = self.blob(digest)?.map(|at| at.len);
+        Ok(size.or((*digest == Digest::empty_blob()).then_some(0)))
+    }
+
     fn usage(&self) -> Result<Usage, Error> {
         self.0.index.fresh()?.usage()
     }

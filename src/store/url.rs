@@ -23,16 +23,37 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
         "local" if rest.is_empty() => Err(wrong("a folder has to follow local:")),
         "local" if rest.contains('\0') => Err(wrong("no path holds a NUL byte")),
         "local" => {
-            // local:///srv/store is read as a URL with an empty host.
-            let path = match rest.strip_prefix("//") {
-                Some(path) if path.starts_with('/') => path,
-                Some(_) => return Err(wrong("for a folder write local:PATH, with no //")),
-                None => rest,
-            };
+            let path = local_path(rest)
+                .ok_or_else(|| wrong("for a folder write local:PATH, with no //"))?;
             Ok(Arc::new(LocalStore::open(Path::new(path))?))
         }
         "memory" if rest.is_empty() || rest == "//" => Ok(Arc::new(MemoryStore::new())),
         "memory" => Err(wrong("nothing can follow memory:")),
         _ => Err(wrong("the schemes are local: and memory:")),
+    }
+}
+
+/// Fails if `url` names a store in a folder where there is none yet, which [`open`] would make: for
+/// who only wants to read, and may have mistyped.
+pub fn must_exist(url: &str) -> Result<(), Error> {
+    let path = url.strip_prefix("local:").and_then(local_path);
+    match path.filter(|path| !path.is_empty()) {
+        Some(path) if matches!(Path::new(path).join("format").try_exists(), Ok(false)) => {
+            Err(Error::Format {
+                store: url.to_owned(),
+                why: "there is no store yet; `castore-fs import` makes one".to_owned(),
+            })
+        }
+        // What cannot be looked at is opened, and says then why it cannot be.
+        _ => Ok(()),
+    }
+}
+
+/// The folder that a `local:` URL names; `local:///srv/store` has an empty host.
+fn local_path(rest: &str) -> Option<&str> {
+    match rest.strip_prefix("//") {
+        Some(path) if path.starts_with('/') => Some(path),
+        Some(_) => None,
+        None => Some(rest),
     }
 }
