@@ -37,6 +37,22 @@ fn small_disk(at: &Path, bytes: u64) -> Option<Mounted> {
     }
 }
 
+/// Makes a file that takes all of its disk but `spare` bytes.
+fn fill(path: &Path, spare: u64) -> fs::File {
+    let file = fs::File::create(path).unwrap();
+    // What statvfs says can be had is not always there at once.
+    for _ in 0..100 {
+        let found = rustix::fs::statvfs(path).unwrap();
+        let free = (found.f_bavail * found.f_bsize).saturating_sub(spare);
+        let flags = rustix::fs::FallocateFlags::empty();
+        if rustix::fs::fallocate(&file, flags, 0, free).is_ok() {
+            return file;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("{} does not fill up", path.display());
+}
+
 /// Shows `from` read-only at `at`; says why and gives nothing where that is not allowed.
 fn read_only(from: &Path, at: &Path) -> Option<Mounted> {
     let flags = MountFlags::BIND | MountFlags::RDONLY;
@@ -60,16 +76,10 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     add_tree(&store, "first", 1).unwrap();
     let held = files_in(&path);
     let filler = folder.path().join("filler");
-    let free = |path: &Path| {
-        let found = rustix::fs::statvfs(path).unwrap();
-        found.f_bavail * found.f_bsize
-    };
     let mut failures = 0;
     // Ever more room, so that it runs out in ever later steps.
-    for spare in (0..).map(|step| step * (64 << 10)) {
-        let fill = free(folder.path()).saturating_sub(spare);
-        let file = fs::File::create(&filler).unwrap();
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill).unwrap();
+    for spare in (0..).map(|step| step * (160 << 10)) {
+        let file = fill(&filler, spare);
         let done = add_tree(&store, "second", 2);
         if let Err(error) = &done {
             failures += 1;
@@ -81,6 +91,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
         // Even with no byte to spare, what was there can be read, by new handles too.
         let names = verify_whole(&store).0;
         assert_eq!(verify_whole(&open(&path)).0, names);
+        drop(file);
         fs::remove_file(&filler).unwrap();
         if done.is_ok() {
             assert_eq!(names, ["first", "second"]);
@@ -257,10 +268,7 @@ fn a_disk_that_fills_up_in_the_commit_is_a_clear_error_and_loses_nothing() {
         ingest.commit()
     };
     let filler = folder.path().join("filler");
-    let file = fs::File::create(&filler).unwrap();
-    let found = rustix::fs::statvfs(folder.path()).unwrap();
-    let free = found.f_bavail * found.f_bsize;
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, free).unwrap();
+    let file = fill(&filler, 0);
     for _ in 0..3 {
         let error = many(5000).unwrap_err().to_string();
         assert!(
