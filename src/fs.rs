@@ -12,7 +12,7 @@
 //! kernel when the store's root nodes change ([`CastoreFs::changed_roots`]).
 //!
 //! A request that fails fails alone: the log names path, digest and reason, the program gets the
-//! errno that [`errno`] chooses.
+//! errno that `errno` chooses.
 
 mod attributes;
 mod errno;
