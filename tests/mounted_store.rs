@@ -19,7 +19,7 @@ use std::sync::Arc;
 use castore_fs::castore::{Name, Node};
 use castore_fs::fs::{Options, Reads, Top};
 use castore_fs::import::{self, Naming, Progress, Source, import};
-use castore_fs::store::{Blocking, LocalStore, Store};
+use castore_fs::store::{Blocking, LocalStore};
 use model::{Model, directory, file};
 use mounted::{Mounted, can_mount, top_of};
 
