@@ -464,7 +464,7 @@ impl Table {
         let Some(node) = self.slot_mut(slot) else {
             return;
         };
-        *node.used.get_mut() = true;
+        // Not marked as used before it is used again: a walk must not drive out what is in use.
         if node.directory.is_none() {
             let bytes = directory.resident_bytes();
             node.directory = Some(directory);
@@ -557,3 +557,6 @@ fn content_of(slots: &Slots, top_files: &[Option<Content>], id: NodeId) -> Optio
         None => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
