@@ -19,6 +19,7 @@ mod errno;
 mod listing;
 mod node_id;
 mod nodes;
+mod passthrough;
 mod reading;
 mod requests;
 mod top;
@@ -38,6 +39,7 @@ use crate::store::{Answer, Error, Store};
 pub use attributes::Owner;
 pub use node_id::NodeId;
 pub use nodes::NodeCount;
+pub use passthrough::{BackingDevice, Passthrough, Reads};
 pub use top::{RootChanges, Top};
 pub use waiting::{Uncounted, Waiting, Workers};
 
@@ -61,6 +63,8 @@ pub struct Options {
     pub top: Top,
     /// Who owns every node.
     pub owner: Owner,
+    /// How bytes come to their readers.
+    pub reads: Reads,
     /// Whether extended attributes are answered at all: the kernel caches none, so that answering
     /// costs `ls -l` a round trip a file.
     pub xattr: bool,
@@ -76,6 +80,7 @@ impl Default for Options {
         Self {
             top: Top::Roots { list: true },
             owner: Owner::default(),
+            reads: Reads::default(),
             xattr: false,
             root_timeout: FOREVER,
             directory_limit: DEFAULT_DIRECTORY_LIMIT,
@@ -89,6 +94,7 @@ pub struct CastoreFs {
     options: Options,
     nodes: Nodes,
     roots: Roots,
+    passthrough: Option<Passthrough>,
     waiting: Waiting,
 }
 
@@ -99,8 +105,14 @@ struct Found {
 }
 
 impl CastoreFs {
-    /// Shows `store` as `options` say; requests that have to wait do so in `waiting`.
-    pub fn new(store: Arc<dyn Store>, options: Options, waiting: Waiting) -> Self {
+    /// Shows `store` as `options` say; requests that have to wait do so in `waiting`. Backing files
+    /// are registered in `passthrough`, where the transport has it.
+    pub fn new(
+        store: Arc<dyn Store>,
+        options: Options,
+        waiting: Waiting,
+        passthrough: Option<Passthrough>,
+    ) -> Self {
         let (digest, size) = match &options.top {
             Top::Directory { digest, size } => (*digest, *size),
             // Never read: lookups and listings of this top ask the store for its root nodes.
@@ -111,6 +123,7 @@ impl CastoreFs {
             store,
             options,
             roots: Roots::default(),
+            passthrough,
             waiting,
         }
     }
@@ -123,6 +136,11 @@ impl CastoreFs {
     /// How many nodes the kernel knows, and what they cost.
     pub fn count(&self) -> NodeCount {
         self.nodes.count()
+    }
+
+    /// The registrations of backing files, if this mount is to have any.
+    pub fn passthrough(&self) -> Option<&Passthrough> {
+        self.passthrough.as_ref()
     }
 
     /// Whether the top shows root nodes, which can change.

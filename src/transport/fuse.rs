@@ -8,6 +8,7 @@
 //! Workers block in `read()` until there is a request and answer it themselves. A worker that has
 //! to wait for a far store says so, and a spare is started if nobody else is left to read.
 
+mod backing;
 mod device;
 mod init;
 mod mountpoint;

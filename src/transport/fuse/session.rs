@@ -12,13 +12,15 @@ use fuse_backend_rs::abi::fuse_abi::InHeader;
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 use parking_lot::{Condvar, Mutex};
+use rustix::fs::{Mode, OFlags};
 use tokio::runtime::Handle;
 
+use super::backing::FuseDevice;
 use super::device::{self, Received};
 use super::mountpoint::{self, MountError, Mountpoint};
 use super::requests::{Counters, RequestCounts};
 use super::{init, root_watch};
-use crate::fs::{CastoreFs, NodeCount, Options, Waiting, Workers};
+use crate::fs::{CastoreFs, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
 use crate::store::Store;
 
 /// How long the kernel may take to say hello.
@@ -67,7 +69,7 @@ pub enum Unmounted {
 
 /// What the workers share.
 pub(super) struct Shared {
-    pub(super) device: OwnedFd,
+    pub(super) device: Arc<OwnedFd>,
     pub(super) server: Server<Arc<CastoreFs>>,
     pub(super) ended: AtomicBool,
     fs: Arc<CastoreFs>,
@@ -111,12 +113,15 @@ impl Session {
             spares: AtomicUsize::new(0),
         });
         let waiting = Waiting::new(runtime, pool.clone());
-        let fs = Arc::new(CastoreFs::new(store, options, waiting));
         let request = mountpoint::Request {
             source: &source,
             allow_other: mount.allow_other,
         };
         let (device, mountpoint) = mountpoint::mount(path, &request)?;
+        let device = Arc::new(device);
+        let passthrough = (options.reads == Reads::Passthrough)
+            .then(|| Passthrough::new(Box::new(FuseDevice(device.clone()))));
+        let fs = Arc::new(CastoreFs::new(store, options, waiting, passthrough));
         let shared = Arc::new(Shared {
             device,
             server: Server::new(fs.clone()),
@@ -293,9 +298,17 @@ impl Shared {
     }
 
     fn answer_init(&self, header: &InHeader, body: &[u8]) {
-        let outcome = match init::answer(body) {
-            Ok(answer) => device::reply(&self.device, header.unique, &answer)
-                .map_err(|error| format!("the kernel refused the answer to INIT: {error}")),
+        let passthrough = self.fs.passthrough();
+        let outcome = match init::answer(body, passthrough.is_some()) {
+            Ok(agreement) => {
+                let replied = device::reply(&self.device, header.unique, &agreement.reply)
+                    .map_err(|error| format!("the kernel refused the answer to INIT: {error}"));
+                // Files can be registered only now that the kernel has the reply.
+                if let Some(passthrough) = passthrough {
+                    enable(passthrough, agreement.passthrough);
+                }
+                replied
+            }
             Err(why) => {
                 let _ = device::reply_error(&self.device, header.unique, libc::EPROTO);
                 Err(why)
@@ -313,6 +326,30 @@ impl Shared {
             }
         }
         state.init.clone().unwrap_or(Ok(()))
+    }
+}
+
+/// Turns passthrough on if the kernel knows it and lets us; else says once why not.
+fn enable(passthrough: &Passthrough, known: bool) {
+    let outcome = if known {
+        // Any file does: this program's own is always there.
+        rustix::fs::open(
+            "/proc/self/exe",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(io::Error::from)
+        .and_then(|probe| passthrough.enable(&probe))
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => "it needs CAP_SYS_ADMIN".to_owned(),
+            _ => error.to_string(),
+        })
+    } else {
+        Err("the kernel is older than 6.9, or built without it".to_owned())
+    };
+    if let Err(why) = outcome {
+        passthrough.disable();
+        tracing::warn!(why, "no passthrough; reads go through the page cache");
     }
 }
 
