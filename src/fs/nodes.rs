@@ -65,8 +65,11 @@ struct Slot {
     size: u64,
     /// Lookups of the directory itself that the kernel has not forgotten.
     lookups: AtomicU64,
-    /// Lookups of its files and symlinks that the kernel has not forgotten, plus its child slots.
+    /// Lookups of its files and symlinks that the kernel has not forgotten.
     held: AtomicU64,
+    /// Slots whose parent this is. Counted apart from what the peer can take back: a guest that
+    /// forgets more than it looked up must not set children adrift from their parent.
+    children: u32,
     directory: Option<Directory>,
     /// Whether the Directory was used since the hand last passed.
     used: AtomicBool,
@@ -159,6 +162,7 @@ impl Nodes {
             // The kernel never forgets the top.
             lookups: AtomicU64::new(1),
             held: AtomicU64::new(0),
+            children: 0,
             directory: None,
             used: AtomicBool::new(true),
         })));
@@ -342,7 +346,9 @@ impl Slot {
     }
 
     fn is_idle(&self) -> bool {
-        self.lookups.load(Ordering::Relaxed) == 0 && self.held.load(Ordering::Relaxed) == 0
+        self.children == 0
+            && self.lookups.load(Ordering::Relaxed) == 0
+            && self.held.load(Ordering::Relaxed) == 0
     }
 }
 
@@ -381,6 +387,7 @@ impl Table {
             size,
             lookups: AtomicU64::new(0),
             held: AtomicU64::new(0),
+            children: 0,
             directory: None,
             used: AtomicBool::new(false),
         });
@@ -394,8 +401,8 @@ impl Table {
                 (self.slots.len() - 1) as u32
             }
         };
-        if let Some(parent) = self.slot(parent) {
-            parent.held.fetch_add(1, Ordering::Relaxed);
+        if let Some(parent) = self.slot_mut(parent) {
+            parent.children += 1;
         }
         let slots = &self.slots;
         self.children
@@ -421,8 +428,8 @@ impl Table {
                 entry.remove();
             }
             self.free.push(slot);
-            if let Some(parent) = self.slot(node.parent) {
-                parent.held.fetch_sub(1, Ordering::Relaxed);
+            if let Some(parent) = self.slot_mut(node.parent) {
+                parent.children -= 1;
             }
             slot = node.parent;
         }
@@ -555,5 +562,28 @@ fn content_of(slots: &Slots, top_files: &[Option<Content>], id: NodeId) -> Optio
         Some(directory) => Content::of(directory.get(index as usize)?.node),
         None if slot == TOP => top_files.get(index as usize).copied().flatten(),
         None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Forgetting entries that were never looked up used to count against the child slots too: the
+    /// parent's slot was freed under its children, and given to another directory.
+    #[test]
+    fn a_guest_that_forgets_too_much_sets_no_child_adrift() {
+        let nodes = Nodes::new(Digest::of(b"top"), 0, usize::MAX);
+        let parent = nodes.child(TOP, 0, 2, &Digest::of(b"parent"), 0);
+        let child = nodes.child(parent.slot, 0, 3, &Digest::of(b"child"), 0);
+        nodes.forget(NodeId::entry(parent.slot, 7), u64::MAX);
+        nodes.forget(NodeId::directory(parent.slot), u64::MAX);
+        assert!(nodes.directory(parent.slot).is_some());
+        let other = nodes.child(child.slot, 0, 4, &Digest::of(b"other"), 0);
+        assert_eq!(nodes.trail(NodeId::directory(other.slot)).len(), 3);
+        // Once the children go, so does the parent.
+        nodes.forget(NodeId::directory(other.slot), 1);
+        nodes.forget(NodeId::directory(child.slot), u64::MAX);
+        assert_eq!(nodes.count().directories, 1);
     }
 }
