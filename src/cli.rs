@@ -16,6 +16,7 @@ mod import;
 mod interrupt;
 mod json;
 mod ls;
+mod mount;
 mod output;
 mod progress;
 mod stat;
@@ -54,6 +55,7 @@ enum Verb {
     Cat(cat::Cat),
     Stat(stat::Stat),
     Export(export::Export),
+    Mount(mount::Mount),
     Verify(verify::Verify),
     Generate(generate::Generate),
 }
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         Verb::Cat(verb) => verb.run(),
         Verb::Stat(verb) => verb.run(),
         Verb::Export(verb) => verb.run(),
+        Verb::Mount(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Generate(verb) => verb.run(),
     };

@@ -7,7 +7,9 @@
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
 //! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
+//! | 3 | [`fs`] | the file system: nodes, lookups, listings, reads |
 //! | 3 | [`import`], [`tree`] | trees into a store, and back out of one |
+//! | 4 | [`transport`] | how requests come in: FUSE |
 //!
 //! `docs/architecture.md` draws the whole house.
 

@@ -39,15 +39,25 @@ use super::store::StoreArguments;
 pub(super) struct Import {
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    how: How,
+    /// One JSON object a line: the root, what was read, and what of it was new
+    #[arg(long)]
+    json: bool,
+    /// What to import; - reads an archive from standard input
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+/// How a tree is read and named. The default is a folder or file under its own name.
+#[derive(Debug, Default, Args)]
+pub(super) struct How {
     /// The root's name; by default the last component of PATH
     #[arg(long)]
     name: Option<OsString>,
     /// Name it as Nix would (a content-addressed store path), and print the store path
     #[arg(long)]
     nix: bool,
-    /// One JSON object a line: the root, what was read, and what of it was new
-    #[arg(long)]
-    json: bool,
     /// PATH is an archive of this format (not compressed)
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -57,9 +67,6 @@ pub(super) struct Import {
     /// Of a tar archive, take so many leading components off every path
     #[arg(long, value_name = "N", default_value_t = 0)]
     strip_components: usize,
-    /// What to import; - reads an archive from standard input
-    #[arg(required = true, value_name = "PATH")]
-    paths: Vec<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -101,7 +108,7 @@ impl Import {
         for path in &self.paths {
             let progress = Arc::new(Progress::new());
             *current.lock() = progress.clone();
-            match self.import(&opened.store, path, &progress) {
+            match self.how.import(&opened.store, path, &progress) {
                 Ok(imported) => {
                     self.print(&imported, &mut output)?;
                     // One result at a time, for whoever reads along.
@@ -122,13 +129,13 @@ impl Import {
 
     /// Ends the process when the arguments do not go together.
     fn check(&self) {
-        let wrong = if self.name.is_some() && self.paths.len() > 1 {
+        let wrong = if self.how.name.is_some() && self.paths.len() > 1 {
             "--name names one tree: give one PATH with it"
         } else if !self.reads_stdin() {
             return;
-        } else if self.format.is_none() {
+        } else if self.how.format.is_none() {
             "- needs --format tar or --format nar, to know what standard input is"
-        } else if self.name.is_none() {
+        } else if self.how.name.is_none() {
             "- needs --name NAME, since standard input has no name"
         } else {
             return;
@@ -147,7 +154,33 @@ impl Import {
         self.paths.iter().any(|path| path.as_os_str() == "-")
     }
 
-    fn import(
+    fn print(&self, imported: &Imported, output: &mut Output) -> Result<(), Failure> {
+        if self.json {
+            return output.json(&Object {
+                name: imported.root.name.as_bytes().into(),
+                node: imported.root.node.borrow().into(),
+                read: imported.totals,
+                added: imported.added,
+                nix: imported.nix.as_ref().map(|(path, nar)| Nix {
+                    store_path: path.absolute(),
+                    nar_size: nar.size,
+                    nar_hash: format!("sha256-{}", BASE64.encode(&nar.sha256)),
+                }),
+            });
+        }
+        let mut line = match &imported.nix {
+            Some((path, _)) => path.absolute().into_bytes(),
+            None => output.name(&imported.root.name).into_owned(),
+        };
+        line.push(b'\n');
+        output.write_all(&line)?;
+        Ok(())
+    }
+}
+
+impl How {
+    /// Imports what is at `path`, showing how far it is.
+    pub(super) fn import(
         &self,
         store: &Blocking,
         path: &Path,
@@ -239,29 +272,6 @@ impl Import {
             Some(stem) if !stem.is_empty() => Ok(OsString::from_vec(stem.to_vec())),
             _ => Ok(name),
         }
-    }
-
-    fn print(&self, imported: &Imported, output: &mut Output) -> Result<(), Failure> {
-        if self.json {
-            return output.json(&Object {
-                name: imported.root.name.as_bytes().into(),
-                node: imported.root.node.borrow().into(),
-                read: imported.totals,
-                added: imported.added,
-                nix: imported.nix.as_ref().map(|(path, nar)| Nix {
-                    store_path: path.absolute(),
-                    nar_size: nar.size,
-                    nar_hash: format!("sha256-{}", BASE64.encode(&nar.sha256)),
-                }),
-            });
-        }
-        let mut line = match &imported.nix {
-            Some((path, _)) => path.absolute().into_bytes(),
-            None => output.name(&imported.root.name).into_owned(),
-        };
-        line.push(b'\n');
-        output.write_all(&line)?;
-        Ok(())
     }
 }
 
