@@ -65,7 +65,10 @@ enum Verb {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return failure::usage(&error),
+    };
     log_to_stderr();
     allow_many_files();
     let result = match arguments.verb {

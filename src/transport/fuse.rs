@@ -11,6 +11,7 @@
 mod backing;
 mod device;
 mod mountpoint;
+mod page_cache;
 mod root_watch;
 mod session;
 

@@ -27,6 +27,8 @@ mod chain;
 mod crew;
 mod device;
 mod endpoint;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod reply;
 mod ring;
 mod session;

@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use super::backing::FuseDevice;
 use super::device::{self, Received};
 use super::mountpoint::{self, MountError, Mountpoint};
-use super::root_watch;
+use super::{page_cache, root_watch};
 use crate::fs::{CastoreFs, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
@@ -154,6 +154,7 @@ impl Session {
             .wait_for_init()
             .map_err(|why| failed(io::Error::other(why)))?;
         self.mountpoint.set_read_ahead(mount.read_ahead_kib);
+        page_cache::start(&self.shared).map_err(failed)?;
         root_watch::start(&self.shared).map_err(failed)
     }
 
@@ -165,6 +166,14 @@ impl Session {
     /// Requests so far.
     pub fn requests(&self) -> RequestCounts {
         self.shared.counters.now()
+    }
+
+    /// How bytes come to their readers, after what kernel and privilege allow.
+    pub fn reads(&self) -> Reads {
+        match self.shared.fs.passthrough() {
+            Some(passthrough) if passthrough.is_enabled() => Reads::Passthrough,
+            _ => Reads::PageCache,
+        }
     }
 
     /// Nodes that the kernel knows.
