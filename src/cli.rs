@@ -21,7 +21,9 @@ mod output;
 mod progress;
 mod stat;
 mod store;
+mod supervisor;
 mod verify;
+mod virtiofs;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -56,6 +58,7 @@ enum Verb {
     Stat(stat::Stat),
     Export(export::Export),
     Mount(mount::Mount),
+    Virtiofs(virtiofs::Virtiofs),
     Verify(verify::Verify),
     Generate(generate::Generate),
 }
@@ -75,6 +78,7 @@ pub fn main() -> ExitCode {
         Verb::Stat(verb) => verb.run(),
         Verb::Export(verb) => verb.run(),
         Verb::Mount(verb) => verb.run(),
+        Verb::Virtiofs(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Generate(verb) => verb.run(),
     };

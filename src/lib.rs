@@ -19,6 +19,7 @@ pub mod import;
 pub mod nar;
 pub mod nix;
 pub mod proto;
+pub mod sandbox;
 pub mod store;
 pub mod transport;
 pub mod tree;

@@ -134,3 +134,21 @@ fn directories_that_were_not_used_go_first() {
     assert!(kept(slots.last().unwrap()));
     assert!(slots.iter().filter(|slot| kept(slot)).count() <= 4);
 }
+
+/// Forgetting entries that were never looked up used to count against the child slots too: the
+/// parent's slot was freed under its children, and given to another directory.
+#[test]
+fn a_guest_that_forgets_too_much_sets_no_child_adrift() {
+    let nodes = Nodes::new(Digest::of(b"top"), 0, usize::MAX);
+    let parent = nodes.child(TOP, 0, 2, &Digest::of(b"parent"), 0);
+    let child = nodes.child(parent.slot, 0, 3, &Digest::of(b"child"), 0);
+    nodes.forget(NodeId::entry(parent.slot, 7), u64::MAX);
+    nodes.forget(NodeId::directory(parent.slot), u64::MAX);
+    assert!(nodes.directory(parent.slot).is_some());
+    let other = nodes.child(child.slot, 0, 4, &Digest::of(b"other"), 0);
+    assert_eq!(nodes.trail(NodeId::directory(other.slot)).len(), 3);
+    // Once the children go, so does the parent.
+    nodes.forget(NodeId::directory(other.slot), 1);
+    nodes.forget(NodeId::directory(child.slot), u64::MAX);
+    assert_eq!(nodes.count().directories, 1);
+}
