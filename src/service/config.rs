@@ -34,7 +34,6 @@ pub const DEFAULT_STORE: &str = "default";
 pub struct Config {
     /// The folder for what the service keeps. By default systemd's `StateDirectory=`, else
     /// `/var/lib/castore-fs`.
-    #[cfg_attr(test, schemars(with = "String"))]
     pub state_dir: Option<PathBuf>,
     /// Where castores are kept. Without any, there is one named `default`, which is the embedded
     /// store in the state folder.
@@ -66,14 +65,11 @@ pub struct Store {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Mount {
     /// The store that is shown, by its name in this file. Can be left out where there is only one.
-    #[cfg_attr(test, schemars(with = "String"))]
     pub store: Option<String>,
     /// Where: an absolute path. The folder is made if it is not there.
-    #[cfg_attr(test, schemars(with = "String"))]
     pub path: PathBuf,
     /// Show this directory at the top, by root name (`tree`, `tree/share`) or digest; else the
     /// store's root nodes are shown by name.
-    #[cfg_attr(test, schemars(with = "String"))]
     pub root: Option<String>,
     /// Whether root nodes can be listed; looked up by name they can always be.
     #[serde(default = "yes")]
@@ -95,7 +91,6 @@ pub struct Mount {
     #[serde(default)]
     pub reads: Reads,
     /// Threads that read requests, 1 to 1024. By default one for each processor.
-    #[cfg_attr(test, schemars(with = "u16"))]
     pub threads: Option<u16>,
     /// How far the kernel reads ahead of sequential readers.
     #[cfg_attr(test, schemars(with = "String", default = "read_ahead_text"))]
@@ -126,7 +121,6 @@ pub enum Reads {
 pub struct Listen {
     /// The store that is served, by its name in this file. Can be left out where there is only
     /// one.
-    #[cfg_attr(test, schemars(with = "String"))]
     pub store: Option<String>,
     /// Where: `unix:/PATH`, or `HOST:PORT`.
     pub address: String,
@@ -142,7 +136,6 @@ pub struct Listen {
 pub struct Control {
     /// Its path. By default `control.sock` in systemd's `RuntimeDirectory=`, else in
     /// `/run/castore-fs`.
-    #[cfg_attr(test, schemars(with = "String"))]
     pub socket: Option<PathBuf>,
 }
 
@@ -152,7 +145,6 @@ pub struct Control {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Metrics {
     /// Where: `HOST:PORT` or `unix:/PATH`. Without it there are none.
-    #[cfg_attr(test, schemars(with = "String"))]
     pub address: Option<String>,
 }
 
@@ -165,7 +157,6 @@ pub struct Log {
     pub format: LogFormat,
     /// What is logged, as in `RUST_LOG`: `info`, `castore_fs=debug`. The variable itself, where it
     /// is set, goes before this. By default `info`.
-    #[cfg_attr(test, schemars(with = "String"))]
     pub level: Option<String>,
 }
 

@@ -10,12 +10,16 @@
 
 mod backing;
 mod device;
+mod handover;
 mod init;
 mod mountpoint;
+mod pulse;
 mod requests;
 mod root_watch;
 mod session;
 
+pub use handover::{AdoptError, Inherited, Kept};
 pub use mountpoint::MountError;
+pub use pulse::{Pulse, Stuck};
 pub use requests::RequestCounts;
 pub use session::{MountOptions, Session, Unmounted};

@@ -32,7 +32,6 @@ fn reference() -> String {
         let Some(definition) = refers_to(named, definitions) else { continue };
         let keys = definition["properties"].as_object().unwrap();
         writeln!(text, "## `{heading}`\n\n{}\n", paragraph(property)).unwrap();
-        writeln!(text, "{}\n", paragraph(definition)).unwrap();
         write_keys(&mut text, section, keys, definition, definitions);
     }
     write!(text, "## An example\n\n```toml\n{EXAMPLE}```\n").unwrap();
@@ -56,7 +55,7 @@ fn write_keys(
         }
         write!(text, "- **`{key}`**").unwrap();
         if required.iter().any(|name| name == key) {
-            text.push_str(" (must be given)");
+            text.push_str(" (required)");
         } else if let Some(default) = property.get("default").filter(|value| !value.is_null()) {
             write!(text, " = `{default}`").unwrap();
         }

@@ -228,6 +228,25 @@ fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 }
 
 impl Mountpoint {
+    /// A mount that another process made.
+    pub(super) fn known(path: PathBuf, id: Option<u64>, by_helper: bool) -> Self {
+        Self {
+            path,
+            id,
+            by_helper,
+        }
+    }
+
+    /// The kernel's number of the mount.
+    pub(super) fn id(&self) -> Option<u64> {
+        self.id
+    }
+
+    /// Whether fusermount3 made it.
+    pub(super) fn by_helper(&self) -> bool {
+        self.by_helper
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
