@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -28,13 +29,18 @@ pub const DEFAULT_STORE: &str = "default";
 /// The whole file.
 ///
 /// An empty file is complete: it means the embedded store in the state folder.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     /// The folder for what the service keeps. By default systemd's `StateDirectory=`, else
     /// `/var/lib/castore-fs`.
     pub state_dir: Option<PathBuf>,
+    /// How long a stop waits for programs that still use a mount. A restart does not have to wait:
+    /// the next process goes on with the mounts.
+    #[cfg_attr(test, schemars(with = "String", default = "drain_text"))]
+    #[serde(default = "drain")]
+    pub drain: Span,
     /// Where castores are kept. Without any, there is one named `default`, which is the embedded
     /// store in the state folder.
     pub stores: BTreeMap<String, Store>,
@@ -174,6 +180,30 @@ pub enum LogFormat {
     Text,
     /// A JSON object a line on standard error.
     Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: None,
+            drain: drain(),
+            stores: BTreeMap::new(),
+            mounts: BTreeMap::new(),
+            listen: BTreeMap::new(),
+            control: Control::default(),
+            metrics: Metrics::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+fn drain() -> Span {
+    Span(Duration::from_secs(20))
+}
+
+#[cfg(test)]
+fn drain_text() -> String {
+    "20s".to_owned()
 }
 
 fn yes() -> bool {

@@ -19,7 +19,7 @@ mod root_watch;
 mod session;
 
 pub use handover::{AdoptError, Inherited, Kept};
-pub use mountpoint::MountError;
+pub use mountpoint::{MountError, detach};
 pub use pulse::{Pulse, Stuck};
 pub use requests::RequestCounts;
 pub use session::{MountOptions, Session, Unmounted};

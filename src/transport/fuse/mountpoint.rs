@@ -298,9 +298,25 @@ impl Mountpoint {
     }
 }
 
+/// Takes the mount at `path` out of the tree, if it is one of this program's; whether it was. For
+/// mounts that nobody serves: a served one should be ended by its server.
+pub fn detach(path: &Path) -> io::Result<bool> {
+    let path = absolute(path).map_err(io::Error::other)?;
+    if find_mount(&path).is_none_or(|mount| mount.fs_type != FS_TYPE) {
+        return Ok(false);
+    }
+    let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
+    match rustix::mount::unmount(&path, flags) {
+        Err(Errno::PERM) => Mountpoint::known(path, None, true).unmount(true)?,
+        outcome => outcome?,
+    }
+    Ok(true)
+}
+
 /// A line of `/proc/self/mountinfo`.
 struct MountLine {
     id: u64,
+    fs_type: String,
     /// `major:minor`.
     device: String,
 }
@@ -318,7 +334,10 @@ fn find_mount(path: &Path) -> Option<MountLine> {
             continue;
         };
         if unescape(place) == path {
+            // A number of optional columns ends with a dash; the type follows.
+            let fs_type = columns.skip_while(|column| *column != b"-").nth(1);
             found = Some(MountLine {
+                fs_type: String::from_utf8_lossy(fs_type.unwrap_or_default()).into_owned(),
                 id: std::str::from_utf8(id).ok()?.parse().ok()?,
                 device: String::from_utf8_lossy(device).into_owned(),
             });

@@ -39,6 +39,8 @@ pub struct MountOptions {
     pub threads: usize,
     /// How far the kernel reads ahead of sequential readers, in KiB.
     pub read_ahead_kib: u32,
+    /// What log lines call it.
+    pub name: Option<String>,
     /// Keep what a successor process needs to go on with the mount ([`Session::kept`]), and tell it
     /// this.
     pub tag: Option<String>,
@@ -51,6 +53,7 @@ impl Default for MountOptions {
             allow_other: false,
             threads: cores.clamp(2, 16),
             read_ahead_kib: 1024,
+            name: None,
             tag: None,
         }
     }
@@ -84,6 +87,8 @@ pub(super) struct Shared {
     fs: Arc<CastoreFs>,
     counters: Counters,
     stamps: Stamps,
+    /// Names the mount in what is logged while a request is answered.
+    span: tracing::Span,
     pool: Arc<Pool>,
     state: Mutex<State>,
     changed: Condvar,
@@ -133,7 +138,7 @@ impl Session {
             _ => None,
         };
         let fs = CastoreFs::with_ledger(store, options, waiting, passthrough, ledger.clone());
-        let session = Self::new(device, mountpoint, fs, pool, ledger);
+        let session = Self::new(device, mountpoint, fs, pool, ledger, mount.name.as_deref());
         session
             .start(mount)
             .inspect_err(|_| drop(session.mountpoint.unmount(true)))?;
@@ -154,7 +159,8 @@ impl Session {
         let mountpoint = inherited.mountpoint();
         let Inherited { device, ledger, .. } = inherited;
         let fs = CastoreFs::adopt(store, options, waiting, ledger.clone())?;
-        let session = Self::new(Arc::new(device), mountpoint, fs, pool, Some(ledger));
+        let name = mount.name.as_deref();
+        let session = Self::new(Arc::new(device), mountpoint, fs, pool, Some(ledger), name);
         // Until it is known to work, a failure must not end the mount: the caller decides.
         session.leave();
         // Before anybody reads: what a worker of ours has read would be sent again as well.
@@ -171,6 +177,7 @@ impl Session {
         fs: CastoreFs,
         pool: Arc<Pool>,
         ledger: Option<Arc<Ledger>>,
+        name: Option<&str>,
     ) -> Self {
         let fs = Arc::new(fs);
         let shared = Arc::new(Shared {
@@ -180,6 +187,10 @@ impl Session {
             fs,
             counters: Counters::default(),
             stamps: Stamps::default(),
+            span: match name {
+                Some(name) => tracing::error_span!("mount", MOUNT = name),
+                None => tracing::Span::none(),
+            },
             pool: pool.clone(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -339,6 +350,7 @@ impl Shared {
         let mut request = vec![0; device::REQUEST_BYTES];
         let mut reply = vec![0; device::REPLY_BYTES];
         let enrolled = self.stamps.enroll();
+        let _in_span = self.span.enter();
         loop {
             let others = self.pool.idle.fetch_add(1, Ordering::Relaxed);
             if spare && others > 0 {
