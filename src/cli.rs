@@ -9,6 +9,8 @@
 //! `castore-fs: …`.
 
 mod cat;
+mod check_config;
+mod daemon;
 mod export;
 mod failure;
 mod generate;
@@ -20,6 +22,7 @@ mod mount;
 mod output;
 mod progress;
 mod stat;
+mod status;
 mod store;
 mod verify;
 
@@ -57,13 +60,22 @@ enum Verb {
     Export(export::Export),
     Mount(mount::Mount),
     Verify(verify::Verify),
+    Daemon(daemon::Daemon),
+    CheckConfig(check_config::CheckConfig),
+    Status(status::Status),
     Generate(generate::Generate),
 }
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    log_to_stderr();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return failure::usage(&error),
+    };
+    // The service's log is what its configuration says.
+    if !matches!(arguments.verb, Verb::Daemon(_)) {
+        log_to_stderr();
+    }
     allow_many_files();
     let result = match arguments.verb {
         Verb::Import(verb) => verb.run(),
@@ -73,6 +85,9 @@ pub fn main() -> ExitCode {
         Verb::Export(verb) => verb.run(),
         Verb::Mount(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
+        Verb::Daemon(verb) => verb.run(),
+        Verb::CheckConfig(verb) => verb.run(),
+        Verb::Status(verb) => verb.run(),
         Verb::Generate(verb) => verb.run(),
     };
     match result {

@@ -24,6 +24,7 @@ mod reading;
 mod requests;
 mod top;
 mod waiting;
+mod walk_ahead;
 mod xattr;
 
 use std::io;
@@ -42,11 +43,13 @@ pub use nodes::{Ledger, LedgerError, NodeCount};
 pub use passthrough::{BackingDevice, Passthrough, Reads};
 pub use top::{RootChanges, Top};
 pub use waiting::{Uncounted, Waiting, Workers};
+pub use walk_ahead::PageCache;
 
 use errno::failure;
 use node_id::Place;
 use nodes::{Content, DirectoryNode, Nodes};
 use top::Roots;
+use walk_ahead::WalkAhead;
 
 /// How long the kernel may keep what cannot change: more than a hundred million years, and still
 /// well inside the kernel's arithmetic of seconds.
@@ -106,6 +109,7 @@ pub struct CastoreFs {
     nodes: Nodes,
     roots: Roots,
     passthrough: Option<Passthrough>,
+    walk_ahead: WalkAhead,
     waiting: Waiting,
 }
 
@@ -142,6 +146,7 @@ impl CastoreFs {
             options,
             roots: Roots::new(ledger),
             passthrough,
+            walk_ahead: WalkAhead::default(),
             waiting,
         }
     }

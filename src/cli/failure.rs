@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use castore_fs::tree::{self, Printable};
+use clap::error::ErrorKind;
 
 /// Why a command ends with another status than 0.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub(super) enum Failure {
     Reported,
     /// Whoever read the output went away; that is no error of ours and needs no words.
     BrokenPipe,
+    /// The arguments do not go together.
+    Usage(String),
     /// Told to stop, by SIGINT or SIGTERM.
     Interrupted,
 }
@@ -29,6 +32,10 @@ impl Failure {
                 ExitCode::FAILURE
             }
             Failure::Reported => ExitCode::FAILURE,
+            Failure::Usage(message) => {
+                say(&format!("{message}; try --help"));
+                ExitCode::from(2)
+            }
             // As if killed by SIGINT or SIGPIPE: 128 and the signal's number.
             Failure::Interrupted => {
                 say("interrupted");
@@ -37,6 +44,25 @@ impl Failure {
             Failure::BrokenPipe => ExitCode::from(141),
         }
     }
+}
+
+/// Says what is wrong with the arguments, in one line; or prints the help that was asked for.
+pub(super) fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    // Behind what is wrong come hints, in paragraphs of their own, then the usage.
+    let (wrong, _) = text.split_once("\n\nUsage:").unwrap_or((text, ""));
+    let (wrong, _) = wrong.split_once("\n\nFor more").unwrap_or((wrong, ""));
+    let paragraphs = wrong.split("\n\n").map(|paragraph| {
+        let words = paragraph.split_whitespace();
+        words.collect::<Vec<_>>().join(" ")
+    });
+    let message = paragraphs.collect::<Vec<_>>().join("; ");
+    say(&format!("{message}; try --help"));
+    ExitCode::from(2)
 }
 
 /// One line on standard error. A standard error that is closed is no reason to stop.

@@ -3,20 +3,23 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use castore_fs::castore::Name;
 use castore_fs::import::{
     Imported, Naming, Options, Progress, Source, SpecialFiles, Stage, import,
 };
 use castore_fs::store::{Added, Blocking};
-use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, ValueEnum};
+use clap::{Args, ValueEnum};
 use data_encoding::BASE64;
 use indicatif::{HumanBytes, HumanCount};
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::failure::{Failure, failure, say};
@@ -98,22 +101,21 @@ struct Nix {
 
 impl Import {
     pub(super) fn run(self) -> Result<(), Failure> {
-        self.check();
+        self.check()?;
         let opened = self.store.open_or_make()?;
         let mut output = Output::open()?;
-        let current: Arc<Mutex<Arc<Progress>>> = Arc::default();
-        let cancelled = current.clone();
-        on_interrupt(&opened.runtime, move || cancelled.lock().cancel())?;
+        let current = Arc::new(Current::default());
+        let interrupted = current.clone();
+        on_interrupt(&opened.runtime, move || interrupted.cancel())?;
         let mut all_done = true;
         for path in &self.paths {
-            let progress = Arc::new(Progress::new());
-            *current.lock() = progress.clone();
-            match self.how.import(&opened.store, path, &progress) {
+            match self.how.import(&opened.store, path, &current) {
                 Ok(imported) => {
                     self.print(&imported, &mut output)?;
                     // One result at a time, for whoever reads along.
                     output.flush()?;
                 }
+                Err(_) if current.is_cancelled() => return Err(Failure::Interrupted),
                 Err(Failure::Message(message)) => {
                     say(&message);
                     all_done = false;
@@ -127,27 +129,20 @@ impl Import {
         }
     }
 
-    /// Ends the process when the arguments do not go together.
-    fn check(&self) {
+    /// Fails when the arguments do not go together.
+    fn check(&self) -> Result<(), Failure> {
         let wrong = if self.how.name.is_some() && self.paths.len() > 1 {
             "--name names one tree: give one PATH with it"
         } else if !self.reads_stdin() {
-            return;
+            return Ok(());
         } else if self.how.format.is_none() {
             "- needs --format tar or --format nar, to know what standard input is"
         } else if self.how.name.is_none() {
             "- needs --name NAME, since standard input has no name"
         } else {
-            return;
+            return Ok(());
         };
-        let mut command = super::Arguments::command();
-        command.build();
-        let verb = command.find_subcommand_mut("import");
-        let error = match verb {
-            Some(verb) => verb.error(ErrorKind::ArgumentConflict, wrong),
-            None => command.error(ErrorKind::ArgumentConflict, wrong),
-        };
-        error.exit()
+        Err(Failure::Usage(wrong.to_owned()))
     }
 
     fn reads_stdin(&self) -> bool {
@@ -184,8 +179,9 @@ impl How {
         &self,
         store: &Blocking,
         path: &Path,
-        progress: &Arc<Progress>,
+        current: &Current,
     ) -> Result<Imported, Failure> {
+        let progress = current.next();
         let naming = self.naming(path)?;
         let options = Options {
             special_files: match self.skip_special {
@@ -195,7 +191,7 @@ impl How {
             strip_components: self.strip_components,
         };
         let mut archive: Box<dyn Read> = if path.as_os_str() == "-" {
-            Box::new(io::stdin().lock())
+            Box::new(Stdin::open(current)?)
         } else if self.format.is_some() {
             let file = File::open(path);
             Box::new(file.map_err(|error| {
@@ -214,7 +210,7 @@ impl How {
         };
         let watched = progress.clone();
         let line = Line::show("importing", move || state(&watched));
-        let imported = import(store, source, naming, &options, progress)?;
+        let imported = import(store, source, naming, &options, &progress)?;
         drop(line);
         if progress::is_shown() {
             let (totals, added) = (imported.totals, imported.added);
@@ -271,6 +267,78 @@ impl How {
         match bytes.strip_suffix(ending) {
             Some(stem) if !stem.is_empty() => Ok(OsString::from_vec(stem.to_vec())),
             _ => Ok(name),
+        }
+    }
+}
+
+/// The import that runs, and whether it is to stop.
+#[derive(Default)]
+pub(super) struct Current {
+    progress: Mutex<Arc<Progress>>,
+    cancelled: AtomicBool,
+}
+
+impl Current {
+    /// Starts another import.
+    fn next(&self) -> Arc<Progress> {
+        let progress = Arc::new(Progress::new());
+        *self.progress.lock() = progress.clone();
+        if self.is_cancelled() {
+            progress.cancel();
+        }
+        progress
+    }
+
+    fn cancel(&self) {
+        self.cancelled.store(true, Ordering::SeqCst);
+        self.progress.lock().cancel();
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+}
+
+/// Standard input, which stops waiting for more once the import is to stop.
+///
+/// Read by its descriptor: the library's own handle keeps a buffer, and what is in that cannot be
+/// waited for.
+struct Stdin<'c> {
+    file: File,
+    current: &'c Current,
+}
+
+impl<'c> Stdin<'c> {
+    fn open(current: &'c Current) -> Result<Self, Failure> {
+        let descriptor = io::stdin().as_fd().try_clone_to_owned();
+        let file = descriptor
+            .map_err(|error| failure(format!("cannot read standard input: {error}")))?
+            .into();
+        Ok(Self { file, current })
+    }
+}
+
+impl Read for Stdin<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.current.is_cancelled() {
+                return Err(io::Error::other("interrupted"));
+            }
+            let timeout = Timespec {
+                tv_sec: 0,
+                tv_nsec: 100_000_000,
+            };
+            let ready = {
+                let mut wait = [PollFd::new(&self.file, PollFlags::IN)];
+                match poll(&mut wait, Some(&timeout)) {
+                    Ok(ready) => ready > 0,
+                    Err(Errno::INTR) => false,
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            if ready {
+                return self.file.read(buffer);
+            }
         }
     }
 }

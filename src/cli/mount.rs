@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use castore_fs::castore::Node;
 use castore_fs::fs::{Options, Owner, Reads, Top};
-use castore_fs::import::Progress;
 use castore_fs::store::Blocking;
 use castore_fs::transport::fuse::{MountOptions, Session, Unmounted};
 use castore_fs::tree::{Preference, Target};
 use clap::{Args, ValueEnum};
 
 use super::failure::{Failure, failure, say};
-use super::import::How;
+use super::import::{Current, How};
 use super::interrupt::on_interrupt;
 use super::store::{Opened, StoreArguments};
 
@@ -126,8 +125,9 @@ impl Mount {
         let Some(path) = &self.import else {
             return Ok(None);
         };
-        let progress = Arc::new(Progress::new());
-        let imported = How::default().import(&opened.store, path, &progress)?;
+        // Until the mount is up nothing listens for signals: an interrupt ends the process, and the
+        // store takes back what it has of the import.
+        let imported = How::default().import(&opened.store, path, &Current::default())?;
         Ok(Some(imported.root.name.to_string()))
     }
 

@@ -55,7 +55,7 @@ impl Fresh {
     pub(super) fn nar(&self, node: &Node) -> Vec<u8> {
         let mut nar = Vec::new();
         let (path, progress) = (TreePath::default(), export::Progress::default());
-        write_nar(&self.store, &path, &node, &mut nar, &progress).unwrap();
+        write_nar(&self.store, &path, node, &mut nar, &progress).unwrap();
         nar
     }
 }
@@ -330,7 +330,7 @@ fn sizes() -> Tree {
     let sizes = [0, 1, SMALL, SMALL + 1, 3 * SMALL + 7];
     let entries = sizes.iter().enumerate().map(|(index, size)| {
         let name = Name::new(format!("{index}").as_bytes()).unwrap();
-        let bytes = (0..*size).map(|at| (at * 31 >> 3) as u8 ^ index as u8);
+        let bytes = (0..*size).map(|at| ((at * 31) >> 3) as u8 ^ index as u8);
         let file = Tree::File {
             executable: index % 2 == 0,
             bytes: bytes.collect(),

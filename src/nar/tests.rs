@@ -118,7 +118,7 @@ fn archive(rest: &[&[u8]]) -> Vec<u8> {
     strings(&[&[MAGIC, b"(", b"type"], rest].concat())
 }
 
-fn link<'a>(name: &'a [u8]) -> [&'a [u8]; 11] {
+fn link(name: &[u8]) -> [&[u8]; 11] {
     [
         b"entry", b"(", b"name", name, b"node", b"(", b"type", b"symlink", b"target", b"t", b")",
     ]

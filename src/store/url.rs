@@ -41,7 +41,7 @@ pub fn must_exist(url: &str) -> Result<(), Error> {
         Some(path) if matches!(Path::new(path).join("format").try_exists(), Ok(false)) => {
             Err(Error::Format {
                 store: url.to_owned(),
-                why: format!("there is no store in {path}; `castore-fs import` makes one"),
+                why: "there is no store yet; `castore-fs import` makes one".to_owned(),
             })
         }
         // What cannot be looked at is opened, and says then why it cannot be.

@@ -13,6 +13,7 @@ mod device;
 mod handover;
 mod init;
 mod mountpoint;
+mod page_cache;
 mod pulse;
 mod requests;
 mod root_watch;

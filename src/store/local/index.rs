@@ -35,7 +35,7 @@ use redb::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock, inotify};
 
-use super::folder::{Folder, forbids_writing, wait_until};
+use super::folder::{Folder, wait_until};
 use super::location::{BLOBS, DIRECTORIES, Kind, Location};
 use super::pack::PackKind;
 use crate::castore::{Digest, Root};
@@ -96,6 +96,7 @@ pub(super) struct Snapshot {
     directories: Objects,
     roots: Names,
     path_infos: Names,
+    packs: ReadOnlyTable<u32, (u8, u64)>,
     meta: ReadOnlyTable<&'static str, u64>,
 }
 
@@ -298,15 +299,6 @@ impl Index {
         Ok(version)
     }
 
-    /// Opens the index for writing, if it is not open for it yet.
-    pub(super) fn open_for_writing(&self) -> Result<(), Error> {
-        let mut writer = self.writer.lock();
-        if writer.is_none() {
-            *writer = Some(open_writer(&self.folder)?);
-        }
-        Ok(())
-    }
-
     /// Every pack, by number. Waits for commits in progress, and settles what became of one whose
     /// process died: what this does not tell of can be taken back.
     pub(super) fn packs(&self) -> Result<Vec<PackEntry>, Error> {
@@ -315,8 +307,10 @@ impl Index {
 
     /// Starts to write. Waits while another process does.
     pub(super) fn change(&self) -> Result<Change<'_>, Error> {
-        self.open_for_writing()?;
         let mut writer = self.writer.lock();
+        if writer.is_none() {
+            *writer = Some(open_writer(&self.folder)?);
+        }
         let begun = guarded(&self.folder, || {
             writer
                 .as_ref()
@@ -365,19 +359,9 @@ fn open_reader(folder: &Folder) -> Result<Handle, Error> {
 }
 
 fn open_writer(folder: &Folder) -> Result<Database, Error> {
-    let path = folder.index();
     // redb would say less of what it may not do.
-    match OpenOptions::new().read(true).write(true).open(&path) {
-        Ok(_) => {}
-        Err(error) if forbids_writing(&error) => {
-            return Err(Error::ReadOnly {
-                store: folder.url().to_owned(),
-                why: folder.io("open for writing", &path)(error).to_string(),
-            });
-        }
-        Err(error) => return Err(folder.io("open for writing", &path)(error)),
-    }
-    guarded(folder, || Ok(builder().open(&path)?))
+    folder.check_writable()?;
+    guarded(folder, || Ok(builder().open(folder.index())?))
 }
 
 fn file_state(folder: &Folder) -> FileState {
@@ -435,6 +419,7 @@ fn take_snapshot(
             directories: txn.open_table(DIRECTORIES)?,
             roots: txn.open_table(ROOTS)?,
             path_infos: txn.open_table(PATH_INFOS)?,
+            packs: txn.open_table(PACKS)?,
             meta,
         })
     })
@@ -517,6 +502,11 @@ impl Snapshot {
             .transpose()
     }
 
+    /// Every pack, by number.
+    pub(super) fn packs(&self) -> Result<Vec<PackEntry>, Error> {
+        guarded(&self.folder, || list_packs(&self.packs))
+    }
+
     pub(super) fn usage(&self) -> Result<Usage, Error> {
         guarded(&self.folder, || {
             let get = |key| -> Result<u64, redb::Error> {
@@ -529,6 +519,17 @@ impl Snapshot {
             })
         })
     }
+}
+
+fn list_packs(table: &impl ReadableTable<u32, (u8, u64)>) -> Result<Vec<PackEntry>, redb::Error> {
+    let mut packs = Vec::new();
+    for found in table.iter()? {
+        let (id, entry) = found?;
+        let (kind, len) = entry.value();
+        let id = id.value();
+        packs.push(PackEntry { id, kind, len });
+    }
+    Ok(packs)
 }
 
 /// A write in progress; dropped before [`commit`](Self::commit), it never was.
@@ -613,17 +614,7 @@ impl Change<'_> {
     }
 
     fn packs(&mut self) -> Result<Vec<PackEntry>, Error> {
-        self.run(|txn| {
-            let table = txn.open_table(PACKS)?;
-            let mut packs = Vec::new();
-            for found in table.iter()? {
-                let (id, entry) = found?;
-                let (kind, len) = entry.value();
-                let id = id.value();
-                packs.push(PackEntry { id, kind, len });
-            }
-            Ok(packs)
-        })
+        self.run(|txn| list_packs(&txn.open_table(PACKS)?))
     }
 
     /// Says how far a pack is written.

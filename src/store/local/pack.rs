@@ -127,10 +127,7 @@ impl PackWriter {
         }
         // Somebody may have added to it since we looked.
         let packs = index.packs()?;
-        let committed = packs
-            .iter()
-            .find(|now| now.id == pack.id)
-            .map_or(0, |pack| pack.len);
+        let committed = committed(&packs, pack.id);
         let len = file.metadata().map_err(folder.io("inspect", &path))?.len();
         if committed == 0 || committed >= FULL || len < committed {
             return Ok(None);
@@ -285,22 +282,37 @@ fn list(folder: &Folder) -> Result<Vec<u32>, Error> {
     Ok(ids)
 }
 
+/// Whether there may be something in packs that the index does not know.
+pub(super) fn has_leftovers(folder: &Folder, packs: &[PackEntry]) -> Result<bool, Error> {
+    for id in list(folder)? {
+        // One that is gone meanwhile is none.
+        let found = fs::metadata(folder.pack(id));
+        if found.is_ok_and(|found| !(1..=committed(packs, id)).contains(&found.len())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The length of a pack that the index knows; 0 if it does not know the pack.
+fn committed(packs: &[PackEntry], id: u32) -> u64 {
+    packs
+        .binary_search_by_key(&id, |pack| pack.id)
+        .ok()
+        .and_then(|found| packs.get(found))
+        .map_or(0, |pack| pack.len)
+}
+
 /// Takes back what writers that have died left in packs.
 pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
     let packs = index.packs()?;
     for id in list(folder)? {
         let path = folder.pack(id);
-        let committed = |packs: &[PackEntry]| {
-            packs
-                .iter()
-                .find(|pack| pack.id == id)
-                .map_or(0, |pack| pack.len)
-        };
         let len = match fs::metadata(&path) {
             Ok(found) => found.len(),
             Err(_) => continue,
         };
-        if committed(&packs) != 0 && len <= committed(&packs) {
+        if (1..=committed(&packs, id)).contains(&len) {
             continue;
         }
         let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else {
@@ -311,7 +323,7 @@ pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
             continue;
         }
         // Only now that nobody writes to it does the index have the last word.
-        let reclaimed: io::Result<()> = match committed(&index.packs()?) {
+        let reclaimed: io::Result<()> = match committed(&index.packs()?, id) {
             0 => fs::remove_file(&path),
             committed if len > committed => file.set_len(committed),
             _ => Ok(()),

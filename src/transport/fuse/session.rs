@@ -21,7 +21,7 @@ use super::handover::{self, AdoptError, Inherited, Kept};
 use super::mountpoint::{self, MountError, Mountpoint};
 use super::pulse::{self, Pulse, Stamps, Stuck};
 use super::requests::{Counters, RequestCounts};
-use super::{init, root_watch};
+use super::{init, page_cache, root_watch};
 use crate::fs::{CastoreFs, Ledger, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
 use crate::store::Store;
 
@@ -215,6 +215,7 @@ impl Session {
             .wait_for_init()
             .map_err(|why| failed(io::Error::other(why)))?;
         self.mountpoint.set_read_ahead(mount.read_ahead_kib);
+        page_cache::start(&self.shared).map_err(failed)?;
         root_watch::start(&self.shared).map_err(failed)
     }
 
