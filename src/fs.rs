@@ -166,6 +166,7 @@ impl CastoreFs {
             options,
             roots: Roots::adopt(roots, ledger),
             passthrough: None,
+            walk_ahead: WalkAhead::default(),
             waiting,
         })
     }

@@ -18,6 +18,7 @@ enum Kind {
 struct Metric {
     name: &'static str,
     kind: Kind,
+    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/metrics.md"))]
     labels: &'static str,
     help: &'static str,
     read: fn(&Status, &mut Samples<'_>),

@@ -166,6 +166,7 @@ impl Session {
         // Before anybody reads: what a worker of ours has read would be sent again as well.
         session.shared.ask_again().map_err(AdoptError::Resend)?;
         session.shared.start_workers(mount.threads)?;
+        page_cache::start(&session.shared)?;
         root_watch::start(&session.shared)?;
         session.left.store(false, Ordering::Relaxed);
         Ok(session)
