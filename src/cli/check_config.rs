@@ -12,6 +12,8 @@ use super::failure::{Failure, say};
 /// Needs nothing but the file: no store is opened and nothing is mounted. Every mistake is a line:
 /// file, line, key, and what would be right.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs check-config /etc/castore-fs/config.toml")]
 pub(super) struct CheckConfig {
     /// The configuration
     file: PathBuf,
@@ -22,7 +24,9 @@ impl CheckConfig {
         match Config::load(&self.file) {
             Ok(_) => Ok(()),
             Err(problems) => {
-                problems.iter().for_each(|problem| say(&problem.to_string()));
+                problems
+                    .iter()
+                    .for_each(|problem| say(&problem.to_string()));
                 Err(Failure::Reported)
             }
         }

@@ -12,6 +12,8 @@ use super::failure::{Failure, say};
 /// Made to be started by systemd as Type=notify: says when everything is up, reads the file again
 /// at SIGHUP, and leaves its mounts to the next process when it is restarted.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs daemon --config /etc/castore-fs/config.toml")]
 pub(super) struct Daemon {
     /// The configuration: see docs/config.md
     #[arg(long, value_name = "FILE")]

@@ -20,7 +20,11 @@ use super::output::Output;
   castore-fs status --json | jq .mounts")]
 pub(super) struct Status {
     /// The control socket
-    #[arg(long, value_name = "PATH", default_value = "/run/castore-fs/control.sock")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/run/castore-fs/control.sock"
+    )]
     socket: PathBuf,
     /// One JSON object
     #[arg(long)]
@@ -51,7 +55,11 @@ impl Status {
 fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
     let mut text = Vec::new();
     let (version, pid, uptime) = (&status.version, status.pid, status.uptime_seconds);
-    writeln!(text, "castore-fs {version}, process {pid}, up {uptime} s: {}", status.line())?;
+    writeln!(
+        text,
+        "castore-fs {version}, process {pid}, up {uptime} s: {}",
+        status.line()
+    )?;
     for (name, store) in &status.stores {
         write!(text, "store {name}: {}", store.url)?;
         if let (Some(blobs), Some(bytes)) = (store.blobs, store.blob_bytes) {
@@ -63,7 +71,11 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
         let path = mount.path.display();
         let state = if mount.mounted { "on" } else { "gone from" };
         let adopted = if mount.adopted { ", taken over" } else { "" };
-        writeln!(text, "mount {name}: {} {state} {path}{adopted}", mount.store)?;
+        writeln!(
+            text,
+            "mount {name}: {} {state} {path}{adopted}",
+            mount.store
+        )?;
         writeln!(
             text,
             "  {} directories live, {} bytes of Directories, {} bytes of node table",
@@ -71,13 +83,20 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
         )?;
         let mut kinds: Vec<_> = mount.requests.iter().collect();
         kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-        let kinds: Vec<_> = kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        let kinds: Vec<_> = kinds
+            .iter()
+            .map(|(kind, count)| format!("{kind} {count}"))
+            .collect();
         if !kinds.is_empty() {
             writeln!(text, "  requests: {}", kinds.join(", "))?;
         }
     }
     for (name, listen) in &status.listen {
-        writeln!(text, "listener {name}: {} on {}", listen.store, listen.address)?;
+        writeln!(
+            text,
+            "listener {name}: {} on {}",
+            listen.store, listen.address
+        )?;
     }
     output.write_all(&text)?;
     Ok(())

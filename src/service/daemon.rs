@@ -54,7 +54,7 @@ pub enum DaemonError {
         /// Its name in the configuration.
         name: String,
         /// Why.
-        source: store::Error,
+        source: Box<store::Error>,
     },
     /// A mount cannot be made.
     #[error("the mount {name:?}: {source}")]
@@ -62,7 +62,7 @@ pub enum DaemonError {
         /// Its name in the configuration.
         name: String,
         /// Why.
-        source: StartError,
+        source: Box<StartError>,
     },
     /// A socket cannot be had.
     #[error(transparent)]
@@ -196,7 +196,10 @@ impl Daemon {
         let mut left = left;
         for (name, wanted) in self.wanted(&self.config, &self.stores) {
             self.start_mount(&name, wanted, left.remove(&name))
-                .map_err(|source| DaemonError::Mount { name, source })?;
+                .map_err(|source| DaemonError::Mount {
+                    name,
+                    source: source.into(),
+                })?;
         }
         for (name, left) in left {
             mounts::end_left(&name, left);
@@ -234,7 +237,7 @@ impl Daemon {
                     let opened = store::open(&config.url);
                     let store = opened.map_err(|source| DaemonError::Store {
                         name: name.clone(),
-                        source,
+                        source: source.into(),
                     })?;
                     tracing::info!(STORE = name, url = store.url(), "opened a store");
                     Opened { config, store }
@@ -385,7 +388,9 @@ impl Daemon {
         match session.unmount() {
             Ok(Unmounted::Lazily) => {
                 tracing::info!(
-                    MOUNT = name, path, "unmounted, and served until its last user has finished"
+                    MOUNT = name,
+                    path,
+                    "unmounted, and served until its last user has finished"
                 );
                 self.leaving.push(session.clone());
             }
@@ -457,8 +462,12 @@ impl Daemon {
         let mounts = self.mounts.iter();
         let stores = self.stores.iter();
         let view = View {
-            stores: stores.map(|(name, opened)| (name.clone(), opened.store.clone())).collect(),
-            mounts: mounts.map(|(name, served)| (name.clone(), viewed(served))).collect(),
+            stores: stores
+                .map(|(name, opened)| (name.clone(), opened.store.clone()))
+                .collect(),
+            mounts: mounts
+                .map(|(name, served)| (name.clone(), viewed(served)))
+                .collect(),
             leaving: self.leaving.len() as u64,
         };
         let sessions = view.mounts.iter();
@@ -494,7 +503,9 @@ fn status(view: &View, started: Instant) -> Status {
             store: viewed.store.clone(),
             mounted: viewed.session.is_in_place(),
             adopted: viewed.adopted,
-            requests: requests.map(|(kind, count)| (kind.to_owned(), count)).collect(),
+            requests: requests
+                .map(|(kind, count)| (kind.to_owned(), count))
+                .collect(),
             live_directories: nodes.directories as u64,
             shared_files: nodes.files as u64,
             directory_bytes: nodes.directory_bytes as u64,
@@ -506,8 +517,12 @@ fn status(view: &View, started: Instant) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_seconds: started.elapsed().as_secs(),
-        stores: stores.map(|(name, store)| (name.clone(), of_store(store))).collect(),
-        mounts: mounts.map(|(name, mount)| (name.clone(), of_mount(mount))).collect(),
+        stores: stores
+            .map(|(name, store)| (name.clone(), of_store(store)))
+            .collect(),
+        mounts: mounts
+            .map(|(name, mount)| (name.clone(), of_mount(mount)))
+            .collect(),
         listen: BTreeMap::new(),
         leaving: view.leaving,
     }

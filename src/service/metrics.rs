@@ -46,7 +46,10 @@ impl Samples<'_> {
 }
 
 fn escape(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 /// Every metric that there is.
@@ -202,7 +205,11 @@ pub fn render(status: &Status) -> String {
         };
         let name = metric.name;
         // Writing to a String does not fail.
-        let _ = write!(text, "# HELP {name} {}\n# TYPE {name} {kind}\n", metric.help);
+        let _ = write!(
+            text,
+            "# HELP {name} {}\n# TYPE {name} {kind}\n",
+            metric.help
+        );
         let mut samples = Samples {
             text: &mut text,
             name,
@@ -222,7 +229,7 @@ mod tests {
     fn the_table_of_metrics_is_current() {
         let mut text = String::from(
             "<!-- Made of the list in src/service/metrics.rs by the test \
-             `the_table_of_metrics_is_current`; write with CASTORE_FS_WRITE_DOCS=1. -->\n\
+             `the_table_of_metrics_is_current`; write with CASTORE_FS_REGENERATE=1. -->\n\
              # Metrics\n\nServed at `/metrics` of the `address` under `[metrics]`.\n\n\
              | metric | kind | labels | meaning |\n|---|---|---|---|\n",
         );
@@ -231,13 +238,13 @@ mod tests {
             let (name, labels, help) = (metric.name, metric.labels, metric.help);
             writeln!(text, "| `{name}` | {kind} | {labels} | {help} |").unwrap();
         }
-        if std::env::var_os("CASTORE_FS_WRITE_DOCS").is_some() {
+        if std::env::var_os("CASTORE_FS_REGENERATE").is_some() {
             std::fs::write(FILE, &text).unwrap();
         }
         let written = std::fs::read_to_string(FILE).unwrap_or_default();
         assert!(
             written == text,
-            "docs/metrics.md is not current; run this test with CASTORE_FS_WRITE_DOCS=1"
+            "docs/metrics.md is not current; run this test with CASTORE_FS_REGENERATE=1"
         );
     }
 
@@ -248,7 +255,10 @@ mod tests {
             ..Status::default()
         };
         let text = render(&status);
-        assert!(text.contains("castore_fs_info{version=\"1 \\\"2\\\"\\\\\"} 1\n"), "{text}");
+        assert!(
+            text.contains("castore_fs_info{version=\"1 \\\"2\\\"\\\\\"} 1\n"),
+            "{text}"
+        );
         assert!(text.contains("# TYPE castore_fs_requests_total counter\n"));
     }
 }

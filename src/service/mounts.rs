@@ -33,7 +33,7 @@ pub enum StartError {
         /// The `root` of the configuration.
         root: String,
         /// What is wrong.
-        source: tree::Error,
+        source: Box<tree::Error>,
     },
     /// What it is to show is no directory.
     #[error("{0:?} is no directory, and only a directory can be the top of a mount")]
@@ -98,7 +98,9 @@ impl Wanted {
                 }
                 Err(why) => {
                     tracing::warn!(
-                        MOUNT = name, STORE = self.store, why,
+                        MOUNT = name,
+                        STORE = self.store,
+                        why,
                         "cannot go on with the mount that was left by a predecessor; mounting anew, \
                          and what is open on it ends"
                     );
@@ -155,20 +157,26 @@ impl Wanted {
         let path = &self.config.path;
         let again = (store.clone(), options.clone());
         let first = make_folder(path).and_then(|()| {
-            Ok(Session::mount(store, path, options, mount, runtime.clone())?)
+            Ok(Session::mount(
+                store,
+                path,
+                options,
+                mount,
+                runtime.clone(),
+            )?)
         });
-        let is_dead = match &first {
-            Err(StartError::Mount(MountError::DeadMount(_))) => true,
-            Err(StartError::Folder { source, .. }) => {
-                source.raw_os_error() == Some(libc::ENOTCONN)
-            }
-            _ => false,
-        };
+        let is_dead = matches!(&first, Err(StartError::Mount(MountError::DeadMount(_))));
         if !is_dead || !detach(name, path) {
             return first;
         }
         let (store, options) = again;
-        Ok(Session::mount(store, path, options, mount, runtime.clone())?)
+        Ok(Session::mount(
+            store,
+            path,
+            options,
+            mount,
+            runtime.clone(),
+        )?)
     }
 
     fn options(&self, store: &Arc<dyn Store>, runtime: &Handle) -> Result<Options, StartError> {
@@ -229,7 +237,10 @@ impl Wanted {
 
 /// Ends what a predecessor left of a mount that is no longer wanted.
 pub fn end_left(name: &str, left: KeptPair) {
-    tracing::info!(MOUNT = name, "a mount left by a predecessor is no longer configured");
+    tracing::info!(
+        MOUNT = name,
+        "a mount left by a predecessor is no longer configured"
+    );
     systemd::forget(name);
     if let (Some(device), Some(table)) = (left.device, left.table)
         && let Ok(inherited) = Inherited::read(device, table)
@@ -256,23 +267,31 @@ fn detach(name: &str, path: &Path) -> bool {
     }
 }
 
+/// Makes the folder to mount on. It is not looked at if it exists: a mount that nobody serves may be
+/// there.
 fn make_folder(path: &Path) -> Result<(), StartError> {
-    match fs::create_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(source) => Err(StartError::Folder {
-            path: path.to_owned(),
-            source,
-        }),
+    let failed = |source| StartError::Folder {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(failed),
     }
 }
 
 fn find_top(root: &str, store: &Blocking) -> Result<Top, StartError> {
-    let failed = |source| StartError::Root {
+    let failed = |source: tree::Error| StartError::Root {
         root: root.to_owned(),
-        source,
+        source: source.into(),
     };
     let target = Target::parse(root.as_bytes()).map_err(failed)?;
-    let found = target.resolve(store, Preference::Directory).map_err(failed)?;
+    let found = target
+        .resolve(store, Preference::Directory)
+        .map_err(failed)?;
     match found.node {
         Node::Directory { digest, size } => Ok(Top::Directory { digest, size }),
         Node::File { .. } | Node::Symlink { .. } => Err(StartError::NoDirectory(root.to_owned())),

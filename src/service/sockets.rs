@@ -165,7 +165,10 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    if path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket()) {
+    if path
+        .symlink_metadata()
+        .is_ok_and(|found| found.file_type().is_socket())
+    {
         let answers = std::os::unix::net::UnixStream::connect(path).is_ok();
         if answers {
             return Err(io::Error::new(
@@ -246,7 +249,9 @@ pub fn ask_status(socket: &Path) -> Result<Status, SocketError> {
     };
     let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-    stream.write_all(b"{\"ask\":\"status\"}\n").map_err(failed)?;
+    stream
+        .write_all(b"{\"ask\":\"status\"}\n")
+        .map_err(failed)?;
     let mut line = String::new();
     let mut read = io::BufReader::new(stream);
     read.read_line(&mut line).map_err(failed)?;

@@ -86,7 +86,11 @@ impl Status {
             },
             count(self.listen.len(), "listener", "listeners"),
         ];
-        let live: u64 = self.mounts.values().map(|mount| mount.live_directories).sum();
+        let live: u64 = self
+            .mounts
+            .values()
+            .map(|mount| mount.live_directories)
+            .sum();
         if !self.mounts.is_empty() {
             parts.push(format!("{live} directories live"));
         }

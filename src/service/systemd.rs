@@ -168,7 +168,14 @@ pub fn is_restart() -> bool {
         systemctl.arg("--user");
     }
     let output = systemctl
-        .args(["list-jobs", "--plain", "--no-legend", "--no-pager", "--", &unit])
+        .args([
+            "list-jobs",
+            "--plain",
+            "--no-legend",
+            "--no-pager",
+            "--",
+            &unit,
+        ])
         .stdin(Stdio::null())
         .output();
     match output {
@@ -177,7 +184,10 @@ pub fn is_restart() -> bool {
         }
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
-            tracing::warn!(said = said.trim(), "cannot ask systemd whether this is a restart");
+            tracing::warn!(
+                said = said.trim(),
+                "cannot ask systemd whether this is a restart"
+            );
             false
         }
         Err(error) => {
@@ -192,7 +202,9 @@ fn has_restart(jobs: &str, unit: &str) -> bool {
     jobs.lines().any(|job| {
         let mut columns = job.split_whitespace().skip(1);
         columns.next() == Some(unit)
-            && columns.next().is_some_and(|kind| kind.contains("restart") || kind == "start")
+            && columns
+                .next()
+                .is_some_and(|kind| kind.contains("restart") || kind == "start")
     })
 }
 
@@ -202,8 +214,12 @@ fn own_unit() -> Option<String> {
 }
 
 fn unit_of(cgroups: &str) -> Option<String> {
-    let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    let mut units = paths.flat_map(|path| path.rsplit('/')).filter(|part| part.ends_with(".service"));
+    let paths = cgroups
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2));
+    let mut units = paths
+        .flat_map(|path| path.rsplit('/'))
+        .filter(|part| part.ends_with(".service"));
     units.next().map(str::to_owned)
 }
 
@@ -214,7 +230,10 @@ mod tests {
     #[test]
     fn a_restart_is_told_from_a_stop_by_its_job() {
         let unit = "castore-fs.service";
-        assert!(has_restart("123 castore-fs.service restart running\n", unit));
+        assert!(has_restart(
+            "123 castore-fs.service restart running\n",
+            unit
+        ));
         assert!(!has_restart("123 castore-fs.service stop running\n", unit));
         assert!(!has_restart("7 other.service restart waiting\n", unit));
         assert!(!has_restart("", unit));

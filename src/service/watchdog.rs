@@ -62,6 +62,8 @@ pub fn start(watched: Arc<Watched>) -> std::io::Result<()> {
             std::thread::sleep(interval);
         }
     };
-    std::thread::Builder::new().name("watchdog".into()).spawn(watch)?;
+    std::thread::Builder::new()
+        .name("watchdog".into())
+        .spawn(watch)?;
     Ok(())
 }

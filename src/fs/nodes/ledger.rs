@@ -106,10 +106,7 @@ pub(super) struct Kept {
 /// The counts of a slot, in this process's memory or in a ledger.
 pub(super) enum Counts {
     /// Gone with the process.
-    Own {
-        lookups: AtomicU64,
-        held: AtomicU64,
-    },
+    Own { lookups: AtomicU64, held: AtomicU64 },
     /// In the ledger's record at this place of the segment.
     Kept { segment: Arc<Mapping>, at: u32 },
 }
@@ -154,7 +151,9 @@ impl Ledger {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
         let memory = rustix::fs::memfd_create(c"castore-fs-nodes", flags)
             // Kernels before 6.3 do not know NOEXEC_SEAL.
-            .or_else(|_| rustix::fs::memfd_create(c"castore-fs-nodes", flags & !MemfdFlags::NOEXEC_SEAL))?;
+            .or_else(|_| {
+                rustix::fs::memfd_create(c"castore-fs-nodes", flags & !MemfdFlags::NOEXEC_SEAL)
+            })?;
         rustix::fs::ftruncate(&memory, BYTES)?;
         rustix::fs::fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW)?;
         let ledger = Self::map(memory)?;
@@ -185,7 +184,9 @@ impl Ledger {
             return Err(LedgerError::Damaged("its length is another"));
         }
         if header.incomplete.load(Ordering::Relaxed) != 0 {
-            return Err(LedgerError::Damaged("the predecessor could not write all of it"));
+            return Err(LedgerError::Damaged(
+                "the predecessor could not write all of it",
+            ));
         }
         Ok(ledger)
     }
@@ -220,7 +221,11 @@ impl Ledger {
     /// What the predecessor said.
     pub fn about(&self) -> io::Result<Vec<u8>> {
         let length = self.header.header().about.load(Ordering::Acquire);
-        read_exact(&self.memory, ABOUT_AT, length.min(ABOUT_BYTES as u64) as usize)
+        read_exact(
+            &self.memory,
+            ABOUT_AT,
+            length.min(ABOUT_BYTES as u64) as usize,
+        )
     }
 
     /// Notes that `slot` is used, with no counts yet.
@@ -242,14 +247,20 @@ impl Ledger {
         record.index.store(kept.index, Ordering::Relaxed);
         record.ino.store(kept.ino, Ordering::Relaxed);
         record.size.store(kept.size, Ordering::Relaxed);
-        for (word, bytes) in record.digest.iter().zip(kept.digest.as_bytes().chunks_exact(8)) {
+        for (word, bytes) in record
+            .digest
+            .iter()
+            .zip(kept.digest.as_bytes().chunks_exact(8))
+        {
             let bytes = bytes.try_into().expect("chunks of 8 bytes");
             word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
         }
         record.lookups.store(0, Ordering::Relaxed);
         record.held.store(0, Ordering::Relaxed);
         let header = self.header.header();
-        header.slots.fetch_max(u64::from(slot) + 1, Ordering::Relaxed);
+        header
+            .slots
+            .fetch_max(u64::from(slot) + 1, Ordering::Relaxed);
         record.state.store(1, Ordering::Release);
         Ok(Counts::Kept { segment, at })
     }
@@ -269,7 +280,10 @@ impl Ledger {
             return;
         }
         segments.truncate(first / SEGMENT_SLOTS);
-        self.header.header().slots.store(first as u64, Ordering::Relaxed);
+        self.header
+            .header()
+            .slots
+            .store(first as u64, Ordering::Relaxed);
         let from = SLOTS_AT + (first * size_of::<Record>()) as u64;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         // Only memory is lost if this fails; the records say themselves that they are free.
@@ -413,7 +427,10 @@ fn decode_root(entry: &[u8]) -> Option<Root> {
         });
     }
     let (digest, size) = rest.split_first_chunk::<32>()?;
-    let (digest, size) = (Digest::from(*digest), u64::from_ne_bytes(size.try_into().ok()?));
+    let (digest, size) = (
+        Digest::from(*digest),
+        u64::from_ne_bytes(size.try_into().ok()?),
+    );
     let node = match kind {
         0 => Node::Directory { digest, size },
         1 | 2 => Node::File {
@@ -522,7 +539,9 @@ mod tests {
         let far = SEGMENT_SLOTS as u32 * 3 + 5;
         for slot in [0, 1, 2, far] {
             let counts = ledger.claim(slot, &kept(0, slot));
-            counts.lookups().store(u64::from(slot) * 2, Ordering::Relaxed);
+            counts
+                .lookups()
+                .store(u64::from(slot) * 2, Ordering::Relaxed);
             counts.held().store(7, Ordering::Relaxed);
         }
         ledger.release(1);
@@ -558,7 +577,7 @@ mod tests {
         };
         let roots: Vec<Root> = (0..4)
             .map(|kind| Root {
-                name: Name::new([b'n', kind + 1]).unwrap(),
+                name: Name::new(&[b'n', kind + 1]).unwrap(),
                 node: node(kind),
             })
             .collect();
@@ -581,6 +600,9 @@ mod tests {
         assert!(matches!(successor(&ledger), Err(LedgerError::Damaged(_))));
         let unsealed = rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC).unwrap();
         rustix::fs::ftruncate(&unsealed, BYTES).unwrap();
-        assert!(matches!(Ledger::open(unsealed), Err(LedgerError::Damaged(_))));
+        assert!(matches!(
+            Ledger::open(unsealed),
+            Err(LedgerError::Damaged(_))
+        ));
     }
 }

@@ -69,7 +69,10 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
             let what = format!("the mount {other:?} is at this place already");
             problems.push(source.at(&key("path"), what));
         }
-        if mount.threads.is_some_and(|threads| !(1..=MOST_THREADS).contains(&threads)) {
+        if mount
+            .threads
+            .is_some_and(|threads| !(1..=MOST_THREADS).contains(&threads))
+        {
             let what = format!("this must be 1 to {MOST_THREADS}");
             problems.push(source.at(&key("threads"), what));
         }
@@ -93,8 +96,9 @@ fn bad_url(url: &str) -> Option<String> {
         Some(("memory", _)) => Some("nothing can follow memory:".to_owned()),
         Some(("local", path)) => {
             let path = path.strip_prefix("//").unwrap_or(path);
-            (!path.starts_with('/'))
-                .then(|| "write local: and an absolute path: a service has no folder to start from".into())
+            (!path.starts_with('/')).then(|| {
+                "write local: and an absolute path: a service has no folder to start from".into()
+            })
         }
         _ => Some(format!(
             "{url:?} names no kind of store that this version has: local:/PATH and memory:"
@@ -109,11 +113,17 @@ fn bad_store(config: &Config, named: Option<&str>) -> Option<String> {
     };
     match named {
         None if names.len() == 1 => None,
-        None => Some(format!("there are several stores ({}): say which", names.join(", "))),
+        None => Some(format!(
+            "there are several stores ({}): say which",
+            names.join(", ")
+        )),
         Some(named) if names.contains(&named) => None,
         Some(named) => Some(match nearest(named, &names) {
             Some(nearest) => format!("there is no store {named:?}; did you mean {nearest:?}?"),
-            None => format!("there is no store {named:?}; there are {}", names.join(", ")),
+            None => format!(
+                "there is no store {named:?}; there are {}",
+                names.join(", ")
+            ),
         }),
     }
 }

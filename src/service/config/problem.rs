@@ -70,7 +70,10 @@ impl<'a> Source<'a> {
 
     /// Something wrong with the value of `key`.
     pub fn at(&self, key: &[&str], what: impl Into<String>) -> Problem {
-        let span = self.table.as_ref().and_then(|table| find(table.get_ref(), key));
+        let span = self
+            .table
+            .as_ref()
+            .and_then(|table| find(table.get_ref(), key));
         Problem {
             file: self.file.to_owned(),
             line: span.map(|span| self.line(span.start)),
@@ -89,7 +92,10 @@ impl<'a> Source<'a> {
 fn find(table: &DeTable<'_>, key: &[&str]) -> Option<Range<usize>> {
     let (first, rest) = key.split_first()?;
     let (name, value) = table.iter().find(|(name, _)| *name.get_ref() == *first)?;
-    let below = value.get_ref().as_table().and_then(|table| find(table, rest));
+    let below = value
+        .get_ref()
+        .as_table()
+        .and_then(|table| find(table, rest));
     below.or_else(|| Some(name.span()))
 }
 

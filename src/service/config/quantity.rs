@@ -113,7 +113,9 @@ impl<'de> Deserialize<'de> for Size {
 
             fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
                 let bytes = u64::try_from(bytes);
-                bytes.map(Size).map_err(|_| E::custom("a size is not negative"))
+                bytes
+                    .map(Size)
+                    .map_err(|_| E::custom("a size is not negative"))
             }
 
             fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Size, E> {
@@ -163,7 +165,14 @@ mod tests {
             let spaced = text.replace(" min", "min").replace(" s", "s");
             assert_eq!(spaced.parse(), Ok(span), "{text}");
         }
-        for text in ["", "30", "s", "1 fortnight", "1s x", "99999999999999999999h"] {
+        for text in [
+            "",
+            "30",
+            "s",
+            "1 fortnight",
+            "1s x",
+            "99999999999999999999h",
+        ] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }
     }

@@ -15,7 +15,7 @@ fn reference() -> String {
     let definitions = schema["$defs"].as_object().unwrap();
     let mut text = String::from(
         "<!-- Made of the doc comments in src/service/config.rs by the test \
-         `the_reference_is_current`; write with CASTORE_FS_WRITE_DOCS=1. -->\n\
+         `the_reference_is_current`; write with CASTORE_FS_REGENERATE=1. -->\n\
          # The configuration file\n\n\
          TOML, read by `castore-fs daemon --config FILE`; `castore-fs check-config FILE` says what \
          is wrong with one. Sizes are written with their unit (`512MiB`, `10GB`). \
@@ -29,7 +29,9 @@ fn reference() -> String {
             Some(each) => (format!("[{section}.NAME]"), each),
             None => (format!("[{section}]"), property),
         };
-        let Some(definition) = refers_to(named, definitions) else { continue };
+        let Some(definition) = refers_to(named, definitions) else {
+            continue;
+        };
         let keys = definition["properties"].as_object().unwrap();
         writeln!(text, "## `{heading}`\n\n{}\n", paragraph(property)).unwrap();
         write_keys(&mut text, section, keys, definition, definitions);
@@ -60,7 +62,11 @@ fn write_keys(
             write!(text, " = `{default}`").unwrap();
         }
         writeln!(text, ": {}", paragraph(property)).unwrap();
-        for choice in target.and_then(|target| target["oneOf"].as_array()).into_iter().flatten() {
+        for choice in target
+            .and_then(|target| target["oneOf"].as_array())
+            .into_iter()
+            .flatten()
+        {
             writeln!(text, "  - `{}`: {}", choice["const"], paragraph(choice)).unwrap();
         }
     }
@@ -74,19 +80,22 @@ fn refers_to<'a>(value: &Value, definitions: &'a Map<String, Value>) -> Option<&
 
 fn paragraph(value: &Value) -> String {
     let text = value["description"].as_str().unwrap_or_default();
-    text.split("\n\n").map(|part| part.replace('\n', " ")).collect::<Vec<_>>().join("\n\n")
+    text.split("\n\n")
+        .map(|part| part.replace('\n', " "))
+        .collect::<Vec<_>>()
+        .join("\n\n")
 }
 
 #[test]
 fn the_reference_is_current() {
     let reference = reference();
-    if std::env::var_os("CASTORE_FS_WRITE_DOCS").is_some() {
+    if std::env::var_os("CASTORE_FS_REGENERATE").is_some() {
         std::fs::write(FILE, &reference).unwrap();
     }
     let written = std::fs::read_to_string(FILE).unwrap_or_default();
     assert!(
         written == reference,
-        "docs/config.md is not what the doc comments say; run this test with CASTORE_FS_WRITE_DOCS=1"
+        "docs/config.md is not what the doc comments say; run this test with CASTORE_FS_REGENERATE=1"
     );
 }
 

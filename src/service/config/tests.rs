@@ -98,5 +98,9 @@ fn every_mistake_is_told_at_once() {
 #[test]
 fn a_file_that_is_not_there_is_named() {
     let problems = Config::load(Path::new("/no/such.toml")).unwrap_err();
-    assert!(problems[0].to_string().starts_with("/no/such.toml: cannot be read: "));
+    assert!(
+        problems[0]
+            .to_string()
+            .starts_with("/no/such.toml: cannot be read: ")
+    );
 }

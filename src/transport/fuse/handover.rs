@@ -62,8 +62,8 @@ impl Inherited {
     pub fn read(device: OwnedFd, table: OwnedFd) -> Result<Self, AdoptError> {
         let ledger = Ledger::open(table)?;
         let about = ledger.about().map_err(LedgerError::from)?;
-        let about = serde_json::from_slice(&about)
-            .map_err(|error| AdoptError::About(error.to_string()))?;
+        let about =
+            serde_json::from_slice(&about).map_err(|error| AdoptError::About(error.to_string()))?;
         Ok(Self {
             device,
             ledger: Arc::new(ledger),

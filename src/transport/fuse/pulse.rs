@@ -85,7 +85,9 @@ impl Stamps {
             let waiting = stamp.waiting.load(Ordering::Relaxed);
             (stamp.count.load(Ordering::Relaxed), waiting)
         };
-        all.iter().map(|(number, stamp)| (*number, seen(stamp))).collect()
+        all.iter()
+            .map(|(number, stamp)| (*number, seen(stamp)))
+            .collect()
     }
 }
 
@@ -151,7 +153,9 @@ impl Pulse {
             Some((since, before)) if before == taken => Some((since, before)),
             _ => Some((now, taken)),
         };
-        let untaken = self.untaken.is_some_and(|(since, _)| now.duration_since(since) >= bound);
+        let untaken = self
+            .untaken
+            .is_some_and(|(since, _)| now.duration_since(since) >= bound);
         match (stuck, untaken) {
             (0, false) => None,
             (0, true) => Some(Stuck::NobodyReads),
@@ -172,8 +176,14 @@ mod tests {
         let me = stamps.enroll();
         let mut pulse = Pulse::default();
         let start = Instant::now();
-        let mut at = |seconds, pulse: &mut Pulse| {
-            pulse.look(&stamps, false, 0, start + Duration::from_secs(seconds), BOUND)
+        let at = |seconds, pulse: &mut Pulse| {
+            pulse.look(
+                &stamps,
+                false,
+                0,
+                start + Duration::from_secs(seconds),
+                BOUND,
+            )
         };
         assert_eq!(at(0, &mut pulse), None);
         assert_eq!(at(100, &mut pulse), None, "idle is not stuck");
@@ -199,7 +209,13 @@ mod tests {
         let mut pulse = Pulse::default();
         let start = Instant::now();
         let mut at = |seconds, taken| {
-            pulse.look(&stamps, true, taken, start + Duration::from_secs(seconds), BOUND)
+            pulse.look(
+                &stamps,
+                true,
+                taken,
+                start + Duration::from_secs(seconds),
+                BOUND,
+            )
         };
         assert_eq!(at(0, 5), None);
         assert_eq!(at(9, 6), None);
