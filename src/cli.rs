@@ -19,6 +19,7 @@ mod interrupt;
 mod json;
 mod ls;
 mod mount;
+mod mount_helper;
 mod output;
 mod progress;
 mod stat;
@@ -68,6 +69,10 @@ enum Verb {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|program| mount_helper::is_called(&program)) {
+        return mount_helper::run(words);
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return failure::usage(&error),
