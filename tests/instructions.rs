@@ -6,10 +6,11 @@
 //! stand about a quarter above what was counted when they were written (beside each, in the
 //! profile that tests are built in); a change that needs more should know why.
 
-#[path = "kit/fixtures.rs"]
-mod fixtures;
 #[path = "kit/model.rs"]
+#[allow(dead_code)]
 mod model;
+#[path = "kit/skip.rs"]
+mod skip;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -111,7 +112,7 @@ fn costs_at_most(limit: u64, test: &str, work: impl Fn(&mut Bench, u64)) {
         return work(&mut bench, count.parse().unwrap());
     }
     if Command::new("valgrind").arg("--version").output().is_err() {
-        return fixtures::skip("valgrind is not installed (Debian package valgrind)");
+        return skip::skip("valgrind is not installed (Debian package valgrind)");
     }
     let (few, many) = (instructions(test, FEW), instructions(test, 2 * FEW));
     let each = many.saturating_sub(few) / FEW;

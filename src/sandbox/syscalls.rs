@@ -188,7 +188,7 @@ fn rules(far: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Erro
     let lists = [RUNTIME, DESCRIPTORS, FILES, SOCKETS, network, OLDER];
     let calls = lists.into_iter().flatten();
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        calls.map(|call| (i64::from(*call), Vec::new())).collect();
+        calls.map(|call| (*call, Vec::new())).collect();
     // Memory that becomes executable is how an intruder brings code of its own. Looking up names of
     // other machines, however, loads libraries.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
@@ -213,7 +213,7 @@ fn rules(far: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Erro
     let requests = [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX];
     let one_of = requests.map(|request| {
         let condition =
-            SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request as u64)?;
+            SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request)?;
         Ok(SeccompRule::new(vec![condition])?)
     });
     let one_of: Result<Vec<_>, seccompiler::Error> = one_of.into_iter().collect();

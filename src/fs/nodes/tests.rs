@@ -29,7 +29,7 @@ fn look_up(nodes: &Nodes, index: u32, directory: &Directory) -> (NodeId, Vec<Nod
 fn a_million_files_cost_less_than_64_bytes_each_and_nothing_when_forgotten() {
     const DIRECTORIES: u64 = 10_000;
     const FILES: u64 = 100;
-    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX);
+    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX, None);
     let mut known = Vec::new();
     for index in 0..DIRECTORIES {
         let directory = directory_of(index * FILES..(index + 1) * FILES);
@@ -53,7 +53,7 @@ fn a_million_files_cost_less_than_64_bytes_each_and_nothing_when_forgotten() {
 
 #[test]
 fn a_directory_stays_while_one_of_its_files_is_known() {
-    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX);
+    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX, None);
     let (directory, files) = look_up(&nodes, 0, &directory_of(0..3));
     nodes.forget(directory, 1);
     nodes.forget(files[0], 1);
@@ -65,7 +65,7 @@ fn a_directory_stays_while_one_of_its_files_is_known() {
 
 #[test]
 fn a_file_keeps_its_id_although_the_place_that_gave_it_is_looked_up_no_more() {
-    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX);
+    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX, None);
     let (first, files) = look_up(&nodes, 0, &directory_of(0..3));
     let (second, again) = look_up(&nodes, 1, &directory_of(0..3));
     assert_eq!(files, again);
@@ -86,7 +86,7 @@ fn a_file_keeps_its_id_although_the_place_that_gave_it_is_looked_up_no_more() {
 
 #[test]
 fn a_size_that_is_a_lie_makes_another_inode() {
-    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX);
+    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX, None);
     let (_, files) = look_up(&nodes, 0, &directory_of(5..6));
     let lie = Node::File {
         digest: Digest::of(&5u64.to_le_bytes()),
@@ -100,7 +100,7 @@ fn a_size_that_is_a_lie_makes_another_inode() {
 
 #[test]
 fn forgetting_more_than_was_looked_up_does_no_harm() {
-    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX);
+    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX, None);
     let (directory, files) = look_up(&nodes, 0, &directory_of(0..1));
     nodes.forget(files[0], u64::MAX);
     nodes.forget(directory, 77);
@@ -117,7 +117,7 @@ fn directories_that_were_not_used_go_first() {
         .map(|number| directory_of(number * 100..number * 100 + 50))
         .collect();
     let limit = directories[0].resident_bytes() * 4;
-    let nodes = Nodes::new(Digest::of(b""), 0, limit);
+    let nodes = Nodes::new(Digest::of(b""), 0, limit, None);
     let mut slots = Vec::new();
     for (index, directory) in directories.iter().enumerate() {
         let (id, _) = look_up(&nodes, index as u32, directory);
@@ -139,7 +139,7 @@ fn directories_that_were_not_used_go_first() {
 /// parent's slot was freed under its children, and given to another directory.
 #[test]
 fn a_guest_that_forgets_too_much_sets_no_child_adrift() {
-    let nodes = Nodes::new(Digest::of(b"top"), 0, usize::MAX);
+    let nodes = Nodes::new(Digest::of(b"top"), 0, usize::MAX, None);
     let parent = nodes.child(TOP, 0, 2, &Digest::of(b"parent"), 0);
     let child = nodes.child(parent.slot, 0, 3, &Digest::of(b"child"), 0);
     nodes.forget(NodeId::entry(parent.slot, 7), u64::MAX);
