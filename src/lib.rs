@@ -7,10 +7,12 @@
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
 //! | 1 | [`nix`] | Nix's formats: pure, no I/O |
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
+//! | 4 | [`server`] | any store, served over gRPC |
 //!
 //! `docs/architecture.md` draws the whole house.
 
 pub mod castore;
 pub mod nix;
 pub mod proto;
+pub mod server;
 pub mod store;

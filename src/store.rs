@@ -24,7 +24,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::castore::{Digest, Directory, Name, Root};
+use crate::castore::{Digest, Directory, GroupTable, Name, Root};
 use crate::nix::PathInfo;
 
 pub use error::{Damage, Error, Object};
@@ -58,6 +58,15 @@ pub struct Usage {
     pub blob_bytes: u64,
     /// Directories, each once.
     pub directories: u64,
+}
+
+/// What is known of a blob without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobStat {
+    /// Bytes.
+    pub size: u64,
+    /// What verifies its parts.
+    pub groups: Option<GroupTable>,
 }
 
 /// A blob that lies, whole and uncompressed, in a file of its own: the kernel can read it without
@@ -132,6 +141,10 @@ pub trait Store: Debug + Send + Sync {
 
     /// Whether the blob `digest` is here.
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error>;
+
+    /// The size of the blob `digest`; with `groups` also what verifies its parts, if the store has
+    /// that or can make it. For those who serve the store to others: a node knows its blob's size.
+    async fn stat_blob(&self, digest: &Digest, groups: bool) -> Result<Option<BlobStat>, Error>;
 
     /// How much is here.
     fn usage(&self) -> Result<Usage, Error>;
