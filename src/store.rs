@@ -12,8 +12,12 @@
 //! **Absent is not broken.** "This store does not have it" is `None` or [`Answer::Absent`];
 //! [`Error`] means the question could not be answered.
 
+mod bounded;
 mod error;
+mod flights;
+mod grpc;
 mod memory;
+mod network;
 mod url;
 
 use std::fmt::Debug;
@@ -28,6 +32,7 @@ use crate::castore::{Digest, Directory, GroupTable, Name, Root};
 use crate::nix::PathInfo;
 
 pub use error::{Damage, Error, Object};
+pub use grpc::GrpcStore;
 pub use memory::MemoryStore;
 pub use url::open;
 

@@ -37,6 +37,12 @@ pub fn encode(size: u64, groups: &GroupTable) -> Vec<u8> {
     field
 }
 
+/// The blob's length, as `field` says; nothing if it is empty or in another format.
+pub fn size(field: &[u8]) -> Option<u64> {
+    let (length, _) = field.strip_prefix(MAGIC)?.split_first_chunk()?;
+    Some(u64::from_le_bytes(*length))
+}
+
 /// The table in `field`, checked; nothing if the field is empty or in another format.
 pub fn decode(
     field: &[u8],
