@@ -30,19 +30,18 @@ impl BlobService for Served {
         let digest = digest(&request.digest)?;
         let store = self.store.clone();
         answer(async move {
-            let found = store
-                .stat_blob(&digest, request.send_bao)
-                .await
-                .map_err(|error| status(&error))?
-                .ok_or_else(|| not_found(Object::Blob, &digest))?;
+            let failed = |error: Error| status(&error);
+            let size = store.blob_size(&digest).await.map_err(failed)?;
+            let size = size.ok_or_else(|| not_found(Object::Blob, &digest))?;
+            let mut bao = Bytes::new();
+            if request.send_bao
+                && let Some(groups) = store.group_table(&digest, size).await.map_err(failed)?
+            {
+                bao = bao_field::encode(size, &groups).into();
+            }
             // No chunks: the blob is one chunk, itself. Whoever can use parts asks PartService.
-            Ok(Response::new(StatBlobResponse {
-                chunks: Vec::new(),
-                bao: found
-                    .groups
-                    .map(|groups| bao_field::encode(found.size, &groups).into())
-                    .unwrap_or_default(),
-            }))
+            let chunks = Vec::new();
+            Ok(Response::new(StatBlobResponse { chunks, bao }))
         })
         .await
     }
@@ -56,8 +55,8 @@ impl BlobService for Served {
         let digest = digest(&request.into_inner().digest)?;
         let served = self.clone();
         Ok(Response::new(stream(move |sender| async move {
-            let found = served.store.stat_blob(&digest, false).await?;
-            let size = found.ok_or_else(|| not_found(Object::Blob, &digest))?.size;
+            let size = served.store.blob_size(&digest).await?;
+            let size = size.ok_or_else(|| not_found(Object::Blob, &digest))?;
             served.send_blob(&sender, &digest, size, 0..size).await
         })))
     }

@@ -32,9 +32,9 @@ use self::directories::Directories;
 use self::endpoint::{Endpoint, Failure};
 use self::roots::Roots;
 use super::{
-    Answer, BlobStat, Damage, Error, Ingest, Object, Store, Usage, network,
+    Answer, Damage, Error, Ingest, Object, Store, Usage, network,
 };
-use crate::castore::{Digest, Directory, Root};
+use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
 /// The share of the cache that Directories get.
@@ -227,11 +227,18 @@ impl Store for GrpcStore {
             .map_err(|failure| self.endpoint.error(format!("asking for blob {digest}"), failure))
     }
 
-    async fn stat_blob(&self, digest: &Digest, groups: bool) -> Result<Option<BlobStat>, Error> {
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
         let (blobs, wanted) = (self.blobs.clone(), *digest);
-        self.spawn(async move { blobs.stat_blob(&wanted, groups).await })
+        self.spawn(async move { blobs.size(&wanted).await })
             .await
             .map_err(|failure| self.endpoint.error(format!("asking for blob {digest}"), failure))
+    }
+
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        let (blobs, wanted) = (self.blobs.clone(), *digest);
+        self.spawn(async move { blobs.group_table(&wanted, size).await })
+            .await
+            .map_err(|failure| self.endpoint.error(format!("reading blob {digest}"), failure))
     }
 
     /// A server does not say how much it holds: nothing.

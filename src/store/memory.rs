@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::{Added, Answer, BlobStat, BlobWriter, Damage, Error, Ingest, Object, Store, Usage};
+use super::{Added, Answer, BlobWriter, Damage, Error, Ingest, Object, Store, Usage};
 use crate::castore::{BlobHasher, Digest, Directory, Name, Root};
 use crate::nix::PathInfo;
 
@@ -116,21 +116,10 @@ impl Store for MemoryStore {
         Ok(self.0.contents.read().blobs.contains_key(digest) || *digest == Digest::empty_blob())
     }
 
-    async fn stat_blob(&self, digest: &Digest, groups: bool) -> Result<Option<BlobStat>, Error> {
-        let blob = self.0.contents.read().blobs.get(digest).cloned();
-        let blob = match blob {
-            Some(blob) => blob,
-            None if *digest == Digest::empty_blob() => Bytes::new(),
-            None => return Ok(None),
-        };
-        Ok(Some(BlobStat {
-            size: blob.len() as u64,
-            groups: groups.then(|| {
-                let mut hasher = BlobHasher::new();
-                hasher.update(&blob);
-                hasher.finish().1
-            }),
-        }))
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        let contents = self.0.contents.read();
+        let size = contents.blobs.get(digest).map(|blob| blob.len() as u64);
+        Ok(size.or((*digest == Digest::empty_blob()).then_some(0)))
     }
 
     fn usage(&self) -> Result<Usage, Error> {

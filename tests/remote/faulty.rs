@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use castore_fs::castore::{Digest, Directory, Root};
+use castore_fs::castore::{Digest, Directory, GroupTable, Root};
 use castore_fs::nix::PathInfo;
-use castore_fs::store::{Answer, BlobStat, Error, Ingest, MemoryStore, Store, Usage};
+use castore_fs::store::{Answer, Error, Ingest, MemoryStore, Store, Usage};
 
 #[derive(Debug, Default)]
 pub struct Faulty {
@@ -104,9 +104,14 @@ impl Store for Faulty {
         self.inner.has_blob(digest).await
     }
 
-    async fn stat_blob(&self, digest: &Digest, groups: bool) -> Result<Option<BlobStat>, Error> {
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
         self.trouble().await?;
-        self.inner.stat_blob(digest, groups).await
+        self.inner.blob_size(digest).await
+    }
+
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        self.trouble().await?;
+        self.inner.group_table(digest, size).await
     }
 
     fn usage(&self) -> Result<Usage, Error> {

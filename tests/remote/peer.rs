@@ -70,8 +70,8 @@ impl Peer {
     async fn blob(&self, digest: &[u8]) -> Result<Vec<u8>, Status> {
         let digest = Digest::try_from(digest)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let stat = self.store.stat_blob(&digest, false).await.unwrap();
-        let size = stat.ok_or_else(|| Status::not_found("blob"))?.size;
+        let size = self.store.blob_size(&digest).await.unwrap();
+        let size = size.ok_or_else(|| Status::not_found("blob"))?;
         let read = self.store.read(&digest, size, 0, size as usize).await;
         Ok(read.unwrap().unwrap().to_vec())
     }

@@ -92,7 +92,7 @@ async fn what_is_missing_is_absent_and_no_error() {
         assert_eq!(client.path_info(b"missing").await.unwrap(), None);
         assert!(!client.has_blob(&missing).await.unwrap());
         assert!(client.has_blob(&Digest::empty_blob()).await.unwrap());
-        assert_eq!(client.stat_blob(&missing, true).await.unwrap(), None);
+        assert_eq!(client.blob_size(&missing).await.unwrap(), None);
         assert_eq!(client.roots().await.unwrap(), []);
     }
 }

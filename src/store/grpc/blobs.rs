@@ -36,7 +36,7 @@ use crate::proto::castore_fs::services::part_service_client::PartServiceClient;
 use crate::proto::castore_fs::v1::{MissingRequest, ReadPartRequest};
 use crate::store::bounded::Bounded;
 use crate::store::flights::Flights;
-use crate::store::{BlobStat, Damage, Object};
+use crate::store::{Damage, Object};
 
 /// The smallest segment, in bytes: what a random read of a few bytes costs, against what a message
 /// and its bookkeeping cost (some 50 µs, in which a 10 Gbit/s link moves 64 KiB).
@@ -550,37 +550,44 @@ impl Blobs {
     }
 
     /// The blob's size; from a server that does not say, by reading it.
-    pub(super) async fn stat_blob(
-        &self,
-        digest: &Digest,
-        groups: bool,
-    ) -> Result<Option<BlobStat>, Failure> {
+    pub(super) async fn size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
         let Some(answer) = self.stat(digest, true).await? else {
             return Ok(None);
         };
         if let Some(size) = bao_field::size(&answer.bao) {
-            let table = bao_field::decode(&answer.bao, digest, size).map_err(|error| {
-                Failure::Status(Code::DataLoss, format!("the table of {digest}: {error}"))
-            })?;
-            return Ok(Some(BlobStat {
-                size,
-                groups: table.filter(|_| groups),
-            }));
+            return Ok(Some(size));
         }
         let sizes = answer.chunks.iter().map(|chunk| chunk.size);
-        let size = match sizes.reduce(u64::saturating_add) {
-            Some(size) => size,
-            None => {
-                let mut size = 0;
-                let mut next = self.read_whole(digest).await?;
-                while let Some((chunk, mut rest)) = next {
-                    size += chunk.data.len() as u64;
-                    next = rest.next().await?.map(|chunk| (chunk, rest));
-                }
-                size
-            }
-        };
-        Ok(Some(BlobStat { size, groups: None }))
+        if let Some(size) = sizes.reduce(u64::saturating_add) {
+            return Ok(Some(size));
+        }
+        let mut size = 0;
+        let mut next = self.read_whole(digest).await?;
+        while let Some((chunk, mut rest)) = next {
+            size += chunk.data.len() as u64;
+            next = rest.next().await?.map(|chunk| (chunk, rest));
+        }
+        Ok(Some(size))
+    }
+
+    /// The blob's table; from a server that sends none, by reading the blob.
+    pub(super) async fn group_table(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Option<GroupTable>, Failure> {
+        if let Some(table) = self.table(*digest, size).await? {
+            return Ok(Some(GroupTable::clone(&table)));
+        }
+        if let Some(spool) = self.spools.lock().get(digest) {
+            return Ok(Some(spool.table.clone()));
+        }
+        if size > MAX_HELD {
+            let spool = self.spool(digest, size).await?;
+            return Ok(spool.map(|spool| spool.table.clone()));
+        }
+        let held = self.whole_in_memory(digest, size).await?;
+        Ok(held.map(|(_, table)| table))
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -138,6 +139,16 @@ impl Line {
     }
 }
 
+impl Streamed {
+    /// Which of `digests` the server does not have, by index.
+    fn missing_of(&self, digests: Vec<Digest>) -> Result<Vec<usize>, Error> {
+        let store = &self.line.store;
+        let blobs = store.blobs.clone();
+        let asked = store.run(async move { blobs.missing(&digests).await });
+        received(asked.recv()).map_err(|failure| self.line.error(failure))
+    }
+}
+
 impl Ingest for Streamed {
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         if *digest == Digest::empty_blob() || self.line.sent.lock().contains(digest) {
@@ -146,6 +157,14 @@ impl Ingest for Streamed {
         let (blobs, wanted) = (self.line.store.blobs.clone(), *digest);
         let asked = self.line.store.run(async move { blobs.has(&wanted).await });
         received(asked.recv()).map_err(|failure| self.line.error(failure))
+    }
+
+    fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
+        let mut missing = self.missing_of(digests.to_vec())?;
+        let sent = self.line.sent.lock();
+        let known = |digest: &Digest| *digest == Digest::empty_blob() || sent.contains(digest);
+        missing.retain(|&at| digests.get(at).is_some_and(|digest| !known(digest)));
+        Ok(missing)
     }
 
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
@@ -157,15 +176,7 @@ impl Ingest for Streamed {
         if new.len() > 1 || new.iter().any(|(_, bytes)| bytes.len() > MESSAGE / 16) {
             // A question costs a round trip; a blob that is there already might cost more.
             let digests: Vec<_> = new.iter().map(|(digest, _)| *digest).collect();
-            let blobs = self.line.store.blobs.clone();
-            let asked = self
-                .line
-                .store
-                .run(async move { blobs.missing(&digests).await });
-            let missing: HashSet<_> = received(asked.recv())
-                .map_err(|failure| self.line.error(failure))?
-                .into_iter()
-                .collect();
+            let missing: HashSet<_> = self.missing_of(digests)?.into_iter().collect();
             let mut index = 0;
             new.retain(|_| {
                 index += 1;
@@ -473,14 +484,35 @@ impl Ingest for Piecewise {
         received(asked.recv()).map_err(|failure| self.error(failure))
     }
 
+    fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
+        let unknown: Vec<_> = {
+            let state = self.state.lock();
+            let known = |digest: &Digest| *digest == Digest::empty_blob() || state.blobs.contains(digest);
+            let all = digests.iter().copied().enumerate();
+            all.filter(|(_, digest)| !known(digest)).collect()
+        };
+        let blobs = self.store.blobs.clone();
+        let asked = self.store.run(async move {
+            let questions = unknown.into_iter().map(|(index, digest)| {
+                let blobs = blobs.clone();
+                async move { Ok((!blobs.has(&digest).await?).then_some(index)) }
+            });
+            let answers = futures_util::stream::iter(questions).buffered(AT_ONCE);
+            answers.try_collect::<Vec<Option<usize>>>().await
+        });
+        let answers = received(asked.recv()).map_err(|failure| self.error(failure))?;
+        Ok(answers.into_iter().flatten().collect())
+    }
+
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
-        for (digest, data) in blobs {
-            if self.has_blob(digest)? {
-                continue;
-            }
+        let digests: Vec<_> = blobs.iter().map(|(digest, _)| *digest).collect();
+        let missing = self.missing_blobs(&digests)?;
+        for (digest, data) in missing.iter().filter_map(|&at| blobs.get(at)) {
             {
                 let mut state = self.state.lock();
-                state.blobs.insert(*digest);
+                if !state.blobs.insert(*digest) {
+                    continue;
+                }
                 state.added.blobs += 1;
                 state.added.blob_bytes += data.len() as u64;
             }

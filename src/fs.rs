@@ -1,0 +1,368 @@
+//! The file system: a castore as the kernel wants to see it.
+//!
+//! [`CastoreFs`] answers FUSE requests, from whatever transport they come. It knows stores only by
+//! their trait, and holds no state for an open file: a read names the node, the node's place in
+//! its Directory names the blob, and the store reads and verifies. OPEN and OPENDIR are answered
+//! "not implemented", which makes the kernel stop asking: its own page cache and directory cache
+//! then serve everything that was seen once, without any request.
+//!
+//! All content is immutable, so every answer below a root node may be kept for ever, names that do
+//! not exist included. What can change is which root nodes there are: names at the top of a mount
+//! that shows root nodes are looked up anew when they were missing, and the transport tells the
+//! kernel when the store's root nodes change ([`CastoreFs::changed_roots`]).
+//!
+//! A request that fails fails alone: the log names path, digest and reason, the program gets the
+//! errno that [`errno`] chooses.
+
+mod attributes;
+mod errno;
+mod listing;
+mod node_id;
+mod nodes;
+mod passthrough;
+mod reading;
+mod requests;
+mod top;
+mod waiting;
+mod xattr;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuse_backend_rs::abi::fuse_abi::stat64;
+use fuse_backend_rs::api::filesystem::Entry;
+
+use crate::castore::{Digest, Directory, Node, NodeRef, Root};
+use crate::store::{Answer, Error, Store};
+
+pub use attributes::Owner;
+pub use node_id::NodeId;
+pub use nodes::NodeCount;
+pub use passthrough::{BackingDevice, Passthrough, Reads};
+pub use top::{RootChanges, Top};
+pub use waiting::{Uncounted, Waiting, Workers};
+
+use errno::failure;
+use node_id::Place;
+use nodes::{Content, DirectoryNode, Nodes};
+use top::Roots;
+
+/// How long the kernel may keep what cannot change: more than a hundred million years, and still
+/// well inside the kernel's arithmetic of seconds.
+const FOREVER: Duration = Duration::from_secs(1 << 52);
+/// How long the kernel may keep what can change at any moment.
+const NOT_AT_ALL: Duration = Duration::ZERO;
+/// Bytes of Directories that are kept unless the mount says otherwise.
+pub const DEFAULT_DIRECTORY_LIMIT: usize = 512 << 20;
+
+/// How a mount presents its store.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What is at the top.
+    pub top: Top,
+    /// Who owns every node.
+    pub owner: Owner,
+    /// How bytes come to their readers.
+    pub reads: Reads,
+    /// Whether extended attributes are answered at all: the kernel caches none, so that answering
+    /// costs `ls -l` a round trip a file.
+    pub xattr: bool,
+    /// How long the kernel may keep the name of a root node. For ever where the transport can
+    /// tell the kernel about changes.
+    pub root_timeout: Duration,
+    /// Bytes of Directories to keep in memory, at most.
+    pub directory_limit: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            top: Top::Roots { list: true },
+            owner: Owner::default(),
+            reads: Reads::default(),
+            xattr: false,
+            root_timeout: FOREVER,
+            directory_limit: DEFAULT_DIRECTORY_LIMIT,
+        }
+    }
+}
+
+/// A castore as a file system.
+pub struct CastoreFs {
+    store: Arc<dyn Store>,
+    options: Options,
+    nodes: Nodes,
+    roots: Roots,
+    passthrough: Option<Passthrough>,
+    waiting: Waiting,
+}
+
+/// A node with what it takes to tell about it.
+struct Found {
+    node: Node,
+    ino: u64,
+}
+
+impl CastoreFs {
+    /// Shows `store` as `options` say; requests that have to wait do so in `waiting`. Backing files
+    /// are registered in `passthrough`, where the transport has it.
+    pub fn new(
+        store: Arc<dyn Store>,
+        options: Options,
+        waiting: Waiting,
+        passthrough: Option<Passthrough>,
+    ) -> Self {
+        let (digest, size) = match &options.top {
+            Top::Directory { digest, size } => (*digest, *size),
+            // Never read: lookups and listings of this top ask the store for its root nodes.
+            Top::Roots { .. } => (Digest::of(b""), 0),
+        };
+        Self {
+            nodes: Nodes::new(digest, size, options.directory_limit),
+            store,
+            options,
+            roots: Roots::default(),
+            passthrough,
+            waiting,
+        }
+    }
+
+    /// The store that is shown.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// How many nodes the kernel knows, and what they cost.
+    pub fn count(&self) -> NodeCount {
+        self.nodes.count()
+    }
+
+    /// The registrations of backing files, if this mount is to have any.
+    pub fn passthrough(&self) -> Option<&Passthrough> {
+        self.passthrough.as_ref()
+    }
+
+    /// Whether the top shows root nodes, which can change.
+    pub fn shows_roots(&self) -> bool {
+        matches!(self.options.top, Top::Roots { .. })
+    }
+
+    /// Asks the store for its root nodes.
+    fn refresh_roots(&self) -> Result<(), Error> {
+        let now = self.waiting.wait(self.store.roots())?;
+        self.roots.update(now);
+        Ok(())
+    }
+
+    /// Asks the store for its root nodes; gives what changed since this was last called, about
+    /// which the kernel has to be told.
+    pub fn changed_roots(&self) -> Result<RootChanges, Error> {
+        self.refresh_roots()?;
+        Ok(self.roots.take_changes())
+    }
+
+    /// The Directory of the directory in `slot`.
+    fn directory(&self, slot: u32) -> io::Result<(DirectoryNode, Directory)> {
+        // The kernel names only what it was told of; a guest may name anything.
+        let node = self.nodes.directory(slot).ok_or(failure(libc::ESTALE))?;
+        if let Some(directory) = &node.directory {
+            let directory = directory.clone();
+            return Ok((node, directory));
+        }
+        let id = NodeId::directory(slot);
+        let directory = match self.store.directory_now(&node.digest) {
+            Ok(Answer::Found(directory)) => Ok(Some(directory)),
+            Ok(Answer::Absent) => Ok(None),
+            Ok(Answer::Wait) => self.waiting.wait(self.store.directory(&node.digest)),
+            Err(error) => Err(error),
+        };
+        let directory = directory
+            .map_err(|error| self.failed(id, &error))?
+            .ok_or_else(|| self.missing(id, "directory", &node.digest))?;
+        self.nodes.keep(slot, directory.clone());
+        Ok((node, directory))
+    }
+
+    /// The file or symlink at `index` in the directory in `slot`.
+    fn entry(&self, slot: u32, index: u32) -> io::Result<Found> {
+        if slot == 0 && self.shows_roots() {
+            let root = self.roots.get(index).ok_or(failure(libc::ESTALE))?;
+            let ino = attributes::ino(attributes::ROOT_INO, &root.name, root.node.borrow());
+            return Ok(Found {
+                node: root.node,
+                ino,
+            });
+        }
+        let (parent, directory) = self.directory(slot)?;
+        let entry = directory.get(index as usize).ok_or(failure(libc::ESTALE))?;
+        Ok(Found {
+            ino: attributes::ino(parent.ino, entry.name, entry.node),
+            node: entry.node.to_owned().map_err(|_| failure(libc::EIO))?,
+        })
+    }
+
+    /// The attributes of a node that the kernel knows, and how long they hold.
+    fn stat(&self, id: NodeId) -> io::Result<(stat64, Duration)> {
+        match id.place().ok_or(failure(libc::ESTALE))? {
+            Place::Directory(0) if self.shows_roots() => Ok((self.stat_roots(), NOT_AT_ALL)),
+            Place::Directory(slot) => {
+                let (node, directory) = self.directory(slot)?;
+                Ok((self.stat_directory(&node, &directory), FOREVER))
+            }
+            Place::Entry { slot, index } => {
+                let found = self.entry(slot, index)?;
+                let stat = self.stat_leaf(found.node.borrow(), found.ino);
+                Ok((stat, FOREVER))
+            }
+        }
+    }
+
+    fn stat_roots(&self) -> stat64 {
+        let node = NodeRef::Directory {
+            digest: Digest::of(b""),
+            size: 0,
+        };
+        let subdirectories = self.roots.subdirectories();
+        attributes::attributes(
+            node,
+            attributes::ROOT_INO,
+            subdirectories,
+            self.options.owner,
+        )
+    }
+
+    fn stat_directory(&self, node: &DirectoryNode, directory: &Directory) -> stat64 {
+        let shown = NodeRef::Directory {
+            digest: node.digest,
+            size: node.size,
+        };
+        let subdirectories = directory.subdirectories();
+        attributes::attributes(shown, node.ino, subdirectories, self.options.owner)
+    }
+
+    fn stat_leaf(&self, node: NodeRef<'_>, ino: u64) -> stat64 {
+        attributes::attributes(node, ino, 0, self.options.owner)
+    }
+
+    /// Looks up one node, counting the lookup. `ino` and `index` are its own, `slot` its parent's.
+    ///
+    /// The number of links of a directory is the number of its subdirectories, which only its
+    /// Directory tells. Where that is not at hand the attributes are given with no time to live:
+    /// the kernel comes back for them if anybody asks.
+    fn look_up(
+        &self,
+        slot: u32,
+        index: u32,
+        ino: u64,
+        node: NodeRef<'_>,
+        timeout: Duration,
+    ) -> Entry {
+        let (inode, attr, attr_timeout) = match node {
+            NodeRef::Directory { digest, size } => {
+                let child = self.nodes.child(slot, index, ino, &digest, size);
+                let directory = child.directory.clone().or_else(|| {
+                    match self.store.directory_now(&digest) {
+                        Ok(Answer::Found(directory)) => {
+                            self.nodes.keep(child.slot, directory.clone());
+                            Some(directory)
+                        }
+                        // Whoever opens it is told.
+                        Ok(Answer::Absent | Answer::Wait) | Err(_) => None,
+                    }
+                });
+                let (attr, timeout) = match directory {
+                    Some(directory) => (self.stat_directory(&child, &directory), FOREVER),
+                    None => (self.stat_leaf(node, ino), NOT_AT_ALL),
+                };
+                (NodeId::directory(child.slot), attr, timeout)
+            }
+            NodeRef::File {
+                digest,
+                size,
+                executable,
+            } => {
+                let content = Content {
+                    digest,
+                    size,
+                    executable,
+                };
+                let id = if slot == 0 && self.shows_roots() {
+                    self.nodes.root_file(index, content)
+                } else {
+                    self.nodes.file(slot, index, content)
+                };
+                (id, self.stat_leaf(node, ino), FOREVER)
+            }
+            NodeRef::Symlink { .. } => (
+                self.nodes.symlink(slot, index),
+                self.stat_leaf(node, ino),
+                FOREVER,
+            ),
+        };
+        Entry {
+            inode: inode.into(),
+            generation: 0,
+            attr,
+            attr_flags: 0,
+            attr_timeout,
+            entry_timeout: timeout,
+        }
+    }
+
+    /// The root node `name`, if there is one.
+    fn find_root(&self, name: &[u8]) -> io::Result<Option<Root>> {
+        let root = match self.store.root_now(name) {
+            Ok(Answer::Found(root)) => Ok(Some(root)),
+            Ok(Answer::Absent) => Ok(None),
+            Ok(Answer::Wait) => self.waiting.wait(self.store.root(name)),
+            Err(error) => Err(error),
+        };
+        root.map_err(|error| {
+            let errno = errno::errno(&error);
+            tracing::error!(
+                name = %name.escape_ascii(), errno, %error, "cannot look up a root node"
+            );
+            failure(errno)
+        })
+    }
+
+    /// Logs that a request for `id` failed, and gives the errno for it.
+    fn failed(&self, id: NodeId, error: &Error) -> io::Error {
+        let errno = errno::errno(error);
+        tracing::error!(path = %self.path(id), errno, %error, "a request failed");
+        failure(errno)
+    }
+
+    /// Logs that what `id` refers to is not in the store: EIO, for the name does exist.
+    fn missing(&self, id: NodeId, object: &str, digest: &Digest) -> io::Error {
+        tracing::error!(
+            path = %self.path(id), %digest, store = self.store.url(), errno = libc::EIO,
+            "the {object} is missing from the store"
+        );
+        failure(libc::EIO)
+    }
+
+    /// The path of `id` below the mount, for people: what cannot be told is `?`.
+    fn path(&self, id: NodeId) -> String {
+        let mut path = String::new();
+        for (depth, (directory, index)) in self.nodes.trail(id).into_iter().enumerate() {
+            path.push('/');
+            let root = (depth == 0 && self.shows_roots())
+                .then(|| self.roots.get(index))
+                .flatten();
+            match (&root, &directory) {
+                (Some(root), _) => path.push_str(&root.name.to_string()),
+                (None, Some(directory)) => match directory.get(index as usize) {
+                    Some(entry) => path.push_str(&entry.name.escape_ascii().to_string()),
+                    None => path.push('?'),
+                },
+                (None, None) => path.push('?'),
+            }
+        }
+        if path.is_empty() {
+            path.push('/');
+        }
+        path
+    }
+}

@@ -1,0 +1,94 @@
+//! What `stat` says of a node.
+//!
+//! Contents are immutable and have no owner, so most of it is fixed: mtime 1 (the second that
+//! build tools agreed on), modes 0444 and 0555, one owner for all. Inode numbers come from the
+//! content, so that they are the same on every mount of it: a file's from its digest and
+//! executable bit (equal files *are* one inode), a directory's and a symlink's from its path.
+
+use fuse_backend_rs::abi::fuse_abi::stat64;
+
+use crate::castore::{Digest, NodeRef};
+
+/// Bytes of a block in `st_blocks`.
+const STAT_BLOCK: u64 = 512;
+/// The inode number of the mount's top.
+pub const ROOT_INO: u64 = 1;
+
+/// Who owns every node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// The inode number of the node `name` in the directory numbered `parent`.
+pub fn ino(parent: u64, name: &[u8], node: NodeRef<'_>) -> u64 {
+    match node {
+        NodeRef::File {
+            digest, executable, ..
+        } => file_ino(&digest, executable),
+        NodeRef::Directory { .. } | NodeRef::Symlink { .. } => {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&parent.to_le_bytes()).update(name);
+            usable(first_eight(hasher.finalize().as_bytes()))
+        }
+    }
+}
+
+fn file_ino(digest: &Digest, executable: bool) -> u64 {
+    usable(first_eight(digest.as_bytes()) ^ u64::from(executable))
+}
+
+fn first_eight(bytes: &[u8; 32]) -> u64 {
+    let mut eight = [0; 8];
+    eight.copy_from_slice(&bytes[..8]);
+    u64::from_le_bytes(eight)
+}
+
+/// 0 means "no inode" to some programs, and 1 is the top.
+fn usable(ino: u64) -> u64 {
+    if ino <= ROOT_INO { ino + 2 } else { ino }
+}
+
+/// The `d_type` of a node in a listing.
+pub fn file_type(node: NodeRef<'_>) -> u8 {
+    match node {
+        NodeRef::Directory { .. } => libc::DT_DIR,
+        NodeRef::File { .. } => libc::DT_REG,
+        NodeRef::Symlink { .. } => libc::DT_LNK,
+    }
+}
+
+/// What `stat` says of a file or symlink, or of a directory with `subdirectories`.
+pub fn attributes(node: NodeRef<'_>, ino: u64, subdirectories: u32, owner: Owner) -> stat64 {
+    let (mode, size, nlink) = match node {
+        NodeRef::Directory { size, .. } => {
+            (libc::S_IFDIR | 0o555, size, 2 + u64::from(subdirectories))
+        }
+        NodeRef::File {
+            size,
+            executable: true,
+            ..
+        } => (libc::S_IFREG | 0o555, size, 1),
+        NodeRef::File { size, .. } => (libc::S_IFREG | 0o444, size, 1),
+        NodeRef::Symlink { target } => (libc::S_IFLNK | 0o777, target.len() as u64, 1),
+    };
+    // SAFETY: stat64 is plain integers, for which all zeros is a value.
+    let mut stat: stat64 = unsafe { std::mem::zeroed() };
+    stat.st_ino = ino;
+    stat.st_mode = mode;
+    // The field's type differs between architectures.
+    stat.st_nlink = nlink as _;
+    stat.st_uid = owner.uid;
+    stat.st_gid = owner.gid;
+    // A size beyond i64 is a lie that a Directory may tell; show the largest that there is.
+    stat.st_size = size.min(i64::MAX as u64) as i64;
+    stat.st_blocks = size.div_ceil(STAT_BLOCK).min(i64::MAX as u64) as i64;
+    stat.st_blksize = 4096;
+    stat.st_atime = 1;
+    stat.st_mtime = 1;
+    stat.st_ctime = 1;
+    stat
+}

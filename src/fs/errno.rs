@@ -1,0 +1,28 @@
+//! From a store's error to the errno that a program sees: the one place that decides.
+
+use std::io;
+
+use crate::store::Error;
+
+/// The errno for a request that failed with `error`.
+///
+/// `ENOENT` is never among them: it means "does not exist", and a store that failed did not say
+/// that.
+pub fn errno(error: &Error) -> i32 {
+    match error {
+        Error::Timeout { .. } => libc::ETIMEDOUT,
+        Error::ReadOnly { .. } => libc::EROFS,
+        Error::Remote { .. }
+        | Error::Url { .. }
+        | Error::Damaged { .. }
+        | Error::Io { .. }
+        | Error::Index { .. }
+        | Error::Format { .. }
+        | Error::Refused { .. } => libc::EIO,
+    }
+}
+
+/// An errno as the error type of a FUSE request.
+pub fn failure(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}

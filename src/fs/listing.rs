@@ -1,0 +1,138 @@
+//! READDIR and READDIRPLUS.
+//!
+//! A listing has a cookie for every entry: 1 for `.`, 2 for `..`, 3 + n for the n-th entry. It is
+//! a place in the Directory, so `seekdir` goes anywhere, nothing is kept between requests, and an
+//! entry that does not fit into a reply is the first of the next.
+
+use std::io;
+
+use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
+
+use super::attributes::{self, ROOT_INO};
+use super::errno::failure;
+use super::node_id::{NodeId, Place};
+use super::top::Top;
+use super::{CastoreFs, FOREVER, NOT_AT_ALL};
+use crate::castore::NodeRef;
+
+/// The cookie after `.` and `..`: that of the first entry is one more.
+const DOTS: u64 = 2;
+
+/// Takes an entry with the attributes that READDIRPLUS adds; gives 0 when there is no more room.
+type Take<'a> = dyn FnMut(DirEntry<'_>, Option<Entry>) -> io::Result<usize> + 'a;
+
+impl CastoreFs {
+    /// Lists the directory `id` from the cookie `offset` on. With `plus`, entries are looked up.
+    pub(super) fn list(
+        &self,
+        id: NodeId,
+        offset: u64,
+        plus: bool,
+        take: &mut Take<'_>,
+    ) -> io::Result<()> {
+        let Some(Place::Directory(slot)) = id.place() else {
+            return Err(failure(libc::ENOTDIR));
+        };
+        if slot == 0
+            && let Top::Roots { list } = self.options.top
+        {
+            if !list {
+                return Err(failure(libc::EPERM));
+            }
+            return self.list_roots(offset, plus, take);
+        }
+        let (node, directory) = self.directory(slot)?;
+        if !self.list_dots(offset, node.ino, take)? {
+            return Ok(());
+        }
+        let first = offset.saturating_sub(DOTS) as usize;
+        for index in first..directory.len() {
+            let Some(entry) = directory.get(index) else {
+                break;
+            };
+            let ino = attributes::ino(node.ino, entry.name, entry.node);
+            let listed = dir_entry(index as u64, entry.name, ino, entry.node);
+            let looked_up =
+                plus.then(|| self.look_up(slot, index as u32, ino, entry.node, FOREVER));
+            if !self.take(listed, looked_up, take)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn list_roots(&self, offset: u64, plus: bool, take: &mut Take<'_>) -> io::Result<()> {
+        if offset == 0 {
+            self.refresh_roots()
+                .map_err(|error| self.failed(NodeId::ROOT, &error))?;
+        }
+        if !self.list_dots(offset, ROOT_INO, take)? {
+            return Ok(());
+        }
+        let mut next = offset.saturating_sub(DOTS) as u32;
+        while let Some((index, root)) = self.roots.next(next) {
+            next = index + 1;
+            let node = root.node.borrow();
+            let ino = attributes::ino(ROOT_INO, &root.name, node);
+            let listed = dir_entry(u64::from(index), &root.name, ino, node);
+            let timeout = self.options.root_timeout;
+            let looked_up = plus.then(|| self.look_up(0, index, ino, node, timeout));
+            if !self.take(listed, looked_up, take)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes on an entry and whether there was room; takes back the lookup of one that was not
+    /// passed on.
+    fn take(
+        &self,
+        listed: DirEntry<'_>,
+        looked_up: Option<Entry>,
+        take: &mut Take<'_>,
+    ) -> io::Result<bool> {
+        let taken = take(listed, looked_up);
+        if !matches!(taken, Ok(1..))
+            && let Some(entry) = looked_up
+        {
+            self.nodes.forget(entry.inode.into(), 1);
+        }
+        Ok(taken? > 0)
+    }
+
+    /// Lists `.` and `..`; whether there is room left. READDIRPLUS gives them no node: the kernel
+    /// has both already.
+    fn list_dots(&self, offset: u64, ino: u64, take: &mut Take<'_>) -> io::Result<bool> {
+        for (index, name) in [b"." as &[u8], b".."].into_iter().enumerate() {
+            let offset_after = index as u64 + 1;
+            if offset >= offset_after {
+                continue;
+            }
+            let listed = DirEntry {
+                ino,
+                offset: offset_after,
+                type_: u32::from(libc::DT_DIR),
+                name,
+            };
+            let no_node = Entry {
+                attr_timeout: NOT_AT_ALL,
+                entry_timeout: NOT_AT_ALL,
+                ..Entry::default()
+            };
+            if take(listed, Some(no_node))? == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn dir_entry<'a>(index: u64, name: &'a [u8], ino: u64, node: NodeRef<'_>) -> DirEntry<'a> {
+    DirEntry {
+        ino,
+        offset: index + DOTS + 1,
+        type_: u32::from(attributes::file_type(node)),
+        name,
+    }
+}

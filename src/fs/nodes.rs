@@ -1,0 +1,559 @@
+//! The node table: what the kernel knows of, and nothing more.
+//!
+//! A slot for every directory that the kernel holds (or one of whose entries it holds); files and
+//! symlinks are places in a slot ([`NodeId`]) and have no state of their own. Lookup counts are
+//! kept by slot: one for the directory itself, one for all its entries together. When both are 0
+//! the slot goes, and with it the directory's bytes.
+//!
+//! **Files with equal content share an inode**, so that the kernel caches their pages once: the
+//! first place where a [`Content`] is seen gives all of them their id. The index that
+//! finds it holds ids alone (9 to 20 bytes a file) and compares through the Directory's bytes.
+//!
+//! **Directories never share.** The kernel keeps one dentry per directory inode; give two equal
+//! directories one inode and looking up the second moves the first away from under its users.
+//!
+//! **Memory is bounded** by a limit on the bytes of Directories that are kept. The kernel forgets
+//! only under its own memory pressure, so a long walk would else keep every Directory ever seen.
+//! Beyond the limit, Directories that were not used since the hand of the clock last passed are
+//! dropped from their slots; they are read again when needed. Their files leave the index of
+//! shared content then: files of equal content seen later may get a second inode, at the cost of
+//! a second copy in the page cache and nothing else.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use hashbrown::HashTable;
+use parking_lot::RwLock;
+
+use super::attributes::ROOT_INO;
+use super::node_id::{NodeId, Place};
+use crate::castore::{Digest, Directory, NodeRef};
+
+/// The slot of the mount's top.
+const TOP: u32 = 0;
+
+/// The directories that the kernel knows, and the files that share an inode.
+pub struct Nodes {
+    table: RwLock<Table>,
+    /// Bytes of Directories to keep, at most.
+    limit: usize,
+}
+
+type Slots = [Option<Box<Slot>>];
+
+struct Table {
+    slots: Vec<Option<Box<Slot>>>,
+    free: Vec<u32>,
+    /// Slots by (parent slot, index in the parent).
+    children: HashTable<u32>,
+    /// Ids of files by their content.
+    shared: HashTable<NodeId>,
+    /// The files among the root nodes, by index, where the top shows root nodes.
+    top_files: Vec<Option<Content>>,
+    /// Bytes of the Directories in the slots.
+    resident: usize,
+    /// Where the search for a Directory to drop goes on.
+    hand: usize,
+}
+
+/// A directory that the kernel knows.
+struct Slot {
+    parent: u32,
+    index: u32,
+    ino: u64,
+    digest: Digest,
+    /// The size that the parent's entry says: advisory, shown by stat.
+    size: u64,
+    /// Lookups of the directory itself that the kernel has not forgotten.
+    lookups: AtomicU64,
+    /// Lookups of its files and symlinks that the kernel has not forgotten, plus its child slots.
+    held: AtomicU64,
+    directory: Option<Directory>,
+    /// Whether the Directory was used since the hand last passed.
+    used: AtomicBool,
+}
+
+/// What makes two files one inode. The size belongs to it although the digest implies it: a
+/// Directory can lie, and a lie must not spoil the file that others tell the truth about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Digest of the bytes.
+    pub digest: Digest,
+    /// Bytes, as the entry says.
+    pub size: u64,
+    /// Whether the file can be executed.
+    pub executable: bool,
+}
+
+impl Content {
+    /// The content of a node that is a file.
+    pub fn of(node: NodeRef<'_>) -> Option<Self> {
+        match node {
+            NodeRef::File {
+                digest,
+                size,
+                executable,
+            } => Some(Self {
+                digest,
+                size,
+                executable,
+            }),
+            _ => None,
+        }
+    }
+
+    /// A digest is random enough to be its own hash.
+    fn hash(&self) -> u64 {
+        let mut eight = [0; 8];
+        eight.copy_from_slice(&self.digest.as_bytes()[8..16]);
+        u64::from_le_bytes(eight) ^ u64::from(self.executable)
+    }
+}
+
+/// What the table knows of a directory.
+#[derive(Clone, Debug)]
+pub struct DirectoryNode {
+    /// Its slot.
+    pub slot: u32,
+    /// Its inode number.
+    pub ino: u64,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size as `stat` shows it.
+    pub size: u64,
+    /// Its Directory, if it is in memory.
+    pub directory: Option<Directory>,
+}
+
+/// How many nodes there are, and what they cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeCount {
+    /// Directories that the kernel knows.
+    pub directories: usize,
+    /// Files in the index of shared content.
+    pub files: usize,
+    /// Bytes of the Directories in memory.
+    pub directory_bytes: usize,
+    /// Bytes of the table itself.
+    pub table_bytes: usize,
+}
+
+impl Nodes {
+    /// A table that knows only the top: the directory of `digest` (for a mount that shows root
+    /// nodes, any digest: it is never read). Keeps at most `limit` bytes of Directories.
+    pub fn new(digest: Digest, size: u64, limit: usize) -> Self {
+        let mut table = Table {
+            slots: Vec::new(),
+            free: Vec::new(),
+            children: HashTable::new(),
+            shared: HashTable::new(),
+            top_files: Vec::new(),
+            resident: 0,
+            hand: 0,
+        };
+        table.slots.push(Some(Box::new(Slot {
+            parent: TOP,
+            index: 0,
+            ino: ROOT_INO,
+            digest,
+            size,
+            // The kernel never forgets the top.
+            lookups: AtomicU64::new(1),
+            held: AtomicU64::new(0),
+            directory: None,
+            used: AtomicBool::new(true),
+        })));
+        Self {
+            table: RwLock::new(table),
+            limit,
+        }
+    }
+
+    /// What is known of the directory in `slot`.
+    pub fn directory(&self, slot: u32) -> Option<DirectoryNode> {
+        let table = self.table.read();
+        let node = table.slot(slot)?;
+        node.used.store(true, Ordering::Relaxed);
+        Some(node.known_as(slot))
+    }
+
+    /// Keeps `directory` in `slot`.
+    pub fn keep(&self, slot: u32, directory: Directory) {
+        let mut table = self.table.write();
+        table.keep(slot, directory);
+        table.shrink(self.limit, slot);
+    }
+
+    /// The id of the file at `index` in the directory in `slot`, counting one lookup.
+    pub fn file(&self, slot: u32, index: u32, content: Content) -> NodeId {
+        {
+            let table = self.table.read();
+            if let Some(id) = table.find_shared(content) {
+                table.hold(id);
+                return id;
+            }
+        }
+        let mut table = self.table.write();
+        // Another thread may have been here between the two locks.
+        let id = table.find_shared(content).unwrap_or_else(|| {
+            let id = NodeId::entry(slot, index);
+            table.share(id, content);
+            id
+        });
+        table.hold(id);
+        id
+    }
+
+    /// The id of the root node at `index`, which is a file, counting one lookup.
+    pub fn root_file(&self, index: u32, content: Content) -> NodeId {
+        let place = index as usize;
+        if self.table.read().top_files.get(place) != Some(&Some(content)) {
+            let files = &mut self.table.write().top_files;
+            if files.len() <= place {
+                files.resize(place + 1, None);
+            }
+            files[place] = Some(content);
+        }
+        self.file(TOP, index, content)
+    }
+
+    /// The id of the symlink at `index` in the directory in `slot`, counting one lookup.
+    pub fn symlink(&self, slot: u32, index: u32) -> NodeId {
+        let id = NodeId::entry(slot, index);
+        self.table.read().hold(id);
+        id
+    }
+
+    /// The directory at `index` in the directory in `slot`, counting one lookup.
+    pub fn child(
+        &self,
+        slot: u32,
+        index: u32,
+        ino: u64,
+        digest: &Digest,
+        size: u64,
+    ) -> DirectoryNode {
+        {
+            let table = self.table.read();
+            if let Some((child, node)) = table.find_child(slot, index) {
+                node.lookups.fetch_add(1, Ordering::Relaxed);
+                return node.known_as(child);
+            }
+        }
+        let mut table = self.table.write();
+        let child = match table.find_child(slot, index) {
+            Some((child, _)) => child,
+            None => table.add_child(slot, index, ino, *digest, size),
+        };
+        let node = table.slot(child).expect("found or added just now");
+        node.lookups.fetch_add(1, Ordering::Relaxed);
+        node.known_as(child)
+    }
+
+    /// Takes back `count` lookups of `id`.
+    pub fn forget(&self, id: NodeId, count: u64) {
+        self.forget_all([(id, count)]);
+    }
+
+    /// Takes back lookups of many nodes.
+    pub fn forget_all(&self, forgotten: impl IntoIterator<Item = (NodeId, u64)>) {
+        let mut idle = Vec::new();
+        {
+            let table = self.table.read();
+            for (id, count) in forgotten {
+                let Some(place) = id.place() else { continue };
+                let (Place::Directory(slot) | Place::Entry { slot, .. }) = place;
+                let Some(node) = table.slot(slot) else {
+                    continue;
+                };
+                let counter = match place {
+                    Place::Directory(_) => &node.lookups,
+                    Place::Entry { .. } => &node.held,
+                };
+                // The kernel forgets no more than it looked up; a peer that does (a hostile guest)
+                // must not wrap the counter.
+                let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+                    Some(now.saturating_sub(count))
+                });
+                if node.is_idle() && slot != TOP {
+                    idle.push(slot);
+                }
+            }
+        }
+        if !idle.is_empty() {
+            let mut table = self.table.write();
+            idle.into_iter().for_each(|slot| table.drop_idle(slot));
+        }
+    }
+
+    /// The names that lead to `id`, from the top: indices of the entries, with the Directory that
+    /// each is in where that is in memory. For log lines.
+    pub fn trail(&self, id: NodeId) -> Vec<(Option<Directory>, u32)> {
+        let table = self.table.read();
+        let mut trail = Vec::new();
+        let mut step = match id.place() {
+            Some(Place::Directory(slot)) => table.slot(slot).map(|node| (slot, node)),
+            Some(Place::Entry { slot, index }) => table.slot(slot).map(|node| {
+                trail.push((node.directory.clone(), index));
+                (slot, node)
+            }),
+            None => None,
+        };
+        while let Some((slot, node)) = step {
+            if slot == TOP {
+                break;
+            }
+            let parent = table.slot(node.parent);
+            trail.push((
+                parent.and_then(|parent| parent.directory.clone()),
+                node.index,
+            ));
+            step = parent.map(|parent| (node.parent, parent));
+        }
+        trail.reverse();
+        trail
+    }
+
+    /// How many nodes there are.
+    pub fn count(&self) -> NodeCount {
+        let table = self.table.read();
+        let directories = table.slots.len() - table.free.len();
+        NodeCount {
+            directories,
+            files: table.shared.len(),
+            directory_bytes: table.resident,
+            table_bytes: directories * size_of::<Slot>()
+                + table.slots.capacity() * size_of::<Option<Box<Slot>>>()
+                + table.free.capacity() * size_of::<u32>()
+                + table.children.allocation_size()
+                + table.shared.allocation_size(),
+        }
+    }
+}
+
+impl Slot {
+    fn known_as(&self, slot: u32) -> DirectoryNode {
+        DirectoryNode {
+            slot,
+            ino: self.ino,
+            digest: self.digest,
+            size: self.size,
+            directory: self.directory.clone(),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.lookups.load(Ordering::Relaxed) == 0 && self.held.load(Ordering::Relaxed) == 0
+    }
+}
+
+impl Table {
+    fn slot(&self, slot: u32) -> Option<&Slot> {
+        self.slots.get(slot as usize)?.as_deref()
+    }
+
+    fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot> {
+        self.slots.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// Counts one lookup of an entry.
+    fn hold(&self, id: NodeId) {
+        if let Some(Place::Entry { slot, .. }) = id.place()
+            && let Some(node) = self.slot(slot)
+        {
+            node.held.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn find_child(&self, parent: u32, index: u32) -> Option<(u32, &Slot)> {
+        let slot = *self.children.find(child_hash(parent, index), |&slot| {
+            self.slot(slot)
+                .is_some_and(|node| node.parent == parent && node.index == index)
+        })?;
+        Some((slot, self.slot(slot)?))
+    }
+
+    fn add_child(&mut self, parent: u32, index: u32, ino: u64, digest: Digest, size: u64) -> u32 {
+        let node = Box::new(Slot {
+            parent,
+            index,
+            ino,
+            digest,
+            size,
+            lookups: AtomicU64::new(0),
+            held: AtomicU64::new(0),
+            directory: None,
+            used: AtomicBool::new(false),
+        });
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot as usize] = Some(node);
+                slot
+            }
+            None => {
+                self.slots.push(Some(node));
+                (self.slots.len() - 1) as u32
+            }
+        };
+        if let Some(parent) = self.slot(parent) {
+            parent.held.fetch_add(1, Ordering::Relaxed);
+        }
+        let slots = &self.slots;
+        self.children
+            .insert_unique(child_hash(parent, index), slot, |&slot| {
+                slots[slot as usize]
+                    .as_ref()
+                    .map_or(0, |node| child_hash(node.parent, node.index))
+            });
+        slot
+    }
+
+    /// Removes the slot if nobody knows it, then its ancestors likewise.
+    fn drop_idle(&mut self, mut slot: u32) {
+        while slot != TOP && self.slot(slot).is_some_and(Slot::is_idle) {
+            self.drop_directory(slot);
+            let Some(node) = self.slots[slot as usize].take() else {
+                return;
+            };
+            if let Ok(entry) = self
+                .children
+                .find_entry(child_hash(node.parent, node.index), |&child| child == slot)
+            {
+                entry.remove();
+            }
+            self.free.push(slot);
+            if let Some(parent) = self.slot(node.parent) {
+                parent.held.fetch_sub(1, Ordering::Relaxed);
+            }
+            slot = node.parent;
+        }
+        self.give_back();
+    }
+
+    /// Returns memory after many nodes have gone.
+    fn give_back(&mut self) {
+        const KEEP: usize = 1024;
+        if self.slots.len() > KEEP && self.free.len() > self.slots.len() / 4 * 3 {
+            let used = self.slots.iter().rposition(Option::is_some).unwrap_or(0) + 1;
+            if used <= self.slots.len() / 2 {
+                self.slots.truncate(used);
+                self.slots.shrink_to_fit();
+                self.free.retain(|&slot| (slot as usize) < used);
+                self.free.shrink_to_fit();
+            }
+        }
+        let Self {
+            slots,
+            children,
+            shared,
+            top_files,
+            ..
+        } = self;
+        if children.capacity() > KEEP && children.len() < children.capacity() / 4 {
+            children.shrink_to(children.len() * 2, |&slot| {
+                slots[slot as usize]
+                    .as_ref()
+                    .map_or(0, |node| child_hash(node.parent, node.index))
+            });
+        }
+        if shared.capacity() > KEEP && shared.len() < shared.capacity() / 4 {
+            shared.shrink_to(shared.len() * 2, |&id| shared_hash(slots, top_files, id));
+        }
+    }
+
+    fn keep(&mut self, slot: u32, directory: Directory) {
+        let Some(node) = self.slot_mut(slot) else {
+            return;
+        };
+        *node.used.get_mut() = true;
+        if node.directory.is_none() {
+            let bytes = directory.resident_bytes();
+            node.directory = Some(directory);
+            self.resident += bytes;
+        }
+    }
+
+    /// Drops Directories until the limit is kept, but not the one in `keep`.
+    fn shrink(&mut self, limit: usize, keep: u32) {
+        // Twice around the clock has passed every slot once with its mark cleared.
+        let mut steps = 2 * self.slots.len();
+        while self.resident > limit && steps > 0 {
+            steps -= 1;
+            self.hand = (self.hand + 1) % self.slots.len();
+            let slot = self.hand as u32;
+            if slot == keep {
+                continue;
+            }
+            if let Some(node) = self.slot_mut(slot)
+                && node.directory.is_some()
+                && !std::mem::take(node.used.get_mut())
+            {
+                self.drop_directory(slot);
+            }
+        }
+    }
+
+    /// Takes the Directory out of a slot, and its files out of the index of shared content.
+    fn drop_directory(&mut self, slot: u32) {
+        let Some(directory) = self.slot_mut(slot).and_then(|node| node.directory.take()) else {
+            return;
+        };
+        self.resident -= directory.resident_bytes();
+        for (index, entry) in directory.iter().enumerate() {
+            if let Some(content) = Content::of(entry.node) {
+                let id = NodeId::entry(slot, index as u32);
+                if let Ok(entry) = self.shared.find_entry(content.hash(), |&other| other == id) {
+                    entry.remove();
+                }
+            }
+        }
+    }
+
+    fn find_shared(&self, content: Content) -> Option<NodeId> {
+        self.shared
+            .find(content.hash(), |&id| self.content_of(id) == Some(content))
+            .copied()
+    }
+
+    /// Makes `id` the one id of all files with this content, if its slot can say what it holds.
+    fn share(&mut self, id: NodeId, content: Content) {
+        if self.content_of(id) != Some(content) {
+            return;
+        }
+        let Self {
+            slots,
+            top_files,
+            shared,
+            ..
+        } = self;
+        shared.insert_unique(content.hash(), id, |&other| {
+            shared_hash(slots, top_files, other)
+        });
+    }
+
+    fn content_of(&self, id: NodeId) -> Option<Content> {
+        content_of(&self.slots, &self.top_files, id)
+    }
+}
+
+fn child_hash(parent: u32, index: u32) -> u64 {
+    // Multiplying by an odd constant carries both upwards; folding brings them back down.
+    let spread = (u64::from(parent) << 32 | u64::from(index)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    spread ^ spread >> 32
+}
+
+fn shared_hash(slots: &Slots, top_files: &[Option<Content>], id: NodeId) -> u64 {
+    content_of(slots, top_files, id).map_or(0, |content| content.hash())
+}
+
+/// The content of the file `id`, if what holds it is in memory.
+fn content_of(slots: &Slots, top_files: &[Option<Content>], id: NodeId) -> Option<Content> {
+    let Some(Place::Entry { slot, index }) = id.place() else {
+        return None;
+    };
+    let node = slots.get(slot as usize)?.as_ref()?;
+    match &node.directory {
+        Some(directory) => Content::of(directory.get(index as usize)?.node),
+        None if slot == TOP => top_files.get(index as usize).copied().flatten(),
+        None => None,
+    }
+}

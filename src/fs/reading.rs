@@ -1,0 +1,177 @@
+//! OPEN and READ: from a node's blob to its reader.
+//!
+//! In a READ the store reads and verifies straight into the transport's reply buffer: the transport's
+//! writer asks a "file" for bytes, and that file is the blob.
+
+use std::io;
+
+use fuse_backend_rs::api::filesystem::{OpenOptions, ZeroCopyWriter};
+use fuse_backend_rs::file_buf::FileVolatileSlice;
+use fuse_backend_rs::file_traits::FileReadWriteVolatile;
+
+use super::CastoreFs;
+use super::errno::failure;
+use super::node_id::{NodeId, Place};
+use super::passthrough::Passthrough;
+use crate::castore::{Digest, Node};
+use crate::store::Answer;
+
+/// `FOPEN_PASSTHROUGH` of the kernel's `fuse.h`, which the crate does not know.
+const FOPEN_PASSTHROUGH: u32 = 1 << 7;
+
+impl CastoreFs {
+    /// Writes up to `length` bytes of the file `id` from `offset` on to `out`; gives how many.
+    pub(super) fn read_file(
+        &self,
+        id: NodeId,
+        offset: u64,
+        length: u32,
+        out: &mut dyn ZeroCopyWriter,
+    ) -> io::Result<usize> {
+        let (digest, size) = self.file(id)?;
+        let rest = size.saturating_sub(offset).min(u64::from(length)) as usize;
+        if rest == 0 {
+            return Ok(0);
+        }
+        let mut blob = BlobFile {
+            fs: self,
+            id,
+            digest,
+            size,
+        };
+        let mut done = 0;
+        while done < rest {
+            match out.write_from(&mut blob, rest - done, offset + done as u64)? {
+                0 => break,
+                written => done += written,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Opens the file `id` in a mount that uses passthrough.
+    pub(super) fn open_file(
+        &self,
+        id: NodeId,
+        passthrough: &Passthrough,
+    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        let (digest, size) = self.file(id)?;
+        let opened = passthrough.open(&digest, || {
+            self.store
+                .backing_file(&digest, size)
+                .map(|found| found.map(|found| found.file))
+                .map_err(|error| self.failed(id, &error))
+        });
+        match opened {
+            Ok(Some(backing)) => {
+                // SAFETY: the crate's flags are a transparent u32, and this one is the kernel's.
+                let option = unsafe { OpenOptions::from_bits_unchecked(FOPEN_PASSTHROUGH) };
+                Ok((None, option, Some(backing)))
+            }
+            Ok(None) => Ok((None, OpenOptions::KEEP_CACHE, None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Counts a close of the file `id`.
+    pub(super) fn close_file(&self, id: NodeId) {
+        if let Some(passthrough) = &self.passthrough
+            && let Ok((digest, _)) = self.file(id)
+        {
+            passthrough.close(&digest);
+        }
+    }
+
+    /// The digest and size of the file `id`.
+    fn file(&self, id: NodeId) -> io::Result<(Digest, u64)> {
+        match id.place() {
+            Some(Place::Entry { slot, index }) => match self.entry(slot, index)?.node {
+                Node::File { digest, size, .. } => Ok((digest, size)),
+                _ => Err(failure(libc::EINVAL)),
+            },
+            Some(Place::Directory(_)) => Err(failure(libc::EISDIR)),
+            None => Err(failure(libc::ESTALE)),
+        }
+    }
+
+    fn read_blob(
+        &self,
+        id: NodeId,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> io::Result<usize> {
+        let wanted = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        let read = match self.store.read_now(digest, size, offset, buffer) {
+            Ok(Answer::Found(length)) => Ok(Some(length)),
+            Ok(Answer::Absent) => Ok(None),
+            Ok(Answer::Wait) => {
+                let read = self.store.read(digest, size, offset, buffer.len());
+                self.waiting.wait(read).map(|bytes| {
+                    bytes.map(|bytes| {
+                        let length = bytes.len().min(buffer.len());
+                        buffer[..length].copy_from_slice(&bytes[..length]);
+                        length
+                    })
+                })
+            }
+            Err(error) => Err(error),
+        };
+        match read {
+            // A store that gives fewer bytes than the blob has does not say so: the program must
+            // not take it for the end of the file.
+            Ok(Some(length)) if length == wanted => Ok(length),
+            Ok(Some(_)) | Ok(None) => Err(self.missing(id, "blob", digest)),
+            Err(error) => Err(self.failed(id, &error)),
+        }
+    }
+}
+
+/// A blob in the shape of a file, for [`ZeroCopyWriter::write_from`].
+struct BlobFile<'a> {
+    fs: &'a CastoreFs,
+    id: NodeId,
+    digest: Digest,
+    size: u64,
+}
+
+impl FileReadWriteVolatile for BlobFile<'_> {
+    fn read_at_volatile(&mut self, slice: FileVolatileSlice, offset: u64) -> io::Result<usize> {
+        // SAFETY: the slice is `len` writable bytes that live as long as `slice`, and whoever made
+        // it hands it to nobody else during this call. A virtiofs guest can write to its own
+        // memory meanwhile; it can spoil the reply that it gets, and nothing else: what was read
+        // is not looked at again here.
+        let buffer = unsafe { std::slice::from_raw_parts_mut(slice.as_ptr(), slice.len()) };
+        self.fs
+            .read_blob(self.id, &self.digest, self.size, offset, buffer)
+    }
+
+    fn read_vectored_at_volatile(
+        &mut self,
+        slices: &[FileVolatileSlice],
+        offset: u64,
+    ) -> io::Result<usize> {
+        let mut done = 0;
+        for slice in slices {
+            let read = self.read_at_volatile(*slice, offset + done as u64)?;
+            done += read;
+            if read < slice.len() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn read_volatile(&mut self, _: FileVolatileSlice) -> io::Result<usize> {
+        Err(failure(libc::ESPIPE))
+    }
+
+    fn write_volatile(&mut self, _: FileVolatileSlice) -> io::Result<usize> {
+        Err(failure(libc::EROFS))
+    }
+
+    fn write_at_volatile(&mut self, _: FileVolatileSlice, _: u64) -> io::Result<usize> {
+        Err(failure(libc::EROFS))
+    }
+}

@@ -1,0 +1,314 @@
+//! [`CastoreFs`] as the FUSE server wants it: one method a request.
+
+use std::ffi::CStr;
+use std::io;
+use std::time::Duration;
+
+use fuse_backend_rs::abi::fuse_abi::{CreateIn, stat64, statvfs64};
+use fuse_backend_rs::api::filesystem::{
+    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    SetattrValid, ZeroCopyReader, ZeroCopyWriter,
+};
+
+use super::errno::failure;
+use super::node_id::{NodeId, Place};
+use super::{CastoreFs, FOREVER, attributes};
+
+/// The unit of `statfs`, in bytes.
+const STATFS_BLOCK: u64 = 4096;
+/// The longest name, in bytes.
+const NAME_MAX: u64 = 255;
+
+fn read_only<T>() -> io::Result<T> {
+    Err(failure(libc::EROFS))
+}
+
+/// "Not implemented": the kernel remembers, and does without.
+fn never_ask_again<T>() -> io::Result<T> {
+    Err(failure(libc::ENOSYS))
+}
+
+impl FileSystem for CastoreFs {
+    type Inode = NodeId;
+    type Handle = u64;
+
+    /// The transport negotiates; what it offers, we want.
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        Ok(capable)
+    }
+
+    fn lookup(&self, _: &Context, parent: NodeId, name: &CStr) -> io::Result<Entry> {
+        let Some(Place::Directory(slot)) = parent.place() else {
+            return Err(failure(libc::ENOTDIR));
+        };
+        let name = name.to_bytes();
+        if slot == 0 && self.shows_roots() {
+            // A root node of this name can come at any moment: nothing is said of how long.
+            let root = self.find_root(name)?.ok_or(failure(libc::ENOENT))?;
+            let index = self.roots.index(&root);
+            let node = root.node.borrow();
+            let ino = attributes::ino(attributes::ROOT_INO, name, node);
+            let timeout = self.options.root_timeout;
+            return Ok(self.look_up(slot, index, ino, node, timeout));
+        }
+        let (parent, directory) = self.directory(slot)?;
+        let found = directory
+            .find(name)
+            .and_then(|index| Some((index, directory.get(index)?)));
+        let Some((index, entry)) = found else {
+            // Node 0 says "does not exist" and lets the kernel remember it.
+            return Ok(Entry {
+                entry_timeout: FOREVER,
+                ..Entry::default()
+            });
+        };
+        let ino = attributes::ino(parent.ino, name, entry.node);
+        let index = index as u32;
+        Ok(self.look_up(slot, index, ino, entry.node, FOREVER))
+    }
+
+    fn forget(&self, _: &Context, id: NodeId, count: u64) {
+        self.nodes.forget(id, count);
+    }
+
+    fn batch_forget(&self, _: &Context, requests: Vec<(NodeId, u64)>) {
+        self.nodes.forget_all(requests);
+    }
+
+    fn getattr(&self, _: &Context, id: NodeId, _: Option<u64>) -> io::Result<(stat64, Duration)> {
+        self.stat(id)
+    }
+
+    fn readlink(&self, _: &Context, id: NodeId) -> io::Result<Vec<u8>> {
+        let Some(Place::Entry { slot, index }) = id.place() else {
+            return Err(failure(libc::EINVAL));
+        };
+        match self.entry(slot, index)?.node {
+            crate::castore::Node::Symlink { target } => Ok(target.to_vec()),
+            _ => Err(failure(libc::EINVAL)),
+        }
+    }
+
+    fn open(
+        &self,
+        _: &Context,
+        id: NodeId,
+        flags: u32,
+        _: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        if flags as i32 & libc::O_ACCMODE != libc::O_RDONLY {
+            return read_only();
+        }
+        match &self.passthrough {
+            Some(passthrough) if passthrough.is_enabled() => self.open_file(id, passthrough),
+            _ => never_ask_again(),
+        }
+    }
+
+    fn opendir(&self, _: &Context, _: NodeId, _: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        never_ask_again()
+    }
+
+    fn read(
+        &self,
+        _: &Context,
+        id: NodeId,
+        _: u64,
+        w: &mut dyn ZeroCopyWriter,
+        size: u32,
+        offset: u64,
+        _: Option<u64>,
+        _: u32,
+    ) -> io::Result<usize> {
+        self.read_file(id, offset, size, w)
+    }
+
+    fn readdir(
+        &self,
+        _: &Context,
+        id: NodeId,
+        _: u64,
+        _: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.list(id, offset, false, &mut |listed, _| add_entry(listed))
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Context,
+        id: NodeId,
+        _: u64,
+        _: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.list(id, offset, true, &mut |listed, looked_up| {
+            add_entry(listed, looked_up.unwrap_or_default())
+        })
+    }
+
+    fn statfs(&self, _: &Context, _: NodeId) -> io::Result<statvfs64> {
+        let usage = self
+            .store
+            .usage()
+            .map_err(|error| self.failed(NodeId::ROOT, &error))?;
+        // SAFETY: statvfs64 is plain integers, for which all zeros is a value.
+        let mut stat: statvfs64 = unsafe { std::mem::zeroed() };
+        stat.f_bsize = STATFS_BLOCK as _;
+        stat.f_frsize = STATFS_BLOCK as _;
+        stat.f_blocks = usage.blob_bytes.div_ceil(STATFS_BLOCK);
+        stat.f_files = usage.blobs + usage.directories;
+        stat.f_namemax = NAME_MAX as _;
+        Ok(stat)
+    }
+
+    fn getxattr(
+        &self,
+        _: &Context,
+        id: NodeId,
+        name: &CStr,
+        size: u32,
+    ) -> io::Result<GetxattrReply> {
+        let value = self.xattr(id, name.to_bytes())?;
+        match size {
+            0 => Ok(GetxattrReply::Count(value.len() as u32)),
+            size if (size as usize) < value.len() => Err(failure(libc::ERANGE)),
+            _ => Ok(GetxattrReply::Value(value)),
+        }
+    }
+
+    fn listxattr(&self, _: &Context, id: NodeId, size: u32) -> io::Result<ListxattrReply> {
+        let names = self.xattr_names(id)?;
+        match size {
+            0 => Ok(ListxattrReply::Count(names.len() as u32)),
+            size if (size as usize) < names.len() => Err(failure(libc::ERANGE)),
+            _ => Ok(ListxattrReply::Names(names)),
+        }
+    }
+
+    fn access(&self, _: &Context, _: NodeId, mask: u32) -> io::Result<()> {
+        if mask as i32 & libc::W_OK != 0 {
+            return read_only();
+        }
+        never_ask_again()
+    }
+
+    fn flush(&self, _: &Context, _: NodeId, _: u64, _: u64) -> io::Result<()> {
+        never_ask_again()
+    }
+
+    fn release(
+        &self,
+        _: &Context,
+        id: NodeId,
+        _: u32,
+        _: u64,
+        _: bool,
+        _: bool,
+        _: Option<u64>,
+    ) -> io::Result<()> {
+        self.close_file(id);
+        Ok(())
+    }
+
+    fn releasedir(&self, _: &Context, _: NodeId, _: u32, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn fsync(&self, _: &Context, _: NodeId, _: bool, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn fsyncdir(&self, _: &Context, _: NodeId, _: bool, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    // What would change something.
+
+    fn setattr(
+        &self,
+        _: &Context,
+        _: NodeId,
+        _: stat64,
+        _: Option<u64>,
+        _: SetattrValid,
+    ) -> io::Result<(stat64, Duration)> {
+        read_only()
+    }
+
+    fn symlink(&self, _: &Context, _: &CStr, _: NodeId, _: &CStr) -> io::Result<Entry> {
+        read_only()
+    }
+
+    fn mknod(&self, _: &Context, _: NodeId, _: &CStr, _: u32, _: u32, _: u32) -> io::Result<Entry> {
+        read_only()
+    }
+
+    fn mkdir(&self, _: &Context, _: NodeId, _: &CStr, _: u32, _: u32) -> io::Result<Entry> {
+        read_only()
+    }
+
+    fn unlink(&self, _: &Context, _: NodeId, _: &CStr) -> io::Result<()> {
+        read_only()
+    }
+
+    fn rmdir(&self, _: &Context, _: NodeId, _: &CStr) -> io::Result<()> {
+        read_only()
+    }
+
+    fn rename(
+        &self,
+        _: &Context,
+        _: NodeId,
+        _: &CStr,
+        _: NodeId,
+        _: &CStr,
+        _: u32,
+    ) -> io::Result<()> {
+        read_only()
+    }
+
+    fn link(&self, _: &Context, _: NodeId, _: NodeId, _: &CStr) -> io::Result<Entry> {
+        read_only()
+    }
+
+    fn create(
+        &self,
+        _: &Context,
+        _: NodeId,
+        _: &CStr,
+        _: CreateIn,
+    ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
+        read_only()
+    }
+
+    fn write(
+        &self,
+        _: &Context,
+        _: NodeId,
+        _: u64,
+        _: &mut dyn ZeroCopyReader,
+        _: u32,
+        _: u64,
+        _: Option<u64>,
+        _: bool,
+        _: u32,
+        _: u32,
+    ) -> io::Result<usize> {
+        read_only()
+    }
+
+    fn fallocate(&self, _: &Context, _: NodeId, _: u64, _: u32, _: u64, _: u64) -> io::Result<()> {
+        read_only()
+    }
+
+    fn setxattr(&self, _: &Context, _: NodeId, _: &CStr, _: &[u8], _: u32) -> io::Result<()> {
+        read_only()
+    }
+
+    fn removexattr(&self, _: &Context, _: NodeId, _: &CStr) -> io::Result<()> {
+        read_only()
+    }
+}

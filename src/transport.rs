@@ -1,0 +1,3 @@
+//! How requests come in: descriptors, rings, loops. Nothing here knows of content.
+
+pub mod fuse;

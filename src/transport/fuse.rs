@@ -1,0 +1,21 @@
+//! FUSE: a mount of this machine, served over `/dev/fuse`.
+//!
+//! The crate `fuse-backend-rs` decodes requests and encodes replies; the mount, the INIT
+//! negotiation and the loop are ours. Its own session wakes every worker at every request and
+//! unmounts when it is dropped; plain blocking `read()`s on one descriptor cost less, and leave
+//! the descriptor whole for a successor process.
+//!
+//! Workers block in `read()` until there is a request and answer it themselves. A worker that has
+//! to wait for a far store says so, and a spare is started if nobody else is left to read.
+
+mod backing;
+mod device;
+mod init;
+mod mountpoint;
+mod requests;
+mod root_watch;
+mod session;
+
+pub use mountpoint::MountError;
+pub use requests::RequestCounts;
+pub use session::{MountOptions, Session, Unmounted};

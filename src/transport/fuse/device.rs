@@ -1,0 +1,73 @@
+//! `/dev/fuse`: reading requests and writing replies, whole messages at a time.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use fuse_backend_rs::abi::fuse_abi::{InHeader, OutHeader};
+use rustix::io::Errno;
+use vm_memory::ByteValued;
+
+/// The smallest buffer that the kernel lets us read into, in bytes. With `max_write` at its
+/// minimum no request is larger; data flows only the other way.
+pub const REQUEST_BYTES: usize = 8192;
+/// Room for a reply: the largest READ and the header.
+pub const REPLY_BYTES: usize = (1 << 20) + 4096;
+
+/// What came out of a read.
+pub enum Received {
+    /// A request of this many bytes.
+    Request(usize),
+    /// Nothing this time: the request was withdrawn, or a signal came.
+    Nothing,
+    /// The file system is no longer mounted, or its connection was aborted.
+    Unmounted,
+}
+
+/// Waits for a request.
+pub fn receive(device: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
+    match rustix::io::read(device, buffer) {
+        Ok(length) => Ok(Received::Request(length)),
+        // ENOENT: the program that asked was killed before we read its request.
+        Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => Ok(Received::Nothing),
+        Err(Errno::NODEV | Errno::CONNABORTED) => Ok(Received::Unmounted),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sends a reply without a body.
+pub fn reply_error(device: &OwnedFd, unique: u64, errno: i32) -> io::Result<()> {
+    let header = OutHeader {
+        len: size_of::<OutHeader>() as u32,
+        error: -errno,
+        unique,
+    };
+    send(device, header.as_slice())
+}
+
+/// Sends a reply with the body `body`.
+pub fn reply<T: ByteValued>(device: &OwnedFd, unique: u64, body: &T) -> io::Result<()> {
+    let header = OutHeader {
+        len: (size_of::<OutHeader>() + size_of::<T>()) as u32,
+        error: 0,
+        unique,
+    };
+    send(device, &[header.as_slice(), body.as_slice()].concat())
+}
+
+fn send(device: &OwnedFd, message: &[u8]) -> io::Result<()> {
+    rustix::io::write(device, message)?;
+    Ok(())
+}
+
+/// The header of a request.
+pub fn header(request: &[u8]) -> Option<InHeader> {
+    let mut header = InHeader::default();
+    let bytes = request.get(..size_of::<InHeader>())?;
+    header.as_mut_slice().copy_from_slice(bytes);
+    Some(header)
+}
+
+/// The descriptor's number, for the crate, which wants one.
+pub fn number(device: &OwnedFd) -> i32 {
+    device.as_raw_fd()
+}

@@ -1,0 +1,352 @@
+//! Making and undoing the mount itself.
+//!
+//! As root through mount(2), which gives us every option; otherwise through the setuid helper
+//! `fusermount3`, which passes the descriptor back over a socket. After the mount is up this
+//! process must not touch paths below it outside of a thread that nothing waits for.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+};
+use thiserror::Error;
+
+/// The type in `/proc/mounts`.
+const FS_TYPE: &str = "fuse.castore-fs";
+/// The largest READ, in bytes.
+const MAX_READ: u32 = 1 << 20;
+
+/// Why there is no mount.
+#[derive(Debug, Error)]
+pub enum MountError {
+    /// The folder to mount on is not there.
+    #[error("{} does not exist; make that folder first", .0.display())]
+    NoMountpoint(PathBuf),
+    /// It is not a folder.
+    #[error("{} is not a folder, and only a folder can be mounted on", .0.display())]
+    NotAFolder(PathBuf),
+    /// A mount whose server is gone is in the way.
+    #[error("{} holds a mount whose server is gone; remove it with umount --lazy", .0.display())]
+    DeadMount(PathBuf),
+    /// There is no FUSE.
+    #[error(
+        "cannot open /dev/fuse: {0}; load the kernel module fuse, or give this container the device"
+    )]
+    NoDevice(io::Error),
+    /// The helper is not installed, and without root there is no other way.
+    #[error(
+        "only root can mount without the helper fusermount3, which is not installed (package fuse3)"
+    )]
+    NoHelper,
+    /// The helper refused; its own words.
+    #[error("fusermount3 did not mount on {}: {said}", mountpoint.display())]
+    Helper {
+        /// Where.
+        mountpoint: PathBuf,
+        /// What it printed.
+        said: String,
+    },
+    /// A system call failed.
+    #[error("cannot {action} {}: {source}", mountpoint.display())]
+    System {
+        /// What was tried: a verb.
+        action: &'static str,
+        /// Where.
+        mountpoint: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A mount that this process made.
+#[derive(Debug)]
+pub struct Mountpoint {
+    path: PathBuf,
+    /// The kernel's number of the mount, which tells it from another one at the same place.
+    id: Option<u64>,
+    by_helper: bool,
+}
+
+/// What to ask of mount(2) or of the helper.
+pub struct Request<'a> {
+    /// The first column of `/proc/mounts`: the store's URL.
+    pub source: &'a str,
+    /// Whether users other than the one who mounts can see it.
+    pub allow_other: bool,
+}
+
+/// Mounts on `path`; gives the descriptor on which requests come.
+pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint), MountError> {
+    let path = absolute(path)?;
+    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| MountError::NoDevice(errno.into()))?;
+    let (device, by_helper) = match mount_directly(&device, &path, request) {
+        Ok(()) => (device, false),
+        Err(Errno::PERM | Errno::ACCESS) if !rustix::process::geteuid().is_root() => {
+            drop(device);
+            (mount_by_helper(&path, request)?, true)
+        }
+        Err(errno) => return Err(refused(&path, errno)),
+    };
+    let id = find_mount(&path).map(|mount| mount.id);
+    let mountpoint = Mountpoint {
+        path,
+        id,
+        by_helper,
+    };
+    Ok((device, mountpoint))
+}
+
+fn refused(path: &Path, errno: Errno) -> MountError {
+    let path = path.to_owned();
+    match errno {
+        Errno::NOENT => MountError::NoMountpoint(path),
+        Errno::NOTDIR => MountError::NotAFolder(path),
+        Errno::NOTCONN => MountError::DeadMount(path),
+        errno => MountError::System {
+            action: "mount on",
+            mountpoint: path,
+            source: errno.into(),
+        },
+    }
+}
+
+/// The path without symlinks, except that its last part is not looked into: it may be a mount that
+/// nobody serves.
+fn absolute(path: &Path) -> Result<PathBuf, MountError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => MountError::NoMountpoint(path.to_owned()),
+        _ => MountError::System {
+            action: "find",
+            mountpoint: path.to_owned(),
+            source,
+        },
+    };
+    let whole = std::path::absolute(path).map_err(failed)?;
+    match (whole.parent(), whole.file_name()) {
+        (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(failed)?.join(name)),
+        _ => Ok(whole),
+    }
+}
+
+fn mount_directly(device: &OwnedFd, path: &Path, request: &Request<'_>) -> Result<(), Errno> {
+    let mut options = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_READ}",
+        device.as_raw_fd(),
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
+    if request.allow_other {
+        options.push_str(",allow_other");
+    }
+    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
+    let options = CString::new(options).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount(request.source, path, FS_TYPE, flags, options.as_c_str())
+}
+
+/// Has `fusermount3` mount, and takes the descriptor that it sends.
+fn mount_by_helper(path: &Path, request: &Request<'_>) -> Result<OwnedFd, MountError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => MountError::NoHelper,
+        _ => MountError::System {
+            action: "mount through fusermount3 on",
+            mountpoint: path.to_owned(),
+            source,
+        },
+    };
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        // The helper has to inherit its end; ours is marked below.
+        SocketFlags::empty(),
+        None,
+    )
+    .map_err(|errno| failed(errno.into()))?;
+    rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC)
+        .map_err(|errno| failed(errno.into()))?;
+    // A comma would end the option, a backslash hides one.
+    let source = request.source.replace('\\', "\\\\").replace(',', "\\,");
+    let mut options = format!(
+        "ro,nodev,nosuid,noatime,default_permissions,max_read={MAX_READ},subtype=castore-fs,\
+         fsname={source}"
+    );
+    if request.allow_other {
+        options.push_str(",allow_other");
+    }
+    let helper = Command::new("fusermount3")
+        .arg("-o")
+        .arg(options)
+        .arg("--")
+        .arg(path)
+        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    drop(theirs);
+    let device = receive_descriptor(&ours);
+    let output = helper.wait_with_output().map_err(failed)?;
+    match device {
+        Ok(Some(device)) if output.status.success() => {
+            rustix::io::fcntl_setfd(&device, rustix::io::FdFlags::CLOEXEC)
+                .map_err(|errno| failed(errno.into()))?;
+            Ok(device)
+        }
+        _ => Err(MountError::Helper {
+            mountpoint: path.to_owned(),
+            said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        }),
+    }
+}
+
+fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0; 1];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    rustix::net::recvmsg(
+        socket,
+        &mut [io::IoSliceMut::new(&mut byte)],
+        &mut ancillary,
+        RecvFlags::empty(),
+    )?;
+    let descriptor = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok(descriptor)
+}
+
+impl Mountpoint {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the mount that is now seen at the path is this one.
+    pub fn is_mounted(&self) -> bool {
+        find_mount(&self.path).is_some_and(|mount| self.id.is_none_or(|id| id == mount.id))
+    }
+
+    /// Undoes the mount; with `lazily`, takes it out of the tree at once and lets its users finish.
+    pub fn unmount(&self, lazily: bool) -> io::Result<()> {
+        if self.by_helper {
+            return self.unmount_by_helper(lazily);
+        }
+        let mut flags = UnmountFlags::NOFOLLOW;
+        if lazily {
+            flags |= UnmountFlags::DETACH;
+        }
+        Ok(rustix::mount::unmount(&self.path, flags)?)
+    }
+
+    fn unmount_by_helper(&self, lazily: bool) -> io::Result<()> {
+        let output = Command::new("fusermount3")
+            .arg(if lazily { "-uz" } else { "-u" })
+            .arg("--")
+            .arg(&self.path)
+            .stdin(Stdio::null())
+            .output()?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            )),
+        }
+    }
+
+    /// Sets how far the kernel reads ahead of sequential readers. Without the right to, the
+    /// kernel's default of 128 KiB stays.
+    pub fn set_read_ahead(&self, kib: u32) {
+        let Some(mount) = find_mount(&self.path) else {
+            return;
+        };
+        let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
+        if let Err(error) = fs::write(&setting, kib.to_string()) {
+            tracing::debug!(%setting, %error, "read-ahead stays at the kernel's default");
+        }
+    }
+}
+
+/// A line of `/proc/self/mountinfo`.
+struct MountLine {
+    id: u64,
+    /// `major:minor`.
+    device: String,
+}
+
+/// The mount that is seen at `path`: of several, the last.
+fn find_mount(path: &Path) -> Option<MountLine> {
+    let table = fs::read("/proc/self/mountinfo").ok()?;
+    let lines = table.split(|&byte| byte == b'\n');
+    let mut found = None;
+    for line in lines {
+        let mut columns = line.split(|&byte| byte == b' ');
+        let (Some(id), Some(device), Some(place)) =
+            (columns.next(), columns.nth(1), columns.nth(1))
+        else {
+            continue;
+        };
+        if unescape(place) == path {
+            found = Some(MountLine {
+                id: std::str::from_utf8(id).ok()?.parse().ok()?,
+                device: String::from_utf8_lossy(device).into_owned(),
+            });
+        }
+    }
+    found
+}
+
+/// Undoes the kernel's escapes: a backslash and three octal digits.
+fn unescape(column: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(column.len());
+    let mut rest = column;
+    while let [first, tail @ ..] = rest {
+        let octal = |digit: &u8| (b'0'..=b'7').contains(digit).then(|| digit - b'0');
+        match (first, tail) {
+            (b'\\', [a, b, c, after @ ..])
+                if let (Some(a @ 0..=3), Some(b), Some(c)) = (octal(a), octal(b), octal(c)) =>
+            {
+                bytes.push(a << 6 | b << 3 | c);
+                rest = after;
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn paths_in_the_mount_table_are_unescaped() {
+        assert_eq!(
+            unescape(br"/a\040b\134c\0").as_os_str().as_bytes(),
+            br"/a b\c\0"
+        );
+    }
+
+    #[test]
+    fn the_root_of_the_tree_is_a_mount() {
+        assert!(find_mount(Path::new("/")).is_some());
+        assert!(find_mount(Path::new("/no/such/mount")).is_none());
+    }
+}

@@ -1,0 +1,377 @@
+//! A mount and the workers that serve it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use fuse_backend_rs::abi::fuse_abi::InHeader;
+use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::{Mode, OFlags};
+use tokio::runtime::Handle;
+
+use super::backing::FuseDevice;
+use super::device::{self, Received};
+use super::mountpoint::{self, MountError, Mountpoint};
+use super::requests::{Counters, RequestCounts};
+use super::{init, root_watch};
+use crate::fs::{CastoreFs, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
+use crate::store::Store;
+
+/// How long the kernel may take to say hello.
+const INIT_PATIENCE: Duration = Duration::from_secs(20);
+/// Spare workers, at most, beside the usual ones: each holds a request that waits for a far store.
+const MOST_SPARES: usize = 256;
+
+/// How to mount.
+#[derive(Clone, Debug)]
+pub struct MountOptions {
+    /// Whether users other than the one who mounts can see it.
+    pub allow_other: bool,
+    /// Workers that read requests. More are started while these wait for a far store.
+    pub threads: usize,
+    /// How far the kernel reads ahead of sequential readers, in KiB.
+    pub read_ahead_kib: u32,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            allow_other: false,
+            threads: cores.clamp(2, 16),
+            read_ahead_kib: 1024,
+        }
+    }
+}
+
+/// A mount that is being served.
+pub struct Session {
+    shared: Arc<Shared>,
+    mountpoint: Mountpoint,
+}
+
+/// How a mount ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    /// It is gone.
+    Cleanly,
+    /// It is out of the tree; programs that use it can finish.
+    Lazily,
+    /// Somebody else had unmounted it already.
+    Already,
+}
+
+/// What the workers share.
+pub(super) struct Shared {
+    pub(super) device: Arc<OwnedFd>,
+    pub(super) server: Server<Arc<CastoreFs>>,
+    pub(super) ended: AtomicBool,
+    fs: Arc<CastoreFs>,
+    counters: Counters,
+    pool: Arc<Pool>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Set when INIT was answered: how that went.
+    init: Option<Result<(), String>>,
+    /// Workers that still run.
+    running: usize,
+}
+
+/// Counts the workers, and starts spares.
+struct Pool {
+    shared: OnceLock<Weak<Shared>>,
+    /// Workers that wait for a request.
+    idle: AtomicUsize,
+    /// Spare workers that run.
+    spares: AtomicUsize,
+}
+
+impl Session {
+    /// Mounts `store` on `path` and starts to serve it. The mount answers when this returns.
+    /// Requests that have to wait do so on `runtime`.
+    pub fn mount(
+        store: Arc<dyn Store>,
+        path: &Path,
+        options: Options,
+        mount: &MountOptions,
+        runtime: Handle,
+    ) -> Result<Self, MountError> {
+        let source = store.url().to_owned();
+        let pool = Arc::new(Pool {
+            shared: OnceLock::new(),
+            idle: AtomicUsize::new(0),
+            spares: AtomicUsize::new(0),
+        });
+        let waiting = Waiting::new(runtime, pool.clone());
+        let request = mountpoint::Request {
+            source: &source,
+            allow_other: mount.allow_other,
+        };
+        let (device, mountpoint) = mountpoint::mount(path, &request)?;
+        let device = Arc::new(device);
+        let passthrough = (options.reads == Reads::Passthrough)
+            .then(|| Passthrough::new(Box::new(FuseDevice(device.clone()))));
+        let fs = Arc::new(CastoreFs::new(store, options, waiting, passthrough));
+        let shared = Arc::new(Shared {
+            device,
+            server: Server::new(fs.clone()),
+            ended: AtomicBool::new(false),
+            fs,
+            counters: Counters::default(),
+            pool: pool.clone(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let _ = pool.shared.set(Arc::downgrade(&shared));
+        let session = Self { shared, mountpoint };
+        session
+            .start(mount)
+            .inspect_err(|_| drop(session.mountpoint.unmount(true)))?;
+        Ok(session)
+    }
+
+    fn start(&self, mount: &MountOptions) -> Result<(), MountError> {
+        let failed = |source| MountError::System {
+            action: "serve",
+            mountpoint: self.mountpoint.path().to_owned(),
+            source,
+        };
+        for _ in 0..mount.threads.max(1) {
+            self.shared.start_worker(false).map_err(failed)?;
+        }
+        self.shared
+            .wait_for_init()
+            .map_err(|why| failed(io::Error::other(why)))?;
+        self.mountpoint.set_read_ahead(mount.read_ahead_kib);
+        root_watch::start(&self.shared).map_err(failed)
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.mountpoint.path()
+    }
+
+    /// Requests so far.
+    pub fn requests(&self) -> RequestCounts {
+        self.shared.counters.now()
+    }
+
+    /// Nodes that the kernel knows.
+    pub fn nodes(&self) -> NodeCount {
+        self.shared.fs.count()
+    }
+
+    /// Takes the mount out of the tree; lazily if it is busy.
+    pub fn unmount(&self) -> io::Result<Unmounted> {
+        if self.shared.ended.load(Ordering::Relaxed) || !self.mountpoint.is_mounted() {
+            return Ok(Unmounted::Already);
+        }
+        match self.mountpoint.unmount(false) {
+            Ok(()) => Ok(Unmounted::Cleanly),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                self.mountpoint.unmount(true)?;
+                Ok(Unmounted::Lazily)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until the mount is gone and its last user has finished.
+    pub fn wait(&self) {
+        let mut state = self.shared.state.lock();
+        while state.running > 0 {
+            self.shared.changed.wait(&mut state);
+        }
+    }
+}
+
+impl Drop for Session {
+    /// A mount without workers hangs everyone who touches it, so it goes with the session.
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount() {
+            let mountpoint = self.path().display();
+            tracing::error!(%mountpoint, %error, "cannot unmount");
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn fs(&self) -> &CastoreFs {
+        &self.fs
+    }
+
+    fn start_worker(self: &Arc<Self>, spare: bool) -> io::Result<()> {
+        let shared = self.clone();
+        self.state.lock().running += 1;
+        let work = move || {
+            shared.work(spare);
+            shared.worker_ended();
+        };
+        let started = std::thread::Builder::new()
+            .name(if spare { "fuse-spare" } else { "fuse" }.into())
+            .spawn(work);
+        if started.is_err() {
+            self.worker_ended();
+        }
+        started.map(drop)
+    }
+
+    fn worker_ended(&self) {
+        self.state.lock().running -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Serves requests until the mount ends, or, as a spare, until others are idle again.
+    fn work(&self, spare: bool) {
+        let mut request = vec![0; device::REQUEST_BYTES];
+        let mut reply = vec![0; device::REPLY_BYTES];
+        loop {
+            let others = self.pool.idle.fetch_add(1, Ordering::Relaxed);
+            if spare && others > 0 {
+                self.pool.idle.fetch_sub(1, Ordering::Relaxed);
+                self.pool.spares.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
+            let received = device::receive(&self.device, &mut request);
+            self.pool.idle.fetch_sub(1, Ordering::Relaxed);
+            match received {
+                Ok(Received::Request(length)) => self.answer(&mut request[..length], &mut reply),
+                Ok(Received::Nothing) => {}
+                Ok(Received::Unmounted) => break,
+                Err(error) => {
+                    tracing::error!(%error, "cannot read from /dev/fuse");
+                    break;
+                }
+            }
+        }
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    fn answer(&self, request: &mut [u8], reply: &mut [u8]) {
+        let Some(header) = device::header(request) else {
+            tracing::error!(bytes = request.len(), "the kernel sent less than a header");
+            return;
+        };
+        self.counters.count(&header);
+        if init::is_init(&header) {
+            return self.answer_init(&header, &request[size_of::<InHeader>()..]);
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request));
+            let writer = FuseDevWriter::<()>::new(device::number(&self.device), reply);
+            match (reader, writer) {
+                (Ok(reader), Ok(writer)) => self
+                    .server
+                    .handle_message(reader, Writer::FuseDev(writer), None, None)
+                    .map_err(|error| error.to_string()),
+                _ => Err("no buffers".to_owned()),
+            }
+        }));
+        // Whatever went wrong, the program must not wait for ever. If it has its answer already,
+        // or was killed, the kernel says ENOENT to this one.
+        match outcome {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                if device::reply_error(&self.device, header.unique, libc::EIO).is_ok() {
+                    tracing::error!(opcode = header.opcode, %error, "a request was not answered");
+                }
+            }
+            Err(_) => {
+                let _ = device::reply_error(&self.device, header.unique, libc::EIO);
+                tracing::error!(
+                    opcode = header.opcode,
+                    node = header.nodeid,
+                    "a request panicked; this is a bug"
+                );
+            }
+        }
+    }
+
+    fn answer_init(&self, header: &InHeader, body: &[u8]) {
+        let passthrough = self.fs.passthrough();
+        let outcome = match init::answer(body, passthrough.is_some()) {
+            Ok(agreement) => {
+                let replied = device::reply(&self.device, header.unique, &agreement.reply)
+                    .map_err(|error| format!("the kernel refused the answer to INIT: {error}"));
+                // Files can be registered only now that the kernel has the reply.
+                if let Some(passthrough) = passthrough {
+                    enable(passthrough, agreement.passthrough);
+                }
+                replied
+            }
+            Err(why) => {
+                let _ = device::reply_error(&self.device, header.unique, libc::EPROTO);
+                Err(why)
+            }
+        };
+        self.state.lock().init = Some(outcome);
+        self.changed.notify_all();
+    }
+
+    fn wait_for_init(&self) -> Result<(), String> {
+        let mut state = self.state.lock();
+        while state.init.is_none() {
+            if self.changed.wait_for(&mut state, INIT_PATIENCE).timed_out() {
+                return Err("the kernel sent no INIT".to_owned());
+            }
+        }
+        state.init.clone().unwrap_or(Ok(()))
+    }
+}
+
+/// Turns passthrough on if the kernel knows it and lets us; else says once why not.
+fn enable(passthrough: &Passthrough, known: bool) {
+    let outcome = if known {
+        // Any file does: this program's own is always there.
+        rustix::fs::open(
+            "/proc/self/exe",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(io::Error::from)
+        .and_then(|probe| passthrough.enable(&probe))
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => "it needs CAP_SYS_ADMIN".to_owned(),
+            _ => error.to_string(),
+        })
+    } else {
+        Err("the kernel is older than 6.9, or built without it".to_owned())
+    };
+    if let Err(why) = outcome {
+        passthrough.disable();
+        tracing::warn!(why, "no passthrough; reads go through the page cache");
+    }
+}
+
+impl Workers for Pool {
+    fn wait_begins(&self) {
+        let one_more = |spares| (spares < MOST_SPARES).then_some(spares + 1);
+        if self.idle.load(Ordering::Relaxed) > 0
+            || self
+                .spares
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+                .is_err()
+        {
+            return;
+        }
+        let shared = self.shared.get().and_then(Weak::upgrade);
+        if let Some(shared) = shared
+            && let Err(error) = shared.start_worker(true)
+        {
+            self.spares.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!(%error, "cannot start a spare worker");
+        }
+    }
+
+    fn wait_ends(&self) {}
+}

@@ -1,0 +1,1002 @@
+//! The file system through a real mount, against the reference model.
+
+#[path = "kit/model.rs"]
+mod model;
+#[path = "kit/mounted.rs"]
+mod mounted;
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr};
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use castore_fs::castore::{Digest, Directory, Name, Node, Root};
+use castore_fs::fs::{Options, Owner, Top};
+use castore_fs::nix::PathInfo;
+use castore_fs::store::{Answer, Damage, Error, Ingest, MemoryStore, Object, Store, Usage};
+use castore_fs::transport::fuse::Unmounted;
+use model::{Model, directory, file, program, symlink};
+use mounted::{Mounted, can_mount, top_of};
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+
+fn stored(model: &Model) -> (Arc<MemoryStore>, Node) {
+    let store = Arc::new(MemoryStore::new());
+    let node = model.put_root(&*store, "root");
+    (store, node)
+}
+
+fn mounted(model: &Model) -> Mounted {
+    let (store, node) = stored(model);
+    Mounted::top(store, &node)
+}
+
+fn walk(path: &Path) -> usize {
+    let mut seen = 1;
+    if fs::symlink_metadata(path).unwrap().is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            seen += walk(&entry.unwrap().path());
+        }
+    }
+    seen
+}
+
+fn os_error(error: std::io::Error) -> i32 {
+    error.raw_os_error().unwrap()
+}
+
+// What trees look like.
+
+fn any_name() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        4 => vec(any::<u8>(), 1..12),
+        1 => vec(1..=255u8, 200..=255),
+        2 => "[a-c]{1,2}".prop_map(String::into_bytes),
+    ]
+    .prop_filter("a legal name", |name| Name::new(name).is_ok())
+}
+
+fn any_tree() -> impl Strategy<Value = Model> {
+    let content = prop_oneof![
+        Just(Vec::new()),
+        Just(b"the same in many places".to_vec()),
+        vec(any::<u8>(), 0..300),
+        (any::<u8>(), 4000..300_000usize)
+            .prop_map(|(seed, length)| { (0..length).map(|at| (at / 7) as u8 ^ seed).collect() }),
+    ];
+    let leaf = prop_oneof![
+        4 => (content, any::<bool>())
+            .prop_map(|(bytes, executable)| Model::File { bytes, executable }),
+        1 => vec(1..=255u8, 1..300).prop_map(Model::Symlink),
+    ];
+    leaf.prop_recursive(5, 60, 12, |inner| {
+        btree_map(any_name(), inner, 0..12).prop_map(Model::Directory)
+    })
+    .prop_map(|tree| match tree {
+        Model::Directory(_) => tree,
+        leaf => directory([("only", leaf)]),
+    })
+}
+
+/// Something to do to a file of a tree.
+#[derive(Clone, Debug)]
+enum Operation {
+    ReadAt {
+        file: prop::sample::Index,
+        offset: prop::sample::Index,
+        length: usize,
+    },
+    Missing {
+        name: Vec<u8>,
+    },
+    Walk,
+    DropCaches,
+}
+
+fn any_operation() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        6 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..70_000usize)
+            .prop_map(|(file, offset, length)| Operation::ReadAt { file, offset, length }),
+        2 => any_name().prop_map(|name| Operation::Missing { name }),
+        1 => Just(Operation::Walk),
+        1 => Just(Operation::DropCaches),
+    ]
+}
+
+fn files(model: &Model, path: &Path, found: &mut Vec<(std::path::PathBuf, Vec<u8>)>) {
+    match model {
+        Model::File { bytes, .. } => found.push((path.to_owned(), bytes.clone())),
+        Model::Symlink(_) => {}
+        Model::Directory(entries) => {
+            for (name, entry) in entries {
+                files(entry, &path.join(OsStr::from_bytes(name)), found);
+            }
+        }
+    }
+}
+
+fn drop_caches() {
+    // Only root may; the test is as true without.
+    let _ = fs::write("/proc/sys/vm/drop_caches", "2");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_mount_is_the_tree_whatever_is_done_with_it(
+        tree in any_tree(),
+        operations in vec(any_operation(), 0..20),
+    ) {
+        if !can_mount() { return Ok(()); }
+        let mount = mounted(&tree);
+        let mut all = Vec::new();
+        files(&tree, mount.path(), &mut all);
+        for operation in operations {
+            match operation {
+                Operation::ReadAt { file, offset, length } if !all.is_empty() => {
+                    let (path, bytes) = file.get(&all);
+                    let offset = offset.index(bytes.len() + 2);
+                    let mut buffer = vec![0; length];
+                    let read = fs::File::open(path).unwrap()
+                        .read_at(&mut buffer, offset as u64).unwrap();
+                    let expected = bytes.get(offset..).unwrap_or_default();
+                    let expected = &expected[..expected.len().min(length)];
+                    prop_assert!(buffer[..read] == *expected, "{path:?} at {offset}");
+                }
+                Operation::Missing { name } => {
+                    let Model::Directory(entries) = &tree else { unreachable!() };
+                    if !entries.contains_key(&name) {
+                        let path = mount.join(OsStr::from_bytes(&name));
+                        let error = fs::symlink_metadata(path).unwrap_err();
+                        prop_assert_eq!(os_error(error), libc::ENOENT);
+                    }
+                }
+                Operation::Walk => { walk(mount.path()); }
+                Operation::DropCaches => drop_caches(),
+                Operation::ReadAt { .. } => {}
+            }
+        }
+        tree.assert_is_at(mount.path());
+    }
+}
+
+// Inodes.
+
+#[test]
+fn equal_directories_keep_their_own_paths() {
+    if !can_mount() {
+        return;
+    }
+    let twin = directory([("x", directory([("f", file("twin"))]))]);
+    let mount = mounted(&directory([("a", twin.clone()), ("b", twin)]));
+    let held = fs::File::open(mount.join("a/x")).unwrap();
+    let mut walker = Command::new("sh")
+        .args(["-c", "read go && /bin/pwd -P && cat f && ls ../../b/x"])
+        .current_dir(mount.join("a/x"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert!(mount.join("b/x/f").exists());
+    walk(mount.path());
+    drop_caches();
+    assert!(mount.join("b/x").exists());
+    let path = fs::read_link(format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&held)
+    ));
+    assert_eq!(path.unwrap(), mount.join("a/x"));
+    std::io::Write::write_all(walker.stdin.as_mut().unwrap(), b"go\n").unwrap();
+    let output = String::from_utf8(walker.wait_with_output().unwrap().stdout).unwrap();
+    let expected = format!("{}\ntwinf\n", mount.join("a/x").display());
+    assert_eq!(output, expected);
+}
+
+#[test]
+fn ten_thousand_equal_directories_are_ten_thousand_places() {
+    if !can_mount() {
+        return;
+    }
+    let twin = directory([("f", file("twin")), ("d", directory([("g", file("twin"))]))]);
+    let names: Vec<String> = (0..10_000).map(|number| format!("{number:05}")).collect();
+    let mount = mounted(&directory(names.iter().map(|name| (name, twin.clone()))));
+    let first = fs::File::open(mount.join("00000/d")).unwrap();
+    assert_eq!(walk(mount.path()), 1 + 10_000 * 4);
+    let inodes: std::collections::HashSet<u64> = names
+        .iter()
+        .map(|name| fs::metadata(mount.join(name).join("d")).unwrap().ino())
+        .collect();
+    assert_eq!(inodes.len(), 10_000);
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&first);
+    assert_eq!(
+        fs::read_link(format!("/proc/self/fd/{fd}")).unwrap(),
+        mount.join("00000/d")
+    );
+}
+
+#[test]
+fn files_share_an_inode_exactly_when_content_and_executable_bit_are_equal() {
+    if !can_mount() {
+        return;
+    }
+    let mount = mounted(&directory([
+        (
+            "a",
+            directory([("plain", file("same")), ("program", program("same"))]),
+        ),
+        ("plain", file("same")),
+        ("program", program("same")),
+    ]));
+    let stat = |path: &str| fs::metadata(mount.join(path)).unwrap();
+    assert_eq!(stat("plain").ino(), stat("a/plain").ino());
+    assert_eq!(stat("program").ino(), stat("a/program").ino());
+    assert_ne!(stat("plain").ino(), stat("program").ino());
+    assert_eq!(stat("a/plain").mode() & 0o777, 0o444);
+    assert_eq!(stat("a/program").mode() & 0o777, 0o555);
+    // One page cache: what was read through one name is not asked for through the other.
+    assert_eq!(fs::read(mount.join("plain")).unwrap(), b"same");
+    let (requests, _) = mount.requests_of(|| fs::read(mount.join("a/plain")).unwrap());
+    assert_eq!(requests.of("READ"), 0, "{requests:?}");
+}
+
+#[test]
+fn root_nodes_that_are_equal_files_share_an_inode_too() {
+    if !can_mount() {
+        return;
+    }
+    let store = Arc::new(MemoryStore::new());
+    file("same").put_root(&*store, "a");
+    file("same").put_root(&*store, "b");
+    let mount = Mounted::new(store, Options::default());
+    assert_eq!(fs::read(mount.join("a")).unwrap(), b"same");
+    let (requests, _) = mount.requests_of(|| fs::read(mount.join("b")).unwrap());
+    assert_eq!(requests.of("READ"), 0, "{requests:?}");
+}
+
+#[test]
+fn inode_numbers_are_the_same_on_every_mount() {
+    if !can_mount() {
+        return;
+    }
+    let tree = directory([
+        ("d", directory([("f", file("f")), ("l", symlink("f"))])),
+        ("e", directory([("f", file("f"))])),
+    ]);
+    let (store, node) = stored(&tree);
+    let numbers = |mount: &Mounted| {
+        ["", "d", "d/f", "d/l", "e"]
+            .map(|path| fs::symlink_metadata(mount.join(path)).unwrap().ino())
+    };
+    let first = numbers(&Mounted::top(store.clone(), &node));
+    let second = Mounted::top(store, &node);
+    walk(&second.join("e"));
+    assert_eq!(first, numbers(&second));
+}
+
+#[test]
+fn the_table_shrinks_when_the_kernel_forgets() {
+    if !can_mount() {
+        return;
+    }
+    let many = directory((0..300).map(|number| {
+        let files = (0..20).map(|file_number| {
+            (
+                format!("f{file_number}"),
+                file(format!("{number} {file_number}")),
+            )
+        });
+        (format!("d{number}"), directory(files))
+    }));
+    let mount = mounted(&many);
+    walk(mount.path());
+    let full = mount.session.nodes();
+    assert_eq!(full.directories, 301);
+    assert_eq!(full.files, 6000);
+    if fs::write("/proc/sys/vm/drop_caches", "2").is_err() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI's machine drops caches"
+        );
+        eprintln!("skipped the rest: only root can make the kernel forget");
+        return;
+    }
+    let mut left = mount.session.nodes();
+    for _ in 0..50 {
+        if left.directories == 1 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        let _ = fs::write("/proc/sys/vm/drop_caches", "2");
+        left = mount.session.nodes();
+    }
+    assert_eq!((left.directories, left.files), (1, 0), "{left:?}");
+    many.assert_is_at(mount.path());
+}
+
+#[test]
+fn directories_beyond_the_limit_are_read_again() {
+    if !can_mount() {
+        return;
+    }
+    let tree = directory((0..200).map(|number| {
+        let inside = directory([
+            (format!("own {number}"), file(format!("{number}"))),
+            ("same".to_owned(), file("same everywhere")),
+        ]);
+        (format!("{number}"), inside)
+    }));
+    let (store, node) = stored(&tree);
+    let options = Options {
+        top: top_of(&node),
+        directory_limit: 20_000,
+        ..Options::default()
+    };
+    let mount = Mounted::new(store, options);
+    let held = fs::File::open(mount.join("7/own 7")).unwrap();
+    for _ in 0..2 {
+        tree.assert_is_at(mount.path());
+    }
+    let kept = mount.session.nodes().directory_bytes;
+    // The one in use stays whatever the limit says.
+    assert!(kept < 20_000 + 30_000, "{kept} bytes");
+    let mut text = String::new();
+    (&held).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "7");
+}
+
+// Listings.
+
+#[test]
+fn no_entry_is_lost_in_a_listing_of_any_size() {
+    if !can_mount() {
+        return;
+    }
+    for count in [0, 1, 2, 30, 31, 32, 500, 3000] {
+        let store = Arc::new(MemoryStore::new());
+        let ingest = store.ingest().unwrap();
+        let node = file("x").put(&*ingest);
+        let mut expected = Vec::new();
+        for number in 0..count {
+            let name = format!("{}{number:05}", "n".repeat(number % 200));
+            let root = Root {
+                name: Name::new(name.as_bytes()).unwrap(),
+                node: node.clone(),
+            };
+            ingest.put_root(&root, None).unwrap();
+            expected.push(name);
+        }
+        ingest.commit().unwrap();
+        let tree = directory(expected.iter().map(|name| (name, file("x"))));
+        let top = tree.put_root(&*store, "all");
+        expected.push("all".to_owned());
+        expected.sort();
+        let list = |path: &Path| {
+            let mut names: Vec<String> = fs::read_dir(path)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        let roots = Mounted::new(store.clone(), Options::default());
+        assert!(list(roots.path()) == expected, "{count} root nodes");
+        expected.retain(|name| name != "all");
+        assert!(
+            list(Mounted::top(store, &top).path()) == expected,
+            "{count} entries"
+        );
+    }
+}
+
+#[test]
+fn a_directory_of_200_000_entries_lists_and_answers_quickly() {
+    if !can_mount() {
+        return;
+    }
+    let count = 200_000;
+    let tree = directory((0..count).map(|number| (format!("entry {number}"), file(""))));
+    let mount = mounted(&tree);
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), count);
+    assert!(mount.join("entry 77777").exists());
+    assert!(!mount.join("entry x").exists());
+}
+
+#[test]
+fn seekdir_goes_back_to_where_telldir_was() {
+    if !can_mount() {
+        return;
+    }
+    let names: Vec<String> = (0..1000).map(|number| format!("{number:04}")).collect();
+    let mount = mounted(&directory(names.iter().map(|name| (name, file("")))));
+    let path = CString::new(mount.path().as_os_str().as_bytes()).unwrap();
+    // SAFETY: the stream is opened, used and closed here alone, and every name is read before the
+    // next call.
+    let (all, again) = unsafe {
+        let stream = libc::opendir(path.as_ptr());
+        assert!(!stream.is_null());
+        let mut all = Vec::new();
+        loop {
+            let place = libc::telldir(stream);
+            let entry = libc::readdir64(stream);
+            if entry.is_null() {
+                break;
+            }
+            let name = std::ffi::CStr::from_ptr((*entry).d_name.as_ptr());
+            all.push((place, name.to_owned()));
+        }
+        let mut again = Vec::new();
+        for (place, _) in all.iter().rev() {
+            libc::seekdir(stream, *place);
+            let entry = libc::readdir64(stream);
+            again.push(std::ffi::CStr::from_ptr((*entry).d_name.as_ptr()).to_owned());
+        }
+        libc::closedir(stream);
+        (all, again)
+    };
+    assert_eq!(all.len(), 1002);
+    let expected: Vec<_> = all.into_iter().rev().map(|(_, name)| name).collect();
+    assert_eq!(again, expected);
+}
+
+#[test]
+fn a_top_that_is_not_listed_still_looks_up() {
+    if !can_mount() {
+        return;
+    }
+    let (store, _) = stored(&directory([("f", file("f"))]));
+    let options = Options {
+        top: Top::Roots { list: false },
+        ..Options::default()
+    };
+    let mount = Mounted::new(store, options);
+    let error = fs::read_dir(mount.path())
+        .and_then(|mut entries| entries.next().unwrap())
+        .unwrap_err();
+    assert_eq!(os_error(error), libc::EPERM);
+    assert_eq!(fs::read(mount.join("root/f")).unwrap(), b"f");
+    assert_eq!(fs::read_dir(mount.join("root")).unwrap().count(), 1);
+}
+
+// Caching.
+
+#[test]
+fn warm_operations_make_no_request() {
+    if !can_mount() {
+        return;
+    }
+    let tree = directory([
+        ("big", file(vec![7; 3 << 20])),
+        ("d", directory([("f", file("f")), ("l", symlink("../big"))])),
+        ("empty", directory::<&str>([])),
+    ]);
+    let mount = mounted(&tree);
+    let everything = || {
+        tree.assert_is_at(mount.path());
+        assert!(!mount.join("d/missing").exists());
+        assert!(!mount.join("missing/below").exists());
+    };
+    everything();
+    // The second round finds the listings cached, which the first one filled.
+    everything();
+    let (requests, ()) = mount.requests_of(everything);
+    assert_eq!(requests.total(), 0, "{requests:?}");
+    // Not even the first round opened anything more than once.
+    let all = mount.session.requests();
+    assert!(all.of("OPEN") <= 1 && all.of("OPENDIR") <= 1, "{all:?}");
+    assert_eq!(all.of("RELEASE") + all.of("RELEASEDIR"), 0, "{all:?}");
+}
+
+#[test]
+fn a_root_node_is_seen_as_soon_as_it_is_there_and_gone_as_soon_as_it_is_not() {
+    if !can_mount() {
+        return;
+    }
+    let store = Arc::new(MemoryStore::new());
+    let mount = Mounted::new(store.clone(), Options::default());
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(mount.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let eventually = |expected: &[&str]| {
+        for _ in 0..200 {
+            if names() == expected {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("{:?} instead of {expected:?}", names());
+    };
+    assert_eq!(names(), [""; 0]);
+    assert!(!mount.join("one").exists());
+    let tree = directory([("f", file("first"))]);
+    tree.put_root(&*store, "one");
+    // A name that was missing is looked up anew each time; no waiting here.
+    assert_eq!(fs::read(mount.join("one/f")).unwrap(), b"first");
+    eventually(&["one"]);
+    let held = fs::File::open(mount.join("one/f")).unwrap();
+    directory([("f", file("second"))]).put_root(&*store, "one");
+    file("two").put_root(&*store, "two");
+    eventually(&["one", "two"]);
+    for _ in 0..200 {
+        if fs::read(mount.join("one/f")).unwrap() == b"second" {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(fs::read(mount.join("one/f")).unwrap(), b"second");
+    let mut text = String::new();
+    (&held).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "first");
+    let ingest = store.ingest().unwrap();
+    ingest.remove_root(&Name::new(b"one").unwrap()).unwrap();
+    ingest.commit().unwrap();
+    eventually(&["two"]);
+    assert!(!mount.join("one").exists());
+}
+
+// Attributes.
+
+#[test]
+fn everything_is_owned_by_whom_the_mount_says_and_nothing_can_be_changed() {
+    if !can_mount() {
+        return;
+    }
+    let tree = directory([("d", directory([("f", file("f"))])), ("l", symlink("d"))]);
+    let (store, node) = stored(&tree);
+    let options = Options {
+        top: top_of(&node),
+        owner: Owner { uid: 12, gid: 34 },
+        ..Options::default()
+    };
+    let mount = Mounted::new(store, options);
+    for path in ["", "d", "d/f", "l"] {
+        let stat = fs::symlink_metadata(mount.join(path)).unwrap();
+        assert_eq!((stat.uid(), stat.gid()), (12, 34), "{path}");
+    }
+    let refused: [(&str, std::io::Result<()>); 8] = [
+        ("write", fs::write(mount.join("d/f"), "x")),
+        ("create", fs::write(mount.join("d/new"), "x")),
+        ("mkdir", fs::create_dir(mount.join("d/new"))),
+        ("unlink", fs::remove_file(mount.join("d/f"))),
+        ("rmdir", fs::remove_dir(mount.join("d"))),
+        ("rename", fs::rename(mount.join("d/f"), mount.join("d/g"))),
+        (
+            "symlink",
+            std::os::unix::fs::symlink("x", mount.join("d/new")),
+        ),
+        ("link", fs::hard_link(mount.join("d/f"), mount.join("d/g"))),
+    ];
+    for (what, outcome) in refused {
+        assert_eq!(os_error(outcome.unwrap_err()), libc::EROFS, "{what}");
+    }
+    tree_is_unchanged(&tree, &mount);
+}
+
+fn tree_is_unchanged(tree: &Model, mount: &Mounted) {
+    drop_caches();
+    tree.assert_is_at(mount.path());
+}
+
+#[test]
+fn sizes_do_not_change_after_the_first_listing() {
+    if !can_mount() {
+        return;
+    }
+    let tree = directory([(
+        "d",
+        directory([("e", directory([("f", file("f"))])), ("g", file("g"))]),
+    )]);
+    let mount = mounted(&tree);
+    let look = || {
+        let stat = fs::metadata(mount.join("d")).unwrap();
+        (stat.size(), stat.nlink(), stat.ino(), stat.blocks())
+    };
+    let before = look();
+    walk(mount.path());
+    drop_caches();
+    walk(mount.path());
+    assert_eq!(look(), before);
+    assert_eq!(before.1, 3);
+}
+
+#[test]
+fn statfs_tells_what_the_store_holds() {
+    if !can_mount() {
+        return;
+    }
+    let mount = mounted(&directory([
+        ("a", file(vec![1; 10_000])),
+        ("b", file(vec![2; 5_000])),
+    ]));
+    let path = CString::new(mount.path().as_os_str().as_bytes()).unwrap();
+    // SAFETY: zeros are a value of statvfs64, and the call fills it.
+    let stat = unsafe {
+        let mut stat: libc::statvfs64 = std::mem::zeroed();
+        assert_eq!(libc::statvfs64(path.as_ptr(), &mut stat), 0);
+        stat
+    };
+    assert_eq!(
+        stat.f_blocks * stat.f_frsize,
+        15_000u64.div_ceil(4096) * 4096
+    );
+    assert_eq!((stat.f_bfree, stat.f_bavail), (0, 0));
+    assert_eq!(stat.f_files, 3);
+    assert_eq!(stat.f_namemax, 255);
+    assert_ne!(stat.f_flag & libc::ST_RDONLY, 0);
+}
+
+fn xattr(path: &Path, name: &str) -> Result<String, i32> {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    let name = CString::new(name).unwrap();
+    let mut value = [0u8; 256];
+    // SAFETY: both strings end in NUL, and the buffer is as long as is said.
+    let length = unsafe {
+        libc::lgetxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
+    match usize::try_from(length) {
+        Ok(length) => Ok(String::from_utf8(value[..length].to_vec()).unwrap()),
+        Err(_) => Err(os_error(std::io::Error::last_os_error())),
+    }
+}
+
+fn xattr_names(path: &Path) -> Vec<String> {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    let mut names = [0u8; 1024];
+    // SAFETY: the path ends in NUL, and the buffer is as long as is said.
+    let length = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    let names = &names[..usize::try_from(length).unwrap()];
+    let names = names
+        .split(|&byte| byte == 0)
+        .filter(|name| !name.is_empty());
+    names
+        .map(|name| String::from_utf8(name.to_vec()).unwrap())
+        .collect()
+}
+
+#[test]
+fn digests_are_extended_attributes_where_the_mount_says_so() {
+    if !can_mount() {
+        return;
+    }
+    let tree = directory([("d", directory([("f", file("f"))])), ("l", symlink("d"))]);
+    let (store, node) = stored(&tree);
+    let options = Options {
+        top: top_of(&node),
+        xattr: true,
+        ..Options::default()
+    };
+    let mount = Mounted::new(store.clone(), options);
+    let blob = Digest::of(b"f").to_string();
+    let path = mount.join("d/f");
+    assert_eq!(xattr(&path, "user.castore.digest"), Ok(blob.clone()));
+    assert_eq!(
+        xattr(&path, "user.snix.castore.blob.digest"),
+        Ok(blob.clone())
+    );
+    assert_eq!(xattr(&path, "user.tvix.castore.blob.digest"), Ok(blob));
+    let other = xattr(&path, "user.tvix.castore.directory.digest");
+    assert_eq!(other, Err(libc::ENODATA));
+    let top = node.digest().unwrap().to_string();
+    for name in [
+        "user.castore.digest",
+        "user.snix.castore.directory.digest",
+        "user.tvix.castore.directory.digest",
+    ] {
+        assert_eq!(xattr(mount.path(), name), Ok(top.clone()));
+        assert!(xattr_names(mount.path()).contains(&name.to_owned()));
+    }
+    assert_eq!(xattr_names(&mount.join("l")), [""; 0]);
+    let without = Mounted::top(store, &node);
+    let refused = xattr(&without.join("d/f"), "user.castore.digest");
+    assert_eq!(refused, Err(libc::EOPNOTSUPP));
+}
+
+// Using it.
+
+#[test]
+fn programs_run_from_the_mount() {
+    if !can_mount() {
+        return;
+    }
+    let shell = fs::read("/bin/sh").unwrap();
+    let mount = mounted(&directory([
+        ("sh", program(shell)),
+        ("script", program("#!/bin/sh\necho \"it ran: $1\"\n")),
+        ("no", file("#!/bin/sh\n")),
+    ]));
+    let output = Command::new(mount.join("sh"))
+        .args(["-c", "echo from the mount"])
+        .output()
+        .unwrap();
+    assert_eq!(output.stdout, b"from the mount\n");
+    let output = Command::new(mount.join("script")).arg("yes").output();
+    assert_eq!(output.unwrap().stdout, b"it ran: yes\n");
+    let error = Command::new(mount.join("no")).output().unwrap_err();
+    assert_eq!(os_error(error), libc::EACCES);
+}
+
+#[test]
+fn mapped_memory_is_the_file() {
+    if !can_mount() {
+        return;
+    }
+    let bytes: Vec<u8> = (0..5_000_001u32).map(|at| (at * 7 / 3) as u8).collect();
+    let mount = mounted(&directory([("f", file(bytes.clone()))]));
+    let opened = fs::File::open(mount.join("f")).unwrap();
+    // SAFETY: a private read-only mapping of a file that cannot change, unmapped after its use.
+    unsafe {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&opened);
+        let map = libc::mmap(
+            std::ptr::null_mut(),
+            bytes.len(),
+            libc::PROT_READ,
+            libc::MAP_PRIVATE,
+            fd,
+            0,
+        );
+        assert_ne!(map, libc::MAP_FAILED);
+        let mapped = std::slice::from_raw_parts(map.cast::<u8>(), bytes.len());
+        // From the back, so that readahead does not do it all.
+        for at in (0..bytes.len()).rev().step_by(99_991) {
+            assert_eq!(mapped[at], bytes[at]);
+        }
+        assert!(mapped == bytes);
+        libc::munmap(map, bytes.len());
+    }
+}
+
+#[test]
+fn readers_side_by_side_all_read_right() {
+    if !can_mount() {
+        return;
+    }
+    let contents: BTreeMap<String, Vec<u8>> = (0..40)
+        .map(|number| {
+            let length = number * number * 1000;
+            let bytes = (0..length).map(|at| (at ^ number) as u8).collect();
+            (format!("{number}"), bytes)
+        })
+        .collect();
+    let tree = directory(
+        contents
+            .iter()
+            .map(|(name, bytes)| (name, file(bytes.clone()))),
+    );
+    let mount = mounted(&tree);
+    std::thread::scope(|scope| {
+        for reader in 0..8 {
+            let (mount, contents) = (&mount, &contents);
+            scope.spawn(move || {
+                for round in 0..3 {
+                    for (name, bytes) in contents {
+                        let mut opened = fs::File::open(mount.join(name)).unwrap();
+                        let from = bytes.len() / (1 + (reader + round) % 4);
+                        opened.seek(SeekFrom::Start(from as u64)).unwrap();
+                        let mut tail = Vec::new();
+                        opened.read_to_end(&mut tail).unwrap();
+                        assert!(tail == bytes[from..], "{name} from {from}");
+                    }
+                    if reader == 0 {
+                        let _ = fs::write("/proc/sys/vm/drop_caches", "3");
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_busy_mount_is_unmounted_lazily_and_its_user_finishes() {
+    if !can_mount() {
+        return;
+    }
+    let mount = mounted(&directory([("f", file(vec![5; 200_000]))]));
+    let mut held = fs::File::open(mount.join("f")).unwrap();
+    assert_eq!(mount.session.unmount().unwrap(), Unmounted::Lazily);
+    assert!(!mount.join("f").exists());
+    let mut bytes = Vec::new();
+    held.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len(), 200_000);
+    drop(held);
+    mount.session.wait();
+    assert_eq!(mount.session.unmount().unwrap(), Unmounted::Already);
+}
+
+#[test]
+fn an_unmount_from_outside_ends_the_session() {
+    if !can_mount() {
+        return;
+    }
+    let mount = mounted(&directory([("f", file("f"))]));
+    let status = Command::new("umount").arg(mount.path()).status().unwrap();
+    assert!(status.success());
+    mount.session.wait();
+}
+
+// Failing stores.
+
+/// A store in which some objects are broken, each in its way.
+#[derive(Debug)]
+struct Broken {
+    inner: MemoryStore,
+    damaged: Digest,
+    slow: Digest,
+    panics: Digest,
+}
+
+impl Broken {
+    fn check(&self, digest: &Digest, object: Object) -> Result<(), Error> {
+        if *digest == self.damaged {
+            return Err(Error::Damaged {
+                store: "broken:".into(),
+                object,
+                digest: *digest,
+                damage: Box::new(Damage::WrongBytes { offset: 0 }),
+            });
+        }
+        if *digest == self.slow {
+            return Err(Error::Timeout {
+                store: "broken:".into(),
+                after: Duration::from_secs(1),
+            });
+        }
+        assert_ne!(*digest, self.panics, "a bug, for the sake of the test");
+        Ok(())
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Broken {
+    fn url(&self) -> &str {
+        "broken:"
+    }
+    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
+        self.check(digest, Object::Directory)?;
+        self.inner.directory_now(digest)
+    }
+    fn read_now(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Answer<usize>, Error> {
+        self.check(digest, Object::Blob)?;
+        self.inner.read_now(digest, size, offset, buffer)
+    }
+    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
+        self.inner.root_now(name)
+    }
+    async fn roots(&self) -> Result<Vec<Root>, Error> {
+        self.inner.roots().await
+    }
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+        self.inner.path_info(name).await
+    }
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        self.inner.has_blob(digest).await
+    }
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        self.inner.blob_size(digest).await
+    }
+    fn usage(&self) -> Result<Usage, Error> {
+        self.inner.usage()
+    }
+    fn roots_version(&self) -> Result<u64, Error> {
+        self.inner.roots_version()
+    }
+    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
+        self.inner.wait_for_roots(seen, timeout)
+    }
+    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+        self.inner.ingest()
+    }
+}
+
+#[test]
+fn what_is_damaged_or_missing_fails_alone_and_nothing_hangs() {
+    if !can_mount() {
+        return;
+    }
+    let inner = MemoryStore::new();
+    let broken_inside = directory([("inside", file("inside"))]);
+    let ingest = inner.ingest().unwrap();
+    let damaged_directory = broken_inside.put(&*ingest).digest().unwrap();
+    // A node whose blob nobody has, and one that lies about its size.
+    let missing = Node::File {
+        digest: Digest::of(b"nobody has this"),
+        size: 15,
+        executable: false,
+    };
+    let lying = Node::File {
+        digest: Digest::of(b"good"),
+        size: 4000,
+        executable: false,
+    };
+    let name = |name: &str| Name::new(name.as_bytes()).unwrap();
+    let top = Directory::from_entries(vec![
+        (name("damaged"), broken_inside.put(&*ingest)),
+        (name("good"), file("good").put(&*ingest)),
+        (name("lying"), lying),
+        (name("missing"), missing),
+        (name("panics"), file("panics").put(&*ingest)),
+        (name("slow"), file("slow").put(&*ingest)),
+    ])
+    .unwrap();
+    ingest.put_directory(&top).unwrap();
+    ingest.commit().unwrap();
+    let store = Broken {
+        inner,
+        damaged: damaged_directory,
+        slow: Digest::of(b"slow"),
+        panics: Digest::of(b"panics"),
+    };
+    let mount = Mounted::top(Arc::new(store), &top.node());
+    // More times than there are workers.
+    for _ in 0..8 {
+        let read = |name: &str| fs::read(mount.join(name)).map_err(os_error);
+        assert_eq!(read("missing"), Err(libc::EIO));
+        assert_eq!(read("lying"), Err(libc::EIO));
+        assert_eq!(read("slow"), Err(libc::ETIMEDOUT));
+        assert_eq!(read("panics"), Err(libc::EIO));
+        assert_eq!(read("damaged/inside"), Err(libc::EIO));
+        let listing = fs::read_dir(mount.join("damaged"))
+            .and_then(|mut entries| entries.next().expect("an error is an entry"));
+        assert_eq!(os_error(listing.unwrap_err()), libc::EIO);
+        assert_eq!(read("good"), Ok(b"good".to_vec()));
+        assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 6);
+        drop_caches();
+    }
+}
+
+#[test]
+fn a_mount_that_cannot_be_says_why() {
+    if !can_mount() {
+        return;
+    }
+    let (store, node) = stored(&directory([("f", file("f"))]));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let try_on = |path: &Path| {
+        let options = Options {
+            top: top_of(&node),
+            ..Options::default()
+        };
+        let mount = castore_fs::transport::fuse::MountOptions::default();
+        let handle = runtime.handle().clone();
+        match castore_fs::transport::fuse::Session::mount(
+            store.clone(),
+            path,
+            options,
+            &mount,
+            handle,
+        ) {
+            Ok(_) => panic!("mounted on {path:?}"),
+            Err(error) => error.to_string(),
+        }
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let missing = try_on(&folder.path().join("missing"));
+    assert!(missing.contains("does not exist"), "{missing}");
+    let plain = folder.path().join("plain");
+    fs::write(&plain, "").unwrap();
+    let no_folder = try_on(&plain);
+    assert!(no_folder.contains("is not a folder"), "{no_folder}");
+}
