@@ -50,6 +50,16 @@ pub fn copy(
     roots: &[Root],
     progress: &Progress,
 ) -> Result<Added, Error> {
+    copy_in_slices(from, to, roots, progress, SLICE)
+}
+
+fn copy_in_slices(
+    from: &Blocking,
+    to: &Blocking,
+    roots: &[Root],
+    progress: &Progress,
+    slice: u64,
+) -> Result<Added, Error> {
     let mut copy = Copy {
         from,
         to,
@@ -61,6 +71,7 @@ pub fn copy(
         blob_bytes: 0,
         directories: Vec::new(),
         uncommitted: 0,
+        slice,
     };
     for root in roots {
         copy.tree(&TreePath::new(&root.name), &root.node)?;
@@ -87,8 +98,9 @@ struct Copy<'a> {
     blobs: Vec<(Digest, u64, TreePath)>,
     blob_bytes: u64,
     directories: Vec<Directory>,
-    /// Bytes since the last commit.
+    /// Bytes since the last commit, and after how many there is the next.
     uncommitted: u64,
+    slice: u64,
 }
 
 /// A directory on the way down.
@@ -228,7 +240,7 @@ impl Copy<'_> {
 
     fn sent(&mut self, bytes: u64) -> Result<(), Error> {
         self.uncommitted += bytes;
-        if self.uncommitted >= SLICE {
+        if self.uncommitted >= self.slice {
             self.commit()?;
         }
         Ok(())
@@ -260,5 +272,64 @@ impl Copy<'_> {
             object,
             digest,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::castore::Name;
+    use crate::store::{MemoryStore, Store};
+
+    #[test]
+    fn a_copy_that_broke_off_goes_on_where_it_was() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (source, target) = (MemoryStore::new(), MemoryStore::new());
+        let blocking = |store: &MemoryStore| {
+            Blocking::new(Arc::new(store.clone()), runtime.handle().clone())
+        };
+        let (from, to) = (blocking(&source), blocking(&target));
+        let blobs: Vec<_> = (0..3).map(|seed| vec![seed; LARGE as usize]).collect();
+        let entries = blobs.iter().enumerate().map(|(index, blob)| {
+            let node = Node::File {
+                digest: Digest::of(blob),
+                size: LARGE,
+                executable: false,
+            };
+            (Name::new(index.to_string().as_bytes()).unwrap(), node)
+        });
+        let directory = Directory::from_entries(entries.collect()).unwrap();
+        let root = Root {
+            name: Name::new(b"tree").unwrap(),
+            node: directory.node(),
+        };
+        let put = |blobs: &[Vec<u8>]| {
+            let ingest = source.ingest().unwrap();
+            for blob in blobs {
+                ingest.put_blobs(&[(Digest::of(blob), blob)]).unwrap();
+            }
+            ingest.put_directory(&directory).unwrap();
+            ingest.commit().unwrap();
+        };
+        put(&blobs[..2]);
+        let copy = |slice| {
+            let progress = Progress::default();
+            let copied = copy_in_slices(&from, &to, &[root.clone()], &progress, slice);
+            let counts = [&progress.blobs, &progress.skipped, &progress.directories];
+            (copied, counts.map(|count| count.load(Ordering::Relaxed)))
+        };
+        let (broken, _) = copy(LARGE);
+        let error = broken.unwrap_err().to_string();
+        assert!(error.starts_with("tree/2: "), "{error}");
+        assert_eq!(target.usage().unwrap().blobs, 2);
+        assert_eq!(target.usage().unwrap().directories, 0);
+        assert_eq!(to.root(b"tree").unwrap(), None);
+        put(&blobs[2..]);
+        let (whole, counts) = copy(LARGE);
+        assert_eq!(whole.unwrap().blobs, 1);
+        assert_eq!(counts, [1, 2, 1]);
+        assert_eq!(to.root(b"tree").unwrap(), Some(root.clone()));
     }
 }
