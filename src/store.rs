@@ -15,11 +15,13 @@
 mod blocking;
 mod bounded;
 mod error;
+mod failure;
 mod flights;
 mod grpc;
 mod local;
 mod memory;
 mod network;
+mod segments;
 mod url;
 
 use std::fmt::Debug;

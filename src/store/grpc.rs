@@ -6,7 +6,7 @@
 //!
 //! **Nothing is believed.** Directories and small blobs are hashed whole, parts of large blobs
 //! checked against a table that was checked against the digest, and where a server sends no table,
-//! whole blobs are held back until they were hashed ([`blobs`]). What fails is thrown away, the
+//! whole blobs are held back until they were hashed ([`super::segments`]). What fails is thrown away, the
 //! error names the endpoint, and the log says so.
 //!
 //! **What was fetched stays**, in memory and within bounds; `…_now` answers from there and says
@@ -27,13 +27,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use self::address::Address;
-use self::blobs::Blobs;
+use self::blobs::ServerBlobs;
 use self::directories::Directories;
-use self::endpoint::{Endpoint, Failure};
+use self::endpoint::Endpoint;
 use self::roots::Roots;
-use super::{
-    Answer, Damage, Error, Ingest, Object, Store, Usage, network,
-};
+use super::failure::Failure;
+use super::segments::Segments;
+use super::{Answer, Damage, Error, Ingest, Object, Store, Usage, network};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
@@ -45,7 +45,8 @@ const DIRECTORIES_SHARE: usize = 4;
 pub struct GrpcStore {
     endpoint: Arc<Endpoint>,
     directories: Arc<Directories>,
-    blobs: Arc<Blobs>,
+    blobs: Arc<ServerBlobs>,
+    segments: Arc<Segments<ServerBlobs>>,
     roots: Arc<Roots>,
 }
 
@@ -75,9 +76,11 @@ impl GrpcStore {
             address.deadlines,
             runtime,
         );
+        let blobs = ServerBlobs::new(endpoint.clone());
         let store = Self {
             directories: Directories::new(endpoint.clone(), address.cache / DIRECTORIES_SHARE),
-            blobs: Blobs::new(endpoint.clone(), address.cache, address.spool),
+            segments: Segments::new(blobs.clone(), address.cache, address.spool),
+            blobs,
             roots: Roots::new(endpoint.clone()),
             endpoint,
         };
@@ -150,7 +153,7 @@ impl Store for GrpcStore {
             return Ok(Answer::Found(0));
         }
         let buffer = &mut buffer[..length];
-        Ok(match self.blobs.read_now(digest, size, offset, buffer) {
+        Ok(match self.segments.read_now(digest, size, offset, buffer) {
             true => Answer::Found(length),
             false => Answer::Wait,
         })
@@ -184,8 +187,8 @@ impl Store for GrpcStore {
         if length == 0 {
             return Ok(Some(Bytes::new()));
         }
-        let (blobs, wanted) = (self.blobs.clone(), *digest);
-        self.spawn(async move { blobs.read(&wanted, size, offset, length).await })
+        let (segments, wanted) = (self.segments.clone(), *digest);
+        self.spawn(async move { segments.read(&wanted, size, offset, length).await })
             .await
             .map_err(|failure| self.endpoint.error(format!("reading blob {digest}"), failure))
     }
@@ -235,8 +238,8 @@ impl Store for GrpcStore {
     }
 
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
-        let (blobs, wanted) = (self.blobs.clone(), *digest);
-        self.spawn(async move { blobs.group_table(&wanted, size).await })
+        let (segments, wanted) = (self.segments.clone(), *digest);
+        self.spawn(async move { segments.group_table(&wanted, size).await })
             .await
             .map_err(|failure| self.endpoint.error(format!("reading blob {digest}"), failure))
     }

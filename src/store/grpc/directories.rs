@@ -13,12 +13,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::endpoint::{Endpoint, Failure, Rest, found};
+use super::endpoint::{Endpoint, Rest};
 use crate::castore::{Digest, Directory, NodeRef};
 use crate::proto::castore::services::directory_service_client::DirectoryServiceClient;
 use crate::proto::castore::v1::{GetDirectoryRequest, get_directory_request::ByWhat};
 use crate::proto::{MAX_MESSAGE_BYTES, RawDirectory};
 use crate::store::bounded::Bounded;
+use crate::store::failure::{Failure, found};
 use crate::store::{Damage, Object};
 
 /// Directories that one fetch brings at most; what is below them takes a fetch of its own.

@@ -7,7 +7,6 @@
 
 use std::fmt;
 use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -24,6 +23,7 @@ use tower::Service;
 
 use crate::castore::Digest;
 use crate::proto::{Generation, with_generation};
+use crate::store::failure::Failure;
 use crate::store::{Damage, Error, Object};
 
 /// Attempts at a call that finds no connection.
@@ -55,53 +55,6 @@ impl Default for Deadlines {
             stall: Duration::from_secs(15),
             commit: Duration::from_secs(300),
         }
-    }
-}
-
-/// Why a call gave no answer.
-#[derive(Clone, Debug)]
-pub(super) enum Failure {
-    Timeout(Duration),
-    /// The server, or the way to it, said so.
-    Status(Code, String),
-    /// What came is not what its digest promises.
-    Damaged(Object, Digest, Damage),
-    /// A file that holds what has come in failed.
-    Spool(PathBuf, std::io::ErrorKind),
-}
-
-impl Failure {
-    pub(super) fn is(&self, wanted: Code) -> bool {
-        matches!(self, Failure::Status(code, _) if *code == wanted)
-    }
-
-    /// A fetch that crashed.
-    pub(super) fn crashed() -> Self {
-        Failure::Status(Code::Internal, "the fetch broke off".to_owned())
-    }
-}
-
-impl From<Status> for Failure {
-    fn from(status: Status) -> Self {
-        let mut why = status.message().to_owned();
-        let mut cause = std::error::Error::source(&status);
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !why.contains(&text) {
-                why = format!("{why}: {text}");
-            }
-            cause = error.source();
-        }
-        Failure::Status(status.code(), why)
-    }
-}
-
-/// What turns "there is none" into nothing.
-pub(super) fn found<T>(answer: Result<T, Failure>) -> Result<Option<T>, Failure> {
-    match answer {
-        Ok(found) => Ok(Some(found)),
-        Err(failure) if failure.is(Code::NotFound) => Ok(None),
-        Err(failure) => Err(failure),
     }
 }
 
@@ -301,35 +254,7 @@ impl Endpoint {
 
     /// `failure` of `request`, for the world outside.
     pub(super) fn error(&self, request: impl fmt::Display, failure: Failure) -> Error {
-        let store = self.url.clone();
-        match failure {
-            Failure::Timeout(after) => Error::Timeout { store, after },
-            Failure::Damaged(object, digest, damage) => Error::Damaged {
-                store,
-                object,
-                digest,
-                damage: Box::new(damage),
-            },
-            Failure::Status(Code::PermissionDenied, why) => Error::ReadOnly { store, why },
-            Failure::Status(Code::InvalidArgument | Code::FailedPrecondition, why) => {
-                Error::Refused {
-                    store,
-                    what: request.to_string(),
-                    why,
-                }
-            }
-            Failure::Status(code, why) => Error::Remote {
-                store,
-                request: request.to_string(),
-                why: format!("{why} ({code:?})"),
-            },
-            Failure::Spool(path, kind) => Error::Io {
-                store,
-                action: "use the spool file in",
-                path,
-                source: kind.into(),
-            },
-        }
+        failure.of(&self.url, request)
     }
 
     /// Marks the server: it sent something that is not what its digest promises.

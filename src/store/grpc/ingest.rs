@@ -18,7 +18,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use super::GrpcStore;
-use super::endpoint::Failure;
 use crate::castore::{BlobHasher, Digest, Directory, Name, NodeRef, Root};
 use crate::nix::{self, PathInfo};
 use crate::proto::castore::services::blob_service_client::BlobServiceClient;
@@ -32,6 +31,7 @@ use crate::proto::castore_fs::v1::{IngestRequest, IngestResponse, Root as RootMe
 use crate::proto::store::services::path_info_service_client::PathInfoServiceClient;
 use crate::proto::store::v1::NarInfo;
 use crate::proto::{MAX_MESSAGE_BYTES, RawDirectory};
+use crate::store::failure::Failure;
 use crate::store::{Added, BlobWriter, Error, Ingest, Store};
 
 /// Bytes of blobs in a message: tonic's default limit is 4 MiB, and other servers may keep to it.

@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 use tonic::Code;
 
-use super::endpoint::{Endpoint, Failure, found};
+use super::endpoint::Endpoint;
 use crate::castore::Root;
 use crate::nix::{self, PathInfo};
 use crate::proto::MAX_MESSAGE_BYTES;
@@ -26,6 +26,7 @@ use crate::proto::store::services::path_info_service_client::PathInfoServiceClie
 use crate::proto::store::v1::{
     GetPathInfoRequest, ListPathInfoRequest, get_path_info_request::ByWhat,
 };
+use crate::store::failure::{Failure, found};
 
 /// How long an answer of a server that does not tell of changes holds.
 const FOUND_HOLDS: Duration = Duration::from_secs(300);
