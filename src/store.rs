@@ -21,7 +21,9 @@ mod grpc;
 mod local;
 mod memory;
 mod network;
+mod object;
 mod segments;
+mod staged_directories;
 mod url;
 
 use std::fmt::Debug;
@@ -40,6 +42,7 @@ pub use error::{Damage, Error, Object};
 pub use grpc::GrpcStore;
 pub use local::LocalStore;
 pub use memory::MemoryStore;
+pub use object::ObjectStore;
 pub use url::{must_exist, open};
 
 /// Bytes of a blob that are read at once to hash it.

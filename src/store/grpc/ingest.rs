@@ -5,7 +5,7 @@
 //! paths, each durable by itself ([`Piecewise`]): an addition that breaks off leaves blobs and
 //! Directories behind there, which cost space and nothing else; root nodes come last.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use super::GrpcStore;
-use crate::castore::{BlobHasher, Digest, Directory, Name, NodeRef, Root};
+use crate::castore::{BlobHasher, Digest, Directory, Name, Root};
 use crate::nix::{self, PathInfo};
 use crate::proto::castore::services::blob_service_client::BlobServiceClient;
 use crate::proto::castore::services::directory_service_client::DirectoryServiceClient;
@@ -32,6 +32,7 @@ use crate::proto::store::services::path_info_service_client::PathInfoServiceClie
 use crate::proto::store::v1::NarInfo;
 use crate::proto::{MAX_MESSAGE_BYTES, RawDirectory};
 use crate::store::failure::Failure;
+use crate::store::staged_directories::{StagedDirectories, leaves_first};
 use crate::store::{Added, BlobWriter, Error, Ingest, Store};
 
 /// Bytes of blobs in a message: tonic's default limit is 4 MiB, and other servers may keep to it.
@@ -308,9 +309,7 @@ struct Piecewise {
 #[derive(Default)]
 struct Staged {
     blobs: HashSet<Digest>,
-    directories: HashMap<Digest, Directory>,
-    /// Those that no other of these refers to are not in here.
-    children: HashSet<Digest>,
+    directories: StagedDirectories,
     roots: Vec<(Root, Option<PathInfo>)>,
     added: Added,
     /// The first put of a blob that failed.
@@ -381,23 +380,7 @@ impl Piecewise {
 
     /// Sends the closure of `root`, leaves first.
     fn put_closure(&self, root: &Directory) -> Result<(), Error> {
-        let mut order = Vec::new();
-        let mut seen = HashSet::from([root.digest()]);
-        let mut stack = vec![(root.clone(), 0)];
-        while let Some((directory, next)) = stack.pop() {
-            let Some(entry) = directory.get(next) else {
-                order.push(directory);
-                continue;
-            };
-            let child = match entry.node {
-                NodeRef::Directory { digest, .. } if seen.insert(digest) => Some(digest),
-                _ => None,
-            };
-            stack.push((directory, next + 1));
-            if let Some(digest) = child {
-                stack.push((self.directory(&digest)?, 0));
-            }
-        }
+        let order = leaves_first(root, |digest| self.directory(digest))?;
         let messages: Vec<_> = order
             .iter()
             .map(|directory| RawDirectory(Bytes::copy_from_slice(directory.as_bytes())))
@@ -428,7 +411,7 @@ impl Piecewise {
     /// A Directory of this addition, or one that the server has.
     fn directory(&self, digest: &Digest) -> Result<Directory, Error> {
         if let Some(directory) = self.state.lock().directories.get(digest) {
-            return Ok(directory.clone());
+            return Ok(directory);
         }
         let (directories, wanted) = (self.store.directories.clone(), *digest);
         let asked = self.store.run(async move { directories.get(&wanted).await });
@@ -548,13 +531,7 @@ impl Ingest for Piecewise {
 
     fn put_directory(&self, directory: &Directory) -> Result<(), Error> {
         let mut state = self.state.lock();
-        let children = directory.iter().filter_map(|entry| match entry.node {
-            NodeRef::Directory { digest, .. } => Some(digest),
-            _ => None,
-        });
-        state.children.extend(children);
-        let digest = directory.digest();
-        if state.directories.insert(digest, directory.clone()).is_none() {
+        if state.directories.add(directory) {
             state.added.directories += 1;
         }
         Ok(())
@@ -583,13 +560,7 @@ impl Ingest for Piecewise {
 
     fn commit(self: Box<Self>) -> Result<Added, Error> {
         self.settle()?;
-        let tops: Vec<_> = {
-            let state = self.state.lock();
-            let all = state.directories.values();
-            all.filter(|one| !state.children.contains(&one.digest()))
-                .cloned()
-                .collect()
-        };
+        let tops = self.state.lock().directories.tops();
         for top in tops {
             self.put_closure(&top)?;
         }
