@@ -32,8 +32,8 @@ use self::directories::Directories;
 use self::endpoint::Endpoint;
 use self::roots::Roots;
 use super::failure::Failure;
-use super::segments::Segments;
-use super::{Answer, Damage, Error, Ingest, Object, Store, Usage, network};
+use super::segments::{self, Segments};
+use super::{Answer, Error, Ingest, Store, Usage, network};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
@@ -145,9 +145,7 @@ impl Store for GrpcStore {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<Answer<usize>, Error> {
-        if size == 0 {
-            self.check_empty(digest)?;
-        }
+        self.check_empty(digest, size)?;
         let length = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         if length == 0 {
             return Ok(Answer::Found(0));
@@ -180,9 +178,7 @@ impl Store for GrpcStore {
         offset: u64,
         length: usize,
     ) -> Result<Option<Bytes>, Error> {
-        if size == 0 {
-            self.check_empty(digest)?;
-        }
+        self.check_empty(digest, size)?;
         let length = size.saturating_sub(offset).min(length as u64);
         if length == 0 {
             return Ok(Some(Bytes::new()));
@@ -263,12 +259,8 @@ impl Store for GrpcStore {
 }
 
 impl GrpcStore {
-    fn check_empty(&self, digest: &Digest) -> Result<(), Error> {
-        if *digest == Digest::empty_blob() {
-            return Ok(());
-        }
-        let damage = Damage::WrongBytes { offset: 0 };
-        let failure = Failure::Damaged(Object::Blob, *digest, damage);
-        Err(self.endpoint.error("reading", failure))
+    fn check_empty(&self, digest: &Digest, size: u64) -> Result<(), Error> {
+        segments::check_empty(digest, size)
+            .map_err(|failure| self.endpoint.error("reading", failure))
     }
 }

@@ -25,8 +25,8 @@ use self::directories::ClosureDirectories;
 use self::ingest::ObjectIngest;
 use self::roots::BucketRoots;
 use super::failure::Failure;
-use super::segments::Segments;
-use super::{Answer, Damage, Error, Ingest, Object, Store, Usage, network};
+use super::segments::{self, Segments};
+use super::{Answer, Error, Ingest, Store, Usage, network};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
@@ -54,8 +54,7 @@ impl ObjectStore {
     /// `object_store`, such as `region` or `endpoint`.
     pub fn open(url: &str) -> Result<Self, Error> {
         let wrong = |why: String| Error::Url {
-            // A password in it is what may be wrong with it.
-            url: url.split(['?', '@']).next_back().unwrap_or_default().to_owned(),
+            url: shown(url),
             why,
         };
         let runtime = network::handle()
@@ -83,13 +82,20 @@ impl ObjectStore {
         done.map_err(|failure| failure.of(&self.bucket.url, request()))
     }
 
-    fn check_empty(&self, digest: &Digest) -> Result<(), Error> {
-        if *digest == Digest::empty_blob() {
-            return Ok(());
-        }
-        let damage = Damage::WrongBytes { offset: 0 };
-        let failure = Failure::Damaged(Object::Blob, *digest, damage);
-        Err(failure.of(&self.bucket.url, "reading"))
+    fn check_empty(&self, digest: &Digest, size: u64) -> Result<(), Error> {
+        segments::check_empty(digest, size).map_err(|failure| failure.of(self.url(), "reading"))
+    }
+}
+
+/// A URL that may be wrong, less what may be secret in it.
+fn shown(url: &str) -> String {
+    let (url, _) = url.split_once('?').unwrap_or((url, ""));
+    match url.split_once("://") {
+        Some((scheme, rest)) => match rest.rsplit_once('@') {
+            Some((_, host)) => format!("{scheme}://{host}"),
+            None => url.to_owned(),
+        },
+        None => url.to_owned(),
     }
 }
 
@@ -115,9 +121,7 @@ impl Store for ObjectStore {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<Answer<usize>, Error> {
-        if size == 0 {
-            self.check_empty(digest)?;
-        }
+        self.check_empty(digest, size)?;
         let length = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         if length == 0 {
             return Ok(Answer::Found(0));
@@ -150,9 +154,7 @@ impl Store for ObjectStore {
         offset: u64,
         length: usize,
     ) -> Result<Option<Bytes>, Error> {
-        if size == 0 {
-            self.check_empty(digest)?;
-        }
+        self.check_empty(digest, size)?;
         let length = size.saturating_sub(offset).min(length as u64);
         if length == 0 {
             return Ok(Some(Bytes::new()));

@@ -49,6 +49,10 @@ fn segment_size(size: u64) -> u64 {
     SEGMENT.max(group_size(size))
 }
 
+/// A blob, and the bytes that a node says it has: what is known of the one may be a lie of the
+/// other, so nothing is kept under the digest alone.
+type Claim = (Digest, u64);
+
 /// What a whole blob is given to, from front to back.
 pub(super) type Sink<'a> = &'a mut (dyn FnMut(Bytes) -> Result<(), Failure> + Send);
 
@@ -90,13 +94,13 @@ pub(super) enum Part {
 #[derive(Debug)]
 pub(super) struct Segments<S> {
     source: Arc<S>,
-    segments: Mutex<Bounded<(Digest, u64), Bytes>>,
-    tables: Mutex<Bounded<Digest, Arc<GroupTable>>>,
-    spools: Mutex<Bounded<Digest, Arc<Spool>>>,
+    segments: Mutex<Bounded<(Claim, u64), Bytes>>,
+    tables: Mutex<Bounded<Claim, Arc<GroupTable>>>,
+    spools: Mutex<Bounded<Claim, Arc<Spool>>>,
     readers: Mutex<Bounded<Digest, Progress>>,
-    fetching: Flights<(Digest, u64), Result<Option<Bytes>, Failure>>,
-    asking: Flights<Digest, Result<Option<Arc<GroupTable>>, Failure>>,
-    spooling: Flights<Digest, Result<Option<Whole>, Failure>>,
+    fetching: Flights<(Claim, u64), Result<Option<Bytes>, Failure>>,
+    asking: Flights<Claim, Result<Option<Arc<GroupTable>>, Failure>>,
+    spooling: Flights<Claim, Result<Option<Whole>, Failure>>,
 }
 
 /// How far a reader of a blob got.
@@ -150,7 +154,7 @@ impl<S: Source> Segments<S> {
         let mut done = 0;
         while done < buffer.len() {
             let at = offset + done as u64;
-            let Some(bytes) = self.segments.lock().get(&(*digest, at / segment)) else {
+            let Some(bytes) = self.segments.lock().get(&((*digest, size), at / segment)) else {
                 return false;
             };
             let from = (at % segment) as usize;
@@ -231,7 +235,7 @@ impl<S: Source> Segments<S> {
             ahead
         };
         for index in ahead {
-            if !self.segments.lock().contains(&(*digest, index)) {
+            if !self.segments.lock().contains(&((*digest, size), index)) {
                 self.depart(*digest, size, index);
             }
         }
@@ -244,7 +248,7 @@ impl<S: Source> Segments<S> {
         index: u64,
     ) -> watch::Receiver<Option<Result<Option<Bytes>, Failure>>> {
         let runtime = self.source.runtime();
-        self.fetching.depart((digest, index), runtime, || {
+        self.fetching.depart(((digest, size), index), runtime, || {
             let blobs = self.clone();
             async move { blobs.fetch(digest, size, index).await }
         })
@@ -256,7 +260,7 @@ impl<S: Source> Segments<S> {
         size: u64,
         index: u64,
     ) -> Result<Option<Bytes>, Failure> {
-        if let Some(bytes) = self.segments.lock().get(&(digest, index)) {
+        if let Some(bytes) = self.segments.lock().get(&((digest, size), index)) {
             return Ok(Some(bytes));
         }
         let mut landing = self.depart(digest, size, index);
@@ -280,7 +284,7 @@ impl<S: Source> Segments<S> {
                 None => return Ok(None),
             }
         } else {
-            let spool = self.spools.lock().get(&digest);
+            let spool = self.spools.lock().get(&(digest, size));
             let part = match &spool {
                 None => self.part(&digest, size, start, length).await?,
                 Some(_) => Part::Unavailable,
@@ -306,7 +310,7 @@ impl<S: Source> Segments<S> {
             }
         };
         let cost = bytes.len() + 128;
-        self.segments.lock().insert((digest, index), bytes.clone(), cost);
+        self.segments.lock().insert(((digest, size), index), bytes.clone(), cost);
         Ok(Some(bytes))
     }
 
@@ -364,11 +368,11 @@ impl<S: Source> Segments<S> {
         digest: Digest,
         size: u64,
     ) -> Result<Option<Arc<GroupTable>>, Failure> {
-        if let Some(table) = self.tables.lock().get(&digest) {
+        if let Some(table) = self.tables.lock().get(&(digest, size)) {
             return Ok(Some(table));
         }
         let runtime = self.source.runtime();
-        let asked = self.asking.join(digest, runtime, || {
+        let asked = self.asking.join((digest, size), runtime, || {
             let blobs = self.clone();
             async move { blobs.ask_table(digest, size).await }
         });
@@ -384,7 +388,7 @@ impl<S: Source> Segments<S> {
         Ok(table.map(|table| {
             let bytes = table.as_bytes().len() + 128;
             let table = Arc::new(table);
-            self.tables.lock().insert(digest, table.clone(), bytes);
+            self.tables.lock().insert((digest, size), table.clone(), bytes);
             table
         }))
     }
@@ -392,7 +396,7 @@ impl<S: Source> Segments<S> {
     /// The whole blob, held until it is bound to its digest.
     async fn whole(self: &Arc<Self>, digest: Digest, size: u64) -> Result<Option<Whole>, Failure> {
         let runtime = self.source.runtime();
-        let fetched = self.spooling.join(digest, runtime, || {
+        let fetched = self.spooling.join((digest, size), runtime, || {
             let blobs = self.clone();
             async move {
                 if size <= MAX_HELD {
@@ -414,7 +418,7 @@ impl<S: Source> Segments<S> {
         for (index, start) in (0..size).step_by(segment as usize).enumerate() {
             let part = start as usize..(start + segment).min(size) as usize;
             let cost = part.len() + 128;
-            segments.insert((*digest, index as u64), bytes.slice(part), cost);
+            segments.insert(((*digest, size), index as u64), bytes.slice(part), cost);
         }
     }
 
@@ -472,7 +476,7 @@ impl<S: Source> Segments<S> {
         let table = self.bind(digest, size, came, hasher)?;
         let spool = Arc::new(Spool { file, table });
         let cost = usize::try_from(size).unwrap_or(usize::MAX);
-        self.spools.lock().insert(*digest, spool.clone(), cost);
+        self.spools.lock().insert((*digest, size), spool.clone(), cost);
         Ok(Some(spool))
     }
 
@@ -527,7 +531,7 @@ impl<S: Source> Segments<S> {
         if let Some(table) = self.table(*digest, size).await? {
             return Ok(Some(GroupTable::clone(&table)));
         }
-        if let Some(spool) = self.spools.lock().get(digest) {
+        if let Some(spool) = self.spools.lock().get(&(*digest, size)) {
             return Ok(Some(spool.table.clone()));
         }
         if size > MAX_HELD {
@@ -537,4 +541,18 @@ impl<S: Source> Segments<S> {
         let held = self.whole_in_memory(digest, size).await?;
         Ok(held.map(|(_, table)| table))
     }
+}
+
+/// Checks that the empty blob, and it alone, is said to be empty.
+pub(super) fn check_empty(digest: &Digest, size: u64) -> Result<(), Failure> {
+    let damage = match (*digest == Digest::empty_blob(), size) {
+        (true, 0) => return Ok(()),
+        (true, expected) => Damage::WrongSize {
+            expected,
+            actual: 0,
+        },
+        (false, 0) => Damage::WrongBytes { offset: 0 },
+        (false, _) => return Ok(()),
+    };
+    Err(Failure::Damaged(Object::Blob, *digest, damage))
 }
