@@ -12,7 +12,7 @@
 //! kernel when the store's root nodes change ([`CastoreFs::changed_roots`]).
 //!
 //! A request that fails fails alone: the log names path, digest and reason, the program gets the
-//! errno that [`errno`] chooses.
+//! errno that `errno` chooses.
 
 mod attributes;
 mod errno;
@@ -24,6 +24,7 @@ mod reading;
 mod requests;
 mod top;
 mod waiting;
+mod walk_ahead;
 mod xattr;
 
 use std::io;
@@ -42,11 +43,13 @@ pub use nodes::NodeCount;
 pub use passthrough::{BackingDevice, Passthrough, Reads};
 pub use top::{RootChanges, Top};
 pub use waiting::{Uncounted, Waiting, Workers};
+pub use walk_ahead::PageCache;
 
 use errno::failure;
 use node_id::Place;
 use nodes::{Content, DirectoryNode, Nodes};
 use top::Roots;
+use walk_ahead::WalkAhead;
 
 /// How long the kernel may keep what cannot change: more than a hundred million years, and still
 /// well inside the kernel's arithmetic of seconds.
@@ -95,6 +98,7 @@ pub struct CastoreFs {
     nodes: Nodes,
     roots: Roots,
     passthrough: Option<Passthrough>,
+    walk_ahead: WalkAhead,
     waiting: Waiting,
 }
 
@@ -124,6 +128,7 @@ impl CastoreFs {
             options,
             roots: Roots::default(),
             passthrough,
+            walk_ahead: WalkAhead::default(),
             waiting,
         }
     }

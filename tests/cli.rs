@@ -1,11 +1,11 @@
 //! The `castore-fs` program itself, run as users run it, on a `local:` store of its own.
 
-#[path = "support/fixtures.rs"]
+#[path = "kit/fixtures.rs"]
 mod fixtures;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
@@ -621,6 +621,25 @@ fn verify_names_a_damaged_directory() {
     assert!(one_line(run.stderr).starts_with("tree/bin/deep: "));
 }
 
+fn signal(name: &str, child: &Child) {
+    let kill = Command::new("kill")
+        .args([&format!("-{name}"), &child.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+}
+
+/// A mount that ends with its test, however that ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            signal("INT", &self.0);
+            wait(&mut self.0);
+        }
+    }
+}
+
 fn wait(child: &mut Child) -> Option<std::process::ExitStatus> {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(20) {
@@ -650,10 +669,7 @@ fn an_import_that_is_interrupted_leaves_nothing() {
         let mut input = child.stdin.take().unwrap();
         input.write_all(&archive[..archive.len() / 2]).unwrap();
         std::thread::sleep(Duration::from_millis(300));
-        let kill = Command::new("kill")
-            .args([&format!("-{signal}"), &child.id().to_string()])
-            .status();
-        assert!(kill.unwrap().success());
+        crate::signal(signal, &child);
         let status = wait(&mut child).expect("the import ends though its input does not");
         assert_eq!((status.code(), status.signal()), (Some(130), None));
         let mut said = Vec::new();
@@ -717,5 +733,87 @@ fn completions_and_manual_pages_are_written() {
             fs::metadata(place.path(file)).unwrap().size() > 500,
             "{file}"
         );
+    }
+}
+
+#[test]
+fn a_folder_goes_in_and_a_mount_comes_out() {
+    if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
+        fixtures::skip(&format!("/dev/fuse cannot be opened: {error}"));
+        return;
+    }
+    let place = Place::new();
+    make_tree(&place.path("tree"));
+    fs::create_dir(place.path("mount")).unwrap();
+    let child = place
+        .command(&["mount", "--import", "tree", "mount"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = Running(child);
+    let said = std::io::BufReader::new(child.0.stderr.take().unwrap());
+    let mut said = said.lines();
+    let up = said.next().unwrap().unwrap();
+    assert!(up.starts_with("castore-fs: local:store is on "), "{up}");
+    let mounted = place.path("mount/tree");
+    assert_eq!(listing(&mounted), listing(&place.path("tree")));
+    let sh = mounted.join("bin/sh").metadata().unwrap();
+    assert_eq!((sh.mode() & 0o7777, sh.mtime()), (0o555, 1));
+
+    // Other processes read and add meanwhile, and the mount shows what they add.
+    assert_eq!(place.text(&["ls"]), "tree\n");
+    place.good(&["verify"]);
+    assert_eq!(
+        place.text(&["import", "--name", "more", "tree/bin"]),
+        "more\n"
+    );
+    assert_eq!(
+        fs::read(place.path("mount/more/sh")).unwrap(),
+        b"#!/bin/sh\n"
+    );
+
+    signal("INT", &child.0);
+    let status = wait(&mut child.0).expect("an interrupt ends the mount");
+    assert!(status.success(), "{status}");
+    assert_eq!(fs::read_dir(place.path("mount")).unwrap().count(), 0);
+    assert!(said.next().is_none());
+
+    // A place where nothing can be mounted.
+    let line = place.bad(1, &["mount", "nowhere"]);
+    assert!(line.contains("nowhere"), "{line}");
+    let line = place.bad(1, &["mount", "--root", "tree/link", "mount"]);
+    assert!(line.contains("tree/link is no directory"), "{line}");
+}
+
+#[test]
+fn a_tree_deeper_than_any_path_goes_in_and_out() {
+    let place = Place::new();
+    // The path to the bottom has 6000 bytes, and the system takes 4095 in one piece.
+    let depth = 1200;
+    let mut nar = castore_fs::nar::Writer::new(Vec::new());
+    nar.directory(None).unwrap();
+    for _ in 1..depth {
+        nar.directory(Some(b"down")).unwrap();
+    }
+    nar.file(Some(b"bottom"), false, 4).unwrap();
+    nar.contents(b"here").unwrap();
+    for _ in 0..depth {
+        nar.end_directory().unwrap();
+    }
+    fs::write(place.path("deep.nar"), nar.finish().unwrap()).unwrap();
+    place.good(&["import", "--format", "nar", "deep.nar"]);
+    assert_eq!(place.text(&["ls", "-R", "deep"]).lines().count(), depth);
+    let path = "down/".repeat(depth - 1) + "bottom";
+    assert_eq!(place.good(&["cat", &format!("deep/{path}")]), b"here");
+    assert!(place.text(&["verify"]).ends_with("nothing is damaged\n"));
+    place.good(&["export", "deep", "out"]);
+    let digest = |name| place.json(&["stat", "--json", name])[0]["digest"].clone();
+    place.good(&["import", "out"]);
+    assert_eq!(digest("out"), digest("deep"));
+    for format in ["tar", "nar"] {
+        let piped = place.good(&["export", "--format", format, "deep"]);
+        fs::write(place.path("again"), piped).unwrap();
+        place.good(&["import", "--format", format, "again"]);
+        assert_eq!(digest("again"), digest("deep"));
     }
 }

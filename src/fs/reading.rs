@@ -13,6 +13,7 @@ use super::CastoreFs;
 use super::errno::failure;
 use super::node_id::{NodeId, Place};
 use super::passthrough::Passthrough;
+use super::walk_ahead;
 use crate::castore::{Digest, Node};
 use crate::store::Answer;
 
@@ -32,6 +33,12 @@ impl CastoreFs {
         let rest = size.saturating_sub(offset).min(u64::from(length)) as usize;
         if rest == 0 {
             return Ok(0);
+        }
+        if offset == 0
+            && size <= walk_ahead::SMALL
+            && let Some(Place::Entry { slot, index }) = id.place()
+        {
+            self.walk_ahead.read(slot, index);
         }
         let mut blob = BlobFile {
             fs: self,

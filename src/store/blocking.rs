@@ -243,7 +243,7 @@ mod tests {
             );
             assert_eq!(store.root(b"name").unwrap(), Some(root.clone()));
             assert_eq!(store.root(b"other").unwrap(), None);
-            assert_eq!(store.roots().unwrap(), [root.clone()]);
+            assert_eq!(store.roots().unwrap(), std::slice::from_ref(&root));
             assert!(store.has_blob(&digest).unwrap());
         }
     }

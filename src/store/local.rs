@@ -57,8 +57,8 @@ struct Inner {
     folder: Arc<Folder>,
     index: Index,
     files: Files,
-    /// Whether the store was opened for writing, and rid of what dead processes left.
-    writable: Mutex<bool>,
+    /// Whether what dead processes left was taken back.
+    reclaimed: Mutex<bool>,
 }
 
 impl LocalStore {
@@ -70,7 +70,7 @@ impl LocalStore {
             index: Index::open(folder.clone())?,
             files: Files::new(folder.clone()),
             folder,
-            writable: Mutex::new(false),
+            reclaimed: Mutex::new(false),
         })))
     }
 
@@ -88,21 +88,27 @@ impl LocalStore {
 }
 
 impl Inner {
-    fn open_for_writing(&self) -> Result<(), Error> {
-        let mut writable = self.writable.lock();
-        if !*writable {
-            self.index.open_for_writing()?;
+    /// Checks that we may write, and takes back what dead processes left.
+    fn prepare_to_write(&self) -> Result<(), Error> {
+        let mut reclaimed = self.reclaimed.lock();
+        if *reclaimed {
+            return Ok(());
+        }
+        self.folder.check_writable()?;
+        // The index is not even opened for writing as long as nothing is to be written.
+        let packs = self.index.fresh()?.packs()?;
+        if large::has_leftovers(&self.folder)? || pack::has_leftovers(&self.folder, &packs)? {
             large::reclaim(&self.folder, &self.index)?;
             pack::reclaim(&self.folder, &self.index)?;
-            *writable = true;
         }
+        *reclaimed = true;
         Ok(())
     }
 
     /// Takes back what an addition that failed could not: now, or when the next one starts.
     fn reclaim_again(&self) {
-        *self.writable.lock() = false;
-        let _ = self.open_for_writing();
+        *self.reclaimed.lock() = false;
+        let _ = self.prepare_to_write();
     }
 }
 
@@ -201,7 +207,7 @@ impl Store for LocalStore {
     }
 
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
-        self.0.open_for_writing()?;
+        self.0.prepare_to_write()?;
         Ok(Box::new(LocalIngest::new(self.0.clone())))
     }
 }

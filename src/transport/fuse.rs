@@ -12,6 +12,7 @@ mod backing;
 mod device;
 mod init;
 mod mountpoint;
+mod page_cache;
 mod requests;
 mod root_watch;
 mod session;

@@ -2,7 +2,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 
 use parking_lot::Mutex;
@@ -260,18 +260,29 @@ fn what_cannot_be_read_is_named() {
         error.to_string(),
         "cannot find /nonexistent/tree: No such file or directory (os error 2)"
     );
-    if rustix::process::geteuid().is_root() {
-        eprintln!("skipped: root can read every file, so permissions cannot be tested");
-        return;
-    }
-    use std::os::unix::fs::PermissionsExt;
+}
+
+#[test]
+fn what_may_not_be_read_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");
     fs::write(&path, "x").unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
-    let error = Fresh::new()
-        .import(Source::Path(folder.path()))
-        .unwrap_err();
+    let may = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    may(folder.path(), 0o755).unwrap();
+    may(&path, 0o000).unwrap();
+    let error = std::thread::scope(|scope| {
+        // Root may read everything, so become nobody: in this thread, and those that it starts.
+        let import = || {
+            if rustix::process::geteuid().is_root() {
+                let nobody = rustix::process::Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            Fresh::new()
+                .import(Source::Path(folder.path()))
+                .unwrap_err()
+        };
+        scope.spawn(import).join().unwrap()
+    });
     assert_eq!(
         error.to_string(),
         format!(

@@ -7,9 +7,11 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
 
 use crate::castore::Digest;
 use crate::store::Error;
@@ -18,7 +20,7 @@ use crate::store::Error;
 const FORMAT: u32 = 1;
 
 /// What a folder may hold that a crash left half made.
-const OUR_NAMES: [&str; 7] = [
+const OUR_NAMES: [&str; 8] = [
     "format.new",
     "index.redb",
     "index.redb.new",
@@ -26,6 +28,8 @@ const OUR_NAMES: [&str; 7] = [
     "packs",
     "blobs",
     "tmp",
+    // A file system of our own may come with it.
+    "lost+found",
 ];
 
 /// The paths in a store, and its name in errors.
@@ -216,14 +220,45 @@ impl Folder {
             .map_err(self.io("sync", path))
     }
 
+    /// Fails with [`Error::ReadOnly`] if we may not write to the store.
+    pub(super) fn check_writable(&self) -> Result<(), Error> {
+        let places = [
+            (self.index(), Access::WRITE_OK),
+            (self.packs(), Access::WRITE_OK | Access::EXEC_OK),
+            (self.blobs(), Access::WRITE_OK | Access::EXEC_OK),
+            (self.tmp(), Access::WRITE_OK | Access::EXEC_OK),
+        ];
+        for (path, access) in places {
+            match rustix::fs::accessat(CWD, &path, access, AtFlags::EACCESS) {
+                Ok(()) => {}
+                Err(error @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => {
+                    let error = advise(error.into());
+                    return Err(Error::ReadOnly {
+                        store: self.url.clone(),
+                        why: format!("{}: {error}", path.display()),
+                    });
+                }
+                Err(error) => return Err(self.io("open for writing", &path)(error.into())),
+            }
+        }
+        Ok(())
+    }
+
     /// Fails now if the disk has no room for `bytes`, while nothing depends on it.
     pub(super) fn check_room(&self, bytes: u64) -> Result<(), Error> {
-        let path = self.tmp().join(format!("room-{}", std::process::id()));
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("room-{}-{number}", std::process::id());
+        let path = self.tmp().join(name);
         let reserved = File::create(&path).and_then(|file| {
-            fs::remove_file(&path)?;
+            match fs::remove_file(&path) {
+                // Somebody who reclaims was quicker.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                removed => removed?,
+            }
             match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
                 // A file system that cannot reserve: the index itself will tell.
-                Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+                Err(Errno::OPNOTSUPP) => Ok(()),
                 other => Ok(other?),
             }
         });
@@ -250,7 +285,7 @@ pub(super) fn make_folder(path: &Path) -> io::Result<()> {
 pub(super) fn try_lock(file: &impl std::os::fd::AsFd) -> io::Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
@@ -261,17 +296,9 @@ pub(super) fn is_at(file: &impl std::os::fd::AsFd, path: &Path) -> io::Result<bo
     let open = rustix::fs::fstat(file)?;
     match rustix::fs::lstat(path) {
         Ok(found) => Ok(found.st_ino == open.st_ino && found.st_dev == open.st_dev),
-        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(Errno::NOENT) => Ok(false),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Whether the system refuses because we may not write there, rather than because it failed.
-pub(super) fn forbids_writing(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
-    )
 }
 
 /// Adds what to do to errors that a user can do something about.

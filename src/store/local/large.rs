@@ -307,6 +307,13 @@ pub(super) fn place<'a>(
     touched.iter().try_for_each(|path| folder.sync(path))
 }
 
+/// Whether there is something under `tmp/`.
+pub(super) fn has_leftovers(folder: &Folder) -> Result<bool, Error> {
+    let tmp = folder.tmp();
+    let mut entries = fs::read_dir(&tmp).map_err(folder.io("list", &tmp))?;
+    Ok(entries.next().is_some())
+}
+
 /// Removes what imports that have died left under `tmp/`, and what they linked into `blobs/`
 /// without committing.
 pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {

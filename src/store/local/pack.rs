@@ -32,6 +32,9 @@ const FULL: u64 = 1 << 30;
 /// the final sync finds little left to do.
 const WRITEBACK: u64 = 16 << 20;
 
+/// Bytes put together before they are written.
+const BATCH: usize = 1 << 20;
+
 /// What a pack holds. Directories lie apart, so that a walk that reads no file reads sequentially.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -127,10 +130,7 @@ impl PackWriter {
         }
         // Somebody may have added to it since we looked.
         let packs = index.packs()?;
-        let committed = packs
-            .iter()
-            .find(|now| now.id == pack.id)
-            .map_or(0, |pack| pack.len);
+        let committed = committed(&packs, pack.id);
         let len = file.metadata().map_err(folder.io("inspect", &path))?.len();
         if committed == 0 || committed >= FULL || len < committed {
             return Ok(None);
@@ -250,6 +250,68 @@ impl Drop for Space {
     }
 }
 
+/// Writes records into the room set aside for them.
+pub(super) struct Records<'a> {
+    folder: &'a Folder,
+    space: Space,
+    buffer: Vec<u8>,
+    /// Bytes written before those in `buffer`.
+    written: u64,
+}
+
+impl<'a> Records<'a> {
+    /// For records of `len` bytes together.
+    pub(super) fn new(folder: &'a Folder, space: Space, len: u64) -> Self {
+        // Whatever does not fit in a batch makes the buffer grow by one object at most.
+        let capacity = len.min(BATCH as u64) as usize;
+        Self {
+            folder,
+            space,
+            buffer: Vec::with_capacity(capacity),
+            written: 0,
+        }
+    }
+
+    /// Puts an object whose bytes are the first of `parts`.
+    pub(super) fn put(
+        &mut self,
+        record: Record,
+        digest: &Digest,
+        parts: &[&[u8]],
+    ) -> Result<(), Error> {
+        let len = parts.first().map_or(0, |bytes| bytes.len() as u64);
+        self.put_with_len(record, digest, len, parts)
+    }
+
+    pub(super) fn put_with_len(
+        &mut self,
+        record: Record,
+        digest: &Digest,
+        len: u64,
+        parts: &[&[u8]],
+    ) -> Result<(), Error> {
+        record.put_header(&mut self.buffer, digest, len);
+        for part in parts {
+            self.buffer.extend_from_slice(part);
+        }
+        if self.buffer.len() >= BATCH {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        self.space.write(self.folder, self.written, &self.buffer)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> Result<(), Error> {
+        self.flush()
+    }
+}
+
 /// Asks the kernel to start writing a range to the disk, without waiting for it.
 pub(super) fn start_writeback(file: &File, offset: u64, len: u64) {
     use std::os::fd::AsRawFd;
@@ -285,22 +347,37 @@ fn list(folder: &Folder) -> Result<Vec<u32>, Error> {
     Ok(ids)
 }
 
+/// Whether there may be something in packs that the index does not know.
+pub(super) fn has_leftovers(folder: &Folder, packs: &[PackEntry]) -> Result<bool, Error> {
+    for id in list(folder)? {
+        // One that is gone meanwhile is none.
+        let found = fs::metadata(folder.pack(id));
+        if found.is_ok_and(|found| !(1..=committed(packs, id)).contains(&found.len())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The length of a pack that the index knows; 0 if it does not know the pack.
+fn committed(packs: &[PackEntry], id: u32) -> u64 {
+    packs
+        .binary_search_by_key(&id, |pack| pack.id)
+        .ok()
+        .and_then(|found| packs.get(found))
+        .map_or(0, |pack| pack.len)
+}
+
 /// Takes back what writers that have died left in packs.
 pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
     let packs = index.packs()?;
     for id in list(folder)? {
         let path = folder.pack(id);
-        let committed = |packs: &[PackEntry]| {
-            packs
-                .iter()
-                .find(|pack| pack.id == id)
-                .map_or(0, |pack| pack.len)
-        };
         let len = match fs::metadata(&path) {
             Ok(found) => found.len(),
             Err(_) => continue,
         };
-        if committed(&packs) != 0 && len <= committed(&packs) {
+        if (1..=committed(&packs, id)).contains(&len) {
             continue;
         }
         let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else {
@@ -311,7 +388,7 @@ pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
             continue;
         }
         // Only now that nobody writes to it does the index have the last word.
-        let reclaimed: io::Result<()> = match committed(&index.packs()?) {
+        let reclaimed: io::Result<()> = match committed(&index.packs()?, id) {
             0 => fs::remove_file(&path),
             committed if len > committed => file.set_len(committed),
             _ => Ok(()),

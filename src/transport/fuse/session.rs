@@ -19,7 +19,7 @@ use super::backing::FuseDevice;
 use super::device::{self, Received};
 use super::mountpoint::{self, MountError, Mountpoint};
 use super::requests::{Counters, RequestCounts};
-use super::{init, root_watch};
+use super::{init, page_cache, root_watch};
 use crate::fs::{CastoreFs, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
 use crate::store::Store;
 
@@ -153,6 +153,7 @@ impl Session {
             .wait_for_init()
             .map_err(|why| failed(io::Error::other(why)))?;
         self.mountpoint.set_read_ahead(mount.read_ahead_kib);
+        page_cache::start(&self.shared).map_err(failed)?;
         root_watch::start(&self.shared).map_err(failed)
     }
 
@@ -164,6 +165,14 @@ impl Session {
     /// Requests so far.
     pub fn requests(&self) -> RequestCounts {
         self.shared.counters.now()
+    }
+
+    /// How bytes come to their readers, after what kernel and privilege allow.
+    pub fn reads(&self) -> Reads {
+        match self.shared.fs.passthrough() {
+            Some(passthrough) if passthrough.is_enabled() => Reads::Passthrough,
+            _ => Reads::PageCache,
+        }
     }
 
     /// Nodes that the kernel knows.

@@ -1,27 +1,7 @@
-//! Data made by other implementations, which lies outside of the repository, and how a test says
-//! that it could not run.
+//! How a test says that it could not run.
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::PathBuf;
-
-/// The fixture `name`: in the folder that `CASTORE_FS_FIXTURES` names, or beside the repository.
-/// Without it the test is [skipped](skip).
-pub fn fixture(name: &str) -> Option<PathBuf> {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/fixtures");
-    let folder = std::env::var_os("CASTORE_FS_FIXTURES").unwrap_or_else(|| beside.into());
-    let path = PathBuf::from(folder).join(name);
-    match path.exists() {
-        true => Some(path),
-        false => {
-            skip(&format!(
-                "the fixture {} is not there (CASTORE_FS_FIXTURES can name the folder)",
-                path.display()
-            ));
-            None
-        }
-    }
-}
 
 /// Says why the test that calls this cannot run. It has to return then. Under `CI=true` nothing
 /// may be skipped: this fails.
