@@ -37,10 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let mut config = prost_build::Config::new();
     config
-        .extern_path(
-            ".snix.castore.v1.Directory",
-            "crate::proto::RawDirectory",
-        )
+        .extern_path(".snix.castore.v1.Directory", "crate::proto::RawDirectory")
         .extern_path(".snix.castore.v1", "crate::proto::castore::v1")
         .extern_path(".snix.store.v1", "crate::proto::store::v1")
         .extern_path(".castore_fs.v1", "crate::proto::castore_fs::v1")

@@ -151,9 +151,7 @@ pub async fn serve(
         () = shutdown => None,
         Some(ended) = running.join_next() => ended.ok().and_then(Result::err),
     };
-    health
-        .set_not_serving::<BlobServiceServer<Served>>()
-        .await;
+    health.set_not_serving::<BlobServiceServer<Served>>().await;
     // Fails only if every listener has already ended.
     let _ = stop.send(true);
     let drained = async { while running.join_next().await.is_some() {} };
@@ -237,12 +235,8 @@ async fn routes(served: &Served) -> (tonic_health::server::HealthReporter, Route
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (health, health_service) = tonic_health::server::health_reporter();
-    health
-        .set_serving::<BlobServiceServer<Served>>()
-        .await;
-    health
-        .set_serving::<DirectoryServiceServer<Served>>()
-        .await;
+    health.set_serving::<BlobServiceServer<Served>>().await;
+    health.set_serving::<DirectoryServiceServer<Served>>().await;
     health
         .set_serving::<PathInfoServiceServer<path_infos::PathInfos>>()
         .await;

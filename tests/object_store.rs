@@ -1,6 +1,6 @@
 //! A castore in an object store: the peers' layout, read and written.
 
-#[path = "support/fixtures.rs"]
+#[path = "kit/fixtures.rs"]
 mod fixtures;
 
 use std::collections::BTreeMap;
@@ -46,8 +46,15 @@ async fn walk(store: &ObjectStore, root: Digest) -> BTreeMap<String, (Node, u64)
                 stack.push((path.clone(), digest));
             }
             let mut size = 0;
-            if let NodeRef::File { digest, size: said, .. } = entry.node {
-                let read = store.read(&digest, said, 0, usize::MAX >> 1).await.unwrap().unwrap();
+            if let NodeRef::File {
+                digest, size: said, ..
+            } = entry.node
+            {
+                let read = store
+                    .read(&digest, said, 0, usize::MAX >> 1)
+                    .await
+                    .unwrap()
+                    .unwrap();
                 assert_eq!(Digest::of(&read), digest, "{path}");
                 size = read.len() as u64;
             }
@@ -66,7 +73,9 @@ async fn the_peers_objects_read_as_the_peers_tree() {
     let found = walk(&store, digest(&expected["root"])).await;
     let entries = expected["entries"].as_object().unwrap();
     assert!(entries.len() > 100);
-    let directories = entries.values().filter(|entry| entry["type"] == "directory");
+    let directories = entries
+        .values()
+        .filter(|entry| entry["type"] == "directory");
     assert!(directories.count() > 5);
     for (path, entry) in entries {
         if path.is_empty() || path == "." {
@@ -79,7 +88,11 @@ async fn the_peers_objects_read_as_the_peers_tree() {
                 assert_eq!(entry["type"], "directory", "{path}");
                 assert_eq!(*own, digest(entry), "{path}");
             }
-            Node::File { digest: own, executable, .. } => {
+            Node::File {
+                digest: own,
+                executable,
+                ..
+            } => {
                 assert_eq!(entry["type"], "file", "{path}");
                 assert_eq!(*own, digest(entry), "{path}");
                 assert_eq!(entry["size"], *size, "{path}");
@@ -87,7 +100,10 @@ async fn the_peers_objects_read_as_the_peers_tree() {
             }
             Node::Symlink { target } => {
                 let target = target.escape_ascii().to_string();
-                assert_eq!(unescaped(entry["target"].as_str().unwrap()), unescaped(&target));
+                assert_eq!(
+                    unescaped(entry["target"].as_str().unwrap()),
+                    unescaped(&target)
+                );
             }
         }
     }
@@ -153,7 +169,9 @@ async fn what_we_write_is_laid_out_as_the_peers_write_it() {
             // The empty blob is there without being written.
             continue;
         }
-        let our_bytes = ours.get(path).unwrap_or_else(|| panic!("{} is lacking", path.display()));
+        let our_bytes = ours
+            .get(path)
+            .unwrap_or_else(|| panic!("{} is lacking", path.display()));
         let plain = |bytes: &[u8]| zstd::decode_all(bytes).unwrap();
         match path.starts_with("blobs") {
             // The same chunks; ours have a table behind them.
@@ -177,11 +195,16 @@ fn put(store: &dyn Store, blobs: &[Vec<u8>]) -> Root {
             ingest.put_blobs(&[(digest, blob)]).unwrap();
         } else {
             let mut writer = ingest.blob_writer().unwrap();
-            blob.chunks(100_000).for_each(|part| writer.write(part).unwrap());
+            blob.chunks(100_000)
+                .for_each(|part| writer.write(part).unwrap());
             assert_eq!(writer.finish().unwrap(), (digest, blob.len() as u64));
         }
         let size = blob.len() as u64;
-        let node = Node::File { digest, size, executable: false };
+        let node = Node::File {
+            digest,
+            size,
+            executable: false,
+        };
         entries.push((Name::new(index.to_string().as_bytes()).unwrap(), node));
     }
     let below = Directory::from_entries(entries).unwrap();
@@ -190,7 +213,10 @@ fn put(store: &dyn Store, blobs: &[Vec<u8>]) -> Root {
     ingest.put_directory(&below).unwrap();
     ingest.put_directory(&top).unwrap();
     let name = Name::new(&[0xff; 255]).unwrap();
-    let root = Root { name, node: top.node() };
+    let root = Root {
+        name,
+        node: top.node(),
+    };
     ingest.put_root(&root, None).unwrap();
     ingest.commit().unwrap();
     root
@@ -199,7 +225,10 @@ fn put(store: &dyn Store, blobs: &[Vec<u8>]) -> Root {
 fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    hasher
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
     bytes
 }
 
@@ -214,7 +243,7 @@ async fn what_was_written_reads_back_in_another_process() {
     let root = root.await.unwrap();
     let store = store_in(folder.path());
     assert_eq!(store.root(&root.name).await.unwrap(), Some(root.clone()));
-    assert_eq!(store.roots().await.unwrap(), [root.clone()]);
+    assert_eq!(store.roots().await.unwrap(), std::slice::from_ref(&root));
     assert_eq!(store.root(b"missing").await.unwrap(), None);
     assert_eq!(walk(&store, root.node.digest().unwrap()).await.len(), 7);
     let fresh = store_in(folder.path());
@@ -223,9 +252,16 @@ async fn what_was_written_reads_back_in_another_process() {
         assert_eq!(fresh.blob_size(&digest).await.unwrap(), Some(size));
         let at = blob.len() / 3;
         let length = 1000.min(blob.len() - at);
-        let read = fresh.read(&digest, size, at as u64, length).await.unwrap().unwrap();
+        let read = fresh
+            .read(&digest, size, at as u64, length)
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(read, blob[at..at + length]);
-        assert!(fresh.read(&digest, size + 1, 0, 10).await.is_err(), "{size}");
+        assert!(
+            fresh.read(&digest, size + 1, 0, 10).await.is_err(),
+            "{size}"
+        );
     }
     let missing = Digest::of(b"missing");
     assert_eq!(fresh.read(&missing, 5, 0, 5).await.unwrap(), None);
@@ -247,12 +283,22 @@ async fn damaged_objects_are_errors_and_spoil_no_others() {
     std::fs::write(&chunk, zstd::encode_all(&noise(3, 1000)[..], 3).unwrap()).unwrap();
     let store = store_in(folder.path());
     let error = store.read(&small, 1000, 0, 10).await.unwrap_err();
-    assert!(matches!(error, Error::Damaged { digest, .. } if digest == small), "{error}");
+    assert!(
+        matches!(error, Error::Damaged { digest, .. } if digest == small),
+        "{error}"
+    );
     std::fs::write(&chunk, b"no zstd").unwrap();
     assert!(store.read(&small, 1000, 0, 10).await.is_err());
     std::fs::remove_file(&chunk).unwrap();
-    let error = store.read(&small, 1000, 0, 10).await.unwrap_err().to_string();
-    assert!(error.contains("is not there, but is referred to"), "{error}");
+    let error = store
+        .read(&small, 1000, 0, 10)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("is not there, but is referred to"),
+        "{error}"
+    );
     let large = Digest::of(&blobs[0]);
     let read = store.read(&large, 3 << 20, 5, 10).await.unwrap().unwrap();
     assert_eq!(read, blobs[0][5..15]);
@@ -261,7 +307,9 @@ async fn damaged_objects_are_errors_and_spoil_no_others() {
     let list = folder.path().join(format!("blobs/b3/{}/{hex}", &hex[..4]));
     let stranger = noise(4, 3 << 20);
     let (path, other) = (folder.path().to_owned(), stranger.clone());
-    tokio::task::spawn_blocking(move || put(&store_in(&path), &[other])).await.unwrap();
+    tokio::task::spawn_blocking(move || put(&store_in(&path), &[other]))
+        .await
+        .unwrap();
     let hex = Digest::of(&stranger).to_hex();
     let other = folder.path().join(format!("blobs/b3/{}/{hex}", &hex[..4]));
     std::fs::copy(other, list).unwrap();
@@ -279,7 +327,10 @@ async fn damaged_objects_are_errors_and_spoil_no_others() {
 #[test]
 fn secrets_and_nonsense_in_urls_are_refused() {
     for (url, why) in [
-        ("objectstore+s3://bucket/path?aws_secret_access_key=x", "environment"),
+        (
+            "objectstore+s3://bucket/path?aws_secret_access_key=x",
+            "environment",
+        ),
         ("objectstore+https://user:password@host/path", "environment"),
         ("objectstore+nonsense://bucket", "nonsense"),
     ] {
@@ -296,7 +347,10 @@ fn the_command_line_imports_into_and_reads_from_a_bucket() {
     let tree = folder.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     std::fs::write(tree.join("file"), noise(1, 700_000)).unwrap();
-    let url = format!("objectstore+file://{}", folder.path().join("bucket").display());
+    let url = format!(
+        "objectstore+file://{}",
+        folder.path().join("bucket").display()
+    );
     let run = |arguments: &[&str]| {
         let command = &mut Command::new(env!("CARGO_BIN_EXE_castore-fs"));
         let run = command.args(arguments).output().unwrap();
@@ -304,6 +358,9 @@ fn the_command_line_imports_into_and_reads_from_a_bucket() {
         run.stdout
     };
     run(&["import", "--store", &url, tree.to_str().unwrap()]);
-    assert_eq!(run(&["cat", "--store", &url, "tree/file"]), noise(1, 700_000));
+    assert_eq!(
+        run(&["cat", "--store", &url, "tree/file"]),
+        noise(1, 700_000)
+    );
     run(&["verify", "--store", &url]);
 }

@@ -54,22 +54,23 @@ impl Copy {
             (open(&self.from)?, open(&self.to)?)
         };
         let mut output = Output::open()?;
-        let roots = if self.all {
-            from.roots()?
-        } else {
-            let mut roots = Vec::new();
-            for path in &self.names {
-                let bytes = path.as_os_str().as_bytes();
-                let name = bytes.strip_prefix(b"/nix/store/").unwrap_or(bytes);
-                let name = Name::new(name)
-                    .map_err(|error| failure(format!("{}: {error}", path.display())))?;
-                let root = from.root(&name)?;
-                roots.push(root.ok_or_else(|| {
-                    failure(format!("{} has no root named {name}", from.url()))
-                })?);
-            }
-            roots
-        };
+        let roots =
+            if self.all {
+                from.roots()?
+            } else {
+                let mut roots = Vec::new();
+                for path in &self.names {
+                    let bytes = path.as_os_str().as_bytes();
+                    let name = bytes.strip_prefix(b"/nix/store/").unwrap_or(bytes);
+                    let name = Name::new(name)
+                        .map_err(|error| failure(format!("{}: {error}", path.display())))?;
+                    let root = from.root(&name)?;
+                    roots.push(root.ok_or_else(|| {
+                        failure(format!("{} has no root named {name}", from.url()))
+                    })?);
+                }
+                roots
+            };
         let progress = Arc::new(Progress::default());
         let stopped = progress.clone();
         on_interrupt(&runtime, move || {
@@ -80,7 +81,10 @@ impl Copy {
             let blobs = HumanCount(counted.blobs.load(Ordering::Relaxed));
             let skipped = HumanCount(counted.skipped.load(Ordering::Relaxed));
             let bytes = counted.bytes.load(Ordering::Relaxed);
-            (format!("{blobs} blobs sent, {skipped} there already"), bytes)
+            (
+                format!("{blobs} blobs sent, {skipped} there already"),
+                bytes,
+            )
         });
         copy::copy(&from, &to, &roots, &progress)?;
         drop(line);

@@ -55,9 +55,8 @@ mod tests {
 
     #[test]
     fn only_the_generation_in_the_path_changes() {
-        let rewritten = |uri: &str, generation| {
-            with_generation(uri.parse().unwrap(), generation).to_string()
-        };
+        let rewritten =
+            |uri: &str, generation| with_generation(uri.parse().unwrap(), generation).to_string();
         let current = "http://host:1/snix.castore.v1.BlobService/Stat";
         let older = "http://host:1/tvix.castore.v1.BlobService/Stat";
         assert_eq!(rewritten(current, Generation::Older), older);

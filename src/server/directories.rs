@@ -30,9 +30,8 @@ impl DirectoryService for Served {
         let root = digest(&bytes)?;
         let store = self.store.clone();
         Ok(Response::new(stream(move |sender| async move {
-            let raw = |directory: &Directory| {
-                RawDirectory(Bytes::copy_from_slice(directory.as_bytes()))
-            };
+            let raw =
+                |directory: &Directory| RawDirectory(Bytes::copy_from_slice(directory.as_bytes()));
             let Some(directory) = store.directory(&root).await? else {
                 if request.recursive {
                     // The field's clients know an empty stream as "not found".
@@ -181,7 +180,18 @@ mod tests {
         let size = size + 1;
         let wrong = parent(&[("leaf", Node::Directory { digest, size })]);
         assert!(root_of(&[&leaf, &wrong]).unwrap_err().contains("size"));
-        let loose = parent(&[("a", Node::File { digest, size, executable: false })]);
-        assert!(root_of(&[&loose, &leaf, &root]).unwrap_err().contains("hang"));
+        let loose = parent(&[(
+            "a",
+            Node::File {
+                digest,
+                size,
+                executable: false,
+            },
+        )]);
+        assert!(
+            root_of(&[&loose, &leaf, &root])
+                .unwrap_err()
+                .contains("hang")
+        );
     }
 }

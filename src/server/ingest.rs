@@ -88,14 +88,16 @@ impl Addition {
                 }
                 Ok(())
             }
-            What::Directories(directories) => directories
-                .directories
-                .into_iter()
-                .try_for_each(|bytes: Bytes| {
-                    let directory = Directory::decode(Vec::from(bytes))
-                        .map_err(|error| Status::invalid_argument(error.to_string()))?;
-                    self.ingest.put_directory(&directory).map_err(failed)
-                }),
+            What::Directories(directories) => {
+                directories
+                    .directories
+                    .into_iter()
+                    .try_for_each(|bytes: Bytes| {
+                        let directory = Directory::decode(Vec::from(bytes))
+                            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+                        self.ingest.put_directory(&directory).map_err(failed)
+                    })
+            }
             What::PutRoot(RootMessage { entry, path_info }) => {
                 let root = Root::try_from(entry.unwrap_or_default())
                     .map_err(|error| Status::invalid_argument(error.to_string()))?;

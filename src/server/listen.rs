@@ -55,9 +55,9 @@ impl Listener {
         if address == "systemd" {
             return passed_on();
         }
-        let path = address.strip_prefix("unix:").or(address
-            .starts_with('/')
-            .then_some(address));
+        let path = address
+            .strip_prefix("unix:")
+            .or(address.starts_with('/').then_some(address));
         if let Some(path) = path {
             return Ok(vec![Self::Unix(
                 bind_unix(Path::new(path)).map_err(bind_error)?,
@@ -69,7 +69,11 @@ impl Listener {
         let addresses: Vec<SocketAddr> = address.to_socket_addrs().map_err(bind_error)?.collect();
         addresses
             .into_iter()
-            .map(|address| TcpListener::bind(address).map(Self::Tcp).map_err(bind_error))
+            .map(|address| {
+                TcpListener::bind(address)
+                    .map(Self::Tcp)
+                    .map_err(bind_error)
+            })
             .collect()
     }
 }
@@ -110,7 +114,11 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 
 /// The sockets that systemd passed on (sd_listen_fds(3)).
 fn passed_on() -> Result<Vec<Listener>, ListenError> {
-    let variable = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    let variable = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u32>().ok())
+    };
     let (Some(pid), Some(count)) = (variable("LISTEN_PID"), variable("LISTEN_FDS")) else {
         return Err(ListenError::NoSockets);
     };
@@ -122,10 +130,12 @@ fn passed_on() -> Result<Vec<Listener>, ListenError> {
             // SAFETY: LISTEN_FDS says that this descriptor is open; the copy outlives the borrow.
             let passed = unsafe { BorrowedFd::borrow_raw(number) };
             let socket = passed.try_clone_to_owned();
-            socket.and_then(from_socket).map_err(|source| ListenError::Bind {
-                address: format!("descriptor {number} from systemd"),
-                source,
-            })
+            socket
+                .and_then(from_socket)
+                .map_err(|source| ListenError::Bind {
+                    address: format!("descriptor {number} from systemd"),
+                    source,
+                })
         })
         .collect()
 }

@@ -69,13 +69,7 @@ impl GrpcStore {
             let _within = runtime.enter();
             address.channel().map_err(wrong)?
         };
-        let endpoint = Endpoint::new(
-            address.shown,
-            channel,
-            token,
-            address.deadlines,
-            runtime,
-        );
+        let endpoint = Endpoint::new(address.shown, channel, token, address.deadlines, runtime);
         let blobs = ServerBlobs::new(endpoint.clone());
         let store = Self {
             directories: Directories::new(endpoint.clone(), address.cache / DIRECTORIES_SHARE),
@@ -168,7 +162,10 @@ impl Store for GrpcStore {
         let (directories, wanted) = (self.directories.clone(), *digest);
         self.spawn(async move { directories.get(&wanted).await })
             .await
-            .map_err(|failure| self.endpoint.error(format!("reading directory {digest}"), failure))
+            .map_err(|failure| {
+                self.endpoint
+                    .error(format!("reading directory {digest}"), failure)
+            })
     }
 
     async fn read(
@@ -186,7 +183,10 @@ impl Store for GrpcStore {
         let (segments, wanted) = (self.segments.clone(), *digest);
         self.spawn(async move { segments.read(&wanted, size, offset, length).await })
             .await
-            .map_err(|failure| self.endpoint.error(format!("reading blob {digest}"), failure))
+            .map_err(|failure| {
+                self.endpoint
+                    .error(format!("reading blob {digest}"), failure)
+            })
     }
 
     async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
@@ -195,7 +195,8 @@ impl Store for GrpcStore {
             .await
             .map_err(|failure| {
                 let name = name.escape_ascii();
-                self.endpoint.error(format!("looking up root \"{name}\""), failure)
+                self.endpoint
+                    .error(format!("looking up root \"{name}\""), failure)
             })
     }
 
@@ -212,7 +213,8 @@ impl Store for GrpcStore {
             .await
             .map_err(|failure| {
                 let name = name.escape_ascii();
-                self.endpoint.error(format!("asking about \"{name}\""), failure)
+                self.endpoint
+                    .error(format!("asking about \"{name}\""), failure)
             })
     }
 
@@ -223,21 +225,30 @@ impl Store for GrpcStore {
         let (blobs, wanted) = (self.blobs.clone(), *digest);
         self.spawn(async move { blobs.has(&wanted).await })
             .await
-            .map_err(|failure| self.endpoint.error(format!("asking for blob {digest}"), failure))
+            .map_err(|failure| {
+                self.endpoint
+                    .error(format!("asking for blob {digest}"), failure)
+            })
     }
 
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
         let (blobs, wanted) = (self.blobs.clone(), *digest);
         self.spawn(async move { blobs.size(&wanted).await })
             .await
-            .map_err(|failure| self.endpoint.error(format!("asking for blob {digest}"), failure))
+            .map_err(|failure| {
+                self.endpoint
+                    .error(format!("asking for blob {digest}"), failure)
+            })
     }
 
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         let (segments, wanted) = (self.segments.clone(), *digest);
         self.spawn(async move { segments.group_table(&wanted, size).await })
             .await
-            .map_err(|failure| self.endpoint.error(format!("reading blob {digest}"), failure))
+            .map_err(|failure| {
+                self.endpoint
+                    .error(format!("reading blob {digest}"), failure)
+            })
     }
 
     /// A server does not say how much it holds: nothing.

@@ -231,7 +231,14 @@ impl<S: Source> Segments<S> {
             let until = (next + progress.ahead).min(segments);
             let ahead = progress.fetched..until;
             let fetched = progress.fetched.max(until);
-            readers.insert(*digest, Progress { fetched, ..progress }, 1);
+            readers.insert(
+                *digest,
+                Progress {
+                    fetched,
+                    ..progress
+                },
+                1,
+            );
             ahead
         };
         for index in ahead {
@@ -302,7 +309,7 @@ impl<S: Source> Segments<S> {
                             all.slice(start as usize..(start + length) as usize)
                         }
                         Some(Whole::Spooled(spool)) => {
-                            self.from_spool(&spool, &digest, size, start, length)?
+                            self.read_spool(&spool, &digest, size, start, length)?
                         }
                         None => return Ok(None),
                     }
@@ -310,7 +317,9 @@ impl<S: Source> Segments<S> {
             }
         };
         let cost = bytes.len() + 128;
-        self.segments.lock().insert(((digest, size), index), bytes.clone(), cost);
+        self.segments
+            .lock()
+            .insert(((digest, size), index), bytes.clone(), cost);
         Ok(Some(bytes))
     }
 
@@ -388,7 +397,9 @@ impl<S: Source> Segments<S> {
         Ok(table.map(|table| {
             let bytes = table.as_bytes().len() + 128;
             let table = Arc::new(table);
-            self.tables.lock().insert((digest, size), table.clone(), bytes);
+            self.tables
+                .lock()
+                .insert((digest, size), table.clone(), bytes);
             table
         }))
     }
@@ -476,7 +487,9 @@ impl<S: Source> Segments<S> {
         let table = self.bind(digest, size, came, hasher)?;
         let spool = Arc::new(Spool { file, table });
         let cost = usize::try_from(size).unwrap_or(usize::MAX);
-        self.spools.lock().insert((*digest, size), spool.clone(), cost);
+        self.spools
+            .lock()
+            .insert((*digest, size), spool.clone(), cost);
         Ok(Some(spool))
     }
 
@@ -485,7 +498,7 @@ impl<S: Source> Segments<S> {
         self.source.lied(Object::Blob, digest, damage)
     }
 
-    fn from_spool(
+    fn read_spool(
         &self,
         spool: &Spool,
         digest: &Digest,

@@ -163,8 +163,8 @@ impl Copy<'_> {
                     return Ok(None);
                 }
                 let directory = self.from.directory(&digest).map_err(Error::at(path))?;
-                let directory = directory
-                    .ok_or_else(|| self.absent(path, Object::Directory, digest))?;
+                let directory =
+                    directory.ok_or_else(|| self.absent(path, Object::Directory, digest))?;
                 Ok(Some(Level {
                     directory,
                     path: path.clone(),
@@ -203,7 +203,9 @@ impl Copy<'_> {
             let read = read.ok_or_else(|| self.absent(path, Object::Blob, digest))?;
             writer.write(&buffer[..read])?;
             at += read as u64;
-            self.progress.bytes.fetch_add(read as u64, Ordering::Relaxed);
+            self.progress
+                .bytes
+                .fetch_add(read as u64, Ordering::Relaxed);
         }
         writer.finish()?;
         self.progress.blobs.fetch_add(1, Ordering::Relaxed);
@@ -219,7 +221,10 @@ impl Copy<'_> {
         let missing: Vec<_> = missing.iter().filter_map(|&at| blobs.get(at)).collect();
         let skipped = (blobs.len() - missing.len()) as u64;
         self.progress.skipped.fetch_add(skipped, Ordering::Relaxed);
-        let wanted: Vec<_> = missing.iter().map(|(digest, size, _)| (*digest, *size)).collect();
+        let wanted: Vec<_> = missing
+            .iter()
+            .map(|(digest, size, _)| (*digest, *size))
+            .collect();
         let mut bytes = 0;
         let mut contents = Vec::with_capacity(missing.len());
         for (read, (digest, _, path)) in self.from.read_whole(&wanted).into_iter().zip(&missing) {
@@ -228,9 +233,14 @@ impl Copy<'_> {
             bytes += read.len() as u64;
             contents.push((*digest, read));
         }
-        let put: Vec<_> = contents.iter().map(|(digest, read)| (*digest, &read[..])).collect();
+        let put: Vec<_> = contents
+            .iter()
+            .map(|(digest, read)| (*digest, &read[..]))
+            .collect();
         self.ingest()?.put_blobs(&put)?;
-        self.progress.blobs.fetch_add(put.len() as u64, Ordering::Relaxed);
+        self.progress
+            .blobs
+            .fetch_add(put.len() as u64, Ordering::Relaxed);
         self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
         for directory in std::mem::take(&mut self.directories) {
             self.ingest()?.put_directory(&directory)?;
@@ -287,9 +297,8 @@ mod tests {
     fn a_copy_that_broke_off_goes_on_where_it_was() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let (source, target) = (MemoryStore::new(), MemoryStore::new());
-        let blocking = |store: &MemoryStore| {
-            Blocking::new(Arc::new(store.clone()), runtime.handle().clone())
-        };
+        let blocking =
+            |store: &MemoryStore| Blocking::new(Arc::new(store.clone()), runtime.handle().clone());
         let (from, to) = (blocking(&source), blocking(&target));
         let blobs: Vec<_> = (0..3).map(|seed| vec![seed; LARGE as usize]).collect();
         let entries = blobs.iter().enumerate().map(|(index, blob)| {
@@ -316,7 +325,7 @@ mod tests {
         put(&blobs[..2]);
         let copy = |slice| {
             let progress = Progress::default();
-            let copied = copy_in_slices(&from, &to, &[root.clone()], &progress, slice);
+            let copied = copy_in_slices(&from, &to, std::slice::from_ref(&root), &progress, slice);
             let counts = [&progress.blobs, &progress.skipped, &progress.directories];
             (copied, counts.map(|count| count.load(Ordering::Relaxed)))
         };

@@ -39,17 +39,20 @@ fn a_copy_sends_what_is_missing_and_nothing_else() {
         let from = blocking(Arc::new(far.client()));
         let to = blocking(Arc::new(server.client()));
         let progress = Progress::default();
-        copy(&from, &to, &[root.clone()], &progress).unwrap();
+        copy(&from, &to, std::slice::from_ref(&root), &progress).unwrap();
         // The empty blob is there without being sent.
         let mut expected = source.usage().unwrap();
         expected.blobs -= 1;
         assert_eq!(target.usage().unwrap(), expected);
-        assert_eq!(target.root_now(NIX_NAME.as_bytes()).unwrap(), Some(root.clone()).into());
+        assert_eq!(
+            target.root_now(NIX_NAME.as_bytes()).unwrap(),
+            Some(root.clone()).into()
+        );
         assert_eq!(progress.blobs.load(Ordering::Relaxed), expected.blobs);
         let client = server.client();
         let to = blocking(Arc::new(client.clone()));
         let again = Progress::default();
-        let added = copy(&from, &to, &[root.clone()], &again).unwrap();
+        let added = copy(&from, &to, std::slice::from_ref(&root), &again).unwrap();
         assert_eq!(added, Default::default());
         assert_eq!(again.blobs.load(Ordering::Relaxed), 0);
         assert_eq!(again.directories.load(Ordering::Relaxed), 0);
@@ -81,7 +84,10 @@ fn users_serve_copy_list_and_read_from_the_command_line() {
     let path = |name: &str| folder.path().join(name).display().to_string();
     std::fs::create_dir(folder.path().join("tree")).unwrap();
     std::fs::write(folder.path().join("tree/file"), noise(5, 3 << 20)).unwrap();
-    let (near, far) = (format!("local:{}", path("near")), format!("local:{}", path("far")));
+    let (near, far) = (
+        format!("local:{}", path("near")),
+        format!("local:{}", path("far")),
+    );
     let socket = format!("unix:{}", path("socket"));
     run(&["import", "--store", &near, &path("tree")]);
     let serve = ["serve", "--store", &far, "--listen", &socket, "--writable"];

@@ -2,6 +2,7 @@
 //! slow, broken or liars.
 
 mod copying;
+mod distance;
 mod faulty;
 mod peer;
 mod reading;
@@ -54,7 +55,11 @@ pub(crate) fn put_tree(ingest: &dyn Ingest, seed: u64, width: u64, depth: u64) -
     put_directory(ingest, entries)
 }
 
-pub(crate) fn put_root(store: &dyn Store, root_name: &str, put: impl FnOnce(&dyn Ingest) -> Node) -> Root {
+pub(crate) fn put_root(
+    store: &dyn Store,
+    root_name: &str,
+    put: impl FnOnce(&dyn Ingest) -> Node,
+) -> Root {
     let ingest = store.ingest().unwrap();
     let root = Root {
         name: name(root_name),

@@ -43,16 +43,18 @@ impl Peer {
     pub fn serve(self, older: bool) -> Server {
         Server::of(move |incoming| {
             tonic::transport::Server::builder()
-                .layer(MapRequestLayer::new(move |mut request: http::Request<_>| {
-                    let uri: http::Uri = std::mem::take(request.uri_mut());
-                    *request.uri_mut() = match (older, uri.path().starts_with("/tvix.")) {
-                        (true, true) => with_generation(uri, Generation::Current),
-                        (false, false) => uri,
-                        // A name that nobody serves.
-                        _ => "/unknown.Service/Method".parse().unwrap(),
-                    };
-                    request
-                }))
+                .layer(MapRequestLayer::new(
+                    move |mut request: http::Request<_>| {
+                        let uri: http::Uri = std::mem::take(request.uri_mut());
+                        *request.uri_mut() = match (older, uri.path().starts_with("/tvix.")) {
+                            (true, true) => with_generation(uri, Generation::Current),
+                            (false, false) => uri,
+                            // A name that nobody serves.
+                            _ => "/unknown.Service/Method".parse().unwrap(),
+                        };
+                        request
+                    },
+                ))
                 .add_service(BlobServiceServer::new(self.clone()))
                 .add_service(DirectoryServiceServer::new(self.clone()))
                 .add_service(PathInfoServiceServer::new(self))

@@ -136,7 +136,11 @@ async fn a_thousand_readers_of_one_cold_blob_cause_one_download() {
         let size = blob.len() as u64;
         tokio::spawn(async move { client.read(&digest, size, reader * 9000, 10).await })
     });
-    for (reader, read) in futures_util::future::join_all(readers).await.into_iter().enumerate() {
+    for (reader, read) in futures_util::future::join_all(readers)
+        .await
+        .into_iter()
+        .enumerate()
+    {
         let at = reader * 9000;
         assert_eq!(read.unwrap().unwrap().unwrap(), blob[at..at + 10]);
     }
@@ -155,7 +159,9 @@ async fn a_random_read_of_a_large_blob_moves_a_segment_and_takes_two_calls() {
     let digest = Digest::of(&blob);
     let before = client.calls();
     let at = 33_333_333;
-    let read = client.read(&digest, blob.len() as u64, at as u64, 4096).await;
+    let read = client
+        .read(&digest, blob.len() as u64, at as u64, 4096)
+        .await;
     assert_eq!(read.unwrap().unwrap(), blob[at..at + 4096]);
     // The table and the segment, asked for at once.
     assert_eq!(client.calls() - before, 2);
@@ -169,9 +175,18 @@ async fn a_peers_answer_for_another_name_is_not_taken() {
     let client = server.client();
     let other = NIX_NAME.replace("tree", "other");
     assert_eq!(client.root(other.as_bytes()).await.unwrap(), None);
-    assert_eq!(client.root(NIX_NAME.as_bytes()).await.unwrap(), Some(root.clone()));
+    assert_eq!(
+        client.root(NIX_NAME.as_bytes()).await.unwrap(),
+        Some(root.clone())
+    );
     assert_eq!(client.roots().await.unwrap(), [root]);
-    assert!(client.path_info(NIX_NAME.as_bytes()).await.unwrap().is_some());
+    assert!(
+        client
+            .path_info(NIX_NAME.as_bytes())
+            .await
+            .unwrap()
+            .is_some()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,7 +217,10 @@ async fn a_server_behind_a_client_behind_a_server_serves_the_same() {
     let far = Server::tcp(Arc::new(store.clone()));
     let near = Server::tcp(Arc::new(far.client()));
     let client = near.client();
-    assert_eq!(client.root(NIX_NAME.as_bytes()).await.unwrap(), Some(root.clone()));
+    assert_eq!(
+        client.root(NIX_NAME.as_bytes()).await.unwrap(),
+        Some(root.clone())
+    );
     assert_eq!(walk(&client, &root.node).await, 40);
     let Node::Directory { .. } = root.node else {
         panic!("a tree");

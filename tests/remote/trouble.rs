@@ -36,7 +36,10 @@ async fn a_liar_never_gets_a_wrong_byte_through() {
             lies: true,
             ..Peer::default()
         };
-        for (server, whole) in [(Server::tcp(Arc::new(ours)), false), (peer.serve(false), true)] {
+        for (server, whole) in [
+            (Server::tcp(Arc::new(ours)), false),
+            (peer.serve(false), true),
+        ] {
             let client = server.client();
             let mut wrong = 0;
             for at in (0..size).step_by(100_000) {
@@ -99,7 +102,10 @@ async fn a_failing_store_is_an_error_and_not_absence() {
     let client = server.client();
     let digest = Digest::of(b"x");
     let error = client.read(&digest, 1, 0, 1).await.unwrap_err().to_string();
-    assert!(error.contains("on fire") && error.contains(&server.url), "{error}");
+    assert!(
+        error.contains("on fire") && error.contains(&server.url),
+        "{error}"
+    );
     assert!(client.directory(&digest).await.is_err());
     assert!(client.root(b"x").await.is_err());
     assert!(client.has_blob(&digest).await.is_err());
@@ -124,13 +130,19 @@ async fn a_server_that_hangs_costs_one_deadline_and_no_second() {
     assert!(started.elapsed() < Duration::from_secs(2));
     let again = Instant::now();
     assert!(client.read(&digest, 1000, 0, 10).await.is_err());
-    assert!(again.elapsed() < Duration::from_millis(200), "a second wait");
+    assert!(
+        again.elapsed() < Duration::from_millis(200),
+        "a second wait"
+    );
     // What is in memory needs no server.
     assert_eq!(walk(&client, &tree.node).await, 7);
     hanging.hang.store(false, Ordering::Relaxed);
     let waiting = Instant::now();
     while client.read(&digest, 1000, 0, 10).await.is_err() {
-        assert!(waiting.elapsed() < Duration::from_secs(10), "it never came back");
+        assert!(
+            waiting.elapsed() < Duration::from_secs(10),
+            "it never came back"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -178,7 +190,10 @@ async fn a_stopped_server_lets_its_watchers_go_and_its_return_is_noticed() {
     assert_eq!(client.root(b"late").await.unwrap(), None);
     let started = Instant::now();
     server.stop();
-    assert!(started.elapsed() < Duration::from_secs(2), "a watcher kept the server");
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "a watcher kept the server"
+    );
     put_root(&store, "late", |ingest| put_file(ingest, b"late"));
     let _server = Server::start(Arc::new(store.clone()), &address, false);
     let started = Instant::now();
@@ -186,6 +201,9 @@ async fn a_stopped_server_lets_its_watchers_go_and_its_return_is_noticed() {
         assert!(started.elapsed() < Duration::from_secs(10));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(matches!(client.root_now(b"late").unwrap(), Answer::Found(_)));
+    assert!(matches!(
+        client.root_now(b"late").unwrap(),
+        Answer::Found(_)
+    ));
     let _ = name("late");
 }

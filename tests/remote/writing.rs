@@ -30,7 +30,11 @@ fn write_all(client: &dyn Store, root_name: &str) -> castore_fs::castore::Root {
         let (digest, size) = writer.finish().unwrap();
         assert_eq!((digest, size), (Digest::of(&large), large.len() as u64));
         let executable = true;
-        let file = castore_fs::castore::Node::File { digest, size, executable };
+        let file = castore_fs::castore::Node::File {
+            digest,
+            size,
+            executable,
+        };
         entries.push((name("large"), file));
         put_directory(ingest, entries)
     })
@@ -84,9 +88,15 @@ fn what_is_written_to_a_peer_is_there_under_nix_names_only() {
         let client = server.client();
         let root = write_all(&client, NIX_NAME);
         all_there(&store, &root);
-        assert_eq!(store.root_now(NIX_NAME.as_bytes()).unwrap(), Some(root.clone()).into());
+        assert_eq!(
+            store.root_now(NIX_NAME.as_bytes()).unwrap(),
+            Some(root.clone()).into()
+        );
         let ingest = client.ingest().unwrap();
-        let other = castore_fs::castore::Root { name: name("any name"), ..root };
+        let other = castore_fs::castore::Root {
+            name: name("any name"),
+            ..root
+        };
         let refused = ingest.put_root(&other, None);
         assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
     }

@@ -64,7 +64,10 @@ impl Address {
         shown.set_query(None);
         let target = match parsed.scheme() {
             "grpc+unix" => {
-                if parsed.host().is_some_and(|host| !host.to_string().is_empty()) {
+                if parsed
+                    .host()
+                    .is_some_and(|host| !host.to_string().is_empty())
+                {
                     return Err("write grpc+unix:/absolute/path".to_owned());
                 }
                 let path = percent_decoded(parsed.path());
@@ -193,10 +196,12 @@ impl Address {
                 return Ok(transport.connect_lazy());
             }
         };
-        Ok(transport.connect_with_connector_lazy(service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        })))
+        Ok(
+            transport.connect_with_connector_lazy(service_fn(move |_: Uri| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            })),
+        )
     }
 
     fn tls(&self) -> Result<ClientTlsConfig, String> {

@@ -150,11 +150,20 @@ impl ServerBlobs {
                 let digests = asked.clone();
                 async move {
                     let mut client = part_client(connection);
-                    Ok(client.missing(MissingRequest { digests }).await?.into_inner())
+                    Ok(client
+                        .missing(MissingRequest { digests })
+                        .await?
+                        .into_inner())
                 }
             });
             let base = chunk * MAX_QUESTIONS;
-            missing.extend(answer.await?.missing.into_iter().map(|at| base + at as usize));
+            missing.extend(
+                answer
+                    .await?
+                    .missing
+                    .into_iter()
+                    .map(|at| base + at as usize),
+            );
         }
         Ok(missing)
     }

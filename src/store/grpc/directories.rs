@@ -104,7 +104,10 @@ impl Directories {
             let next = tokio::time::timeout(PATIENCE, self.arrival(digest, &mut fetch));
             if next.await.is_err() {
                 let mut state = self.state.lock();
-                let still = state.coming.get(digest).is_some_and(|now| now.root == fetch.root);
+                let still = state
+                    .coming
+                    .get(digest)
+                    .is_some_and(|now| now.root == fetch.root);
                 if still {
                     self.start(*digest, &mut state);
                 }
@@ -252,7 +255,11 @@ impl Run {
         let bytes = directory.resident_bytes();
         state.here.insert(digest, directory, bytes);
         self.awaited.remove(&digest);
-        if state.coming.get(&digest).is_some_and(|now| now.root == self.fetch.root) {
+        if state
+            .coming
+            .get(&digest)
+            .is_some_and(|now| now.root == self.fetch.root)
+        {
             state.coming.remove(&digest);
         }
         drop(state);
@@ -279,7 +286,11 @@ impl Drop for Run {
     fn drop(&mut self) {
         let mut state = self.directories.state.lock();
         for digest in &self.awaited {
-            if state.coming.get(digest).is_some_and(|now| now.root == self.fetch.root) {
+            if state
+                .coming
+                .get(digest)
+                .is_some_and(|now| now.root == self.fetch.root)
+            {
                 state.coming.remove(digest);
             }
         }

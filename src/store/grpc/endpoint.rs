@@ -192,7 +192,10 @@ impl Endpoint {
     {
         let generation = self.generation();
         let answer = self.in_time(call(self.connection_of(generation))).await;
-        if !answer.as_ref().is_err_and(|failure| failure.is(Code::Unimplemented)) {
+        if !answer
+            .as_ref()
+            .is_err_and(|failure| failure.is(Code::Unimplemented))
+        {
             return answer;
         }
         let other = generation.other();

@@ -6,8 +6,8 @@
 //! Directories behind there, which cost space and nothing else; root nodes come last.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -114,9 +114,8 @@ impl Line {
         let limit = self.store.endpoint.deadlines.stall;
         // The runtime's clock runs on its own threads; this one only waits.
         let runtime = &self.store.endpoint.runtime;
-        let sent = runtime.block_on(async {
-            tokio::time::timeout(limit, self.messages.send(message)).await
-        });
+        let sent = runtime
+            .block_on(async { tokio::time::timeout(limit, self.messages.send(message)).await });
         match sent {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(self.broken()),
@@ -402,7 +401,10 @@ impl Piecewise {
         if answer.into_inner().root_digest != root.digest().as_bytes()[..] {
             return Err(self.error(Failure::Status(
                 Code::DataLoss,
-                format!("the server stored directory {} under another digest", root.digest()),
+                format!(
+                    "the server stored directory {} under another digest",
+                    root.digest()
+                ),
             )));
         }
         Ok(())
@@ -414,7 +416,9 @@ impl Piecewise {
             return Ok(directory);
         }
         let (directories, wanted) = (self.store.directories.clone(), *digest);
-        let asked = self.store.run(async move { directories.get(&wanted).await });
+        let asked = self
+            .store
+            .run(async move { directories.get(&wanted).await });
         received(asked.recv())
             .map_err(|failure| self.error(failure))?
             .ok_or_else(|| Error::Refused {
@@ -470,7 +474,8 @@ impl Ingest for Piecewise {
     fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
         let unknown: Vec<_> = {
             let state = self.state.lock();
-            let known = |digest: &Digest| *digest == Digest::empty_blob() || state.blobs.contains(digest);
+            let known =
+                |digest: &Digest| *digest == Digest::empty_blob() || state.blobs.contains(digest);
             let all = digests.iter().copied().enumerate();
             all.filter(|(_, digest)| !known(digest)).collect()
         };
@@ -514,9 +519,8 @@ impl Ingest for Piecewise {
     }
 
     fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
-        let file = tempfile::tempfile().map_err(|error| {
-            self.error(Failure::Spool(std::env::temp_dir(), error.kind()))
-        })?;
+        let file = tempfile::tempfile()
+            .map_err(|error| self.error(Failure::Spool(std::env::temp_dir(), error.kind())))?;
         Ok(Box::new(PiecewiseWriter {
             addition: Self {
                 store: self.store.clone(),
@@ -645,6 +649,8 @@ fn send_within(
         .block_on(async { tokio::time::timeout(limit, sender.send(chunk)).await });
     match sent {
         Ok(sent) => Ok(sent.is_ok()),
-        Err(_) => Err(store.endpoint.error("sending a blob", Failure::Timeout(limit))),
+        Err(_) => Err(store
+            .endpoint
+            .error("sending a blob", Failure::Timeout(limit))),
     }
 }

@@ -83,25 +83,30 @@ impl ChunkedBlobs {
             return Ok(Some(list));
         }
         let (bucket, wanted) = (self.bucket.clone(), *digest);
-        let landed = self.listing.join(*digest, &self.bucket.runtime, || async move {
-            let path = bucket.path("blobs", &wanted);
-            let Some(bytes) = bucket.get(&path).await? else {
-                return Ok(None);
-            };
-            let wrong = |why: String| Failure::Status(Code::DataLoss, format!("{path}: {why}"));
-            let stat = StatBlobResponse::decode(bytes).map_err(|error| wrong(error.to_string()))?;
-            let chunks = stat.chunks.iter().map(|chunk| {
-                let digest = Digest::try_from(&chunk.digest[..]);
-                match digest {
-                    Ok(_) if chunk.size > MAX_CHUNK => Err(wrong("a chunk is too large".into())),
-                    Ok(digest) => Ok((digest, chunk.size)),
-                    Err(error) => Err(wrong(error.to_string())),
-                }
+        let landed = self
+            .listing
+            .join(*digest, &self.bucket.runtime, || async move {
+                let path = bucket.path("blobs", &wanted);
+                let Some(bytes) = bucket.get(&path).await? else {
+                    return Ok(None);
+                };
+                let wrong = |why: String| Failure::Status(Code::DataLoss, format!("{path}: {why}"));
+                let stat =
+                    StatBlobResponse::decode(bytes).map_err(|error| wrong(error.to_string()))?;
+                let chunks = stat.chunks.iter().map(|chunk| {
+                    let digest = Digest::try_from(&chunk.digest[..]);
+                    match digest {
+                        Ok(_) if chunk.size > MAX_CHUNK => {
+                            Err(wrong("a chunk is too large".into()))
+                        }
+                        Ok(digest) => Ok((digest, chunk.size)),
+                        Err(error) => Err(wrong(error.to_string())),
+                    }
+                });
+                let chunks = chunks.collect::<Result<Vec<_>, Failure>>()?;
+                let bao = stat.bao;
+                Ok(Some(Arc::new(ChunkList { chunks, bao })))
             });
-            let chunks = chunks.collect::<Result<Vec<_>, Failure>>()?;
-            let bao = stat.bao;
-            Ok(Some(Arc::new(ChunkList { chunks, bao })))
-        });
         let list = landed.await.unwrap_or_else(|| Err(Failure::crashed()))?;
         if let Some(list) = &list {
             let bytes = list.chunks.len() * size_of::<(Digest, u64)>() + list.bao.len() + 128;
@@ -116,23 +121,28 @@ impl ChunkedBlobs {
             return Ok(chunk);
         }
         let (bucket, wanted) = (self.bucket.clone(), *digest);
-        let landed = self.fetching.join(*digest, &self.bucket.runtime, || async move {
-            let path = bucket.path("chunks", &wanted);
-            let Some(packed) = bucket.get(&path).await? else {
-                return Ok(None);
-            };
-            let wrong = |why: String| Failure::Status(Code::DataLoss, format!("{path}: {why}"));
-            let bytes = unpacked(&packed, limit).map_err(|error| wrong(error.to_string()))?;
-            if Digest::of(&bytes) != wanted {
-                let damage = Damage::WrongBytes { offset: 0 };
-                return Err(lied(&bucket, Object::Blob, &wanted, damage));
-            }
-            Ok(Some(Bytes::from(bytes)))
-        });
+        let landed = self
+            .fetching
+            .join(*digest, &self.bucket.runtime, || async move {
+                let path = bucket.path("chunks", &wanted);
+                let Some(packed) = bucket.get(&path).await? else {
+                    return Ok(None);
+                };
+                let wrong = |why: String| Failure::Status(Code::DataLoss, format!("{path}: {why}"));
+                let bytes = unpacked(&packed, limit).map_err(|error| wrong(error.to_string()))?;
+                if Digest::of(&bytes) != wanted {
+                    let damage = Damage::WrongBytes { offset: 0 };
+                    return Err(lied(&bucket, Object::Blob, &wanted, damage));
+                }
+                Ok(Some(Bytes::from(bytes)))
+            });
         let chunk = landed.await.unwrap_or_else(|| Err(Failure::crashed()))?;
         let chunk = chunk.ok_or_else(|| {
             let path = self.bucket.path("chunks", digest);
-            Failure::Status(Code::DataLoss, format!("{path} is not there, but is referred to"))
+            Failure::Status(
+                Code::DataLoss,
+                format!("{path} is not there, but is referred to"),
+            )
         })?;
         let bytes = chunk.len() + 128;
         self.chunks.lock().insert(*digest, chunk.clone(), bytes);
@@ -220,7 +230,9 @@ impl Source for ChunkedBlobs {
             }
             at = next;
         }
-        let chunks = wanted.into_iter().map(|(digest, size)| self.chunk_of(digest, size));
+        let chunks = wanted
+            .into_iter()
+            .map(|(digest, size)| self.chunk_of(digest, size));
         let chunks: Vec<Bytes> = stream::iter(chunks).buffered(AT_ONCE).try_collect().await?;
         let mut bytes = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
         for chunk in &chunks {
@@ -243,7 +255,9 @@ pub(super) fn unpacked(packed: &[u8], limit: u64) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let decoder = zstd::stream::read::Decoder::new(packed)?;
-    decoder.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    decoder
+        .take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         let why = format!("it unpacks to more than {limit} bytes");
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));

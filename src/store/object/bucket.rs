@@ -67,8 +67,8 @@ impl Bucket {
         inner.set_query(None);
         // Whoever has chosen already has chosen well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (store, base) = object_store::parse_url_opts(&inner, options)
-            .map_err(|error| error.to_string())?;
+        let (store, base) =
+            object_store::parse_url_opts(&inner, options).map_err(|error| error.to_string())?;
         let base = match base.is_root() {
             true => String::new(),
             false => format!("{base}/"),
@@ -140,9 +140,7 @@ fn in_the_environment(what: &str) -> String {
     format!("{what} is a secret and belongs into the environment, not into a URL")
 }
 
-async fn in_time<T>(
-    work: impl Future<Output = object_store::Result<T>>,
-) -> Result<T, Failure> {
+async fn in_time<T>(work: impl Future<Output = object_store::Result<T>>) -> Result<T, Failure> {
     match tokio::time::timeout(DEADLINE, work).await {
         Err(_) => Err(Failure::Timeout(DEADLINE)),
         Ok(done) => done.map_err(|error| {
@@ -160,6 +158,3 @@ async fn in_time<T>(
 fn absent<T>(answer: Result<T, Failure>) -> Result<Option<T>, Failure> {
     crate::store::failure::found(answer)
 }
-
-
-

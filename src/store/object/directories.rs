@@ -27,6 +27,9 @@ const KNOWN: usize = 1 << 20;
 /// zstd's own default.
 const LEVEL: i32 = 3;
 
+/// A closure, root first.
+type Closure = Arc<Vec<Directory>>;
+
 /// The Directories of a bucket.
 #[derive(Debug)]
 pub(super) struct ClosureDirectories {
@@ -34,7 +37,7 @@ pub(super) struct ClosureDirectories {
     here: Mutex<Bounded<Digest, Directory>>,
     /// The root of a closure that each is in.
     closures: Mutex<Bounded<Digest, Digest>>,
-    fetching: Flights<Digest, Result<Option<Arc<Vec<Directory>>>, Failure>>,
+    fetching: Flights<Digest, Result<Option<Closure>, Failure>>,
 }
 
 impl ClosureDirectories {
@@ -57,11 +60,13 @@ impl ClosureDirectories {
         }
         let root = self.closures.lock().get(digest).unwrap_or(*digest);
         let bucket = self.bucket.clone();
-        let fetched = self.fetching.join(root, &self.bucket.runtime, || async move {
-            let packed = bucket.get(&bucket.path("dirs", &root)).await?;
-            let closure = packed.map(|packed| decode(&bucket, &packed, &root));
-            Ok(closure.transpose()?.map(Arc::new))
-        });
+        let fetched = self
+            .fetching
+            .join(root, &self.bucket.runtime, || async move {
+                let packed = bucket.get(&bucket.path("dirs", &root)).await?;
+                let closure = packed.map(|packed| decode(&bucket, &packed, &root));
+                Ok(closure.transpose()?.map(Arc::new))
+            });
         let fetched = fetched.await.unwrap_or_else(|| Err(Failure::crashed()))?;
         let Some(closure) = fetched else {
             return Ok(None);

@@ -48,7 +48,7 @@ struct Staged {
 }
 
 enum RootChange {
-    Put(Root, Option<PathInfo>),
+    Put(Root, Option<Box<PathInfo>>),
     Remove(Name),
 }
 
@@ -84,9 +84,8 @@ impl Addition {
     fn missing(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
         let unknown: Vec<_> = {
             let staged = self.staged.lock();
-            let known = |digest: &Digest| {
-                *digest == Digest::empty_blob() || staged.blobs.contains(digest)
-            };
+            let known =
+                |digest: &Digest| *digest == Digest::empty_blob() || staged.blobs.contains(digest);
             let all = digests.iter().copied().enumerate();
             all.filter(|(_, digest)| !known(digest)).collect()
         };
@@ -119,7 +118,10 @@ impl Addition {
                     bucket.put(&path, packed).await
                 }
             });
-            stream::iter(puts).buffer_unordered(AT_ONCE).try_collect().await
+            stream::iter(puts)
+                .buffer_unordered(AT_ONCE)
+                .try_collect()
+                .await
         })
     }
 
@@ -249,7 +251,7 @@ impl Ingest for ObjectIngest {
     }
 
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
-        let change = RootChange::Put(root.clone(), path_info.cloned());
+        let change = RootChange::Put(root.clone(), path_info.cloned().map(Box::new));
         self.0.staged.lock().roots.push(change);
         Ok(())
     }

@@ -58,7 +58,11 @@ impl BucketRoots {
     pub(super) fn known(&self, name: &[u8]) -> Option<Option<Root>> {
         let state = self.state.lock();
         let (root, when) = state.known.get(name)?;
-        let holds = if root.is_some() { FOUND_HOLDS } else { ABSENT_HOLDS };
+        let holds = if root.is_some() {
+            FOUND_HOLDS
+        } else {
+            ABSENT_HOLDS
+        };
         (when.elapsed() < holds).then(|| root.clone())
     }
 
@@ -76,7 +80,9 @@ impl BucketRoots {
             if state.known.len() >= MAX_KNOWN {
                 state.known.clear();
             }
-            state.known.insert(name.to_vec(), (root.clone(), Instant::now()));
+            state
+                .known
+                .insert(name.to_vec(), (root.clone(), Instant::now()));
         }
         Ok(root)
     }
@@ -125,11 +131,11 @@ impl BucketRoots {
     pub(super) async fn put(
         &self,
         root: &Root,
-        path_info: Option<PathInfo>,
+        path_info: Option<Box<PathInfo>>,
     ) -> Result<(), Failure> {
         let message = RootMessage {
             entry: Some(root.into()),
-            path_info,
+            path_info: path_info.map(|known| *known),
         };
         let bytes = Bytes::from(message.encode_to_vec());
         self.bucket.put(&self.path(&root.name), bytes).await
