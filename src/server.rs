@@ -6,10 +6,11 @@
 //! details. The generations cost one rewritten word per call ([`crate::proto::Generation`]).
 //!
 //! A store may read the local disk when asked, and a few of its methods block; so every call runs
-//! on tokio's blocking pool ([`respond`]), and the async threads do nothing but move frames.
+//! on tokio's blocking pool, and holds no thread of it while it waits for its client: a thousand slow
+//! readers cost a thousand small tasks.
 //!
 //! **What is refused.** Writing, unless [`Options::writable`]. Messages over
-//! [`MAX_MESSAGE_BYTES`](crate::proto::MAX_MESSAGE_BYTES). More than
+//! [`MAX_MESSAGE_BYTES`]. More than
 //! [`Options::streams`] calls at once on a connection wait for their turn.
 
 mod blobs;
@@ -124,6 +125,8 @@ struct Served {
     instance: u64,
     /// Becomes true when the server is told to stop.
     stopping: watch::Receiver<bool>,
+    /// The version of the roots; one thread looks for all who watch.
+    version: watch::Receiver<u64>,
 }
 
 /// Serves `store` on all of `listeners` until `shutdown` is ready; then takes no more calls, lets
@@ -135,11 +138,13 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServerError> {
     let (stop, stopping) = watch::channel(false);
+    let version = roots::version_of(store.clone(), stopping.clone());
     let served = Served {
         store,
         writable: options.writable,
         instance: RandomState::new().hash_one(std::process::id()),
         stopping: stopping.clone(),
+        version,
     };
     let (health, routes) = routes(&served).await;
     let mut running = JoinSet::new();

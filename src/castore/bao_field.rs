@@ -1,6 +1,6 @@
 //! The `bao` field of a StatBlobResponse: a [`GroupTable`] on the wire.
 //!
-//! 8 bytes [`MAGIC`], the blob's length in bytes as 8 bytes little-endian, then the table: 32 bytes
+//! 8 bytes `cfs-grp1`, the blob's length in bytes as 8 bytes little-endian, then the table: 32 bytes
 //! a group, nothing for a blob of one group. The field's protocol reserves this place for what
 //! verifies parts of a blob and says no more; the magic tells our answer from any other.
 

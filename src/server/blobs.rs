@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Served;
-use super::respond::{Ended, Sender, Stream, answer, digest, not_found, status, stream};
+use super::respond::{Ended, Sender, Stream, answer, ask, digest, not_found, status, stream};
 use crate::castore::{Digest, bao_field};
 use crate::proto::castore::services::blob_service_server::BlobService;
 use crate::proto::castore::v1::{
@@ -55,7 +55,8 @@ impl BlobService for Served {
         let digest = digest(&request.into_inner().digest)?;
         let served = self.clone();
         Ok(Response::new(stream(move |sender| async move {
-            let size = served.store.blob_size(&digest).await?;
+            let store = served.store.clone();
+            let size = ask(async move { store.blob_size(&digest).await }).await?;
             let size = size.ok_or_else(|| not_found(Object::Blob, &digest))?;
             served.send_blob(&sender, &digest, size, 0..size).await
         })))
@@ -103,7 +104,8 @@ impl PartService for Served {
         Ok(Response::new(stream(move |sender| async move {
             let part = request.offset..end;
             if part.is_empty() {
-                let found = served.store.has_blob(&digest).await?;
+                let store = served.store.clone();
+                let found = ask(async move { store.has_blob(&digest).await }).await?;
                 return if found {
                     Ok(())
                 } else {
@@ -152,11 +154,9 @@ impl Served {
         let mut at = part.start;
         while at < part.end {
             let length = PIECE.min(part.end - at) as usize;
-            let data = self
-                .store
-                .read(digest, size, at, length)
-                .await?
-                .ok_or_else(|| not_found(Object::Blob, digest))?;
+            let (store, digest) = (self.store.clone(), *digest);
+            let data = ask(async move { store.read(&digest, size, at, length).await }).await?;
+            let data = data.ok_or_else(|| not_found(Object::Blob, &digest))?;
             if data.is_empty() {
                 return Err(Status::out_of_range(format!(
                     "blob {digest} ends at {at}, before {}",

@@ -1,19 +1,24 @@
 //! Directories: the field's DirectoryService.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Served;
-use super::respond::{Stream, answer, digest, not_found, status, stream};
+use super::respond::{Stream, answer, ask, digest, not_found, status, stream};
 use crate::castore::{Digest, Directory, NodeRef};
 use crate::proto::RawDirectory;
 use crate::proto::castore::services::directory_service_server::DirectoryService;
 use crate::proto::castore::v1::{
     GetDirectoryRequest, PutDirectoryResponse, get_directory_request::ByWhat,
 };
-use crate::store::{Error, Object};
+use crate::store::{Error, Object, Store};
+
+/// Directories that are read at once: a hop to the thread that reads them costs as much as reading
+/// one.
+const AT_ONCE: usize = 32;
 
 #[tonic::async_trait]
 impl DirectoryService for Served {
@@ -32,7 +37,8 @@ impl DirectoryService for Served {
         Ok(Response::new(stream(move |sender| async move {
             let raw =
                 |directory: &Directory| RawDirectory(Bytes::copy_from_slice(directory.as_bytes()));
-            let Some(directory) = store.directory(&root).await? else {
+            let asked = store.clone();
+            let Some(directory) = ask(async move { asked.directory(&root).await }).await? else {
                 if request.recursive {
                     // The field's clients know an empty stream as "not found".
                     return Ok(());
@@ -46,14 +52,12 @@ impl DirectoryService for Served {
             let mut seen = HashSet::from([root]);
             let mut queue = VecDeque::new();
             queue_children(&directory, &mut seen, &mut queue);
-            while let Some((digest, parent)) = queue.pop_front() {
-                let directory = store.directory(&digest).await?.ok_or_else(|| {
-                    Status::data_loss(format!(
-                        "directory {digest}, which {parent} refers to, is not here"
-                    ))
-                })?;
-                sender.send(raw(&directory)).await?;
-                queue_children(&directory, &mut seen, &mut queue);
+            while !queue.is_empty() {
+                let batch: Vec<_> = queue.drain(..queue.len().min(AT_ONCE)).collect();
+                for directory in read(store.clone(), batch).await? {
+                    sender.send(raw(&directory)).await?;
+                    queue_children(&directory, &mut seen, &mut queue);
+                }
             }
             Ok(())
         })))
@@ -83,6 +87,27 @@ impl DirectoryService for Served {
         })
         .await
     }
+}
+
+/// The Directories of `batch`, each given with one that refers to it.
+async fn read(
+    store: Arc<dyn Store>,
+    batch: Vec<(Digest, Digest)>,
+) -> Result<Vec<Directory>, Status> {
+    answer(async move {
+        let mut directories = Vec::with_capacity(batch.len());
+        for (digest, parent) in batch {
+            let found = store.directory(&digest).await;
+            let found = found.map_err(|error| status(&error))?;
+            directories.push(found.ok_or_else(|| {
+                Status::data_loss(format!(
+                    "directory {digest}, which {parent} refers to, is not here"
+                ))
+            })?);
+        }
+        Ok(directories)
+    })
+    .await
 }
 
 /// Appends those child directories of `directory` that were not `seen` before.

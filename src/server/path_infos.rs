@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tonic::{Request, Response, Status};
 
 use super::Served;
-use super::respond::{Ended, Stream, answer, status, stream};
+use super::respond::{Stream, answer, ask, status, stream};
 use crate::castore::{Name, Root};
 use crate::nix::{self, PathInfo};
 use crate::proto::castore::v1::Entry;
@@ -165,13 +165,15 @@ impl PathInfoService for PathInfos {
     ) -> Result<Response<Self::ListStream>, Status> {
         let store = self.served.store.clone();
         Ok(Response::new(stream(move |sender| async move {
-            for root in store.roots().await? {
+            let asked = store.clone();
+            for root in ask(async move { asked.roots().await }).await? {
                 if nix::output_hash(&root.name).is_some() {
-                    let known = path_info(store.as_ref(), &root).await?;
-                    sender.send(known).await?;
+                    let asked = store.clone();
+                    let known = ask(async move { path_info(asked.as_ref(), &root).await });
+                    sender.send(known.await?).await?;
                 }
             }
-            Ok::<(), Ended>(())
+            Ok(())
         })))
     }
 }

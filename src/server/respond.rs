@@ -43,12 +43,6 @@ impl From<Status> for Ended {
     }
 }
 
-impl From<Error> for Ended {
-    fn from(error: Error) -> Self {
-        Ended::Status(status(&error))
-    }
-}
-
 impl<T> Sender<T> {
     /// Sends, waiting while the client is behind.
     pub(super) async fn send(&self, message: T) -> Result<(), Gone> {
@@ -61,6 +55,13 @@ impl<T> Sender<T> {
     }
 }
 
+/// Asks a store on a thread that may block.
+pub(super) async fn ask<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Status> {
+    answer(async move { work.await.map_err(|error| status(&error)) }).await
+}
+
 /// Does `work` on a thread that may block.
 pub(super) async fn answer<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
@@ -71,22 +72,20 @@ pub(super) async fn answer<T: Send + 'static>(
         .unwrap_or_else(|stopped| Err(Status::internal(format!("the call broke off: {stopped}"))))
 }
 
-/// Lets `work` fill a stream from a thread that may block.
+/// Lets `work` fill a stream. It must not block: what may is asked by [`answer`].
 pub(super) fn stream<T, W, F>(work: W) -> Stream<T>
 where
     T: Send + 'static,
     W: FnOnce(Sender<T>) -> F + Send + 'static,
-    F: Future<Output = Result<(), Ended>> + Send,
+    F: Future<Output = Result<(), Ended>> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let handle = Handle::current();
-    tokio::task::spawn_blocking(move || {
-        handle.block_on(async {
-            if let Err(Ended::Status(status)) = work(Sender(sender.clone())).await {
-                // If this fails the client has gone away and need not know.
-                let _ = sender.send(Err(status)).await;
-            }
-        });
+    let work = work(Sender(sender.clone()));
+    tokio::spawn(async move {
+        if let Err(Ended::Status(status)) = work.await {
+            // If this fails the client has gone away and need not know.
+            let _ = sender.send(Err(status)).await;
+        }
     });
     ReceiverStream::new(receiver)
 }

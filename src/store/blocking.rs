@@ -72,7 +72,7 @@ impl Blocking {
         }))
     }
 
-    /// Reads whole blobs, by digest and size, [`AT_ONCE`] at once.
+    /// Reads whole blobs, by digest and size, several at once.
     pub fn read_whole(&self, blobs: &[(Digest, u64)]) -> Vec<Result<Option<Bytes>, Error>> {
         let reads = blobs.iter().map(|(digest, size)| {
             let length = usize::try_from(*size).unwrap_or(usize::MAX);

@@ -2,11 +2,11 @@
 //!
 //! The walk is depth first and sends a directory after everything below it, so a Directory that is
 //! at the other end vouches for its whole closure, and a copy that broke off is taken up where it
-//! was: what it had sent is committed every [`SLICE`] bytes, without root nodes, which come last.
+//! was: what it had sent is committed every 256 MiB, without root nodes, which come last.
 //!
 //! Round trips are what a copy between machines is made of, so nothing is asked one by one: blobs
-//! are asked about and read by the [`BATCH`], and only Directories with much below them are asked
-//! about ([`WORTH_ASKING`]); to send a small one again costs less than the question.
+//! are asked about and read by the thousand, and only Directories with much below them are asked
+//! about; to send a small one again costs less than the question.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

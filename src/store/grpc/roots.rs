@@ -1,6 +1,6 @@
 //! Root nodes from a server.
 //!
-//! Our servers know roots by name and tell when one changes ([`Roots::watch`]): what was learnt
+//! Our servers know roots by name and tell when one changes ([`watch_for_changes`]): what was learnt
 //! holds until then. The field's servers know Nix store paths only, by the hash in the name, and
 //! tell nothing: what is there is asked for again after [`FOUND_HOLDS`], what is not after
 //! [`ABSENT_HOLDS`]. Those resolve any name that starts with the right hash; we do not.
