@@ -23,7 +23,9 @@ mod progress;
 mod serve;
 mod stat;
 mod store;
+mod supervisor;
 mod verify;
+mod virtiofs;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -58,6 +60,7 @@ enum Verb {
     Stat(stat::Stat),
     Export(export::Export),
     Mount(mount::Mount),
+    Virtiofs(virtiofs::Virtiofs),
     Verify(verify::Verify),
     Copy(copy::Copy),
     Serve(serve::Serve),
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Verb::Stat(verb) => verb.run(),
         Verb::Export(verb) => verb.run(),
         Verb::Mount(verb) => verb.run(),
+        Verb::Virtiofs(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Copy(verb) => verb.run(),
         Verb::Serve(verb) => verb.run(),

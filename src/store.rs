@@ -20,6 +20,7 @@ mod flights;
 mod grpc;
 mod local;
 mod memory;
+mod needs;
 mod network;
 mod object;
 mod segments;
@@ -42,6 +43,7 @@ pub use error::{Damage, Error, Object};
 pub use grpc::GrpcStore;
 pub use local::LocalStore;
 pub use memory::MemoryStore;
+pub use needs::{Needs, needs};
 pub use object::ObjectStore;
 pub use url::{must_exist, open};
 

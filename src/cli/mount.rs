@@ -1,6 +1,6 @@
 //! `castore-fs mount`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use castore_fs::castore::Node;
@@ -82,7 +82,7 @@ impl Mount {
         };
         let imported = self.import(&opened)?;
         let options = Options {
-            top: self.top(&opened.store)?,
+            top: top(&opened.store, self.root.as_deref(), !self.no_list_root)?,
             owner: Owner {
                 uid: self.uid,
                 gid: self.gid,
@@ -130,23 +130,22 @@ impl Mount {
         let imported = How::default().import(&opened.store, path, &Current::default())?;
         Ok(Some(imported.root.name.to_string()))
     }
+}
 
-    fn top(&self, store: &Blocking) -> Result<Top, Failure> {
-        let Some(root) = &self.root else {
-            return Ok(Top::Roots {
-                list: !self.no_list_root,
-            });
-        };
-        let target = Target::try_from(root.as_path())?;
-        let found = target.resolve(store, Preference::Directory)?;
-        match found.node {
-            Node::Directory { digest, size } => Ok(Top::Directory { digest, size }),
-            Node::File { .. } | Node::Symlink { .. } => Err(failure(format!(
-                "{} is no directory, and only a directory can be the top of a mount; mount without \
-                 --root to see it by its name",
-                found.path
-            ))),
-        }
+/// What is at the top: the tree `root`, or else the store's roots.
+pub(super) fn top(store: &Blocking, root: Option<&Path>, list: bool) -> Result<Top, Failure> {
+    let Some(root) = root else {
+        return Ok(Top::Roots { list });
+    };
+    let target = Target::try_from(root)?;
+    let found = target.resolve(store, Preference::Directory)?;
+    match found.node {
+        Node::Directory { digest, size } => Ok(Top::Directory { digest, size }),
+        Node::File { .. } | Node::Symlink { .. } => Err(failure(format!(
+            "{} is no directory, and only a directory can be the top of a mount; without --root it \
+             is seen by its name",
+            found.path
+        ))),
     }
 }
 

@@ -65,8 +65,11 @@ struct Slot {
     size: u64,
     /// Lookups of the directory itself that the kernel has not forgotten.
     lookups: AtomicU64,
-    /// Lookups of its files and symlinks that the kernel has not forgotten, plus its child slots.
+    /// Lookups of its files and symlinks that the kernel has not forgotten.
     held: AtomicU64,
+    /// Slots whose parent this is. Counted apart from what the peer can take back: a guest that
+    /// forgets more than it looked up must not set children adrift from their parent.
+    children: u32,
     directory: Option<Directory>,
     /// Whether the Directory was used since the hand last passed.
     used: AtomicBool,
@@ -159,6 +162,7 @@ impl Nodes {
             // The kernel never forgets the top.
             lookups: AtomicU64::new(1),
             held: AtomicU64::new(0),
+            children: 0,
             directory: None,
             used: AtomicBool::new(true),
         })));
@@ -342,7 +346,9 @@ impl Slot {
     }
 
     fn is_idle(&self) -> bool {
-        self.lookups.load(Ordering::Relaxed) == 0 && self.held.load(Ordering::Relaxed) == 0
+        self.children == 0
+            && self.lookups.load(Ordering::Relaxed) == 0
+            && self.held.load(Ordering::Relaxed) == 0
     }
 }
 
@@ -381,6 +387,7 @@ impl Table {
             size,
             lookups: AtomicU64::new(0),
             held: AtomicU64::new(0),
+            children: 0,
             directory: None,
             used: AtomicBool::new(false),
         });
@@ -394,8 +401,8 @@ impl Table {
                 (self.slots.len() - 1) as u32
             }
         };
-        if let Some(parent) = self.slot(parent) {
-            parent.held.fetch_add(1, Ordering::Relaxed);
+        if let Some(parent) = self.slot_mut(parent) {
+            parent.children += 1;
         }
         let slots = &self.slots;
         self.children
@@ -421,8 +428,8 @@ impl Table {
                 entry.remove();
             }
             self.free.push(slot);
-            if let Some(parent) = self.slot(node.parent) {
-                parent.held.fetch_sub(1, Ordering::Relaxed);
+            if let Some(parent) = self.slot_mut(node.parent) {
+                parent.children -= 1;
             }
             slot = node.parent;
         }
@@ -464,7 +471,7 @@ impl Table {
         let Some(node) = self.slot_mut(slot) else {
             return;
         };
-        *node.used.get_mut() = true;
+        // Not marked as used before it is used again: a walk must not drive out what is in use.
         if node.directory.is_none() {
             let bytes = directory.resident_bytes();
             node.directory = Some(directory);
@@ -557,3 +564,6 @@ fn content_of(slots: &Slots, top_files: &[Option<Content>], id: NodeId) -> Optio
         None => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

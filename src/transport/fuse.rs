@@ -10,13 +10,11 @@
 
 mod backing;
 mod device;
-mod init;
 mod mountpoint;
 mod page_cache;
-mod requests;
 mod root_watch;
 mod session;
 
+pub use super::requests::RequestCounts;
 pub use mountpoint::MountError;
-pub use requests::RequestCounts;
 pub use session::{MountOptions, Session, Unmounted};

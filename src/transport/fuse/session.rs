@@ -18,10 +18,11 @@ use tokio::runtime::Handle;
 use super::backing::FuseDevice;
 use super::device::{self, Received};
 use super::mountpoint::{self, MountError, Mountpoint};
-use super::requests::{Counters, RequestCounts};
-use super::{init, page_cache, root_watch};
+use super::{page_cache, root_watch};
 use crate::fs::{CastoreFs, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
 use crate::store::Store;
+use crate::transport::init::{self, Peer};
+use crate::transport::requests::{Counters, RequestCounts};
 
 /// How long the kernel may take to say hello.
 const INIT_PATIENCE: Duration = Duration::from_secs(20);
@@ -308,7 +309,10 @@ impl Shared {
 
     fn answer_init(&self, header: &InHeader, body: &[u8]) {
         let passthrough = self.fs.passthrough();
-        let outcome = match init::answer(body, passthrough.is_some()) {
+        let peer = Peer::Kernel {
+            passthrough: passthrough.is_some(),
+        };
+        let outcome = match init::answer(body, peer) {
             Ok(agreement) => {
                 let replied = device::reply(&self.device, header.unique, &agreement.reply)
                     .map_err(|error| format!("the kernel refused the answer to INIT: {error}"));
