@@ -112,10 +112,6 @@ impl Roots {
                     seen.current.insert(root.name, index);
                 }
                 before => {
-                    if before.is_some() {
-                        seen.changes.stale.push(root.name.clone());
-                    }
-                    seen.changes.listing = true;
                     seen.add(root, before);
                 }
             }
@@ -167,7 +163,9 @@ impl Seen {
     fn push(&mut self, root: Root, before: Option<u32>) -> u32 {
         if let Some(before) = before {
             self.all[before as usize].1 = false;
+            self.changes.stale.push(root.name.clone());
         }
+        self.changes.listing = true;
         let index = self.all.len() as u32;
         self.current.insert(root.name.clone(), index);
         self.all.push((root, true));
@@ -223,6 +221,9 @@ mod tests {
         assert_eq!(roots.index(&root("d", "1")), 4);
         assert_eq!(roots.take_changes(), came);
         assert_eq!(roots.index(&root("d", "2")), 5);
+        let mut changes = roots.take_changes();
+        assert_eq!(changes.stale.pop(), Name::new(b"d").ok());
+        assert!(changes.listing, "a listing from before does not have it");
         assert_eq!(listed(&roots).last(), Some(&(5, "d".into())));
     }
 }
