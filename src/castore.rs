@@ -4,6 +4,7 @@
 //! list of named **nodes**, named by the digest of its canonical encoding. A **root node** is a
 //! node that somebody gave a name to. Everything else in this crate moves these things about.
 
+pub mod bao_field;
 mod digest;
 mod directory;
 mod groups;

@@ -11,6 +11,7 @@
 mod cat;
 mod check_config;
 mod daemon;
+mod copy;
 mod export;
 mod failure;
 mod generate;
@@ -22,6 +23,7 @@ mod mount;
 mod mount_helper;
 mod output;
 mod progress;
+mod serve;
 mod stat;
 mod status;
 mod store;
@@ -64,6 +66,8 @@ enum Verb {
     Mount(mount::Mount),
     Virtiofs(virtiofs::Virtiofs),
     Verify(verify::Verify),
+    Copy(copy::Copy),
+    Serve(serve::Serve),
     Daemon(daemon::Daemon),
     CheckConfig(check_config::CheckConfig),
     Status(status::Status),
@@ -97,6 +101,8 @@ pub fn main() -> ExitCode {
         Verb::Mount(verb) => verb.run(),
         Verb::Virtiofs(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
+        Verb::Copy(verb) => verb.run(),
+        Verb::Serve(verb) => verb.run(),
         Verb::Daemon(verb) => verb.run(),
         Verb::CheckConfig(verb) => verb.run(),
         Verb::Status(verb) => verb.run(),

@@ -10,6 +10,7 @@
 //! | 3 | [`fs`] | the file system: nodes, lookups, listings, reads |
 //! | 3 | [`import`], [`tree`] | trees into a store, and back out of one |
 //! | 4 | [`transport`] | how requests come in: FUSE |
+//! | 4 | [`server`] | any store, served over gRPC |
 //! | 5 | [`service`] | the daemon: configuration, supervision, systemd |
 //!
 //! `docs/architecture.md` draws the whole house.
@@ -21,6 +22,7 @@ pub mod nar;
 pub mod nix;
 pub mod proto;
 pub mod sandbox;
+pub mod server;
 pub mod service;
 pub mod store;
 pub mod transport;

@@ -14,3 +14,9 @@ pub use path_info::{NarHash, content_addressed};
 pub use store_path::{STORE_DIR, StorePath, StorePathError, StorePathHash};
 
 pub use crate::proto::store::v1::{NarInfo, PathInfo};
+
+/// The 20 bytes at the start of `base_name`, if it is the base name of a store path.
+pub fn output_hash(base_name: &[u8]) -> Option<[u8; 20]> {
+    let path = StorePath::from_base_name(base_name).ok()?;
+    Some(*path.hash().as_bytes())
+}

@@ -13,10 +13,18 @@
 //! [`Error`] means the question could not be answered.
 
 mod blocking;
+mod bounded;
 mod error;
+mod failure;
+mod flights;
+mod grpc;
 mod local;
 mod memory;
 mod needs;
+mod network;
+mod object;
+mod segments;
+mod staged_directories;
 mod url;
 
 use std::fmt::Debug;
@@ -27,15 +35,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::castore::{Digest, Directory, Name, Root};
+use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root};
 use crate::nix::PathInfo;
 
 pub use blocking::Blocking;
 pub use error::{Damage, Error, Object};
+pub use grpc::GrpcStore;
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use needs::{Needs, needs};
+pub use object::ObjectStore;
 pub use url::{must_exist, open};
+
+/// Bytes of a blob that are read at once to hash it.
+const HASHED_AT_ONCE: usize = 1 << 20;
 
 /// What a store answers without waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +155,26 @@ pub trait Store: Debug + Send + Sync {
     /// The size in bytes of the blob `digest`, if it is here: for who has a digest and no node.
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error>;
 
+    /// What verifies the parts of the blob `digest` of `size` bytes, if it is here: for who serves
+    /// the store to others. A store that does not keep such tables reads the whole blob for it.
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        let mut hasher = BlobHasher::new();
+        let mut at = 0;
+        while at < size {
+            let Some(bytes) = self.read(digest, size, at, HASHED_AT_ONCE).await? else {
+                return Ok(None);
+            };
+            at += bytes.len() as u64;
+            hasher.update(&bytes);
+            if bytes.is_empty() {
+                break;
+            }
+        }
+        let (hashed, table) = hasher.finish();
+        // What a store hands out is verified; a mistake of ours should not travel further.
+        Ok((hashed == *digest).then_some(table))
+    }
+
     /// How much is here.
     fn usage(&self) -> Result<Usage, Error>;
 
@@ -164,6 +197,17 @@ pub trait Store: Debug + Send + Sync {
 pub trait Ingest: Send + Sync {
     /// Whether the store, or this addition, already has the blob.
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error>;
+
+    /// Which of `digests` neither the store nor this addition has, by index, in order.
+    fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
+        let mut missing = Vec::new();
+        for (index, digest) in digests.iter().enumerate() {
+            if !self.has_blob(digest)? {
+                missing.push(index);
+            }
+        }
+        Ok(missing)
+    }
 
     /// Adds blobs that are in memory. Blobs that are there already cost nothing. The order of the
     /// calls is the order in which a store lays them out.

@@ -6,10 +6,13 @@
 //! Directories on the way down. [`export`], [`tar`] and [`nar`] write a walk out; [`verify`] does
 //! not walk paths at all but objects, each once, however many places refer to it.
 //!
+//! [`copy`] sends trees to another store.
+//!
 //! Everything here blocks, and waits for stores that have to ask elsewhere; call it from a thread
 //! that may.
 
 mod blob;
+pub mod copy;
 mod error;
 pub mod export;
 pub mod nar;

@@ -14,7 +14,7 @@ use thiserror::Error;
 pub struct Digest([u8; 32]);
 
 /// Text or bytes that are no digest.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DigestError {
     /// The bytes are not 32.
     #[error("a digest has 32 bytes, this has {0}")]

@@ -42,7 +42,7 @@ pub struct Entry<'a> {
 }
 
 /// Bytes that are no canonical Directory, or entries that make none.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum DirectoryError {
     /// More bytes than [`MAX_DIRECTORY_BYTES`].
     #[error("{0} bytes are more than a Directory may have")]

@@ -35,7 +35,7 @@ pub struct GroupTable {
 }
 
 /// A table or a group that does not belong to the digest.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum GroupTableError {
     /// The bytes are not 32 a group.
     #[error("a blob of {len} bytes has {expected} bytes of group hashes, not {actual}")]

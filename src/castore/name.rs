@@ -11,7 +11,7 @@ const MAX_NAME: usize = 255;
 const MAX_TARGET: usize = 4095;
 
 /// A byte string that cannot be a name or a symlink target.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum NameError {
     /// Nothing at all.
     #[error("a name or symlink target cannot be empty")]

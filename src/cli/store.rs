@@ -11,7 +11,8 @@ use super::failure::{Failure, failure};
 /// The `--store` of every verb.
 #[derive(Debug, Args)]
 pub(super) struct StoreArguments {
-    /// The store: local:PATH, or memory:
+    /// The store: local:PATH, grpc+{http,https,unix}:…, objectstore+{file,s3,gs,az,http,https}:…
+    /// or memory:
     ///
     /// Without it, local: in $XDG_DATA_HOME/castore-fs, by default ~/.local/share/castore-fs; for
     /// root /var/lib/castore-fs.

@@ -12,7 +12,8 @@ pub fn errno(error: &Error) -> i32 {
     match error {
         Error::Timeout { .. } => libc::ETIMEDOUT,
         Error::ReadOnly { .. } => libc::EROFS,
-        Error::Url { .. }
+        Error::Remote { .. }
+        | Error::Url { .. }
         | Error::Damaged { .. }
         | Error::Io { .. }
         | Error::Index { .. }

@@ -3,11 +3,16 @@
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures_util::StreamExt;
 use tokio::runtime::Handle;
 
 use super::{Answer, Error, Ingest, Store, Usage};
 use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
+
+/// Blobs that are read at once where many are wanted: enough to fill the time of a round trip.
+const AT_ONCE: usize = 64;
 
 /// A [`Store`] for threads that may block: import, export, verification, the command line.
 ///
@@ -67,6 +72,16 @@ impl Blocking {
         }))
     }
 
+    /// Reads whole blobs, by digest and size, several at once.
+    pub fn read_whole(&self, blobs: &[(Digest, u64)]) -> Vec<Result<Option<Bytes>, Error>> {
+        let reads = blobs.iter().map(|(digest, size)| {
+            let length = usize::try_from(*size).unwrap_or(usize::MAX);
+            self.store.read(digest, *size, 0, length)
+        });
+        let reads = futures_util::stream::iter(reads).buffered(AT_ONCE);
+        self.runtime.block_on(reads.collect())
+    }
+
     /// See [`Store::root`].
     pub fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
         match self.store.root_now(name)? {
@@ -118,7 +133,6 @@ mod tests {
     use std::time::Duration;
 
     use async_trait::async_trait;
-    use bytes::Bytes;
 
     use super::*;
     use crate::castore::{Name, Node};

@@ -28,7 +28,7 @@ impl fmt::Display for Object {
 }
 
 /// How an object differs from what its digest promises.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 pub enum Damage {
     /// The bytes, or those of the group at `offset`, hash to something else.
     #[error("its bytes at {offset} do not match the digest")]
@@ -133,5 +133,15 @@ pub enum Error {
         store: String,
         /// How long was waited.
         after: Duration,
+    },
+    /// An endpoint could not be reached, or answered with an error.
+    #[error("{store}: {request} failed: {why}")]
+    Remote {
+        /// The store's URL.
+        store: String,
+        /// What was asked.
+        request: String,
+        /// What came back.
+        why: String,
     },
 }

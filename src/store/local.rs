@@ -46,7 +46,7 @@ use self::ingest::LocalIngest;
 use self::location::{Kind, Location};
 use self::read::Files;
 use super::{Answer, BackingFile, Error, Ingest, Store, Usage};
-use crate::castore::{Digest, Directory, Root};
+use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
 /// A store in a folder. Clones are the same store.
@@ -182,6 +182,16 @@ impl Store for LocalStore {
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
         let size = self.blob(digest)?.map(|at| at.len);
         Ok(size.or((*digest == Digest::empty_blob()).then_some(0)))
+    }
+
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        match self.blob_of_size(digest, size)? {
+            Some(at) => self.0.files.group_table(digest, at).map(Some),
+            None if *digest == Digest::empty_blob() && size == 0 => {
+                Ok(Some(BlobHasher::new().finish().1))
+            }
+            None => Ok(None),
+        }
     }
 
     fn usage(&self) -> Result<Usage, Error> {

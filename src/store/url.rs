@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Error, LocalStore, MemoryStore, Store};
+use super::{Error, GrpcStore, LocalStore, MemoryStore, ObjectStore, Store};
 
 /// Opens the store that `url` names.
 ///
@@ -11,6 +11,8 @@ use super::{Error, LocalStore, MemoryStore, Store};
 /// |---|---|
 /// | `local:PATH` | in a folder, which is made if it is not there |
 /// | `memory:` | in this process's memory, gone with it |
+/// | `grpc+http://HOST:PORT`, `grpc+https://HOST:PORT`, `grpc+unix:/PATH` | behind a gRPC server |
+/// | `objectstore+{file,s3,gs,az,http,https}://…` | in an object store |
 pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     let wrong = |why: &str| Error::Url {
         url: url.to_owned(),
@@ -29,7 +31,12 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
         }
         "memory" if rest.is_empty() || rest == "//" => Ok(Arc::new(MemoryStore::new())),
         "memory" => Err(wrong("nothing can follow memory:")),
-        _ => Err(wrong("the schemes are local: and memory:")),
+        "grpc+http" | "grpc+https" | "grpc+unix" => Ok(Arc::new(GrpcStore::open(url)?)),
+        _ if scheme.starts_with("objectstore+") => Ok(Arc::new(ObjectStore::open(url)?)),
+        _ => Err(wrong(
+            "the schemes are local:, memory:, grpc+{http,https,unix}: and \
+             objectstore+{file,s3,gs,az,http,https}:",
+        )),
     }
 }
 

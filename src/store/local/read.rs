@@ -151,6 +151,17 @@ impl Files {
         Ok(())
     }
 
+    /// What verifies the blob's parts.
+    pub(super) fn group_table(&self, digest: &Digest, at: Location) -> Result<GroupTable, Error> {
+        if GroupTable::byte_len(at.len) == 0 {
+            let empty = GroupTable::decode(&[], digest, at.len).map_err(Damage::from);
+            return empty.map_err(|damage| self.error(Object::Blob, digest, damage.into()));
+        }
+        let table = self.table(digest, at);
+        let table = table.map_err(|failure| self.error(Object::Blob, digest, failure))?;
+        Ok(GroupTable::clone(&table))
+    }
+
     pub(super) fn directory(&self, digest: &Digest, at: Location) -> Result<Directory, Error> {
         let read = || -> Result<Directory, Failure> {
             if at.len > MAX_DIRECTORY_BYTES as u64 {

@@ -1,0 +1,83 @@
+//! `castore-fs serve`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use castore_fs::server::{self, Listener, Options, Tls};
+use clap::Args;
+use tokio::sync::Notify;
+
+use super::failure::{Failure, failure};
+use super::interrupt::on_interrupt;
+use super::store::StoreArguments;
+
+/// Serve a store to others over gRPC
+///
+/// Speaks the castore protocol in both its generations, and what castore-fs adds to it. Takes
+/// no additions unless told so. SIGTERM lets calls that run come to their end.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs serve --listen unix:/run/castore.sock
+  castore-fs serve --listen [::]:8000 --tls-cert cert.pem --tls-key key.pem --writable")]
+pub(super) struct Serve {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// Where to listen: HOST:PORT, unix:PATH, or systemd for sockets passed on by systemd
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    listen: Vec<String>,
+    /// Let clients add to the store
+    #[arg(long)]
+    writable: bool,
+    /// TLS on TCP: the certificate chain (PEM)
+    #[arg(long, value_name = "PATH", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// TLS on TCP: the private key (PEM)
+    #[arg(long, value_name = "PATH", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Demand of clients a certificate that one of these signed (PEM)
+    #[arg(long, value_name = "PATH", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+    /// Seconds that running calls get after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    drain: u64,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        // A server that adds may start with an empty store.
+        let opened = match self.writable {
+            true => self.store.open_or_make()?,
+            false => self.store.open()?,
+        };
+        let mut listeners = Vec::new();
+        for address in &self.listen {
+            listeners.extend(Listener::bind(address)?);
+        }
+        let read = |path: &PathBuf| {
+            std::fs::read(path)
+                .map_err(|error| failure(format!("cannot read {}: {error}", path.display())))
+        };
+        let tls = match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => Some(Tls {
+                certificate: read(certificate)?,
+                key: read(key)?,
+                client_authority: self.tls_client_ca.as_ref().map(read).transpose()?,
+            }),
+            _ => None,
+        };
+        let options = Options {
+            writable: self.writable,
+            drain: Duration::from_secs(self.drain),
+            tls,
+            ..Options::default()
+        };
+        let stop = Arc::new(Notify::new());
+        let told = stop.clone();
+        on_interrupt(&opened.runtime, move || told.notify_one())?;
+        let store = opened.store.store().clone();
+        let serving = server::serve(store, listeners, options, stop.notified());
+        opened.runtime.block_on(serving)?;
+        Ok(())
+    }
+}

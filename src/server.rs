@@ -1,0 +1,262 @@
+//! Any store, served over gRPC.
+//!
+//! One server answers three kinds of client: castore-fs of the same version, through services of
+//! our own (`castore_fs.v1`: root nodes of any name, parts of blobs, additions in one stream), and
+//! the field's clients of either generation of the castore protocol. `docs/protocol.md` has the
+//! details. The generations cost one rewritten word per call ([`crate::proto::Generation`]).
+//!
+//! A store may read the local disk when asked, and a few of its methods block; so every call runs
+//! on tokio's blocking pool, and holds no thread of it while it waits for its client: a thousand slow
+//! readers cost a thousand small tasks.
+//!
+//! **What is refused.** Writing, unless [`Options::writable`]. Messages over
+//! [`MAX_MESSAGE_BYTES`]. More than
+//! [`Options::streams`] calls at once on a connection wait for their turn.
+
+mod blobs;
+mod directories;
+mod ingest;
+mod listen;
+mod path_infos;
+mod respond;
+mod roots;
+
+use std::collections::hash_map::RandomState;
+use std::future::Future;
+use std::hash::BuildHasher;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tower::util::MapRequestLayer;
+
+use crate::proto::castore::services::blob_service_server::BlobServiceServer;
+use crate::proto::castore::services::directory_service_server::DirectoryServiceServer;
+use crate::proto::castore_fs::services::ingest_service_server::IngestServiceServer;
+use crate::proto::castore_fs::services::part_service_server::PartServiceServer;
+use crate::proto::castore_fs::services::root_service_server::RootServiceServer;
+use crate::proto::store::services::path_info_service_server::PathInfoServiceServer;
+use crate::proto::{DESCRIPTORS, Generation, MAX_MESSAGE_BYTES, with_generation};
+use crate::store::Store;
+
+pub use listen::{ListenError, Listener};
+
+/// HTTP/2 windows, in bytes: what may be under way to us before we say that we have read it. A
+/// client that sends 1 GB/s over 10 ms needs 10 MB.
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+
+/// How a store is served.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether clients may add to the store.
+    pub writable: bool,
+    /// Calls at once on a connection.
+    pub streams: u32,
+    /// How long calls that run may go on once the server was told to stop.
+    pub drain: Duration,
+    /// TLS on the TCP listeners.
+    pub tls: Option<Tls>,
+}
+
+/// What TLS needs: PEM text.
+#[derive(Clone)]
+pub struct Tls {
+    /// The server's certificate chain.
+    pub certificate: Vec<u8>,
+    /// Its private key.
+    pub key: Vec<u8>,
+    /// If given, clients must show a certificate that one of these signed.
+    pub client_authority: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            writable: false,
+            streams: 256,
+            drain: Duration::from_secs(20),
+            tls: None,
+        }
+    }
+}
+
+/// Why the server could not start or go on.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// TLS material that cannot be used, or a listener that failed.
+    #[error("cannot serve on {listener}: {source}")]
+    Serve {
+        /// The listener's address.
+        listener: String,
+        /// What went wrong.
+        source: tonic::transport::Error,
+    },
+    /// A listening socket cannot be used.
+    #[error("cannot listen on {listener}: {source}")]
+    Listen {
+        /// Its address.
+        listener: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// What every service has at hand.
+#[derive(Clone)]
+struct Served {
+    store: Arc<dyn Store>,
+    writable: bool,
+    /// Tells one run of the server from another: versions of the roots start anew in each.
+    instance: u64,
+    /// Becomes true when the server is told to stop.
+    stopping: watch::Receiver<bool>,
+    /// The version of the roots; one thread looks for all who watch.
+    version: watch::Receiver<u64>,
+}
+
+/// Serves `store` on all of `listeners` until `shutdown` is ready; then takes no more calls, lets
+/// those that run go on for [`Options::drain`], and returns.
+pub async fn serve(
+    store: Arc<dyn Store>,
+    listeners: Vec<Listener>,
+    options: Options,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServerError> {
+    let (stop, stopping) = watch::channel(false);
+    let version = roots::version_of(store.clone(), stopping.clone());
+    let served = Served {
+        store,
+        writable: options.writable,
+        instance: RandomState::new().hash_one(std::process::id()),
+        stopping: stopping.clone(),
+        version,
+    };
+    let (health, routes) = routes(&served).await;
+    let mut running = JoinSet::new();
+    for listener in listeners {
+        let service = serve_one(listener, routes.clone(), options.clone(), stopping.clone());
+        running.spawn(service);
+    }
+    let failed = tokio::select! {
+        () = shutdown => None,
+        Some(ended) = running.join_next() => ended.ok().and_then(Result::err),
+    };
+    health.set_not_serving::<BlobServiceServer<Served>>().await;
+    // Fails only if every listener has already ended.
+    let _ = stop.send(true);
+    let drained = async { while running.join_next().await.is_some() {} };
+    if tokio::time::timeout(options.drain, drained).await.is_err() {
+        tracing::warn!("calls still ran after {:?} and were cut", options.drain);
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+async fn serve_one(
+    listener: Listener,
+    routes: Routes,
+    options: Options,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<(), ServerError> {
+    let address = listener.to_string();
+    let failed = |source| ServerError::Serve {
+        listener: address.clone(),
+        source,
+    };
+    let unusable = |source| ServerError::Listen {
+        listener: address.clone(),
+        source,
+    };
+    let mut server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(options.streams)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)));
+    if let (Some(tls), Listener::Tcp(_)) = (&options.tls, &listener) {
+        let mut config =
+            ServerTlsConfig::new().identity(Identity::from_pem(&tls.certificate, &tls.key));
+        if let Some(authority) = &tls.client_authority {
+            config = config.client_ca_root(Certificate::from_pem(authority));
+        }
+        server = server.tls_config(config).map_err(failed)?;
+    }
+    let stopped = async move {
+        // An error means that the server is gone, which is a stop as well.
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
+    let router = server
+        .layer(MapRequestLayer::new(to_current_generation))
+        .add_routes(routes);
+    tracing::info!("listening on {address}");
+    match listener {
+        Listener::Tcp(listener) => {
+            listener.set_nonblocking(true).map_err(unusable)?;
+            let listener = tokio::net::TcpListener::from_std(listener).map_err(unusable)?;
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            router.serve_with_incoming_shutdown(incoming, stopped).await
+        }
+        Listener::Unix(listener) => {
+            listener.set_nonblocking(true).map_err(unusable)?;
+            let listener = tokio::net::UnixListener::from_std(listener).map_err(unusable)?;
+            let incoming = UnixListenerStream::new(listener);
+            router.serve_with_incoming_shutdown(incoming, stopped).await
+        }
+    }
+    .map_err(failed)
+}
+
+fn to_current_generation<B>(mut request: Request<B>) -> Request<B> {
+    let uri = std::mem::take(request.uri_mut());
+    *request.uri_mut() = with_generation(uri, Generation::Current);
+    request
+}
+
+async fn routes(served: &Served) -> (tonic_health::server::HealthReporter, Routes) {
+    macro_rules! limited {
+        ($server:ident) => {
+            $server::new(served.clone())
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        };
+    }
+    let blobs = limited!(BlobServiceServer);
+    let directories = limited!(DirectoryServiceServer);
+    let path_infos = PathInfoServiceServer::new(path_infos::PathInfos::new(served.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<BlobServiceServer<Served>>().await;
+    health.set_serving::<DirectoryServiceServer<Served>>().await;
+    health
+        .set_serving::<PathInfoServiceServer<path_infos::PathInfos>>()
+        .await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("build.rs wrote the descriptors");
+    let routes = Routes::new(blobs)
+        .add_service(directories)
+        .add_service(path_infos)
+        .add_service(limited!(RootServiceServer))
+        .add_service(limited!(PartServiceServer))
+        .add_service(limited!(IngestServiceServer))
+        .add_service(health_service)
+        .add_service(reflection);
+    (health, routes)
+}

@@ -1,0 +1,222 @@
+//! Directories: the field's DirectoryService.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Served;
+use super::respond::{Stream, answer, ask, digest, not_found, status, stream};
+use crate::castore::{Digest, Directory, NodeRef};
+use crate::proto::RawDirectory;
+use crate::proto::castore::services::directory_service_server::DirectoryService;
+use crate::proto::castore::v1::{
+    GetDirectoryRequest, PutDirectoryResponse, get_directory_request::ByWhat,
+};
+use crate::store::{Error, Object, Store};
+
+/// Directories that are read at once: a hop to the thread that reads them costs as much as reading
+/// one.
+const AT_ONCE: usize = 32;
+
+#[tonic::async_trait]
+impl DirectoryService for Served {
+    type GetStream = Stream<RawDirectory>;
+
+    async fn get(
+        &self,
+        request: Request<GetDirectoryRequest>,
+    ) -> Result<Response<Self::GetStream>, Status> {
+        let request = request.into_inner();
+        let Some(ByWhat::Digest(bytes)) = request.by_what else {
+            return Err(Status::invalid_argument("the request names no digest"));
+        };
+        let root = digest(&bytes)?;
+        let store = self.store.clone();
+        Ok(Response::new(stream(move |sender| async move {
+            let raw =
+                |directory: &Directory| RawDirectory(Bytes::copy_from_slice(directory.as_bytes()));
+            let asked = store.clone();
+            let Some(directory) = ask(async move { asked.directory(&root).await }).await? else {
+                if request.recursive {
+                    // The field's clients know an empty stream as "not found".
+                    return Ok(());
+                }
+                return Err(not_found(Object::Directory, &root).into());
+            };
+            sender.send(raw(&directory)).await?;
+            if !request.recursive {
+                return Ok(());
+            }
+            let mut seen = HashSet::from([root]);
+            let mut queue = VecDeque::new();
+            queue_children(&directory, &mut seen, &mut queue);
+            while !queue.is_empty() {
+                let batch: Vec<_> = queue.drain(..queue.len().min(AT_ONCE)).collect();
+                for directory in read(store.clone(), batch).await? {
+                    sender.send(raw(&directory)).await?;
+                    queue_children(&directory, &mut seen, &mut queue);
+                }
+            }
+            Ok(())
+        })))
+    }
+
+    async fn put(
+        &self,
+        request: Request<Streaming<RawDirectory>>,
+    ) -> Result<Response<PutDirectoryResponse>, Status> {
+        let mut request = request.into_inner();
+        let store = self.writable()?;
+        answer(async move {
+            let failed = |error: Error| status(&error);
+            let ingest = store.ingest().map_err(failed)?;
+            let mut closure = Closure::default();
+            while let Some(RawDirectory(bytes)) = request.message().await? {
+                let directory = Directory::decode(Vec::from(bytes))
+                    .map_err(|error| Status::invalid_argument(error.to_string()))?;
+                closure.add(&directory).map_err(Status::invalid_argument)?;
+                ingest.put_directory(&directory).map_err(failed)?;
+            }
+            let root = closure.root().map_err(Status::invalid_argument)?;
+            ingest.commit().map_err(failed)?;
+            Ok(Response::new(PutDirectoryResponse {
+                root_digest: Bytes::copy_from_slice(root.as_bytes()),
+            }))
+        })
+        .await
+    }
+}
+
+/// The Directories of `batch`, each given with one that refers to it.
+async fn read(
+    store: Arc<dyn Store>,
+    batch: Vec<(Digest, Digest)>,
+) -> Result<Vec<Directory>, Status> {
+    answer(async move {
+        let mut directories = Vec::with_capacity(batch.len());
+        for (digest, parent) in batch {
+            let found = store.directory(&digest).await;
+            let found = found.map_err(|error| status(&error))?;
+            directories.push(found.ok_or_else(|| {
+                Status::data_loss(format!(
+                    "directory {digest}, which {parent} refers to, is not here"
+                ))
+            })?);
+        }
+        Ok(directories)
+    })
+    .await
+}
+
+/// Appends those child directories of `directory` that were not `seen` before.
+fn queue_children(
+    directory: &Directory,
+    seen: &mut HashSet<Digest>,
+    queue: &mut VecDeque<(Digest, Digest)>,
+) {
+    for entry in directory.iter() {
+        if let NodeRef::Directory { digest, .. } = entry.node
+            && seen.insert(digest)
+        {
+            queue.push_back((digest, directory.digest()));
+        }
+    }
+}
+
+/// Checks that Directories come leaves first and hang together under one root, the last.
+#[derive(Default)]
+struct Closure {
+    /// Their sizes, and whether a later one has referred to them.
+    known: HashMap<Digest, (u64, bool)>,
+    last: Option<Digest>,
+}
+
+impl Closure {
+    fn add(&mut self, directory: &Directory) -> Result<(), String> {
+        for entry in directory.iter() {
+            let NodeRef::Directory { digest, size } = entry.node else {
+                continue;
+            };
+            let name = entry.name.escape_ascii();
+            let (actual, referred) = self.known.get_mut(&digest).ok_or_else(|| {
+                format!(
+                    "directory {} refers to {digest} as \"{name}\", which did not come before it",
+                    directory.digest()
+                )
+            })?;
+            if *actual != size {
+                return Err(format!(
+                    "directory {} says that \"{name}\" has size {size}; it has {actual}",
+                    directory.digest()
+                ));
+            }
+            *referred = true;
+        }
+        self.known
+            .entry(directory.digest())
+            .or_insert((directory.size(), false));
+        self.last = Some(directory.digest());
+        Ok(())
+    }
+
+    fn root(self) -> Result<Digest, String> {
+        let last = self.last.ok_or("no directory came")?;
+        let loose = self
+            .known
+            .iter()
+            .find(|&(digest, (_, referred))| !referred && *digest != last);
+        match loose {
+            Some((digest, _)) => Err(format!("directory {digest} does not hang below the last")),
+            None => Ok(last),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::castore::{Name, Node};
+
+    fn parent(children: &[(&str, Node)]) -> Directory {
+        let entries = children
+            .iter()
+            .map(|(name, node)| (Name::new(name.as_bytes()).unwrap(), node.clone()))
+            .collect();
+        Directory::from_entries(entries).unwrap()
+    }
+
+    #[test]
+    fn a_closure_comes_leaves_first_under_one_root_with_right_sizes() {
+        let leaf = parent(&[]);
+        let root = parent(&[("leaf", leaf.node())]);
+        let root_of = |directories: &[&Directory]| {
+            let mut closure = Closure::default();
+            directories.iter().try_for_each(|one| closure.add(one))?;
+            closure.root()
+        };
+        assert_eq!(root_of(&[&leaf, &root]), Ok(root.digest()));
+        assert!(root_of(&[]).unwrap_err().contains("no directory"));
+        assert!(root_of(&[&root]).unwrap_err().contains("did not come"));
+        let Node::Directory { digest, size } = leaf.node() else {
+            unreachable!("the node of a Directory");
+        };
+        let size = size + 1;
+        let wrong = parent(&[("leaf", Node::Directory { digest, size })]);
+        assert!(root_of(&[&leaf, &wrong]).unwrap_err().contains("size"));
+        let loose = parent(&[(
+            "a",
+            Node::File {
+                digest,
+                size,
+                executable: false,
+            },
+        )]);
+        assert!(
+            root_of(&[&loose, &leaf, &root])
+                .unwrap_err()
+                .contains("hang")
+        );
+    }
+}

@@ -1,0 +1,113 @@
+//! Single flight: a thousand readers of one cold object cause one fetch.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+type Landing<V> = watch::Receiver<Option<V>>;
+
+/// Fetches that are under way, by what they fetch.
+#[derive(Debug)]
+pub(super) struct Flights<K, V>(Arc<Mutex<HashMap<K, Landing<V>>>>);
+
+impl<K, V> Default for Flights<K, V> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K, V> Flights<K, V>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// What the flight for `key` brings; `fetch` flies if none is under way. The flight goes on
+    /// when its passengers leave. Nothing if it crashed.
+    pub(super) async fn join<F>(
+        &self,
+        key: K,
+        runtime: &Handle,
+        fetch: impl FnOnce() -> F,
+    ) -> Option<V>
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut landing = self.depart(key, runtime, fetch);
+        let landed = landing.wait_for(Option::is_some).await.ok()?;
+        landed.clone()
+    }
+
+    /// Starts the flight for `key` if none is under way.
+    pub(super) fn depart<F>(
+        &self,
+        key: K,
+        runtime: &Handle,
+        fetch: impl FnOnce() -> F,
+    ) -> Landing<V>
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut flights = self.0.lock();
+        if let Some(landing) = flights.get(&key) {
+            return landing.clone();
+        }
+        let (arrived, landing) = watch::channel(None);
+        flights.insert(key.clone(), landing.clone());
+        drop(flights);
+        let ended = Ended {
+            flights: self.0.clone(),
+            key,
+        };
+        let fetch = fetch();
+        runtime.spawn(async move {
+            let _ended = ended;
+            arrived.send_replace(Some(fetch.await));
+        });
+        landing
+    }
+}
+
+/// Takes a flight off the board, crashed or not.
+struct Ended<K: Eq + Hash, V> {
+    flights: Arc<Mutex<HashMap<K, Landing<V>>>>,
+    key: K,
+}
+
+impl<K: Eq + Hash, V> Drop for Ended<K, V> {
+    fn drop(&mut self) {
+        self.flights.lock().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_passengers_one_flight_and_a_crash_is_told() {
+        let flights = Flights::<u8, u32>::default();
+        let runtime = Handle::current();
+        let started = Arc::new(AtomicU32::new(0));
+        let join = || {
+            let started = started.clone();
+            flights.join(1, &runtime, move || async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                started.fetch_add(1, Ordering::Relaxed)
+            })
+        };
+        let (a, b, c) = tokio::join!(join(), join(), join());
+        assert_eq!((a, b, c), (Some(0), Some(0), Some(0)));
+        assert_eq!(join().await, Some(1));
+        let crashed = flights.join(2, &runtime, || async { panic!("a crash") });
+        assert_eq!(crashed.await, None);
+        assert!(flights.0.lock().is_empty());
+    }
+}

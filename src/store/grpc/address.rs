@@ -1,0 +1,280 @@
+//! From a URL to a connection.
+//!
+//! The spellings are those that the field's programs use. The query says how:
+//!
+//! | parameter | meaning |
+//! |---|---|
+//! | `wait-connect=1` | opening the store waits for the connection, and fails without |
+//! | `tls-ca-cert-path=PATH` | trust these authorities (PEM) instead of the system's |
+//! | `tls-client-cert-path`, `tls-client-key-path` | show this certificate (PEM) |
+//! | `token-file=PATH` | send this file's contents as bearer token |
+//! | `connect-timeout`, `first-byte-timeout`, `stall-timeout` | deadlines, in seconds |
+//! | `cache=MIB`, `spool=MIB` | bounds of what is kept in memory and in the temporary folder |
+//!
+//! No secret is ever part of a URL: one that holds a user or password is refused.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::{HeaderValue, Uri};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as Transport, Identity};
+use tower::service_fn;
+use url::Url;
+
+use super::endpoint::Deadlines;
+
+/// HTTP/2 windows, in bytes: how much may be under way to us. 16 MiB fill 10 Gbit/s at 13 ms.
+const STREAM_WINDOW: u32 = 16 << 20;
+const CONNECTION_WINDOW: u32 = 64 << 20;
+
+/// What a URL says.
+#[derive(Debug)]
+pub(super) struct Address {
+    /// The URL as logs show it.
+    pub(super) shown: String,
+    target: Target,
+    pub(super) wait: bool,
+    authority: Option<PathBuf>,
+    certificate: Option<(PathBuf, PathBuf)>,
+    token: Option<PathBuf>,
+    pub(super) deadlines: Deadlines,
+    /// Bytes.
+    pub(super) cache: usize,
+    /// Bytes.
+    pub(super) spool: usize,
+}
+
+#[derive(Debug)]
+enum Target {
+    Unix(PathBuf),
+    /// `http` or `https`, host and port.
+    Tcp(String),
+}
+
+impl Address {
+    /// Reads `url`; says what is wrong otherwise.
+    pub(super) fn parse(url: &str) -> Result<Self, String> {
+        let parsed = Url::parse(url).map_err(|error| error.to_string())?;
+        if !parsed.username().is_empty() || parsed.password().is_some() {
+            return Err("secrets do not belong into a URL: use token-file=PATH".to_owned());
+        }
+        let mut shown = parsed.clone();
+        shown.set_query(None);
+        let target = match parsed.scheme() {
+            "grpc+unix" => {
+                if parsed
+                    .host()
+                    .is_some_and(|host| !host.to_string().is_empty())
+                {
+                    return Err("write grpc+unix:/absolute/path".to_owned());
+                }
+                let path = percent_decoded(parsed.path());
+                if !path.is_absolute() {
+                    return Err("write grpc+unix:/absolute/path".to_owned());
+                }
+                Target::Unix(path)
+            }
+            scheme @ ("grpc+http" | "grpc+https") => {
+                let host = parsed.host_str().filter(|host| !host.is_empty());
+                let host = host.ok_or_else(|| format!("write {scheme}://HOST:PORT"))?;
+                if !matches!(parsed.path(), "" | "/") {
+                    return Err("a path cannot follow the host of a gRPC server".to_owned());
+                }
+                let port = parsed.port().map(|port| format!(":{port}"));
+                let scheme = scheme.trim_start_matches("grpc+");
+                Target::Tcp(format!("{scheme}://{host}{}", port.unwrap_or_default()))
+            }
+            _ => return Err("the schemes are grpc+http, grpc+https and grpc+unix".to_owned()),
+        };
+        let mut address = Self {
+            shown: shown.to_string(),
+            target,
+            wait: false,
+            authority: None,
+            certificate: None,
+            token: None,
+            deadlines: Deadlines::default(),
+            cache: 128 << 20,
+            spool: 4 << 30,
+        };
+        let (mut certificate, mut key) = (None, None);
+        for (name, value) in parsed.query_pairs() {
+            let path = || Some(PathBuf::from(value.as_ref()));
+            let wrong = |what: &str| format!("{name}={value}: {what}");
+            let seconds = || match value.parse::<f64>() {
+                Ok(seconds) if seconds > 0.0 && seconds < 1e6 => {
+                    Ok(Duration::from_secs_f64(seconds))
+                }
+                _ => Err(wrong("write a number of seconds")),
+            };
+            let mebibytes = || match value.parse::<u32>() {
+                Ok(mebibytes) if mebibytes > 0 => Ok((mebibytes as usize) << 20),
+                _ => Err(wrong("write a number of MiB")),
+            };
+            match name.as_ref() {
+                "wait-connect" => {
+                    address.wait = match value.as_ref() {
+                        "" | "1" | "true" => true,
+                        "0" | "false" => false,
+                        _ => return Err(wrong("write 1 or 0")),
+                    }
+                }
+                "tls-ca-cert-path" => address.authority = path(),
+                "tls-client-cert-path" => certificate = path(),
+                "tls-client-key-path" => key = path(),
+                "token-file" => address.token = path(),
+                "connect-timeout" => address.deadlines.connect = seconds()?,
+                "first-byte-timeout" => address.deadlines.first_byte = seconds()?,
+                "stall-timeout" => address.deadlines.stall = seconds()?,
+                "cache" => address.cache = mebibytes()?,
+                "spool" => address.spool = mebibytes()?,
+                _ => return Err(format!("there is no parameter {name:?}")),
+            }
+        }
+        address.certificate = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                return Err("tls-client-cert-path and tls-client-key-path go together".to_owned());
+            }
+        };
+        let tls = matches!(&address.target, Target::Tcp(uri) if uri.starts_with("https:"));
+        if !tls && (address.authority.is_some() || address.certificate.is_some()) {
+            return Err("TLS parameters need grpc+https".to_owned());
+        }
+        let in_clear = matches!(&address.target, Target::Tcp(_)) && !tls;
+        if in_clear && address.token.is_some() {
+            let why = "a token would travel in the clear: use grpc+https or grpc+unix";
+            return Err(why.to_owned());
+        }
+        Ok(address)
+    }
+
+    /// The bearer token's header.
+    pub(super) fn token(&self) -> Result<Option<HeaderValue>, String> {
+        let Some(path) = &self.token else {
+            return Ok(None);
+        };
+        let text = String::from_utf8(read(path)?)
+            .map_err(|_| format!("{} holds no token: it is not text", path.display()))?;
+        let mut header = HeaderValue::try_from(format!("Bearer {}", text.trim()))
+            .map_err(|_| format!("{} holds no token", path.display()))?;
+        header.set_sensitive(true);
+        Ok(Some(header))
+    }
+
+    /// How to connect: nothing is sent before the first call. Call it within a runtime.
+    pub(super) fn channel(&self) -> Result<Channel, String> {
+        let failed = |error: tonic::transport::Error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            format!("{error}{}", cause.unwrap_or_default())
+        };
+        let uri = match &self.target {
+            Target::Unix(_) => "http://localhost",
+            Target::Tcp(uri) => uri,
+        };
+        let uri = Uri::try_from(uri).map_err(|error| error.to_string())?;
+        let mut transport = Transport::from(uri)
+            .user_agent(concat!("castore-fs/", env!("CARGO_PKG_VERSION")))
+            .map_err(failed)?
+            .connect_timeout(self.deadlines.connect)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Some(Duration::from_secs(30)))
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let path = match &self.target {
+            Target::Unix(path) => path.clone(),
+            Target::Tcp(uri) => {
+                if uri.starts_with("https:") {
+                    transport = transport.tls_config(self.tls()?).map_err(failed)?;
+                }
+                return Ok(transport.connect_lazy());
+            }
+        };
+        Ok(
+            transport.connect_with_connector_lazy(service_fn(move |_: Uri| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            })),
+        )
+    }
+
+    fn tls(&self) -> Result<ClientTlsConfig, String> {
+        let mut tls = match &self.authority {
+            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        if let Some((certificate, key)) = &self.certificate {
+            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        }
+        Ok(tls)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+/// The path in a URL, as bytes.
+fn percent_decoded(path: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let bytes = path.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let hex = (byte == b'%')
+            .then(|| path.get(at + 1..at + 3))
+            .flatten()
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        decoded.push(hex.unwrap_or(byte));
+        at += if hex.is_some() { 3 } else { 1 };
+    }
+    std::ffi::OsString::from_vec(decoded).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fields_spellings_are_understood() {
+        let address = Address::parse(
+            "grpc+https://host:8000?wait-connect=1&tls-ca-cert-path=/ca&tls-client-cert-path=/c\
+             &tls-client-key-path=/k&token-file=/t&stall-timeout=0.5",
+        )
+        .unwrap();
+        assert!(matches!(&address.target, Target::Tcp(uri) if uri == "https://host:8000"));
+        assert!(address.wait);
+        assert_eq!(address.deadlines.stall, Duration::from_millis(500));
+        assert_eq!(address.shown, "grpc+https://host:8000");
+        let address = Address::parse("grpc+unix:/run/a%20b/socket?cache=1").unwrap();
+        let path = Path::new("/run/a b/socket");
+        assert!(matches!(&address.target, Target::Unix(unix) if unix == path));
+        assert_eq!(address.cache, 1 << 20);
+        let address = Address::parse("grpc+http://[::1]:8000").unwrap();
+        assert!(matches!(&address.target, Target::Tcp(uri) if uri == "http://[::1]:8000"));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for (url, why) in [
+            ("grpc+http://user:secret@host", "secrets"),
+            ("grpc+http://host?token-file=/t", "clear"),
+            ("grpc+http://host?tls-ca-cert-path=/t", "https"),
+            ("grpc+https://host?tls-client-key-path=/t", "together"),
+            ("grpc+http://host?nonsense=1", "nonsense"),
+            ("grpc+http://host?stall-timeout=never", "seconds"),
+            ("grpc+http://host/path", "path"),
+            ("grpc+unix:relative", "absolute"),
+            ("grpc+unix://host/path", "absolute"),
+        ] {
+            let error = Address::parse(url).unwrap_err();
+            assert!(error.contains(why), "{url}: {error}");
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Directories from a server: a tree at a time, kept in memory.
+//!
+//! Whoever asks for a Directory will soon ask for those below it. So a fetch is recursive: the one
+//! asked for is answered as soon as it has come, and the rest streams in behind. A child that is
+//! announced by what has come already is waited for, not asked for again. The metadata of a tree
+//! then costs round trips by the number of fetches' bounds, not by the number of directories.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::endpoint::{Endpoint, Rest};
+use crate::castore::{Digest, Directory, NodeRef};
+use crate::proto::castore::services::directory_service_client::DirectoryServiceClient;
+use crate::proto::castore::v1::{GetDirectoryRequest, get_directory_request::ByWhat};
+use crate::proto::{MAX_MESSAGE_BYTES, RawDirectory};
+use crate::store::bounded::Bounded;
+use crate::store::failure::{Failure, found};
+use crate::store::{Damage, Object};
+
+/// Directories that one fetch brings at most; what is below them takes a fetch of its own.
+const MAX_FETCH: usize = 64 << 10;
+/// How long a Directory that is announced is waited for before it is asked for by itself: a large
+/// tree may have much else to send first.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// The Directories of a server.
+#[derive(Debug)]
+pub(super) struct Directories {
+    endpoint: Arc<Endpoint>,
+    state: Mutex<State>,
+    /// Bytes that one fetch brings at most: half of the cache, so that no tree drives out all
+    /// others.
+    max_fetch_bytes: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    here: Bounded<Digest, Directory>,
+    /// What fetches that are under way have announced.
+    coming: HashMap<Digest, Fetch>,
+}
+
+/// A fetch under way, as those see it who wait for it.
+#[derive(Clone, Debug)]
+struct Fetch {
+    root: Digest,
+    progress: watch::Receiver<Progress>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    /// How the Directory that was asked for fared.
+    root: Option<Result<Option<Directory>, Failure>>,
+    came: usize,
+}
+
+impl Directories {
+    pub(super) fn new(endpoint: Arc<Endpoint>, cache_bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            endpoint,
+            state: Mutex::new(State {
+                here: Bounded::new(cache_bytes),
+                coming: HashMap::new(),
+            }),
+            max_fetch_bytes: cache_bytes / 2,
+        })
+    }
+
+    /// The Directory `digest`, if it is in memory.
+    pub(super) fn here(&self, digest: &Digest) -> Option<Directory> {
+        self.state.lock().here.get(digest)
+    }
+
+    /// The Directory `digest`, with those below it on their way.
+    pub(super) async fn get(
+        self: &Arc<Self>,
+        digest: &Digest,
+    ) -> Result<Option<Directory>, Failure> {
+        loop {
+            let mut fetch = {
+                let mut state = self.state.lock();
+                if let Some(directory) = state.here.get(digest) {
+                    return Ok(Some(directory));
+                }
+                match state.coming.get(digest) {
+                    Some(fetch) => {
+                        let mut fetch = fetch.clone();
+                        fetch.progress.borrow_and_update();
+                        fetch
+                    }
+                    None => self.start(*digest, &mut state),
+                }
+            };
+            if fetch.root == *digest {
+                let done = fetch.progress.wait_for(|now| now.root.is_some()).await;
+                let done = done.map(|now| now.root.clone()).ok().flatten();
+                return done.unwrap_or_else(|| Err(Failure::crashed()));
+            }
+            let next = tokio::time::timeout(PATIENCE, self.arrival(digest, &mut fetch));
+            if next.await.is_err() {
+                let mut state = self.state.lock();
+                let still = state
+                    .coming
+                    .get(digest)
+                    .is_some_and(|now| now.root == fetch.root);
+                if still {
+                    self.start(*digest, &mut state);
+                }
+            }
+        }
+    }
+
+    /// Waits until `digest` is here or is no longer coming.
+    async fn arrival(&self, digest: &Digest, fetch: &mut Fetch) {
+        while fetch.progress.changed().await.is_ok() {
+            let state = self.state.lock();
+            if state.here.contains(digest) || !state.coming.contains_key(digest) {
+                return;
+            }
+        }
+    }
+
+    fn start(self: &Arc<Self>, root: Digest, state: &mut State) -> Fetch {
+        let (progress, seen) = watch::channel(Progress::default());
+        let fetch = Fetch {
+            root,
+            progress: seen,
+        };
+        state.coming.insert(root, fetch.clone());
+        let run = Run {
+            directories: self.clone(),
+            fetch: fetch.clone(),
+            progress,
+            announced: HashSet::from([root]),
+            awaited: HashSet::from([root]),
+        };
+        self.endpoint.runtime.spawn(run.fly());
+        fetch
+    }
+
+    async fn request(
+        &self,
+        digest: &Digest,
+    ) -> Result<Option<(RawDirectory, Rest<RawDirectory>)>, Failure> {
+        let asked = Bytes::copy_from_slice(digest.as_bytes());
+        let answer = self.endpoint.stream(|connection| {
+            let request = GetDirectoryRequest {
+                by_what: Some(ByWhat::Digest(asked.clone())),
+                recursive: true,
+            };
+            async move {
+                let mut client = DirectoryServiceClient::new(connection)
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES);
+                client.get(request).await
+            }
+        });
+        // The field's servers answer a recursive question for what is not there with nothing.
+        found(answer.await).map(Option::flatten)
+    }
+}
+
+/// A fetch, from within.
+struct Run {
+    directories: Arc<Directories>,
+    fetch: Fetch,
+    progress: watch::Sender<Progress>,
+    /// What was announced, come or not.
+    announced: HashSet<Digest>,
+    /// What was announced and has not come.
+    awaited: HashSet<Digest>,
+}
+
+impl Run {
+    async fn fly(mut self) {
+        let root = self.fetch.root;
+        let mut rest = match self.root().await {
+            Ok(Some((directory, rest))) => {
+                self.take(directory.clone());
+                self.tell(Ok(Some(directory)));
+                rest
+            }
+            Ok(None) => return self.tell(Ok(None)),
+            Err(failure) => return self.tell(Err(failure)),
+        };
+        let mut bytes = 0;
+        for _ in 1..MAX_FETCH {
+            // What is lost here is asked for again by whoever needs it, and then says why.
+            match rest.next().await {
+                Ok(Some(RawDirectory(raw))) => {
+                    let directory = match Directory::decode(Vec::from(raw)) {
+                        Ok(directory) if self.awaited.contains(&directory.digest()) => directory,
+                        Ok(directory) => {
+                            let strange = directory.digest();
+                            tracing::warn!(
+                                "{:?} sent directory {strange}, which nothing below {root} refers to",
+                                self.directories.endpoint
+                            );
+                            return;
+                        }
+                        Err(error) => {
+                            tracing::warn!(
+                                "{:?} sent no directory below {root}: {error}",
+                                self.directories.endpoint
+                            );
+                            return;
+                        }
+                    };
+                    bytes += directory.resident_bytes();
+                    self.take(directory);
+                    if self.awaited.is_empty() || bytes > self.directories.max_fetch_bytes {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(failure) => {
+                    tracing::debug!("the directories below {root} stopped coming: {failure:?}");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn root(&self) -> Result<Option<(Directory, Rest<RawDirectory>)>, Failure> {
+        let root = self.fetch.root;
+        let Some((RawDirectory(raw), rest)) = self.directories.request(&root).await? else {
+            return Ok(None);
+        };
+        let directory = Directory::decode_verified(Vec::from(raw), &root).map_err(|error| {
+            self.directories
+                .endpoint
+                .lied(Object::Directory, &root, Damage::Directory(error))
+        })?;
+        Ok(Some((directory, rest)))
+    }
+
+    fn take(&mut self, directory: Directory) {
+        let mut state = self.directories.state.lock();
+        let digest = directory.digest();
+        for entry in directory.iter() {
+            if let NodeRef::Directory { digest, .. } = entry.node
+                && self.announced.insert(digest)
+            {
+                self.awaited.insert(digest);
+                if !state.here.contains(&digest) {
+                    let fetch = &self.fetch;
+                    state.coming.entry(digest).or_insert_with(|| fetch.clone());
+                }
+            }
+        }
+        let bytes = directory.resident_bytes();
+        state.here.insert(digest, directory, bytes);
+        self.awaited.remove(&digest);
+        if state
+            .coming
+            .get(&digest)
+            .is_some_and(|now| now.root == self.fetch.root)
+        {
+            state.coming.remove(&digest);
+        }
+        drop(state);
+        self.progress.send_modify(|now| now.came += 1);
+    }
+
+    fn tell(&mut self, root: Result<Option<Directory>, Failure>) {
+        // Off the board first: whoever hears of a failure and asks again gets a new fetch.
+        self.leave();
+        self.progress.send_modify(|now| now.root = Some(root));
+    }
+
+    /// Takes back what this fetch has announced, once its root is known to be lacking.
+    fn leave(&mut self) {
+        let mut state = self.directories.state.lock();
+        let root = self.fetch.root;
+        if state.coming.get(&root).is_some_and(|now| now.root == root) {
+            state.coming.remove(&root);
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let mut state = self.directories.state.lock();
+        for digest in &self.awaited {
+            if state
+                .coming
+                .get(digest)
+                .is_some_and(|now| now.root == self.fetch.root)
+            {
+                state.coming.remove(digest);
+            }
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! One server: how it is reached, how long it may take, and what is done when it fails.
+//!
+//! A call that fails for want of a connection is tried again, a few times, with growing pauses of
+//! random length. A call that gets no answer in time is not: its reader has waited long enough.
+//! After either, if nothing else succeeded meanwhile, the endpoint *rests*: calls fail at once,
+//! without waiting, but for one probe at a time. So nothing waits for a full deadline twice.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use http::header::AUTHORIZATION;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tonic::body::Body;
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+use tower::Service;
+
+use crate::castore::Digest;
+use crate::proto::{Generation, with_generation};
+use crate::store::failure::Failure;
+use crate::store::{Damage, Error, Object};
+
+/// Attempts at a call that finds no connection.
+const ATTEMPTS: u32 = 3;
+/// The pause before the second attempt, in the mean; it triples.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// How long an endpoint rests first, and at most; it doubles.
+const FIRST_REST: Duration = Duration::from_millis(500);
+const LONGEST_REST: Duration = Duration::from_secs(30);
+
+/// How long a server may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// To accept a connection.
+    pub connect: Duration,
+    /// From a call to the first message of its answer.
+    pub first_byte: Duration,
+    /// Between messages.
+    pub stall: Duration,
+    /// To make an addition durable.
+    pub commit: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(15),
+            stall: Duration::from_secs(15),
+            commit: Duration::from_secs(300),
+        }
+    }
+}
+
+/// A server.
+pub(super) struct Endpoint {
+    pub(super) url: String,
+    pub(super) runtime: Handle,
+    pub(super) deadlines: Deadlines,
+    channel: Channel,
+    token: Option<HeaderValue>,
+    generation: AtomicU8,
+    calls: AtomicU64,
+    health: Mutex<Health>,
+}
+
+/// Whether calls are worth their while.
+struct Health {
+    last_success: Instant,
+    rest: Duration,
+    /// Until when calls fail at once, and with what.
+    resting: Option<(Instant, Failure)>,
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+impl Endpoint {
+    pub(super) fn new(
+        url: String,
+        channel: Channel,
+        token: Option<HeaderValue>,
+        deadlines: Deadlines,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            url,
+            runtime,
+            deadlines,
+            channel,
+            token,
+            generation: AtomicU8::new(Generation::Current as u8),
+            calls: AtomicU64::new(0),
+            health: Mutex::new(Health {
+                last_success: Instant::now(),
+                rest: FIRST_REST,
+                resting: None,
+            }),
+        })
+    }
+
+    /// Calls made so far.
+    pub(super) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    fn generation(&self) -> Generation {
+        if self.generation.load(Ordering::Relaxed) == Generation::Older as u8 {
+            Generation::Older
+        } else {
+            Generation::Current
+        }
+    }
+
+    pub(super) fn connection(&self) -> Connection {
+        self.connection_of(self.generation())
+    }
+
+    fn connection_of(&self, generation: Generation) -> Connection {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        Connection {
+            channel: self.channel.clone(),
+            token: self.token.clone(),
+            generation,
+        }
+    }
+
+    /// Makes a call of one answer.
+    pub(super) async fn call<T, F>(&self, call: impl Fn(Connection) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let began = self.begin()?;
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            let failure = match self.attempt(&call).await {
+                Ok(answer) => {
+                    self.succeeded();
+                    return Ok(answer);
+                }
+                Err(failure) => failure,
+            };
+            match &failure {
+                Failure::Status(Code::Unavailable, _) if attempt < ATTEMPTS => {
+                    let jitter = 0.5 + fastrand::f64();
+                    tokio::time::sleep(pause.mul_f64(jitter)).await;
+                    pause *= 3;
+                    continue;
+                }
+                Failure::Status(Code::Unavailable, _) | Failure::Timeout(_) => {
+                    self.failed(began, &failure);
+                }
+                // It answered, if not what was hoped for.
+                _ => self.succeeded(),
+            }
+            return Err(failure);
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    /// Makes a call whose answer is a stream: gives its first message, if there is one, with the
+    /// rest.
+    pub(super) async fn stream<T, F>(
+        &self,
+        call: impl Fn(Connection) -> F,
+    ) -> Result<Option<(T, Rest<T>)>, Failure>
+    where
+        F: Future<Output = Result<tonic::Response<Streaming<T>>, Status>>,
+    {
+        let stall = self.deadlines.stall;
+        let call = &call;
+        self.call(|connection| async move {
+            let mut stream = call(connection).await?.into_inner();
+            let first = stream.message().await?;
+            Ok(first.map(|first| (first, Rest { stream, stall })))
+        })
+        .await
+    }
+
+    async fn attempt<T, F>(&self, call: &impl Fn(Connection) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let generation = self.generation();
+        let answer = self.in_time(call(self.connection_of(generation))).await;
+        if !answer
+            .as_ref()
+            .is_err_and(|failure| failure.is(Code::Unimplemented))
+        {
+            return answer;
+        }
+        let other = generation.other();
+        let second = self.in_time(call(self.connection_of(other))).await;
+        match &second {
+            Err(Failure::Status(Code::Unimplemented, _)) => answer,
+            Ok(_) | Err(Failure::Status(..)) => {
+                tracing::debug!("{} speaks the {other:?} generation", self.url);
+                self.generation.store(other as u8, Ordering::Relaxed);
+                second
+            }
+            Err(_) => second,
+        }
+    }
+
+    async fn in_time<T>(
+        &self,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Failure> {
+        let limit = self.deadlines.first_byte;
+        match tokio::time::timeout(limit, call).await {
+            Ok(answer) => answer.map_err(Failure::from),
+            Err(_) => Err(Failure::Timeout(limit)),
+        }
+    }
+
+    fn begin(&self) -> Result<Instant, Failure> {
+        let now = Instant::now();
+        let mut health = self.health.lock();
+        let rest = health.rest;
+        if let Some((until, failure)) = &mut health.resting {
+            if now < *until {
+                return Err(failure.clone());
+            }
+            // This call is the probe; the others go on failing while it is under way.
+            *until = now + rest.max(self.deadlines.first_byte);
+        }
+        Ok(now)
+    }
+
+    fn succeeded(&self) {
+        let mut health = self.health.lock();
+        health.last_success = Instant::now();
+        health.rest = FIRST_REST;
+        health.resting = None;
+    }
+
+    fn failed(&self, began: Instant, failure: &Failure) {
+        let mut health = self.health.lock();
+        if health.last_success > began {
+            // Others got answers meanwhile: it is this call that hangs, not the server.
+            return;
+        }
+        let rest = health.rest.mul_f64(0.75 + fastrand::f64() / 2.0);
+        tracing::warn!("{} rests for {rest:?}: {failure:?}", self.url);
+        health.resting = Some((Instant::now() + rest, failure.clone()));
+        health.rest = (health.rest * 2).min(LONGEST_REST);
+    }
+
+    /// `failure` of `request`, for the world outside.
+    pub(super) fn error(&self, request: impl fmt::Display, failure: Failure) -> Error {
+        failure.of(&self.url, request)
+    }
+
+    /// Marks the server: it sent something that is not what its digest promises.
+    pub(super) fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure {
+        tracing::error!(
+            "{} sent {object} {digest} and {damage}: the bytes were thrown away",
+            self.url
+        );
+        Failure::Damaged(object, *digest, damage)
+    }
+}
+
+/// What comes after the first message of a stream.
+pub(super) struct Rest<T> {
+    stream: Streaming<T>,
+    stall: Duration,
+}
+
+impl<T> Rest<T> {
+    pub(super) async fn next(&mut self) -> Result<Option<T>, Failure> {
+        match tokio::time::timeout(self.stall, self.stream.message()).await {
+            Ok(message) => message.map_err(Failure::from),
+            Err(_) => Err(Failure::Timeout(self.stall)),
+        }
+    }
+}
+
+/// A way to the server for one call: speaks the server's generation and shows the token.
+#[derive(Clone)]
+pub(super) struct Connection {
+    channel: Channel,
+    token: Option<HeaderValue>,
+    generation: Generation,
+}
+
+impl Service<http::Request<Body>> for Connection {
+    type Response = http::Response<Body>;
+    type Error = tonic::transport::Error;
+    type Future = <Channel as Service<http::Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let uri = std::mem::take(request.uri_mut());
+        *request.uri_mut() = with_generation(uri, self.generation);
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(AUTHORIZATION, token.clone());
+        }
+        self.channel.call(request)
+    }
+}

@@ -1,0 +1,331 @@
+//! Root nodes from a server.
+//!
+//! Our servers know roots by name and tell when one changes ([`watch_for_changes`]): what was learnt
+//! holds until then. The field's servers know Nix store paths only, by the hash in the name, and
+//! tell nothing: what is there is asked for again after [`FOUND_HOLDS`], what is not after
+//! [`ABSENT_HOLDS`]. Those resolve any name that starts with the right hash; we do not.
+//!
+//! When the server cannot be asked, what was known goes on being the answer.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
+use tonic::Code;
+
+use super::endpoint::Endpoint;
+use crate::castore::Root;
+use crate::nix::{self, PathInfo};
+use crate::proto::MAX_MESSAGE_BYTES;
+use crate::proto::castore_fs::services::root_service_client::RootServiceClient;
+use crate::proto::castore_fs::v1::{GetRootRequest, ListRootsRequest, WatchRootsRequest};
+use crate::proto::store::services::path_info_service_client::PathInfoServiceClient;
+use crate::proto::store::v1::{
+    GetPathInfoRequest, ListPathInfoRequest, get_path_info_request::ByWhat,
+};
+use crate::store::failure::{Failure, found};
+
+/// How long an answer of a server that does not tell of changes holds.
+const FOUND_HOLDS: Duration = Duration::from_secs(300);
+const ABSENT_HOLDS: Duration = Duration::from_secs(10);
+/// Names remembered; beyond, all are forgotten.
+const MAX_KNOWN: usize = 100_000;
+/// The pause before a broken watch is taken up again.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// The root nodes of a server.
+#[derive(Debug)]
+pub(super) struct Roots {
+    endpoint: Arc<Endpoint>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Goes with the store, and takes the watch with it.
+    _alive: watch::Sender<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    version: u64,
+    known: HashMap<Bytes, Known>,
+    server: Server,
+    /// When the last "absent" was said that nobody has taken back.
+    absent_since: Option<Instant>,
+}
+
+/// What kind of server it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Server {
+    /// Not known yet, or not connected.
+    Silent,
+    /// It tells of changes; the last it told is this instance and version.
+    Tells(u64, u64),
+    /// It does not know roots by name.
+    PathInfosOnly,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    root: Option<Root>,
+    when: Instant,
+}
+
+/// Takes note of changes for as long as the store is there and the server can tell of them.
+async fn watch_for_changes(
+    endpoint: Arc<Endpoint>,
+    roots: Weak<Roots>,
+    mut store_gone: watch::Receiver<()>,
+) {
+    loop {
+        let watching = async {
+            let answer = endpoint.call(|connection| async move {
+                let mut client = RootServiceClient::new(connection);
+                Ok(client.watch(WatchRootsRequest {}).await?.into_inner())
+            });
+            let mut stream = answer.await?;
+            // No deadline: there may be no change for weeks, and a dead connection is found out by
+            // its keep-alive.
+            while let Some(told) = stream.message().await? {
+                if let Some(roots) = roots.upgrade() {
+                    roots.told(Server::Tells(told.instance, told.version));
+                }
+            }
+            Ok::<_, Failure>(())
+        };
+        let ended = tokio::select! {
+            ended = watching => ended,
+            _ = store_gone.changed() => return,
+        };
+        let Some(roots) = roots.upgrade() else { return };
+        if ended.is_err_and(|failure| failure.is(Code::Unimplemented)) {
+            roots.state.lock().server = Server::PathInfosOnly;
+            return;
+        }
+        drop(roots);
+        tracing::debug!("{endpoint:?} does not tell of changes for the moment");
+        tokio::time::sleep(WATCH_PAUSE.mul_f64(0.5 + fastrand::f64())).await;
+    }
+}
+
+impl Roots {
+    pub(super) fn new(endpoint: Arc<Endpoint>) -> Arc<Self> {
+        let (alive, store_gone) = watch::channel(());
+        let roots = Arc::new(Self {
+            endpoint,
+            state: Mutex::new(State {
+                version: 0,
+                known: HashMap::new(),
+                server: Server::Silent,
+                absent_since: None,
+            }),
+            changed: Condvar::new(),
+            _alive: alive,
+        });
+        let endpoint = roots.endpoint.clone();
+        let watched = Arc::downgrade(&roots);
+        let runtime = endpoint.runtime.clone();
+        runtime.spawn(watch_for_changes(endpoint, watched, store_gone));
+        roots
+    }
+
+    /// The server told of its roots.
+    fn told(&self, now: Server) {
+        let mut state = self.state.lock();
+        let before = std::mem::replace(&mut state.server, now);
+        if before != now {
+            state.known.clear();
+            if before != Server::Silent || state.absent_since.is_some() {
+                state.version += 1;
+                state.absent_since = None;
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    /// What is known of `name`, if that still holds.
+    pub(super) fn known(&self, name: &[u8]) -> Option<Option<Root>> {
+        let state = self.state.lock();
+        let known = state.known.get(name)?;
+        let holds = match (state.server, &known.root) {
+            (Server::Tells(..), _) => true,
+            (_, Some(_)) => known.when.elapsed() < FOUND_HOLDS,
+            (_, None) => known.when.elapsed() < ABSENT_HOLDS,
+        };
+        holds.then(|| known.root.clone())
+    }
+
+    pub(super) async fn get(&self, name: &[u8]) -> Result<Option<Root>, Failure> {
+        if let Some(known) = self.known(name) {
+            return Ok(known);
+        }
+        let version = self.state.lock().version;
+        let asked = self.ask(name).await;
+        let mut state = self.state.lock();
+        match asked {
+            Ok((root, _)) => {
+                if root.is_none() {
+                    state.absent_since.get_or_insert_with(Instant::now);
+                }
+                if state.version == version {
+                    if state.known.len() >= MAX_KNOWN {
+                        state.known.clear();
+                    }
+                    let when = Instant::now();
+                    let known = Known {
+                        root: root.clone(),
+                        when,
+                    };
+                    state.known.insert(Bytes::copy_from_slice(name), known);
+                }
+                Ok(root)
+            }
+            Err(failure) => match state.known.get(name) {
+                Some(known) if known.root.is_some() => Ok(known.root.clone()),
+                _ => Err(failure),
+            },
+        }
+    }
+
+    pub(super) async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Failure> {
+        Ok(self.ask(name).await?.1)
+    }
+
+    /// The root of that name and what else is known of it.
+    async fn ask(&self, name: &[u8]) -> Result<(Option<Root>, Option<PathInfo>), Failure> {
+        if self.state.lock().server != Server::PathInfosOnly {
+            let asked = Bytes::copy_from_slice(name);
+            let answer = self.endpoint.call(|connection| {
+                let name = asked.clone();
+                async move {
+                    let mut client = RootServiceClient::new(connection)
+                        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+                    Ok(client.get(GetRootRequest { name }).await?.into_inner())
+                }
+            });
+            match found(answer.await) {
+                Err(failure) if failure.is(Code::Unimplemented) => {}
+                Err(failure) => return Err(failure),
+                Ok(None) => return Ok((None, None)),
+                Ok(Some(answer)) => {
+                    let root = self.root(answer.entry, Some(name))?;
+                    return Ok((root, answer.path_info));
+                }
+            }
+        }
+        let Some(hash) = nix::output_hash(name) else {
+            return Ok((None, None));
+        };
+        let hash = Bytes::copy_from_slice(&hash);
+        let answer = self.endpoint.call(|connection| {
+            let request = GetPathInfoRequest {
+                by_what: Some(ByWhat::ByOutputHash(hash.clone())),
+            };
+            async move {
+                let mut client = PathInfoServiceClient::new(connection)
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES);
+                Ok(client.get(request).await?.into_inner())
+            }
+        });
+        let Some(answer) = found(answer.await)? else {
+            return Ok((None, None));
+        };
+        let root = self.root(answer.entry.clone(), Some(name))?;
+        Ok(root.map_or((None, None), |root| (Some(root), Some(answer))))
+    }
+
+    pub(super) async fn list(&self) -> Result<Vec<Root>, Failure> {
+        let mut roots = match self.list_by_name().await {
+            Err(failure) if failure.is(Code::Unimplemented) => self.list_path_infos().await?,
+            listed => listed?,
+        };
+        roots.sort_by(|a, b| a.name.cmp(&b.name));
+        roots.dedup_by(|a, b| a.name == b.name);
+        Ok(roots)
+    }
+
+    async fn list_by_name(&self) -> Result<Vec<Root>, Failure> {
+        let answer = self.endpoint.stream(|connection| async move {
+            let mut client =
+                RootServiceClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES);
+            client.list(ListRootsRequest {}).await
+        });
+        let mut next = answer.await?;
+        let mut roots = Vec::new();
+        while let Some((message, mut rest)) = next {
+            roots.extend(self.root(message.entry, None)?);
+            next = rest.next().await?.map(|message| (message, rest));
+        }
+        Ok(roots)
+    }
+
+    async fn list_path_infos(&self) -> Result<Vec<Root>, Failure> {
+        let answer = self.endpoint.stream(|connection| async move {
+            let mut client =
+                PathInfoServiceClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES);
+            client.list(ListPathInfoRequest {}).await
+        });
+        let mut next = answer.await?;
+        let mut roots = Vec::new();
+        while let Some((message, mut rest)) = next {
+            roots.extend(self.root(message.entry, None)?);
+            next = rest.next().await?.map(|message| (message, rest));
+        }
+        Ok(roots)
+    }
+
+    /// The root in `entry`; nothing if it has another name than the one `asked` for.
+    fn root(
+        &self,
+        entry: Option<crate::proto::castore::v1::Entry>,
+        asked: Option<&[u8]>,
+    ) -> Result<Option<Root>, Failure> {
+        let root = Root::try_from(entry.unwrap_or_default())
+            .map_err(|error| Failure::Status(Code::DataLoss, error.to_string()))?;
+        Ok(match asked {
+            Some(asked) if root.name.as_bytes() != asked => None,
+            _ => Some(root),
+        })
+    }
+
+    /// Forgets what is known: this client has changed something.
+    pub(super) fn changed_here(&self) {
+        let mut state = self.state.lock();
+        state.known.clear();
+        state.version += 1;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        Self::version_in(&mut self.state.lock())
+    }
+
+    /// A server that does not tell of changes may have gained a root: what was said to be absent
+    /// is taken back after a while.
+    fn version_in(state: &mut State) -> u64 {
+        let stale = state
+            .absent_since
+            .is_some_and(|since| since.elapsed() >= ABSENT_HOLDS);
+        if stale && !matches!(state.server, Server::Tells(..)) {
+            state.absent_since = None;
+            state.known.retain(|_, known| known.root.is_some());
+            state.version += 1;
+        }
+        state.version
+    }
+
+    pub(super) fn wait(&self, seen: u64, timeout: Duration) -> u64 {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.state.lock();
+        loop {
+            let version = Self::version_in(&mut state);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if version != seen || left.is_zero() {
+                return version;
+            }
+            self.changed
+                .wait_for(&mut state, left.min(Duration::from_secs(1)));
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Adding to a bucket.
+//!
+//! Chunks go up as they come, a blob's list after its chunks, Directories and root nodes at the
+//! commit: what is referred to is there before what refers to it. An addition that breaks off
+//! leaves chunks and blobs behind that cost space and nothing else.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fastcdc::v2020::{FastCDC, StreamCDC};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
+use prost::Message;
+use tonic::Code;
+
+use super::ObjectStore;
+use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root, bao_field};
+use crate::nix::PathInfo;
+use crate::proto::castore::v1::StatBlobResponse;
+use crate::proto::castore::v1::stat_blob_response::ChunkMeta;
+use crate::store::failure::Failure;
+use crate::store::staged_directories::{StagedDirectories, leaves_first};
+use crate::store::{Added, BlobWriter, Error, Ingest, Store};
+
+/// Chunk sizes in bytes, least, mean and most, as the field has them: equal files chunk equally.
+const CHUNKS: (usize, usize, usize) = (128 << 10, 256 << 10, 512 << 10);
+/// Objects on their way at once.
+const AT_ONCE: usize = 32;
+/// zstd's own default.
+const LEVEL: i32 = 3;
+
+pub(super) struct ObjectIngest(Arc<Addition>);
+
+struct Addition {
+    store: ObjectStore,
+    staged: Mutex<Staged>,
+}
+
+#[derive(Default)]
+struct Staged {
+    blobs: HashSet<Digest>,
+    directories: StagedDirectories,
+    roots: Vec<RootChange>,
+    added: Added,
+}
+
+enum RootChange {
+    Put(Root, Option<Box<PathInfo>>),
+    Remove(Name),
+}
+
+impl ObjectIngest {
+    pub(super) fn new(store: &ObjectStore) -> Self {
+        Self(Arc::new(Addition {
+            store: store.clone(),
+            staged: Mutex::default(),
+        }))
+    }
+}
+
+impl Addition {
+    fn wait<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.store.bucket.runtime.spawn(async move {
+            // Whoever waited may be gone.
+            let _ = sender.send(work.await);
+        });
+        let answer = receiver.recv();
+        answer
+            .unwrap_or_else(|_| Err(Failure::crashed()))
+            .map_err(|failure| self.error(failure))
+    }
+
+    fn error(&self, failure: Failure) -> Error {
+        failure.of(self.store.url(), "the addition")
+    }
+
+    fn missing(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
+        let unknown: Vec<_> = {
+            let staged = self.staged.lock();
+            let known =
+                |digest: &Digest| *digest == Digest::empty_blob() || staged.blobs.contains(digest);
+            let all = digests.iter().copied().enumerate();
+            all.filter(|(_, digest)| !known(digest)).collect()
+        };
+        let blobs = self.store.blobs.clone();
+        self.wait(async move {
+            let questions = unknown.into_iter().map(|(index, digest)| {
+                let blobs = blobs.clone();
+                async move {
+                    let has = blobs.has(&digest).await?;
+                    Ok::<_, Failure>((!has).then_some(index))
+                }
+            });
+            let answers = stream::iter(questions).buffered(AT_ONCE);
+            let answers: Vec<Option<usize>> = answers.try_collect().await?;
+            Ok(answers.into_iter().flatten().collect())
+        })
+    }
+
+    /// Sends chunks, each packed by the thread that calls.
+    fn put_chunks(&self, chunks: Vec<(Digest, Bytes)>) -> Result<(), Error> {
+        let bucket = self.store.bucket.clone();
+        self.wait(async move {
+            let puts = chunks.into_iter().map(|(digest, packed)| {
+                let bucket = bucket.clone();
+                async move {
+                    let path = bucket.path("chunks", &digest);
+                    if bucket.has(&path).await? {
+                        return Ok(());
+                    }
+                    bucket.put(&path, packed).await
+                }
+            });
+            stream::iter(puts)
+                .buffer_unordered(AT_ONCE)
+                .try_collect()
+                .await
+        })
+    }
+
+    /// Sends a blob's list, after its chunks.
+    fn put_list(
+        &self,
+        digest: Digest,
+        size: u64,
+        chunks: &[(Digest, u64)],
+        groups: &GroupTable,
+    ) -> Result<(), Error> {
+        let list = match chunks {
+            // One chunk, itself: the field has nothing there.
+            [] | [_] => Vec::new(),
+            chunks => StatBlobResponse {
+                chunks: chunks
+                    .iter()
+                    .map(|(digest, size)| ChunkMeta {
+                        digest: Bytes::copy_from_slice(digest.as_bytes()),
+                        size: *size,
+                    })
+                    .collect(),
+                bao: bao_field::encode(size, groups).into(),
+            }
+            .encode_to_vec(),
+        };
+        let bucket = self.store.bucket.clone();
+        self.wait(async move {
+            let path = bucket.path("blobs", &digest);
+            bucket.put(&path, list.into()).await
+        })?;
+        let mut staged = self.staged.lock();
+        if staged.blobs.insert(digest) {
+            staged.added.blobs += 1;
+            staged.added.blob_bytes += size;
+        }
+        Ok(())
+    }
+
+    fn packed(&self, chunk: &[u8]) -> Result<(Digest, Bytes), Error> {
+        let packed = zstd::encode_all(chunk, LEVEL).map_err(|error| self.internal(&error))?;
+        Ok((Digest::of(chunk), packed.into()))
+    }
+
+    fn internal(&self, error: &dyn std::error::Error) -> Error {
+        self.error(Failure::Status(Code::Internal, error.to_string()))
+    }
+
+    fn spool(&self, error: &std::io::Error) -> Error {
+        self.error(Failure::Spool(std::env::temp_dir(), error.kind()))
+    }
+
+    /// A Directory of this addition, or one that is there.
+    fn directory(&self, digest: &Digest) -> Result<Directory, Error> {
+        if let Some(directory) = self.staged.lock().directories.get(digest) {
+            return Ok(directory);
+        }
+        let (directories, wanted) = (self.store.directories.clone(), *digest);
+        let found = self.wait(async move { directories.get(&wanted).await })?;
+        found.ok_or_else(|| Error::Refused {
+            store: self.store.url().to_owned(),
+            what: format!("directory {digest}"),
+            why: "it was neither added nor there before".to_owned(),
+        })
+    }
+}
+
+impl Ingest for ObjectIngest {
+    fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.0.missing(&[*digest])?.is_empty())
+    }
+
+    fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
+        self.0.missing(digests)
+    }
+
+    fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
+        let digests: Vec<_> = blobs.iter().map(|(digest, _)| *digest).collect();
+        let missing = self.0.missing(&digests)?;
+        let (least, mean, most) = CHUNKS;
+        let mut chunks = Vec::new();
+        let mut lists = Vec::new();
+        for (digest, bytes) in missing.iter().filter_map(|&at| blobs.get(at)) {
+            let mut list = Vec::new();
+            for chunk in FastCDC::new(bytes, least, mean, most) {
+                let chunk = bytes
+                    .get(chunk.offset..chunk.offset + chunk.length)
+                    .unwrap_or_default();
+                let (digest, packed) = self.0.packed(chunk)?;
+                list.push((digest, chunk.len() as u64));
+                chunks.push((digest, packed));
+            }
+            let mut hasher = BlobHasher::new();
+            hasher.update(bytes);
+            let (_, groups) = hasher.finish();
+            lists.push((*digest, bytes.len() as u64, list, groups));
+        }
+        self.0.put_chunks(chunks)?;
+        for (digest, size, list, groups) in lists {
+            self.0.put_list(digest, size, &list, &groups)?;
+        }
+        Ok(())
+    }
+
+    fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
+        let file = tempfile::tempfile().map_err(|error| self.0.spool(&error))?;
+        Ok(Box::new(ObjectWriter {
+            addition: self.0.clone(),
+            file,
+            hasher: BlobHasher::new(),
+            size: 0,
+        }))
+    }
+
+    fn put_directory(&self, directory: &Directory) -> Result<(), Error> {
+        let mut staged = self.0.staged.lock();
+        if staged.directories.add(directory) {
+            staged.added.directories += 1;
+        }
+        Ok(())
+    }
+
+    fn remove_root(&self, name: &Name) -> Result<(), Error> {
+        let change = RootChange::Remove(name.clone());
+        self.0.staged.lock().roots.push(change);
+        Ok(())
+    }
+
+    fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        let change = RootChange::Put(root.clone(), path_info.cloned().map(Box::new));
+        self.0.staged.lock().roots.push(change);
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>) -> Result<Added, Error> {
+        let addition = &self.0;
+        let tops = addition.staged.lock().directories.tops();
+        for top in tops {
+            let closure = leaves_first(&top, |digest| addition.directory(digest))?;
+            let directories = addition.store.directories.clone();
+            addition.wait(async move { directories.put(&closure).await })?;
+        }
+        let (changes, added) = {
+            let mut staged = addition.staged.lock();
+            (std::mem::take(&mut staged.roots), staged.added)
+        };
+        let roots = addition.store.roots.clone();
+        addition.wait(async move {
+            for change in changes {
+                match change {
+                    RootChange::Put(root, path_info) => roots.put(&root, path_info).await?,
+                    RootChange::Remove(name) => roots.remove(&name).await?,
+                }
+            }
+            Ok(())
+        })?;
+        addition.store.roots.changed_here();
+        Ok(added)
+    }
+}
+
+/// A large blob: whether it is there already is known at its end only, so it waits in a file.
+struct ObjectWriter {
+    addition: Arc<Addition>,
+    file: File,
+    hasher: BlobHasher,
+    size: u64,
+}
+
+impl BlobWriter for ObjectWriter {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
+        let written = self.file.write_all(bytes);
+        written.map_err(|error| self.addition.spool(&error))
+    }
+
+    fn finish(self: Box<Self>) -> Result<(Digest, u64), Error> {
+        let Self {
+            addition,
+            mut file,
+            hasher,
+            size,
+        } = *self;
+        let (digest, groups) = hasher.finish();
+        if addition.missing(&[digest])?.is_empty() {
+            return Ok((digest, size));
+        }
+        file.rewind().map_err(|error| addition.spool(&error))?;
+        let (least, mean, most) = CHUNKS;
+        let mut list = Vec::new();
+        let mut batch = Vec::new();
+        for chunk in StreamCDC::new(file.take(size), least, mean, most) {
+            let chunk = chunk.map_err(|error| addition.internal(&error))?;
+            let (digest, packed) = addition.packed(&chunk.data)?;
+            list.push((digest, chunk.data.len() as u64));
+            batch.push((digest, packed));
+            if batch.len() >= AT_ONCE {
+                addition.put_chunks(std::mem::take(&mut batch))?;
+            }
+        }
+        addition.put_chunks(batch)?;
+        addition.put_list(digest, size, &list, &groups)?;
+        Ok((digest, size))
+    }
+}

@@ -1,0 +1,166 @@
+//! Root nodes in a bucket.
+//!
+//! The field's layout has none; ours lie beside it, each under the BLAKE3 digest of its name (names
+//! may be longer than a file name that holds them encoded): `castore-fs/roots/b3/XXXX/H` is a
+//! `castore_fs.v1.Root` message. Nobody tells of changes: what is there is asked for again after
+//! [`FOUND_HOLDS`], what is not after [`ABSENT_HOLDS`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
+use prost::Message;
+use tonic::Code;
+
+use super::bucket::Bucket;
+use crate::castore::{Digest, Name, Root};
+use crate::nix::PathInfo;
+use crate::proto::castore_fs::v1::Root as RootMessage;
+use crate::store::failure::Failure;
+
+const FOLDER: &str = "castore-fs/roots";
+const FOUND_HOLDS: Duration = Duration::from_secs(60);
+const ABSENT_HOLDS: Duration = Duration::from_secs(10);
+/// Names remembered; beyond, all are forgotten.
+const MAX_KNOWN: usize = 100_000;
+/// Objects read at once for a listing.
+const AT_ONCE: usize = 64;
+
+/// The root nodes of a bucket.
+#[derive(Debug)]
+pub(super) struct BucketRoots {
+    bucket: Arc<Bucket>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    version: u64,
+    known: HashMap<Vec<u8>, (Option<Root>, Instant)>,
+    absent_since: Option<Instant>,
+}
+
+impl BucketRoots {
+    pub(super) fn new(bucket: Arc<Bucket>) -> Arc<Self> {
+        Arc::new(Self {
+            bucket,
+            state: Mutex::default(),
+        })
+    }
+
+    fn path(&self, name: &[u8]) -> String {
+        self.bucket.path(FOLDER, &Digest::of(name))
+    }
+
+    pub(super) fn known(&self, name: &[u8]) -> Option<Option<Root>> {
+        let state = self.state.lock();
+        let (root, when) = state.known.get(name)?;
+        let holds = if root.is_some() {
+            FOUND_HOLDS
+        } else {
+            ABSENT_HOLDS
+        };
+        (when.elapsed() < holds).then(|| root.clone())
+    }
+
+    pub(super) async fn get(&self, name: &[u8]) -> Result<Option<Root>, Failure> {
+        if let Some(known) = self.known(name) {
+            return Ok(known);
+        }
+        let version = self.state.lock().version;
+        let root = self.ask(name).await?.map(|(root, _)| root);
+        let mut state = self.state.lock();
+        if root.is_none() {
+            state.absent_since.get_or_insert_with(Instant::now);
+        }
+        if state.version == version {
+            if state.known.len() >= MAX_KNOWN {
+                state.known.clear();
+            }
+            state
+                .known
+                .insert(name.to_vec(), (root.clone(), Instant::now()));
+        }
+        Ok(root)
+    }
+
+    pub(super) async fn ask(
+        &self,
+        name: &[u8],
+    ) -> Result<Option<(Root, Option<PathInfo>)>, Failure> {
+        let path = self.path(name);
+        let found = self.read(&path).await?;
+        match found {
+            Some((root, _)) if root.name.as_bytes() != name => Err(Failure::Status(
+                Code::DataLoss,
+                format!("{path} holds the root \"{}\"", root.name),
+            )),
+            found => Ok(found),
+        }
+    }
+
+    async fn read(&self, path: &str) -> Result<Option<(Root, Option<PathInfo>)>, Failure> {
+        let Some(bytes) = self.bucket.get(path).await? else {
+            return Ok(None);
+        };
+        let wrong = |why: String| Failure::Status(Code::DataLoss, format!("{path}: {why}"));
+        let message = RootMessage::decode(bytes).map_err(|error| wrong(error.to_string()))?;
+        let root = Root::try_from(message.entry.unwrap_or_default())
+            .map_err(|error| wrong(error.to_string()))?;
+        Ok(Some((root, message.path_info)))
+    }
+
+    pub(super) async fn list(&self) -> Result<Vec<Root>, Failure> {
+        let paths = self.bucket.list(FOLDER).await?;
+        let reads = paths
+            .into_iter()
+            .map(|path| async move { self.read(&path).await });
+        let roots = stream::iter(reads).buffer_unordered(AT_ONCE);
+        // What went away meanwhile is not there.
+        let mut roots: Vec<Root> = roots
+            .try_filter_map(|found| std::future::ready(Ok(found.map(|(root, _)| root))))
+            .try_collect()
+            .await?;
+        roots.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(roots)
+    }
+
+    pub(super) async fn put(
+        &self,
+        root: &Root,
+        path_info: Option<Box<PathInfo>>,
+    ) -> Result<(), Failure> {
+        let message = RootMessage {
+            entry: Some(root.into()),
+            path_info: path_info.map(|known| *known),
+        };
+        let bytes = Bytes::from(message.encode_to_vec());
+        self.bucket.put(&self.path(&root.name), bytes).await
+    }
+
+    pub(super) async fn remove(&self, name: &Name) -> Result<(), Failure> {
+        self.bucket.delete(&self.path(name)).await
+    }
+
+    /// Forgets what is known: this process has changed something.
+    pub(super) fn changed_here(&self) {
+        let mut state = self.state.lock();
+        state.known.clear();
+        state.version += 1;
+    }
+
+    /// Somebody else may have added a root: what was said to be absent is taken back after a while.
+    pub(super) fn version(&self) -> u64 {
+        let mut state = self.state.lock();
+        let since = state.absent_since;
+        if since.is_some_and(|since| since.elapsed() >= ABSENT_HOLDS) {
+            state.absent_since = None;
+            state.known.retain(|_, (root, _)| root.is_some());
+            state.version += 1;
+        }
+        state.version
+    }
+}

@@ -1,0 +1,344 @@
+//! Trees from one store into another, sending only what is missing there.
+//!
+//! The walk is depth first and sends a directory after everything below it, so a Directory that is
+//! at the other end vouches for its whole closure, and a copy that broke off is taken up where it
+//! was: what it had sent is committed every 256 MiB, without root nodes, which come last.
+//!
+//! Round trips are what a copy between machines is made of, so nothing is asked one by one: blobs
+//! are asked about and read by the thousand, and only Directories with much below them are asked
+//! about; to send a small one again costs less than the question.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::{Error, TreePath};
+use crate::castore::{Digest, Directory, Node, NodeRef, Root};
+use crate::store::{Added, Blocking, Ingest, Object};
+
+/// Small blobs that are asked about, read and sent together, in number and bytes.
+const BATCH: usize = 1024;
+const BATCH_BYTES: u64 = 16 << 20;
+/// Bytes from which a blob goes by itself, piece by piece.
+const LARGE: u64 = 1 << 20;
+/// Bytes of a large blob that are read at once.
+const PIECE: usize = 1 << 20;
+/// Bytes after which what was sent is committed.
+const SLICE: u64 = 256 << 20;
+/// Size of a Directory's node (twice the entries below) from which it is asked whether the other
+/// store has it.
+const WORTH_ASKING: u64 = 128;
+
+/// How a copy goes on; may be looked at from other threads, and stops it when told.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Directories sent.
+    pub directories: AtomicU64,
+    /// Blobs sent.
+    pub blobs: AtomicU64,
+    /// Their bytes.
+    pub bytes: AtomicU64,
+    /// Blobs that were there already.
+    pub skipped: AtomicU64,
+    /// Set it to end the copy with [`Error::Interrupted`].
+    pub stop: AtomicBool,
+}
+
+/// Copies `roots`, everything they refer to and what is known of them as store paths.
+pub fn copy(
+    from: &Blocking,
+    to: &Blocking,
+    roots: &[Root],
+    progress: &Progress,
+) -> Result<Added, Error> {
+    copy_in_slices(from, to, roots, progress, SLICE)
+}
+
+fn copy_in_slices(
+    from: &Blocking,
+    to: &Blocking,
+    roots: &[Root],
+    progress: &Progress,
+    slice: u64,
+) -> Result<Added, Error> {
+    let mut copy = Copy {
+        from,
+        to,
+        progress,
+        ingest: None,
+        added: Added::default(),
+        seen: HashSet::new(),
+        blobs: Vec::new(),
+        blob_bytes: 0,
+        directories: Vec::new(),
+        uncommitted: 0,
+        slice,
+    };
+    for root in roots {
+        copy.tree(&TreePath::new(&root.name), &root.node)?;
+    }
+    copy.flush()?;
+    for root in roots {
+        let path_info = from.path_info(&root.name)?;
+        copy.ingest()?.put_root(root, path_info.as_ref())?;
+    }
+    copy.commit()?;
+    Ok(copy.added)
+}
+
+struct Copy<'a> {
+    from: &'a Blocking,
+    to: &'a Blocking,
+    progress: &'a Progress,
+    /// The slice under way.
+    ingest: Option<Box<dyn Ingest>>,
+    added: Added,
+    /// Objects that need no more thought.
+    seen: HashSet<(bool, Digest)>,
+    /// What waits to be sent: small blobs, then Directories, each with the path it was found at.
+    blobs: Vec<(Digest, u64, TreePath)>,
+    blob_bytes: u64,
+    directories: Vec<Directory>,
+    /// Bytes since the last commit, and after how many there is the next.
+    uncommitted: u64,
+    slice: u64,
+}
+
+/// A directory on the way down.
+struct Level {
+    directory: Directory,
+    path: TreePath,
+    next: usize,
+}
+
+impl Copy<'_> {
+    fn tree(&mut self, path: &TreePath, node: &Node) -> Result<(), Error> {
+        let mut levels = Vec::new();
+        levels.extend(self.node(path, node.borrow())?);
+        while let Some(level) = levels.last_mut() {
+            if self.progress.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            let Some(entry) = level.directory.get(level.next) else {
+                if let Some(Level { directory, .. }) = levels.pop() {
+                    self.directories.push(directory);
+                    self.progress.directories.fetch_add(1, Ordering::Relaxed);
+                }
+                if self.directories.len() >= BATCH {
+                    self.flush()?;
+                }
+                continue;
+            };
+            level.next += 1;
+            let path = level.path.join(entry.name);
+            // The entry borrows the level that stays where it is while another goes on top.
+            let node = entry.node.to_owned().map_err(|error| Error::Object {
+                path: path.clone(),
+                source: crate::store::Error::Refused {
+                    store: self.from.url().to_owned(),
+                    what: "a symbolic link".to_owned(),
+                    why: error.to_string(),
+                },
+            })?;
+            let below = self.node(&path, node.borrow())?;
+            levels.extend(below);
+        }
+        Ok(())
+    }
+
+    /// Takes a node; gives the directory to go down into, if it is one that is missing.
+    fn node(&mut self, path: &TreePath, node: NodeRef<'_>) -> Result<Option<Level>, Error> {
+        match node {
+            NodeRef::Symlink { .. } => Ok(None),
+            NodeRef::File { digest, size, .. } => {
+                if self.seen.insert((false, digest)) {
+                    self.blob(digest, size, path)?;
+                }
+                Ok(None)
+            }
+            NodeRef::Directory { digest, size } => {
+                if !self.seen.insert((true, digest)) {
+                    return Ok(None);
+                }
+                if size >= WORTH_ASKING && self.to.directory(&digest)?.is_some() {
+                    return Ok(None);
+                }
+                let directory = self.from.directory(&digest).map_err(Error::at(path))?;
+                let directory =
+                    directory.ok_or_else(|| self.absent(path, Object::Directory, digest))?;
+                Ok(Some(Level {
+                    directory,
+                    path: path.clone(),
+                    next: 0,
+                }))
+            }
+        }
+    }
+
+    fn blob(&mut self, digest: Digest, size: u64, path: &TreePath) -> Result<(), Error> {
+        if size >= LARGE {
+            return self.large(digest, size, path);
+        }
+        self.blobs.push((digest, size, path.clone()));
+        self.blob_bytes += size;
+        if self.blobs.len() >= BATCH || self.blob_bytes >= BATCH_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn large(&mut self, digest: Digest, size: u64, path: &TreePath) -> Result<(), Error> {
+        if self.ingest()?.has_blob(&digest)? {
+            self.progress.skipped.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        let mut writer = self.ingest()?.blob_writer()?;
+        let mut buffer = vec![0; PIECE];
+        let mut at = 0;
+        while at < size {
+            if self.progress.stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            let read = self.from.read(&digest, size, at, &mut buffer);
+            let read = read.map_err(Error::at(path))?.filter(|&read| read > 0);
+            let read = read.ok_or_else(|| self.absent(path, Object::Blob, digest))?;
+            writer.write(&buffer[..read])?;
+            at += read as u64;
+            self.progress
+                .bytes
+                .fetch_add(read as u64, Ordering::Relaxed);
+        }
+        writer.finish()?;
+        self.progress.blobs.fetch_add(1, Ordering::Relaxed);
+        self.sent(size)
+    }
+
+    /// Sends what waits, blobs first.
+    fn flush(&mut self) -> Result<(), Error> {
+        let blobs = std::mem::take(&mut self.blobs);
+        self.blob_bytes = 0;
+        let digests: Vec<_> = blobs.iter().map(|(digest, ..)| *digest).collect();
+        let missing = self.ingest()?.missing_blobs(&digests)?;
+        let missing: Vec<_> = missing.iter().filter_map(|&at| blobs.get(at)).collect();
+        let skipped = (blobs.len() - missing.len()) as u64;
+        self.progress.skipped.fetch_add(skipped, Ordering::Relaxed);
+        let wanted: Vec<_> = missing
+            .iter()
+            .map(|(digest, size, _)| (*digest, *size))
+            .collect();
+        let mut bytes = 0;
+        let mut contents = Vec::with_capacity(missing.len());
+        for (read, (digest, _, path)) in self.from.read_whole(&wanted).into_iter().zip(&missing) {
+            let read = read.map_err(Error::at(path))?;
+            let read = read.ok_or_else(|| self.absent(path, Object::Blob, *digest))?;
+            bytes += read.len() as u64;
+            contents.push((*digest, read));
+        }
+        let put: Vec<_> = contents
+            .iter()
+            .map(|(digest, read)| (*digest, &read[..]))
+            .collect();
+        self.ingest()?.put_blobs(&put)?;
+        self.progress
+            .blobs
+            .fetch_add(put.len() as u64, Ordering::Relaxed);
+        self.progress.bytes.fetch_add(bytes, Ordering::Relaxed);
+        for directory in std::mem::take(&mut self.directories) {
+            self.ingest()?.put_directory(&directory)?;
+        }
+        self.sent(bytes)
+    }
+
+    fn sent(&mut self, bytes: u64) -> Result<(), Error> {
+        self.uncommitted += bytes;
+        if self.uncommitted >= self.slice {
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    fn ingest(&mut self) -> Result<&dyn Ingest, Error> {
+        let ingest = match self.ingest.take() {
+            Some(ingest) => ingest,
+            None => self.to.ingest()?,
+        };
+        Ok(&**self.ingest.insert(ingest))
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        self.uncommitted = 0;
+        if let Some(ingest) = self.ingest.take() {
+            let added = ingest.commit()?;
+            self.added.blobs += added.blobs;
+            self.added.blob_bytes += added.blob_bytes;
+            self.added.directories += added.directories;
+        }
+        Ok(())
+    }
+
+    fn absent(&self, path: &TreePath, object: Object, digest: Digest) -> Error {
+        Error::Absent {
+            path: path.clone(),
+            store: self.from.url().to_owned(),
+            object,
+            digest,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::castore::Name;
+    use crate::store::{MemoryStore, Store};
+
+    #[test]
+    fn a_copy_that_broke_off_goes_on_where_it_was() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (source, target) = (MemoryStore::new(), MemoryStore::new());
+        let blocking =
+            |store: &MemoryStore| Blocking::new(Arc::new(store.clone()), runtime.handle().clone());
+        let (from, to) = (blocking(&source), blocking(&target));
+        let blobs: Vec<_> = (0..3).map(|seed| vec![seed; LARGE as usize]).collect();
+        let entries = blobs.iter().enumerate().map(|(index, blob)| {
+            let node = Node::File {
+                digest: Digest::of(blob),
+                size: LARGE,
+                executable: false,
+            };
+            (Name::new(index.to_string().as_bytes()).unwrap(), node)
+        });
+        let directory = Directory::from_entries(entries.collect()).unwrap();
+        let root = Root {
+            name: Name::new(b"tree").unwrap(),
+            node: directory.node(),
+        };
+        let put = |blobs: &[Vec<u8>]| {
+            let ingest = source.ingest().unwrap();
+            for blob in blobs {
+                ingest.put_blobs(&[(Digest::of(blob), blob)]).unwrap();
+            }
+            ingest.put_directory(&directory).unwrap();
+            ingest.commit().unwrap();
+        };
+        put(&blobs[..2]);
+        let copy = |slice| {
+            let progress = Progress::default();
+            let copied = copy_in_slices(&from, &to, std::slice::from_ref(&root), &progress, slice);
+            let counts = [&progress.blobs, &progress.skipped, &progress.directories];
+            (copied, counts.map(|count| count.load(Ordering::Relaxed)))
+        };
+        let (broken, _) = copy(LARGE);
+        let error = broken.unwrap_err().to_string();
+        assert!(error.starts_with("tree/2: "), "{error}");
+        assert_eq!(target.usage().unwrap().blobs, 2);
+        assert_eq!(target.usage().unwrap().directories, 0);
+        assert_eq!(to.root(b"tree").unwrap(), None);
+        put(&blobs[2..]);
+        let (whole, counts) = copy(LARGE);
+        assert_eq!(whole.unwrap().blobs, 1);
+        assert_eq!(counts, [1, 2, 1]);
+        assert_eq!(to.root(b"tree").unwrap(), Some(root.clone()));
+    }
+}

@@ -1,0 +1,366 @@
+//! A castore in an object store: the peers' layout, read and written.
+
+#[path = "kit/fixtures.rs"]
+mod fixtures;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, Root};
+use castore_fs::store::{Error, ObjectStore, Store, open};
+use serde_json::Value;
+
+fn store_in(folder: &Path) -> ObjectStore {
+    ObjectStore::open(&format!("objectstore+file://{}", folder.display())).unwrap()
+}
+
+/// The fixture, unpacked, and what it has to hold; nothing where there is no fixture.
+fn fixture() -> Option<(tempfile::TempDir, Value)> {
+    let packed = fixtures::fixture("snix/object-store.tar.zst")?;
+    let expected = fixtures::fixture("snix/expected.json")?;
+    let folder = tempfile::tempdir().unwrap();
+    let plain = zstd::decode_all(std::fs::File::open(packed).unwrap()).unwrap();
+    tar::Archive::new(&plain[..]).unpack(folder.path()).unwrap();
+    let expected = std::fs::read(expected).unwrap();
+    Some((folder, serde_json::from_slice(&expected).unwrap()))
+}
+
+fn digest(value: &Value) -> Digest {
+    value["digest"].as_str().unwrap().parse().unwrap()
+}
+
+/// Every path below `directory`, with its node, reading each file whole.
+async fn walk(store: &ObjectStore, root: Digest) -> BTreeMap<String, (Node, u64)> {
+    let mut found = BTreeMap::new();
+    let mut stack = vec![(String::new(), root)];
+    while let Some((path, digest)) = stack.pop() {
+        let directory = store.directory(&digest).await.unwrap().unwrap();
+        for entry in directory.iter() {
+            let name = entry.name.escape_ascii().to_string();
+            let path = match path.is_empty() {
+                true => name,
+                false => format!("{path}/{name}"),
+            };
+            if let NodeRef::Directory { digest, .. } = entry.node {
+                stack.push((path.clone(), digest));
+            }
+            let mut size = 0;
+            if let NodeRef::File {
+                digest, size: said, ..
+            } = entry.node
+            {
+                let read = store
+                    .read(&digest, said, 0, usize::MAX >> 1)
+                    .await
+                    .unwrap()
+                    .unwrap();
+                assert_eq!(Digest::of(&read), digest, "{path}");
+                size = read.len() as u64;
+            }
+            found.insert(path, (entry.node.to_owned().unwrap(), size));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn the_peers_objects_read_as_the_peers_tree() {
+    let Some((folder, expected)) = fixture() else {
+        return;
+    };
+    let store = store_in(folder.path());
+    let found = walk(&store, digest(&expected["root"])).await;
+    let entries = expected["entries"].as_object().unwrap();
+    assert!(entries.len() > 100);
+    let directories = entries
+        .values()
+        .filter(|entry| entry["type"] == "directory");
+    assert!(directories.count() > 5);
+    for (path, entry) in entries {
+        if path.is_empty() || path == "." {
+            continue;
+        }
+        let key = found.keys().find(|key| unescaped(key) == unescaped(path));
+        let (node, size) = &found[key.unwrap_or_else(|| panic!("{path} is lacking"))];
+        match node {
+            Node::Directory { digest: own, .. } => {
+                assert_eq!(entry["type"], "directory", "{path}");
+                assert_eq!(*own, digest(entry), "{path}");
+            }
+            Node::File {
+                digest: own,
+                executable,
+                ..
+            } => {
+                assert_eq!(entry["type"], "file", "{path}");
+                assert_eq!(*own, digest(entry), "{path}");
+                assert_eq!(entry["size"], *size, "{path}");
+                assert_eq!(entry["executable"], *executable, "{path}");
+            }
+            Node::Symlink { target } => {
+                let target = target.escape_ascii().to_string();
+                assert_eq!(
+                    unescaped(entry["target"].as_str().unwrap()),
+                    unescaped(&target)
+                );
+            }
+        }
+    }
+}
+
+/// One form for both: the fixture writes bytes that are not UTF-8 as \udcNN, other names as they
+/// are; `escape_ascii` writes whatever is not ASCII as \xNN, and escapes quotes.
+fn unescaped(text: &str) -> String {
+    let text = text.replace("\\udc", "\\x");
+    let bytes = text.bytes().map(|byte| match byte.is_ascii() {
+        true => char::from(byte).to_string(),
+        false => format!("\\x{byte:02x}"),
+    });
+    let text: String = bytes.collect();
+    text.replace("\\'", "'").replace("\\\"", "\"")
+}
+
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut stack = vec![folder.to_owned()];
+    while let Some(path) = stack.pop() {
+        if path.is_dir() {
+            let below = std::fs::read_dir(path).unwrap();
+            stack.extend(below.map(|entry| entry.unwrap().path()));
+        } else {
+            let bytes = std::fs::read(&path).unwrap();
+            found.insert(path.strip_prefix(folder).unwrap().to_owned(), bytes);
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn what_we_write_is_laid_out_as_the_peers_write_it() {
+    let Some((theirs, expected)) = fixture() else {
+        return;
+    };
+    let ours = tempfile::tempdir().unwrap();
+    let root = expected["root"]["name"].as_str().unwrap();
+    let node = Node::Directory {
+        digest: digest(&expected["root"]),
+        size: expected["root"]["size"].as_u64().unwrap(),
+    };
+    let name = Name::new(root.as_bytes()).unwrap();
+    let root = Root { name, node };
+    let (from, to) = (store_in(theirs.path()), store_in(ours.path()));
+    let runtime = tokio::runtime::Handle::current();
+    let copied = root.clone();
+    let added = tokio::task::spawn_blocking(move || {
+        use castore_fs::store::Blocking;
+        use castore_fs::tree::copy::{Progress, copy};
+        use std::sync::Arc;
+        // The source has no roots: it is given one, and none is looked for.
+        let from = Blocking::new(Arc::new(from), runtime.clone());
+        let to = Blocking::new(Arc::new(to), runtime);
+        copy(&from, &to, &[copied], &Progress::default()).unwrap()
+    });
+    assert!(added.await.unwrap().blobs > 50);
+    let (theirs, ours) = (files(theirs.path()), files(ours.path()));
+    let empty = Digest::empty_blob().to_hex();
+    for (path, their_bytes) in &theirs {
+        if path.ends_with(&empty) {
+            // The empty blob is there without being written.
+            continue;
+        }
+        let our_bytes = ours
+            .get(path)
+            .unwrap_or_else(|| panic!("{} is lacking", path.display()));
+        let plain = |bytes: &[u8]| zstd::decode_all(bytes).unwrap();
+        match path.starts_with("blobs") {
+            // The same chunks; ours have a table behind them.
+            true => assert!(our_bytes.starts_with(their_bytes), "{}", path.display()),
+            false if path.starts_with("chunks") => assert_eq!(plain(our_bytes), plain(their_bytes)),
+            false => assert_eq!(plain(our_bytes).len(), plain(their_bytes).len()),
+        }
+    }
+    let beside = ours.keys().filter(|path| !theirs.contains_key(*path));
+    let beside: Vec<_> = beside.collect();
+    assert_eq!(beside.len(), 1, "{beside:?}");
+    assert!(beside[0].starts_with("castore-fs/roots/b3"), "{beside:?}");
+}
+
+fn put(store: &dyn Store, blobs: &[Vec<u8>]) -> Root {
+    let ingest = store.ingest().unwrap();
+    let mut entries = Vec::new();
+    for (index, blob) in blobs.iter().enumerate() {
+        let digest = Digest::of(blob);
+        if index % 2 == 0 {
+            ingest.put_blobs(&[(digest, blob)]).unwrap();
+        } else {
+            let mut writer = ingest.blob_writer().unwrap();
+            blob.chunks(100_000)
+                .for_each(|part| writer.write(part).unwrap());
+            assert_eq!(writer.finish().unwrap(), (digest, blob.len() as u64));
+        }
+        let size = blob.len() as u64;
+        let node = Node::File {
+            digest,
+            size,
+            executable: false,
+        };
+        entries.push((Name::new(index.to_string().as_bytes()).unwrap(), node));
+    }
+    let below = Directory::from_entries(entries).unwrap();
+    let name = Name::new(b"below").unwrap();
+    let top = Directory::from_entries(vec![(name, below.node())]).unwrap();
+    ingest.put_directory(&below).unwrap();
+    ingest.put_directory(&top).unwrap();
+    let name = Name::new(&[0xff; 255]).unwrap();
+    let root = Root {
+        name,
+        node: top.node(),
+    };
+    ingest.put_root(&root, None).unwrap();
+    ingest.commit().unwrap();
+    root
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
+}
+
+#[tokio::test]
+async fn what_was_written_reads_back_in_another_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let blobs: Vec<_> = [0, 7, 200_000, 1 << 20, 3 << 20, 9 << 20]
+        .map(|len| noise(len as u64, len))
+        .into();
+    let (path, written) = (folder.path().to_owned(), blobs.clone());
+    let root = tokio::task::spawn_blocking(move || put(&store_in(&path), &written));
+    let root = root.await.unwrap();
+    let store = store_in(folder.path());
+    assert_eq!(store.root(&root.name).await.unwrap(), Some(root.clone()));
+    assert_eq!(store.roots().await.unwrap(), std::slice::from_ref(&root));
+    assert_eq!(store.root(b"missing").await.unwrap(), None);
+    assert_eq!(walk(&store, root.node.digest().unwrap()).await.len(), 7);
+    let fresh = store_in(folder.path());
+    for blob in &blobs {
+        let (digest, size) = (Digest::of(blob), blob.len() as u64);
+        assert_eq!(fresh.blob_size(&digest).await.unwrap(), Some(size));
+        let at = blob.len() / 3;
+        let length = 1000.min(blob.len() - at);
+        let read = fresh
+            .read(&digest, size, at as u64, length)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(read, blob[at..at + length]);
+        assert!(
+            fresh.read(&digest, size + 1, 0, 10).await.is_err(),
+            "{size}"
+        );
+    }
+    let missing = Digest::of(b"missing");
+    assert_eq!(fresh.read(&missing, 5, 0, 5).await.unwrap(), None);
+    assert_eq!(fresh.read(&missing, 5 << 20, 0, 5).await.unwrap(), None);
+    assert_eq!(fresh.directory(&missing).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn damaged_objects_are_errors_and_spoil_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let blobs = vec![noise(1, 3 << 20), noise(2, 1000)];
+    let (path, written) = (folder.path().to_owned(), blobs.clone());
+    let root = tokio::task::spawn_blocking(move || put(&store_in(&path), &written));
+    let root = root.await.unwrap();
+    // Another small blob's bytes, packed well, in place of the right ones.
+    let small = Digest::of(&blobs[1]);
+    let hex = small.to_hex();
+    let chunk = folder.path().join(format!("chunks/b3/{}/{hex}", &hex[..4]));
+    std::fs::write(&chunk, zstd::encode_all(&noise(3, 1000)[..], 3).unwrap()).unwrap();
+    let store = store_in(folder.path());
+    let error = store.read(&small, 1000, 0, 10).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Damaged { digest, .. } if digest == small),
+        "{error}"
+    );
+    std::fs::write(&chunk, b"no zstd").unwrap();
+    assert!(store.read(&small, 1000, 0, 10).await.is_err());
+    std::fs::remove_file(&chunk).unwrap();
+    let error = store
+        .read(&small, 1000, 0, 10)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("is not there, but is referred to"),
+        "{error}"
+    );
+    let large = Digest::of(&blobs[0]);
+    let read = store.read(&large, 3 << 20, 5, 10).await.unwrap().unwrap();
+    assert_eq!(read, blobs[0][5..15]);
+    // A chunk list that names other chunks passes every chunk's check, and not the blob's.
+    let hex = large.to_hex();
+    let list = folder.path().join(format!("blobs/b3/{}/{hex}", &hex[..4]));
+    let stranger = noise(4, 3 << 20);
+    let (path, other) = (folder.path().to_owned(), stranger.clone());
+    tokio::task::spawn_blocking(move || put(&store_in(&path), &[other]))
+        .await
+        .unwrap();
+    let hex = Digest::of(&stranger).to_hex();
+    let other = folder.path().join(format!("blobs/b3/{}/{hex}", &hex[..4]));
+    std::fs::copy(other, list).unwrap();
+    let store = store_in(folder.path());
+    for at in [0, 1 << 20, (3 << 20) - 10] {
+        let error = store.read(&large, 3 << 20, at, 10).await.unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    }
+    let hex = root.node.digest().unwrap().to_hex();
+    let closure = folder.path().join(format!("dirs/b3/{}/{hex}", &hex[..4]));
+    std::fs::write(closure, zstd::encode_all(&b"\0\0\0\x01"[..], 3).unwrap()).unwrap();
+    assert!(store.directory(&root.node.digest().unwrap()).await.is_err());
+}
+
+#[test]
+fn secrets_and_nonsense_in_urls_are_refused() {
+    for (url, why) in [
+        (
+            "objectstore+s3://bucket/path?aws_secret_access_key=x",
+            "environment",
+        ),
+        ("objectstore+https://user:password@host/path", "environment"),
+        ("objectstore+nonsense://bucket", "nonsense"),
+    ] {
+        let error = open(url).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+        assert!(!error.contains("=x") && !error.contains(":pass"), "{error}");
+    }
+    open("objectstore+s3://bucket/path?region=x&endpoint=https://s3.example").unwrap();
+}
+
+#[test]
+fn the_command_line_imports_into_and_reads_from_a_bucket() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("file"), noise(1, 700_000)).unwrap();
+    let url = format!(
+        "objectstore+file://{}",
+        folder.path().join("bucket").display()
+    );
+    let run = |arguments: &[&str]| {
+        let command = &mut Command::new(env!("CARGO_BIN_EXE_castore-fs"));
+        let run = command.args(arguments).output().unwrap();
+        assert!(run.status.success(), "{run:?}");
+        run.stdout
+    };
+    run(&["import", "--store", &url, tree.to_str().unwrap()]);
+    assert_eq!(
+        run(&["cat", "--store", &url, "tree/file"]),
+        noise(1, 700_000)
+    );
+    run(&["verify", "--store", &url]);
+}

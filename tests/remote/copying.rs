@@ -1,0 +1,120 @@
+//! Trees from store to store.
+
+use std::process::{Child, Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use castore_fs::store::{Blocking, Store};
+use castore_fs::tree::copy::{Progress, copy};
+use tokio::runtime::Runtime;
+
+use super::peer::Peer;
+use super::server::Server;
+use super::{memory, name, noise, put_directory, put_file, put_root, put_tree};
+
+const NIX_NAME: &str = "yra1qha6bp2fm0mrb0qspjzsh9ismik0-tree";
+
+#[test]
+fn a_copy_sends_what_is_missing_and_nothing_else() {
+    let runtime = Runtime::new().unwrap();
+    let blocking = |store: Arc<dyn Store>| Blocking::new(store, runtime.handle().clone());
+    let source = memory();
+    let root = put_root(&source, NIX_NAME, |ingest| {
+        let mut entries = vec![(name("sub"), put_tree(ingest, 1, 3, 4))];
+        for len in [0, 1, 100_000, 3 << 20] {
+            let file = put_file(ingest, &noise(len as u64, len));
+            entries.push((name(&len.to_string()), file));
+        }
+        put_directory(ingest, entries)
+    });
+    let far = Server::read_only(Arc::new(source.clone()));
+    let peer = Peer::default();
+    let ours = memory();
+    let targets = [
+        (peer.store.clone(), peer.serve(false)),
+        (ours.clone(), Server::tcp(Arc::new(ours))),
+    ];
+    for (target, server) in targets {
+        let from = blocking(Arc::new(far.client()));
+        let to = blocking(Arc::new(server.client()));
+        let progress = Progress::default();
+        copy(&from, &to, std::slice::from_ref(&root), &progress).unwrap();
+        // The empty blob is there without being sent.
+        let mut expected = source.usage().unwrap();
+        expected.blobs -= 1;
+        assert_eq!(target.usage().unwrap(), expected);
+        assert_eq!(
+            target.root_now(NIX_NAME.as_bytes()).unwrap(),
+            Some(root.clone()).into()
+        );
+        assert_eq!(progress.blobs.load(Ordering::Relaxed), expected.blobs);
+        let client = server.client();
+        let to = blocking(Arc::new(client.clone()));
+        let again = Progress::default();
+        let added = copy(&from, &to, std::slice::from_ref(&root), &again).unwrap();
+        assert_eq!(added, Default::default());
+        assert_eq!(again.blobs.load(Ordering::Relaxed), 0);
+        assert_eq!(again.directories.load(Ordering::Relaxed), 0);
+        assert!(client.calls() < 15, "{} calls", client.calls());
+    }
+}
+
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn run(arguments: &[&str]) -> Output {
+    let run = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{arguments:?}: {run:?}");
+    run
+}
+
+#[test]
+fn users_serve_copy_list_and_read_from_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::create_dir(folder.path().join("tree")).unwrap();
+    std::fs::write(folder.path().join("tree/file"), noise(5, 3 << 20)).unwrap();
+    let (near, far) = (
+        format!("local:{}", path("near")),
+        format!("local:{}", path("far")),
+    );
+    let socket = format!("unix:{}", path("socket"));
+    run(&["import", "--store", &near, &path("tree")]);
+    let serve = ["serve", "--store", &far, "--listen", &socket, "--writable"];
+    let child = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+        .args(serve)
+        .spawn()
+        .unwrap();
+    let mut daemon = Daemon(child);
+    let started = Instant::now();
+    while !folder.path().join("socket").exists() {
+        assert!(started.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let remote = format!("grpc+{socket}?wait-connect=1");
+    let copied = run(&["copy", "--from", &near, "--to", &remote, "tree"]);
+    let said = String::from_utf8(copied.stdout).unwrap();
+    assert!(said.contains("1 directories, 1 blobs, 3.00 MiB"), "{said}");
+    let again = run(&["copy", "--from", &near, "--to", &remote, "--all"]);
+    let said = String::from_utf8(again.stdout).unwrap();
+    assert!(said.contains(" 0 blobs, 0 B"), "{said}");
+    let read = run(&["cat", "--store", &remote, "tree/file"]);
+    assert_eq!(read.stdout, noise(5, 3 << 20));
+    let listed = run(&["ls", "--store", &remote]);
+    assert!(String::from_utf8(listed.stdout).unwrap().contains("tree"));
+    run(&["verify", "--store", &remote]);
+    let pid = rustix::process::Pid::from_child(&daemon.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(daemon.0.wait().unwrap().success());
+    run(&["verify", "--store", &far]);
+}

@@ -1,0 +1,98 @@
+//! Stores behind gRPC: our client against our server, and against servers that are not ours, old,
+//! slow, broken or liars.
+
+mod copying;
+mod distance;
+mod faulty;
+mod peer;
+mod reading;
+mod server;
+mod trouble;
+mod writing;
+
+use castore_fs::castore::{Digest, Directory, Name, Node, Root};
+use castore_fs::store::{Ingest, MemoryStore, Store};
+
+/// Bytes that look random and are the same each time.
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    Name::new(text.as_bytes()).unwrap()
+}
+
+pub(crate) fn put_file(ingest: &dyn Ingest, bytes: &[u8]) -> Node {
+    let digest = Digest::of(bytes);
+    ingest.put_blobs(&[(digest, bytes)]).unwrap();
+    Node::File {
+        digest,
+        size: bytes.len() as u64,
+        executable: false,
+    }
+}
+
+pub(crate) fn put_directory(ingest: &dyn Ingest, entries: Vec<(Name, Node)>) -> Node {
+    let directory = Directory::from_entries(entries).unwrap();
+    ingest.put_directory(&directory).unwrap();
+    directory.node()
+}
+
+/// A tree of directories, `width` in each down to `depth`, with a file in each.
+pub(crate) fn put_tree(ingest: &dyn Ingest, seed: u64, width: u64, depth: u64) -> Node {
+    let mut entries = vec![(name("file"), put_file(ingest, &noise(seed, 100)))];
+    if depth > 0 {
+        for index in 0..width {
+            let child = put_tree(ingest, seed * width + index + 1, width, depth - 1);
+            entries.push((name(&format!("dir{index}")), child));
+        }
+    }
+    put_directory(ingest, entries)
+}
+
+pub(crate) fn put_root(
+    store: &dyn Store,
+    root_name: &str,
+    put: impl FnOnce(&dyn Ingest) -> Node,
+) -> Root {
+    let ingest = store.ingest().unwrap();
+    let root = Root {
+        name: name(root_name),
+        node: put(ingest.as_ref()),
+    };
+    ingest.put_root(&root, None).unwrap();
+    ingest.commit().unwrap();
+    root
+}
+
+pub(crate) fn digest_and_size(node: &Node) -> (Digest, u64) {
+    match node {
+        Node::Directory { digest, size } | Node::File { digest, size, .. } => (*digest, *size),
+        Node::Symlink { .. } => panic!("a symlink has no digest"),
+    }
+}
+
+/// Every directory below `node`, breadth first; gives their number.
+pub(crate) async fn walk(store: &dyn Store, node: &Node) -> usize {
+    let mut queue = std::collections::VecDeque::from([digest_and_size(node).0]);
+    let mut count = 0;
+    while let Some(digest) = queue.pop_front() {
+        let directory = store.directory(&digest).await.unwrap().unwrap();
+        assert_eq!(directory.digest(), digest);
+        count += 1;
+        queue.extend(directory.iter().filter_map(|entry| match entry.node {
+            castore_fs::castore::NodeRef::Directory { digest, .. } => Some(digest),
+            _ => None,
+        }));
+    }
+    count
+}
+
+pub(crate) fn memory() -> MemoryStore {
+    MemoryStore::new()
+}

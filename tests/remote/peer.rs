@@ -1,0 +1,276 @@
+//! A server of the field: the castore protocol and nothing of ours, with the habits that were
+//! observed of the real ones.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use castore_fs::castore::{Digest, Directory, NodeRef, Root};
+use castore_fs::nix::{PathInfo, output_hash};
+use castore_fs::proto::castore::services::blob_service_server::{BlobService, BlobServiceServer};
+use castore_fs::proto::castore::services::directory_service_server::{
+    DirectoryService, DirectoryServiceServer,
+};
+use castore_fs::proto::castore::v1::*;
+use castore_fs::proto::store::services::path_info_service_server::{
+    PathInfoService, PathInfoServiceServer,
+};
+use castore_fs::proto::store::v1::{
+    CalculateNarResponse, GetPathInfoRequest, ListPathInfoRequest, get_path_info_request,
+};
+use castore_fs::proto::{Generation, RawDirectory, with_generation};
+use castore_fs::store::{MemoryStore, Store};
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+use tower::util::MapRequestLayer;
+
+use super::server::Server;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[derive(Clone, Default)]
+pub struct Peer {
+    pub store: MemoryStore,
+    /// Flips a bit in every blob.
+    pub lies: bool,
+    pub blob_reads: Arc<AtomicU64>,
+    pub unavailable: Arc<AtomicBool>,
+}
+
+impl Peer {
+    /// Starts it; `older` for one that knows the older generation's names alone.
+    pub fn serve(self, older: bool) -> Server {
+        Server::of(move |incoming| {
+            tonic::transport::Server::builder()
+                .layer(MapRequestLayer::new(
+                    move |mut request: http::Request<_>| {
+                        let uri: http::Uri = std::mem::take(request.uri_mut());
+                        *request.uri_mut() = match (older, uri.path().starts_with("/tvix.")) {
+                            (true, true) => with_generation(uri, Generation::Current),
+                            (false, false) => uri,
+                            // A name that nobody serves.
+                            _ => "/unknown.Service/Method".parse().unwrap(),
+                        };
+                        request
+                    },
+                ))
+                .add_service(BlobServiceServer::new(self.clone()))
+                .add_service(DirectoryServiceServer::new(self.clone()))
+                .add_service(PathInfoServiceServer::new(self))
+                .serve_with_incoming(incoming)
+        })
+    }
+
+    fn up(&self) -> Result<(), Status> {
+        if self.unavailable.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("down for a moment"));
+        }
+        Ok(())
+    }
+
+    async fn blob(&self, digest: &[u8]) -> Result<Vec<u8>, Status> {
+        let digest = Digest::try_from(digest)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let size = self.store.blob_size(&digest).await.unwrap();
+        let size = size.ok_or_else(|| Status::not_found("blob"))?;
+        let read = self.store.read(&digest, size, 0, size as usize).await;
+        Ok(read.unwrap().unwrap().to_vec())
+    }
+}
+
+#[tonic::async_trait]
+impl BlobService for Peer {
+    async fn stat(
+        &self,
+        request: Request<StatBlobRequest>,
+    ) -> Result<Response<StatBlobResponse>, Status> {
+        self.up()?;
+        let blob = self.blob(&request.into_inner().digest).await?;
+        let chunks = match blob.len() {
+            0..300_000 => Vec::new(),
+            _ => blob
+                .chunks(300_000)
+                .map(|chunk| stat_blob_response::ChunkMeta {
+                    digest: Bytes::copy_from_slice(Digest::of(chunk).as_bytes()),
+                    size: chunk.len() as u64,
+                })
+                .collect(),
+        };
+        let bao = Bytes::new();
+        Ok(Response::new(StatBlobResponse { chunks, bao }))
+    }
+
+    type ReadStream = Answers<BlobChunk>;
+
+    async fn read(
+        &self,
+        request: Request<ReadBlobRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        self.up()?;
+        self.blob_reads.fetch_add(1, Ordering::Relaxed);
+        let mut blob = self.blob(&request.into_inner().digest).await?;
+        let middle = blob.len() / 2;
+        if self.lies
+            && let Some(byte) = blob.get_mut(middle)
+        {
+            *byte ^= 1;
+        }
+        let chunks: Vec<_> = blob
+            .chunks(4096)
+            .map(|chunk| {
+                let data = Bytes::copy_from_slice(chunk);
+                Ok(BlobChunk { data })
+            })
+            .collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
+    }
+
+    async fn put(
+        &self,
+        request: Request<Streaming<BlobChunk>>,
+    ) -> Result<Response<PutBlobResponse>, Status> {
+        let mut request = request.into_inner();
+        let ingest = self.store.ingest().unwrap();
+        let mut writer = ingest.blob_writer().unwrap();
+        while let Some(chunk) = request.next().await {
+            writer.write(&chunk?.data).unwrap();
+        }
+        let (digest, _) = writer.finish().unwrap();
+        ingest.commit().unwrap();
+        Ok(Response::new(PutBlobResponse {
+            digest: Bytes::copy_from_slice(digest.as_bytes()),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl DirectoryService for Peer {
+    type GetStream = Answers<RawDirectory>;
+
+    async fn get(
+        &self,
+        request: Request<GetDirectoryRequest>,
+    ) -> Result<Response<Self::GetStream>, Status> {
+        self.up()?;
+        let request = request.into_inner();
+        let Some(get_directory_request::ByWhat::Digest(digest)) = request.by_what else {
+            return Err(Status::invalid_argument("no digest"));
+        };
+        let mut queue = vec![Digest::try_from(&digest[..]).unwrap()];
+        let mut seen = std::collections::HashSet::new();
+        let mut answers = Vec::new();
+        while let Some(digest) = queue.pop() {
+            if !seen.insert(digest) {
+                continue;
+            }
+            let Some(directory) = self.store.directory(&digest).await.unwrap() else {
+                if request.recursive {
+                    break;
+                }
+                return Err(Status::not_found("directory"));
+            };
+            let bytes = Bytes::copy_from_slice(directory.as_bytes());
+            answers.push(Ok(RawDirectory(bytes)));
+            if request.recursive {
+                queue.extend(directory.iter().filter_map(|entry| match entry.node {
+                    NodeRef::Directory { digest, .. } => Some(digest),
+                    _ => None,
+                }));
+            }
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(answers))))
+    }
+
+    async fn put(
+        &self,
+        request: Request<Streaming<RawDirectory>>,
+    ) -> Result<Response<PutDirectoryResponse>, Status> {
+        let mut request = request.into_inner();
+        let ingest = self.store.ingest().unwrap();
+        let mut came = std::collections::HashMap::new();
+        let mut last = None;
+        while let Some(raw) = request.next().await {
+            let directory = Directory::decode(Vec::from(raw?.0))
+                .map_err(|error| Status::internal(error.to_string()))?;
+            for entry in directory.iter() {
+                if let NodeRef::Directory { digest, size } = entry.node
+                    && came.get(&digest) != Some(&size)
+                {
+                    return Err(Status::internal("dangling child or wrong size"));
+                }
+            }
+            came.insert(directory.digest(), directory.size());
+            ingest.put_directory(&directory).unwrap();
+            last = Some(directory.digest());
+        }
+        ingest.commit().unwrap();
+        let last = last.ok_or_else(|| Status::internal("nothing came"))?;
+        Ok(Response::new(PutDirectoryResponse {
+            root_digest: Bytes::copy_from_slice(last.as_bytes()),
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl PathInfoService for Peer {
+    /// Resolves by hash alone, whatever the name.
+    async fn get(
+        &self,
+        request: Request<GetPathInfoRequest>,
+    ) -> Result<Response<PathInfo>, Status> {
+        self.up()?;
+        let Some(get_path_info_request::ByWhat::ByOutputHash(hash)) = request.into_inner().by_what
+        else {
+            return Err(Status::invalid_argument("no hash"));
+        };
+        for root in self.store.roots().await.unwrap() {
+            if output_hash(&root.name).is_some_and(|other| other[..] == hash[..]) {
+                let known = self.store.path_info(&root.name).await.unwrap();
+                return Ok(Response::new(PathInfo {
+                    entry: Some((&root).into()),
+                    ..known.unwrap_or_default()
+                }));
+            }
+        }
+        Err(Status::not_found("path info"))
+    }
+
+    async fn put(&self, request: Request<PathInfo>) -> Result<Response<PathInfo>, Status> {
+        let path_info = request.into_inner();
+        let root = Root::try_from(path_info.entry.clone().unwrap()).unwrap();
+        let ingest = self.store.ingest().unwrap();
+        ingest.put_root(&root, Some(&path_info)).unwrap();
+        ingest.commit().unwrap();
+        Ok(Response::new(path_info))
+    }
+
+    async fn calculate_nar(
+        &self,
+        _: Request<Entry>,
+    ) -> Result<Response<CalculateNarResponse>, Status> {
+        Ok(Response::new(CalculateNarResponse {
+            nar_size: 42,
+            nar_sha256: vec![7; 32].into(),
+        }))
+    }
+
+    type ListStream = Answers<PathInfo>;
+
+    async fn list(
+        &self,
+        _: Request<ListPathInfoRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        let roots = self.store.roots().await.unwrap();
+        let answers: Vec<_> = roots
+            .iter()
+            .map(|root| {
+                Ok(PathInfo {
+                    entry: Some(root.into()),
+                    ..PathInfo::default()
+                })
+            })
+            .collect();
+        Ok(Response::new(Box::pin(tokio_stream::iter(answers))))
+    }
+}
