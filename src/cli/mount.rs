@@ -14,6 +14,7 @@ use super::failure::{Failure, failure, say};
 use super::import::{Current, How};
 use super::interrupt::on_interrupt;
 use super::store::{Opened, StoreArguments};
+use super::supervisor::Supervisor;
 
 /// Mount a store, and serve it until it is unmounted
 ///
@@ -117,9 +118,7 @@ impl Mount {
             _ => say(&format!("{} is on {place}", opened.store.url())),
         }
         // As a unit of Type=notify, or for the helper of mount(8).
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::warn!(%error, "cannot say that the mount is up");
-        }
+        Supervisor::connect()?.tell("READY=1");
         session.wait();
         Ok(())
     }

@@ -7,11 +7,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -134,12 +133,26 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Vec<OsStrin
 
 /// Runs `castore-fs` with `arguments` in the background; returns when the mount is up.
 fn mount(arguments: &[OsString]) -> Result<(), Failure> {
-    let name = format!("castore-fs-mount-{}", std::process::id());
-    let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+    let folder = match rustix::process::geteuid().is_root() {
+        true => PathBuf::from("/run"),
+        false => std::env::temp_dir(),
+    };
+    let address = folder.join(format!("castore-fs-mount-{}", std::process::id()));
+    let socket = UnixDatagram::bind(&address)?;
+    let outcome = wait_for_mount(arguments, &address, &socket);
+    let _ = std::fs::remove_file(&address);
+    outcome
+}
+
+fn wait_for_mount(
+    arguments: &[OsString],
+    address: &Path,
+    socket: &UnixDatagram,
+) -> Result<(), Failure> {
     socket.set_read_timeout(Some(INTERVAL))?;
     let mut child = Command::new("/proc/self/exe")
         .args(arguments)
-        .env("NOTIFY_SOCKET", format!("@{name}"))
+        .env("NOTIFY_SOCKET", address)
         .env_remove("WATCHDOG_USEC")
         .current_dir("/")
         .stdin(Stdio::null())

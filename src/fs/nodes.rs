@@ -191,10 +191,16 @@ impl Nodes {
             let Some(node) = table.slot(slot) else {
                 continue;
             };
-            if table.slot(node.parent).is_none() {
-                return Err(LedgerError::Damaged("a directory's parent is gone"));
+            let (parent, index) = (node.parent, node.index);
+            match table.slot_mut(parent) {
+                Some(parent) => parent.children += 1,
+                None => return Err(LedgerError::Damaged("a directory's parent is gone")),
             }
-            table.index_child(slot, node.parent, node.index);
+            table.index_child(slot, parent, index);
+        }
+        // A death on the way to telling the kernel of one, or to dropping one, leaves it idle.
+        for slot in 1..table.slots.len() as u32 {
+            table.drop_idle(slot);
         }
         let file = |root: &Root| Content::of(root.node.borrow());
         table.top_files = roots.iter().map(file).collect();
@@ -446,6 +452,9 @@ impl Table {
 
     fn add_child(&mut self, parent: u32, index: u32, ino: u64, digest: Digest, size: u64) -> u32 {
         let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
+        if let Some(parent) = self.slot_mut(parent) {
+            parent.children += 1;
+        }
         let kept = Kept {
             parent,
             index,
@@ -464,9 +473,6 @@ impl Table {
     }
 
     fn index_child(&mut self, slot: u32, parent: u32, index: u32) {
-        if let Some(parent) = self.slot_mut(parent) {
-            parent.children += 1;
-        }
         let slots = &self.slots;
         self.children
             .insert_unique(child_hash(parent, index), slot, |&slot| {

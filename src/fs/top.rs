@@ -90,6 +90,8 @@ impl Roots {
         let mut seen = self.0.write();
         seen.find(root).unwrap_or_else(|| {
             let before = seen.current.get(&root.name).copied();
+            // A listing that the kernel keeps lacks it, and no update will tell: it is known now.
+            seen.changes.listing = true;
             seen.add(root.clone(), before)
         })
     }
@@ -217,6 +219,7 @@ mod tests {
         assert_eq!(roots.take_changes(), RootChanges::default());
         // Looked up before it is listed.
         assert_eq!(roots.index(&root("d", "1")), 4);
+        assert_eq!(roots.take_changes(), came);
         assert_eq!(roots.index(&root("d", "2")), 5);
         let mut changes = roots.take_changes();
         assert_eq!(changes.stale.pop(), Name::new(b"d").ok());
