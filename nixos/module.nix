@@ -1,0 +1,339 @@
+# services.castore-fs: the daemon on NixOS.
+#
+# The unit is the package's own (`systemd/castore-fs.service`), the one that tests/system runs on
+# another distribution; here stands only what NixOS adds to it. It reads
+# /etc/castore-fs/config.toml, so that a changed setting is a reload, which leaves every other mount
+# alone, and only a changed program or unit is a restart. A restart hands the mounts over through
+# systemd's descriptor store; hence `stopIfChanged = false`, for a stop and a start would not.
+#
+# `stores` and `mounts` are for people. They end in `settings`, which is the file, and all that is
+# checked is checked there: nothing said in `settings` alone escapes.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+
+let
+  inherit (lib) mkOption types;
+
+  cfg = config.services.castore-fs;
+  format = pkgs.formats.toml { };
+  settings = import ./settings.nix { inherit lib format; };
+
+  unit = "castore-fs.service";
+  credentialsFolder = "/run/credentials/${unit}";
+  home = "/var/lib/castore-fs";
+
+  # A build fails on a file that the daemon would refuse, and says what the daemon would say.
+  written = format.generate "castore-fs.toml" cfg.rendered;
+  checked = pkgs.runCommand "castore-fs-checked.toml" { } ''
+    ${lib.getExe cfg.package} check-config ${written}
+    ln -s ${written} "$out"
+  '';
+  configFile = if cfg.checkConfig then checked else written;
+
+  # TOML has no null, and a table that nobody filled says nothing.
+  pruned =
+    value:
+    if lib.isAttrs value then
+      lib.filterAttrs (_: v: v != null && v != { }) (lib.mapAttrs (_: pruned) value)
+    else
+      value;
+
+  usesFuse = cfg.settings.mounts != { };
+  unprivileged = cfg.user != null && cfg.user != "root";
+  byHelper = unprivileged && usesFuse && cfg.mountWith == "fusermount";
+  inFstab = lib.any (f: f.fsType == "castore-fs") (lib.attrValues config.fileSystems);
+
+  # The port of "tcp:[::]:7740", "0.0.0.0:7740" and the like; none of a Unix socket.
+  portOf =
+    address:
+    let
+      port = builtins.match "[^/]*:([0-9]+)" address;
+    in
+    if port == null then null else lib.toInt (lib.head port);
+  ports = lib.filter (port: port != null) (
+    map (listener: portOf listener.address) (lib.attrValues cfg.settings.listen)
+  );
+
+  overStore = lib.filterAttrs (_: mount: mount.overNixStore) cfg.mounts;
+  overStoreMount = lib.head (lib.attrValues overStore);
+in
+{
+  options.services.castore-fs = {
+    enable = lib.mkEnableOption "the content-addressed file system castore-fs";
+
+    package = lib.mkPackageOption pkgs "castore-fs" { };
+
+    stores = mkOption {
+      type = types.attrsOf (types.submodule ./store.nix);
+      default.local.url = "local:${home}";
+      example = lib.literalExpression ''
+        {
+          disk.url = "local:/var/lib/castore-fs";
+          upstream = {
+            url = "grpc+https://castore.example.org";
+            credential = "upstream";
+          };
+          main.cache = {
+            near = "disk";
+            far = [ "upstream" ];
+            size = "200GiB";
+          };
+        }
+      '';
+      description = ''
+        Where content comes from, by a name that mounts and listeners use. Without any there is one,
+        `local`, in a folder of this machine.
+      '';
+    };
+
+    mounts = mkOption {
+      type = types.attrsOf (
+        types.submodule [
+          ./mount.nix
+          {
+            config.store =
+              let
+                names = lib.attrNames cfg.stores;
+              in
+              lib.mkIf (lib.length names == 1) (lib.mkOptionDefault (lib.head names));
+          }
+        ]
+      );
+      default = { };
+      example = lib.literalExpression ''
+        {
+          tree.path = "/srv/tree";
+        }
+      '';
+      description = "What is mounted where, by a name of your own.";
+    };
+
+    settings = mkOption {
+      type = types.submodule settings;
+      default = { };
+      example = lib.literalExpression ''
+        {
+          listen.network = {
+            store = "main";
+            address = "tcp:[::]:7740";
+          };
+          virtiofs.guest = {
+            store = "main";
+            socket = "/run/castore-fs/guest.sock";
+          };
+        }
+      '';
+      description = ''
+        The daemon's configuration file, key by key as `docs/config.md` has them; `stores` and
+        `mounts` above end here. Keys that this module does not know go into the file as they are.
+        The file is readable by everybody: secrets belong into
+        {option}`services.castore-fs.credentials`.
+      '';
+    };
+
+    checkConfig = mkOption {
+      type = types.bool;
+      default = pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
+      defaultText = lib.literalMD "whether the machine that builds can run the program";
+      description = "Whether the build runs `castore-fs check-config` on the file that it wrote.";
+    };
+
+    rendered = mkOption {
+      type = types.raw;
+      default = pruned cfg.settings;
+      readOnly = true;
+      internal = true;
+      description = "What is written to the file, as a value.";
+    };
+
+    credentials = mkOption {
+      type = types.attrsOf (
+        types.pathWith {
+          absolute = true;
+          inStore = false;
+        }
+      );
+      default = { };
+      example = {
+        upstream = "/run/keys/castore-upstream-token";
+      };
+      description = ''
+        Files with secrets, by name: systemd hands each to the daemon as
+        `${credentialsFolder}/<name>` (`LoadCredential=`), and nobody else sees it. The files are on
+        the machine already (from agenix, sops-nix, a TPM …); a path into the Nix store, which
+        everybody can read, is refused.
+      '';
+    };
+
+    user = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "castore-fs";
+      description = ''
+        Whom the daemon runs as; null for what its unit says, which is root. The user `castore-fs` is
+        made here; any other you declare yourself.
+      '';
+    };
+
+    group = mkOption {
+      type = types.nullOr types.str;
+      default = cfg.user;
+      defaultText = lib.literalExpression "config.services.castore-fs.user";
+      description = "The group that goes with {option}`services.castore-fs.user`.";
+    };
+
+    mountWith = mkOption {
+      type = types.enum [
+        "capability"
+        "fusermount"
+      ];
+      default = "capability";
+      description = ''
+        How a daemon that is not root mounts: with the capability to do so (CAP_SYS_ADMIN and nothing
+        else of root's), or through the setuid helper `fusermount3`. The helper asks for a weaker
+        sandbox, since it has to become root, and shows a mount to others only with
+        {option}`programs.fuse.userAllowOther`.
+      '';
+    };
+
+    openFirewall = mkOption {
+      type = types.bool;
+      default = false;
+      description = "Whether to open the firewall for the TCP listeners in `settings.listen`.";
+    };
+
+    extraFlags = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "--log-format=json" ];
+      description = "Further arguments of `castore-fs daemon`.";
+    };
+  };
+
+  config = lib.mkMerge [
+    {
+      # For `fileSystems` entries, which need no daemon: mount(8) finds the helper.
+      system.fsPackages = lib.mkIf (cfg.enable || inFstab) [ cfg.package ];
+      programs.fuse.enable = lib.mkIf (cfg.enable || inFstab) true;
+    }
+
+    (lib.mkIf cfg.enable {
+      assertions = import ./assertions.nix { inherit lib config ports; };
+
+      services.castore-fs.settings = {
+        stores = lib.mapAttrs (
+          _: store:
+          store.settings
+          // lib.filterAttrs (_: v: v != null) {
+            inherit (store) url;
+            token-file = lib.mapNullable (name: "${credentialsFolder}/${name}") store.credential;
+            cache = lib.mapNullable (
+              cache:
+              lib.filterAttrs (_: v: v != null) {
+                inherit (cache) near far size;
+                keep-free = cache.keepFree;
+              }
+            ) store.cache;
+          }
+        ) cfg.stores;
+        mounts = lib.mapAttrs (
+          _: mount:
+          mount.settings
+          // lib.filterAttrs (_: v: v != null) {
+            inherit (mount) store path;
+            list-root = mount.listRoot;
+            allow-other = mount.allowOther;
+          }
+        ) cfg.mounts;
+      };
+
+      environment.systemPackages = [ cfg.package ];
+      environment.etc."castore-fs/config.toml".source = configFile;
+
+      systemd.packages = [ cfg.package ];
+      systemd.services.castore-fs = {
+        wantedBy = [ "multi-user.target" ];
+        stopIfChanged = false;
+        reloadTriggers = [ configFile ];
+        path = lib.mkIf byHelper [ "/run/wrappers" ];
+        serviceConfig = lib.mkMerge [
+          (lib.mkIf (cfg.credentials != { }) {
+            LoadCredential = lib.mapAttrsToList (name: path: "${name}:${path}") cfg.credentials;
+          })
+          (lib.mkIf (cfg.extraFlags != [ ]) {
+            ExecStart = [
+              ""
+              "${lib.getExe cfg.package} daemon --config /etc/castore-fs/config.toml ${lib.escapeShellArgs cfg.extraFlags}"
+            ];
+          })
+          (lib.mkIf (cfg.user != null) { User = cfg.user; })
+          (lib.mkIf (cfg.group != null) { Group = cfg.group; })
+          (lib.mkIf (unprivileged && usesFuse && cfg.mountWith == "capability") {
+            AmbientCapabilities = [ "CAP_SYS_ADMIN" ];
+          })
+          # For a service that is not root every one of these implies NoNewPrivileges, with which a
+          # setuid program is an ordinary one.
+          (lib.mkIf byHelper {
+            NoNewPrivileges = false;
+            CapabilityBoundingSet = "~";
+            LockPersonality = false;
+            MemoryDenyWriteExecute = false;
+            RestrictAddressFamilies = [ "" ];
+            RestrictNamespaces = false;
+            RestrictRealtime = false;
+            RestrictSUIDSGID = false;
+            SystemCallArchitectures = [ "" ];
+            SystemCallFilter = [ "" ];
+          })
+        ];
+      };
+
+      # Parents too, as root; an old mount there is left alone, since nothing is set on it.
+      systemd.tmpfiles.settings."10-castore-fs" = lib.mapAttrs' (
+        _: mount: lib.nameValuePair mount.path { d = { }; }
+      ) cfg.settings.mounts;
+
+      networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall ports;
+
+      users = lib.mkIf (cfg.user == "castore-fs") {
+        users.castore-fs = {
+          isSystemUser = true;
+          group = cfg.group;
+          inherit home;
+        };
+        groups = lib.mkIf (cfg.group == "castore-fs") { castore-fs = { }; };
+      };
+    })
+
+    (lib.mkIf (cfg.enable && overStore != { }) {
+      systemd.services.castore-fs-nix-store = {
+        description = "Layer the machine's own Nix store over ${overStoreMount.path}";
+        # The machine boots without it, and without the network: its own store is on top, and
+        # nothing in there waits for what is below.
+        wantedBy = [ "multi-user.target" ];
+        wants = [ unit ];
+        after = [ unit ];
+        path = [
+          pkgs.attr
+          pkgs.util-linux
+        ];
+        serviceConfig = {
+          Type = "oneshot";
+          RemainAfterExit = true;
+          ExecStart = "${pkgs.runtimeShell} ${./nix-store-overlay.sh} up ${lib.escapeShellArg overStoreMount.path}";
+          ExecStop = "${pkgs.runtimeShell} ${./nix-store-overlay.sh} down";
+          # The Nix daemon made its own view of the store when it started.
+          ExecStartPost = "-${config.systemd.package}/bin/systemctl --no-block try-restart nix-daemon.service";
+          ExecStopPost = "-${config.systemd.package}/bin/systemctl --no-block try-restart nix-daemon.service";
+        };
+        restartIfChanged = false;
+      };
+    })
+  ];
+
+  meta.doc = ../docs/nixos.md;
+}
