@@ -15,7 +15,9 @@ let
     ;
 
   quoted = names: lib.concatMapStringsSep ", " (name: ''"${name}"'') names;
-  known = if stores == { } then "there are none" else "there are ${quoted (lib.attrNames stores)}";
+  # Without any the daemon has one of its own.
+  names = if stores == { } then [ "default" ] else lib.attrNames stores;
+  known = "there is ${quoted names}";
 
   # Each thing that names a store: what it is called in the configuration, and the name.
   uses =
@@ -72,12 +74,8 @@ in
 map (entry: entry // { message = say entry.message; }) (
   [
     {
-      assertion = stores != { };
-      message = ''there is no store. Give one, as in `services.castore-fs.stores.local.url = "local:/var/lib/castore-fs";`.'';
-    }
-    {
       assertion = cfg.openFirewall -> ports != [ ];
-      message = ''`openFirewall` is set, and nothing listens on TCP. Give a listener a TCP address, as in `settings.listen.network.address = "tcp:[::]:7740"`, or leave `openFirewall` out.'';
+      message = ''`openFirewall` is set, and nothing listens on TCP. Give a listener a TCP address, as in `settings.listen.network.address = "[::]:7740"`, or leave `openFirewall` out.'';
     }
     {
       assertion = lib.length overStore <= 1;
@@ -85,11 +83,11 @@ map (entry: entry // { message = say entry.message; }) (
     }
   ]
   ++ map (use: {
-    assertion = use.store != null;
+    assertion = use.store != null || lib.length names == 1;
     message = "`${use.place}` is missing, and there is more than one store to choose from (${known}). Set it to one of them.";
   }) uses
   ++ map (use: {
-    assertion = use.store != null -> stores ? ${use.store};
+    assertion = use.store != null -> lib.elem use.store names;
     message = ''`${use.place}` names the store "${toString use.store}", which is not declared (${known}). Declare `stores.${toString use.store}`, or name one of those.'';
   }) uses
   ++ lib.mapAttrsToList (name: store: {
@@ -153,12 +151,12 @@ map (entry: entry // { message = say entry.message; }) (
       )
   ++ lib.mapAttrsToList (name: mount: {
     assertion =
-      mount.allow-other == true && unprivileged && cfg.mountWith == "fusermount"
+      mount.allow-other != false && unprivileged && cfg.mountWith == "fusermount"
       -> config.programs.fuse.userAllowOther;
-    message = ''the mount "${name}" is to be seen by others, which the user "${toString cfg.user}" has no privilege to ask of fusermount3. Set `programs.fuse.userAllowOther = true`, or `mountWith = "capability"`.'';
+    message = ''the mount "${name}" is to be seen by other users, which the user "${toString cfg.user}" has no privilege to ask of fusermount3. Set `programs.fuse.userAllowOther = true`, or `mountWith = "capability"`, or `mounts.${name}.allowOther = false`.'';
   }) mounts
   ++ map (name: {
-    assertion = mounts.${name}.list-root != true;
+    assertion = mounts.${name}.list-root == false;
     message = ''the mount "${name}" is layered below /nix/store and lists its root, so that collecting garbage would take everything in it for garbage and cover it up. Set `mounts.${name}.listRoot = false`.'';
   }) overStore
 )

@@ -47,7 +47,7 @@ let
   byHelper = unprivileged && usesFuse && cfg.mountWith == "fusermount";
   inFstab = lib.any (f: f.fsType == "castore-fs") (lib.attrValues config.fileSystems);
 
-  # The port of "tcp:[::]:7740", "0.0.0.0:7740" and the like; none of a Unix socket.
+  # The port of "[::]:7740" or "0.0.0.0:7740"; none of a Unix socket.
   portOf =
     address:
     let
@@ -69,7 +69,7 @@ in
 
     stores = mkOption {
       type = types.attrsOf (types.submodule ./store.nix);
-      default.local.url = "local:${home}";
+      default = { };
       example = lib.literalExpression ''
         {
           disk.url = "local:/var/lib/castore-fs";
@@ -86,23 +86,12 @@ in
       '';
       description = ''
         Where content comes from, by a name that mounts and listeners use. Without any there is one,
-        `local`, in a folder of this machine.
+        named `default`, in {file}`${home}`.
       '';
     };
 
     mounts = mkOption {
-      type = types.attrsOf (
-        types.submodule [
-          ./mount.nix
-          {
-            config.store =
-              let
-                names = lib.attrNames cfg.stores;
-              in
-              lib.mkIf (lib.length names == 1) (lib.mkOptionDefault (lib.head names));
-          }
-        ]
-      );
+      type = types.attrsOf (types.submodule ./mount.nix);
       default = { };
       example = lib.literalExpression ''
         {
@@ -119,7 +108,7 @@ in
         {
           listen.network = {
             store = "main";
-            address = "tcp:[::]:7740";
+            address = "[::]:7740";
           };
           virtiofs.guest = {
             store = "main";
@@ -209,7 +198,6 @@ in
     extraFlags = mkOption {
       type = types.listOf types.str;
       default = [ ];
-      example = [ "--log-format=json" ];
       description = "Further arguments of `castore-fs daemon`.";
     };
   };
@@ -245,7 +233,7 @@ in
           mount.settings
           // lib.filterAttrs (_: v: v != null) {
             inherit (mount) store path;
-            list-root = mount.listRoot;
+            list-root = if mount.listRoot == null && mount.overNixStore then false else mount.listRoot;
             allow-other = mount.allowOther;
           }
         ) cfg.mounts;
@@ -291,11 +279,6 @@ in
           })
         ];
       };
-
-      # Parents too, as root; an old mount there is left alone, since nothing is set on it.
-      systemd.tmpfiles.settings."10-castore-fs" = lib.mapAttrs' (
-        _: mount: lib.nameValuePair mount.path { d = { }; }
-      ) cfg.settings.mounts;
 
       networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall ports;
 

@@ -9,33 +9,32 @@ in
     store = mkOption {
       type = types.nullOr types.str;
       default = null;
-      defaultText = lib.literalMD "the store, if there is only one";
       example = "main";
-      description = "The name of the store that is mounted.";
+      description = ''
+        The name of the store that is mounted; null for the only one.
+      '';
     };
 
     path = mkOption {
       type = types.str;
       example = "/srv/tree";
-      description = "Where. The folder is made.";
+      description = "Where. The folder is made if it is not there.";
     };
 
     listRoot = mkOption {
       type = types.nullOr types.bool;
       default = null;
-      example = true;
+      example = false;
       description = ''
-        Whether `ls` on the mount shows every root of the store; null for the daemon's default.
-        Entries are found by name either way.
+        Whether `ls` on the mount shows every root of the store, as it does by default unless the mount
+        is layered below the Nix store. Entries are found by name either way.
       '';
     };
 
     allowOther = mkOption {
       type = types.nullOr types.bool;
       default = null;
-      description = ''
-        Whether users other than the daemon's see the mount; null for the daemon's default.
-      '';
+      description = "Whether users other than the daemon's see the mount, as they do by default.";
     };
 
     overNixStore = mkOption {

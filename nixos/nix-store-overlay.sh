@@ -8,7 +8,7 @@
 # Each folder in it is marked opaque, so that looking into it never asks the layer below. Without
 # that, starting any program of the machine's would ask castore-fs, starting castore-fs itself among
 # them: a restart would wait for itself. Folders that are added through the overlay are marked by the
-# kernel.
+# kernel, which does so only with a feature such as redirect_dir.
 set -eu
 
 store=${NIX_STORE_DIR:-/nix/store}

@@ -22,7 +22,7 @@ let
       inherit description;
     };
 
-  store = optional types.str "The name of a store.";
+  store = optional types.str "The name of a store; null for the only one.";
 in
 {
   freeformType = format.type;
@@ -59,6 +59,7 @@ in
           type = types.str;
           description = "Where to mount.";
         };
+        root = optional types.str "The directory to show at the top, instead of the root nodes.";
         list-root = optional types.bool "Whether the root can be listed.";
         allow-other = optional types.bool "Whether other users see the mount.";
       };
@@ -85,8 +86,9 @@ in
         address = mkOption {
           type = types.str;
           example = "unix:/run/castore-fs/castore.sock";
-          description = "`unix:PATH` or `tcp:HOST:PORT`.";
+          description = "`unix:/PATH` or `HOST:PORT`.";
         };
+        writable = optional types.bool "Whether clients may add to the store.";
       };
       default = { };
       description = "Where stores are served over gRPC.";
