@@ -10,9 +10,9 @@ let
   inherit (cfg.settings)
     stores
     mounts
-    virtiofs
     listen
     ;
+  inherit (cfg) virtiofs;
 
   quoted = names: lib.concatMapStringsSep ", " (name: ''"${name}"'') names;
   # Without any the daemon has one of its own.
@@ -31,26 +31,7 @@ let
           }
         );
     in
-    of "mounts" mounts
-    ++ of "settings.virtiofs" virtiofs
-    ++ of "settings.listen" listen
-    ++ lib.concatLists (
-      lib.mapAttrsToList (
-        name: store:
-        lib.optionals (store.cache != null) (
-          [
-            {
-              place = "stores.${name}.cache.near";
-              store = store.cache.near;
-            }
-          ]
-          ++ map (far: {
-            place = "stores.${name}.cache.far";
-            store = far;
-          }) store.cache.far
-        )
-      ) stores
-    );
+    of "mounts" mounts ++ of "virtiofs" virtiofs ++ of "settings.listen" listen;
 
   # "/srv/tree/", "/srv//tree" and "/srv/./tree" are one place.
   parts = path: lib.filter (part: part != "" && part != ".") (lib.splitString "/" path);
@@ -65,7 +46,6 @@ let
   below =
     inner: outer: lib.hasPrefix (if outer.path == "/" then "/" else outer.path + "/") inner.path;
 
-  credentialsFolder = "/run/credentials/castore-fs.service/";
   unprivileged = cfg.user != null && cfg.user != "root";
   overStore = lib.attrNames (lib.filterAttrs (_: mount: mount.overNixStore) cfg.mounts);
 
@@ -91,28 +71,13 @@ map (entry: entry // { message = say entry.message; }) (
     message = ''`${use.place}` names the store "${toString use.store}", which is not declared (${known}). Declare `stores.${toString use.store}`, or name one of those.'';
   }) uses
   ++ lib.mapAttrsToList (name: store: {
-    assertion = lib.filterAttrs (key: v: key != "token-file" && v != null) store != { };
-    message = ''the store "${name}" says nothing of where its content is. Set `stores.${name}.url`, or `stores.${name}.cache`.'';
-  }) stores
+    assertion = store.credential != null -> cfg.credentials ? ${store.credential};
+    message = ''the store "${name}" takes its token from the credential "${toString store.credential}", which is not declared. Set `credentials.${toString store.credential}` to the path of the file that has it.'';
+  }) cfg.stores
   ++ lib.mapAttrsToList (name: store: {
-    assertion = store.url == null || store.cache == null;
-    message = ''the store "${name}" has both a `url` and a `cache`. Move the URL to a store of its own, and name that one in `stores.${name}.cache.near` or `far`.'';
-  }) stores
-  ++ lib.mapAttrsToList (name: store: {
-    assertion = store.token-file == null || !(lib.hasPrefix builtins.storeDir store.token-file);
+    assertion = !(lib.hasInfix "token-file=${builtins.storeDir}" store.url);
     message = ''the token of the store "${name}" is in the Nix store, where everybody can read it. Put it into `credentials.${name}` as the path of a file on the machine, and set `stores.${name}.credential = "${name}"`.'';
   }) stores
-  ++ lib.mapAttrsToList (
-    name: store:
-    let
-      credential = lib.removePrefix credentialsFolder (toString store.token-file);
-    in
-    {
-      assertion =
-        lib.hasPrefix credentialsFolder (toString store.token-file) -> cfg.credentials ? ${credential};
-      message = ''the store "${name}" takes its token from the credential "${credential}", which is not declared. Set `credentials.${credential}` to the path of the file that has it.'';
-    }
-  ) stores
   ++ map (mount: {
     assertion = lib.hasPrefix "/" mount.written && !(lib.elem ".." (parts mount.written));
     message = ''the mount "${mount.name}" has the path "${mount.written}", which is not an absolute one. Write it from the root, without "..".'';

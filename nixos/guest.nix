@@ -1,8 +1,8 @@
 # services.castore-fs.guest: inside a virtual machine, what a castore-fs on its host serves over
 # virtiofs. Nothing of castore-fs runs here; the kernel has all of it.
 #
-# On the host: `services.castore-fs.settings.virtiofs.<name>.socket`, and a virtual machine whose
-# memory is shared and that has a vhost-user-fs device on that socket; docs/nixos.md has the lines.
+# On the host: `services.castore-fs.virtiofs.<name>`, and a virtual machine whose memory is shared and
+# that has a vhost-user-fs device on that socket; docs/nixos.md has the lines.
 {
   config,
   lib,

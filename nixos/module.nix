@@ -23,7 +23,6 @@ let
   settings = import ./settings.nix { inherit lib format; };
 
   unit = "castore-fs.service";
-  credentialsFolder = "/run/credentials/${unit}";
   home = "/var/lib/castore-fs";
 
   # A build fails on a file that the daemon would refuse, and says what the daemon would say.
@@ -41,6 +40,19 @@ let
       lib.filterAttrs (_: v: v != null && v != { }) (lib.mapAttrs (_: pruned) value)
     else
       value;
+
+  # The URL of a store as the daemon, or another unit, needs it: its token is that unit's credential.
+  urlFor =
+    unit: store:
+    let
+      separator = if lib.hasInfix "?" store.url then "&" else "?";
+    in
+    if store.credential == null then
+      store.url
+    else
+      "${store.url}${separator}token-file=/run/credentials/${unit}/${store.credential}";
+
+  loadCredential = name: "${name}:${toString cfg.credentials.${name}}";
 
   usesFuse = cfg.settings.mounts != { };
   unprivileged = cfg.user != null && cfg.user != "root";
@@ -77,11 +89,6 @@ in
             url = "grpc+https://castore.example.org";
             credential = "upstream";
           };
-          main.cache = {
-            near = "disk";
-            far = [ "upstream" ];
-            size = "200GiB";
-          };
         }
       '';
       description = ''
@@ -101,19 +108,26 @@ in
       description = "What is mounted where, by a name of your own.";
     };
 
+    virtiofs = mkOption {
+      type = types.attrsOf (types.submodule ./virtiofs.nix);
+      default = { };
+      example.guest.store = "disk";
+      description = ''
+        What is served to virtual machines on this host, by a name of your own: each by a process that
+        has given up every privilege and every file but its store's.
+      '';
+    };
+
     settings = mkOption {
       type = types.submodule settings;
       default = { };
       example = lib.literalExpression ''
         {
           listen.network = {
-            store = "main";
+            store = "disk";
             address = "[::]:7740";
           };
-          virtiofs.guest = {
-            store = "main";
-            socket = "/run/castore-fs/guest.sock";
-          };
+          metrics.address = "localhost:9740";
         }
       '';
       description = ''
@@ -152,7 +166,7 @@ in
       };
       description = ''
         Files with secrets, by name: systemd hands each to the daemon as
-        `${credentialsFolder}/<name>` (`LoadCredential=`), and nobody else sees it. The files are on
+        `/run/credentials/${unit}/<name>` (`LoadCredential=`), and nobody else sees it. The files are on
         the machine already (from agenix, sops-nix, a TPM …); a path into the Nix store, which
         everybody can read, is refused.
       '';
@@ -213,21 +227,7 @@ in
       assertions = import ./assertions.nix { inherit lib config ports; };
 
       services.castore-fs.settings = {
-        stores = lib.mapAttrs (
-          _: store:
-          store.settings
-          // lib.filterAttrs (_: v: v != null) {
-            inherit (store) url;
-            token-file = lib.mapNullable (name: "${credentialsFolder}/${name}") store.credential;
-            cache = lib.mapNullable (
-              cache:
-              lib.filterAttrs (_: v: v != null) {
-                inherit (cache) near far size;
-                keep-free = cache.keepFree;
-              }
-            ) store.cache;
-          }
-        ) cfg.stores;
+        stores = lib.mapAttrs (_: store: store.settings // { url = urlFor unit store; }) cfg.stores;
         mounts = lib.mapAttrs (
           _: mount:
           mount.settings
@@ -250,7 +250,7 @@ in
         path = lib.mkIf byHelper [ "/run/wrappers" ];
         serviceConfig = lib.mkMerge [
           (lib.mkIf (cfg.credentials != { }) {
-            LoadCredential = lib.mapAttrsToList (name: path: "${name}:${path}") cfg.credentials;
+            LoadCredential = map loadCredential (lib.attrNames cfg.credentials);
           })
           (lib.mkIf (cfg.extraFlags != [ ]) {
             ExecStart = [
@@ -290,6 +290,93 @@ in
         };
         groups = lib.mkIf (cfg.group == "castore-fs") { castore-fs = { }; };
       };
+    })
+
+    (lib.mkIf cfg.enable {
+      systemd.sockets = lib.mapAttrs' (
+        name: guest:
+        lib.nameValuePair "castore-fs-virtiofs-${name}" {
+          description = "castore-fs for the virtual machine ${name}";
+          wantedBy = [ "sockets.target" ];
+          socketConfig = {
+            ListenStream = guest.socket;
+            SocketMode = guest.socketMode;
+            RemoveOnStop = true;
+          }
+          // lib.optionalAttrs (guest.socketGroup != null) { SocketGroup = guest.socketGroup; };
+        }
+      ) cfg.virtiofs;
+
+      systemd.services = lib.mapAttrs' (
+        name: guest:
+        let
+          self = "castore-fs-virtiofs-${name}";
+          only = lib.head (lib.attrNames cfg.settings.stores ++ [ "default" ]);
+          chosen = if guest.store == null then only else guest.store;
+          # An undeclared one is an assertion's to tell.
+          store =
+            cfg.stores.${chosen} or {
+              url = cfg.settings.stores.${chosen}.url or "local:${home}";
+              credential = null;
+            };
+        in
+        lib.nameValuePair self {
+          description = "castore-fs for the virtual machine ${name}";
+          # The daemon makes the store.
+          wants = [ unit ];
+          after = [ unit ];
+          serviceConfig = {
+            Type = "notify";
+            ExecStart = lib.escapeShellArgs (
+              [
+                (lib.getExe cfg.package)
+                "virtiofs"
+                "--store"
+                (urlFor "${self}.service" store)
+              ]
+              ++ lib.optionals (guest.root != null) [
+                "--root"
+                guest.root
+              ]
+              ++ lib.optional (!guest.listRoot) "--no-list-root"
+              ++ guest.extraFlags
+            );
+            Restart = "on-failure";
+            LoadCredential = lib.optional (store.credential != null) (loadCredential store.credential);
+            # Nobody else has to see what this does, so it has the sandbox whole; what is left of
+            # privileges it gives up by itself.
+            CapabilityBoundingSet = "";
+            LockPersonality = true;
+            MemoryDenyWriteExecute = true;
+            NoNewPrivileges = true;
+            PrivateDevices = true;
+            PrivateTmp = true;
+            ProtectClock = true;
+            ProtectControlGroups = true;
+            ProtectHome = true;
+            ProtectHostname = true;
+            ProtectKernelLogs = true;
+            ProtectKernelModules = true;
+            ProtectKernelTunables = true;
+            ProtectProc = "invisible";
+            ProtectSystem = "strict";
+            RestrictAddressFamilies = [
+              "AF_UNIX"
+              "AF_INET"
+              "AF_INET6"
+            ];
+            RestrictNamespaces = true;
+            RestrictRealtime = true;
+            RestrictSUIDSGID = true;
+            SystemCallArchitectures = "native";
+            UMask = "0077";
+          }
+          // lib.optionalAttrs (cfg.user != null) {
+            User = cfg.user;
+            Group = cfg.group;
+          };
+        }
+      ) cfg.virtiofs;
     })
 
     (lib.mkIf (cfg.enable && overStore != { }) {

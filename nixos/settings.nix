@@ -30,23 +30,10 @@ in
   options = {
     stores = mkOption {
       type = tableOf {
-        url = optional types.str "The store's URL.";
-        token-file = optional types.str "The file with the token that the server asks for.";
-        cache = optional (types.submodule {
-          freeformType = format.type;
-          options = {
-            near = mkOption {
-              type = types.str;
-              description = "The name of the store that keeps.";
-            };
-            far = mkOption {
-              type = types.listOf types.str;
-              description = "The names of the stores that are asked.";
-            };
-            size = optional types.str "How much to keep, as in `200GiB`.";
-            keep-free = optional types.str "How much of the disk to leave free, as in `10GiB`.";
-          };
-        }) "A store that keeps near what others have far away.";
+        url = mkOption {
+          type = types.str;
+          description = "The store's URL.";
+        };
       };
       default = { };
       description = "Stores; see {option}`services.castore-fs.stores`.";
@@ -65,19 +52,6 @@ in
       };
       default = { };
       description = "Mounts; see {option}`services.castore-fs.mounts`.";
-    };
-
-    virtiofs = mkOption {
-      type = tableOf {
-        inherit store;
-        socket = mkOption {
-          type = types.str;
-          example = "/run/castore-fs/guest.sock";
-          description = "The socket that the virtual machine's vhost-user device connects to.";
-        };
-      };
-      default = { };
-      description = "What is served to virtual machines.";
     };
 
     listen = mkOption {

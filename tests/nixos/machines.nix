@@ -87,13 +87,8 @@ in
 
   credentials = scenario {
     name = "credentials";
-    nodes.machine = {
-      services.castore-fs.credentials.upstream = "/var/lib/secrets/upstream";
-      systemd.tmpfiles.settings.secrets."/var/lib/secrets/upstream".f = {
-        mode = "0600";
-        argument = "not-for-everybody";
-      };
-    };
+    nodes.machine.services.castore-fs.credentials.upstream =
+      "/etc/castore-fs-scenarios/credentials/secret";
   };
 
   below-nix-store = scenario {
@@ -105,4 +100,75 @@ in
       services.castore-fs.mounts.store.path = "/run/castore-fs-lower";
     };
   };
+
+  # A machine in the machine, whose Nix store is all in castore-fs on the outer one.
+  virtiofs =
+    let
+      inner = self.inputs.nixpkgs.lib.nixosSystem {
+        modules = [
+          self.nixosModules.guest
+          {
+            nixpkgs.pkgs = pkgs;
+            system.stateVersion = "26.05";
+            services.castore-fs.guest = {
+              enable = true;
+              nixStore.enable = true;
+            };
+            fileSystems."/" = {
+              device = "tmpfs";
+              fsType = "tmpfs";
+            };
+            boot = {
+              loader.grub.enable = false;
+              kernelParams = [
+                "console=ttyS0"
+                "panic=-1"
+              ];
+            };
+            systemd.services.report = {
+              wantedBy = [ "multi-user.target" ];
+              serviceConfig.StandardOutput = "tty";
+              serviceConfig.TTYPath = "/dev/ttyS0";
+              script = "echo booted from $(findmnt --noheadings --output FSTYPE --target /nix/.castore)";
+              path = [ pkgs.util-linux ];
+            };
+          }
+        ];
+      };
+      inherit (inner.config.system) build;
+      closure = pkgs.closureInfo { rootPaths = [ build.toplevel ]; };
+    in
+    pkgs.testers.runNixOSTest {
+      name = "castore-fs-virtiofs";
+      nodes.machine = {
+        imports = [ self.nixosModules.default ];
+        services.castore-fs = {
+          enable = true;
+          virtiofs.guest = { };
+        };
+        environment.systemPackages = [ pkgs.qemu_test ];
+        virtualisation = {
+          memorySize = 4096;
+          diskSize = 8192;
+          cores = 2;
+          additionalPaths = [ build.toplevel ];
+        };
+      };
+      testScript = ''
+        machine.wait_for_unit("castore-fs.service")
+        # A store path is a root node under its base name.
+        machine.succeed("xargs castore-fs import < ${closure}/store-paths")
+        machine.succeed(
+            "timeout 1800 qemu-kvm -nographic -no-reboot -m 1024"
+            " -object memory-backend-memfd,id=mem,size=1024M,share=on -numa node,memdev=mem"
+            " -chardev socket,id=store,path=/run/castore-fs-virtiofs/guest.sock"
+            " -device vhost-user-fs-pci,chardev=store,tag=castore,queue-size=1024"
+            " -kernel ${build.kernel}/${inner.config.system.boot.loader.kernelFile}"
+            " -initrd ${build.initialRamdisk}/initrd"
+            " -append 'init=${build.toplevel}/init ${toString inner.config.boot.kernelParams}'"
+            " > /tmp/console 2>&1 &"
+        )
+        machine.wait_until_succeeds("grep 'booted from virtiofs' /tmp/console", timeout=1800)
+      '';
+    };
 }

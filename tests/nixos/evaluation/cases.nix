@@ -9,6 +9,7 @@ let
     elem
     hasAttr
     length
+    match
     ;
 in
 {
@@ -48,25 +49,21 @@ in
           url = "grpc+https://castore.example.org";
           credential = "upstream";
         };
-        main.cache = {
-          near = "disk";
-          far = [ "upstream" ];
-          size = "200GiB";
-          keepFree = "10GiB";
-        };
       };
       mounts.tree = {
-        store = "main";
+        store = "upstream";
         path = "/srv/tree";
         listRoot = true;
+        settings.uid = 1000;
+      };
+      virtiofs.guest = {
+        store = "upstream";
+        root = "tree";
       };
       settings = {
-        virtiofs.guest = {
-          store = "main";
-          socket = "/run/castore-fs/guest.sock";
-        };
+        metrics.address = "localhost:9740";
         listen.local = {
-          store = "main";
+          store = "upstream";
           address = "unix:/run/castore-fs/castore.sock";
         };
         listen.network = {
@@ -84,7 +81,24 @@ in
       "ExecStart="
       "--config /etc/castore-fs/config.toml --some-flag"
     ];
-    check = config: [ (elem 7740 config.networking.firewall.allowedTCPPorts) ];
+    check =
+      config:
+      let
+        guest = config.systemd.services.castore-fs-virtiofs-guest.serviceConfig;
+        token = "/run/credentials/castore-fs-virtiofs-guest.service/upstream";
+      in
+      [
+        (elem 7740 config.networking.firewall.allowedTCPPorts)
+        (
+          config.systemd.sockets.castore-fs-virtiofs-guest.socketConfig.ListenStream
+          == "/run/castore-fs-virtiofs/guest.sock"
+        )
+        (guest.LoadCredential == [ "upstream:/run/keys/upstream" ])
+        (
+          match ".* virtiofs --store '?grpc.https://castore.example.org[?]token-file=${token}'? --root tree" guest.ExecStart
+          != null
+        )
+      ];
   };
 
   settings-alone = {
@@ -235,15 +249,9 @@ in
     fires = [ "`settings.listen.network.store` names the store \"other\"" ];
   };
 
-  refuses-a-cache-of-an-undeclared-store = {
-    services.stores = {
-      disk.url = "local:/var/lib/castore-fs";
-      main.cache = {
-        near = "disk";
-        far = [ "upstream" ];
-      };
-    };
-    fires = [ "`stores.main.cache.far` names the store \"upstream\"" ];
+  refuses-a-guest-of-an-undeclared-store = {
+    services.virtiofs.guest.store = "other";
+    fires = [ "`virtiofs.guest.store` names the store \"other\"" ];
   };
 
   refuses-a-mount-that-does-not-say-which-store = {
@@ -260,21 +268,7 @@ in
 
   refuses-a-store-that-is-nowhere = {
     services.stores.local = { };
-    fires = [ "Set `stores.local.url`" ];
-  };
-
-  refuses-a-store-that-is-two-things = {
-    services.stores = {
-      disk.url = "local:/var/lib/castore-fs";
-      main = {
-        url = "memory:";
-        cache = {
-          near = "disk";
-          far = [ ];
-        };
-      };
-    };
-    fires = [ "both a `url` and a `cache`" ];
+    throws = config: config.services.castore-fs.rendered;
   };
 
   refuses-two-mounts-on-one-path = {
@@ -375,8 +369,7 @@ in
 
   refuses-a-token-in-the-nix-store = {
     services.stores.upstream = {
-      url = "grpc+https://castore.example.org";
-      settings.token-file = "${builtins.storeDir}/00000000000000000000000000000000-token";
+      url = "grpc+https://castore.example.org?token-file=${builtins.storeDir}/00000000000000000000000000000000-token";
     };
     fires = [ "where everybody can read it" ];
   };

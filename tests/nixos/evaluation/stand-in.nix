@@ -102,6 +102,7 @@ rec {
               types.submodule {
                 options = {
                   description = anything "";
+                  script = anything "";
                   wantedBy = list;
                   wants = list;
                   after = list;
@@ -117,6 +118,7 @@ rec {
               }
             );
           };
+          sockets = anything { };
           units = mkOption {
             readOnly = true;
             default = lib.mapAttrs' (

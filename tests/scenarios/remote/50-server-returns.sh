@@ -1,0 +1,2 @@
+systemctl unmask --runtime castore-fs.service
+systemctl start castore-fs.service
