@@ -96,6 +96,8 @@ in
     nodes.machine = {
       # With its store on its disk, as a real machine has it.
       virtualisation.useBootLoader = true;
+      virtualisation.useEFIBoot = true;
+      boot.loader.systemd-boot.enable = true;
       services.castore-fs.mounts.store.overNixStore = true;
       services.castore-fs.mounts.store.path = "/run/castore-fs-lower";
     };
