@@ -25,7 +25,10 @@ fn configurations(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
     let mut files: Vec<_> = entries
         .map(|entry| entry.expect("a readable folder").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "toml")
+        })
         .collect();
     files.sort();
     files
@@ -65,5 +68,8 @@ fn a_wrong_key_is_refused_with_its_place_and_the_right_spelling() {
     let output = check_config(&tests().join("scenarios/reload/files/wrong.toml"));
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("wrong.toml:3") && said.contains("\"list-root\""), "{said}");
+    assert!(
+        said.contains("wrong.toml:3") && said.contains("\"list-root\""),
+        "{said}"
+    );
 }
