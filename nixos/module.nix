@@ -280,6 +280,17 @@ in
         ];
       };
 
+      # Root makes these folders itself. Where it is not root, fusermount3 wants a folder of the user's
+      # own; `d!` is at boot alone, when nothing is mounted there yet whose owner could be set.
+      systemd.tmpfiles.settings."10-castore-fs" = lib.mkIf unprivileged (
+        lib.mapAttrs' (
+          _: mount:
+          lib.nameValuePair mount.path (
+            if byHelper then { "d!" = { inherit (cfg) user group; }; } else { d = { }; }
+          )
+        ) cfg.settings.mounts
+      );
+
       networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall ports;
 
       users = lib.mkIf (cfg.user == "castore-fs") {
@@ -350,6 +361,7 @@ in
             MemoryDenyWriteExecute = true;
             NoNewPrivileges = true;
             PrivateDevices = true;
+            PrivateNetwork = lib.hasPrefix "local:" store.url;
             PrivateTmp = true;
             ProtectClock = true;
             ProtectControlGroups = true;

@@ -66,5 +66,39 @@ let
     map (what: "${name}: ${what}") (
       if case ? throws then threw else fired ++ rendered ++ checks ++ units
     );
+
+  # What the package asks of whoever builds it.
+  package = import ../../nixos/package.nix {
+    inherit lib;
+    stdenv = {
+      buildPlatform.canExecute = _: true;
+      hostPlatform = null;
+    };
+    rustPlatform.buildRustPackage = arguments: arguments;
+    installShellFiles = "installShellFiles";
+  };
+  manifest = (lib.importTOML ../../Cargo.toml).package;
+  packaged =
+    lib.optional (
+      package.pname != "castore-fs" || package.version != manifest.version
+    ) "is ${package.pname} ${package.version}, and Cargo.toml says ${manifest.name} ${manifest.version}"
+    ++ lib.optional (package.meta.mainProgram != "castore-fs") "has not the program castore-fs"
+    ++ map (path: "builds without ${path}") (
+      lib.filter (path: !builtins.pathExists (package.src + "/${path}")) [
+        "Cargo.lock"
+        "build.rs"
+        "proto"
+        "src/main.rs"
+        "systemd/castore-fs.service"
+      ]
+    )
+    ++ map (path: "is built anew when ${path} changes") (
+      lib.filter (path: builtins.pathExists (package.src + "/${path}")) [
+        ".git"
+        "flake.nix"
+        "nixos"
+        "target"
+      ]
+    );
 in
-lib.concatLists (lib.mapAttrsToList run cases)
+lib.concatLists (lib.mapAttrsToList run cases) ++ map (what: "the package ${what}") packaged

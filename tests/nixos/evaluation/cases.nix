@@ -124,7 +124,10 @@ in
       "AmbientCapabilities=CAP_SYS_ADMIN"
     ];
     notUnit = [ "NoNewPrivileges=" ];
-    check = config: [ config.users.users.castore-fs.isSystemUser ];
+    check = config: [
+      config.users.users.castore-fs.isSystemUser
+      (config.systemd.tmpfiles.settings."10-castore-fs"."/srv/tree" ? d)
+    ];
   };
 
   unprivileged-without-mounts = {
@@ -149,7 +152,10 @@ in
       "SystemCallFilter="
     ];
     notUnit = [ "AmbientCapabilities=" ];
-    check = config: [ (elem "/run/wrappers" (map toString config.systemd.services.castore-fs.path)) ];
+    check = config: [
+      (elem "/run/wrappers" (map toString config.systemd.services.castore-fs.path))
+      (config.systemd.tmpfiles.settings."10-castore-fs"."/srv/tree"."d!".user == "castore-fs")
+    ];
   };
 
   below-nix-store = {

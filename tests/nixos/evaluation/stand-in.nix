@@ -119,6 +119,7 @@ rec {
             );
           };
           sockets = anything { };
+          tmpfiles.settings = anything { };
           units = mkOption {
             readOnly = true;
             default = lib.mapAttrs' (
