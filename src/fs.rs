@@ -19,10 +19,12 @@ mod errno;
 mod listing;
 mod node_id;
 mod nodes;
+mod passthrough;
 mod reading;
 mod requests;
 mod top;
 mod waiting;
+mod walk_ahead;
 mod xattr;
 
 use std::io;
@@ -37,14 +39,17 @@ use crate::store::{Answer, Error, Store};
 
 pub use attributes::Owner;
 pub use node_id::NodeId;
-pub use nodes::NodeCount;
+pub use nodes::{Ledger, LedgerError, NodeCount};
+pub use passthrough::{BackingDevice, Passthrough, Reads};
 pub use top::{RootChanges, Top};
 pub use waiting::{Uncounted, Waiting, Workers};
+pub use walk_ahead::PageCache;
 
 use errno::failure;
 use node_id::Place;
 use nodes::{Content, DirectoryNode, Nodes};
 use top::Roots;
+use walk_ahead::WalkAhead;
 
 /// How long the kernel may keep what cannot change: more than a hundred million years, and still
 /// well inside the kernel's arithmetic of seconds.
@@ -61,6 +66,8 @@ pub struct Options {
     pub top: Top,
     /// Who owns every node.
     pub owner: Owner,
+    /// How bytes come to their readers.
+    pub reads: Reads,
     /// Whether extended attributes are answered at all: the kernel caches none, so that answering
     /// costs `ls -l` a round trip a file.
     pub xattr: bool,
@@ -76,9 +83,21 @@ impl Default for Options {
         Self {
             top: Top::Roots { list: true },
             owner: Owner::default(),
+            reads: Reads::default(),
             xattr: false,
             root_timeout: FOREVER,
             directory_limit: DEFAULT_DIRECTORY_LIMIT,
+        }
+    }
+}
+
+impl Options {
+    /// The digest and size of the directory at the top.
+    fn top_directory(&self) -> (Digest, u64) {
+        match &self.top {
+            Top::Directory { digest, size } => (*digest, *size),
+            // Never read: lookups and listings of this top ask the store for its root nodes.
+            Top::Roots { .. } => (Digest::of(b""), 0),
         }
     }
 }
@@ -89,6 +108,8 @@ pub struct CastoreFs {
     options: Options,
     nodes: Nodes,
     roots: Roots,
+    passthrough: Option<Passthrough>,
+    walk_ahead: WalkAhead,
     waiting: Waiting,
 }
 
@@ -99,20 +120,55 @@ struct Found {
 }
 
 impl CastoreFs {
-    /// Shows `store` as `options` say; requests that have to wait do so in `waiting`.
-    pub fn new(store: Arc<dyn Store>, options: Options, waiting: Waiting) -> Self {
-        let (digest, size) = match &options.top {
-            Top::Directory { digest, size } => (*digest, *size),
-            // Never read: lookups and listings of this top ask the store for its root nodes.
-            Top::Roots { .. } => (Digest::of(b""), 0),
-        };
+    /// Shows `store` as `options` say; requests that have to wait do so in `waiting`. Backing files
+    /// are registered in `passthrough`, where the transport has it.
+    pub fn new(
+        store: Arc<dyn Store>,
+        options: Options,
+        waiting: Waiting,
+        passthrough: Option<Passthrough>,
+    ) -> Self {
+        Self::with_ledger(store, options, waiting, passthrough, None)
+    }
+
+    /// As [`new`](Self::new), keeping in `ledger` what a successor has to know of the mount.
+    pub fn with_ledger(
+        store: Arc<dyn Store>,
+        options: Options,
+        waiting: Waiting,
+        passthrough: Option<Passthrough>,
+        ledger: Option<Arc<Ledger>>,
+    ) -> Self {
+        let (digest, size) = options.top_directory();
         Self {
-            nodes: Nodes::new(digest, size, options.directory_limit),
+            nodes: Nodes::new(digest, size, options.directory_limit, ledger.clone()),
             store,
             options,
-            roots: Roots::default(),
+            roots: Roots::new(ledger),
+            passthrough,
+            walk_ahead: WalkAhead::default(),
             waiting,
         }
+    }
+
+    /// Goes on where the process that kept `ledger` ended, for the same store and options.
+    pub fn adopt(
+        store: Arc<dyn Store>,
+        options: Options,
+        waiting: Waiting,
+        ledger: Arc<Ledger>,
+    ) -> Result<Self, LedgerError> {
+        let (digest, _) = options.top_directory();
+        let roots = ledger.roots()?;
+        Ok(Self {
+            nodes: Nodes::adopt(digest, options.directory_limit, ledger.clone(), &roots)?,
+            store,
+            options,
+            roots: Roots::adopt(roots, ledger),
+            passthrough: None,
+            walk_ahead: WalkAhead::default(),
+            waiting,
+        })
     }
 
     /// The store that is shown.
@@ -123,6 +179,11 @@ impl CastoreFs {
     /// How many nodes the kernel knows, and what they cost.
     pub fn count(&self) -> NodeCount {
         self.nodes.count()
+    }
+
+    /// The registrations of backing files, if this mount is to have any.
+    pub fn passthrough(&self) -> Option<&Passthrough> {
+        self.passthrough.as_ref()
     }
 
     /// Whether the top shows root nodes, which can change.

@@ -5,14 +5,25 @@
 //! | floor | module | holds |
 //! |---|---|---|
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
-//! | 1 | [`nix`] | Nix's formats: pure, no I/O |
+//! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
+//! | 3 | [`fs`] | the file system: nodes, lookups, listings, reads |
+//! | 3 | [`import`], [`tree`] | trees into a store, and back out of one |
+//! | 4 | [`transport`] | how requests come in: FUSE |
+//! | 5 | [`service`] | the daemon: configuration, supervision, systemd |
 //!
 //! `docs/architecture.md` draws the whole house.
 
 pub mod castore;
 pub mod fs;
+pub mod import;
+pub mod nar;
 pub mod nix;
 pub mod proto;
+pub mod service;
 pub mod store;
 pub mod transport;
+pub mod tree;
+
+#[cfg(test)]
+mod fixtures;

@@ -12,7 +12,9 @@
 //! **Absent is not broken.** "This store does not have it" is `None` or [`Answer::Absent`];
 //! [`Error`] means the question could not be answered.
 
+mod blocking;
 mod error;
+mod local;
 mod memory;
 mod url;
 
@@ -27,9 +29,11 @@ use bytes::Bytes;
 use crate::castore::{Digest, Directory, Name, Root};
 use crate::nix::PathInfo;
 
+pub use blocking::Blocking;
 pub use error::{Damage, Error, Object};
+pub use local::LocalStore;
 pub use memory::MemoryStore;
-pub use url::open;
+pub use url::{must_exist, open};
 
 /// What a store answers without waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,6 +136,9 @@ pub trait Store: Debug + Send + Sync {
 
     /// Whether the blob `digest` is here.
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error>;
+
+    /// The size in bytes of the blob `digest`, if it is here: for who has a digest and no node.
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error>;
 
     /// How much is here.
     fn usage(&self) -> Result<Usage, Error>;

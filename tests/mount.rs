@@ -892,6 +892,9 @@ impl Store for Broken {
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         self.inner.has_blob(digest).await
     }
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        self.inner.blob_size(digest).await
+    }
     fn usage(&self) -> Result<Usage, Error> {
         self.inner.usage()
     }

@@ -55,8 +55,11 @@ impl CastoreFs {
             let looked_up =
                 plus.then(|| self.look_up(slot, index as u32, ino, entry.node, FOREVER));
             if !self.take(listed, looked_up, take)? {
-                break;
+                return Ok(());
             }
+        }
+        if plus && first < directory.len() {
+            self.walk_ahead.listed(slot);
         }
         Ok(())
     }

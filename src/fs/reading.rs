@@ -1,19 +1,24 @@
-//! READ: from a node's blob into the reply.
+//! OPEN and READ: from a node's blob to its reader.
 //!
-//! The store reads and verifies straight into the transport's reply buffer: the transport's
+//! In a READ the store reads and verifies straight into the transport's reply buffer: the transport's
 //! writer asks a "file" for bytes, and that file is the blob.
 
 use std::io;
 
-use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
+use fuse_backend_rs::api::filesystem::{OpenOptions, ZeroCopyWriter};
 use fuse_backend_rs::file_buf::FileVolatileSlice;
 use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 
 use super::CastoreFs;
 use super::errno::failure;
 use super::node_id::{NodeId, Place};
+use super::passthrough::Passthrough;
+use super::walk_ahead;
 use crate::castore::{Digest, Node};
 use crate::store::Answer;
+
+/// `FOPEN_PASSTHROUGH` of the kernel's `fuse.h`, which the crate does not know.
+const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 
 impl CastoreFs {
     /// Writes up to `length` bytes of the file `id` from `offset` on to `out`; gives how many.
@@ -29,6 +34,12 @@ impl CastoreFs {
         if rest == 0 {
             return Ok(0);
         }
+        if offset == 0
+            && size <= walk_ahead::SMALL
+            && let Some(Place::Entry { slot, index }) = id.place()
+        {
+            self.walk_ahead.read(slot, index);
+        }
         let mut blob = BlobFile {
             fs: self,
             id,
@@ -43,6 +54,39 @@ impl CastoreFs {
             }
         }
         Ok(done)
+    }
+
+    /// Opens the file `id` in a mount that uses passthrough.
+    pub(super) fn open_file(
+        &self,
+        id: NodeId,
+        passthrough: &Passthrough,
+    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        let (digest, size) = self.file(id)?;
+        let opened = passthrough.open(&digest, || {
+            self.store
+                .backing_file(&digest, size)
+                .map(|found| found.map(|found| found.file))
+                .map_err(|error| self.failed(id, &error))
+        });
+        match opened {
+            Ok(Some(backing)) => {
+                // SAFETY: the crate's flags are a transparent u32, and this one is the kernel's.
+                let option = unsafe { OpenOptions::from_bits_unchecked(FOPEN_PASSTHROUGH) };
+                Ok((None, option, Some(backing)))
+            }
+            Ok(None) => Ok((None, OpenOptions::KEEP_CACHE, None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Counts a close of the file `id`.
+    pub(super) fn close_file(&self, id: NodeId) {
+        if let Some(passthrough) = &self.passthrough
+            && let Ok((digest, _)) = self.file(id)
+        {
+            passthrough.close(&digest);
+        }
     }
 
     /// The digest and size of the file `id`.

@@ -92,14 +92,17 @@ impl FileSystem for CastoreFs {
     fn open(
         &self,
         _: &Context,
-        _: NodeId,
+        id: NodeId,
         flags: u32,
         _: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         if flags as i32 & libc::O_ACCMODE != libc::O_RDONLY {
             return read_only();
         }
-        never_ask_again()
+        match &self.passthrough {
+            Some(passthrough) if passthrough.is_enabled() => self.open_file(id, passthrough),
+            _ => never_ask_again(),
+        }
     }
 
     fn opendir(&self, _: &Context, _: NodeId, _: u32) -> io::Result<(Option<u64>, OpenOptions)> {
@@ -199,13 +202,14 @@ impl FileSystem for CastoreFs {
     fn release(
         &self,
         _: &Context,
-        _: NodeId,
+        id: NodeId,
         _: u32,
         _: u64,
         _: bool,
         _: bool,
         _: Option<u64>,
     ) -> io::Result<()> {
+        self.close_file(id);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::castore::{Digest, DirectoryError, GroupTableError};
 
 /// The kinds of object that a digest names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Object {
     /// The contents of a file.
     Blob,

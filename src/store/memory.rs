@@ -116,6 +116,12 @@ impl Store for MemoryStore {
         Ok(self.0.contents.read().blobs.contains_key(digest) || *digest == Digest::empty_blob())
     }
 
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        let contents = self.0.contents.read();
+        let size = contents.blobs.get(digest).map(|blob| blob.len() as u64);
+        Ok(size.or((*digest == Digest::empty_blob()).then_some(0)))
+    }
+
     fn usage(&self) -> Result<Usage, Error> {
         let contents = self.0.contents.read();
         Ok(Usage {

@@ -8,13 +8,19 @@
 //! Workers block in `read()` until there is a request and answer it themselves. A worker that has
 //! to wait for a far store says so, and a spare is started if nobody else is left to read.
 
+mod backing;
 mod device;
+mod handover;
 mod init;
 mod mountpoint;
+mod page_cache;
+mod pulse;
 mod requests;
 mod root_watch;
 mod session;
 
-pub use mountpoint::MountError;
+pub use handover::{AdoptError, Inherited, Kept};
+pub use mountpoint::{MountError, detach};
+pub use pulse::{Pulse, Stuck};
 pub use requests::RequestCounts;
 pub use session::{MountOptions, Session, Unmounted};

@@ -42,6 +42,8 @@ mod flag {
     pub(super) const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
     /// There are flags beyond 32 bits.
     pub(super) const INIT_EXT: u64 = 1 << 30;
+    /// OPEN can name a backing file.
+    pub(super) const PASSTHROUGH: u64 = 1 << 37;
     /// No NFS export: node ids need no generation.
     pub(super) const NO_EXPORT_SUPPORT: u64 = 1 << 38;
     /// Requests that were read and not answered can be asked for again.
@@ -66,8 +68,17 @@ pub fn is_init(header: &InHeader) -> bool {
     header.opcode == Opcode::Init as u32
 }
 
-/// The answer to the INIT request whose body is `body`, or why there can be none.
-pub fn answer(body: &[u8]) -> Result<InitOut, String> {
+/// What the kernel was told, and what of it matters here.
+pub struct Agreement {
+    /// The reply.
+    pub reply: InitOut,
+    /// Whether OPEN can name a backing file.
+    pub passthrough: bool,
+}
+
+/// The answer to the INIT request whose body is `body`, or why there can be none. Backing files are
+/// asked for with `passthrough`.
+pub fn answer(body: &[u8], passthrough: bool) -> Result<Agreement, String> {
     let word = |index: usize| {
         let bytes = body.get(index * 4..index * 4 + 4)?;
         Some(u32::from_ne_bytes(bytes.try_into().ok()?))
@@ -75,10 +86,14 @@ pub fn answer(body: &[u8]) -> Result<InitOut, String> {
     let (major, minor) = (word(0).unwrap_or(0), word(1).unwrap_or(0));
     if major > MAJOR {
         // The kernel comes back with the version we name.
-        return Ok(InitOut {
+        let reply = InitOut {
             major: MAJOR,
             minor: MINOR,
             ..InitOut::default()
+        };
+        return Ok(Agreement {
+            reply,
+            passthrough: false,
         });
     }
     if major < MAJOR || minor < OLDEST_MINOR {
@@ -90,8 +105,12 @@ pub fn answer(body: &[u8]) -> Result<InitOut, String> {
     if offered & flag::INIT_EXT != 0 {
         offered |= u64::from(word(4).unwrap_or(0)) << 32;
     }
-    let agreed = offered & WANTED;
-    Ok(InitOut {
+    let mut wanted = WANTED;
+    if passthrough {
+        wanted |= flag::PASSTHROUGH;
+    }
+    let agreed = offered & wanted;
+    let mut reply = InitOut {
         major: MAJOR,
         minor: MINOR,
         max_readahead: MAX_READAHEAD,
@@ -103,7 +122,13 @@ pub fn answer(body: &[u8]) -> Result<InitOut, String> {
         time_gran: 1,
         max_pages: MAX_PAGES,
         ..InitOut::default()
-    })
+    };
+    let passthrough = agreed & flag::PASSTHROUGH != 0;
+    if passthrough {
+        // `max_stack_depth`: 1 allows backing files on any file system that is not stacked itself.
+        reply.unused[0] = 1;
+    }
+    Ok(Agreement { reply, passthrough })
 }
 
 #[cfg(test)]
@@ -119,7 +144,7 @@ mod tests {
 
     #[test]
     fn agrees_on_what_both_sides_know() {
-        let answer = answer(&request(45, u64::MAX)).unwrap();
+        let answer = answer(&request(45, u64::MAX), false).unwrap().reply;
         let flags = u64::from(answer.flags2) << 32 | u64::from(answer.flags);
         assert_eq!(flags, WANTED);
         assert_eq!(answer.max_pages, 256);
@@ -127,14 +152,27 @@ mod tests {
 
     #[test]
     fn offers_nothing_to_an_old_kernel_that_it_did_not_name() {
-        let answer = answer(&request(31, flag::ASYNC_READ)).unwrap();
+        let answer = answer(&request(31, flag::ASYNC_READ), true).unwrap().reply;
         assert_eq!(u64::from(answer.flags), flag::ASYNC_READ);
         assert_eq!(answer.flags2, 0);
     }
 
     #[test]
+    fn passthrough_is_agreed_on_only_where_it_is_wanted_and_known() {
+        assert!(!answer(&request(45, u64::MAX), false).unwrap().passthrough);
+        assert!(
+            !answer(&request(36, flag::ASYNC_READ), true)
+                .unwrap()
+                .passthrough
+        );
+        let agreed = answer(&request(45, u64::MAX), true).unwrap();
+        assert!(agreed.passthrough);
+        assert_eq!(agreed.reply.unused[0], 1);
+    }
+
+    #[test]
     fn a_kernel_too_old_is_told_so() {
-        let why = answer(&request(12, 0)).unwrap_err();
+        let why = answer(&request(12, 0), false).err().unwrap();
         assert!(why.contains("7.12"), "{why}");
     }
 

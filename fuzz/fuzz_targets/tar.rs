@@ -1,0 +1,109 @@
+//! Any input either imports to a tree that is whole in the store, or is refused.
+#![no_main]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use castore_fs::castore::{Digest, Directory, Name, Root};
+use castore_fs::import::{self, Options, Progress, Source, SpecialFiles};
+use castore_fs::nix::PathInfo;
+use castore_fs::store::{Added, BlobWriter, Blocking, Error, Ingest, MemoryStore, Store};
+use castore_fs::tree::nar::write_nar;
+use libfuzzer_sys::fuzz_target;
+
+/// A few bytes can say that a file has 2^63 zeros: right, but not worth the fuzzer's time.
+const LIMIT: usize = 8 << 20;
+
+fuzz_target!(|data: &[u8]| {
+    let mut data = data.to_vec();
+    fix_checksums(&mut data);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime without drivers");
+    let memory: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let store = Blocking::new(memory, runtime.handle().clone());
+    let ingest = Limited {
+        inner: store.ingest().expect("memory takes everything"),
+        left: Arc::new(AtomicUsize::new(LIMIT)),
+    };
+    let options = Options {
+        special_files: SpecialFiles::Skip,
+        strip_components: data.first().map_or(0, |byte| usize::from(byte % 2)),
+    };
+    let source = Source::Tar(&mut &data[..]);
+    if let Ok(node) = import::add(&ingest, source, &options, &Progress::new()) {
+        ingest.inner.commit().expect("memory takes everything");
+        write_nar(&store, node.borrow(), std::io::sink()).expect("what was imported is whole");
+    }
+});
+
+/// No fuzzer finds the checksum of a header, so it is put in.
+fn fix_checksums(data: &mut [u8]) {
+    for block in data.chunks_exact_mut(512) {
+        if &block[257..262] == b"ustar" {
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+}
+
+/// Takes so many bytes and then fails.
+struct Limited {
+    inner: Box<dyn Ingest>,
+    left: Arc<AtomicUsize>,
+}
+
+struct LimitedWriter {
+    inner: Box<dyn BlobWriter>,
+    left: Arc<AtomicUsize>,
+}
+
+fn take(left: &AtomicUsize, bytes: usize) -> Result<(), Error> {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+        left.checked_sub(bytes)
+    })
+    .map(drop)
+    .map_err(|_| Error::ReadOnly {
+        store: "memory:".to_owned(),
+        why: "enough for today".to_owned(),
+    })
+}
+
+impl BlobWriter for LimitedWriter {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        take(&self.left, bytes.len())?;
+        self.inner.write(bytes)
+    }
+    fn finish(self: Box<Self>) -> Result<(Digest, u64), Error> {
+        self.inner.finish()
+    }
+}
+
+impl Ingest for Limited {
+    fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        self.inner.has_blob(digest)
+    }
+    fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
+        take(&self.left, blobs.iter().map(|(_, bytes)| bytes.len()).sum())?;
+        self.inner.put_blobs(blobs)
+    }
+    fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
+        Ok(Box::new(LimitedWriter {
+            inner: self.inner.blob_writer()?,
+            left: self.left.clone(),
+        }))
+    }
+    fn put_directory(&self, directory: &Directory) -> Result<(), Error> {
+        self.inner.put_directory(directory)
+    }
+    fn remove_root(&self, name: &Name) -> Result<(), Error> {
+        self.inner.remove_root(name)
+    }
+    fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        self.inner.put_root(root, path_info)
+    }
+    fn commit(self: Box<Self>) -> Result<Added, Error> {
+        self.inner.commit()
+    }
+}

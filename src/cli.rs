@@ -1,0 +1,123 @@
+//! The command line: one file a verb, and here what they share.
+//!
+//! A verb is a struct of arguments with a `run`. It does no work of its own: it opens the store,
+//! calls the library, and prints. Results go to standard output, through [`output::Output`];
+//! everything else (errors, progress, logs) goes to standard error.
+//!
+//! Exit status: 0 all is well; 1 it could not be done, or `verify` found damage; 2 wrong usage;
+//! 130 interrupted; 141 whoever read the output went away. What went wrong is one line,
+//! `castore-fs: …`.
+
+mod cat;
+mod check_config;
+mod daemon;
+mod export;
+mod failure;
+mod generate;
+mod import;
+mod interrupt;
+mod json;
+mod ls;
+mod mount;
+mod mount_helper;
+mod output;
+mod progress;
+mod stat;
+mod status;
+mod store;
+mod verify;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tracing_subscriber::EnvFilter;
+
+/// A content-addressed file system.
+///
+/// Directories go into a store once, however often their contents repeat; what comes out is
+/// verified, read by read.
+#[derive(Debug, Parser)]
+#[command(name = "castore-fs", version, max_term_width = 100)]
+#[command(after_long_help = "\
+A TARGET is the name of a root (`castore-fs ls` lists them) or a digest (blake3-<base64>, b3:<hex>, \
+or 64 hex digits), then a path below it: tree, tree/bin/sh, b3:60fb…/bin. /nix/store/NAME is \
+NAME. A root whose name reads as a digest is reached with a slash in front. Symbolic links are \
+not followed.
+
+Logs go to standard error; RUST_LOG sets what is logged (RUST_LOG=castore_fs=debug).")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Import(import::Import),
+    Ls(ls::Ls),
+    Cat(cat::Cat),
+    Stat(stat::Stat),
+    Export(export::Export),
+    Mount(mount::Mount),
+    Verify(verify::Verify),
+    Daemon(daemon::Daemon),
+    CheckConfig(check_config::CheckConfig),
+    Status(status::Status),
+    Generate(generate::Generate),
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|program| mount_helper::is_called(&program)) {
+        return mount_helper::run(words);
+    }
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return failure::usage(&error),
+    };
+    // The service's log is what its configuration says.
+    if !matches!(arguments.verb, Verb::Daemon(_)) {
+        log_to_stderr();
+    }
+    allow_many_files();
+    let result = match arguments.verb {
+        Verb::Import(verb) => verb.run(),
+        Verb::Ls(verb) => verb.run(),
+        Verb::Cat(verb) => verb.run(),
+        Verb::Stat(verb) => verb.run(),
+        Verb::Export(verb) => verb.run(),
+        Verb::Mount(verb) => verb.run(),
+        Verb::Verify(verb) => verb.run(),
+        Verb::Daemon(verb) => verb.run(),
+        Verb::CheckConfig(verb) => verb.run(),
+        Verb::Status(verb) => verb.run(),
+        Verb::Generate(verb) => verb.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Raises the limit of open files as far as it goes: a walk holds one for each directory that it is
+/// inside of, and 1024, which systems start with for the sake of old programs, is soon deep enough.
+fn allow_many_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// Warnings and errors, unless `RUST_LOG` says otherwise.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .init();
+}

@@ -1,0 +1,59 @@
+//! `castore-fs cat`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use castore_fs::castore::Node;
+use castore_fs::tree::{self, Preference, Target, copy_blob};
+use clap::Args;
+
+use super::failure::{Failure, failure};
+use super::output::Output;
+use super::store::StoreArguments;
+
+/// Write the contents of files to standard output
+///
+/// Every byte was verified before it is written.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs cat tree/etc/hosts
+  castore-fs cat b3:af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262")]
+pub(super) struct Cat {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// The files: NAME/PATH or a blob's digest
+    #[arg(required = true)]
+    targets: Vec<PathBuf>,
+}
+
+impl Cat {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let opened = self.store.open()?;
+        let store = &opened.store;
+        let mut output = Output::open()?;
+        for target in &self.targets {
+            let found = Target::try_from(target.as_path())?.resolve(store, Preference::Blob)?;
+            let path = &found.path;
+            match &found.node {
+                Node::File { digest, size, .. } => {
+                    copy_blob(store, digest, *size, path, |_, bytes| {
+                        output.write_all(bytes).map_err(tree::Error::Output)
+                    })?;
+                }
+                Node::Directory { .. } => {
+                    return Err(failure(format!(
+                        "{path} is a directory: ls lists it, export writes it out"
+                    )));
+                }
+                Node::Symlink { target } => {
+                    return Err(failure(format!(
+                        "{path} is a symbolic link to {target} and is not followed: \
+                         name the file that it points to"
+                    )));
+                }
+            }
+        }
+        output.flush()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,136 @@
+//! `castore-fs export`.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use castore_fs::store::Blocking;
+use castore_fs::tree::{self, Found, Preference, Target, export, nar, tar};
+use clap::{Args, ValueEnum};
+use indicatif::HumanCount;
+
+use super::failure::{Failure, failure};
+use super::interrupt::on_interrupt;
+use super::output::Output;
+use super::progress::Line;
+use super::store::StoreArguments;
+
+/// Write a tree out: as files, or as a tar or NAR archive
+///
+/// As files: modes are 0644 and 0755 whatever the umask, times are second 1, and what is at
+/// DESTINATION is whole or not there. As tar: owner 0:0, times second 1, names in byte order, so
+/// that equal trees give equal archives.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs export tree ./copy
+  castore-fs export --format tar tree/share | zstd > share.tar.zst")]
+pub(super) struct Export {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// What to write
+    #[arg(long, value_enum, default_value_t = Format::Dir)]
+    format: Format,
+    /// What to export: NAME[/PATH] or a digest
+    target: PathBuf,
+    /// Where to; must not exist. Archives go to standard output without it
+    destination: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Files, directories and symbolic links
+    Dir,
+    /// A tar archive (ustar with pax headers)
+    Tar,
+    /// A Nix archive
+    Nar,
+}
+
+impl Export {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let opened = self.store.open()?;
+        let store = &opened.store;
+        let target = Target::try_from(self.target.as_path())?;
+        let found = target.resolve(store, Preference::Directory)?;
+        let progress = Arc::new(export::Progress::default());
+        let stopped = progress.clone();
+        on_interrupt(&opened.runtime, move || {
+            stopped.stop.store(true, Ordering::Relaxed);
+        })?;
+        let destination = self.destination.filter(|path| path.as_os_str() != "-");
+        let counted = progress.clone();
+        let state = move || {
+            let nodes = HumanCount(counted.nodes.load(Ordering::Relaxed));
+            let bytes = counted.bytes.load(Ordering::Relaxed);
+            (format!("{nodes} files"), bytes)
+        };
+        match (self.format, destination) {
+            (Format::Dir, None) => Err(failure(
+                "files need a DESTINATION to be written to: castore-fs export TARGET DESTINATION",
+            )),
+            (Format::Dir, Some(path)) => {
+                let _line = Line::show("exporting", state);
+                export::to_directory(store, &found.path, &found.node, &path, &progress)?;
+                Ok(())
+            }
+            (format, None) => {
+                let mut output = Output::open()?;
+                if output.is_terminal() {
+                    return Err(failure(
+                        "an archive does not belong on a terminal: give a DESTINATION or a pipe",
+                    ));
+                }
+                let _line = Line::show("exporting", state);
+                write_archive(store, &found, format, &mut output, &progress)
+            }
+            (format, Some(path)) => {
+                let _line = Line::show("exporting", state);
+                to_file(store, &found, format, &path, &progress)
+            }
+        }
+    }
+}
+
+/// Writes an archive to a new file; removes it again when it does not become whole.
+fn to_file(
+    store: &Blocking,
+    found: &Found,
+    format: Format,
+    path: &Path,
+    progress: &export::Progress,
+) -> Result<(), Failure> {
+    let file = File::create_new(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::AlreadyExists => tree::Error::Exists(path.to_owned()),
+        _ => tree::Error::Io {
+            action: "make the file",
+            path: path.to_owned(),
+            source,
+        },
+    })?;
+    let mut out = BufWriter::with_capacity(256 << 10, file);
+    let result = write_archive(store, found, format, &mut out, progress);
+    if result.is_err() {
+        // What is wrong is said already, and the file may be gone by itself.
+        let _ = fs::remove_file(path);
+    }
+    result
+}
+
+fn write_archive(
+    store: &Blocking,
+    found: &Found,
+    format: Format,
+    out: &mut dyn Write,
+    progress: &export::Progress,
+) -> Result<(), Failure> {
+    let Found {
+        path, node, name, ..
+    } = found;
+    match format {
+        Format::Nar => nar::write_nar(store, path, node, out, progress)?,
+        Format::Tar | Format::Dir => tar::write_tar(store, path, node, name, out, progress)?,
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! How a command fails: one line, and an exit status.
+
+use std::any::Any;
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use castore_fs::tree::{self, Printable};
+use clap::error::ErrorKind;
+
+/// Why a command ends with another status than 0.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// What is wrong and what to do.
+    Message(String),
+    /// Everything was said already.
+    Reported,
+    /// Whoever read the output went away; that is no error of ours and needs no words.
+    BrokenPipe,
+    /// The arguments do not go together.
+    Usage(String),
+    /// Told to stop, by SIGINT or SIGTERM.
+    Interrupted,
+}
+
+impl Failure {
+    /// Says it on standard error; gives the exit status.
+    pub(super) fn report(self) -> ExitCode {
+        match self {
+            Failure::Message(message) => {
+                say(&message);
+                ExitCode::FAILURE
+            }
+            Failure::Reported => ExitCode::FAILURE,
+            Failure::Usage(message) => {
+                say(&format!("{message}; try --help"));
+                ExitCode::from(2)
+            }
+            // As if killed by SIGINT or SIGPIPE: 128 and the signal's number.
+            Failure::Interrupted => {
+                say("interrupted");
+                ExitCode::from(130)
+            }
+            Failure::BrokenPipe => ExitCode::from(141),
+        }
+    }
+}
+
+/// Says what is wrong with the arguments, in one line; or prints the help that was asked for.
+pub(super) fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    // Behind what is wrong come hints, in paragraphs of their own, then the usage.
+    let (wrong, _) = text.split_once("\n\nUsage:").unwrap_or((text, ""));
+    let (wrong, _) = wrong.split_once("\n\nFor more").unwrap_or((wrong, ""));
+    let paragraphs = wrong.split("\n\n").map(|paragraph| {
+        let words = paragraph.split_whitespace();
+        words.collect::<Vec<_>>().join(" ")
+    });
+    let message = paragraphs.collect::<Vec<_>>().join("; ");
+    say(&format!("{message}; try --help"));
+    ExitCode::from(2)
+}
+
+/// One line on standard error. A standard error that is closed is no reason to stop.
+pub(super) fn say(message: &str) {
+    let _ = writeln!(
+        io::stderr(),
+        "castore-fs: {}",
+        Printable(message.as_bytes())
+    );
+}
+
+/// A failure with the words for it.
+pub(super) fn failure(message: impl Into<String>) -> Failure {
+    Failure::Message(message.into())
+}
+
+impl<E: Error + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let any: &dyn Any = &error;
+        if let Some(castore_fs::import::Error::Cancelled) = any.downcast_ref() {
+            return Failure::Interrupted;
+        }
+        let io = match any.downcast_ref::<tree::Error>() {
+            Some(tree::Error::Interrupted) => return Failure::Interrupted,
+            Some(tree::Error::Output(io)) => Some(io),
+            _ => any.downcast_ref::<io::Error>(),
+        };
+        match io {
+            Some(io) if io.kind() == io::ErrorKind::BrokenPipe => Failure::BrokenPipe,
+            _ => Failure::Message(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! `castore-fs generate`: what a package needs beside the program.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Command, CommandFactory, Subcommand};
+use clap_complete::Shell;
+
+use super::Arguments;
+use super::failure::{Failure, failure};
+use super::output::Output;
+
+/// Columns of the help texts in the reference.
+const WIDTH: usize = 100;
+
+/// Write shell completions, manual pages or the command reference
+#[derive(Debug, Args)]
+#[command(hide = true)]
+#[command(after_help = "Example:
+  castore-fs generate completions ./completions
+  castore-fs generate man ./man1
+  castore-fs generate reference > docs/cli.md")]
+pub(super) struct Generate {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Completions for bash, elvish, fish, powershell and zsh
+    Completions {
+        /// The folder to write to
+        folder: PathBuf,
+    },
+    /// Manual pages
+    Man {
+        /// The folder to write to
+        folder: PathBuf,
+    },
+    /// Every command's help, as Markdown, on standard output
+    Reference,
+}
+
+impl Generate {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        match self.what {
+            What::Completions { folder } => completions(&folder),
+            What::Man { folder } => man(&folder),
+            What::Reference => {
+                let mut output = Output::open()?;
+                output.write_all(reference().as_bytes())?;
+                output.flush()?;
+                Ok(())
+            }
+        }
+    }
+}
+
+fn completions(folder: &Path) -> Result<(), Failure> {
+    make(folder)?;
+    for &shell in <Shell as clap::ValueEnum>::value_variants() {
+        clap_complete::generate_to(shell, &mut Arguments::command(), "castore-fs", folder)
+            .map_err(|error| cannot_write(folder, &error))?;
+    }
+    Ok(())
+}
+
+fn man(folder: &Path) -> Result<(), Failure> {
+    make(folder)?;
+    let mut command = Arguments::command().disable_help_subcommand(true);
+    command.build();
+    clap_mangen::generate_to(command, folder).map_err(|error| cannot_write(folder, &error))
+}
+
+fn make(folder: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(folder).map_err(|error| cannot_write(folder, &error))
+}
+
+fn cannot_write(folder: &Path, error: &std::io::Error) -> Failure {
+    failure(format!("cannot write to {}: {error}", folder.display()))
+}
+
+/// The text of `docs/cli.md`.
+fn reference() -> String {
+    let mut command = Arguments::command().disable_help_subcommand(true);
+    command.build();
+    let mut text = String::from(
+        "# Commands\n\n\
+         <!-- Generated: CASTORE_FS_REGENERATE=1 cargo test --test cli_reference -->\n",
+    );
+    section(&mut command, "castore-fs", &mut text);
+    let visible = |command: &&mut Command| !command.is_hide_set();
+    for verb in command.get_subcommands_mut().filter(visible) {
+        let name = format!("castore-fs {}", verb.get_name());
+        section(verb, &name, &mut text);
+    }
+    text
+}
+
+fn section(command: &mut Command, name: &str, text: &mut String) {
+    let help = command.clone().term_width(WIDTH).render_long_help();
+    let lines: Vec<_> = help
+        .to_string()
+        .lines()
+        .map(str::trim_end)
+        .map(str::to_owned)
+        .collect();
+    text.push_str(&format!(
+        "\n## {name}\n\n```text\n{}\n```\n",
+        lines.join("\n").trim()
+    ));
+}

@@ -1,0 +1,107 @@
+//! How nodes, names and paths read as JSON.
+//!
+//! A byte string that is no UTF-8 cannot be a JSON string. Its field then holds the text with
+//! U+FFFD for what cannot be read, and a second field, `…_base64`, holds the bytes.
+
+use castore_fs::castore::NodeRef;
+use data_encoding::BASE64;
+use serde::Serialize;
+
+/// A node. Fields that it does not have are left out.
+#[derive(Debug, Serialize)]
+pub(super) struct Node {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+    /// Bytes of a file; for a directory twice the number of everything below it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    executable: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_base64: Option<String>,
+}
+
+impl From<NodeRef<'_>> for Node {
+    fn from(node: NodeRef<'_>) -> Self {
+        let mut json = Node {
+            kind: kind(node),
+            digest: node.digest().map(|digest| digest.to_string()),
+            size: None,
+            executable: None,
+            target: None,
+            target_base64: None,
+        };
+        match node {
+            NodeRef::Directory { size, .. } => json.size = Some(size),
+            NodeRef::File {
+                size, executable, ..
+            } => {
+                json.size = Some(size);
+                json.executable = Some(executable);
+            }
+            NodeRef::Symlink { target } => {
+                json.target = Some(text(target));
+                json.target_base64 = base64(target);
+            }
+        }
+        json
+    }
+}
+
+/// A path.
+#[derive(Debug, Serialize)]
+pub(super) struct Path {
+    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_base64: Option<String>,
+}
+
+impl From<&[u8]> for Path {
+    fn from(path: &[u8]) -> Self {
+        Self {
+            path: text(path),
+            path_base64: base64(path),
+        }
+    }
+}
+
+/// The name of a root node.
+#[derive(Debug, Serialize)]
+pub(super) struct Name {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name_base64: Option<String>,
+}
+
+impl From<&[u8]> for Name {
+    fn from(name: &[u8]) -> Self {
+        Self {
+            name: text(name),
+            name_base64: base64(name),
+        }
+    }
+}
+
+/// What the node is, in a word.
+pub(super) fn kind(node: NodeRef<'_>) -> &'static str {
+    match node {
+        NodeRef::Directory { .. } => "directory",
+        NodeRef::File { .. } => "file",
+        NodeRef::Symlink { .. } => "symlink",
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn base64(bytes: &[u8]) -> Option<String> {
+    match std::str::from_utf8(bytes) {
+        Ok(_) => None,
+        Err(_) => Some(BASE64.encode(bytes)),
+    }
+}

@@ -1,0 +1,192 @@
+//! `castore-fs ls`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use castore_fs::castore::{Node, NodeRef};
+use castore_fs::store::Blocking;
+use castore_fs::tree::{Preference, Step, Target, TreePath, Walk};
+use clap::Args;
+use serde::Serialize;
+
+use super::failure::{Failure, say};
+use super::json;
+use super::output::Output;
+use super::store::StoreArguments;
+
+/// List root names, or what is in a directory
+///
+/// One name a line, in byte order. With one TARGET the names are those below it; with several, or
+/// none and -R, each line is the whole path. On a terminal, names with bytes that are no printable
+/// text are escaped; in a pipe they are as they are.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs ls
+  castore-fs ls -l tree/bin
+  castore-fs ls -R --json tree")]
+pub(super) struct Ls {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// Mode, size and digest before each name, and where a link points
+    #[arg(short)]
+    long: bool,
+    /// Everything below, as paths
+    #[arg(short = 'R', long)]
+    recursive: bool,
+    /// End each line with NUL instead of a newline, and escape nothing
+    #[arg(short = '0', long, conflicts_with = "json")]
+    zero: bool,
+    /// One JSON object a line: path, type, digest, size, executable, target
+    #[arg(long)]
+    json: bool,
+    /// What to list: NAME[/PATH] or a digest; without any, the roots
+    targets: Vec<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    #[serde(flatten)]
+    path: json::Path,
+    #[serde(flatten)]
+    node: json::Node,
+}
+
+/// A tree to list.
+struct Listed {
+    path: TreePath,
+    node: Node,
+    /// Bytes of `path` that are not shown.
+    hidden: usize,
+    /// Whether a directory's own line is shown.
+    itself: bool,
+    /// Whether what is in the directory is shown.
+    below: bool,
+}
+
+impl Ls {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let opened = self.store.open()?;
+        let store = &opened.store;
+        let mut output = Output::open()?;
+        let mut all_read = true;
+        if self.targets.is_empty() {
+            for root in store.roots()? {
+                let listed = Listed {
+                    path: TreePath::new(&root.name),
+                    node: root.node,
+                    hidden: 0,
+                    itself: true,
+                    below: self.recursive,
+                };
+                all_read &= self.list(store, &listed, &mut output)?;
+            }
+        }
+        for target in &self.targets {
+            let target = Target::try_from(target.as_path())?;
+            let found = target.resolve(store, Preference::Directory)?;
+            let is_directory = matches!(found.node, Node::Directory { .. });
+            // One directory's contents are shown as seen from it.
+            let inside = is_directory && self.targets.len() == 1 && !self.json;
+            let listed = Listed {
+                hidden: if inside {
+                    found.path.as_bytes().len() + 1
+                } else {
+                    0
+                },
+                itself: !is_directory,
+                below: true,
+                path: found.path,
+                node: found.node,
+            };
+            all_read &= self.list(store, &listed, &mut output)?;
+        }
+        output.flush()?;
+        match all_read {
+            true => Ok(()),
+            false => Err(Failure::Reported),
+        }
+    }
+
+    /// Lists a tree; false when a directory in it could not be read, which was said.
+    fn list(
+        &self,
+        store: &Blocking,
+        listed: &Listed,
+        output: &mut Output,
+    ) -> Result<bool, Failure> {
+        if !listed.below {
+            let step = Step {
+                path: &listed.path,
+                name: b"",
+                depth: 0,
+                node: listed.node.borrow(),
+            };
+            self.line(&step, listed, output)?;
+            return Ok(true);
+        }
+        let mut all_read = true;
+        let mut walk = Walk::new(store, listed.path.clone(), listed.node.clone());
+        loop {
+            match walk.step() {
+                Ok(None) => return Ok(all_read),
+                Ok(Some(step)) => {
+                    if step.depth > 0 || listed.itself {
+                        self.line(&step, listed, output)?;
+                    }
+                    if step.depth > 0 && !self.recursive {
+                        walk.skip();
+                    }
+                }
+                Err(error) => {
+                    output.flush()?;
+                    say(&error.to_string());
+                    all_read = false;
+                }
+            }
+        }
+    }
+
+    fn line(&self, step: &Step<'_>, listed: &Listed, output: &mut Output) -> Result<(), Failure> {
+        if self.json {
+            return output.json(&Line {
+                path: step.path.as_bytes().into(),
+                node: step.node.into(),
+            });
+        }
+        let path = step
+            .path
+            .as_bytes()
+            .get(listed.hidden..)
+            .unwrap_or_default();
+        let show = |bytes| match self.zero {
+            true => std::borrow::Cow::Borrowed(bytes),
+            false => output.name(bytes),
+        };
+        let path = show(path);
+        let mut line = Vec::new();
+        if self.long {
+            let (mode, size) = match step.node {
+                NodeRef::Directory { .. } => ("dr-xr-xr-x", None),
+                NodeRef::File {
+                    executable: true,
+                    size,
+                    ..
+                } => ("-r-xr-xr-x", Some(size)),
+                NodeRef::File { size, .. } => ("-r--r--r--", Some(size)),
+                NodeRef::Symlink { .. } => ("lrwxrwxrwx", None),
+            };
+            let size = size.map_or_else(|| "-".to_owned(), |size| size.to_string());
+            let digest = step.node.digest();
+            let digest = digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string());
+            write!(line, "{mode} {size:>12} {digest:51} ")?;
+        }
+        line.extend_from_slice(&path);
+        if let (true, NodeRef::Symlink { target }) = (self.long, step.node) {
+            line.extend_from_slice(b" -> ");
+            line.extend_from_slice(&show(target));
+        }
+        line.push(if self.zero { 0 } else { b'\n' });
+        output.write_all(&line)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! `castore-fs mount`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use castore_fs::castore::Node;
+use castore_fs::fs::{Options, Owner, Reads, Top};
+use castore_fs::store::Blocking;
+use castore_fs::transport::fuse::{MountOptions, Session, Unmounted};
+use castore_fs::tree::{Preference, Target};
+use clap::{Args, ValueEnum};
+
+use super::failure::{Failure, failure, say};
+use super::import::{Current, How};
+use super::interrupt::on_interrupt;
+use super::store::{Opened, StoreArguments};
+
+/// Mount a store, and serve it until it is unmounted
+///
+/// Shows the store's roots by name, or with --root one tree. Says when the mount is up and stays in
+/// the foreground; Ctrl-C, SIGTERM or umount end it. A mount that is busy then is taken out of the
+/// tree and served until its last user has finished; a second Ctrl-C ends it at once.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs mount --import ./tree /mnt
+  castore-fs mount --root tree /mnt
+  castore-fs mount --store local:/srv/castore --allow-other /mnt")]
+pub(super) struct Mount {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// Import this folder or file first, under its own name
+    #[arg(long, value_name = "PATH")]
+    import: Option<PathBuf>,
+    /// Show this directory at the top: NAME[/PATH] or the digest of a Directory
+    #[arg(long, value_name = "NAME|DIGEST")]
+    root: Option<PathBuf>,
+    /// Let the roots be listed (the default)
+    #[arg(long, overrides_with = "no_list_root")]
+    list_root: bool,
+    /// Let roots be looked up by name only; listing them is refused
+    #[arg(long)]
+    no_list_root: bool,
+    /// Let other users in
+    #[arg(long)]
+    allow_other: bool,
+    /// Who owns everything: user id
+    #[arg(long, value_name = "U", default_value_t = 0)]
+    uid: u32,
+    /// Who owns everything: group id
+    #[arg(long, value_name = "G", default_value_t = 0)]
+    gid: u32,
+    /// Workers that read requests; by default one a core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Answer extended attributes: digests, as user.castore.digest and under the peers' names
+    ///
+    /// The kernel keeps none of them, and asks for some whenever a file is listed: `ls -l` takes
+    /// several times as long.
+    #[arg(long)]
+    xattr: bool,
+    /// How bytes come to their readers
+    #[arg(long, value_enum, default_value_t = ReadMode::PageCache)]
+    reads: ReadMode,
+    /// Where to mount: a folder
+    mountpoint: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ReadMode {
+    /// Through the mount's page cache, every byte verified; best for many small files
+    PageCache,
+    /// The kernel reads large files from the store's disk itself, unverified; best for large files.
+    /// Needs Linux 6.9 and CAP_SYS_ADMIN, else page-cache is used
+    Passthrough,
+}
+
+impl Mount {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let opened = match &self.import {
+            Some(_) => self.store.open_or_make()?,
+            None => self.store.open()?,
+        };
+        let imported = self.import(&opened)?;
+        let options = Options {
+            top: self.top(&opened.store)?,
+            owner: Owner {
+                uid: self.uid,
+                gid: self.gid,
+            },
+            reads: match self.reads {
+                ReadMode::PageCache => Reads::PageCache,
+                ReadMode::Passthrough => Reads::Passthrough,
+            },
+            xattr: self.xattr,
+            ..Options::default()
+        };
+        let defaults = MountOptions::default();
+        let mount = MountOptions {
+            allow_other: self.allow_other,
+            threads: self.threads.map_or(defaults.threads, usize::from),
+            ..defaults
+        };
+        let store = opened.store.store().clone();
+        let runtime = opened.runtime.handle().clone();
+        let session = Session::mount(store, &self.mountpoint, options, &mount, runtime)?;
+        let session = Arc::new(session);
+        let ending = session.clone();
+        on_interrupt(&opened.runtime, move || unmount(&ending))?;
+        let place = session.path().display();
+        match imported {
+            Some(name) if self.root.is_none() => {
+                say(&format!(
+                    "{} is on {place}: see {place}/{name}",
+                    opened.store.url()
+                ));
+            }
+            _ => say(&format!("{} is on {place}", opened.store.url())),
+        }
+        // As a unit of Type=notify, or for the helper of mount(8).
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::warn!(%error, "cannot say that the mount is up");
+        }
+        session.wait();
+        Ok(())
+    }
+
+    /// Imports what `--import` names; gives the root's name.
+    fn import(&self, opened: &Opened) -> Result<Option<String>, Failure> {
+        let Some(path) = &self.import else {
+            return Ok(None);
+        };
+        // Until the mount is up nothing listens for signals: an interrupt ends the process, and the
+        // store takes back what it has of the import.
+        let imported = How::default().import(&opened.store, path, &Current::default())?;
+        Ok(Some(imported.root.name.to_string()))
+    }
+
+    fn top(&self, store: &Blocking) -> Result<Top, Failure> {
+        let Some(root) = &self.root else {
+            return Ok(Top::Roots {
+                list: !self.no_list_root,
+            });
+        };
+        let target = Target::try_from(root.as_path())?;
+        let found = target.resolve(store, Preference::Directory)?;
+        match found.node {
+            Node::Directory { digest, size } => Ok(Top::Directory { digest, size }),
+            Node::File { .. } | Node::Symlink { .. } => Err(failure(format!(
+                "{} is no directory, and only a directory can be the top of a mount; mount without \
+                 --root to see it by its name",
+                found.path
+            ))),
+        }
+    }
+}
+
+fn unmount(session: &Session) {
+    let place = session.path().display();
+    match session.unmount() {
+        Ok(Unmounted::Cleanly | Unmounted::Already) => {}
+        Ok(Unmounted::Lazily) => say(&format!(
+            "{place} is busy: it is out of the tree now, and served until its last user has \
+             finished; interrupt again to end it at once"
+        )),
+        Err(error) => say(&format!("cannot unmount {place}: {error}")),
+    }
+}

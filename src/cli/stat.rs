@@ -1,0 +1,166 @@
+//! `castore-fs stat`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use castore_fs::castore::NodeRef;
+use castore_fs::nix::{PathInfo, STORE_DIR};
+use castore_fs::store::Blocking;
+use castore_fs::tree::{Found, Preference, Target};
+use clap::Args;
+use data_encoding::BASE64;
+use serde::Serialize;
+
+use super::failure::Failure;
+use super::json;
+use super::output::Output;
+use super::store::StoreArguments;
+
+/// Show what a node is: type, size, digest, and what is known of a Nix store path
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs stat tree/bin
+  castore-fs stat --json /nix/store/yra1qha6bp2fm0mrb0qspjzsh9ismik0-tree")]
+pub(super) struct Stat {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// What to show: NAME[/PATH] or a digest
+    #[arg(required = true)]
+    targets: Vec<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Object {
+    #[serde(flatten)]
+    path: json::Path,
+    #[serde(flatten)]
+    node: json::Node,
+    /// In a directory itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entries: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nix: Option<Nix>,
+}
+
+/// What a store's PathInfo says of a root.
+#[derive(Serialize)]
+struct Nix {
+    store_path: String,
+    nar_size: u64,
+    nar_hash: String,
+    references: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deriver: Option<String>,
+    signatures: Vec<String>,
+}
+
+impl Stat {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let opened = self.store.open()?;
+        let mut output = Output::open()?;
+        for (index, target) in self.targets.iter().enumerate() {
+            let target = Target::try_from(target.as_path())?;
+            let found = target.resolve(&opened.store, Preference::Directory)?;
+            let object = describe(&opened.store, &found)?;
+            if self.json {
+                output.json(&object)?;
+                continue;
+            }
+            if index > 0 {
+                output.write_all(b"\n")?;
+            }
+            print(&found, &object, &mut output)?;
+        }
+        output.flush()?;
+        Ok(())
+    }
+}
+
+fn describe(store: &Blocking, found: &Found) -> Result<Object, Failure> {
+    let directory = found.directory(store)?;
+    let entries = directory.map(|directory| directory.len() as u64);
+    let nix = match &found.root {
+        Some(root) if found.is_root() => store.path_info(&root.name)?,
+        _ => None,
+    };
+    Ok(Object {
+        path: found.path.as_bytes().into(),
+        node: found.node.borrow().into(),
+        entries,
+        nix: nix.map(|info| describe_nix(&found.name.to_string(), info)),
+    })
+}
+
+fn describe_nix(name: &str, info: PathInfo) -> Nix {
+    let nar = info.narinfo.unwrap_or_default();
+    let deriver = nar.deriver.map(|path| {
+        let hash = castore_fs::nix::encode_base32(&path.digest);
+        format!("{hash}-{}.drv", path.name)
+    });
+    let signatures = nar.signatures.into_iter();
+    Nix {
+        store_path: format!("{STORE_DIR}/{name}"),
+        nar_size: nar.nar_size,
+        nar_hash: format!("sha256-{}", BASE64.encode(&nar.nar_sha256)),
+        references: nar.reference_names,
+        deriver,
+        signatures: signatures
+            .map(|signature| format!("{}:{}", signature.name, BASE64.encode(&signature.data)))
+            .collect(),
+    }
+}
+
+fn print(found: &Found, object: &Object, output: &mut Output) -> Result<(), Failure> {
+    let mut line = |label: &str, value: &[u8]| {
+        let value = output.name(value).into_owned();
+        output.write_all(format!("{label:12}").as_bytes())?;
+        output.write_all(&value)?;
+        output.write_all(b"\n")
+    };
+    line("path", found.path.as_bytes())?;
+    match found.node.borrow() {
+        NodeRef::Directory { size, .. } => {
+            line("type", b"directory")?;
+            let entries = object.entries.unwrap_or_default();
+            let all = format!("{entries}, {} with everything below", size / 2);
+            line("entries", all.as_bytes())?;
+        }
+        NodeRef::File {
+            size, executable, ..
+        } => {
+            let kind = if executable {
+                "file, executable"
+            } else {
+                "file"
+            };
+            line("type", kind.as_bytes())?;
+            line("size", size.to_string().as_bytes())?;
+        }
+        NodeRef::Symlink { target } => {
+            line("type", b"symlink")?;
+            line("target", target)?;
+        }
+    }
+    if let Some(digest) = found.node.digest() {
+        line("digest", digest.to_string().as_bytes())?;
+        line("hex", digest.to_hex().as_bytes())?;
+    }
+    if let Some(nix) = &object.nix {
+        line("store path", nix.store_path.as_bytes())?;
+        line("nar size", nix.nar_size.to_string().as_bytes())?;
+        line("nar hash", nix.nar_hash.as_bytes())?;
+        for reference in &nix.references {
+            line("reference", reference.as_bytes())?;
+        }
+        if let Some(deriver) = &nix.deriver {
+            line("deriver", deriver.as_bytes())?;
+        }
+        for signature in &nix.signatures {
+            line("signature", signature.as_bytes())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! Walking ahead of whoever reads a tree file by file.
+//!
+//! The first touch of a small file costs a READ: two switches between programs, several times what
+//! the disk's own file system needs. A program that copies, archives or searches a tree touches
+//! the files of a directory in the order of their names, one directory after the other, and that
+//! can be seen: then the contents of the files to come are pushed into the kernel's page cache
+//! (FUSE_NOTIFY_STORE) by a thread of its own, and their readers never ask.
+//!
+//! What is seen: a read from the start of a small file whose neighbour before it was read last
+//! (a *step*). A step pushes the files behind it, and warms the mount up; while it is warm, a
+//! directory that has just been listed is pushed at once, before its first file is asked for.
+//! Every such listing cools it down again: files that were pushed make no request that could show
+//! that anybody reads, so now and then a directory is left alone to find out.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::nodes::Content;
+use super::{CastoreFs, NodeId};
+use crate::store::Answer;
+
+/// Files up to this size are pushed, in bytes. The larger ones have the kernel's own readahead.
+pub const SMALL: u64 = 128 << 10;
+/// Bytes pushed for one reason, at most.
+const MOST_BYTES: u64 = 4 << 20;
+/// Files pushed for one reason, at most.
+const MOST_FILES: u32 = 1024;
+/// Places between a file and the one read before it that still make a step: what lies between may
+/// be larger files, links, or files that were in the cache.
+const STRIDE: u32 = 4;
+/// What a step adds to the warmth.
+const STEP_WARMS: u32 = 4;
+/// The most warmth: so many directories are pushed on listing alone.
+const HOTTEST: u32 = 16;
+/// Directories whose last read is remembered.
+const TRACKS: usize = 64;
+/// Reasons that wait, at most; beyond that the oldest is dropped, as the reader has passed it.
+const MOST_WAITING: usize = 64;
+
+/// Where the contents of files are pushed: the kernel's page cache.
+pub trait PageCache {
+    /// Stores the whole contents of a file. `NotFound` if the kernel does not know the node.
+    fn store(&self, node: NodeId, contents: &[u8]) -> io::Result<()>;
+}
+
+/// Files of the directory in `slot`, from the entry at `from` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ahead {
+    slot: u32,
+    from: u32,
+}
+
+/// What has been seen of walks, and what is to be pushed because of it.
+pub struct WalkAhead {
+    /// The last small file read, by directory: slot and index in one word, in the place that the
+    /// slot's number gives.
+    tracks: [AtomicU64; TRACKS],
+    warmth: AtomicU32,
+    waiting: Mutex<VecDeque<Ahead>>,
+    changed: Condvar,
+    /// Whether a thread pushes: without one nothing is queued.
+    served: AtomicBool,
+}
+
+impl Default for WalkAhead {
+    fn default() -> Self {
+        Self {
+            tracks: [const { AtomicU64::new(u64::MAX) }; TRACKS],
+            warmth: AtomicU32::new(0),
+            waiting: Mutex::default(),
+            changed: Condvar::new(),
+            served: AtomicBool::new(false),
+        }
+    }
+}
+
+impl WalkAhead {
+    /// Notes a read from the start of the small file at `index` in the directory in `slot`.
+    pub(super) fn read(&self, slot: u32, index: u32) {
+        if !self.served.load(Ordering::Relaxed) {
+            return;
+        }
+        let track = &self.tracks[slot as usize % TRACKS];
+        let now = u64::from(slot) << 32 | u64::from(index);
+        let before = track.swap(now, Ordering::Relaxed);
+        if (1..=u64::from(STRIDE)).contains(&now.wrapping_sub(before)) {
+            let warmer = |warmth: u32| Some((warmth + STEP_WARMS).min(HOTTEST));
+            let _ = self
+                .warmth
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, warmer);
+            self.push(Ahead {
+                slot,
+                from: index + 1,
+            });
+        }
+    }
+
+    /// Notes that the directory in `slot` was listed to its end, its files looked up.
+    pub(super) fn listed(&self, slot: u32) {
+        let cooler = |warmth: u32| warmth.checked_sub(1);
+        if self
+            .warmth
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, cooler)
+            .is_ok()
+        {
+            self.push(Ahead { slot, from: 0 });
+        }
+    }
+
+    fn push(&self, ahead: Ahead) {
+        let mut waiting = self.waiting.lock();
+        if waiting.len() >= MOST_WAITING {
+            waiting.pop_front();
+        }
+        waiting.push_back(ahead);
+        self.changed.notify_one();
+    }
+
+    fn next(&self, patience: Duration) -> Option<Ahead> {
+        let mut waiting = self.waiting.lock();
+        if waiting.is_empty() {
+            self.changed.wait_for(&mut waiting, patience);
+        }
+        waiting.pop_front()
+    }
+}
+
+impl CastoreFs {
+    /// Pushes what is to be pushed into `cache` until `ended` says so. For a thread of its own:
+    /// the kernel may hold a page, for which a push waits, while it waits for the answer to a READ.
+    pub fn walk_ahead(&self, cache: &dyn PageCache, ended: impl Fn() -> bool) {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        self.walk_ahead.served.store(true, Ordering::Relaxed);
+        let mut contents = Vec::new();
+        while !ended() {
+            if let Some(ahead) = self.walk_ahead.next(PATIENCE) {
+                self.push(ahead, cache, &mut contents);
+            }
+        }
+    }
+
+    fn push(&self, ahead: Ahead, cache: &dyn PageCache, contents: &mut Vec<u8>) {
+        let Some(directory) = self
+            .nodes
+            .directory(ahead.slot)
+            .and_then(|node| node.directory)
+        else {
+            return;
+        };
+        let (mut bytes, mut files) = (0, 0);
+        for index in ahead.from..directory.len() as u32 {
+            let entry = directory.get(index as usize);
+            let Some(content) = entry.and_then(|entry| Content::of(entry.node)) else {
+                continue;
+            };
+            if content.size == 0 || content.size > SMALL {
+                continue;
+            }
+            bytes += content.size;
+            files += 1;
+            if bytes > MOST_BYTES || files > MOST_FILES {
+                return;
+            }
+            contents.resize(content.size as usize, 0);
+            let read = self
+                .store
+                .read_now(&content.digest, content.size, 0, contents);
+            if !matches!(read, Ok(Answer::Found(length)) if length == contents.len()) {
+                // Whoever reads the file is told what is wrong with it.
+                continue;
+            }
+            // Held while it is used, the id cannot come to mean another file.
+            let node = self.nodes.file(ahead.slot, index, content);
+            let _ = cache.store(node, contents);
+            self.nodes.forget(node, 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served() -> WalkAhead {
+        let walk = WalkAhead::default();
+        walk.served.store(true, Ordering::Relaxed);
+        walk
+    }
+
+    fn queued(walk: &WalkAhead) -> Vec<(u32, u32)> {
+        let mut waiting = walk.waiting.lock();
+        waiting
+            .drain(..)
+            .map(|ahead| (ahead.slot, ahead.from))
+            .collect()
+    }
+
+    #[test]
+    fn a_step_pushes_what_comes_behind_it() {
+        let walk = served();
+        walk.read(7, 3);
+        assert_eq!(queued(&walk), []);
+        walk.read(7, 4);
+        walk.read(7, 8);
+        assert_eq!(queued(&walk), [(7, 5), (7, 9)]);
+    }
+
+    #[test]
+    fn reads_here_and_there_push_nothing() {
+        let walk = served();
+        for (slot, index) in [(7, 3), (7, 30), (7, 29), (8, 30), (7, 30), (7, 30)] {
+            walk.read(slot, index);
+        }
+        walk.listed(9);
+        // (7, 29) and then (7, 30) is a step.
+        assert_eq!(queued(&walk), [(7, 31), (9, 0)]);
+    }
+
+    #[test]
+    fn listings_alone_push_nothing_for_long() {
+        let walk = served();
+        for slot in 0..100 {
+            walk.listed(slot);
+        }
+        assert_eq!(queued(&walk), []);
+        for index in 0..10 {
+            walk.read(0, index);
+        }
+        queued(&walk);
+        for slot in 0..100 {
+            walk.listed(slot);
+        }
+        assert_eq!(queued(&walk).len(), HOTTEST as usize);
+    }
+
+    #[test]
+    fn nothing_is_queued_where_nobody_pushes() {
+        let walk = WalkAhead::default();
+        walk.read(7, 3);
+        walk.read(7, 4);
+        walk.listed(7);
+        assert_eq!(queued(&walk), []);
+    }
+}

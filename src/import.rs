@@ -1,0 +1,199 @@
+//! Getting trees into a store: from the local file system, a NAR or a tar archive.
+//!
+//! Every importer does the same three things in the same order: blobs go to the store as they are
+//! read, in the order in which a walk over the tree meets their files (that order becomes the
+//! layout on disk, and a cold walk over the mount then reads forwards); then Directories are built
+//! and added leaves first; then the root is named and the addition committed. Until the commit
+//! nothing is visible, and an importer that fails or is cancelled leaves nothing.
+//!
+//! **Nix names** depend on the hash of the tree's NAR, which not every source can give: so the
+//! NAR is rendered out of the store, once everything else is committed, and the root is put in a
+//! second addition. One way for all sources; and what is hashed is what the store will serve.
+
+mod assembly;
+mod error;
+mod nar;
+mod packet;
+mod path;
+mod progress;
+mod tar;
+
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
+
+pub use error::Error;
+pub use progress::{Progress, Stage, Totals};
+
+use crate::castore::{Name, Node, Root};
+use crate::nix::{self, NarHash, PathInfo, StorePath};
+use crate::store::{Added, Blocking, Ingest};
+use crate::tree::nar::write_nar;
+use crate::tree::{TreePath, export};
+
+/// Files up to this size, in bytes, are read whole and put into the store many at a time; larger
+/// ones are streamed.
+const SMALL: u64 = 1 << 20;
+
+/// Where a tree comes from.
+pub enum Source<'a> {
+    /// A file, directory or symlink of the local file system. A symlink is not followed.
+    Path(&'a Path),
+    /// A NAR, to its end.
+    Nar(&'a mut dyn Read),
+    /// A tar archive, not compressed. Bytes after its end marker are not read.
+    Tar(&'a mut dyn Read),
+}
+
+/// How the root node is to be named.
+pub enum Naming {
+    /// So.
+    Name(Name),
+    /// As Nix would name the tree, with this after the hash; a [`PathInfo`] is kept with it.
+    Nix(String),
+}
+
+/// What to do about devices, sockets and named pipes, which a castore cannot hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpecialFiles {
+    /// Fail, naming the file.
+    #[default]
+    Refuse,
+    /// Leave them out, with a warning in the log.
+    Skip,
+}
+
+/// How to import.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// What to do about files that are neither regular, directory nor symlink.
+    pub special_files: SpecialFiles,
+    /// Of a tar archive: how many leading components to take off every path. Entries with fewer are
+    /// left out.
+    pub strip_components: usize,
+}
+
+/// What an import has made.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The root node, as it is in the store now.
+    pub root: Root,
+    /// What was not in the store before.
+    pub added: Added,
+    /// What was read.
+    pub totals: Totals,
+    /// Of a tree with a Nix name: the store path and the NAR.
+    pub nix: Option<(StorePath, NarHash)>,
+}
+
+/// Imports a tree into `store` under a name. Blocks; see [`Blocking`] for where not to call it.
+pub fn import(
+    store: &Blocking,
+    source: Source<'_>,
+    naming: Naming,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Imported, Error> {
+    if let Naming::Nix(name) = &naming {
+        StorePath::check_name(name.as_bytes())?;
+    }
+    let ingest = store.ingest()?;
+    progress.enter(Stage::Reading);
+    let node = add(&*ingest, source, options, progress)?;
+    progress.check()?;
+    match naming {
+        Naming::Name(name) => {
+            let root = Root { name, node };
+            ingest.put_root(&root, None)?;
+            progress.enter(Stage::Committing);
+            let added = ingest.commit()?;
+            Ok(Imported {
+                root,
+                added,
+                totals: progress.totals(),
+                nix: None,
+            })
+        }
+        Naming::Nix(name) => {
+            progress.enter(Stage::Committing);
+            let added = ingest.commit()?;
+            progress.enter(Stage::HashingNar);
+            let nar = nar_hash(store, &TreePath::new(name.as_bytes()), &node, progress)?;
+            let path = nix::content_addressed(&name, &nar)?;
+            let root = path.root(node);
+            let path_info = PathInfo::content_addressed(&root, &nar);
+            progress.check()?;
+            progress.enter(Stage::Committing);
+            let ingest = store.ingest()?;
+            ingest.put_root(&root, Some(&path_info))?;
+            ingest.commit()?;
+            Ok(Imported {
+                root,
+                added,
+                totals: progress.totals(),
+                nix: Some((path, nar)),
+            })
+        }
+    }
+}
+
+/// Adds a tree's blobs and Directories; gives the node they make. Names and commits nothing.
+pub fn add(
+    ingest: &dyn Ingest,
+    source: Source<'_>,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Node, Error> {
+    match source {
+        Source::Path(path) => path::add(ingest, path, options, progress),
+        Source::Nar(input) => nar::add(ingest, input, progress),
+        Source::Tar(input) => tar::add(ingest, input, options, progress),
+    }
+}
+
+/// Size and hash of the NAR of a tree in `store`.
+fn nar_hash(
+    store: &Blocking,
+    path: &TreePath,
+    node: &Node,
+    progress: &Progress,
+) -> Result<NarHash, Error> {
+    let mut sink = HashingSink {
+        progress,
+        size: 0,
+        hasher: Sha256::new(),
+    };
+    let uncounted = export::Progress::default();
+    let written = write_nar(store, path, node, &mut sink, &uncounted);
+    progress.check()?;
+    written?;
+    Ok(NarHash {
+        size: sink.size,
+        sha256: sink.hasher.finalize().into(),
+    })
+}
+
+/// Hashes what is written to it, until the import is cancelled.
+struct HashingSink<'a> {
+    progress: &'a Progress,
+    size: u64,
+    hasher: Sha256,
+}
+
+impl Write for HashingSink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.progress.check().map_err(io::Error::other)?;
+        self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
+        self.progress.add_nar_bytes(bytes.len() as u64);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+//! Why an import failed.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::tar;
+use crate::castore::{DirectoryError, NameError};
+use crate::nix::StorePathError;
+use crate::{nar, store, tree};
+
+/// Why an import failed. Nothing of it is in the store then.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The system refused something on a file that was to be imported.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried: a verb.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file became another while it was read.
+    #[error(
+        "{} changed while it was read; import again once nothing writes to it",
+        path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that a castore cannot hold.
+    #[error("{} is a {kind}, which cannot be imported; leave it out or skip special files", path.display())]
+    Special {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// A name or symlink target that breaks the castore's rules.
+    #[error("{}: {source}", path.display())]
+    Name {
+        /// The file.
+        path: PathBuf,
+        /// The rule.
+        source: NameError,
+    },
+    /// The entries of a directory make no Directory.
+    #[error("one of the directories cannot be kept: {0}")]
+    Directory(#[from] DirectoryError),
+    /// The input is no NAR.
+    #[error(transparent)]
+    Nar(#[from] nar::Error),
+    /// The input is no tar archive, or holds what cannot be imported.
+    #[error(transparent)]
+    Tar(#[from] tar::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The NAR of what was imported could not be rendered.
+    #[error("cannot hash the imported tree as a NAR: {0}")]
+    NarHash(#[from] tree::Error),
+    /// The name cannot be that of a Nix store path.
+    #[error(transparent)]
+    StorePath(#[from] StorePathError),
+    /// [`Progress::cancel`](super::Progress::cancel) was called.
+    #[error("the import was cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    /// The system refused `action` on `path`.
+    pub(super) fn io(action: &'static str, path: PathBuf, source: impl Into<io::Error>) -> Self {
+        Self::Io {
+            action,
+            path,
+            source: source.into(),
+        }
+    }
+}

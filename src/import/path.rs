@@ -1,0 +1,149 @@
+//! Importing from the local file system.
+//!
+//! One thread walks: it lists directories, sorts the names by their bytes and goes down depth first,
+//! so the order in which it meets files is the order in which anybody lists the mount later. It
+//! opens no file. Files go to the readers in batches; a reader opens, stats, reads and hashes each
+//! (four system calls for a small file), and puts the batch into the store when all earlier batches
+//! have been put. So all cores read and hash, and the store still gets the blobs in the walk's
+//! order.
+//!
+//! Files over a mebibyte are set aside, since their bytes do not go into the packs: a batch does not
+//! wait for them, and any idle reader streams one.
+//!
+//! **Memory** is one buffer a reader, whatever the tree. When it is full before the batch ends, the
+//! reader waits for its turn, puts what it has, and reads on: the reader whose turn it is never
+//! waits, so all of them get on. What grows with the tree is its names and digests, about 150 bytes
+//! a file.
+//!
+//! **Nothing is followed.** Every file and directory is opened relative to its parent's descriptor
+//! and never through a symlink, so a tree that is being changed cannot lead out of itself. A file
+//! that was swapped for something else after it was listed is an error.
+
+mod queue;
+mod read;
+mod walk;
+
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use rustix::fs::{FileType, Mode, OFlags};
+
+use super::assembly::{Assembly, FileId, Slot};
+use super::{Error, Options, Progress, SpecialFiles};
+use crate::castore::Node;
+use crate::store::Ingest;
+use queue::{AbandonOnPanic, Queue};
+use walk::Walk;
+
+/// More readers than this gain nothing, since blobs are put one batch at a time, and they would hold
+/// too many directories open (see [`queue::Batch`]).
+const MAX_READERS: usize = 16;
+
+/// A directory that files are opened in.
+#[derive(Debug)]
+struct Folder {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+/// A file that is to be read.
+#[derive(Debug)]
+struct Job {
+    folder: Arc<Folder>,
+    name: CString,
+    file: FileId,
+}
+
+impl Folder {
+    /// The path of the entry `name`.
+    fn path_of(&self, name: &CString) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt;
+        self.path.join(std::ffi::OsStr::from_bytes(name.as_bytes()))
+    }
+}
+
+impl Job {
+    fn path(&self) -> PathBuf {
+        self.folder.path_of(&self.name)
+    }
+}
+
+/// See [`super::add`].
+pub(super) fn add(
+    ingest: &dyn Ingest,
+    path: &Path,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Node, Error> {
+    let readers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_READERS));
+    let queue = Queue::new(readers);
+    let walked = thread::scope(|scope| {
+        let _guard = AbandonOnPanic(&queue);
+        for number in 0..readers {
+            let queue = &queue;
+            thread::Builder::new()
+                .name(format!("import-{number}"))
+                .spawn_scoped(scope, move || read::serve(queue, ingest, progress))
+                .map_err(|source| Error::io("start a thread to read", path.to_owned(), source))
+                .inspect_err(|_| queue.abandon())?;
+        }
+        let walked = walk(path, &queue, options, progress);
+        // However the walk ended, the readers must come to an end too.
+        queue.close();
+        walked
+    });
+    // A reader's failure comes first: the walk learns of it, and not why.
+    let files = queue.into_files()?;
+    let (assembly, root) = walked?;
+    assembly.finish(root, &files, ingest)
+}
+
+/// Walks the tree at `path`, and gives its files to the readers.
+fn walk(
+    path: &Path,
+    queue: &Queue,
+    options: &Options,
+    progress: &Progress,
+) -> Result<(Assembly, Slot), Error> {
+    let mut walk = Walk::new(queue, options.special_files, progress);
+    let root = walk.root(path).inspect_err(|_| queue.abandon())?;
+    Ok((walk.finish()?, root))
+}
+
+/// What a file that a castore cannot hold is called.
+fn special(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Fifo => "named pipe",
+        FileType::Socket => "socket",
+        FileType::CharacterDevice => "character device",
+        FileType::BlockDevice => "block device",
+        _ => "file of an unknown kind",
+    }
+}
+
+/// How files and directories are opened: a name that has become a symlink or a named pipe gives an
+/// error, and does not lead elsewhere or block.
+fn open_flags() -> OFlags {
+    OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC
+}
+
+/// Opens `name` in `folder`.
+fn open(folder: &Folder, name: &CString, more: OFlags) -> Result<OwnedFd, Error> {
+    rustix::fs::openat(&folder.fd, name, open_flags() | more, Mode::empty())
+        .map_err(|error| failed("open", folder.path_of(name), error))
+}
+
+/// What an error on a file that was listed before means: it may have become something else.
+fn failed(action: &'static str, path: PathBuf, error: rustix::io::Errno) -> Error {
+    use rustix::io::Errno;
+    match error {
+        Errno::NOENT | Errno::LOOP | Errno::NOTDIR => Error::Changed { path },
+        _ => Error::io(action, path, error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,230 @@
+//! What passes between the walk and the readers: batches of files, one way; digests, the other.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::Job;
+use crate::import::Error;
+use crate::import::assembly::{File, FileId, Files};
+
+/// Files that are read together, in the order of the walk.
+///
+/// A batch ends after so many files that handing it over costs nothing, and after so few
+/// directories that those which are open at once (by [`MAX_READERS`](super::MAX_READERS) readers,
+/// each with a batch and with large files set aside, and by the batches that wait) stay well below
+/// the usual limit of 1024 open files.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// Batches are put into the store in the order of their numbers.
+    pub(super) number: u64,
+    pub(super) jobs: Vec<Job>,
+    folders: usize,
+}
+
+/// Files in a batch.
+const MAX_JOBS: usize = 256;
+/// Directories in a batch.
+const MAX_FOLDERS: usize = 24;
+
+impl Batch {
+    pub(super) fn new(number: u64) -> Self {
+        Self {
+            number,
+            jobs: Vec::new(),
+            folders: 0,
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.jobs.len() >= MAX_JOBS || self.folders >= MAX_FOLDERS
+    }
+
+    pub(super) fn push(&mut self, job: Job) {
+        let same = |last: &Job| Arc::ptr_eq(&last.folder, &job.folder);
+        if !self.jobs.last().is_some_and(same) {
+            self.folders += 1;
+        }
+        self.jobs.push(job);
+    }
+}
+
+/// What a reader is to do next.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Read these, in order.
+    Batch(Batch),
+    /// Stream this.
+    Large(Job),
+}
+
+/// The walk failed or a reader did; whoever learns of it ends quietly.
+#[derive(Debug)]
+pub(super) struct Abandoned;
+
+/// Hands out batches and large files, and whose turn it is to put.
+#[derive(Debug)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    /// Something changed for the readers.
+    readers: Condvar,
+    /// There is room for a batch.
+    room: Condvar,
+    /// How many batches may wait.
+    capacity: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    batches: VecDeque<Batch>,
+    large: VecDeque<Job>,
+    /// Readers that have work, and may add to `large`.
+    busy: usize,
+    /// The walk is over.
+    closed: bool,
+    /// The number of the batch whose turn it is.
+    turn: u64,
+    abandoned: bool,
+    /// The first thing that failed.
+    error: Option<Error>,
+    files: Files,
+}
+
+impl Queue {
+    pub(super) fn new(readers: usize) -> Self {
+        Self {
+            state: Mutex::default(),
+            readers: Condvar::new(),
+            room: Condvar::new(),
+            capacity: readers + 1,
+        }
+    }
+
+    /// Gives a batch to the readers, once there is room.
+    pub(super) fn push(&self, batch: Batch) -> Result<(), Abandoned> {
+        let mut state = self.state.lock();
+        while state.batches.len() >= self.capacity && !state.abandoned {
+            self.room.wait(&mut state);
+        }
+        if state.abandoned {
+            return Err(Abandoned);
+        }
+        state.batches.push_back(batch);
+        self.readers.notify_one();
+        Ok(())
+    }
+
+    /// No batch will follow.
+    pub(super) fn close(&self) {
+        self.state.lock().closed = true;
+        self.readers.notify_all();
+    }
+
+    /// Everybody stops.
+    pub(super) fn abandon(&self) {
+        let mut state = self.state.lock();
+        state.abandoned = true;
+        self.notify_all(state);
+    }
+
+    /// Everybody stops, for this reason unless there was one before.
+    pub(super) fn fail(&self, error: Error) {
+        let mut state = self.state.lock();
+        state.abandoned = true;
+        state.error.get_or_insert(error);
+        self.notify_all(state);
+    }
+
+    /// The next work for a reader; nothing when all is done. Large files come first: those that are
+    /// set aside hold their directories open.
+    pub(super) fn take(&self) -> Option<Work> {
+        let mut state = self.state.lock();
+        loop {
+            if state.abandoned {
+                return None;
+            }
+            let work = match state.large.pop_front() {
+                Some(job) => Some(Work::Large(job)),
+                None => state.batches.pop_front().map(Work::Batch),
+            };
+            if let Some(work) = work {
+                state.busy += 1;
+                self.room.notify_one();
+                return Some(work);
+            }
+            if state.closed && state.busy == 0 {
+                return None;
+            }
+            self.readers.wait(&mut state);
+        }
+    }
+
+    /// A reader is done with what it took.
+    pub(super) fn done(&self) {
+        let mut state = self.state.lock();
+        state.busy -= 1;
+        if state.busy == 0 && state.closed {
+            self.readers.notify_all();
+        }
+    }
+
+    /// Sets a large file aside.
+    pub(super) fn set_aside(&self, job: Job) {
+        self.state.lock().large.push_back(job);
+        // Those that wait for their turn wait here too.
+        self.readers.notify_all();
+    }
+
+    /// Waits until it is the turn of the batch `number`.
+    pub(super) fn wait_for_turn(&self, number: u64) -> Result<(), Abandoned> {
+        let mut state = self.state.lock();
+        while state.turn != number && !state.abandoned {
+            self.readers.wait(&mut state);
+        }
+        match state.abandoned {
+            true => Err(Abandoned),
+            false => Ok(()),
+        }
+    }
+
+    /// Ends the turn of the batch `number`, which has it.
+    pub(super) fn end_turn(&self, number: u64) {
+        self.state.lock().turn = number + 1;
+        self.readers.notify_all();
+    }
+
+    /// Files that have been read and put.
+    pub(super) fn add_files(&self, files: impl Iterator<Item = (FileId, File)>) {
+        let mut state = self.state.lock();
+        for (id, file) in files {
+            state.files.set(id, file);
+        }
+    }
+
+    /// All that was read, once the readers have ended; or what failed.
+    pub(super) fn into_files(self) -> Result<Files, Error> {
+        let state = self.state.into_inner();
+        match state.error {
+            Some(error) => Err(error),
+            None => Ok(state.files),
+        }
+    }
+
+    fn notify_all(&self, state: MutexGuard<'_, State>) {
+        drop(state);
+        self.readers.notify_all();
+        self.room.notify_all();
+    }
+}
+
+/// Lets the others end when a thread panics, so that the panic gets out and nobody waits for ever.
+pub(super) struct AbandonOnPanic<'a>(pub(super) &'a Queue);
+
+impl Drop for AbandonOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.abandon();
+        }
+    }
+}

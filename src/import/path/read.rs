@@ -1,0 +1,267 @@
+//! The readers: open, read and hash files, and put them into the store.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Advice, FileType, SeekFrom, Stat};
+use rustix::io::Errno;
+
+use super::queue::{AbandonOnPanic, Abandoned, Batch, Queue, Work};
+use super::{Error, Job, OFlags, Progress, failed, open, special};
+use crate::castore::Digest;
+use crate::import::SMALL;
+use crate::import::assembly::{File, FileId};
+use crate::store::{BlobWriter, Ingest};
+
+/// Bytes that a reader gathers before it puts them.
+const PUT: usize = 4 << 20;
+/// Room for one small file more, and for the byte that shows that a file has grown.
+const BUFFER: usize = PUT + SMALL as usize + 1;
+/// Bytes of a large file read, or of a hole hashed, at once.
+const STEP: usize = 1 << 20;
+static ZEROS: [u8; STEP] = [0; STEP];
+
+/// Does what the queue has, until there is no more.
+pub(super) fn serve(queue: &Queue, ingest: &dyn Ingest, progress: &Progress) {
+    let _guard = AbandonOnPanic(queue);
+    let mut reader = Reader {
+        queue,
+        ingest,
+        progress,
+        buffer: vec![0; BUFFER],
+        gathered: Vec::new(),
+        used: 0,
+    };
+    while let Some(work) = queue.take() {
+        let result = match work {
+            Work::Batch(batch) => reader.batch(batch),
+            Work::Large(job) => reader.large(&job).map_err(Stop::Error),
+        };
+        match result {
+            Ok(()) => queue.done(),
+            Err(Stop::Abandoned) => return,
+            Err(Stop::Error(error)) => return queue.fail(error),
+        }
+    }
+}
+
+/// Why a reader ends early.
+enum Stop {
+    /// Another one failed.
+    Abandoned,
+    /// This one failed.
+    Error(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Error(error)
+    }
+}
+
+/// A small file in the buffer.
+struct Gathered {
+    id: FileId,
+    file: File,
+    start: usize,
+}
+
+struct Reader<'a> {
+    queue: &'a Queue,
+    ingest: &'a dyn Ingest,
+    progress: &'a Progress,
+    /// Always [`BUFFER`] bytes.
+    buffer: Vec<u8>,
+    gathered: Vec<Gathered>,
+    /// Bytes of the buffer that are gathered.
+    used: usize,
+}
+
+impl Reader<'_> {
+    fn batch(&mut self, batch: Batch) -> Result<(), Stop> {
+        let Batch { number, jobs, .. } = batch;
+        for job in jobs {
+            self.progress.check()?;
+            if self.used >= PUT {
+                self.put(number)?;
+            }
+            if let Some(large) = self.small(job)? {
+                self.queue.set_aside(large);
+            }
+        }
+        self.put(number)?;
+        self.queue.end_turn(number);
+        Ok(())
+    }
+
+    /// Puts what is gathered, when it is the turn of the batch `number`.
+    fn put(&mut self, number: u64) -> Result<(), Stop> {
+        self.queue
+            .wait_for_turn(number)
+            .map_err(|Abandoned| Stop::Abandoned)?;
+        let blobs: Vec<(Digest, &[u8])> = self
+            .gathered
+            .iter()
+            // The empty blob is everywhere.
+            .filter(|gathered| gathered.file.size > 0)
+            .map(|gathered| {
+                let end = gathered.start + gathered.file.size as usize;
+                (gathered.file.digest, &self.buffer[gathered.start..end])
+            })
+            .collect();
+        if !blobs.is_empty() {
+            self.ingest.put_blobs(&blobs).map_err(Error::from)?;
+        }
+        let files = self.gathered.drain(..);
+        self.queue
+            .add_files(files.map(|gathered| (gathered.id, gathered.file)));
+        self.used = 0;
+        Ok(())
+    }
+
+    /// Reads a file into the buffer; gives it back if it is large.
+    fn small(&mut self, job: Job) -> Result<Option<Job>, Error> {
+        let (fd, stat) = open_file(&job)?;
+        let size = stat.st_size as u64;
+        if size > SMALL {
+            return Ok(Some(job));
+        }
+        let start = self.used;
+        // One byte more than the file has: to read less than asked for is to have read all.
+        let space = &mut self.buffer[start..=start + size as usize];
+        let mut length = 0;
+        while length < space.len() {
+            let read = rustix::io::retry_on_intr(|| rustix::io::read(&fd, &mut space[length..]))
+                .map_err(|error| Error::io("read", job.path(), error))?;
+            length += read;
+            if read == 0 || length as u64 == size {
+                break;
+            }
+        }
+        if length as u64 != size {
+            return Err(Error::Changed { path: job.path() });
+        }
+        let bytes = &self.buffer[start..start + length];
+        let file = File {
+            digest: Digest::of(bytes),
+            size,
+            executable: is_executable(&stat),
+        };
+        self.gathered.push(Gathered {
+            id: job.file,
+            file,
+            start,
+        });
+        self.used = start + length;
+        self.progress.add_file();
+        self.progress.add_bytes(size);
+        Ok(None)
+    }
+
+    /// Streams a file into the store.
+    fn large(&mut self, job: &Job) -> Result<(), Error> {
+        let (fd, before) = open_file(job)?;
+        // Advice: nothing is lost if it is not taken.
+        let _ = rustix::fs::fadvise(&fd, 0, None, Advice::Sequential);
+        let mut writer = self.ingest.blob_writer()?;
+        let size = before.st_size as u64;
+        // Fewer blocks than bytes: there may be holes, which need no reading.
+        let sparse = (before.st_blocks as u64).saturating_mul(512) < size;
+        let mut offset = 0;
+        while offset < size {
+            let data = match sparse {
+                true => next_data(&fd, offset, size)
+                    .map_err(|error| Error::io("find the holes of", job.path(), error))?,
+                false => offset..size,
+            };
+            self.zeros(&mut *writer, data.start - offset)?;
+            self.data(job, &fd, &mut *writer, data.clone())?;
+            offset = data.end;
+        }
+        let after = rustix::fs::fstat(&fd).map_err(|error| Error::io("stat", job.path(), error))?;
+        let time = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+        let (digest, written) = writer.finish()?;
+        if time(&before) != time(&after) || written != size {
+            return Err(Error::Changed { path: job.path() });
+        }
+        let file = File {
+            digest,
+            size,
+            executable: is_executable(&before),
+        };
+        self.queue.add_files(std::iter::once((job.file, file)));
+        self.progress.add_file();
+        Ok(())
+    }
+
+    fn zeros(&self, writer: &mut dyn BlobWriter, mut length: u64) -> Result<(), Error> {
+        while length > 0 {
+            self.progress.check()?;
+            let step = length.min(STEP as u64);
+            writer.write(&ZEROS[..step as usize])?;
+            self.progress.add_bytes(step);
+            length -= step;
+        }
+        Ok(())
+    }
+
+    fn data(
+        &mut self,
+        job: &Job,
+        fd: &OwnedFd,
+        writer: &mut dyn BlobWriter,
+        range: std::ops::Range<u64>,
+    ) -> Result<(), Error> {
+        let mut offset = range.start;
+        while offset < range.end {
+            self.progress.check()?;
+            let step = (range.end - offset).min(STEP as u64) as usize;
+            let buffer = &mut self.buffer[..step];
+            let read = rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut *buffer, offset))
+                .map_err(|error| Error::io("read", job.path(), error))?;
+            if read == 0 {
+                return Err(Error::Changed { path: job.path() });
+            }
+            writer.write(&self.buffer[..read])?;
+            self.progress.add_bytes(read as u64);
+            offset += read as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Opens a file that was a regular one when it was listed.
+pub(super) fn open_file(job: &Job) -> Result<(OwnedFd, Stat), Error> {
+    let fd = open(&job.folder, &job.name, OFlags::empty())?;
+    let stat = rustix::fs::fstat(&fd).map_err(|error| failed("stat", job.path(), error))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok((fd, stat)),
+        FileType::Directory => Err(Error::Changed { path: job.path() }),
+        kind => Err(Error::Special {
+            path: job.path(),
+            kind: special(kind),
+        }),
+    }
+}
+
+/// Whether the owner can execute the file: what Nix, too, goes by.
+fn is_executable(stat: &Stat) -> bool {
+    stat.st_mode & 0o100 != 0
+}
+
+/// The first part of a file, from `offset` on, that is no hole. Empty, at the end, if all of the rest
+/// is one.
+fn next_data(fd: &OwnedFd, offset: u64, size: u64) -> Result<std::ops::Range<u64>, Errno> {
+    let start = match rustix::fs::seek(fd, SeekFrom::Data(offset)) {
+        Ok(start) => start.clamp(offset, size),
+        Err(Errno::NXIO) => return Ok(size..size),
+        // A file system that does not know of holes.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(offset..size),
+        Err(error) => return Err(error),
+    };
+    let end = match rustix::fs::seek(fd, SeekFrom::Hole(start)) {
+        Ok(end) => end.clamp(start, size),
+        Err(Errno::NXIO) => size,
+        Err(error) => return Err(error),
+    };
+    Ok(start..end)
+}

@@ -1,0 +1,307 @@
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+
+use parking_lot::Mutex;
+
+use super::*;
+use crate::castore::{Digest, Directory, Name, Root};
+use crate::import::tests::Fresh;
+use crate::import::{SMALL, Source};
+use crate::nix::PathInfo;
+use crate::store::{self, Added, BlobWriter, MemoryStore, Store};
+
+/// An addition that notes what is put, and does something before it takes a large file's bytes.
+struct Watched {
+    inner: Box<dyn Ingest>,
+    put: Mutex<Vec<Digest>>,
+    before_write: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Watched {
+    fn new(before_write: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
+            inner: MemoryStore::new().ingest().unwrap(),
+            put: Mutex::default(),
+            before_write: Arc::new(before_write),
+        }
+    }
+
+    fn add(&self, path: &Path) -> Result<Node, Error> {
+        add(self, path, &Options::default(), &Progress::new())
+    }
+}
+
+struct WatchedWriter {
+    inner: Box<dyn BlobWriter>,
+    before_write: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl BlobWriter for WatchedWriter {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), store::Error> {
+        (self.before_write)();
+        self.inner.write(bytes)
+    }
+    fn finish(self: Box<Self>) -> Result<(Digest, u64), store::Error> {
+        self.inner.finish()
+    }
+}
+
+impl Ingest for Watched {
+    fn has_blob(&self, digest: &Digest) -> Result<bool, store::Error> {
+        self.inner.has_blob(digest)
+    }
+    fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), store::Error> {
+        self.put
+            .lock()
+            .extend(blobs.iter().map(|(digest, _)| *digest));
+        self.inner.put_blobs(blobs)
+    }
+    fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, store::Error> {
+        Ok(Box::new(WatchedWriter {
+            inner: self.inner.blob_writer()?,
+            before_write: self.before_write.clone(),
+        }))
+    }
+    fn put_directory(&self, directory: &Directory) -> Result<(), store::Error> {
+        self.inner.put_directory(directory)
+    }
+    fn remove_root(&self, name: &Name) -> Result<(), store::Error> {
+        self.inner.remove_root(name)
+    }
+    fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), store::Error> {
+        self.inner.put_root(root, path_info)
+    }
+    fn commit(self: Box<Self>) -> Result<Added, store::Error> {
+        self.inner.commit()
+    }
+}
+
+/// The readers take turns: whatever each has to read, blobs come in the order of the walk. Sizes are
+/// such that a batch fills its buffer several times, and large files lie between.
+#[test]
+fn blobs_are_put_in_the_order_of_the_walk() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut expected = Vec::new();
+    for directory in 0..40 {
+        let path = folder.path().join(format!("d{directory:02}"));
+        fs::create_dir(&path).unwrap();
+        for file in 0..30 {
+            let size = match (directory, file) {
+                (3 | 17, 5..15) => SMALL as usize,
+                (5, 2) => SMALL as usize + 1,
+                _ => 8 + file,
+            };
+            let mut bytes = vec![file as u8; size];
+            bytes[0] = directory;
+            fs::write(path.join(format!("f{file:02}")), &bytes).unwrap();
+            if size <= SMALL as usize {
+                expected.push(Digest::of(&bytes));
+            }
+        }
+    }
+    let watched = Watched::new(|| ());
+    watched.add(folder.path()).unwrap();
+    assert!(*watched.put.lock() == expected);
+}
+
+#[test]
+fn a_file_that_grows_or_shrinks_while_it_is_read_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    for change in [1, -1] {
+        fs::write(&path, vec![1; 4 * SMALL as usize]).unwrap();
+        let target = path.clone();
+        let watched = Watched::new(move || {
+            let file = OpenOptions::new().write(true).open(&target).unwrap();
+            let size = file.metadata().unwrap().len() as i64;
+            file.set_len((size + change * SMALL as i64) as u64).unwrap();
+        });
+        let error = watched.add(folder.path()).unwrap_err();
+        assert!(
+            matches!(&error, Error::Changed { path: changed } if *changed == path),
+            "{error}"
+        );
+    }
+}
+
+/// Files of `/proc` say that they are empty and are not: read as they say, they would be lost.
+#[test]
+fn a_small_file_with_another_size_than_it_says_is_an_error() {
+    let path = Path::new("/proc/self/status");
+    let error = Fresh::new().import(Source::Path(path)).unwrap_err();
+    assert!(
+        matches!(&error, Error::Changed { path: changed } if changed == path),
+        "{error}"
+    );
+}
+
+/// Between listing and opening, anything can happen to a name.
+#[test]
+fn a_file_that_is_not_what_was_listed_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    symlink("/etc/passwd", at("link")).unwrap();
+    fs::create_dir(at("directory")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), Mode::RWXU).unwrap();
+    let fd: OwnedFd = File::open(folder.path()).unwrap().into();
+    let folder = Arc::new(Folder {
+        fd,
+        path: folder.path().to_owned(),
+    });
+    let mut assembly = Assembly::default();
+    let mut open = |name: &str| {
+        let job = Job {
+            folder: folder.clone(),
+            name: CString::new(name).unwrap(),
+            file: assembly.file(),
+        };
+        read::open_file(&job).unwrap_err()
+    };
+    for name in ["vanished", "link", "directory"] {
+        let error = open(name);
+        assert!(matches!(error, Error::Changed { .. }), "{name}: {error}");
+    }
+    let error = open("pipe");
+    assert!(matches!(error, Error::Special { .. }), "{error}");
+}
+
+#[test]
+fn special_files_are_refused_by_name_or_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    fs::write(folder.path().join("file"), "x").unwrap();
+    let fresh = Fresh::new();
+    let error = fresh.import(Source::Path(folder.path())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "{} is a socket, which cannot be imported; leave it out or skip special files",
+            socket.display()
+        )
+    );
+    fresh.assert_empty();
+    let options = Options {
+        special_files: SpecialFiles::Skip,
+        ..Options::default()
+    };
+    let imported = fresh
+        .import_with(Source::Path(folder.path()), &options)
+        .unwrap();
+    assert_eq!(imported.totals.skipped, 1);
+    assert_eq!(imported.totals.files, 1);
+
+    let error = fresh
+        .import(Source::Path(Path::new("/dev/null")))
+        .unwrap_err();
+    assert!(matches!(error, Error::Special { .. }), "{error}");
+}
+
+#[test]
+fn any_legal_name_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = [b'n'; 255];
+    let names: [&[u8]; 5] = [b"\xff\xfe", b"line\nfeed", b" ", b"...", &long];
+    for name in names {
+        fs::write(folder.path().join(OsStr::from_bytes(name)), name).unwrap();
+    }
+    let fresh = Fresh::new();
+    let node = fresh.import(Source::Path(folder.path())).unwrap().root.node;
+    let directory = fresh.store.directory(&node.digest().unwrap());
+    let directory = directory.unwrap().unwrap();
+    assert_eq!(directory.len(), names.len());
+    for name in names {
+        let found = directory.lookup(name).unwrap();
+        assert_eq!(found.digest(), Some(Digest::of(name)));
+    }
+}
+
+#[test]
+fn a_file_or_a_symlink_can_be_the_root() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "contents").unwrap();
+    let link = folder.path().join("link");
+    symlink("nowhere", &link).unwrap();
+    let fresh = Fresh::new();
+    let node = |path: &Path| fresh.import(Source::Path(path)).unwrap().root.node;
+    assert!(matches!(node(&file), Node::File { size: 8, .. }));
+    assert!(matches!(node(&link), Node::Symlink { .. }));
+}
+
+#[test]
+fn holes_are_zeros() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sparse");
+    let size = 40 << 20;
+    let mut expected = vec![0; size];
+    let mut file = File::create(&path).unwrap();
+    for (at, text) in [(5 << 20, &b"middle"[..]), (30 << 20, b"later")] {
+        file.seek(SeekFrom::Start(at as u64)).unwrap();
+        file.write_all(text).unwrap();
+        expected[at..at + text.len()].copy_from_slice(text);
+    }
+    file.set_len(size as u64).unwrap();
+    let fresh = Fresh::new();
+    let imported = fresh.import(Source::Path(&path)).unwrap();
+    assert_eq!(imported.root.node.digest(), Some(Digest::of(&expected)));
+    assert_eq!(imported.totals.bytes, size as u64);
+}
+
+#[test]
+fn what_cannot_be_read_is_named() {
+    let missing = Path::new("/nonexistent/tree");
+    let error = Fresh::new().import(Source::Path(missing)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot find /nonexistent/tree: No such file or directory (os error 2)"
+    );
+}
+
+#[test]
+fn what_may_not_be_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    fs::write(&path, "x").unwrap();
+    let may = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    may(folder.path(), 0o755).unwrap();
+    may(&path, 0o000).unwrap();
+    let error = std::thread::scope(|scope| {
+        // Root may read everything, so become nobody: in this thread, and those that it starts.
+        let import = || {
+            if rustix::process::geteuid().is_root() {
+                let nobody = rustix::process::Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            Fresh::new()
+                .import(Source::Path(folder.path()))
+                .unwrap_err()
+        };
+        scope.spawn(import).join().unwrap()
+    });
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "cannot open {}: Permission denied (os error 13)",
+            path.display()
+        )
+    );
+}
+
+#[test]
+fn a_deep_tree_is_no_problem() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut path = folder.path().to_owned();
+    for _ in 0..400 {
+        path.push("d");
+        fs::create_dir(&path).unwrap();
+    }
+    fs::write(path.join("leaf"), "x").unwrap();
+    let imported = Fresh::new().import(Source::Path(folder.path())).unwrap();
+    assert_eq!(imported.totals.directories, 401);
+    assert_eq!(imported.totals.files, 1);
+}

@@ -1,0 +1,149 @@
+//! Sparse files: a map says where the data in the archive belong, the rest is zeros.
+
+/// A part of a file that has data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// Bytes from the start of the file.
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) length: u64,
+}
+
+/// The most segments of a file: 64 MiB of memory, and a terabyte of a file that has a hole in every
+/// 256 KiB.
+pub(super) const MAX_SEGMENTS: usize = 4 << 20;
+
+/// Where the next bytes of a file come from.
+#[derive(Debug, Default)]
+pub(super) struct Map {
+    /// The segments that are not read yet, the next one last.
+    segments: Vec<Segment>,
+    /// Bytes of the file before here are read.
+    at: u64,
+    size: u64,
+}
+
+/// A stretch of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stretch {
+    Data(u64),
+    Zeros(u64),
+}
+
+impl Map {
+    /// A file of `size` bytes with data throughout.
+    pub(super) fn dense(size: u64) -> Self {
+        Self {
+            segments: vec![Segment {
+                offset: 0,
+                length: size,
+            }],
+            at: 0,
+            size,
+        }
+    }
+
+    /// A file of `size` bytes with data in `segments`, of which the archive holds `stored` bytes.
+    pub(super) fn sparse(
+        mut segments: Vec<Segment>,
+        size: u64,
+        stored: u64,
+    ) -> Result<Self, &'static str> {
+        if segments.len() > MAX_SEGMENTS {
+            return Err("a sparse file with too many segments");
+        }
+        let mut end = 0;
+        let mut sum = 0u64;
+        for Segment { offset, length } in &segments {
+            if *offset < end {
+                return Err("a sparse map that is not sorted");
+            }
+            end = offset
+                .checked_add(*length)
+                .filter(|end| *end <= size)
+                .ok_or("a sparse map that leads beyond the end of its file")?;
+            // No overflow: the segments do not overlap.
+            sum += length;
+        }
+        if sum != stored {
+            return Err("a sparse map that does not fit its data");
+        }
+        segments.reverse();
+        Ok(Self {
+            segments,
+            at: 0,
+            size,
+        })
+    }
+
+    /// Bytes of the file.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What the next bytes are, at most `limit` of them; nothing at the end of the file.
+    pub(super) fn next(&mut self, limit: u64) -> Option<Stretch> {
+        while self.segments.last().is_some_and(|next| next.length == 0) {
+            self.segments.pop();
+        }
+        let stretch = match self.segments.last_mut() {
+            Some(next) if next.offset == self.at => {
+                let length = next.length.min(limit);
+                next.offset += length;
+                next.length -= length;
+                Stretch::Data(length)
+            }
+            Some(next) => Stretch::Zeros((next.offset - self.at).min(limit)),
+            None if self.at < self.size => Stretch::Zeros((self.size - self.at).min(limit)),
+            None => return None,
+        };
+        let (Stretch::Data(length) | Stretch::Zeros(length)) = stretch;
+        self.at += length;
+        Some(stretch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segments(pairs: &[(u64, u64)]) -> Vec<Segment> {
+        pairs
+            .iter()
+            .map(|&(offset, length)| Segment { offset, length })
+            .collect()
+    }
+
+    #[test]
+    fn holes_are_zeros_wherever_they_are() {
+        let mut map = Map::sparse(segments(&[(2, 3), (5, 0), (8, 1)]), 10, 4).unwrap();
+        let mut stretches = Vec::new();
+        while let Some(stretch) = map.next(2) {
+            stretches.push(stretch);
+        }
+        use Stretch::{Data, Zeros};
+        assert_eq!(
+            stretches,
+            [
+                Zeros(2),
+                Data(2),
+                Data(1),
+                Zeros(2),
+                Zeros(1),
+                Data(1),
+                Zeros(1)
+            ]
+        );
+    }
+
+    #[test]
+    fn maps_that_do_not_fit_are_refused() {
+        let map = |pairs: &[_], size, stored| Map::sparse(segments(pairs), size, stored);
+        assert!(map(&[(0, 1), (1, 1)], 2, 2).is_ok());
+        assert!(map(&[(1, 1), (0, 1)], 2, 2).is_err(), "unsorted");
+        assert!(map(&[(0, 2), (1, 1)], 3, 3).is_err(), "overlapping");
+        assert!(map(&[(0, 3)], 2, 3).is_err(), "beyond the end");
+        assert!(map(&[(0, 1)], 2, 2).is_err(), "less than the data");
+        assert!(map(&[(u64::MAX, 2)], u64::MAX, 2).is_err(), "overflow");
+    }
+}

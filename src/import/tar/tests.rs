@@ -1,0 +1,313 @@
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::process::Command;
+
+use tar::{Builder, EntryType, Header};
+
+use super::*;
+use crate::castore::Digest;
+use crate::import::Source;
+use crate::import::tests::Fresh;
+use crate::store::Blocking;
+
+/// Appends an entry with any path, also those that the crate does not want to write.
+fn append(
+    builder: &mut Builder<Vec<u8>>,
+    kind: EntryType,
+    path: &[u8],
+    link: &[u8],
+    contents: &[u8],
+) {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(0o644);
+    header.set_size(contents.len() as u64);
+    header.as_old_mut().name[..path.len()].copy_from_slice(path);
+    header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
+    header.set_cksum();
+    builder.append(&header, contents).unwrap();
+}
+
+/// An archive of entries `(kind, path, link, contents)`.
+fn archive(entries: &[(EntryType, &str, &str, &str)]) -> Vec<u8> {
+    let mut builder = Builder::new(Vec::new());
+    for (kind, path, link, contents) in entries {
+        append(
+            &mut builder,
+            *kind,
+            path.as_bytes(),
+            link.as_bytes(),
+            contents.as_bytes(),
+        );
+    }
+    builder.into_inner().unwrap()
+}
+
+fn import(tar: &[u8], options: &Options) -> Result<(Fresh, Node), String> {
+    let fresh = Fresh::new();
+    match fresh.import_with(Source::Tar(&mut &tar[..]), options) {
+        Ok(imported) => Ok((fresh, imported.root.node)),
+        Err(error) => {
+            fresh.assert_empty();
+            Err(error.to_string())
+        }
+    }
+}
+
+/// Every path in the tree, and what is there: the contents of a file, `-> target`, or `/`.
+fn listing(tar: &[u8]) -> Vec<String> {
+    let (fresh, node) = import(tar, &Options::default()).unwrap();
+    let mut lines = Vec::new();
+    list(&fresh.store, &node, String::new(), &mut lines);
+    lines
+}
+
+fn list(store: &Blocking, node: &Node, path: String, lines: &mut Vec<String>) {
+    match node {
+        Node::Directory { digest, .. } => {
+            if !path.is_empty() {
+                lines.push(format!("{path}/"));
+            }
+            let directory = store.directory(digest).unwrap().unwrap();
+            for entry in directory.iter() {
+                let separator = if path.is_empty() { "" } else { "/" };
+                let path = format!("{path}{separator}{}", entry.name.escape_ascii());
+                list(store, &entry.node.to_owned().unwrap(), path, lines);
+            }
+        }
+        Node::File { digest, size, .. } => {
+            let mut bytes = vec![0; *size as usize];
+            store.read(digest, *size, 0, &mut bytes).unwrap().unwrap();
+            lines.push(format!("{path}={}", bytes.escape_ascii()));
+        }
+        Node::Symlink { target } => lines.push(format!("{path} -> {target}")),
+    }
+}
+
+use EntryType as E;
+
+#[test]
+fn directories_may_be_implied_and_come_late() {
+    let tar = archive(&[
+        (E::Regular, "./a//b/./c", "", "1"),
+        (E::Directory, "./", "", ""),
+        (E::Directory, "a/b/", "", ""),
+        (E::Regular, "old/", "", ""),
+        (E::Continuous, "a/d", "", "2"),
+    ]);
+    assert_eq!(listing(&tar), ["a/", "a/b/", "a/b/c=1", "a/d=2", "old/"]);
+}
+
+#[test]
+fn a_later_entry_replaces_an_earlier_one() {
+    let tar = archive(&[
+        (E::Regular, "file", "", "1"),
+        (E::Regular, "file", "", "2"),
+        (E::Regular, "becomes-directory", "", "1"),
+        (E::Directory, "becomes-directory", "", ""),
+        (E::Regular, "becomes-directory/x", "", "3"),
+        (E::Directory, "becomes-directory", "", ""),
+        (E::Regular, "becomes-link/x", "", "1"),
+        (E::Symlink, "becomes-link", "target", ""),
+    ]);
+    assert_eq!(
+        listing(&tar),
+        [
+            "becomes-directory/",
+            "becomes-directory/x=3",
+            "becomes-link -> target",
+            "file=2"
+        ]
+    );
+}
+
+#[test]
+fn hard_links_are_what_they_link_to() {
+    let tar = archive(&[
+        (E::Regular, "d/file", "", "1"),
+        (E::Symlink, "symlink", "x", ""),
+        (E::Link, "same", "./d/file", ""),
+        (E::Link, "same-symlink", "symlink", ""),
+        (E::Regular, "d/file", "", "2"),
+    ]);
+    assert_eq!(
+        listing(&tar),
+        [
+            "d/",
+            "d/file=2",
+            "same=1",
+            "same-symlink -> x",
+            "symlink -> x"
+        ]
+    );
+    for target in ["nothing", "d", "d/nothing", "d/file/x"] {
+        let tar = archive(&[
+            (E::Regular, "d/file", "", "1"),
+            (E::Link, "link", target, ""),
+        ]);
+        let error = import(&tar, &Options::default()).err().unwrap();
+        assert!(
+            error.contains(&format!("is a hard link to \"{target}\"")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn paths_that_lead_elsewhere_are_refused() {
+    for path in ["/etc/passwd", "../x", "a/../../x", "a/.."] {
+        let error = import(
+            &archive(&[(E::Regular, path, "", "1")]),
+            &Options::default(),
+        );
+        let error = error.err().unwrap();
+        assert!(
+            error.starts_with(&format!("the tar entry \"{path}\" leads out of the tree")),
+            "{error}"
+        );
+    }
+    let outside = archive(&[(E::Link, "link", "/etc/passwd", "")]);
+    assert!(import(&outside, &Options::default()).is_err());
+    let through = archive(&[
+        (E::Symlink, "link", "/etc", ""),
+        (E::Regular, "link/passwd", "", "1"),
+    ]);
+    let error = import(&through, &Options::default()).err().unwrap();
+    assert_eq!(
+        error,
+        "the tar entry \"link/passwd\" is inside \"link\", which is no directory"
+    );
+}
+
+#[test]
+fn special_files_are_refused_by_name_or_left_out() {
+    let tar = archive(&[(E::Char, "dev/null", "", ""), (E::Regular, "file", "", "1")]);
+    let error = import(&tar, &Options::default()).err().unwrap();
+    assert!(
+        error.starts_with("the tar entry \"dev/null\" is a character device"),
+        "{error}"
+    );
+    let options = Options {
+        special_files: SpecialFiles::Skip,
+        ..Options::default()
+    };
+    assert!(import(&tar, &options).is_ok());
+}
+
+#[test]
+fn leading_components_can_be_taken_off() {
+    let tar = archive(&[
+        (E::Directory, "top", "", ""),
+        (E::Regular, "stray", "", "0"),
+        (E::Regular, "top/file", "", "1"),
+        (E::Link, "top/link", "top/file", ""),
+    ]);
+    let options = Options {
+        strip_components: 1,
+        ..Options::default()
+    };
+    let (fresh, node) = import(&tar, &options).unwrap();
+    let mut lines = Vec::new();
+    list(&fresh.store, &node, String::new(), &mut lines);
+    assert_eq!(lines, ["file=1", "link=1"]);
+}
+
+#[test]
+fn damaged_archives_are_refused() {
+    let tar = archive(&[(E::Regular, "file", "", "contents")]);
+    let refused = |tar: &[u8]| import(tar, &Options::default()).err().unwrap();
+    for end in [0, 1, 511, 512, 700, 1024, 1500] {
+        let error = refused(&tar[..end]);
+        assert!(error.contains("cut short"), "{end}: {error}");
+    }
+    let mut flipped = tar.clone();
+    flipped[0] ^= 1;
+    assert!(refused(&flipped).contains("checksum"));
+    let mut trailing = tar.clone();
+    trailing.extend_from_slice(&tar);
+    assert!(refused(&trailing).contains("more bytes follow"));
+    let unknown = archive(&[(E::new(b'?'), "file", "", "")]);
+    assert!(refused(&unknown).contains("unknown kind '?'"));
+}
+
+/// An entry with a size of 2^60 sparse zeros, or a header of as many bytes, must cost nothing.
+#[test]
+fn announced_sizes_are_not_believed() {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(E::GNULongName);
+    header.set_size(1 << 60);
+    header.set_cksum();
+    let error = import(header.as_bytes(), &Options::default())
+        .err()
+        .unwrap();
+    assert!(error.contains("more than a mebibyte"), "{error}");
+    header.set_entry_type(E::Regular);
+    header.set_size(u64::MAX);
+    header.set_cksum();
+    let error = import(header.as_bytes(), &Options::default())
+        .err()
+        .unwrap();
+    assert!(error.contains("beyond 64 bits"), "{error}");
+}
+
+/// Makes an archive of what is in `folder` with GNU tar, which the tests need installed.
+fn gnu_tar(folder: &std::path::Path, arguments: &[&str]) -> Vec<u8> {
+    let output = Command::new("tar")
+        .arg("-C")
+        .arg(folder)
+        .args(["-c", "-f", "-"])
+        .args(arguments)
+        .arg(".")
+        .output()
+        .expect("the tests need GNU tar");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output.stdout
+}
+
+#[test]
+fn archives_of_gnu_tar_in_every_format_give_the_tree_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let deep = folder.path().join("d".repeat(120)).join("e".repeat(120));
+    fs::create_dir_all(&deep).unwrap();
+    fs::write(deep.join("a name\nwith a line feed").as_path(), "1").unwrap();
+    std::os::unix::fs::symlink("t".repeat(300), deep.join("link")).unwrap();
+    fs::hard_link(
+        deep.join("a name\nwith a line feed"),
+        folder.path().join("hard link"),
+    )
+    .unwrap();
+    use std::os::unix::ffi::OsStrExt;
+    fs::write(deep.join(std::ffi::OsStr::from_bytes(b"\xff\n=\xfe")), "2").unwrap();
+    // Enough segments that the older format needs more headers than one.
+    let mut sparse = File::create(folder.path().join("sparse")).unwrap();
+    for segment in 0..60u64 {
+        sparse.seek(SeekFrom::Start(segment * 100_000)).unwrap();
+        sparse.write_all(&[segment as u8; 700]).unwrap();
+    }
+    sparse.set_len(7_000_000).unwrap();
+    drop(sparse);
+
+    let fresh = Fresh::new();
+    let on_disk = fresh.import(Source::Path(folder.path())).unwrap();
+    for arguments in [
+        &["--format=gnu"][..],
+        &["--format=pax"],
+        &["--format=gnu", "--sparse"],
+        &["--format=pax", "--sparse", "--sparse-version=0.0"],
+        &["--format=pax", "--sparse", "--sparse-version=0.1"],
+        &["--format=pax", "--sparse", "--sparse-version=1.0"],
+    ] {
+        let tar = gnu_tar(folder.path(), arguments);
+        if arguments.contains(&"--sparse") {
+            assert!(tar.len() < 500_000, "{arguments:?}: no sparse archive");
+        }
+        let (_, node) = import(&tar, &Options::default()).unwrap();
+        assert_eq!(node, on_disk.root.node, "{arguments:?}");
+    }
+    assert_eq!(on_disk.totals.files, 4);
+    assert_ne!(on_disk.root.node.digest(), Some(Digest::of(b"")));
+}

@@ -1,0 +1,40 @@
+//! NAR, the archive format of Nix: one tree of files, written in exactly one way.
+//!
+//! An archive is a sequence of strings, each a 64-bit little-endian length, the bytes, and zeros up
+//! to a multiple of eight:
+//!
+//! ```text
+//! archive = "nix-archive-1" node
+//! node    = "(" "type" what ")"
+//! what    = "regular" ["executable" ""] "contents" BYTES
+//!         | "symlink" "target" BYTES
+//!         | "directory" { "entry" "(" "name" BYTES "node" node ")" }
+//! ```
+//!
+//! Entries are sorted by the bytes of their names. A store path's hash is taken over the archive, so
+//! the [`Reader`] refuses whatever the [`Writer`] would have written otherwise: what it accepts,
+//! written again, gives the same bytes. A hash of the input is therefore the hash of the tree.
+//!
+//! Both work in bounded memory, and neither recurses: how deep a tree is costs no stack.
+
+mod reader;
+mod writer;
+
+pub use reader::{Contents, Error, Event, Reader};
+pub use writer::Writer;
+
+/// What an archive starts with.
+const MAGIC: &[u8] = b"nix-archive-1";
+
+/// The most directories inside one another that the [`Reader`] follows. A path through as many
+/// one-letter names is twice as long as the longest path that Linux takes (4096 bytes).
+pub const MAX_DEPTH: usize = 4096;
+
+/// The zeros that follow a string of `length` bytes.
+fn padding(length: u64) -> usize {
+    // At most 7, so it fits.
+    (length.wrapping_neg() % 8) as usize
+}
+
+#[cfg(test)]
+mod tests;

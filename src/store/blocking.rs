@@ -1,0 +1,236 @@
+//! A store as a plain thread sees it: every question waits for its answer.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::{Answer, Error, Ingest, Store, Usage};
+use crate::castore::{Digest, Directory, Root};
+use crate::nix::PathInfo;
+
+/// A [`Store`] for threads that may block: import, export, verification, the command line.
+///
+/// What is at hand is answered in place, and only what has to be waited for goes through the async
+/// runtime. Clones are cheap and see the same store. Methods panic when called from inside an async
+/// task, as [`Handle::block_on`] does: use `spawn_blocking` there.
+#[derive(Clone)]
+pub struct Blocking {
+    store: Arc<dyn Store>,
+    runtime: Handle,
+}
+
+impl Blocking {
+    /// Asks `store`, and waits on `runtime` where that is needed.
+    pub fn new(store: Arc<dyn Store>, runtime: Handle) -> Self {
+        Self { store, runtime }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// See [`Store::url`].
+    pub fn url(&self) -> &str {
+        self.store.url()
+    }
+
+    /// See [`Store::directory`].
+    pub fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        match self.store.directory_now(digest)? {
+            Answer::Found(directory) => Ok(Some(directory)),
+            Answer::Absent => Ok(None),
+            Answer::Wait => self.runtime.block_on(self.store.directory(digest)),
+        }
+    }
+
+    /// See [`Store::read_now`]: fills `buffer` unless the blob ends first.
+    pub fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Option<usize>, Error> {
+        match self.store.read_now(digest, size, offset, buffer)? {
+            Answer::Found(length) => return Ok(Some(length)),
+            Answer::Absent => return Ok(None),
+            Answer::Wait => {}
+        }
+        let read = self.store.read(digest, size, offset, buffer.len());
+        let bytes = self.runtime.block_on(read)?;
+        Ok(bytes.map(|bytes| {
+            let length = bytes.len().min(buffer.len());
+            buffer[..length].copy_from_slice(&bytes[..length]);
+            length
+        }))
+    }
+
+    /// See [`Store::root`].
+    pub fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        match self.store.root_now(name)? {
+            Answer::Found(root) => Ok(Some(root)),
+            Answer::Absent => Ok(None),
+            Answer::Wait => self.runtime.block_on(self.store.root(name)),
+        }
+    }
+
+    /// See [`Store::roots`].
+    pub fn roots(&self) -> Result<Vec<Root>, Error> {
+        self.runtime.block_on(self.store.roots())
+    }
+
+    /// See [`Store::path_info`].
+    pub fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+        self.runtime.block_on(self.store.path_info(name))
+    }
+
+    /// See [`Store::has_blob`].
+    pub fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        self.runtime.block_on(self.store.has_blob(digest))
+    }
+
+    /// See [`Store::blob_size`].
+    pub fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        self.runtime.block_on(self.store.blob_size(digest))
+    }
+
+    /// See [`Store::usage`].
+    pub fn usage(&self) -> Result<Usage, Error> {
+        self.store.usage()
+    }
+
+    /// See [`Store::ingest`].
+    pub fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+        self.store.ingest()
+    }
+}
+
+impl fmt::Debug for Blocking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Blocking").field(&self.store).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::castore::{Name, Node};
+    use crate::store::MemoryStore;
+
+    /// Has nothing at hand: every answer takes the async way.
+    #[derive(Debug)]
+    struct FarAway(MemoryStore);
+
+    #[async_trait]
+    impl Store for FarAway {
+        fn url(&self) -> &str {
+            "far:"
+        }
+        fn directory_now(&self, _: &Digest) -> Result<Answer<Directory>, Error> {
+            Ok(Answer::Wait)
+        }
+        fn read_now(
+            &self,
+            _: &Digest,
+            _: u64,
+            _: u64,
+            _: &mut [u8],
+        ) -> Result<Answer<usize>, Error> {
+            Ok(Answer::Wait)
+        }
+        fn root_now(&self, _: &[u8]) -> Result<Answer<Root>, Error> {
+            Ok(Answer::Wait)
+        }
+        async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+            tokio::task::yield_now().await;
+            self.0.directory(digest).await
+        }
+        async fn read(
+            &self,
+            digest: &Digest,
+            size: u64,
+            offset: u64,
+            length: usize,
+        ) -> Result<Option<Bytes>, Error> {
+            tokio::task::yield_now().await;
+            self.0.read(digest, size, offset, length).await
+        }
+        async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+            tokio::task::yield_now().await;
+            self.0.root(name).await
+        }
+        async fn roots(&self) -> Result<Vec<Root>, Error> {
+            self.0.roots().await
+        }
+        async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+            self.0.path_info(name).await
+        }
+        async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+            self.0.has_blob(digest).await
+        }
+        async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+            self.0.blob_size(digest).await
+        }
+        fn usage(&self) -> Result<Usage, Error> {
+            self.0.usage()
+        }
+        fn roots_version(&self) -> Result<u64, Error> {
+            self.0.roots_version()
+        }
+        fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
+            self.0.wait_for_roots(seen, timeout)
+        }
+        fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+            self.0.ingest()
+        }
+    }
+
+    #[test]
+    fn what_is_far_away_is_waited_for() {
+        let memory = MemoryStore::new();
+        let digest = Digest::of(b"contents");
+        let node = Node::File {
+            digest,
+            size: 8,
+            executable: false,
+        };
+        let name = Name::new(b"name").unwrap();
+        let directory = Directory::from_entries(vec![(name.clone(), node.clone())]).unwrap();
+        let root = Root { name, node };
+        let ingest = memory.ingest().unwrap();
+        ingest.put_blobs(&[(digest, b"contents")]).unwrap();
+        ingest.put_directory(&directory).unwrap();
+        ingest.put_root(&root, None).unwrap();
+        ingest.commit().unwrap();
+
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let near: Arc<dyn Store> = Arc::new(memory.clone());
+        let far: Arc<dyn Store> = Arc::new(FarAway(memory));
+        for store in [near, far] {
+            let store = Blocking::new(store, runtime.handle().clone());
+            assert_eq!(
+                store.directory(&directory.digest()).unwrap(),
+                Some(directory.clone())
+            );
+            assert_eq!(store.directory(&digest).unwrap(), None);
+            let mut buffer = [0; 8];
+            assert_eq!(store.read(&digest, 8, 3, &mut buffer).unwrap(), Some(5));
+            assert_eq!(&buffer[..5], b"tents");
+            assert_eq!(
+                store.read(&Digest::of(b"x"), 1, 0, &mut buffer).unwrap(),
+                None
+            );
+            assert_eq!(store.root(b"name").unwrap(), Some(root.clone()));
+            assert_eq!(store.root(b"other").unwrap(), None);
+            assert_eq!(store.roots().unwrap(), std::slice::from_ref(&root));
+            assert!(store.has_blob(&digest).unwrap());
+        }
+    }
+}

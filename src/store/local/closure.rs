@@ -1,0 +1,170 @@
+//! Whether everything below a Directory is there.
+//!
+//! A root node promises its whole tree, so a commit looks for every blob and Directory below it.
+//! What the store already found whole is marked so in the index ([`Kind::Whole`]) and not looked
+//! into again; a Directory that came without everything below it (a cache fills like that) is
+//! [`Kind::Partial`], and is looked into again whenever a root leads to it.
+
+use std::collections::{HashMap, HashSet};
+
+use super::Inner;
+use super::index::Snapshot;
+use super::ingest::Staged;
+use super::location::{Kind, Location};
+use crate::castore::{Digest, Directory, Node, NodeRef, Root};
+use crate::store::Error;
+
+/// What is missing, as a text; nothing if nothing is.
+type Found = Option<String>;
+
+/// A search below the Directories of one addition.
+pub(super) struct Closure<'a> {
+    store: &'a Inner,
+    snapshot: &'a Snapshot,
+    staged: &'a Staged,
+    known: HashMap<Digest, Found>,
+    completed: Vec<(Digest, Location)>,
+}
+
+/// What the search found out.
+pub(super) struct Partial {
+    /// New Directories below which something is missing.
+    pub(super) missing: HashSet<Digest>,
+    /// Directories of the store below which nothing is missing any more.
+    pub(super) completed: Vec<(Digest, Location)>,
+}
+
+/// A Directory whose entries are being looked at.
+struct Visit {
+    directory: Directory,
+    next: usize,
+    /// Where it lies, if it is in the store.
+    at: Option<Location>,
+}
+
+/// What is known of a Directory at once.
+enum State {
+    Known(Found),
+    Visit(Visit),
+}
+
+impl<'a> Closure<'a> {
+    pub(super) fn new(store: &'a Inner, snapshot: &'a Snapshot, staged: &'a Staged) -> Self {
+        Self {
+            store,
+            snapshot,
+            staged,
+            known: HashMap::with_capacity(staged.directories.len()),
+            completed: Vec::new(),
+        }
+    }
+
+    /// Looks for everything that `root` refers to; the inner error says what is missing.
+    pub(super) fn check(&mut self, root: &Root) -> Result<Result<(), String>, Error> {
+        let missing = match &root.node {
+            Node::Directory { digest, .. } => self.below(digest)?,
+            Node::File { digest, size, .. } => self.blob(digest, *size)?,
+            Node::Symlink { .. } => None,
+        };
+        Ok(missing.map_or(Ok(()), Err))
+    }
+
+    /// Looks below the Directories that no root leads to as well.
+    pub(super) fn finish(mut self) -> Result<Partial, Error> {
+        let staged = self.staged;
+        for digest in staged.directories.keys() {
+            self.below(digest)?;
+        }
+        let missing = self
+            .known
+            .into_iter()
+            .filter_map(|(digest, missing)| missing.map(|_| digest))
+            .collect();
+        Ok(Partial {
+            missing,
+            completed: self.completed,
+        })
+    }
+
+    fn below(&mut self, digest: &Digest) -> Result<Found, Error> {
+        let mut path = match self.state(digest)? {
+            State::Known(found) => return Ok(found),
+            State::Visit(visit) => vec![visit],
+        };
+        let mut last = None;
+        while let Some(visit) = path.last_mut() {
+            let mut missing = None;
+            let mut deeper = None;
+            while let Some(entry) = visit.directory.get(visit.next) {
+                missing = match entry.node {
+                    NodeRef::File { digest, size, .. } => self.blob(&digest, size)?,
+                    NodeRef::Symlink { .. } => None,
+                    NodeRef::Directory { digest, .. } => match self.state(&digest)? {
+                        State::Known(found) => found,
+                        State::Visit(visit) => {
+                            deeper = Some(visit);
+                            break;
+                        }
+                    },
+                };
+                if missing.is_some() {
+                    missing = missing.map(|what| {
+                        let name = entry.name.escape_ascii();
+                        format!("{what}, for \"{name}\" in {}", visit.directory.digest())
+                    });
+                    break;
+                }
+                visit.next += 1;
+            }
+            if let Some(deeper) = deeper {
+                path.push(deeper);
+                continue;
+            }
+            let digest = visit.directory.digest();
+            if let (None, Some(at)) = (&missing, visit.at) {
+                let kind = Kind::Whole;
+                self.completed.push((digest, Location { kind, ..at }));
+            }
+            last = missing.clone();
+            self.known.insert(digest, missing);
+            path.pop();
+        }
+        Ok(last)
+    }
+
+    fn state(&self, digest: &Digest) -> Result<State, Error> {
+        if let Some(found) = self.known.get(digest) {
+            // The first place it was missed at says enough.
+            return Ok(State::Known(found.clone()));
+        }
+        if let Some(directory) = self.staged.directories.get(digest) {
+            return Ok(State::Visit(Visit {
+                directory: directory.clone(),
+                next: 0,
+                at: None,
+            }));
+        }
+        match self.snapshot.directory(digest)? {
+            None => Ok(State::Known(Some(format!("it lacks directory {digest}")))),
+            Some(at) if at.kind == Kind::Whole => Ok(State::Known(None)),
+            Some(at) => Ok(State::Visit(Visit {
+                directory: self.store.files.directory(digest, at)?,
+                next: 0,
+                at: Some(at),
+            })),
+        }
+    }
+
+    fn blob(&self, digest: &Digest, size: u64) -> Result<Found, Error> {
+        let at = match self.staged.blobs.get(digest) {
+            Some(at) => Some(*at),
+            None => self.snapshot.blob(digest)?,
+        };
+        let len = match at {
+            Some(at) => at.len,
+            None if *digest == Digest::empty_blob() => 0,
+            None => return Ok(Some(format!("it lacks blob {digest}"))),
+        };
+        Ok((len != size).then(|| format!("blob {digest} has {len} bytes, not {size}")))
+    }
+}

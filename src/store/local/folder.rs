@@ -1,0 +1,332 @@
+//! The store's folder: where each file lies, and how a folder becomes a store.
+//!
+//! `format` is written last, so a folder that has it is a whole store; a folder that a crash left
+//! half made is made again.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+
+use crate::castore::Digest;
+use crate::store::Error;
+
+/// The format that this code writes, and the newest that it reads.
+const FORMAT: u32 = 1;
+
+/// What a folder may hold that a crash left half made.
+const OUR_NAMES: [&str; 8] = [
+    "format.new",
+    "index.redb",
+    "index.redb.new",
+    "sequence",
+    "packs",
+    "blobs",
+    "tmp",
+    // A file system of our own may come with it.
+    "lost+found",
+];
+
+/// The paths in a store, and its name in errors.
+#[derive(Debug)]
+pub(super) struct Folder {
+    url: String,
+    path: PathBuf,
+}
+
+impl Folder {
+    pub(super) fn new(path: &Path) -> Self {
+        Self {
+            url: format!("local:{}", path.display()),
+            path: path.to_owned(),
+        }
+    }
+
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn index(&self) -> PathBuf {
+        self.path.join("index.redb")
+    }
+
+    pub(super) fn sequence(&self) -> PathBuf {
+        self.path.join("sequence")
+    }
+
+    pub(super) fn packs(&self) -> PathBuf {
+        self.path.join("packs")
+    }
+
+    pub(super) fn pack(&self, id: u32) -> PathBuf {
+        self.packs().join(format!("{id:08}.pack"))
+    }
+
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.path.join("blobs")
+    }
+
+    /// The folder of the large blobs whose digests start as `digest` does.
+    pub(super) fn blob_folder(&self, digest: &Digest) -> PathBuf {
+        self.blobs().join(&digest.to_hex()[..2])
+    }
+
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.blob_folder(digest).join(&digest.to_hex()[2..])
+    }
+
+    pub(super) fn tmp(&self) -> PathBuf {
+        self.path.join("tmp")
+    }
+
+    /// Says which file an operation failed on, and what to do where that is known.
+    pub(super) fn io(
+        &self,
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(io::Error) -> Error + use<> {
+        let (store, path) = (self.url.clone(), path.to_owned());
+        move |source| Error::Io {
+            store,
+            action,
+            path,
+            source: advise(source),
+        }
+    }
+
+    /// Makes the folder a store if it is none yet, and checks that we understand its format.
+    ///
+    /// `make_index` makes an empty index at the path it is given.
+    pub(super) fn prepare(
+        &self,
+        make_index: impl FnOnce(&Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if self.check_format()? {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.path).map_err(self.io("create the folder", &self.path))?;
+        let lock = open_folder(&self.path).map_err(self.io("open", &self.path))?;
+        flock(&lock, FlockOperation::LockExclusive)
+            .map_err(io::Error::from)
+            .map_err(self.io("lock", &self.path))?;
+        // Another process may have made the store while we waited.
+        if self.check_format()? {
+            return Ok(());
+        }
+        self.refuse_foreign()?;
+        for folder in [self.packs(), self.blobs(), self.tmp()] {
+            make_folder(&folder).map_err(self.io("create the folder", &folder))?;
+        }
+        self.write(&self.sequence(), &0u64.to_le_bytes())?;
+        let made = self.path.join("index.redb.new");
+        match fs::remove_file(&made) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(self.io("remove", &made)(error));
+            }
+            _ => {}
+        }
+        make_index(&made)?;
+        let index = self.index();
+        fs::rename(&made, &index).map_err(self.io("create", &index))?;
+        let made = self.path.join("format.new");
+        let text = format!(
+            "# This folder is a castore-fs store; its files are described in docs/store-format.md.\n\
+             format = {FORMAT}\n"
+        );
+        self.write(&made, text.as_bytes())?;
+        self.sync(&self.path)?;
+        let format = self.path.join("format");
+        fs::rename(&made, &format).map_err(self.io("create", &format))?;
+        self.sync(&self.path)?;
+        // The folder's own name; whoever may not read its parent has to live without.
+        let parent = self
+            .path
+            .parent()
+            .filter(|path| !path.as_os_str().is_empty());
+        let _ = self.sync(parent.unwrap_or(Path::new(".")));
+        Ok(())
+    }
+
+    /// Whether the folder is a store; an error if it is one that we do not understand.
+    fn check_format(&self) -> Result<bool, Error> {
+        let path = self.path.join("format");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(self.io("read", &path)(error)),
+        };
+        let found = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .find(|(key, _)| key.trim() == "format")
+            .and_then(|(_, value)| value.trim().parse::<u32>().ok());
+        match found {
+            Some(FORMAT) => Ok(true),
+            Some(found) if found > FORMAT => Err(self.format(format!(
+                "made by a newer castore-fs (format {found}), this one understands up to \
+                 {FORMAT}: use the newer one, or another folder"
+            ))),
+            _ => Err(self.format(format!(
+                "{} holds no format number that a castore-fs ever wrote",
+                path.display()
+            ))),
+        }
+    }
+
+    fn refuse_foreign(&self) -> Result<(), Error> {
+        let entries = fs::read_dir(&self.path).map_err(self.io("list", &self.path))?;
+        for entry in entries {
+            let name = entry.map_err(self.io("list", &self.path))?.file_name();
+            if !OUR_NAMES.iter().any(|ours| *ours == name) {
+                return Err(self.format(format!(
+                    "the folder is not empty and is no castore-fs store (it holds {}): give a \
+                     folder that is empty or does not exist",
+                    name.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn format(&self, why: String) -> Error {
+        Error::Format {
+            store: self.url.clone(),
+            why,
+        }
+    }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+        File::create(path)
+            .and_then(|mut file| {
+                file.write_all(bytes)?;
+                file.sync_all()
+            })
+            .map_err(self.io("write", path))
+    }
+
+    /// Makes durable what was created, renamed or removed in the folder `path`.
+    pub(super) fn sync(&self, path: &Path) -> Result<(), Error> {
+        open_folder(path)
+            .and_then(|folder| Ok(rustix::fs::fsync(folder)?))
+            .map_err(self.io("sync", path))
+    }
+
+    /// Fails with [`Error::ReadOnly`] if we may not write to the store.
+    pub(super) fn check_writable(&self) -> Result<(), Error> {
+        let places = [
+            (self.index(), Access::WRITE_OK),
+            (self.packs(), Access::WRITE_OK | Access::EXEC_OK),
+            (self.blobs(), Access::WRITE_OK | Access::EXEC_OK),
+            (self.tmp(), Access::WRITE_OK | Access::EXEC_OK),
+        ];
+        for (path, access) in places {
+            match rustix::fs::accessat(CWD, &path, access, AtFlags::EACCESS) {
+                Ok(()) => {}
+                Err(error @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => {
+                    let error = advise(error.into());
+                    return Err(Error::ReadOnly {
+                        store: self.url.clone(),
+                        why: format!("{}: {error}", path.display()),
+                    });
+                }
+                Err(error) => return Err(self.io("open for writing", &path)(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails now if the disk has no room for `bytes`, while nothing depends on it.
+    pub(super) fn check_room(&self, bytes: u64) -> Result<(), Error> {
+        let path = self.tmp().join(format!("room-{}", std::process::id()));
+        let reserved = File::create(&path).and_then(|file| {
+            fs::remove_file(&path)?;
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+                // A file system that cannot reserve: the index itself will tell.
+                Err(Errno::OPNOTSUPP) => Ok(()),
+                other => Ok(other?),
+            }
+        });
+        reserved.map_err(self.io("grow", &self.index()))
+    }
+}
+
+/// Opens a folder, to lock or sync it.
+pub(super) fn open_folder(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Creates a folder unless it is there.
+pub(super) fn make_folder(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Locks a file or folder for as long as `file` is open, unless another process (or another open
+/// file of this one) has it locked: then false.
+pub(super) fn try_lock(file: &impl std::os::fd::AsFd) -> io::Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether `path` still leads to `file`: whoever waits for a lock may get it on a file that its
+/// last owner removed.
+pub(super) fn is_at(file: &impl std::os::fd::AsFd, path: &Path) -> io::Result<bool> {
+    let open = rustix::fs::fstat(file)?;
+    match rustix::fs::lstat(path) {
+        Ok(found) => Ok(found.st_ino == open.st_ino && found.st_dev == open.st_dev),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Adds what to do to errors that a user can do something about.
+fn advise(error: io::Error) -> io::Error {
+    let advice = match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "free some space and try again; what the store held before is untouched"
+        }
+        ErrorKind::PermissionDenied => {
+            "run as the store's owner, or use a store of your own with --store local:PATH"
+        }
+        ErrorKind::ReadOnlyFilesystem => {
+            "mount it for writing, or use another store with --store local:PATH"
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}: {advice}"))
+}
+
+/// Waits in steps of at most `step` until `ready` says so or `timeout` has passed.
+pub(super) fn wait_until(
+    timeout: Duration,
+    mut step: impl FnMut(Duration) -> io::Result<()>,
+    mut ready: impl FnMut() -> Result<bool, Error>,
+) -> Result<(), Error> {
+    let start = Instant::now();
+    while !ready()? {
+        let Some(left) = timeout
+            .checked_sub(start.elapsed())
+            .filter(|left| !left.is_zero())
+        else {
+            break;
+        };
+        if step(left).is_err() {
+            std::thread::sleep(left.min(Duration::from_millis(100)));
+        }
+    }
+    Ok(())
+}

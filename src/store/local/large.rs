@@ -1,0 +1,357 @@
+//! Large blobs: each a plain file, so that the kernel can read it without us.
+//!
+//! A file is written in the import's own folder under `tmp/`, which is locked for as long as the
+//! import lives, and gets its digest's name there. Inside the index's commit it is *linked* to its
+//! place under `blobs/`, and the first name goes when the commit is through. So a crash at any
+//! moment leaves the first name, and by it the next opening for writing finds every file that has
+//! come to its place without an index entry.
+//!
+//! Writing and hashing overlap: a thread hashes the buffer that is being written. Whole 4 KiB
+//! blocks of zeros are not written at all, and become holes.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use super::folder::{Folder, is_at, make_folder, open_folder, try_lock};
+use super::index::Index;
+use super::pack::start_writeback;
+use crate::castore::{BlobHasher, Digest, GroupTable};
+use crate::store::Error;
+
+/// Bytes hashed and written at once.
+const BUFFER: usize = 1 << 20;
+/// The smallest hole, and what holes are aligned to: a page.
+const HOLE: usize = 4 << 10;
+/// Bytes written between two nudges to the kernel to start writing to the disk.
+const WRITEBACK: u64 = 32 << 20;
+
+/// Folders that are synced one by one; if there are more, all of the disk is.
+const FEW_FOLDERS: usize = 8;
+
+/// An import's own folder under `tmp/`: locked while it lives, removed when it ends.
+pub(super) struct TmpFolder {
+    path: PathBuf,
+    /// Locked; and what the disk is synced by, as it tells of every error of writing since it was
+    /// opened.
+    lock: OwnedFd,
+    next: AtomicU64,
+    abandoned: AtomicBool,
+}
+
+impl TmpFolder {
+    pub(super) fn make(folder: &Folder) -> Result<Self, Error> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{}-{number}", std::process::id());
+            let path = folder.tmp().join(name);
+            match fs::create_dir(&path) {
+                Ok(()) => {}
+                // Of a dead process with our number, and not reclaimed yet.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(folder.io("create the folder", &path)(error)),
+            }
+            // Before we lock it, the folder looks like a dead import's.
+            let locked = open_folder(&path)
+                .and_then(|lock| Ok((try_lock(&lock)? && is_at(&lock, &path)?).then_some(lock)));
+            match locked {
+                Ok(Some(lock)) => {
+                    return Ok(Self {
+                        path,
+                        lock,
+                        next: AtomicU64::new(0),
+                        abandoned: AtomicBool::new(false),
+                    });
+                }
+                Ok(None) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(folder.io("lock", &path)(error)),
+            }
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the folder stays as it is when this is dropped, for [`reclaim`] to sort out.
+    pub(super) fn abandon(&self, abandoned: bool) {
+        self.abandoned.store(abandoned, Ordering::Release);
+    }
+
+    /// Makes everything durable that was ever written to the disk the store is on.
+    pub(super) fn sync_disk(&self, folder: &Folder) -> Result<(), Error> {
+        rustix::fs::syncfs(&self.lock)
+            .map_err(io::Error::from)
+            .map_err(folder.io("sync the disk of", folder.path()))
+    }
+}
+
+impl Drop for TmpFolder {
+    fn drop(&mut self) {
+        if *self.abandoned.get_mut() {
+            return;
+        }
+        // What cannot be removed now is at the next opening for writing.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// A large blob that is being written. Dropped before [`finish`](Self::finish), it is gone.
+pub(super) struct LargeWriter {
+    folder: Arc<Folder>,
+    tmp: Arc<TmpFolder>,
+    path: PathBuf,
+    file: File,
+    /// Bytes that are neither hashed nor written yet.
+    buffer: Vec<u8>,
+    /// Bytes that are.
+    len: u64,
+    /// How far the kernel was told to start writing.
+    nudged: u64,
+    hasher: Option<Hasher>,
+    finished: bool,
+}
+
+/// The thread that hashes, and the way to it.
+struct Hasher {
+    buffers: SyncSender<Arc<Vec<u8>>>,
+    thread: JoinHandle<BlobHasher>,
+}
+
+/// A large blob that is whole, in the import's folder.
+#[derive(Debug)]
+pub(super) struct LargeFile {
+    pub(super) digest: Digest,
+    pub(super) len: u64,
+    pub(super) table: GroupTable,
+    /// For the sync, unless files are so many that all of the disk is synced at once.
+    pub(super) file: Option<File>,
+    pub(super) path: PathBuf,
+}
+
+impl LargeWriter {
+    pub(super) fn start(folder: &Arc<Folder>, tmp: Arc<TmpFolder>) -> Result<Self, Error> {
+        let number = tmp.next.fetch_add(1, Ordering::Relaxed);
+        let path = tmp.path.join(format!("{number}.part"));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(folder.io("create", &path))?;
+        let (buffers, taken) = sync_channel::<Arc<Vec<u8>>>(2);
+        let thread = thread::Builder::new()
+            .name(String::from("hash"))
+            .spawn(move || {
+                let mut hasher = BlobHasher::new();
+                taken.iter().for_each(|buffer| hasher.update(&buffer));
+                hasher
+            })
+            .map_err(folder.io("start a thread to hash", &path))?;
+        Ok(Self {
+            folder: folder.clone(),
+            tmp,
+            path,
+            file,
+            buffer: Vec::with_capacity(BUFFER),
+            len: 0,
+            nudged: 0,
+            hasher: Some(Hasher { buffers, thread }),
+            finished: false,
+        })
+    }
+
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            let (head, tail) = bytes.split_at(bytes.len().min(BUFFER - self.buffer.len()));
+            self.buffer.extend_from_slice(head);
+            bytes = tail;
+            if self.buffer.len() == BUFFER {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let buffer = Arc::new(std::mem::take(&mut self.buffer));
+        if let Some(hasher) = &self.hasher {
+            // Fails only if the thread has panicked, which finish() tells.
+            let _ = hasher.buffers.send(buffer.clone());
+        }
+        write_but_holes(&self.file, self.len, &buffer)
+            .map_err(self.folder.io("write", &self.path))?;
+        self.len += buffer.len() as u64;
+        if self.len - self.nudged >= WRITEBACK {
+            start_writeback(&self.file, self.nudged, self.len - self.nudged);
+            self.nudged = self.len;
+        }
+        // Use the buffer again if the hasher is through with it.
+        self.buffer = Arc::try_unwrap(buffer).unwrap_or_else(|_| Vec::with_capacity(BUFFER));
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Ends the blob. The file has its digest for a name from now on.
+    pub(super) fn finish(mut self) -> Result<LargeFile, Error> {
+        self.flush()?;
+        let failed = self.folder.io("hash", &self.path);
+        let hasher = self.hasher.take().map(|hasher| {
+            drop(hasher.buffers);
+            hasher.thread.join()
+        });
+        let Some(Ok(hasher)) = hasher else {
+            return Err(failed(io::Error::other("the hashing thread panicked")));
+        };
+        let (digest, table) = hasher.finish();
+        let path = self.tmp.path.join(digest.to_hex());
+        self.file
+            .set_len(self.len)
+            .and_then(|()| self.file.set_permissions(Permissions::from_mode(0o444)))
+            .and_then(|()| fs::rename(&self.path, &path))
+            .and_then(|()| self.file.try_clone())
+            .map(|file| {
+                self.finished = true;
+                LargeFile {
+                    digest,
+                    len: self.len,
+                    table,
+                    file: Some(file),
+                    path,
+                }
+            })
+            .map_err(self.folder.io("finish", &self.path))
+    }
+}
+
+impl Drop for LargeWriter {
+    fn drop(&mut self) {
+        if let Some(hasher) = self.hasher.take() {
+            drop(hasher.buffers);
+            let _ = hasher.thread.join();
+        }
+        if !self.finished {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Writes `bytes` at `offset`, except for whole aligned blocks of zeros.
+fn write_but_holes(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let mut start = 0;
+    let mut end = 0;
+    for block in bytes.chunks(HOLE) {
+        if block.len() == HOLE && is_zero(block) {
+            if start < end {
+                file.write_all_at(&bytes[start..end], offset + start as u64)?;
+            }
+            start = end + HOLE;
+        }
+        end += block.len();
+    }
+    if start < end {
+        file.write_all_at(&bytes[start..end], offset + start as u64)?;
+    }
+    Ok(())
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    // Most blocks that are not zero show it at once; the rest compares a word at a time.
+    let (words, rest) = block.as_chunks::<64>();
+    words
+        .iter()
+        .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+        && rest.iter().all(|&byte| byte == 0)
+}
+
+/// Links finished files to their places, and makes the links durable.
+///
+/// Works inside the index's commit, so that nobody else links or reclaims at the same time.
+pub(super) fn place<'a>(
+    folder: &Folder,
+    tmp: &TmpFolder,
+    files: impl Iterator<Item = &'a LargeFile>,
+) -> Result<(), Error> {
+    let mut touched = HashSet::new();
+    for file in files {
+        let parent = folder.blob_folder(&file.digest);
+        if !touched.contains(&parent) {
+            if !parent.exists() {
+                make_folder(&parent).map_err(folder.io("create the folder", &parent))?;
+                touched.insert(folder.blobs());
+            }
+            touched.insert(parent);
+        }
+        let place = folder.blob(&file.digest);
+        let linked = match fs::hard_link(&file.path, &place) {
+            // No index entry leads there, or a damaged file is replaced.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                fs::remove_file(&place).and_then(|()| fs::hard_link(&file.path, &place))
+            }
+            other => other,
+        };
+        linked.map_err(folder.io("create", &place))?;
+    }
+    if touched.len() > FEW_FOLDERS {
+        return tmp.sync_disk(folder);
+    }
+    touched.iter().try_for_each(|path| folder.sync(path))
+}
+
+/// Whether there is something under `tmp/`.
+pub(super) fn has_leftovers(folder: &Folder) -> Result<bool, Error> {
+    let tmp = folder.tmp();
+    let mut entries = fs::read_dir(&tmp).map_err(folder.io("list", &tmp))?;
+    Ok(entries.next().is_some())
+}
+
+/// Removes what imports that have died left under `tmp/`, and what they linked into `blobs/`
+/// without committing.
+pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
+    let tmp = folder.tmp();
+    for entry in fs::read_dir(&tmp).map_err(folder.io("list", &tmp))? {
+        let path = entry.map_err(folder.io("list", &tmp))?.path();
+        let lock = match open_folder(&path) {
+            Ok(lock) => lock,
+            // A file in `tmp/` itself exists for an instant only.
+            Err(error) if error.kind() == ErrorKind::NotADirectory => {
+                let _ = fs::remove_file(&path);
+                continue;
+            }
+            Err(_) => continue,
+        };
+        let ours = try_lock(&lock).and_then(|locked| Ok(locked && is_at(&lock, &path)?));
+        if !ours.map_err(folder.io("lock", &path))? {
+            continue;
+        }
+        // The change keeps everybody else from linking the same digest meanwhile.
+        let mut change = index.change()?;
+        for file in fs::read_dir(&path).map_err(folder.io("list", &path))? {
+            let file = file.map_err(folder.io("list", &path))?;
+            let name = file.file_name();
+            let Some(Ok(digest)) = name.to_str().map(str::parse::<Digest>) else {
+                continue;
+            };
+            if change.blob(&digest)?.is_some() {
+                continue;
+            }
+            let place = folder.blob(&digest);
+            let linked = File::open(file.path()).and_then(|file| is_at(&file, &place));
+            if linked.map_err(folder.io("inspect", &place))? {
+                fs::remove_file(&place).map_err(folder.io("reclaim", &place))?;
+            }
+        }
+        drop(change);
+        fs::remove_dir_all(&path).map_err(folder.io("reclaim", &path))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,334 @@
+//! Packs: files to which objects are appended, one behind the other.
+//!
+//! A pack starts with a header of 16 bytes ([`HEADER`], format, kind, zero), then come records: a
+//! header of 44 bytes (tag, length, digest) and the object. The index alone says what of that
+//! counts; the headers are there so that a pack can be read without it.
+//!
+//! A pack has one writer at a time, which holds a lock on the file (`flock`, so it ends with the
+//! process). Bytes behind the length that the index knows are a dead writer's, and cut off.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::folder::{Folder, is_at, try_lock};
+use super::index::{Index, PackEntry};
+use crate::castore::Digest;
+use crate::store::Error;
+
+/// The first bytes of a pack.
+const HEADER: &[u8; 12] = b"castore pack";
+/// The format of packs, behind [`HEADER`] as a little-endian u16.
+const FORMAT: u16 = 1;
+/// Bytes before the first record.
+const HEADER_LEN: u64 = 16;
+/// Bytes before an object.
+pub(super) const RECORD_HEADER: u64 = 44;
+/// A pack that has reached this length gets no more objects.
+const FULL: u64 = 1 << 30;
+/// Bytes written between two nudges to the kernel to start writing to the disk: early enough that
+/// the final sync finds little left to do.
+const WRITEBACK: u64 = 16 << 20;
+
+/// What a pack holds. Directories lie apart, so that a walk that reads no file reads sequentially.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum PackKind {
+    Blobs = 0,
+    Directories = 1,
+}
+
+/// What a record holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Record {
+    /// A blob, and its group table if it has one.
+    Blob,
+    /// The group table of a blob that has a file of its own.
+    Table,
+    Directory,
+}
+
+impl Record {
+    /// Appends the record's header. `len` is the length of the blob or Directory.
+    pub(super) fn put_header(self, out: &mut Vec<u8>, digest: &Digest, len: u64) {
+        out.extend_from_slice(match self {
+            Record::Blob => b"blob",
+            Record::Table => b"tabl",
+            Record::Directory => b"dir ",
+        });
+        out.extend_from_slice(&len.to_le_bytes());
+        out.extend_from_slice(digest.as_bytes());
+    }
+}
+
+/// A pack that nobody else writes to.
+pub(super) struct PackWriter {
+    pub(super) id: u32,
+    pub(super) kind: PackKind,
+    /// Locked.
+    file: Arc<File>,
+    path: PathBuf,
+    /// The length that the index knows; 0 if it does not know the pack.
+    committed: u64,
+    /// Where the next record goes.
+    end: u64,
+    /// How far the kernel was told to start writing.
+    nudged: u64,
+}
+
+/// A place in a pack that is somebody's to write.
+pub(super) struct Space {
+    pub(super) pack: u32,
+    pub(super) offset: u64,
+    file: Arc<File>,
+    path: PathBuf,
+    nudge: Option<(u64, u64)>,
+}
+
+impl PackWriter {
+    /// Takes a pack with room in it that nobody writes to, or makes one.
+    pub(super) fn claim(folder: &Folder, index: &Index, kind: PackKind) -> Result<Self, Error> {
+        let packs = index.packs()?;
+        let with_room = packs
+            .iter()
+            .rev()
+            .filter(|pack| pack.kind == kind as u8 && pack.len < FULL);
+        for pack in with_room {
+            if let Some(writer) = Self::reopen(folder, index, kind, pack)? {
+                return Ok(writer);
+            }
+        }
+        let mut id = next_id(folder, &packs)?;
+        loop {
+            if let Some(writer) = Self::create(folder, kind, id)? {
+                return Ok(writer);
+            }
+            id += 1;
+        }
+    }
+
+    fn reopen(
+        folder: &Folder,
+        index: &Index,
+        kind: PackKind,
+        pack: &PackEntry,
+    ) -> Result<Option<Self>, Error> {
+        let path = folder.pack(pack.id);
+        let file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            // Damage, which is for whoever reads the pack to tell.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(folder.io("open for writing", &path)(error)),
+        };
+        if !try_lock(&file).map_err(folder.io("lock", &path))? {
+            return Ok(None);
+        }
+        // Somebody may have added to it since we looked.
+        let packs = index.packs()?;
+        let committed = committed(&packs, pack.id);
+        let len = file.metadata().map_err(folder.io("inspect", &path))?.len();
+        if committed == 0 || committed >= FULL || len < committed {
+            return Ok(None);
+        }
+        if len > committed {
+            file.set_len(committed).map_err(folder.io("cut", &path))?;
+        }
+        Ok(Some(Self {
+            id: pack.id,
+            kind,
+            file: Arc::new(file),
+            path,
+            committed,
+            end: committed,
+            nudged: committed,
+        }))
+    }
+
+    /// Nothing if somebody else made the pack first.
+    fn create(folder: &Folder, kind: PackKind, id: u32) -> Result<Option<Self>, Error> {
+        let path = folder.pack(id);
+        let made = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path);
+        let file = match made {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(None),
+            Err(error) => return Err(folder.io("create", &path)(error)),
+        };
+        // Before we lock it, the file looks like a dead writer's.
+        let ours = try_lock(&file)
+            .and_then(|locked| Ok(locked && is_at(&file, &path)?))
+            .map_err(folder.io("lock", &path))?;
+        if !ours {
+            return Ok(None);
+        }
+        let writer = Self {
+            id,
+            kind,
+            file: Arc::new(file),
+            path,
+            committed: 0,
+            end: HEADER_LEN,
+            nudged: 0,
+        };
+        let mut header = [0; HEADER_LEN as usize];
+        header[..12].copy_from_slice(HEADER);
+        header[12..14].copy_from_slice(&FORMAT.to_le_bytes());
+        header[14] = kind as u8;
+        if let Err(error) = writer.file.write_all_at(&header, 0) {
+            let error = folder.io("write", &writer.path)(error);
+            writer.discard();
+            return Err(error);
+        }
+        Ok(Some(writer))
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.end >= FULL
+    }
+
+    pub(super) fn is_new(&self) -> bool {
+        self.committed == 0
+    }
+
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Sets room aside at the end.
+    pub(super) fn reserve(&mut self, len: u64) -> Space {
+        let offset = self.end;
+        self.end += len;
+        let nudge = (offset - self.nudged >= WRITEBACK).then(|| {
+            let from = std::mem::replace(&mut self.nudged, offset);
+            (from, offset - from)
+        });
+        Space {
+            pack: self.id,
+            offset,
+            file: self.file.clone(),
+            path: self.path.clone(),
+            nudge,
+        }
+    }
+
+    pub(super) fn sync(&self, folder: &Folder) -> Result<(), Error> {
+        self.file.sync_data().map_err(folder.io("sync", &self.path))
+    }
+
+    /// Takes back what was written since the last commit.
+    pub(super) fn discard(self) {
+        // What cannot be taken back now is at the next opening for writing.
+        let _ = match self.committed {
+            0 => fs::remove_file(&self.path),
+            committed => self.file.set_len(committed),
+        };
+    }
+}
+
+impl Space {
+    /// Writes `bytes` at `at` bytes behind the start.
+    pub(super) fn write(&self, folder: &Folder, at: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.file
+            .write_all_at(bytes, self.offset + at)
+            .map_err(folder.io("write", &self.path))
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        if let Some((offset, len)) = self.nudge {
+            start_writeback(&self.file, offset, len);
+        }
+    }
+}
+
+/// Asks the kernel to start writing a range to the disk, without waiting for it.
+pub(super) fn start_writeback(file: &File, offset: u64, len: u64) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: takes no pointer; the descriptor is open for as long as `file` is borrowed.
+    // A failure is none: the sync at the end does, and reports, the same.
+    unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            offset as libc::off64_t,
+            len as libc::off64_t,
+            libc::SYNC_FILE_RANGE_WRITE,
+        );
+    }
+}
+
+/// A number that no pack has, known to the index or not.
+fn next_id(folder: &Folder, packs: &[PackEntry]) -> Result<u32, Error> {
+    let known = packs.last().map_or(0, |pack| pack.id + 1);
+    let found = list(folder)?.into_iter().max().map_or(0, |id| id + 1);
+    Ok(known.max(found))
+}
+
+/// The numbers of the packs in the folder.
+fn list(folder: &Folder) -> Result<Vec<u32>, Error> {
+    let path = folder.packs();
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(&path).map_err(folder.io("list", &path))? {
+        let entry = entry.map_err(folder.io("list", &path))?;
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|name| name.strip_suffix(".pack"));
+        ids.extend(id.and_then(|id| id.parse::<u32>().ok()));
+    }
+    Ok(ids)
+}
+
+/// Whether there may be something in packs that the index does not know.
+pub(super) fn has_leftovers(folder: &Folder, packs: &[PackEntry]) -> Result<bool, Error> {
+    for id in list(folder)? {
+        // One that is gone meanwhile is none.
+        let found = fs::metadata(folder.pack(id));
+        if found.is_ok_and(|found| !(1..=committed(packs, id)).contains(&found.len())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The length of a pack that the index knows; 0 if it does not know the pack.
+fn committed(packs: &[PackEntry], id: u32) -> u64 {
+    packs
+        .binary_search_by_key(&id, |pack| pack.id)
+        .ok()
+        .and_then(|found| packs.get(found))
+        .map_or(0, |pack| pack.len)
+}
+
+/// Takes back what writers that have died left in packs.
+pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
+    let packs = index.packs()?;
+    for id in list(folder)? {
+        let path = folder.pack(id);
+        let len = match fs::metadata(&path) {
+            Ok(found) => found.len(),
+            Err(_) => continue,
+        };
+        if (1..=committed(&packs, id)).contains(&len) {
+            continue;
+        }
+        let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else {
+            continue;
+        };
+        let ours = try_lock(&file).and_then(|locked| Ok(locked && is_at(&file, &path)?));
+        if !ours.map_err(folder.io("lock", &path))? {
+            continue;
+        }
+        // Only now that nobody writes to it does the index have the last word.
+        let reclaimed: io::Result<()> = match committed(&index.packs()?, id) {
+            0 => fs::remove_file(&path),
+            committed if len > committed => file.set_len(committed),
+            _ => Ok(()),
+        };
+        reclaimed.map_err(folder.io("reclaim", &path))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,329 @@
+//! Reading, and checking what was read.
+//!
+//! A blob is checked by the group (see [`GroupTable`]), so a read touches the groups that it
+//! covers and no more: whole groups are read straight into the caller's buffer and hashed there;
+//! a group that is wanted in part goes through a buffer of the thread's own. Nothing is allocated.
+//!
+//! What cannot be read as it should be is *damaged*, never absent: the index promised it.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::cache::Cache;
+use super::folder::Folder;
+use super::location::{Kind, Location};
+use crate::castore::{Digest, Directory, GroupTable, MAX_DIRECTORY_BYTES, group_size};
+use crate::store::{Damage, Error, Object};
+
+/// Files of large blobs kept open. Packs are few and have as many again.
+const OPEN_FILES: usize = 256;
+/// Bytes of group tables kept.
+const TABLES: usize = 32 << 20;
+/// What a table weighs besides its hashes, about.
+const TABLE_OVERHEAD: usize = 128;
+
+/// The store's open files, and the tables read from them.
+#[derive(Debug)]
+pub(super) struct Files {
+    folder: Arc<Folder>,
+    packs: Cache<u32, OwnedFd>,
+    large: Cache<Digest, OwnedFd>,
+    tables: Cache<Digest, GroupTable>,
+}
+
+/// Why bytes could not be had.
+enum Failure {
+    Damage(Damage),
+    Io(PathBuf, io::Error),
+}
+
+impl From<Damage> for Failure {
+    fn from(damage: Damage) -> Self {
+        Failure::Damage(damage)
+    }
+}
+
+thread_local! {
+    /// A group of which only a part is wanted.
+    static GROUP: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Files {
+    pub(super) fn new(folder: Arc<Folder>) -> Self {
+        Self {
+            folder,
+            packs: Cache::new(OPEN_FILES),
+            large: Cache::new(OPEN_FILES),
+            tables: Cache::new(TABLES),
+        }
+    }
+
+    /// Fills `buffer` from the blob at `offset`, unless the blob ends first.
+    pub(super) fn read(
+        &self,
+        digest: &Digest,
+        at: Location,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Error> {
+        let left = at.len.saturating_sub(offset);
+        let length = buffer
+            .len()
+            .min(usize::try_from(left).unwrap_or(usize::MAX));
+        if length == 0 {
+            return Ok(0);
+        }
+        self.read_groups(digest, at, offset, &mut buffer[..length])
+            .map(|()| length)
+            .map_err(|failure| self.error(Object::Blob, digest, failure))
+    }
+
+    fn read_groups(
+        &self,
+        digest: &Digest,
+        at: Location,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), Failure> {
+        let source = self.source(digest, at)?;
+        let end = offset + buffer.len() as u64;
+        if buffer.len() as u64 == at.len {
+            source.fill(0, buffer)?;
+            return match Digest::of(buffer) == *digest {
+                true => Ok(()),
+                false => Err(Damage::WrongBytes { offset: 0 }.into()),
+            };
+        }
+        let group = group_size(at.len);
+        let table = match GroupTable::byte_len(at.len) {
+            0 => None,
+            _ => Some(self.table(digest, at)?),
+        };
+        let verify = |start: u64, bytes: &[u8]| {
+            let right = match &table {
+                Some(table) => table.verify(digest, start, bytes),
+                None => Digest::of(bytes) == *digest,
+            };
+            match right {
+                true => Ok(()),
+                false => Err(Damage::WrongBytes { offset: start }),
+            }
+        };
+        let mut next = offset;
+        while next < end {
+            let start = next - next % group;
+            let stop = (start + group).min(at.len);
+            if next == start && stop <= end {
+                // As many whole groups as there are, in place.
+                let stop = if end == at.len {
+                    end
+                } else {
+                    end - end % group
+                };
+                let run = &mut buffer[(next - offset) as usize..(stop - offset) as usize];
+                source.fill(next, run)?;
+                for bytes in run.chunks(group as usize) {
+                    verify(next, bytes)?;
+                    next += bytes.len() as u64;
+                }
+            } else {
+                let stop_here = stop.min(end);
+                let wanted = &mut buffer[(next - offset) as usize..(stop_here - offset) as usize];
+                GROUP.with_borrow_mut(|scratch| {
+                    let length = (stop - start) as usize;
+                    if scratch.len() < length {
+                        scratch.resize(length, 0);
+                    }
+                    let bytes = &mut scratch[..length];
+                    source.fill(start, bytes)?;
+                    verify(start, bytes)?;
+                    let from = (next - start) as usize;
+                    wanted.copy_from_slice(&bytes[from..from + wanted.len()]);
+                    Ok::<_, Failure>(())
+                })?;
+                next = stop_here;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn directory(&self, digest: &Digest, at: Location) -> Result<Directory, Error> {
+        let read = || -> Result<Directory, Failure> {
+            if at.len > MAX_DIRECTORY_BYTES as u64 {
+                // No index entry of ours says so.
+                return Err(Damage::WrongSize {
+                    expected: MAX_DIRECTORY_BYTES as u64,
+                    actual: at.len,
+                }
+                .into());
+            }
+            let mut bytes = vec![0; at.len as usize];
+            self.in_pack(at.pack, at.offset, at.len)?
+                .fill(0, &mut bytes)?;
+            Ok(Directory::decode_verified(bytes, digest).map_err(Damage::from)?)
+        };
+        read().map_err(|failure| self.error(Object::Directory, digest, failure))
+    }
+
+    /// The file of a large blob, if it has the right length.
+    pub(super) fn large_file(&self, digest: &Digest, len: u64) -> Result<Arc<OwnedFd>, Error> {
+        let checked = || -> Result<Arc<OwnedFd>, Failure> {
+            let file = self.open_large(digest)?;
+            match length(&file) {
+                Ok(actual) if actual == len => Ok(file),
+                Ok(actual) => {
+                    let expected = len;
+                    Err(Damage::WrongSize { expected, actual }.into())
+                }
+                Err(error) => Err(Failure::Io(self.folder.blob(digest), error)),
+            }
+        };
+        checked().map_err(|failure| self.error(Object::Blob, digest, failure))
+    }
+
+    /// Lets go of what is kept of a large blob: its file was replaced.
+    pub(super) fn forget(&self, digest: &Digest) {
+        self.large.remove(digest);
+        self.tables.remove(digest);
+    }
+
+    /// The error for a blob that is not as long as somebody says.
+    pub(super) fn wrong_size(&self, digest: &Digest, expected: u64, actual: u64) -> Error {
+        let damage = Damage::WrongSize { expected, actual };
+        self.error(Object::Blob, digest, damage.into())
+    }
+
+    fn table(&self, digest: &Digest, at: Location) -> Result<Arc<GroupTable>, Failure> {
+        if let Some(table) = self.tables.get(digest) {
+            return Ok(table);
+        }
+        let len = GroupTable::byte_len(at.len);
+        let offset = match at.kind {
+            Kind::Large => at.offset,
+            _ => at.offset.saturating_add(at.len),
+        };
+        let mut bytes = vec![0; len as usize];
+        self.in_pack(at.pack, offset, len)?.fill(0, &mut bytes)?;
+        let table = GroupTable::decode(&bytes, digest, at.len).map_err(Damage::from)?;
+        let table = Arc::new(table);
+        self.tables
+            .put(*digest, table.clone(), bytes.len() + TABLE_OVERHEAD);
+        Ok(table)
+    }
+
+    fn source(&self, digest: &Digest, at: Location) -> Result<Source<'_>, Failure> {
+        match at.kind {
+            Kind::Large => Ok(Source {
+                file: self.open_large(digest)?,
+                path: SourcePath::Large(&self.folder, *digest),
+                start: 0,
+                len: at.len,
+            }),
+            _ => self.in_pack(at.pack, at.offset, at.len),
+        }
+    }
+
+    fn in_pack(&self, id: u32, start: u64, len: u64) -> Result<Source<'_>, Failure> {
+        let file = match self.packs.get(&id) {
+            Some(file) => file,
+            None => {
+                let file = open(&self.folder.pack(id))?;
+                self.packs.put(id, file.clone(), 1);
+                file
+            }
+        };
+        Ok(Source {
+            file,
+            path: SourcePath::Pack(&self.folder, id),
+            start,
+            len,
+        })
+    }
+
+    fn open_large(&self, digest: &Digest) -> Result<Arc<OwnedFd>, Failure> {
+        if let Some(file) = self.large.get(digest) {
+            return Ok(file);
+        }
+        let file = open(&self.folder.blob(digest))?;
+        self.large.put(*digest, file.clone(), 1);
+        Ok(file)
+    }
+
+    fn error(&self, object: Object, digest: &Digest, failure: Failure) -> Error {
+        match failure {
+            Failure::Damage(damage) => Error::Damaged {
+                store: self.folder.url().to_owned(),
+                object,
+                digest: *digest,
+                damage: Box::new(damage),
+            },
+            Failure::Io(path, source) => self.folder.io("read", &path)(source),
+        }
+    }
+}
+
+/// Bytes somewhere in a file.
+struct Source<'a> {
+    file: Arc<OwnedFd>,
+    path: SourcePath<'a>,
+    start: u64,
+    len: u64,
+}
+
+/// The file's path, made only when an error needs it.
+enum SourcePath<'a> {
+    Pack(&'a Folder, u32),
+    Large(&'a Folder, Digest),
+}
+
+impl Source<'_> {
+    fn fill(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = self.start.saturating_add(offset) + done as u64;
+            match rustix::io::pread(&self.file, &mut buffer[done..], at) {
+                Ok(0) => return Err(self.short()),
+                Ok(read) => done += read,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Failure::Io(self.path(), error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// The file ends before the object does.
+    fn short(&self) -> Failure {
+        match length(&self.file) {
+            Ok(length) => Failure::Damage(Damage::WrongSize {
+                expected: self.len,
+                actual: length.saturating_sub(self.start),
+            }),
+            Err(error) => Failure::Io(self.path(), error),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        match &self.path {
+            SourcePath::Pack(folder, id) => folder.pack(*id),
+            SourcePath::Large(folder, digest) => folder.blob(digest),
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<Arc<OwnedFd>, Failure> {
+    match File::open(path) {
+        Ok(file) => Ok(Arc::new(file.into())),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(Damage::Gone(path.to_owned()).into())
+        }
+        Err(error) => Err(Failure::Io(path.to_owned(), error)),
+    }
+}
+
+fn length(file: &impl AsFd) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(file)?.st_size as u64)
+}

@@ -1,0 +1,63 @@
+//! The contents of one file, from its beginning to its end.
+
+use super::{Error, TreePath};
+use crate::castore::Digest;
+use crate::store::{self, Blocking, Damage, Object};
+
+/// Bytes asked of the store at once: the most that one kernel read asks for, and enough for a
+/// remote store to keep its line busy.
+pub(super) const READ_SIZE: usize = 1 << 20;
+
+/// Reads the blob `digest` of `size` bytes, which stands at `path`, and gives it to `sink` piece
+/// by piece with each piece's offset. Every piece was verified.
+pub fn copy_blob(
+    store: &Blocking,
+    digest: &Digest,
+    size: u64,
+    path: &TreePath,
+    sink: impl FnMut(u64, &[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    copy_range(store, digest, size, 0..size, path, sink)
+}
+
+/// As [`copy_blob`], for the bytes in `range` only.
+pub(super) fn copy_range(
+    store: &Blocking,
+    digest: &Digest,
+    size: u64,
+    range: std::ops::Range<u64>,
+    path: &TreePath,
+    mut sink: impl FnMut(u64, &[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut buffer = vec![0; READ_SIZE.min((range.end - range.start) as usize)];
+    let mut offset = range.start;
+    // An empty blob is asked for once too, so that one that is not there is noticed.
+    loop {
+        let wanted = buffer.len().min((range.end - offset) as usize);
+        let length = store
+            .read(digest, size, offset, &mut buffer[..wanted])
+            .map_err(Error::at(path))?
+            .ok_or_else(|| Error::Absent {
+                path: path.clone(),
+                store: store.url().to_owned(),
+                object: Object::Blob,
+                digest: *digest,
+            })?;
+        if length == 0 && offset < range.end {
+            return Err(Error::at(path)(store::Error::Damaged {
+                store: store.url().to_owned(),
+                object: Object::Blob,
+                digest: *digest,
+                damage: Box::new(Damage::WrongSize {
+                    expected: size,
+                    actual: offset,
+                }),
+            }));
+        }
+        sink(offset, &buffer[..length])?;
+        offset += length as u64;
+        if offset >= range.end {
+            return Ok(());
+        }
+    }
+}

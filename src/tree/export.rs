@@ -1,0 +1,399 @@
+//! Writing a tree out as files.
+//!
+//! The tree is built in a folder of its own beside the target and renamed when it is whole: what
+//! stands under the target's name is complete, and what stood there before is never touched (an
+//! existing target is refused). A failed export removes what it made.
+//!
+//! Every file is made relative to a descriptor of its folder, with `O_EXCL` and `O_NOFOLLOW`: no
+//! symbolic link, neither one of the tree nor one that somebody slips in meanwhile, leads a write
+//! elsewhere.
+//!
+//! A castore knows one mode bit, so modes come out fixed, whatever the umask: 0755 for directories
+//! and executable files, 0644 for others. The time of everything is second 1, as in a mount and as
+//! Nix sets it, so that what reads times (make, tar, rsync) sees equal trees as equal. Zeros that
+//! fill 64 KiB become holes.
+//!
+//! One thread walks and makes the folders; the others write files. A folder's descriptor lives as
+//! long as somebody still writes into it; the last one out sets the folder's time.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use parking_lot::Mutex;
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, fchmod, futimens,
+    mkdirat, openat, renameat, renameat_with, symlinkat, utimensat,
+};
+use rustix::io::Errno;
+
+use super::{Error, TreePath, Walk, copy_blob};
+use crate::castore::{Digest, Node, NodeRef};
+use crate::store::Blocking;
+
+/// The modification time of everything, in seconds.
+pub(super) const MTIME: i64 = 1;
+/// Runs of zeros of this many bytes, at multiples of it, are not written.
+const HOLE: usize = 64 << 10;
+/// Files that wait to be written. Each may hold a descriptor of its folder.
+const QUEUE: usize = 64;
+
+/// How an export goes on; may be looked at from other threads, and stops the export when told.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Files, directories and symbolic links made.
+    pub nodes: AtomicU64,
+    /// Bytes of files.
+    pub bytes: AtomicU64,
+    /// Set it to end the export with [`Error::Interrupted`].
+    pub stop: AtomicBool,
+}
+
+impl Progress {
+    /// Counts bytes that were read, unless it is time to stop.
+    pub(super) fn take(&self, bytes: usize) -> Result<(), Error> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Writes `node`, which stands at `path` in `store`, to `target`, where nothing may be yet.
+pub fn to_directory(
+    store: &Blocking,
+    path: &TreePath,
+    node: &Node,
+    target: &Path,
+    progress: &Progress,
+) -> Result<(), Error> {
+    let name = match (target.file_name(), target.symlink_metadata()) {
+        (Some(name), Err(error)) if error.kind() == io::ErrorKind::NotFound => name,
+        (Some(_), Err(error)) => return Err(failed("look at", target)(error)),
+        _ => return Err(Error::Exists(target.to_owned())),
+    };
+    let parent = match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let unfinished = Unfinished::make(parent, name)?;
+    let export = Export {
+        store,
+        target,
+        inside: path.as_bytes().len(),
+        progress,
+        failure: Mutex::new(None),
+        failed: AtomicBool::new(false),
+    };
+    export.run(unfinished.fd.as_fd(), name.as_bytes(), path, node)?;
+    unfinished.place(name, target)
+}
+
+/// A folder that files are written into.
+struct Folder<'e> {
+    fd: OwnedFd,
+    export: &'e Export<'e>,
+    path: TreePath,
+}
+
+impl Drop for Folder<'_> {
+    /// Nobody writes here any more: the time stays what it is set to.
+    fn drop(&mut self) {
+        if let Err(error) = futimens(&self.fd, &times()) {
+            self.export
+                .fail(self.export.io("set the time of", &self.path)(error));
+        }
+    }
+}
+
+/// A file that is to be written.
+struct Job<'e> {
+    /// None: the export is of this one file.
+    folder: Option<Arc<Folder<'e>>>,
+    name: Vec<u8>,
+    path: TreePath,
+    digest: Digest,
+    size: u64,
+    executable: bool,
+}
+
+struct Export<'e> {
+    store: &'e Blocking,
+    target: &'e Path,
+    /// Bytes of the path, in the store, of the node that is exported.
+    inside: usize,
+    progress: &'e Progress,
+    failure: Mutex<Option<Error>>,
+    failed: AtomicBool,
+}
+
+impl Export<'_> {
+    fn run(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &TreePath,
+        node: &Node,
+    ) -> Result<(), Error> {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let receiver = Mutex::new(receiver);
+        let writers = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..writers {
+                scope.spawn(|| self.write_files(parent, &receiver));
+            }
+            if let Err(error) = self.walk(parent, name, path, node, sender) {
+                self.fail(error);
+            }
+        });
+        match self.failure.lock().take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes directories and symbolic links, and hands the files on.
+    fn walk<'e>(
+        &'e self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &TreePath,
+        node: &Node,
+        jobs: SyncSender<Job<'e>>,
+    ) -> Result<(), Error> {
+        let mut folders: Vec<Arc<Folder<'e>>> = Vec::new();
+        let mut walk = Walk::new(self.store, path.clone(), node.clone());
+        while let Some(step) = walk.step()? {
+            self.go_on()?;
+            folders.truncate(step.depth);
+            let folder = folders.last();
+            let fd = folder.map_or(parent, |folder| folder.fd.as_fd());
+            let name = if folder.is_some() { step.name } else { name };
+            match step.node {
+                NodeRef::Directory { .. } => {
+                    folders.push(Arc::new(Folder {
+                        fd: self.make_folder(fd, name, step.path)?,
+                        export: self,
+                        path: step.path.clone(),
+                    }));
+                    self.progress.nodes.fetch_add(1, Ordering::Relaxed);
+                }
+                NodeRef::Symlink { target } => {
+                    symlinkat(OsStr::from_bytes(target), fd, OsStr::from_bytes(name))
+                        .map_err(self.io("make the symbolic link", step.path))?;
+                    let flags = AtFlags::SYMLINK_NOFOLLOW;
+                    utimensat(fd, OsStr::from_bytes(name), &times(), flags)
+                        .map_err(self.io("set the time of", step.path))?;
+                    self.progress.nodes.fetch_add(1, Ordering::Relaxed);
+                }
+                NodeRef::File {
+                    digest,
+                    size,
+                    executable,
+                } => {
+                    let job = Job {
+                        folder: folder.cloned(),
+                        name: name.to_vec(),
+                        path: step.path.clone(),
+                        digest,
+                        size,
+                        executable,
+                    };
+                    if jobs.send(job).is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn make_folder(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        path: &TreePath,
+    ) -> Result<OwnedFd, Error> {
+        let name = OsStr::from_bytes(name);
+        mkdirat(parent, name, Mode::from_raw_mode(0o700))
+            .map_err(self.io("make the folder", path))?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd =
+            openat(parent, name, flags, Mode::empty()).map_err(self.io("open the folder", path))?;
+        fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(self.io("set the mode of", path))?;
+        Ok(fd)
+    }
+
+    /// Writes files until there are no more. After a failure it only empties the queue, so that
+    /// the walk never waits for it.
+    fn write_files(&self, parent: BorrowedFd<'_>, jobs: &Mutex<Receiver<Job<'_>>>) {
+        loop {
+            let Ok(job) = jobs.lock().recv() else { return };
+            if self.failed.load(Ordering::Relaxed) {
+                continue;
+            }
+            let fd = job.folder.as_ref();
+            let fd = fd.map_or(parent, |folder| folder.fd.as_fd());
+            if let Err(error) = self.write_file(fd, &job) {
+                self.fail(error);
+            }
+        }
+    }
+
+    fn write_file(&self, folder: BorrowedFd<'_>, job: &Job<'_>) -> Result<(), Error> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let name = OsStr::from_bytes(&job.name);
+        let fd = openat(folder, name, flags, Mode::from_raw_mode(0o600))
+            .map_err(self.io("make the file", &job.path))?;
+        let file = std::fs::File::from(fd);
+        let mut written = 0;
+        copy_blob(
+            self.store,
+            &job.digest,
+            job.size,
+            &job.path,
+            |offset, bytes| {
+                self.go_on()?;
+                self.progress.take(bytes.len())?;
+                for (index, part) in bytes.chunks(HOLE).enumerate() {
+                    if part.len() == HOLE && part.iter().all(|&byte| byte == 0) {
+                        continue;
+                    }
+                    let offset = offset + (index * HOLE) as u64;
+                    file.write_all_at(part, offset)
+                        .map_err(self.io("write", &job.path))?;
+                    written = offset + part.len() as u64;
+                }
+                Ok(())
+            },
+        )?;
+        if written < job.size {
+            file.set_len(job.size)
+                .map_err(self.io("write", &job.path))?;
+        }
+        let mode = if job.executable { 0o755 } else { 0o644 };
+        fchmod(&file, Mode::from_raw_mode(mode)).map_err(self.io("set the mode of", &job.path))?;
+        futimens(&file, &times()).map_err(self.io("set the time of", &job.path))?;
+        self.progress.nodes.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), Error> {
+        if self.progress.stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        if self.failed.load(Ordering::Relaxed) {
+            // Whatever failed is kept already.
+            return Err(Error::Interrupted);
+        }
+        Ok(())
+    }
+
+    /// Keeps the first failure and ends the export.
+    fn fail(&self, error: Error) {
+        self.failure.lock().get_or_insert(error);
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// What the system said of the copy of the node at `path`, by the name it will have when the
+    /// export is whole.
+    fn io<E: Into<io::Error>>(
+        &self,
+        action: &'static str,
+        path: &TreePath,
+    ) -> impl FnOnce(E) -> Error {
+        let below = path.as_bytes().get(self.inside..).unwrap_or_default();
+        let path = match below.strip_prefix(b"/") {
+            Some(below) => self.target.join(OsStr::from_bytes(below)),
+            None => self.target.to_owned(),
+        };
+        move |source| Error::Io {
+            action,
+            path,
+            source: source.into(),
+        }
+    }
+}
+
+/// The folder beside the target that a tree is built in until it is whole; removed on drop.
+struct Unfinished {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Unfinished {
+    /// Makes the folder, under a name that nothing has.
+    fn make(parent: &Path, name: &OsStr) -> Result<Self, Error> {
+        // A name has room for 255 bytes; the rest of this one takes up to 40.
+        let start = name.as_bytes();
+        let start = start.get(..200).unwrap_or(start);
+        let process = std::process::id();
+        let mut attempt = 0;
+        let path = loop {
+            let end = format!(".castore-fs-{process}-{attempt}");
+            let path = parent.join(OsStr::from_bytes(&[b".", start, end.as_bytes()].concat()));
+            match mkdirat(CWD, &path, Mode::from_raw_mode(0o700)) {
+                Ok(()) => break path,
+                Err(Errno::EXIST) => attempt += 1,
+                Err(error) => return Err(failed("make the folder", &path)(error)),
+            }
+        };
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        match openat(CWD, &path, flags, Mode::empty()) {
+            Ok(fd) => Ok(Self { path, fd }),
+            Err(error) => Err(failed("open the folder", &path)(error)),
+        }
+    }
+
+    /// Gives the tree its place.
+    fn place(&self, name: &OsStr, target: &Path) -> Result<(), Error> {
+        match renameat_with(&self.fd, name, CWD, target, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Err(Error::Exists(target.to_owned())),
+            // File systems without that flag (NFS, some FUSE): what is left is to look first.
+            Err(Errno::INVAL) if target.symlink_metadata().is_err() => {
+                renameat(&self.fd, name, CWD, target).map_err(failed("rename to", target))
+            }
+            Err(Errno::INVAL) => Err(Error::Exists(target.to_owned())),
+            Err(error) => Err(failed("rename to", target)(error)),
+        }
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the unfinished export");
+        }
+    }
+}
+
+fn failed<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> Error {
+    move |source| Error::Io {
+        action,
+        path: path.to_owned(),
+        source: source.into(),
+    }
+}
+
+/// The access time stays; the modification time is [`MTIME`].
+fn times() -> Timestamps {
+    Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: MTIME,
+            tv_nsec: 0,
+        },
+    }
+}

@@ -1,0 +1,569 @@
+//! Trees out of a store, compared with the plain trees that went in.
+
+mod spoiled;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use tokio::runtime::Runtime;
+
+use super::export::{Progress, to_directory};
+use super::nar::write_nar;
+use super::tar::write_tar;
+use super::verify::{self, Why};
+use super::{Error, Preference, Target, TreePath, Walk};
+use crate::castore::{Digest, Directory, Name, Node, NodeRef, Root, SymlinkTarget};
+use crate::fixtures::{Tree, any_tree};
+use crate::store::{Blocking, Ingest, MemoryStore, Object, Store};
+use spoiled::Spoiled;
+
+/// A store with `tree` as its root `tree`, and the runtime that it waits on.
+struct Kept {
+    _runtime: Runtime,
+    memory: MemoryStore,
+    store: Blocking,
+    node: Node,
+}
+
+impl Kept {
+    fn new(tree: &Tree) -> Self {
+        let memory = MemoryStore::new();
+        let ingest = memory.ingest().unwrap();
+        let node = put(&*ingest, tree);
+        let root = Root {
+            name: name("tree"),
+            node: node.clone(),
+        };
+        ingest.put_root(&root, None).unwrap();
+        ingest.commit().unwrap();
+        let runtime = Runtime::new().unwrap();
+        let store = Blocking::new(Arc::new(memory.clone()), runtime.handle().clone());
+        Self {
+            _runtime: runtime,
+            memory,
+            store,
+            node,
+        }
+    }
+
+    fn resolve(&self, target: &str) -> Result<Node, Error> {
+        let target = Target::parse(target.as_bytes())?;
+        let found = target.resolve(&self.store, Preference::Directory)?;
+        Ok(found.node)
+    }
+
+    fn export(&self, to: &Path) -> Result<(), Error> {
+        let path = TreePath::new(b"tree");
+        to_directory(&self.store, &path, &self.node, to, &Progress::default())
+    }
+
+    fn tar(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let path = TreePath::new(b"tree");
+        let progress = Progress::default();
+        write_tar(&self.store, &path, &self.node, b"tree", &mut out, &progress).unwrap();
+        out
+    }
+}
+
+fn put(ingest: &dyn Ingest, tree: &Tree) -> Node {
+    let node = tree.node();
+    match tree {
+        Tree::Directory(entries) => {
+            let children = entries
+                .iter()
+                .map(|(name, tree)| (name.clone(), put(ingest, tree)));
+            let directory = Directory::from_entries(children.collect()).unwrap();
+            ingest.put_directory(&directory).unwrap();
+        }
+        Tree::File { bytes, .. } => {
+            ingest.put_blobs(&[(Digest::of(bytes), bytes)]).unwrap();
+        }
+        Tree::Symlink(_) => {}
+    }
+    node
+}
+
+fn name(name: &str) -> Name {
+    Name::new(name.as_bytes()).unwrap()
+}
+
+fn file(bytes: &[u8]) -> Tree {
+    Tree::File {
+        executable: false,
+        bytes: bytes.to_vec(),
+    }
+}
+
+fn program(bytes: &[u8]) -> Tree {
+    Tree::File {
+        executable: true,
+        bytes: bytes.to_vec(),
+    }
+}
+
+fn link(target: &str) -> Tree {
+    Tree::Symlink(SymlinkTarget::new(target.as_bytes()).unwrap())
+}
+
+fn directory<const N: usize>(entries: [(&str, Tree); N]) -> Tree {
+    let entries = entries.into_iter().map(|(key, tree)| (name(key), tree));
+    Tree::Directory(entries.collect())
+}
+
+/// What is at `path`, with modes and times checked on the way.
+fn read(path: &Path) -> Tree {
+    let found = path.symlink_metadata().unwrap();
+    assert_eq!(found.mtime(), 1, "{}", path.display());
+    if found.is_symlink() {
+        let target = fs::read_link(path).unwrap();
+        return Tree::Symlink(SymlinkTarget::new(target.as_os_str().as_bytes()).unwrap());
+    }
+    let mode = found.permissions().mode() & 0o7777;
+    if found.is_dir() {
+        assert_eq!(mode, 0o755, "{}", path.display());
+        let entries = fs::read_dir(path).unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            let name = Name::new(entry.file_name().as_bytes()).unwrap();
+            (name, read(&entry.path()))
+        });
+        return Tree::Directory(entries.collect());
+    }
+    assert!([0o755, 0o644].contains(&mode), "{}", path.display());
+    Tree::File {
+        executable: mode == 0o755,
+        bytes: fs::read(path).unwrap(),
+    }
+}
+
+/// What GNU tar makes of an archive. (The `tar` crate, of version 0.4.46, ends pax records at the
+/// first newline.)
+fn untar(archive: &[u8]) -> Tree {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("archive"), archive).unwrap();
+    let out = folder.path().join("out");
+    fs::create_dir(&out).unwrap();
+    let run = std::process::Command::new("tar")
+        .args(["-xpf", "../archive"])
+        .current_dir(&out)
+        .output()
+        .unwrap();
+    assert!(run.status.success() && run.stderr.is_empty(), "{run:?}");
+    // The entry of what is no directory.
+    let alone = out.join("tree");
+    match out.metadata().unwrap().mtime() {
+        1 => read(&out),
+        _ => read(&alone),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_goes_in_comes_out(tree in any_tree()) {
+        let kept = Kept::new(&tree);
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        kept.export(&target).unwrap();
+        prop_assert_eq!(&read(&target), &tree);
+        prop_assert_eq!(&untar(&kept.tar()), &tree);
+        let mut nar = Vec::new();
+        let (path, progress) = (TreePath::default(), Progress::default());
+        write_nar(&kept.store, &path, &kept.node, &mut nar, &progress).unwrap();
+        prop_assert_eq!(nar, tree.nar());
+    }
+}
+
+#[test]
+fn a_walk_is_in_pre_order_and_skips_what_it_is_told_to() {
+    let tree = directory([
+        ("a", directory([("x", file(b"1")), ("y", link("x"))])),
+        ("a.b", file(b"2")),
+        ("c", directory([])),
+    ]);
+    let kept = Kept::new(&tree);
+    let mut paths = Vec::new();
+    let mut walk = Walk::new(&kept.store, TreePath::new(b"tree"), kept.node.clone());
+    while let Some(step) = walk.step().unwrap() {
+        paths.push((step.path.to_string(), step.depth));
+    }
+    let expected = [
+        ("tree", 0),
+        ("tree/a", 1),
+        ("tree/a/x", 2),
+        ("tree/a/y", 2),
+        ("tree/a.b", 1),
+        ("tree/c", 1),
+    ];
+    assert_eq!(
+        paths,
+        expected.map(|(path, depth)| (path.to_owned(), depth))
+    );
+
+    let mut count = 0;
+    let mut walk = Walk::new(&kept.store, TreePath::new(b"tree"), kept.node.clone());
+    while let Some(step) = walk.step().unwrap() {
+        count += 1;
+        if step.depth == 1 {
+            walk.skip();
+        }
+    }
+    assert_eq!(count, 4);
+}
+
+#[test]
+fn targets_are_names_or_digests_with_paths() {
+    let inner = directory([("sh", program(b"#!"))]);
+    let tree = directory([("bin", inner.clone()), ("lib", link("bin"))]);
+    let kept = Kept::new(&tree);
+    let digest = inner.node().digest().unwrap();
+    let sh = Node::File {
+        digest: Digest::of(b"#!"),
+        size: 2,
+        executable: true,
+    };
+    for (target, node) in [
+        ("tree".to_owned(), &kept.node),
+        ("/tree/".to_owned(), &kept.node),
+        ("/nix/store/tree/bin".to_owned(), &inner.node()),
+        ("tree//bin/./sh".to_owned(), &sh),
+        (digest.to_string(), &inner.node()),
+        (format!("{digest}/sh"), &sh),
+        (format!("b3:{}/sh", digest.to_hex()), &sh),
+        (digest.to_hex(), &inner.node()),
+        (tree.node().digest().unwrap().to_hex() + "/bin/sh", &sh),
+    ] {
+        assert_eq!(&kept.resolve(&target).unwrap(), node, "{target}");
+    }
+    // A blob by its digest is a file, of which nobody said that it is executable.
+    let Node::File {
+        executable: false,
+        size: 2,
+        ..
+    } = kept.resolve(&Digest::of(b"#!").to_hex()).unwrap()
+    else {
+        panic!("no file")
+    };
+}
+
+#[test]
+fn wrong_targets_say_what_is_wrong() {
+    let tree = directory([("link", link("x")), ("file", file(b""))]);
+    let kept = Kept::new(&tree);
+    let nothing = Digest::of(b"nothing");
+    for (target, message) in [
+        (
+            "",
+            "\"\" is no NAME[/PATH] and no digest: a name or symlink target cannot be empty",
+        ),
+        (
+            "tree/../x",
+            "\"tree/../x\" is no NAME[/PATH] and no digest: \"..\" cannot be a name",
+        ),
+        (
+            "b3:12",
+            "\"b3:12\" is no NAME[/PATH] and no digest: \"b3:12\" is no digest: write \
+                   blake3-<base64>, b3:<64 hex digits> or the 64 hex digits alone",
+        ),
+        (
+            "three",
+            "memory: has no root named three; `castore-fs ls` lists the names it has",
+        ),
+        ("tree/no", "tree/no does not exist"),
+        ("tree/no/way", "tree/no does not exist"),
+        ("tree/file/x", "tree/file is a file, nothing is below it"),
+        (
+            "tree/link/x",
+            "tree/link is a symbolic link, nothing is below it and it is not \
+                         followed; it points to x",
+        ),
+        (
+            &nothing.to_hex(),
+            &format!("memory: has neither a directory nor a blob {nothing}"),
+        ),
+    ] {
+        assert_eq!(kept.resolve(target).unwrap_err().to_string(), message);
+    }
+}
+
+#[test]
+fn a_digest_of_both_kinds_is_what_is_preferred() {
+    // An encoded Directory that is also in a file.
+    let encoded = Directory::from_entries(vec![(name("x"), file(b"").node())]).unwrap();
+    let tree = directory([
+        ("d", directory([("x", file(b""))])),
+        ("f", file(encoded.as_bytes())),
+    ]);
+    let kept = Kept::new(&tree);
+    let target = Target::parse(encoded.digest().to_hex().as_bytes()).unwrap();
+    let found = target.resolve(&kept.store, Preference::Directory).unwrap();
+    assert!(matches!(found.node, Node::Directory { .. }));
+    let found = target.resolve(&kept.store, Preference::Blob).unwrap();
+    assert!(matches!(found.node, Node::File { .. }));
+}
+
+#[test]
+fn an_export_touches_nothing_that_is_there() {
+    let kept = Kept::new(&directory([("a", file(b"new"))]));
+    let folder = tempfile::tempdir().unwrap();
+    let full = folder.path().join("full");
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("a"), "old").unwrap();
+    let dangling = folder.path().join("dangling");
+    std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
+    let empty = folder.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    for target in [&full, &full.join("a"), &dangling, &empty] {
+        assert!(matches!(kept.export(target), Err(Error::Exists(_))));
+    }
+    assert_eq!(fs::read(full.join("a")).unwrap(), b"old");
+    assert_eq!(fs::read_link(&dangling).unwrap(), Path::new("nowhere"));
+    let error = kept.export(&folder.path().join("no/where")).unwrap_err();
+    assert!(
+        error.to_string().starts_with("cannot make the folder "),
+        "{error}"
+    );
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+}
+
+#[test]
+fn an_export_that_fails_leaves_nothing() {
+    let tree = directory([
+        ("a", directory([("ok", file(b"fine"))])),
+        ("b", directory([("gone", file(b"gone"))])),
+        ("z", file(b"last")),
+    ]);
+    let kept = Kept::new(&tree);
+    let spoiled = Spoiled::new(kept.memory.clone()).without(&Digest::of(b"gone"));
+    let store = Blocking::new(Arc::new(spoiled), kept._runtime.handle().clone());
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("out");
+    let path = TreePath::new(b"tree");
+    let error = to_directory(&store, &path, &kept.node, &target, &Progress::default());
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        format!(
+            "tree/b/gone: spoiled: does not have the blob {}",
+            Digest::of(b"gone")
+        )
+    );
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+
+    let stopped = Progress::default();
+    stopped
+        .stop
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    let error = to_directory(&kept.store, &path, &kept.node, &target, &stopped);
+    assert!(matches!(error, Err(Error::Interrupted)));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn zeros_become_holes() {
+    let mut bytes = vec![0; 4 << 20];
+    bytes[2 << 20] = 1;
+    let kept = Kept::new(&directory([
+        ("sparse", file(&bytes)),
+        ("zeros", file(&[0; 1 << 20])),
+    ]));
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("out");
+    kept.export(&target).unwrap();
+    assert_eq!(fs::read(target.join("sparse")).unwrap(), bytes);
+    let sparse = fs::metadata(target.join("sparse")).unwrap();
+    assert!(sparse.blocks() * 512 <= 128 << 10, "{}", sparse.blocks());
+    let zeros = fs::metadata(target.join("zeros")).unwrap();
+    assert_eq!((zeros.len(), zeros.blocks()), (1 << 20, 0));
+}
+
+#[test]
+fn names_of_any_bytes_and_length_survive_tar() {
+    let long = "n".repeat(255);
+    let odd = Name::new(b"\xff\n\x1b").unwrap();
+    let mut entries = BTreeMap::new();
+    entries.insert(odd, file(b"odd"));
+    entries.insert(name(&long), directory([(&long, link(&"t".repeat(4095)))]));
+    entries.insert(name("grün"), program(b"x"));
+    entries.insert(
+        name(&"m".repeat(97)),
+        file(b"longer than the field with ./"),
+    );
+    entries.insert(name(&"m".repeat(98)), file(b"just fits"));
+    let tree = Tree::Directory(entries);
+    let kept = Kept::new(&tree);
+    let archive = kept.tar();
+    assert_eq!(untar(&archive), tree);
+    assert_eq!(archive.len() % 512, 0);
+    assert_eq!(archive, Kept::new(&tree).tar());
+
+    for entry in ::tar::Archive::new(&archive[..]).entries().unwrap() {
+        let entry = entry.unwrap();
+        let header = entry.header();
+        assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (0, 0));
+        assert_eq!(
+            (header.username(), header.groupname()),
+            (Ok(Some("")), Ok(Some("")))
+        );
+    }
+}
+
+#[test]
+fn verify_reads_each_object_once() {
+    let part = directory([("x", file(b"same")), ("y", file(b"same")), ("z", file(b""))]);
+    let tree = directory([("a", part.clone()), ("b", part.clone()), ("c", part)]);
+    let kept = Kept::new(&tree);
+    let spoiled = Arc::new(Spoiled::new(kept.memory.clone()));
+    let store = Blocking::new(spoiled.clone(), kept._runtime.handle().clone());
+    let roots = [
+        (TreePath::new(b"tree"), kept.node.clone()),
+        (TreePath::new(b"again"), kept.node.clone()),
+    ];
+    let report = verify::verify(&store, &roots, &verify::Progress::default()).unwrap();
+    assert_eq!(
+        (report.directories, report.blobs, report.blob_bytes),
+        (2, 2, 4)
+    );
+    assert!(report.faults.is_empty());
+    assert_eq!(spoiled.asked(), 4);
+}
+
+#[test]
+fn verify_names_every_path_that_damage_spoils() {
+    let lost = directory([("deep", file(b"never read"))]);
+    let part = directory([
+        ("bad", program(b"bad")),
+        ("good", file(b"good")),
+        ("lost", lost.clone()),
+    ]);
+    let tree = directory([
+        ("a", part.clone()),
+        ("b", directory([("part", part), ("gone", file(b"gone"))])),
+        ("good", directory([("good", file(b"good"))])),
+    ]);
+    let kept = Kept::new(&tree);
+    let spoiled = Spoiled::new(kept.memory.clone())
+        .without(&Digest::of(b"gone"))
+        .without(&lost.node().digest().unwrap())
+        .damaging(&Digest::of(b"bad"));
+    let store = Blocking::new(Arc::new(spoiled), kept._runtime.handle().clone());
+    let roots = [(TreePath::new(b"tree"), kept.node.clone())];
+    let report = verify::verify(&store, &roots, &verify::Progress::default()).unwrap();
+    let faults: Vec<_> = report
+        .faults
+        .iter()
+        .map(|fault| {
+            let paths = fault.paths.iter().map(ToString::to_string);
+            let missing = matches!(fault.why, Why::Missing);
+            (fault.object, missing, paths.collect::<Vec<_>>())
+        })
+        .collect();
+    let paths = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect();
+    assert_eq!(
+        faults,
+        [
+            (
+                Object::Blob,
+                false,
+                paths(&["tree/a/bad", "tree/b/part/bad"])
+            ),
+            (
+                Object::Directory,
+                true,
+                paths(&["tree/a/lost", "tree/b/part/lost"])
+            ),
+            (Object::Blob, true, paths(&["tree/b/gone"])),
+        ]
+    );
+}
+
+#[test]
+fn verify_finds_nodes_that_lie_about_sizes() {
+    let inner = directory([("x", file(b"12345"))]);
+    let Node::Directory { digest, .. } = inner.node() else {
+        panic!()
+    };
+    let kept = Kept::new(&inner);
+    let ingest = kept.memory.ingest().unwrap();
+    let lying = Directory::from_entries(vec![
+        (name("d"), Node::Directory { digest, size: 77 }),
+        (
+            name("f"),
+            Node::File {
+                digest: Digest::of(b"12345"),
+                size: 4,
+                executable: false,
+            },
+        ),
+    ])
+    .unwrap();
+    ingest.put_directory(&lying).unwrap();
+    ingest.commit().unwrap();
+    let roots = [(TreePath::new(b"lying"), lying.node())];
+    let report = verify::verify(&kept.store, &roots, &verify::Progress::default()).unwrap();
+    let said: Vec<_> = report
+        .faults
+        .iter()
+        .map(|fault| format!("{}: {}", fault.paths[0], fault.why))
+        .collect();
+    assert_eq!(said.len(), 2);
+    assert_eq!(said[0], "lying/d: the node says size 77, it is 2");
+    assert!(said[1].starts_with("lying/f: ") && said[1].ends_with("it has 5 bytes instead of 4"));
+}
+
+#[test]
+fn verify_ends_though_a_tree_has_more_paths_than_there_is_time_for() {
+    // 2^60 paths lead to the one file that is gone.
+    let mut node = file(b"gone").node();
+    let memory = MemoryStore::new();
+    let ingest = memory.ingest().unwrap();
+    for _ in 0..60 {
+        let entries = [name("l"), name("r")].map(|name| (name, node.clone()));
+        let directory = Directory::from_entries(entries.to_vec()).unwrap();
+        ingest.put_directory(&directory).unwrap();
+        node = directory.node();
+    }
+    ingest.commit().unwrap();
+    let runtime = Runtime::new().unwrap();
+    let store = Blocking::new(Arc::new(memory), runtime.handle().clone());
+    let roots = [(TreePath::new(b"tree"), node)];
+    let report = verify::verify(&store, &roots, &verify::Progress::default()).unwrap();
+    assert_eq!((report.directories, report.blobs), (60, 1));
+    let [fault] = &report.faults[..] else {
+        panic!()
+    };
+    assert_eq!(fault.paths.len(), 100);
+    assert!(fault.more_paths > 1000);
+}
+
+#[test]
+fn a_directory_that_cannot_be_read_is_one_error_of_a_walk() {
+    let lost = directory([("x", file(b"x"))]);
+    let tree = directory([("lost", lost.clone()), ("next", file(b"y"))]);
+    let kept = Kept::new(&tree);
+    let spoiled = Spoiled::new(kept.memory.clone()).without(&lost.node().digest().unwrap());
+    let store = Blocking::new(Arc::new(spoiled), kept._runtime.handle().clone());
+    let mut walk = Walk::new(&store, TreePath::new(b"tree"), kept.node.clone());
+    let mut seen = Vec::new();
+    loop {
+        match walk.step() {
+            Ok(None) => break,
+            Ok(Some(step)) => seen.push(step.path.to_string()),
+            Err(error) => seen.push(error.to_string()),
+        }
+    }
+    assert_eq!(seen[..2], ["tree", "tree/lost"]);
+    assert!(seen[2].starts_with("tree/lost: spoiled: does not have the directory "));
+    assert_eq!(seen[3..], ["tree/next"]);
+    // What follows an unreadable directory is still where it belongs.
+    let mut walk = Walk::new(&store, TreePath::new(b"tree"), kept.node.clone());
+    while walk.step().is_ok() {}
+    let step = walk.step().unwrap().unwrap();
+    assert!(matches!(step.node, NodeRef::File { size: 1, .. }));
+    assert_eq!(step.depth, 1);
+}

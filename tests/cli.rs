@@ -1,0 +1,819 @@
+//! The `castore-fs` program itself, run as users run it, on a `local:` store of its own.
+
+#[path = "kit/fixtures.rs"]
+mod fixtures;
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{BufRead, Read, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_castore-fs");
+
+/// A folder with a store in it.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { folder }
+    }
+
+    /// A store that has the tree of [`make_tree`] as `tree`.
+    fn with_tree() -> Self {
+        let place = Self::new();
+        make_tree(&place.path("tree"));
+        place.good(&["import", "tree"]);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env("CASTORE_FS_STORE", "local:store")
+            .env_remove("RUST_LOG");
+        command
+    }
+
+    fn run<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Standard output of a command that has to succeed and to say nothing else.
+    fn good<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Vec<u8> {
+        let run = self.run(arguments);
+        assert!(run.status.success() && run.stderr.is_empty(), "{run:?}");
+        run.stdout
+    }
+
+    fn text<A: AsRef<OsStr>>(&self, arguments: &[A]) -> String {
+        String::from_utf8(self.good(arguments)).unwrap()
+    }
+
+    /// The one line, without its start, of a command that has to fail with `status`.
+    fn bad<A: AsRef<OsStr>>(&self, status: i32, arguments: &[A]) -> String {
+        let run = self.run(arguments);
+        assert_eq!(run.status.code(), Some(status), "{run:?}");
+        one_line(run.stderr)
+    }
+
+    fn json<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Vec<Value> {
+        json_lines(&self.text(arguments))
+    }
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn one_line(stderr: Vec<u8>) -> String {
+    let text = String::from_utf8(stderr).unwrap();
+    let line = text.strip_suffix('\n').unwrap();
+    assert!(!line.contains('\n'), "{text}");
+    line.strip_prefix("castore-fs: ").unwrap().to_owned()
+}
+
+fn make_tree(path: &Path) {
+    fs::create_dir_all(path.join("bin/deep")).unwrap();
+    fs::create_dir(path.join("empty")).unwrap();
+    fs::write(path.join("bin/sh"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(path.join("bin/sh"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(path.join("bin/copy"), "#!/bin/sh\n").unwrap();
+    fs::write(path.join("bin/deep/text"), "some text\n").unwrap();
+    fs::write(path.join("large"), large()).unwrap();
+    fs::write(path.join("nothing"), "").unwrap();
+    symlink("bin/sh", path.join("link")).unwrap();
+}
+
+/// 3 MiB in which no two 16 KiB are alike: kept as a file of its own.
+fn large() -> Vec<u8> {
+    let mut state = 1u32;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    })
+    .take(3 << 20)
+    .collect()
+}
+
+/// Every path below `path`, with type, executable bit and contents or target.
+fn listing(path: &Path) -> Vec<(PathBuf, String, Vec<u8>)> {
+    let mut all = Vec::new();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(below) = folders.pop() {
+        for entry in fs::read_dir(path.join(&below)).unwrap() {
+            let below = below.join(entry.unwrap().file_name());
+            let full = path.join(&below);
+            let found = full.symlink_metadata().unwrap();
+            let (kind, bytes) = if found.is_dir() {
+                folders.push(below.clone());
+                ("directory", Vec::new())
+            } else if found.is_symlink() {
+                let target = fs::read_link(&full).unwrap().into_os_string();
+                ("symlink", target.into_vec())
+            } else if found.mode() & 0o111 != 0 {
+                ("program", fs::read(&full).unwrap())
+            } else {
+                ("file", fs::read(&full).unwrap())
+            };
+            all.push((below, kind.to_owned(), bytes));
+        }
+    }
+    all.sort();
+    all
+}
+
+/// Runs a shell line in which `$CASTORE` is the program.
+fn shell(place: &Place, line: &str) -> Output {
+    Command::new("bash")
+        .args(["-c", line])
+        .current_dir(place.folder.path())
+        .env("CASTORE_FS_STORE", "local:store")
+        .env("CASTORE", PROGRAM)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn what_is_imported_can_be_listed_read_and_exported() {
+    let place = Place::new();
+    make_tree(&place.path("tree"));
+    assert_eq!(place.text(&["import", "tree"]), "tree\n");
+    assert_eq!(place.text(&["ls"]), "tree\n");
+    assert_eq!(
+        place.text(&["ls", "tree"]),
+        "bin\nempty\nlarge\nlink\nnothing\n"
+    );
+    assert_eq!(
+        place.text(&["ls", "-R", "tree/bin"]),
+        "copy\ndeep\ndeep/text\nsh\n"
+    );
+    assert_eq!(
+        place.text(&["ls", "tree/bin", "tree/link"]),
+        "tree/bin/copy\ntree/bin/deep\ntree/bin/sh\ntree/link\n"
+    );
+    assert_eq!(
+        place.text(&["ls", "-R"]).lines().count(),
+        1 + listing(&place.path("tree")).len()
+    );
+    let long = place.text(&["ls", "-l", "tree"]);
+    let lines: Vec<Vec<_>> = long
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(lines[0][..2], ["dr-xr-xr-x", "-"]);
+    assert_eq!(lines[2][..2], ["-r--r--r--", "3145728"]);
+    assert_eq!(lines[3], ["lrwxrwxrwx", "-", "-", "link", "->", "bin/sh"]);
+    assert_eq!(place.good(&["cat", "tree/bin/sh"]), b"#!/bin/sh\n");
+    assert!(place.good(&["cat", "tree/large"]) == large());
+    assert_eq!(
+        place.good(&["cat", "tree/nothing", "tree/bin/deep/text", "tree/bin/sh"]),
+        b"some text\n#!/bin/sh\n"
+    );
+    place.good(&["export", "tree", "out"]);
+    assert_eq!(listing(&place.path("out")), listing(&place.path("tree")));
+    let sh = place.path("out/bin/sh").metadata().unwrap();
+    assert_eq!((sh.mode() & 0o7777, sh.mtime()), (0o755, 1));
+    place.good(&["export", "tree/bin/deep/text", "text"]);
+    assert_eq!(fs::read(place.path("text")).unwrap(), b"some text\n");
+    let verdict = place.text(&["verify"]);
+    assert_eq!(
+        verdict,
+        "4 directories, 4 blobs, 3.00 MiB: nothing is damaged\n"
+    );
+}
+
+#[test]
+fn importing_the_same_again_adds_nothing() {
+    let place = Place::with_tree();
+    let again = &place.json(&["import", "--json", "tree"])[0];
+    for count in ["blobs", "blob_bytes", "directories"] {
+        assert_eq!(again["added"][count], 0, "{again}");
+    }
+    let other = &place.json(&["import", "--json", "--name", "other", "tree/bin"])[0];
+    assert_eq!(other["added"]["blobs"], 0);
+    assert_eq!(place.text(&["ls"]), "other\ntree\n");
+}
+
+#[test]
+fn json_has_every_field() {
+    let place = Place::new();
+    make_tree(&place.path("tree"));
+    let imported = &place.json(&["import", "--json", "tree"])[0];
+    assert_eq!(imported["name"], "tree");
+    assert_eq!(imported["type"], "directory");
+    // 5 entries, 3 in bin, 1 in bin/deep, each counted twice.
+    assert_eq!(imported["size"], 18);
+    let read = &imported["read"];
+    assert_eq!(
+        (
+            &read["files"],
+            &read["directories"],
+            &read["symlinks"],
+            &read["bytes"]
+        ),
+        (&5.into(), &4.into(), &1.into(), &(3_145_728 + 30).into())
+    );
+    assert_eq!(imported["added"]["directories"], 4);
+    let digest = imported["digest"].as_str().unwrap();
+    assert!(digest.starts_with("blake3-"), "{digest}");
+
+    let listed = place.json(&["ls", "-R", "--json", "tree"]);
+    let find = |path: &str| listed.iter().find(|line| line["path"] == path).unwrap();
+    assert_eq!(find("tree/bin/sh")["executable"], true);
+    assert_eq!(find("tree/bin/copy")["executable"], false);
+    assert_eq!(
+        find("tree/bin/copy")["digest"],
+        find("tree/bin/sh")["digest"]
+    );
+    assert_eq!(find("tree/large")["size"], 3 << 20);
+    assert_eq!(find("tree/link")["target"], "bin/sh");
+    assert_eq!(find("tree/link").get("digest"), None);
+
+    let stat = &place.json(&["stat", "--json", "tree"])[0];
+    assert_eq!(stat["digest"], digest);
+    assert_eq!(stat["entries"], 5);
+    let verified = &place.json(&["verify", "--json"])[0];
+    assert_eq!(verified["faults"], 0);
+    assert_eq!(verified["blobs"], 4);
+}
+
+#[test]
+fn digests_work_as_names_do() {
+    let place = Place::with_tree();
+    let stat = &place.json(&["stat", "--json", "tree"])[0];
+    let digest = stat["digest"].as_str().unwrap();
+    assert_eq!(place.text(&["ls", digest]), place.text(&["ls", "tree"]));
+    assert_eq!(
+        place.good(&["cat", &format!("{digest}/bin/sh")]),
+        b"#!/bin/sh\n"
+    );
+    let hex = blake3::hash(b"some text\n").to_hex();
+    assert_eq!(place.good(&["cat", hex.as_str()]), b"some text\n");
+    assert_eq!(place.good(&["cat", &format!("b3:{hex}")]), b"some text\n");
+    place.good(&["export", digest, "out"]);
+    assert_eq!(listing(&place.path("out")), listing(&place.path("tree")));
+}
+
+#[test]
+fn archives_go_out_and_in_again_to_the_same_digest() {
+    let place = Place::with_tree();
+    let digest = place.json(&["stat", "--json", "tree"])[0]["digest"].clone();
+    for format in ["tar", "nar"] {
+        let file = format!("again.{format}");
+        place.good(&["export", "--format", format, "tree", &file]);
+        let piped = place.good(&["export", "--format", format, "tree"]);
+        assert!(fs::read(place.path(&file)).unwrap() == piped);
+        let line = format!("$CASTORE import --json --format {format} --name piped - <{file}");
+        let run = shell(&place, &line);
+        assert!(run.status.success(), "{run:?}");
+        let imported = &json_lines(&String::from_utf8(run.stdout).unwrap())[0];
+        assert_eq!(imported["digest"], digest);
+        assert_eq!(imported["added"]["blobs"], 0);
+        // By its path, the archive's name is that of the file without the ending.
+        assert_eq!(
+            place.text(&["import", "--format", format, &file]),
+            "again\n"
+        );
+    }
+    let run = shell(
+        &place,
+        "$CASTORE export --format tar tree | tar -x --one-top-level=out",
+    );
+    assert!(run.status.success() && run.stderr.is_empty(), "{run:?}");
+    assert_eq!(listing(&place.path("out")), listing(&place.path("tree")));
+}
+
+#[test]
+fn the_fixture_tree_comes_out_as_it_went_in() {
+    let Some(fixture) = fixtures::fixture("snix") else {
+        return;
+    };
+    let expected = fs::read(fixture.join("expected.json")).unwrap();
+    let expected: Value = serde_json::from_slice(&expected).unwrap();
+    let place = Place::new();
+    let packed = fs::File::open(fixture.join("tree.tar.zst")).unwrap();
+    let unpacked = zstd::decode_all(packed).unwrap();
+    fs::write(place.path("tree.tar"), unpacked).unwrap();
+    let run = shell(&place, "mkdir in && tar -xf tree.tar -C in");
+    assert!(run.status.success(), "{run:?}");
+
+    let imported = &place.json(&["import", "--nix", "--json", "in/tree"])[0];
+    let text = expected.to_string();
+    let store_path = imported["nix"]["store_path"].as_str().unwrap();
+    assert!(text.contains(store_path), "{store_path}");
+    assert_eq!(imported["nix"]["nar_size"], 3_338_520);
+    assert_eq!(imported["size"], 588);
+    let stat = &place.json(&["stat", "--json", store_path])[0];
+    assert_eq!(stat["nix"]["nar_hash"], imported["nix"]["nar_hash"]);
+
+    place.good(&["export", store_path, "out"]);
+    assert_eq!(listing(&place.path("out")), listing(&place.path("in/tree")));
+    let sum = &place.json(&["verify", "--json"])[0];
+    assert_eq!(sum["faults"], 0);
+}
+
+#[test]
+fn names_of_any_bytes_go_through_pipes_and_are_escaped_on_terminals() {
+    let place = Place::new();
+    let odd = OsString::from_vec(b"\xff\n\x1b[31m".to_vec());
+    let tree = place.path("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join(&odd), "odd").unwrap();
+    place.good(&["import", "tree"]);
+    assert_eq!(place.good(&["ls", "tree"]), b"\xff\n\x1b[31m\n");
+    assert_eq!(place.good(&["ls", "-0", "tree"]), b"\xff\n\x1b[31m\0");
+    let path = Path::new("tree").join(&odd);
+    assert_eq!(place.good(&[OsStr::new("cat"), path.as_os_str()]), b"odd");
+    let line = &place.json(&["ls", "--json", "tree"])[0];
+    assert_eq!(line["path"], "tree/\u{fffd}\n\u{1b}[31m");
+    assert_eq!(line["path_base64"], "dHJlZS//ChtbMzFt");
+
+    // A root can have such a name too.
+    let arguments = [
+        OsStr::new("import"),
+        OsStr::new("--name"),
+        &odd,
+        OsStr::new("tree"),
+    ];
+    assert_eq!(place.good(&arguments), b"\xff\n\x1b[31m\n");
+    place.good(&[OsStr::new("export"), &odd, OsStr::new("out")]);
+    assert_eq!(listing(&place.path("out")), listing(&tree));
+    let wrong = Path::new("tree/no\n\x1b[31m");
+    assert_eq!(
+        place.bad(1, &[OsStr::new("stat"), wrong.as_os_str()]),
+        r"tree/no\n\x1b[31m does not exist"
+    );
+
+    // `script` gives the command a terminal.
+    let line = r#"script -qec "$CASTORE ls tree" /dev/null </dev/null"#;
+    let run = shell(&place, line);
+    if run.status.code() == Some(127) {
+        fixtures::skip("there is no `script` to make a terminal with");
+        return;
+    }
+    assert_eq!(
+        String::from_utf8_lossy(&run.stdout).trim_end(),
+        r"\xff\n\x1b[31m"
+    );
+}
+
+#[test]
+fn what_is_wrong_is_one_line_with_what_to_do() {
+    let place = Place::new();
+    assert_eq!(
+        place.bad(1, &["ls"]),
+        "local:store: there is no store yet; `castore-fs import` makes one"
+    );
+    assert!(!place.path("store").exists(), "looking makes no store");
+    make_tree(&place.path("tree"));
+    place.good(&["import", "tree"]);
+    fs::write(place.path("file"), "").unwrap();
+    for (arguments, message) in [
+        (
+            &["ls", "--store", "store"][..],
+            "\"store\" is no store URL: it starts with no scheme; for a folder write local:PATH",
+        ),
+        (
+            &["ls", "three"],
+            "local:store has no root named three; `castore-fs ls` lists the names it has",
+        ),
+        (&["cat", "tree/no"], "tree/no does not exist"),
+        (
+            &["cat", "tree/bin"],
+            "tree/bin is a directory: ls lists it, export writes it out",
+        ),
+        (
+            &["cat", "tree/link"],
+            "tree/link is a symbolic link to bin/sh and is not followed: name the file that it \
+             points to",
+        ),
+        (
+            &["ls", "tree/link/x"],
+            "tree/link is a symbolic link, nothing is below it and it is not followed; it points \
+             to bin/sh",
+        ),
+        (
+            &["export", "tree"],
+            "files need a DESTINATION to be written to: castore-fs export TARGET DESTINATION",
+        ),
+        (
+            &["export", "tree", "file"],
+            "file exists already; export writes only to a path where there is nothing",
+        ),
+        (
+            &["export", "--format", "nar", "tree", "file"],
+            "file exists already; export writes only to a path where there is nothing",
+        ),
+        (
+            &["export", "tree", "no/where"],
+            "cannot make the folder no/.where.castore-fs-",
+        ),
+        (
+            &["import", "nowhere"],
+            "cannot find nowhere: No such file or directory",
+        ),
+        (&["import", "/"], "/ has no name: give --name NAME"),
+        (
+            &["import", "--name", "a/b", "tree"],
+            "a/b: \"a/b\" holds a byte that is not allowed: 0x2f",
+        ),
+        (
+            &["import", "--nix", "--name", "a b", "tree"],
+            "\"a b\" cannot be the name of a Nix store path",
+        ),
+        (&["import", "--format", "nar", "file"], ""),
+        (
+            &["verify", "b3:00"],
+            "\"b3:00\" is no NAME[/PATH] and no digest: ",
+        ),
+    ] {
+        let line = place.bad(1, arguments);
+        assert!(line.starts_with(message), "{arguments:?}: {line}");
+    }
+    // What failed left nothing.
+    assert_eq!(place.text(&["ls"]), "tree\n");
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_status_2() {
+    let place = Place::new();
+    for (arguments, message) in [
+        (
+            &["import"][..],
+            "the following required arguments were not provided: <PATH>...; try --help",
+        ),
+        (
+            &["import", "-", "--name", "x"],
+            "- needs --format tar or --format nar, to know what standard input is; try --help",
+        ),
+        (
+            &["import", "-", "--format", "tar"],
+            "- needs --name NAME, since standard input has no name; try --help",
+        ),
+        (
+            &["import", "--name", "x", "a", "b"],
+            "--name names one tree: give one PATH with it; try --help",
+        ),
+        (
+            &["export", "--format", "zip", "x"],
+            "invalid value 'zip' for '--format <FORMAT>'",
+        ),
+        (
+            &["lsx"],
+            "unrecognized subcommand 'lsx'; tip: a similar subcommand exists: 'ls'",
+        ),
+    ] {
+        let line = place.bad(2, arguments);
+        assert!(line.starts_with(message), "{arguments:?}: {line}");
+    }
+}
+
+#[test]
+fn one_bad_path_does_not_stop_the_others() {
+    let place = Place::new();
+    make_tree(&place.path("tree"));
+    fs::write(place.path("file"), "x").unwrap();
+    let run = place.run(&["import", "tree", "nowhere", "file"]);
+    assert_eq!(run.status.code(), Some(1));
+    assert_eq!(run.stdout, b"tree\nfile\n");
+    assert!(one_line(run.stderr).starts_with("cannot find nowhere"));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let place = Place::with_tree();
+    for line in [
+        "$CASTORE cat tree/large | head -c 10 | wc -c; echo ${PIPESTATUS[0]}",
+        "$CASTORE export --format tar tree | head -c 10 | wc -c; echo ${PIPESTATUS[0]}",
+        "$CASTORE export --format nar tree | head -c 10 | wc -c; echo ${PIPESTATUS[0]}",
+    ] {
+        let run = shell(&place, line);
+        assert_eq!(run.stdout, b"10\n141\n", "{run:?}");
+        assert!(run.stderr.is_empty(), "{run:?}");
+    }
+    let run = shell(&place, "$CASTORE ls tree >/dev/full");
+    assert_eq!(run.status.code(), Some(1));
+    assert!(one_line(run.stderr).contains("No space left"));
+}
+
+/// Changes every occurrence of `bytes` in the files below `folder`; gives how many there were.
+fn spoil(folder: &Path, bytes: &[u8]) -> usize {
+    let mut count = 0;
+    for (path, _, mut contents) in listing(folder) {
+        let found: Vec<_> = contents
+            .windows(bytes.len())
+            .enumerate()
+            .filter(|(_, window)| *window == bytes)
+            .map(|(at, _)| at)
+            .collect();
+        if found.is_empty() {
+            continue;
+        }
+        count += found.len();
+        for at in found {
+            contents[at] ^= 0x20;
+        }
+        let path = folder.join(path);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(path, contents).unwrap();
+    }
+    count
+}
+
+#[test]
+fn verify_names_exactly_the_paths_that_are_damaged() {
+    let place = Place::with_tree();
+    fs::create_dir(place.path("more")).unwrap();
+    fs::write(place.path("more/same"), "#!/bin/sh\n").unwrap();
+    fs::write(place.path("more/other"), "sound\n").unwrap();
+    place.good(&["import", "more"]);
+
+    assert_eq!(spoil(&place.path("store/packs"), b"#!/bin/sh\n"), 1);
+    let run = place.run(&["verify"]);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(run.stderr.is_empty(), "{run:?}");
+    let text = String::from_utf8(run.stdout).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    let paths = ["more/same", "tree/bin/copy", "tree/bin/sh"];
+    assert_eq!(lines.len(), paths.len() + 1, "{text}");
+    for (line, path) in lines.iter().zip(paths) {
+        assert!(
+            line.starts_with(&format!("damaged: {path}: blob blake3-")),
+            "{line}"
+        );
+    }
+    assert!(
+        lines[3].ends_with(": 1 object is damaged or missing"),
+        "{text}"
+    );
+    // Only what can be reached from a target counts.
+    place.good(&["verify", "tree/empty", "tree/large", "more/other"]);
+    let line = place.bad(1, &["cat", "tree/bin/sh"]);
+    assert!(
+        line.starts_with("tree/bin/sh: local:store: blob blake3-"),
+        "{line}"
+    );
+    assert_eq!(place.good(&["cat", "more/other"]), b"sound\n");
+
+    // A large blob, in a file of its own: gone.
+    let blobs = place.path("store/blobs");
+    let (large, ..) = listing(&blobs)
+        .into_iter()
+        .find(|(_, _, bytes)| bytes.len() == 3 << 20)
+        .expect("the large blob is a file");
+    fs::remove_file(blobs.join(large)).unwrap();
+    let faults = place.run(&["verify", "--json", "tree"]);
+    assert_eq!(faults.status.code(), Some(1));
+    let faults = json_lines(&String::from_utf8(faults.stdout).unwrap());
+    assert_eq!(faults.len(), 3);
+    assert_eq!(faults[0]["paths"][0]["path"], "tree/bin/copy");
+    assert_eq!(faults[0]["paths"][1]["path"], "tree/bin/sh");
+    assert_eq!(faults[1]["paths"][0]["path"], "tree/large");
+    assert_eq!(faults[1]["paths"].as_array().unwrap().len(), 1);
+    assert_eq!(faults[2]["faults"], 2);
+
+    // What is damaged is not exported in part.
+    let line = place.bad(1, &["export", "tree", "out"]);
+    assert!(line.contains("blake3-"), "{line}");
+    place.bad(1, &["export", "--format", "tar", "tree", "out"]);
+    assert!(!place.path("out").exists());
+}
+
+#[test]
+fn verify_names_a_damaged_directory() {
+    let place = Place::with_tree();
+    // The Directory tree/bin/deep, which alone has this name in it.
+    assert_eq!(spoil(&place.path("store/packs"), b"\x0a\x04text"), 1);
+    let run = place.run(&["verify"]);
+    assert_eq!(run.status.code(), Some(1));
+    let text = String::from_utf8(run.stdout).unwrap();
+    assert!(
+        text.starts_with("damaged: tree/bin/deep: directory blake3-"),
+        "{text}"
+    );
+    assert_eq!(text.lines().count(), 2, "{text}");
+    // A listing goes on around it, and says so.
+    let run = place.run(&["ls", "-R", "tree"]);
+    assert_eq!(run.status.code(), Some(1));
+    let listed = String::from_utf8(run.stdout).unwrap();
+    assert!(
+        listed.ends_with("bin/deep\nbin/sh\nempty\nlarge\nlink\nnothing\n"),
+        "{listed}"
+    );
+    assert!(one_line(run.stderr).starts_with("tree/bin/deep: "));
+}
+
+fn signal(name: &str, child: &Child) {
+    let kill = Command::new("kill")
+        .args([&format!("-{name}"), &child.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+}
+
+/// A mount that ends with its test, however that ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            signal("INT", &self.0);
+            wait(&mut self.0);
+        }
+    }
+}
+
+fn wait(child: &mut Child) -> Option<std::process::ExitStatus> {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(20) {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    None
+}
+
+#[test]
+fn an_import_that_is_interrupted_leaves_nothing() {
+    let place = Place::with_tree();
+    let archive = place.good(&["export", "--format", "tar", "tree"]);
+    let before = listing(&place.path("store"));
+    for signal in ["INT", "TERM"] {
+        let mut child = place
+            .command(&["import", "--format", "tar", "--name", "half", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Half of the archive, and then nothing: the import waits for more.
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(&archive[..archive.len() / 2]).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        crate::signal(signal, &child);
+        let status = wait(&mut child).expect("the import ends though its input does not");
+        assert_eq!((status.code(), status.signal()), (Some(130), None));
+        let mut said = Vec::new();
+        child.stderr.take().unwrap().read_to_end(&mut said).unwrap();
+        assert_eq!(one_line(said), "interrupted");
+    }
+    assert_eq!(place.text(&["ls"]), "tree\n");
+    place.good(&["verify"]);
+    let names = |listing: Vec<(PathBuf, String, Vec<u8>)>| -> Vec<_> {
+        listing.into_iter().map(|(path, ..)| path).collect()
+    };
+    assert_eq!(names(listing(&place.path("store"))), names(before));
+}
+
+#[test]
+fn the_default_store_is_in_the_data_folder() {
+    let place = Place::new();
+    let run = |variable: &str, value: &Path| {
+        let mut command = place.command(&["ls"]);
+        command.env_remove("CASTORE_FS_STORE").env_remove("HOME");
+        command.env_remove("XDG_DATA_HOME").env(variable, value);
+        one_line(command.output().unwrap().stderr)
+    };
+    let root = rustix::process::geteuid().is_root();
+    let home = place.path("home");
+    for (variable, folder) in [
+        ("XDG_DATA_HOME", home.clone()),
+        ("HOME", home.join(".local/share")),
+    ] {
+        let folder = if root {
+            PathBuf::from("/var/lib")
+        } else {
+            folder
+        };
+        if folder.join("castore-fs/format").exists() {
+            fixtures::skip(&format!("{} is in use", folder.display()));
+            continue;
+        }
+        assert_eq!(
+            run(variable, &home),
+            format!(
+                "local:{}/castore-fs: there is no store yet; `castore-fs import` makes one",
+                folder.display()
+            )
+        );
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_are_written() {
+    let place = Place::new();
+    place.good(&["generate", "completions", "completions"]);
+    place.good(&["generate", "man", "man"]);
+    for file in [
+        "completions/castore-fs.bash",
+        "completions/_castore-fs",
+        "man/castore-fs.1",
+        "man/castore-fs-import.1",
+    ] {
+        assert!(
+            fs::metadata(place.path(file)).unwrap().size() > 500,
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn a_folder_goes_in_and_a_mount_comes_out() {
+    if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
+        fixtures::skip(&format!("/dev/fuse cannot be opened: {error}"));
+        return;
+    }
+    let place = Place::new();
+    make_tree(&place.path("tree"));
+    fs::create_dir(place.path("mount")).unwrap();
+    let child = place
+        .command(&["mount", "--import", "tree", "mount"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = Running(child);
+    let said = std::io::BufReader::new(child.0.stderr.take().unwrap());
+    let mut said = said.lines();
+    let up = said.next().unwrap().unwrap();
+    assert!(up.starts_with("castore-fs: local:store is on "), "{up}");
+    let mounted = place.path("mount/tree");
+    assert_eq!(listing(&mounted), listing(&place.path("tree")));
+    let sh = mounted.join("bin/sh").metadata().unwrap();
+    assert_eq!((sh.mode() & 0o7777, sh.mtime()), (0o555, 1));
+
+    // Other processes read and add meanwhile, and the mount shows what they add.
+    assert_eq!(place.text(&["ls"]), "tree\n");
+    place.good(&["verify"]);
+    assert_eq!(
+        place.text(&["import", "--name", "more", "tree/bin"]),
+        "more\n"
+    );
+    assert_eq!(
+        fs::read(place.path("mount/more/sh")).unwrap(),
+        b"#!/bin/sh\n"
+    );
+
+    signal("INT", &child.0);
+    let status = wait(&mut child.0).expect("an interrupt ends the mount");
+    assert!(status.success(), "{status}");
+    assert_eq!(fs::read_dir(place.path("mount")).unwrap().count(), 0);
+    assert!(said.next().is_none());
+
+    // A place where nothing can be mounted.
+    let line = place.bad(1, &["mount", "nowhere"]);
+    assert!(line.contains("nowhere"), "{line}");
+    let line = place.bad(1, &["mount", "--root", "tree/link", "mount"]);
+    assert!(line.contains("tree/link is no directory"), "{line}");
+}
+
+#[test]
+fn a_tree_deeper_than_any_path_goes_in_and_out() {
+    let place = Place::new();
+    // The path to the bottom has 6000 bytes, and the system takes 4095 in one piece.
+    let depth = 1200;
+    let mut nar = castore_fs::nar::Writer::new(Vec::new());
+    nar.directory(None).unwrap();
+    for _ in 1..depth {
+        nar.directory(Some(b"down")).unwrap();
+    }
+    nar.file(Some(b"bottom"), false, 4).unwrap();
+    nar.contents(b"here").unwrap();
+    for _ in 0..depth {
+        nar.end_directory().unwrap();
+    }
+    fs::write(place.path("deep.nar"), nar.finish().unwrap()).unwrap();
+    place.good(&["import", "--format", "nar", "deep.nar"]);
+    assert_eq!(place.text(&["ls", "-R", "deep"]).lines().count(), depth);
+    let path = "down/".repeat(depth - 1) + "bottom";
+    assert_eq!(place.good(&["cat", &format!("deep/{path}")]), b"here");
+    assert!(place.text(&["verify"]).ends_with("nothing is damaged\n"));
+    place.good(&["export", "deep", "out"]);
+    let digest = |name| place.json(&["stat", "--json", name])[0]["digest"].clone();
+    place.good(&["import", "out"]);
+    assert_eq!(digest("out"), digest("deep"));
+    for format in ["tar", "nar"] {
+        let piped = place.good(&["export", "--format", format, "deep"]);
+        fs::write(place.path("again"), piped).unwrap();
+        place.good(&["import", "--format", format, "again"]);
+        assert_eq!(digest("again"), digest("deep"));
+    }
+}

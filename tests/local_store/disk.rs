@@ -1,0 +1,274 @@
+//! Full disks, disks and folders that cannot be written to, and folders that are no store.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+
+use castore_fs::store::{Error, LocalStore, Store, open as open_url};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
+
+use crate::folder::{large, records};
+use crate::processes::{command, start};
+use crate::tree::*;
+
+/// A mount that goes with its guard.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+/// Mounts a disk in memory; says why and gives nothing where that is not allowed.
+fn small_disk(at: &Path, bytes: u64) -> Option<Mounted> {
+    let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+    match mount("none", at, "tmpfs", MountFlags::empty(), options.as_c_str()) {
+        Ok(()) => Some(Mounted(at.to_owned())),
+        Err(error) => {
+            eprintln!("skipped: a tmpfs cannot be mounted here ({error}); run as root");
+            None
+        }
+    }
+}
+
+/// Shows `from` read-only at `at`; says why and gives nothing where that is not allowed.
+fn read_only(from: &Path, at: &Path) -> Option<Mounted> {
+    let flags = MountFlags::BIND | MountFlags::RDONLY;
+    let mounted = mount_bind(from, at).and_then(|()| {
+        let guard = Mounted(at.to_owned());
+        mount_remount(at, flags, "").map(|()| guard)
+    });
+    mounted
+        .inspect_err(|error| eprintln!("skipped: no bind mount here ({error}); run as root"))
+        .ok()
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(_disk) = small_disk(folder.path(), 48 << 20) else {
+        return;
+    };
+    let path = folder.path().join("store");
+    let store = open(&path);
+    add_tree(&store, "first", 1).unwrap();
+    let held = files_in(&path);
+    let filler = folder.path().join("filler");
+    let free = |path: &Path| {
+        let found = rustix::fs::statvfs(path).unwrap();
+        found.f_bavail * found.f_bsize
+    };
+    let mut failures = 0;
+    // Ever more room, so that it runs out in ever later steps.
+    for spare in (0..).map(|step| step * (64 << 10)) {
+        let fill = free(folder.path()).saturating_sub(spare);
+        let file = fs::File::create(&filler).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill).unwrap();
+        let done = add_tree(&store, "second", 2);
+        if let Err(error) = &done {
+            failures += 1;
+            let text = error.to_string();
+            assert!(matches!(error, Error::Io { .. }), "{error:?}");
+            assert!(text.contains(path.to_str().unwrap()), "{text}");
+            assert!(text.contains("free some space"), "{text}");
+        }
+        // Even with no byte to spare, what was there can be read, by new handles too.
+        let names = verify_whole(&store).0;
+        assert_eq!(verify_whole(&open(&path)).0, names);
+        fs::remove_file(&filler).unwrap();
+        if done.is_ok() {
+            assert_eq!(names, ["first", "second"]);
+            break;
+        }
+        assert_eq!(names, ["first"], "with {spare} bytes to spare");
+        assert_eq!(files_in(&path), held, "with {spare} bytes to spare");
+        assert!(spare < 40 << 20, "never enough room");
+    }
+    assert!(failures > 10, "only {failures} failures");
+    records(&path);
+    assert_eq!(large(&path).len(), 3);
+}
+
+/// The files with the lengths that they should keep; the index may grow.
+fn files_in(path: &Path) -> Vec<(PathBuf, u64)> {
+    crate::folder::files(path)
+        .into_iter()
+        .filter(|path| !path.ends_with("index.redb"))
+        .map(|path| {
+            let len = fs::metadata(&path).unwrap().len();
+            (path, len)
+        })
+        .collect()
+}
+
+#[test]
+fn a_store_on_a_read_only_disk_can_be_read_and_says_that_it_cannot_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, view) = (folder.path().join("store"), folder.path().join("view"));
+    fs::create_dir(&view).unwrap();
+    add_tree(&open(&path), "tree", 1).unwrap();
+    let Some(_mount) = read_only(&path, &view) else {
+        return;
+    };
+    let store = open(&view);
+    assert_eq!(verify_whole(&store).0, ["tree"]);
+    let error = store.ingest().err().unwrap();
+    assert!(matches!(error, Error::ReadOnly { .. }), "{error:?}");
+    assert!(
+        error.to_string().contains("mount it for writing"),
+        "{error}"
+    );
+    // Who can write does, and the reader sees it.
+    add_tree(&open(&path), "second", 2).unwrap();
+    assert_eq!(verify_whole(&store).0, ["second", "tree"]);
+
+    let nothing = LocalStore::open(&view.join("none")).unwrap_err();
+    assert!(
+        nothing.to_string().contains("mount it for writing"),
+        "{nothing}"
+    );
+}
+
+#[test]
+fn a_store_whose_writer_was_killed_opens_even_on_a_read_only_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, view) = (folder.path().join("store"), folder.path().join("view"));
+    fs::create_dir(&view).unwrap();
+    add_tree(&open(&path), "tree", 1).unwrap();
+    let mut child = start("hold 5", &path);
+    let said = BufReader::new(child.stdout.take().unwrap());
+    assert!(said.lines().any(|line| line.unwrap() == "holding"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let Some(_mount) = read_only(&path, &view) else {
+        return;
+    };
+    let store = open(&view);
+    assert_eq!(verify_whole(&store).0, ["held", "tree"]);
+    assert!(matches!(store.ingest(), Err(Error::ReadOnly { .. })));
+    // A writer repairs the index, and the reader finds its way to it.
+    add_tree(&open(&path), "later", 2).unwrap();
+    assert_eq!(verify_whole(&store).0, ["held", "later", "tree"]);
+}
+
+#[test]
+fn another_user_reads_a_store_and_is_told_that_it_is_not_theirs_to_write() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can start a process as another user");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = folder.path().join("store");
+    let store = open(&path);
+    add_tree(&store, "tree", 1).unwrap();
+    // The test binary may lie where others cannot go.
+    let program = folder.path().join("test");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut stranger = std::process::Command::new(&program);
+    let like = command("look", &path);
+    stranger.args(like.get_args());
+    for (key, value) in like.get_envs() {
+        stranger.env(key, value.unwrap());
+    }
+    let output = stranger.uid(65534).gid(65534).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("found tree"), "{output:?}");
+    assert!(text.contains("cannot be written to"), "{text}");
+    assert!(text.contains("store's owner"), "{text}");
+}
+
+#[test]
+fn a_store_made_by_a_newer_version_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()));
+    let format = folder.path().join("format");
+    let text = fs::read_to_string(&format).unwrap();
+    fs::write(&format, text.replace("format = 1", "format = 7")).unwrap();
+    let error = LocalStore::open(folder.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("made by a newer castore-fs (format 7), this one understands up to 1"),
+        "{error}"
+    );
+    fs::write(&format, "format = x").unwrap();
+    let error = LocalStore::open(folder.path()).unwrap_err();
+    assert!(matches!(error, Error::Format { .. }), "{error}");
+}
+
+#[test]
+fn a_folder_that_is_no_store_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("precious"), b"").unwrap();
+    let error = LocalStore::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("precious"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    let file = folder.path().join("precious");
+    let error = LocalStore::open(&file).unwrap_err().to_string();
+    assert!(error.contains("precious"), "{error}");
+    // One that a crash left half made is made again.
+    let half = folder.path().join("half");
+    fs::create_dir_all(half.join("packs")).unwrap();
+    fs::write(half.join("index.redb.new"), b"half").unwrap();
+    add_tree(&open(&half), "tree", 1).unwrap();
+    verify_whole(&open(&half));
+}
+
+#[test]
+fn urls_name_local_stores() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    for url in [format!("local:{path}"), format!("local://{path}")] {
+        let store = open_url(&url).unwrap();
+        assert_eq!(store.url(), format!("local:{path}"));
+    }
+    for url in ["local:", "local://host/path", "local:a\0b"] {
+        let error = open_url(url).unwrap_err();
+        assert!(matches!(error, Error::Url { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_in_the_commit_is_a_clear_error_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(_disk) = small_disk(folder.path(), 24 << 20) else {
+        return;
+    };
+    let path = folder.path().join("store");
+    let store = open(&path);
+    add_tree(&store, "first", 1).unwrap();
+    let node = store.root_now(b"first").unwrap();
+    let castore_fs::store::Answer::Found(first) = node else {
+        panic!("{node:?}");
+    };
+    let many = |count: usize| {
+        let ingest = store.ingest().unwrap();
+        for at in 0..count {
+            let name = name(&format!("{at:0200}"));
+            let node = first.node.clone();
+            let root = castore_fs::castore::Root { name, node };
+            ingest.put_root(&root, None).unwrap();
+        }
+        ingest.commit()
+    };
+    let filler = folder.path().join("filler");
+    let file = fs::File::create(&filler).unwrap();
+    let found = rustix::fs::statvfs(folder.path()).unwrap();
+    let free = found.f_bavail * found.f_bsize;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, free).unwrap();
+    for _ in 0..3 {
+        let error = many(5000).unwrap_err().to_string();
+        assert!(
+            error.contains("index.redb") && error.contains("free some space"),
+            "{error}"
+        );
+        assert_eq!(verify_whole(&store).0, ["first"]);
+        assert_eq!(verify_whole(&open(&path)).0, ["first"]);
+    }
+    drop(file);
+    fs::remove_file(&filler).unwrap();
+    many(5000).unwrap();
+    assert_eq!(verify_whole(&open(&path)).0.len(), 5001);
+}

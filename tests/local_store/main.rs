@@ -1,0 +1,10 @@
+//! The store in a folder, from outside: what other processes, crashes, full disks and damaged
+//! files do to it.
+
+mod basics;
+mod crash;
+mod damage;
+mod disk;
+mod folder;
+mod processes;
+mod tree;

@@ -1,0 +1,125 @@
+//! Several processes at one store.
+//!
+//! A child process is this test binary, told by the environment to run [`child`] as something
+//! else than a test.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use castore_fs::store::{Store, open as open_url};
+
+use crate::tree::*;
+
+const ROLE: &str = "CASTORE_FS_TEST_ROLE";
+const STORE: &str = "CASTORE_FS_TEST_STORE";
+
+/// Starts a process that plays `role` at a store.
+pub fn start(role: &str, store: &Path) -> Child {
+    command(role, store).spawn().unwrap()
+}
+
+pub fn command(role: &str, store: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "processes::child", "--nocapture"])
+        .env(ROLE, role)
+        .env(STORE, store)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    command
+}
+
+/// What child processes run; as a test it has nothing to show.
+#[test]
+fn child() {
+    let Ok(role) = std::env::var(ROLE) else {
+        return;
+    };
+    let path = std::env::var(STORE).unwrap();
+    let store = open_url(&format!("local:{path}")).unwrap();
+    let (verb, number) = role.split_once(' ').unwrap_or((&role, "0"));
+    let number: u64 = number.parse().unwrap();
+    match verb {
+        // Adds twenty trees.
+        "add" => {
+            for at in 0..20 {
+                let seed = number + at;
+                add_tree(&*store, &format!("tree{seed}"), seed).unwrap();
+            }
+        }
+        // Adds trees until it is killed, and says which are through.
+        "add-for-ever" => {
+            for seed in number.. {
+                add_tree(&*store, &format!("tree{seed}"), seed).unwrap();
+                println!("\ndone tree{seed}");
+            }
+        }
+        // Says what it finds, and what happens when it writes.
+        "look" => {
+            let (names, _) = verify_whole(&*store);
+            println!("\nfound {}", names.join(" "));
+            match add_tree(&*store, "new", 77) {
+                Ok(_) => println!("written"),
+                Err(error) => println!("error {error}"),
+            }
+        }
+        // Keeps the index open for writing until it is killed.
+        "hold" => {
+            add_tree(&*store, "held", number).unwrap();
+            println!("\nholding");
+            std::thread::sleep(std::time::Duration::from_secs(600));
+        }
+        other => panic!("no role {other}"),
+    }
+}
+
+#[test]
+fn processes_read_while_others_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    // Ten of each one's trees are the other's too.
+    let writers = [
+        start("add 0", folder.path()),
+        start("add 10", folder.path()),
+    ];
+    let mut waiting = writers.map(Some);
+    let mut seen = 0;
+    let mut version = store.roots_version().unwrap();
+    while waiting.iter().any(Option::is_some) {
+        version = store
+            .wait_for_roots(version, std::time::Duration::from_millis(200))
+            .unwrap();
+        let (names, _) = verify_whole(&store);
+        assert!(names.len() >= seen, "a root went away");
+        seen = names.len();
+        for slot in &mut waiting {
+            if let Some(child) = slot
+                && let Some(status) = child.try_wait().unwrap()
+            {
+                assert!(status.success());
+                *slot = None;
+            }
+        }
+    }
+    let (names, reached) = verify_whole(&store);
+    assert_eq!(names.len(), 30);
+    let usage = store.usage().unwrap();
+    assert_eq!(usage.blobs, reached.blobs.len() as u64 - 1);
+    assert_eq!(usage.directories, reached.directories.len() as u64);
+    assert_eq!(open(folder.path()).usage().unwrap(), usage);
+}
+
+#[test]
+fn two_stores_made_at_once_are_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deep/store");
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            let path = &path;
+            scope.spawn(move || {
+                add_tree(&open(path), &format!("tree{seed}"), seed).unwrap();
+            });
+        }
+    });
+    assert_eq!(verify_whole(&open(&path)).0.len(), 4);
+}
