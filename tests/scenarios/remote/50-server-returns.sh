@@ -1,2 +1,1 @@
-systemctl unmask --runtime castore-fs.service
 systemctl start castore-fs.service
