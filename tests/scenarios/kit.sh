@@ -36,7 +36,7 @@ make_tree() {
 # shape DIR: a line for each thing in it: name, type, target, whether it is executable.
 shape() {
     (
-        cd "$1"
+        cd "$1" || exit
         find . -mindepth 1 \( -type f -perm -100 -printf '%P x\n' -o -printf '%P %y %l\n' \) | LC_ALL=C sort
     )
 }
