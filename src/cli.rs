@@ -25,7 +25,9 @@ mod progress;
 mod stat;
 mod status;
 mod store;
+mod supervisor;
 mod verify;
+mod virtiofs;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -60,6 +62,7 @@ enum Verb {
     Stat(stat::Stat),
     Export(export::Export),
     Mount(mount::Mount),
+    Virtiofs(virtiofs::Virtiofs),
     Verify(verify::Verify),
     Daemon(daemon::Daemon),
     CheckConfig(check_config::CheckConfig),
@@ -70,7 +73,10 @@ enum Verb {
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let mut words = std::env::args_os();
-    if words.next().is_some_and(|program| mount_helper::is_called(&program)) {
+    if words
+        .next()
+        .is_some_and(|program| mount_helper::is_called(&program))
+    {
         return mount_helper::run(words);
     }
     let arguments = match Arguments::try_parse() {
@@ -89,6 +95,7 @@ pub fn main() -> ExitCode {
         Verb::Stat(verb) => verb.run(),
         Verb::Export(verb) => verb.run(),
         Verb::Mount(verb) => verb.run(),
+        Verb::Virtiofs(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Daemon(verb) => verb.run(),
         Verb::CheckConfig(verb) => verb.run(),

@@ -12,7 +12,7 @@
 //! kernel when the store's root nodes change ([`CastoreFs::changed_roots`]).
 //!
 //! A request that fails fails alone: the log names path, digest and reason, the program gets the
-//! errno that [`errno`] chooses.
+//! errno that `errno` chooses.
 
 mod attributes;
 mod errno;
@@ -248,7 +248,7 @@ impl CastoreFs {
     /// The attributes of a node that the kernel knows, and how long they hold.
     fn stat(&self, id: NodeId) -> io::Result<(stat64, Duration)> {
         match id.place().ok_or(failure(libc::ESTALE))? {
-            Place::Directory(0) if self.shows_roots() => Ok((self.stat_roots(), NOT_AT_ALL)),
+            Place::Directory(0) if self.shows_roots() => Ok((self.stat_roots()?, NOT_AT_ALL)),
             Place::Directory(slot) => {
                 let (node, directory) = self.directory(slot)?;
                 Ok((self.stat_directory(&node, &directory), FOREVER))
@@ -261,18 +261,23 @@ impl CastoreFs {
         }
     }
 
-    fn stat_roots(&self) -> stat64 {
+    /// What stat says of a top that shows root nodes. A kernel that cannot be told of changes
+    /// (which is why it keeps root nodes for a while only) sees by the mtime that its listing is
+    /// stale.
+    fn stat_roots(&self) -> io::Result<stat64> {
         let node = NodeRef::Directory {
             digest: Digest::of(b""),
             size: 0,
         };
         let subdirectories = self.roots.subdirectories();
-        attributes::attributes(
-            node,
-            attributes::ROOT_INO,
-            subdirectories,
-            self.options.owner,
-        )
+        let owner = self.options.owner;
+        let mut stat = attributes::attributes(node, attributes::ROOT_INO, subdirectories, owner);
+        if self.options.root_timeout != FOREVER {
+            let version = self.store.roots_version();
+            let version = version.map_err(|error| self.failed(NodeId::ROOT, &error))?;
+            stat.st_mtime_nsec = (version % 1_000_000_000) as i64;
+        }
+        Ok(stat)
     }
 
     fn stat_directory(&self, node: &DirectoryNode, directory: &Directory) -> stat64 {

@@ -20,6 +20,7 @@ pub mod import;
 pub mod nar;
 pub mod nix;
 pub mod proto;
+pub mod sandbox;
 pub mod service;
 pub mod store;
 pub mod transport;

@@ -16,6 +16,7 @@ mod blocking;
 mod error;
 mod local;
 mod memory;
+mod needs;
 mod url;
 
 use std::fmt::Debug;
@@ -33,6 +34,7 @@ pub use blocking::Blocking;
 pub use error::{Damage, Error, Object};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
+pub use needs::{Needs, needs};
 pub use url::{must_exist, open};
 
 /// What a store answers without waiting.

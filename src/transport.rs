@@ -1,3 +1,6 @@
 //! How requests come in: descriptors, rings, loops. Nothing here knows of content.
 
 pub mod fuse;
+mod init;
+mod requests;
+pub mod virtiofs;

@@ -1,6 +1,9 @@
 //! The service as systemd runs it, with a small stand-in for systemd. The real one is in
 //! `tests/system`.
 
+#[path = "kit/fixtures.rs"]
+#[allow(dead_code)]
+mod fixtures;
 #[path = "kit/manager.rs"]
 mod manager;
 #[path = "kit/mounted.rs"]

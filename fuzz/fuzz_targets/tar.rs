@@ -9,6 +9,7 @@ use castore_fs::import::{self, Options, Progress, Source, SpecialFiles};
 use castore_fs::nix::PathInfo;
 use castore_fs::store::{Added, BlobWriter, Blocking, Error, Ingest, MemoryStore, Store};
 use castore_fs::tree::nar::write_nar;
+use castore_fs::tree::{TreePath, export};
 use libfuzzer_sys::fuzz_target;
 
 /// A few bytes can say that a file has 2^63 zeros: right, but not worth the fuzzer's time.
@@ -33,7 +34,9 @@ fuzz_target!(|data: &[u8]| {
     let source = Source::Tar(&mut &data[..]);
     if let Ok(node) = import::add(&ingest, source, &options, &Progress::new()) {
         ingest.inner.commit().expect("memory takes everything");
-        write_nar(&store, node.borrow(), std::io::sink()).expect("what was imported is whole");
+        let (path, progress) = (TreePath::default(), export::Progress::default());
+        write_nar(&store, &path, &node, std::io::sink(), &progress)
+            .expect("what was imported is whole");
     }
 });
 

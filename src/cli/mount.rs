@@ -1,6 +1,6 @@
 //! `castore-fs mount`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use castore_fs::castore::Node;
@@ -14,6 +14,7 @@ use super::failure::{Failure, failure, say};
 use super::import::{Current, How};
 use super::interrupt::on_interrupt;
 use super::store::{Opened, StoreArguments};
+use super::supervisor::Supervisor;
 
 /// Mount a store, and serve it until it is unmounted
 ///
@@ -82,7 +83,7 @@ impl Mount {
         };
         let imported = self.import(&opened)?;
         let options = Options {
-            top: self.top(&opened.store)?,
+            top: top(&opened.store, self.root.as_deref(), !self.no_list_root)?,
             owner: Owner {
                 uid: self.uid,
                 gid: self.gid,
@@ -117,9 +118,7 @@ impl Mount {
             _ => say(&format!("{} is on {place}", opened.store.url())),
         }
         // As a unit of Type=notify, or for the helper of mount(8).
-        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-            tracing::warn!(%error, "cannot say that the mount is up");
-        }
+        Supervisor::connect()?.tell("READY=1");
         session.wait();
         Ok(())
     }
@@ -134,23 +133,22 @@ impl Mount {
         let imported = How::default().import(&opened.store, path, &Current::default())?;
         Ok(Some(imported.root.name.to_string()))
     }
+}
 
-    fn top(&self, store: &Blocking) -> Result<Top, Failure> {
-        let Some(root) = &self.root else {
-            return Ok(Top::Roots {
-                list: !self.no_list_root,
-            });
-        };
-        let target = Target::try_from(root.as_path())?;
-        let found = target.resolve(store, Preference::Directory)?;
-        match found.node {
-            Node::Directory { digest, size } => Ok(Top::Directory { digest, size }),
-            Node::File { .. } | Node::Symlink { .. } => Err(failure(format!(
-                "{} is no directory, and only a directory can be the top of a mount; mount without \
-                 --root to see it by its name",
-                found.path
-            ))),
-        }
+/// What is at the top: the tree `root`, or else the store's roots.
+pub(super) fn top(store: &Blocking, root: Option<&Path>, list: bool) -> Result<Top, Failure> {
+    let Some(root) = root else {
+        return Ok(Top::Roots { list });
+    };
+    let target = Target::try_from(root)?;
+    let found = target.resolve(store, Preference::Directory)?;
+    match found.node {
+        Node::Directory { digest, size } => Ok(Top::Directory { digest, size }),
+        Node::File { .. } | Node::Symlink { .. } => Err(failure(format!(
+            "{} is no directory, and only a directory can be the top of a mount; without --root it \
+             is seen by its name",
+            found.path
+        ))),
     }
 }
 

@@ -7,11 +7,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -21,9 +20,30 @@ use super::failure::{Failure, failure};
 const INTERVAL: Duration = Duration::from_millis(50);
 /// Options for others: mount(8) itself, systemd, fsck; and what every mount of ours is anyway.
 const NOT_FOR_US: &[&str] = &[
-    "_netdev", "async", "atime", "auto", "defaults", "dev", "diratime", "exec", "group", "noatime",
-    "noauto", "nodev", "nodiratime", "nofail", "nosuid", "nouser", "owner", "relatime", "norelatime",
-    "ro", "rw", "suid", "user", "users",
+    "_netdev",
+    "async",
+    "atime",
+    "auto",
+    "defaults",
+    "dev",
+    "diratime",
+    "exec",
+    "group",
+    "noatime",
+    "noauto",
+    "nodev",
+    "nodiratime",
+    "nofail",
+    "nosuid",
+    "nouser",
+    "owner",
+    "relatime",
+    "norelatime",
+    "ro",
+    "rw",
+    "suid",
+    "user",
+    "users",
 ];
 
 /// Whether the program was called as mount(8) calls its helpers.
@@ -62,14 +82,18 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Vec<OsStrin
                 fake |= flags.contains(&b'f');
                 if let Some(wrong) = flags[1..].iter().find(|flag| !b"sfnv".contains(flag)) {
                     let wrong = char::from(*wrong);
-                    return Err(failure(format!("mount.castore-fs knows no option -{wrong}")));
+                    return Err(failure(format!(
+                        "mount.castore-fs knows no option -{wrong}"
+                    )));
                 }
             }
             _ => places.push(argument),
         }
     }
     let [url, folder] = places.as_slice() else {
-        return Err(failure("usage: mount.castore-fs STORE-URL DIR [-o OPTIONS]"));
+        return Err(failure(
+            "usage: mount.castore-fs STORE-URL DIR [-o OPTIONS]",
+        ));
     };
     let mut wanted: Vec<OsString> = vec!["mount".into(), "--store".into(), url.clone()];
     let options: Vec<&[u8]> = options
@@ -109,12 +133,26 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Vec<OsStrin
 
 /// Runs `castore-fs` with `arguments` in the background; returns when the mount is up.
 fn mount(arguments: &[OsString]) -> Result<(), Failure> {
-    let name = format!("castore-fs-mount-{}", std::process::id());
-    let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+    let folder = match rustix::process::geteuid().is_root() {
+        true => PathBuf::from("/run"),
+        false => std::env::temp_dir(),
+    };
+    let address = folder.join(format!("castore-fs-mount-{}", std::process::id()));
+    let socket = UnixDatagram::bind(&address)?;
+    let outcome = wait_for_mount(arguments, &address, &socket);
+    let _ = std::fs::remove_file(&address);
+    outcome
+}
+
+fn wait_for_mount(
+    arguments: &[OsString],
+    address: &Path,
+    socket: &UnixDatagram,
+) -> Result<(), Failure> {
     socket.set_read_timeout(Some(INTERVAL))?;
     let mut child = Command::new("/proc/self/exe")
         .args(arguments)
-        .env("NOTIFY_SOCKET", format!("@{name}"))
+        .env("NOTIFY_SOCKET", address)
         .env_remove("WATCHDOG_USEC")
         .current_dir("/")
         .stdin(Stdio::null())
@@ -131,7 +169,11 @@ fn mount(arguments: &[OsString]) -> Result<(), Failure> {
                     return Ok(());
                 }
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                ) => {}
             Err(error) => return Err(error.into()),
         }
         if child.try_wait()?.is_some() {
@@ -148,7 +190,9 @@ mod tests {
     fn parsed(arguments: &[&str]) -> Result<Option<String>, String> {
         let given = arguments.iter().map(OsString::from);
         match parse(given) {
-            Ok(wanted) => Ok(wanted.map(|wanted| wanted.join(OsStr::new(" ")).into_string().unwrap())),
+            Ok(wanted) => {
+                Ok(wanted.map(|wanted| wanted.join(OsStr::new(" ")).into_string().unwrap()))
+            }
             Err(Failure::Message(message)) => Err(message),
             Err(other) => panic!("{other:?}"),
         }
@@ -165,7 +209,11 @@ mod tests {
 
     #[test]
     fn an_option_that_nobody_knows_is_an_error_unless_mount_is_sloppy() {
-        assert!(parsed(&["local:/s", "/m", "-o", "colour=red"]).unwrap_err().contains("colour=red"));
+        assert!(
+            parsed(&["local:/s", "/m", "-o", "colour=red"])
+                .unwrap_err()
+                .contains("colour=red")
+        );
         assert!(parsed(&["-s", "local:/s", "/m", "-o", "colour=red"]).is_ok());
         assert!(parsed(&["local:/s"]).unwrap_err().starts_with("usage"));
     }

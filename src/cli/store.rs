@@ -50,7 +50,8 @@ impl StoreArguments {
         })
     }
 
-    fn url(&self) -> Result<String, Failure> {
+    /// The store's URL, given or by default.
+    pub(super) fn url(&self) -> Result<String, Failure> {
         match &self.store {
             Some(url) => Ok(url.clone()),
             None => default_url(),

@@ -72,6 +72,9 @@ struct Slot {
     /// The size that the parent's entry says: advisory, shown by stat.
     size: u64,
     counts: Counts,
+    /// Slots whose parent this is. Counted apart from what the peer can take back: a guest that
+    /// forgets more than it looked up must not set children adrift from their parent.
+    children: u32,
     directory: Option<Directory>,
     /// Whether the Directory was used since the hand last passed.
     used: AtomicBool,
@@ -188,10 +191,16 @@ impl Nodes {
             let Some(node) = table.slot(slot) else {
                 continue;
             };
-            if table.slot(node.parent).is_none() {
-                return Err(LedgerError::Damaged("a directory's parent is gone"));
+            let (parent, index) = (node.parent, node.index);
+            match table.slot_mut(parent) {
+                Some(parent) => parent.children += 1,
+                None => return Err(LedgerError::Damaged("a directory's parent is gone")),
             }
-            table.index_child(slot, node.parent, node.index);
+            table.index_child(slot, parent, index);
+        }
+        // A death on the way to telling the kernel of one, or to dropping one, leaves it idle.
+        for slot in 1..table.slots.len() as u32 {
+            table.drop_idle(slot);
         }
         let file = |root: &Root| Content::of(root.node.borrow());
         table.top_files = roots.iter().map(file).collect();
@@ -372,6 +381,7 @@ impl Slot {
             digest: kept.digest,
             size: kept.size,
             counts,
+            children: 0,
             directory: None,
             used: AtomicBool::new(false),
         }
@@ -389,7 +399,7 @@ impl Slot {
 
     fn is_idle(&self) -> bool {
         let is_zero = |count: &AtomicU64| count.load(Ordering::Relaxed) == 0;
-        is_zero(self.counts.lookups()) && is_zero(self.counts.held())
+        self.children == 0 && is_zero(self.counts.lookups()) && is_zero(self.counts.held())
     }
 }
 
@@ -442,9 +452,8 @@ impl Table {
 
     fn add_child(&mut self, parent: u32, index: u32, ino: u64, digest: Digest, size: u64) -> u32 {
         let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
-        // Before the child is there: whoever dies in between leaves a count too high, not too low.
-        if let Some(parent) = self.slot(parent) {
-            parent.counts.held().fetch_add(1, Ordering::Relaxed);
+        if let Some(parent) = self.slot_mut(parent) {
+            parent.children += 1;
         }
         let kept = Kept {
             parent,
@@ -490,8 +499,8 @@ impl Table {
             if let Some(ledger) = &self.ledger {
                 ledger.release(slot);
             }
-            if let Some(parent) = self.slot(node.parent) {
-                parent.counts.held().fetch_sub(1, Ordering::Relaxed);
+            if let Some(parent) = self.slot_mut(node.parent) {
+                parent.children -= 1;
             }
             slot = node.parent;
         }
@@ -536,7 +545,7 @@ impl Table {
         let Some(node) = self.slot_mut(slot) else {
             return;
         };
-        *node.used.get_mut() = true;
+        // Not marked as used before it is used again: a walk must not drive out what is in use.
         if node.directory.is_none() {
             let bytes = directory.resident_bytes();
             node.directory = Some(directory);
@@ -629,3 +638,6 @@ fn content_of(slots: &Slots, top_files: &[Option<Content>], id: NodeId) -> Optio
         None => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

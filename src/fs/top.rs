@@ -90,6 +90,8 @@ impl Roots {
         let mut seen = self.0.write();
         seen.find(root).unwrap_or_else(|| {
             let before = seen.current.get(&root.name).copied();
+            // A listing that the kernel keeps lacks it, and no update will tell: it is known now.
+            seen.changes.listing = true;
             seen.add(root.clone(), before)
         })
     }
@@ -110,10 +112,6 @@ impl Roots {
                     seen.current.insert(root.name, index);
                 }
                 before => {
-                    if before.is_some() {
-                        seen.changes.stale.push(root.name.clone());
-                    }
-                    seen.changes.listing = true;
                     seen.add(root, before);
                 }
             }
@@ -165,7 +163,9 @@ impl Seen {
     fn push(&mut self, root: Root, before: Option<u32>) -> u32 {
         if let Some(before) = before {
             self.all[before as usize].1 = false;
+            self.changes.stale.push(root.name.clone());
         }
+        self.changes.listing = true;
         let index = self.all.len() as u32;
         self.current.insert(root.name.clone(), index);
         self.all.push((root, true));
@@ -219,7 +219,11 @@ mod tests {
         assert_eq!(roots.take_changes(), RootChanges::default());
         // Looked up before it is listed.
         assert_eq!(roots.index(&root("d", "1")), 4);
+        assert_eq!(roots.take_changes(), came);
         assert_eq!(roots.index(&root("d", "2")), 5);
+        let mut changes = roots.take_changes();
+        assert_eq!(changes.stale.pop(), Name::new(b"d").ok());
+        assert!(changes.listing, "a listing from before does not have it");
         assert_eq!(listed(&roots).last(), Some(&(5, "d".into())));
     }
 }

@@ -12,8 +12,8 @@
 //!
 //! **Memory** is one buffer a reader, whatever the tree. When it is full before the batch ends, the
 //! reader waits for its turn, puts what it has, and reads on: the reader whose turn it is never
-//! waits, so all of them get on. What grows with the tree is its names and digests, about 150 bytes
-//! a file.
+//! waits, so all of them get on. What grows with the tree is its names and digests, in the order of
+//! 150 bytes a file.
 //!
 //! **Nothing is followed.** Every file and directory is opened relative to its parent's descriptor
 //! and never through a symlink, so a tree that is being changed cannot lead out of itself. A file
@@ -79,7 +79,7 @@ pub(super) fn add(
     progress: &Progress,
 ) -> Result<Node, Error> {
     let readers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_READERS));
-    let queue = Queue::new(readers);
+    let queue = Queue::default();
     let walked = thread::scope(|scope| {
         let _guard = AbandonOnPanic(&queue);
         for number in 0..readers {

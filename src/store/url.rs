@@ -50,7 +50,7 @@ pub fn must_exist(url: &str) -> Result<(), Error> {
 }
 
 /// The folder that a `local:` URL names; `local:///srv/store` has an empty host.
-fn local_path(rest: &str) -> Option<&str> {
+pub(super) fn local_path(rest: &str) -> Option<&str> {
     match rest.strip_prefix("//") {
         Some(path) if path.starts_with('/') => Some(path),
         Some(_) => None,

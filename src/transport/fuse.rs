@@ -11,16 +11,14 @@
 mod backing;
 mod device;
 mod handover;
-mod init;
 mod mountpoint;
 mod page_cache;
 mod pulse;
-mod requests;
 mod root_watch;
 mod session;
 
+pub use super::requests::RequestCounts;
 pub use handover::{AdoptError, Inherited, Kept};
 pub use mountpoint::{MountError, detach};
 pub use pulse::{Pulse, Stuck};
-pub use requests::RequestCounts;
 pub use session::{MountOptions, Session, Unmounted};

@@ -32,6 +32,7 @@ pub fn program(bytes: impl Into<Vec<u8>>) -> Model {
     }
 }
 
+#[allow(dead_code)] // not every test has links
 pub fn symlink(target: &str) -> Model {
     Model::Symlink(target.as_bytes().to_vec())
 }

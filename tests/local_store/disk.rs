@@ -11,6 +11,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, 
 
 use crate::folder::{large, records};
 use crate::processes::{command, start};
+use crate::skip::skip;
 use crate::tree::*;
 
 /// A mount that goes with its guard.
@@ -28,10 +29,28 @@ fn small_disk(at: &Path, bytes: u64) -> Option<Mounted> {
     match mount("none", at, "tmpfs", MountFlags::empty(), options.as_c_str()) {
         Ok(()) => Some(Mounted(at.to_owned())),
         Err(error) => {
-            eprintln!("skipped: a tmpfs cannot be mounted here ({error}); run as root");
+            skip(&format!(
+                "a tmpfs cannot be mounted here ({error}); run as root"
+            ));
             None
         }
     }
+}
+
+/// Makes a file that takes all of its disk but `spare` bytes.
+fn fill(path: &Path, spare: u64) -> fs::File {
+    let file = fs::File::create(path).unwrap();
+    // What statvfs says can be had is not always there at once.
+    for _ in 0..100 {
+        let found = rustix::fs::statvfs(path).unwrap();
+        let free = (found.f_bavail * found.f_bsize).saturating_sub(spare);
+        let flags = rustix::fs::FallocateFlags::empty();
+        if rustix::fs::fallocate(&file, flags, 0, free).is_ok() {
+            return file;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("{} does not fill up", path.display());
 }
 
 /// Shows `from` read-only at `at`; says why and gives nothing where that is not allowed.
@@ -42,7 +61,7 @@ fn read_only(from: &Path, at: &Path) -> Option<Mounted> {
         mount_remount(at, flags, "").map(|()| guard)
     });
     mounted
-        .inspect_err(|error| eprintln!("skipped: no bind mount here ({error}); run as root"))
+        .inspect_err(|error| skip(&format!("no bind mount here ({error}); run as root")))
         .ok()
 }
 
@@ -57,16 +76,10 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     add_tree(&store, "first", 1).unwrap();
     let held = files_in(&path);
     let filler = folder.path().join("filler");
-    let free = |path: &Path| {
-        let found = rustix::fs::statvfs(path).unwrap();
-        found.f_bavail * found.f_bsize
-    };
     let mut failures = 0;
     // Ever more room, so that it runs out in ever later steps.
-    for spare in (0..).map(|step| step * (64 << 10)) {
-        let fill = free(folder.path()).saturating_sub(spare);
-        let file = fs::File::create(&filler).unwrap();
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, fill).unwrap();
+    for spare in (0..).map(|step| step * (160 << 10)) {
+        let file = fill(&filler, spare);
         let done = add_tree(&store, "second", 2);
         if let Err(error) = &done {
             failures += 1;
@@ -78,6 +91,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
         // Even with no byte to spare, what was there can be read, by new handles too.
         let names = verify_whole(&store).0;
         assert_eq!(verify_whole(&open(&path)).0, names);
+        drop(file);
         fs::remove_file(&filler).unwrap();
         if done.is_ok() {
             assert_eq!(names, ["first", "second"]);
@@ -157,7 +171,7 @@ fn a_store_whose_writer_was_killed_opens_even_on_a_read_only_disk() {
 #[test]
 fn another_user_reads_a_store_and_is_told_that_it_is_not_theirs_to_write() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can start a process as another user");
+        skip("only root can start a process as another user");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -254,10 +268,7 @@ fn a_disk_that_fills_up_in_the_commit_is_a_clear_error_and_loses_nothing() {
         ingest.commit()
     };
     let filler = folder.path().join("filler");
-    let file = fs::File::create(&filler).unwrap();
-    let found = rustix::fs::statvfs(folder.path()).unwrap();
-    let free = found.f_bavail * found.f_bsize;
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, free).unwrap();
+    let file = fill(&filler, 0);
     for _ in 0..3 {
         let error = many(5000).unwrap_err().to_string();
         assert!(

@@ -7,4 +7,6 @@ mod damage;
 mod disk;
 mod folder;
 mod processes;
+#[path = "../kit/skip.rs"]
+mod skip;
 mod tree;

@@ -8,8 +8,8 @@
 //! (Directories, the index of shared content) is read again.
 //!
 //! **Any moment can be the last.** A record is written before its state says so, and unsaid before
-//! it is written over; a child's hold on its parent is taken before the child is there and given
-//! back after it is gone; a root node is appended before the length says so. So a process killed
+//! it is written over; what is counted is counted before the kernel is told; a slot goes after its
+//! children; a root node is appended before the length says so. So a process killed
 //! between two instructions leaves at most a count that is too high: a slot that lives until the
 //! mount ends, never one that goes while the kernel knows it.
 //!
@@ -127,7 +127,7 @@ impl Counts {
         }
     }
 
-    /// Lookups of its files and symlinks that the kernel has not forgotten, plus its child slots.
+    /// Lookups of its files and symlinks that the kernel has not forgotten.
     pub(super) fn held(&self) -> &AtomicU64 {
         match self {
             Self::Own { held, .. } => held,

@@ -12,9 +12,9 @@ use crate::import::assembly::{File, FileId, Files};
 /// Files that are read together, in the order of the walk.
 ///
 /// A batch ends after so many files that handing it over costs nothing, and after so few
-/// directories that those which are open at once (by [`MAX_READERS`](super::MAX_READERS) readers,
-/// each with a batch and with large files set aside, and by the batches that wait) stay well below
-/// the usual limit of 1024 open files.
+/// directories that those which are open at once stay below 600 (16 readers, each with a batch in
+/// hand and large files of another set aside, and 4 batches that wait): well below the usual limit
+/// of 1024 open files, less what the walk itself holds open, one for each level.
 #[derive(Debug)]
 pub(super) struct Batch {
     /// Batches are put into the store in the order of their numbers.
@@ -26,7 +26,9 @@ pub(super) struct Batch {
 /// Files in a batch.
 const MAX_JOBS: usize = 256;
 /// Directories in a batch.
-const MAX_FOLDERS: usize = 24;
+const MAX_FOLDERS: usize = 16;
+/// Batches that wait for a reader.
+const MAX_WAITING: usize = 4;
 
 impl Batch {
     pub(super) fn new(number: u64) -> Self {
@@ -64,15 +66,15 @@ pub(super) enum Work {
 pub(super) struct Abandoned;
 
 /// Hands out batches and large files, and whose turn it is to put.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// Something changed for the readers.
-    readers: Condvar,
+    /// There may be work.
+    work: Condvar,
+    /// It may be another's turn.
+    turns: Condvar,
     /// There is room for a batch.
     room: Condvar,
-    /// How many batches may wait.
-    capacity: usize,
 }
 
 #[derive(Debug, Default)]
@@ -92,33 +94,24 @@ struct State {
 }
 
 impl Queue {
-    pub(super) fn new(readers: usize) -> Self {
-        Self {
-            state: Mutex::default(),
-            readers: Condvar::new(),
-            room: Condvar::new(),
-            capacity: readers + 1,
-        }
-    }
-
     /// Gives a batch to the readers, once there is room.
     pub(super) fn push(&self, batch: Batch) -> Result<(), Abandoned> {
         let mut state = self.state.lock();
-        while state.batches.len() >= self.capacity && !state.abandoned {
+        while state.batches.len() >= MAX_WAITING && !state.abandoned {
             self.room.wait(&mut state);
         }
         if state.abandoned {
             return Err(Abandoned);
         }
         state.batches.push_back(batch);
-        self.readers.notify_one();
+        self.work.notify_one();
         Ok(())
     }
 
     /// No batch will follow.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
-        self.readers.notify_all();
+        self.work.notify_all();
     }
 
     /// Everybody stops.
@@ -156,7 +149,7 @@ impl Queue {
             if state.closed && state.busy == 0 {
                 return None;
             }
-            self.readers.wait(&mut state);
+            self.work.wait(&mut state);
         }
     }
 
@@ -165,22 +158,21 @@ impl Queue {
         let mut state = self.state.lock();
         state.busy -= 1;
         if state.busy == 0 && state.closed {
-            self.readers.notify_all();
+            self.work.notify_all();
         }
     }
 
     /// Sets a large file aside.
     pub(super) fn set_aside(&self, job: Job) {
         self.state.lock().large.push_back(job);
-        // Those that wait for their turn wait here too.
-        self.readers.notify_all();
+        self.work.notify_one();
     }
 
     /// Waits until it is the turn of the batch `number`.
     pub(super) fn wait_for_turn(&self, number: u64) -> Result<(), Abandoned> {
         let mut state = self.state.lock();
         while state.turn != number && !state.abandoned {
-            self.readers.wait(&mut state);
+            self.turns.wait(&mut state);
         }
         match state.abandoned {
             true => Err(Abandoned),
@@ -191,7 +183,7 @@ impl Queue {
     /// Ends the turn of the batch `number`, which has it.
     pub(super) fn end_turn(&self, number: u64) {
         self.state.lock().turn = number + 1;
-        self.readers.notify_all();
+        self.turns.notify_all();
     }
 
     /// Files that have been read and put.
@@ -213,8 +205,9 @@ impl Queue {
 
     fn notify_all(&self, state: MutexGuard<'_, State>) {
         drop(state);
-        self.readers.notify_all();
-        self.room.notify_all();
+        for changed in [&self.work, &self.turns, &self.room] {
+            changed.notify_all();
+        }
     }
 }
 

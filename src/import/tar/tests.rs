@@ -140,7 +140,7 @@ fn hard_links_are_what_they_link_to() {
             "symlink -> x"
         ]
     );
-    for target in ["nothing", "d", "d/nothing", "d/file/x"] {
+    for target in ["nothing", "d", "d/nothing", "d/file/d/file"] {
         let tar = archive(&[
             (E::Regular, "d/file", "", "1"),
             (E::Link, "link", target, ""),

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags, flock};
@@ -245,9 +246,16 @@ impl Folder {
 
     /// Fails now if the disk has no room for `bytes`, while nothing depends on it.
     pub(super) fn check_room(&self, bytes: u64) -> Result<(), Error> {
-        let path = self.tmp().join(format!("room-{}", std::process::id()));
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("room-{}-{number}", std::process::id());
+        let path = self.tmp().join(name);
         let reserved = File::create(&path).and_then(|file| {
-            fs::remove_file(&path)?;
+            match fs::remove_file(&path) {
+                // Somebody who reclaims was quicker.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                removed => removed?,
+            }
             match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
                 // A file system that cannot reserve: the index itself will tell.
                 Err(Errno::OPNOTSUPP) => Ok(()),

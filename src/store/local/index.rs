@@ -18,36 +18,38 @@
 //! **A handle that failed is dropped.** After an error redb refuses all further work on a handle;
 //! the next use opens another. Should a damaged file make redb panic, the panic ends here.
 
+mod change;
+
 use std::any::Any;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use redb::{
     Builder, ConcurrencyMode, Database, DatabaseError, ReadOnlyDatabase, ReadOnlyTable,
-    ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    ReadableDatabase, ReadableTable, TableDefinition,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, flock, inotify};
+use rustix::fs::inotify;
 
+pub(super) use self::change::{Change, CommitError, RootChange};
 use super::folder::{Folder, wait_until};
-use super::location::{BLOBS, DIRECTORIES, Kind, Location};
-use super::pack::PackKind;
+use super::location::{BLOBS, DIRECTORIES, Location};
 use crate::castore::{Digest, Root};
 use crate::nix::PathInfo;
 use crate::proto::castore::v1::Entry;
-use crate::store::{Added, Error, Usage};
+use crate::store::{Error, Usage};
 
 /// Root node's name to its `Entry`.
 const ROOTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("roots");
 /// Root node's name to its `PathInfo`.
 const PATH_INFOS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("path_infos");
-/// Pack's number to its [`PackKind`] and the length up to which it is committed.
+/// Pack's number to its [`PackKind`](super::pack::PackKind) and the length up to which it is committed.
 const PACKS: TableDefinition<u32, (u8, u64)> = TableDefinition::new("packs");
 /// The numbers below.
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -104,25 +106,10 @@ pub(super) struct Snapshot {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PackEntry {
     pub(super) id: u32,
-    /// As in [`PackKind`].
+    /// As in [`PackKind`](super::pack::PackKind).
     pub(super) kind: u8,
     /// Bytes, from the start, that commits have told of.
     pub(super) len: u64,
-}
-
-/// What becomes of a root node.
-#[derive(Clone, Debug)]
-pub(super) enum RootChange {
-    Put(Root, Option<Box<PathInfo>>),
-    Remove(Vec<u8>),
-}
-
-/// Why a commit did not come about.
-pub(super) enum CommitError {
-    /// Nothing of it will ever be seen.
-    Undone(Error),
-    /// It may have reached the disk.
-    Unknown(Error),
 }
 
 fn builder() -> Builder {
@@ -530,199 +517,4 @@ fn list_packs(table: &impl ReadableTable<u32, (u8, u64)>) -> Result<Vec<PackEntr
         packs.push(PackEntry { id, kind, len });
     }
     Ok(packs)
-}
-
-/// A write in progress; dropped before [`commit`](Self::commit), it never was.
-pub(super) struct Change<'a> {
-    index: &'a Index,
-    writer: MutexGuard<'a, Option<Database>>,
-    txn: Option<WriteTransaction>,
-}
-
-impl Change<'_> {
-    fn run<T>(
-        &mut self,
-        work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
-    ) -> Result<T, Error> {
-        let txn = self.txn.as_ref();
-        let done = guarded(&self.index.folder, || {
-            work(txn.ok_or(redb::Error::DatabaseClosed)?)
-        });
-        if done.is_err() {
-            self.txn = None;
-            *self.writer = None;
-        }
-        done
-    }
-
-    pub(super) fn blob(&mut self, digest: &Digest) -> Result<Option<Location>, Error> {
-        self.run(|txn| {
-            let table = txn.open_table(BLOBS)?;
-            let found = table.get(digest.as_bytes())?;
-            Ok(found.and_then(|found| Location::decode(found.value())))
-        })
-    }
-
-    /// Adds objects that are not there yet; `replaced` are put over what is there.
-    pub(super) fn add(
-        &mut self,
-        blobs: &[(Digest, Location)],
-        replaced: &[(Digest, Location)],
-        directories: &[(Digest, Location)],
-    ) -> Result<Added, Error> {
-        self.run(|txn| {
-            let mut added = Added::default();
-            let mut table = txn.open_table(BLOBS)?;
-            for (digest, location) in blobs {
-                if table.get(digest.as_bytes())?.is_none() {
-                    table.insert(digest.as_bytes(), &location.encode())?;
-                    added.blobs += 1;
-                    added.blob_bytes += location.len;
-                }
-            }
-            for (digest, location) in replaced {
-                table.insert(digest.as_bytes(), &location.encode())?;
-            }
-            let mut table = txn.open_table(DIRECTORIES)?;
-            for (digest, location) in directories {
-                let old = table
-                    .get(digest.as_bytes())?
-                    .and_then(|old| Location::decode(old.value()));
-                match old {
-                    None => {
-                        table.insert(digest.as_bytes(), &location.encode())?;
-                        added.directories += 1;
-                    }
-                    Some(old) if old.kind == Kind::Partial && location.kind == Kind::Whole => {
-                        let kind = Kind::Whole;
-                        table.insert(digest.as_bytes(), &Location { kind, ..old }.encode())?;
-                    }
-                    Some(_) => {}
-                }
-            }
-            let mut meta = txn.open_table(META)?;
-            for (key, more) in [
-                (META_BLOBS, added.blobs),
-                (META_BLOB_BYTES, added.blob_bytes),
-                (META_DIRECTORIES, added.directories),
-            ] {
-                let before = meta.get(key)?.map_or(0, |found| found.value());
-                meta.insert(key, before + more)?;
-            }
-            Ok(added)
-        })
-    }
-
-    fn packs(&mut self) -> Result<Vec<PackEntry>, Error> {
-        self.run(|txn| list_packs(&txn.open_table(PACKS)?))
-    }
-
-    /// Says how far a pack is written.
-    pub(super) fn set_pack(&mut self, id: u32, kind: PackKind, len: u64) -> Result<(), Error> {
-        self.run(|txn| {
-            txn.open_table(PACKS)?.insert(id, (kind as u8, len))?;
-            Ok(())
-        })
-    }
-
-    pub(super) fn set_roots(&mut self, changes: &[RootChange]) -> Result<(), Error> {
-        self.run(|txn| {
-            let mut roots = txn.open_table(ROOTS)?;
-            let mut infos = txn.open_table(PATH_INFOS)?;
-            let mut changed = false;
-            for change in changes {
-                let (name, entry, info) = change.encode();
-                changed |= set(&mut roots, name, entry.as_deref())?;
-                changed |= set(&mut infos, name, info.as_deref())?;
-            }
-            if changed {
-                let mut meta = txn.open_table(META)?;
-                let before = meta
-                    .get(META_ROOTS_VERSION)?
-                    .map_or(0, |found| found.value());
-                meta.insert(META_ROOTS_VERSION, before + 1)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Makes it durable and visible.
-    pub(super) fn commit(mut self) -> Result<(), CommitError> {
-        let txn = self.txn.take();
-        let folder = &self.index.folder;
-        let path = folder.sequence();
-        let number = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .open(&path)
-            .and_then(|file| {
-                // Until both numbers are written: the next writer may begin as soon as redb has
-                // committed, and numbers out of order could repeat.
-                flock(&file, FlockOperation::LockExclusive)?;
-                let mut bytes = [0; 8];
-                // A file that is too short counts from 0.
-                let _ = file.read_exact_at(&mut bytes, 0);
-                let odd = u64::from_le_bytes(bytes).wrapping_add(1) | 1;
-                file.write_all_at(&odd.to_le_bytes(), 0)?;
-                Ok((file, odd))
-            });
-        let (file, odd) = number
-            .map_err(folder.io("write", &path))
-            .map_err(CommitError::Undone)?;
-        let done = guarded(folder, || {
-            Ok(txn.ok_or(redb::Error::DatabaseClosed)?.commit()?)
-        });
-        if let Err(error) = done {
-            *self.writer = None;
-            return Err(CommitError::Unknown(error));
-        }
-        // Should this fail, the number stays odd: readers look for themselves.
-        let _ = file.write_all_at(&odd.wrapping_add(1).to_le_bytes(), 0);
-        Ok(())
-    }
-}
-
-/// Sets or removes the value of `name`; says whether that changed anything.
-fn set(
-    table: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
-    name: &[u8],
-    value: Option<&[u8]>,
-) -> Result<bool, redb::Error> {
-    let old = table.get(name)?.map(|old| old.value().to_vec());
-    if old.as_deref() == value {
-        return Ok(false);
-    }
-    match value {
-        Some(value) => drop(table.insert(name, value)?),
-        None => drop(table.remove(name)?),
-    }
-    Ok(true)
-}
-
-impl RootChange {
-    fn encode(&self) -> (&[u8], Option<Vec<u8>>, Option<Vec<u8>>) {
-        match self {
-            RootChange::Put(root, info) => (
-                &root.name,
-                Some(Entry::from(root).encode_to_vec()),
-                info.as_ref().map(|info| info.encode_to_vec()),
-            ),
-            RootChange::Remove(name) => (name, None, None),
-        }
-    }
-
-    /// Whether `snapshot` already says so.
-    pub(super) fn is_in(&self, snapshot: &Snapshot) -> Result<bool, Error> {
-        let (name, entry, info) = self.encode();
-        guarded(&snapshot.folder, || {
-            let old_entry = snapshot.roots.get(name)?;
-            let old_info = snapshot.path_infos.get(name)?;
-            Ok(
-                old_entry.as_ref().map(|old| old.value()) == entry.as_deref()
-                    && old_info.as_ref().map(|old| old.value()) == info.as_deref(),
-            )
-        })
-    }
 }

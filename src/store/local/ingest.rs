@@ -24,7 +24,7 @@ use super::closure::Closure;
 use super::index::{Change, CommitError, RootChange};
 use super::large::{self, LargeFile, LargeWriter, TmpFolder};
 use super::location::{Kind, Location};
-use super::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Space};
+use super::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Records, Space};
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, NodeRef, Root, group_size};
 use crate::nix::PathInfo;
 use crate::store::{Added, BlobWriter, Error, Ingest};
@@ -33,8 +33,6 @@ use crate::store::{Added, BlobWriter, Error, Ingest};
 pub(super) const SMALL: usize = 1 << 20;
 /// Large files that are synced one by one; if there are more, all of the disk is synced.
 const FEW_LARGE: usize = 8;
-/// Bytes put together before they are written.
-const BATCH: usize = 1 << 20;
 /// Room that a commit needs in the index, in bytes: for itself, and for each entry. Generous: redb
 /// copies every page on the way to a changed one.
 const INDEX_ROOM: u64 = 4 << 20;
@@ -157,7 +155,7 @@ impl Session {
             }
             (space, total)
         };
-        let mut records = Records::new(&self.store, space, total);
+        let mut records = Records::new(&self.store.folder, space, total);
         for blob in &*blobs {
             let table = blob.table.as_ref().map_or(&[][..], GroupTable::as_bytes);
             records.put(Record::Blob, &blob.digest, &[blob.bytes, table])?;
@@ -229,7 +227,7 @@ impl Session {
             offset: space.offset + RECORD_HEADER,
             len: file.len,
         };
-        let mut records = Records::new(&self.store, space, len);
+        let mut records = Records::new(&self.store.folder, space, len);
         records.put_with_len(Record::Table, &digest, file.len, &[table])?;
         records.finish()?;
         staged.blobs.insert(digest, location);
@@ -347,7 +345,7 @@ impl Session {
         }
         let space = self.reserve(staged, PackKind::Directories, total)?;
         let (pack, mut offset) = (space.pack, space.offset);
-        let mut records = Records::new(&self.store, space, total);
+        let mut records = Records::new(&self.store.folder, space, total);
         for directory in &directories {
             let digest = directory.digest();
             records.put(Record::Directory, &digest, &[directory.as_bytes()])?;
@@ -474,64 +472,6 @@ impl Staged {
 impl Drop for Session {
     fn drop(&mut self) {
         self.staged.get_mut().discard();
-    }
-}
-
-/// Writes records into the room set aside for them.
-struct Records<'a> {
-    store: &'a Inner,
-    space: Space,
-    buffer: Vec<u8>,
-    /// Bytes written before those in `buffer`.
-    written: u64,
-}
-
-impl<'a> Records<'a> {
-    /// For records of `len` bytes together.
-    fn new(store: &'a Inner, space: Space, len: u64) -> Self {
-        // Whatever does not fit in a batch makes the buffer grow by one object at most.
-        let capacity = len.min(BATCH as u64) as usize;
-        Self {
-            store,
-            space,
-            buffer: Vec::with_capacity(capacity),
-            written: 0,
-        }
-    }
-
-    /// Puts an object whose bytes are the first of `parts`.
-    fn put(&mut self, record: Record, digest: &Digest, parts: &[&[u8]]) -> Result<(), Error> {
-        let len = parts.first().map_or(0, |bytes| bytes.len() as u64);
-        self.put_with_len(record, digest, len, parts)
-    }
-
-    fn put_with_len(
-        &mut self,
-        record: Record,
-        digest: &Digest,
-        len: u64,
-        parts: &[&[u8]],
-    ) -> Result<(), Error> {
-        record.put_header(&mut self.buffer, digest, len);
-        for part in parts {
-            self.buffer.extend_from_slice(part);
-        }
-        if self.buffer.len() >= BATCH {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        self.space
-            .write(&self.store.folder, self.written, &self.buffer)?;
-        self.written += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<(), Error> {
-        self.flush()
     }
 }
 

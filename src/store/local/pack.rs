@@ -32,6 +32,9 @@ const FULL: u64 = 1 << 30;
 /// the final sync finds little left to do.
 const WRITEBACK: u64 = 16 << 20;
 
+/// Bytes put together before they are written.
+const BATCH: usize = 1 << 20;
+
 /// What a pack holds. Directories lie apart, so that a walk that reads no file reads sequentially.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -244,6 +247,68 @@ impl Drop for Space {
         if let Some((offset, len)) = self.nudge {
             start_writeback(&self.file, offset, len);
         }
+    }
+}
+
+/// Writes records into the room set aside for them.
+pub(super) struct Records<'a> {
+    folder: &'a Folder,
+    space: Space,
+    buffer: Vec<u8>,
+    /// Bytes written before those in `buffer`.
+    written: u64,
+}
+
+impl<'a> Records<'a> {
+    /// For records of `len` bytes together.
+    pub(super) fn new(folder: &'a Folder, space: Space, len: u64) -> Self {
+        // Whatever does not fit in a batch makes the buffer grow by one object at most.
+        let capacity = len.min(BATCH as u64) as usize;
+        Self {
+            folder,
+            space,
+            buffer: Vec::with_capacity(capacity),
+            written: 0,
+        }
+    }
+
+    /// Puts an object whose bytes are the first of `parts`.
+    pub(super) fn put(
+        &mut self,
+        record: Record,
+        digest: &Digest,
+        parts: &[&[u8]],
+    ) -> Result<(), Error> {
+        let len = parts.first().map_or(0, |bytes| bytes.len() as u64);
+        self.put_with_len(record, digest, len, parts)
+    }
+
+    pub(super) fn put_with_len(
+        &mut self,
+        record: Record,
+        digest: &Digest,
+        len: u64,
+        parts: &[&[u8]],
+    ) -> Result<(), Error> {
+        record.put_header(&mut self.buffer, digest, len);
+        for part in parts {
+            self.buffer.extend_from_slice(part);
+        }
+        if self.buffer.len() >= BATCH {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        self.space.write(self.folder, self.written, &self.buffer)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> Result<(), Error> {
+        self.flush()
     }
 }
 

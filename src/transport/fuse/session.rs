@@ -20,10 +20,11 @@ use super::device::{self, Received};
 use super::handover::{self, AdoptError, Inherited, Kept};
 use super::mountpoint::{self, MountError, Mountpoint};
 use super::pulse::{self, Pulse, Stamps, Stuck};
-use super::requests::{Counters, RequestCounts};
-use super::{init, page_cache, root_watch};
+use super::{page_cache, root_watch};
 use crate::fs::{CastoreFs, Ledger, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
 use crate::store::Store;
+use crate::transport::init::{self, Peer};
+use crate::transport::requests::{Counters, RequestCounts};
 
 /// How long the kernel may take to say hello.
 const INIT_PATIENCE: Duration = Duration::from_secs(20);
@@ -230,6 +231,14 @@ impl Session {
         self.shared.counters.now()
     }
 
+    /// How bytes come to their readers, after what kernel and privilege allow.
+    pub fn reads(&self) -> Reads {
+        match self.shared.fs.passthrough() {
+            Some(passthrough) if passthrough.is_enabled() => Reads::Passthrough,
+            _ => Reads::PageCache,
+        }
+    }
+
     /// Nodes that the kernel knows.
     pub fn nodes(&self) -> NodeCount {
         self.shared.fs.count()
@@ -421,7 +430,10 @@ impl Shared {
 
     fn answer_init(&self, header: &InHeader, body: &[u8]) {
         let passthrough = self.fs.passthrough();
-        let outcome = match init::answer(body, passthrough.is_some()) {
+        let peer = Peer::Kernel {
+            passthrough: passthrough.is_some(),
+        };
+        let outcome = match init::answer(body, peer) {
             Ok(agreement) => {
                 let replied = device::reply(&self.device, header.unique, &agreement.reply)
                     .map_err(|error| format!("the kernel refused the answer to INIT: {error}"));

@@ -1,4 +1,4 @@
-//! INIT: agreeing with the kernel on what both can do.
+//! INIT: agreeing with a kernel, this machine's or a guest's, on what both can do.
 //!
 //! Answered here and not by the crate, which knows neither the newer flags nor a small
 //! `max_write`.
@@ -24,6 +24,8 @@ const MAX_BACKGROUND: u16 = 1024;
 mod flag {
     /// Several READs of one file at once.
     pub(super) const ASYNC_READ: u64 = 1 << 0;
+    /// The page cache, and a directory's kept listing, is dropped when its mtime changes.
+    pub(super) const AUTO_INVAL_DATA: u64 = 1 << 12;
     /// READDIRPLUS.
     pub(super) const DO_READDIRPLUS: u64 = 1 << 13;
     /// ENOSYS to OPEN means "open everything".
@@ -50,18 +52,41 @@ mod flag {
     pub(super) const HAS_RESEND: u64 = 1 << 39;
 }
 
+/// What both transports ask for.
 const WANTED: u64 = flag::ASYNC_READ
     | flag::DO_READDIRPLUS
     | flag::NO_OPEN_SUPPORT
     | flag::PARALLEL_DIROPS
-    | flag::ABORT_ERROR
     | flag::MAX_PAGES
     | flag::CACHE_SYMLINKS
     | flag::NO_OPENDIR_SUPPORT
-    | flag::EXPLICIT_INVAL_DATA
     | flag::INIT_EXT
-    | flag::NO_EXPORT_SUPPORT
-    | flag::HAS_RESEND;
+    | flag::NO_EXPORT_SUPPORT;
+
+/// Who asks, which is to say what the transport between us can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// This machine's kernel: it can be told what is stale, and asked again for what it sent.
+    Kernel {
+        /// Whether to ask for backing files.
+        passthrough: bool,
+    },
+    /// A guest's kernel: it can be told nothing, and has to come and see.
+    Guest,
+}
+
+impl Peer {
+    fn wanted(self) -> u64 {
+        match self {
+            Peer::Kernel { passthrough } => {
+                let passthrough = if passthrough { flag::PASSTHROUGH } else { 0 };
+                let told = flag::ABORT_ERROR | flag::EXPLICIT_INVAL_DATA | flag::HAS_RESEND;
+                WANTED | told | passthrough
+            }
+            Peer::Guest => WANTED | flag::AUTO_INVAL_DATA,
+        }
+    }
+}
 
 /// Whether a request is INIT.
 pub fn is_init(header: &InHeader) -> bool {
@@ -76,9 +101,8 @@ pub struct Agreement {
     pub passthrough: bool,
 }
 
-/// The answer to the INIT request whose body is `body`, or why there can be none. Backing files are
-/// asked for with `passthrough`.
-pub fn answer(body: &[u8], passthrough: bool) -> Result<Agreement, String> {
+/// The answer to the INIT request of `peer` whose body is `body`, or why there can be none.
+pub fn answer(body: &[u8], peer: Peer) -> Result<Agreement, String> {
     let word = |index: usize| {
         let bytes = body.get(index * 4..index * 4 + 4)?;
         Some(u32::from_ne_bytes(bytes.try_into().ok()?))
@@ -105,11 +129,7 @@ pub fn answer(body: &[u8], passthrough: bool) -> Result<Agreement, String> {
     if offered & flag::INIT_EXT != 0 {
         offered |= u64::from(word(4).unwrap_or(0)) << 32;
     }
-    let mut wanted = WANTED;
-    if passthrough {
-        wanted |= flag::PASSTHROUGH;
-    }
-    let agreed = offered & wanted;
+    let agreed = offered & peer.wanted();
     let mut reply = InitOut {
         major: MAJOR,
         minor: MINOR,
@@ -135,6 +155,9 @@ pub fn answer(body: &[u8], passthrough: bool) -> Result<Agreement, String> {
 mod tests {
     use super::*;
 
+    const PLAIN: Peer = Peer::Kernel { passthrough: false };
+    const BACKED: Peer = Peer::Kernel { passthrough: true };
+
     fn request(minor: u32, flags: u64) -> Vec<u8> {
         [7, minor, 131_072, flags as u32, (flags >> 32) as u32]
             .iter()
@@ -144,35 +167,47 @@ mod tests {
 
     #[test]
     fn agrees_on_what_both_sides_know() {
-        let answer = answer(&request(45, u64::MAX), false).unwrap().reply;
+        let answer = answer(&request(45, u64::MAX), PLAIN).unwrap().reply;
         let flags = u64::from(answer.flags2) << 32 | u64::from(answer.flags);
-        assert_eq!(flags, WANTED);
+        assert_eq!(flags, PLAIN.wanted());
         assert_eq!(answer.max_pages, 256);
     }
 
     #[test]
     fn offers_nothing_to_an_old_kernel_that_it_did_not_name() {
-        let answer = answer(&request(31, flag::ASYNC_READ), true).unwrap().reply;
+        let answer = answer(&request(31, flag::ASYNC_READ), BACKED)
+            .unwrap()
+            .reply;
         assert_eq!(u64::from(answer.flags), flag::ASYNC_READ);
         assert_eq!(answer.flags2, 0);
     }
 
     #[test]
     fn passthrough_is_agreed_on_only_where_it_is_wanted_and_known() {
-        assert!(!answer(&request(45, u64::MAX), false).unwrap().passthrough);
+        assert!(!answer(&request(45, u64::MAX), PLAIN).unwrap().passthrough);
         assert!(
-            !answer(&request(36, flag::ASYNC_READ), true)
+            !answer(&request(36, flag::ASYNC_READ), BACKED)
                 .unwrap()
                 .passthrough
         );
-        let agreed = answer(&request(45, u64::MAX), true).unwrap();
+        let agreed = answer(&request(45, u64::MAX), BACKED).unwrap();
         assert!(agreed.passthrough);
         assert_eq!(agreed.reply.unused[0], 1);
     }
 
+    /// No notifications reach a guest: what is kept must expire, or change its mtime.
+    #[test]
+    fn a_guest_is_promised_only_what_virtiofs_can_do() {
+        let reply = answer(&request(45, u64::MAX), Peer::Guest).unwrap().reply;
+        let flags = u64::from(reply.flags2) << 32 | u64::from(reply.flags);
+        assert_ne!(flags & flag::AUTO_INVAL_DATA, 0);
+        let never = flag::EXPLICIT_INVAL_DATA | flag::PASSTHROUGH | flag::HAS_RESEND;
+        assert_eq!(flags & never, 0);
+    }
+
     #[test]
     fn a_kernel_too_old_is_told_so() {
-        let why = answer(&request(12, 0), false).err().unwrap();
+        let why = answer(&request(12, 0), PLAIN).err().unwrap();
         assert!(why.contains("7.12"), "{why}");
     }
 

@@ -1,0 +1,49 @@
+//! The supervisor that is told of readiness: systemd, by the protocol of sd_notify(3).
+//!
+//! Connected to before anything is given up, because connecting to sockets is among it.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use super::failure::{Failure, failure};
+
+/// Whoever started this process and wants to know how it fares; possibly nobody.
+pub(super) struct Supervisor(Option<UnixDatagram>);
+
+impl Supervisor {
+    /// Connects to the socket that `NOTIFY_SOCKET` names.
+    pub(super) fn connect() -> Result<Self, Failure> {
+        let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+            return Ok(Self(None));
+        };
+        let connected = address(&name).and_then(|address| {
+            let socket = UnixDatagram::unbound()?;
+            socket.connect_addr(&address)?;
+            Ok(Self(Some(socket)))
+        });
+        connected.map_err(|error| {
+            let name = name.display();
+            failure(format!("cannot connect to NOTIFY_SOCKET ({name}): {error}"))
+        })
+    }
+
+    /// Tells it `state`, such as `READY=1`.
+    pub(super) fn tell(&self, state: &str) {
+        if let Some(socket) = &self.0
+            && let Err(error) = socket.send(state.as_bytes())
+        {
+            tracing::warn!(state, %error, "cannot notify the supervisor");
+        }
+    }
+}
+
+/// A path, or with `@` in front an abstract name.
+fn address(name: &OsString) -> io::Result<SocketAddr> {
+    match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(name),
+    }
+}

@@ -1,0 +1,120 @@
+//! Giving up what is not needed, before anybody hostile is listened to.
+//!
+//! A process that serves guests parses what they write. Should one of them ever take it over, it
+//! should find nothing there but what it was being shown anyway: the store. So the process, once
+//! its sockets are made, gives up
+//!
+//! | what | by |
+//! |---|---|
+//! | all capabilities, and every way to gain some | capset(2), `PR_SET_NO_NEW_PRIVS` |
+//! | all files but the store's | Landlock |
+//! | TCP, unless the store is far away; other processes' abstract sockets and signals | Landlock |
+//! | system calls that it never makes | seccomp ([`syscalls`]) |
+//! | more descriptors than it will need | `RLIMIT_NOFILE` |
+//!
+//! This covers the calling thread and those that it starts, so it has to come before all others.
+//! What an old kernel lacks is left out, and said: a sandbox that stands on fewer legs is better
+//! than a service that does not start.
+
+mod syscalls;
+
+use std::io;
+use std::path::PathBuf;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
+    RulesetStatus, Scope, path_beneath_rules,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+use thiserror::Error;
+
+/// The newest Landlock that is made use of; the kernel's may be older.
+const LANDLOCK: ABI = ABI::V6;
+
+/// What a process keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Files and folders to read.
+    pub read: Vec<PathBuf>,
+    /// Folders to read and write.
+    pub write: Vec<PathBuf>,
+    /// Whether to connect to other machines, and to the sockets of this one.
+    pub network: bool,
+    /// Descriptors to have open, at most.
+    pub open_files: u64,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sandboxed {
+    /// Whether files are out of reach: not on kernels older than 5.13, or without Landlock.
+    pub files: bool,
+}
+
+/// A layer of the sandbox that could not be put up although the kernel has it.
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    /// The limit of open files.
+    #[error("cannot limit the number of open files: {0}")]
+    OpenFiles(io::Error),
+    /// No new privileges, or the capabilities.
+    #[error("cannot give up privileges: {0}")]
+    Privileges(io::Error),
+    /// Landlock.
+    #[error("cannot confine the process to its files: {0}")]
+    Files(#[from] RulesetError),
+    /// Seccomp.
+    #[error("cannot confine the process to its system calls: {0}")]
+    SystemCalls(#[from] seccompiler::Error),
+}
+
+impl Sandbox {
+    /// Confines the calling thread and all that it will start.
+    pub fn enter(&self) -> Result<Sandboxed, SandboxError> {
+        self.limit_open_files()?;
+        give_up_privileges()?;
+        let files = self.confine_files()?;
+        syscalls::confine(self.network)?;
+        Ok(Sandboxed { files })
+    }
+
+    fn limit_open_files(&self) -> Result<(), SandboxError> {
+        let most = getrlimit(Resource::Nofile).maximum;
+        let wanted = most.map_or(self.open_files, |most| most.min(self.open_files));
+        let limit = Rlimit {
+            current: Some(wanted),
+            maximum: Some(wanted),
+        };
+        setrlimit(Resource::Nofile, limit).map_err(|errno| SandboxError::OpenFiles(errno.into()))
+    }
+
+    /// Whether the kernel could.
+    fn confine_files(&self) -> Result<bool, SandboxError> {
+        let mut ruleset = Ruleset::default()
+            .handle_access(AccessFs::from_all(LANDLOCK))?
+            .scope(Scope::from_all(LANDLOCK))?;
+        if !self.network {
+            ruleset = ruleset.handle_access(AccessNet::from_all(LANDLOCK))?;
+        }
+        let read = AccessFs::ReadFile | AccessFs::ReadDir;
+        let write = AccessFs::from_all(LANDLOCK) & !AccessFs::Execute;
+        let status = ruleset
+            .create()?
+            .add_rules(path_beneath_rules(&self.read, read))?
+            .add_rules(path_beneath_rules(&self.write, write))?
+            .restrict_self()?;
+        Ok(status.ruleset != RulesetStatus::NotEnforced)
+    }
+}
+
+fn give_up_privileges() -> Result<(), SandboxError> {
+    let failed = |errno: rustix::io::Errno| SandboxError::Privileges(errno.into());
+    set_no_new_privs(true).map_err(failed)?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, none).map_err(failed)
+}

@@ -1,0 +1,132 @@
+//! A request as the guest lays it out: a chain of descriptors, first what we may read, then where
+//! we may write.
+//!
+//! Everything here was written by the guest and can be rewritten by it at any moment, so each word
+//! is read once, and the request is copied out before anybody looks at it. Addresses are the
+//! guest's; the crate's memory accessors check them against the memory that there is.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::session::UNIQUE;
+
+/// Descriptors of a request, at most: the pages of the largest READ and its headers, four times
+/// over.
+const MOST_DESCRIPTORS: usize = 1024;
+/// Bytes of a request, at most. The largest that a kernel sends to a read-only file system is
+/// SETXATTR, with a value of 64 KiB.
+pub const REQUEST_BYTES: usize = 128 << 10;
+/// Bytes of `struct fuse_in_header`: no request is shorter.
+pub const HEADER_BYTES: usize = 40;
+
+/// A chain that is no request.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Malformed {
+    /// A descriptor refers to one that cannot be had: beyond the table, outside of memory, or an
+    /// indirect table inside another.
+    #[error("its chain of descriptors breaks off")]
+    Broken,
+    /// More descriptors than [`MOST_DESCRIPTORS`].
+    #[error("its chain has more than {MOST_DESCRIPTORS} descriptors")]
+    TooManyDescriptors,
+    /// The protocol wants what is read before what is written.
+    #[error("it has a readable descriptor after a writable one")]
+    OutOfOrder,
+    /// Less than a header.
+    #[error("its {0} bytes are less than a header")]
+    TooShort(usize),
+    /// More than [`REQUEST_BYTES`].
+    #[error("it has more than {REQUEST_BYTES} bytes")]
+    TooLong,
+    /// A descriptor names memory that the guest does not have.
+    #[error("its bytes lie outside of the guest's memory")]
+    OutsideMemory,
+}
+
+/// What a chain says beside the request itself.
+pub struct Chain {
+    /// Where the reply goes.
+    pub room: Room,
+    /// The request's own number, which the reply repeats.
+    pub unique: u64,
+}
+
+/// Places in a guest's memory that wait for a reply.
+pub struct Room {
+    memory: Arc<GuestMemoryMmap>,
+    places: Vec<(GuestAddress, u32)>,
+}
+
+impl Chain {
+    /// Copies the request of `chain` into `request`.
+    pub fn read(
+        chain: DescriptorChain<Arc<GuestMemoryMmap>>,
+        request: &mut Vec<u8>,
+        memory: Arc<GuestMemoryMmap>,
+    ) -> Result<Self, Malformed> {
+        request.clear();
+        let mut places = Vec::new();
+        let mut more = true;
+        for (count, descriptor) in chain.enumerate() {
+            if count == MOST_DESCRIPTORS {
+                return Err(Malformed::TooManyDescriptors);
+            }
+            more = descriptor.has_next();
+            if descriptor.is_write_only() {
+                places.push((descriptor.addr(), descriptor.len()));
+                continue;
+            }
+            if !places.is_empty() {
+                return Err(Malformed::OutOfOrder);
+            }
+            let start = request.len();
+            let end = start + descriptor.len() as usize;
+            if end > REQUEST_BYTES {
+                return Err(Malformed::TooLong);
+            }
+            request.resize(end, 0);
+            memory
+                .read_slice(&mut request[start..], descriptor.addr())
+                .map_err(|_| Malformed::OutsideMemory)?;
+        }
+        // The crate ends a chain that it cannot follow as if it ended there.
+        if more {
+            return Err(Malformed::Broken);
+        }
+        if request.len() < HEADER_BYTES {
+            return Err(Malformed::TooShort(request.len()));
+        }
+        let mut unique = [0; 8];
+        unique.copy_from_slice(&request[UNIQUE]);
+        Ok(Self {
+            room: Room { memory, places },
+            unique: u64::from_ne_bytes(unique),
+        })
+    }
+}
+
+impl Room {
+    /// Bytes that there is room for.
+    pub fn len(&self) -> usize {
+        // At most 1024 times 2^32.
+        self.places.iter().map(|(_, length)| *length as usize).sum()
+    }
+
+    /// Copies `reply` to the guest; gives how many bytes were written, or nothing if one of the
+    /// places is outside of memory or they do not suffice.
+    pub fn write(&self, reply: &[u8]) -> Option<u32> {
+        let mut rest = reply;
+        for (address, length) in &self.places {
+            let (now, later) = rest.split_at(rest.len().min(*length as usize));
+            if now.is_empty() {
+                break;
+            }
+            self.memory.write_slice(now, *address).ok()?;
+            rest = later;
+        }
+        rest.is_empty().then_some(reply.len() as u32)
+    }
+}

@@ -1,0 +1,277 @@
+//! A guest: what it mounted, and the answers to its requests.
+//!
+//! A guest's session starts with INIT and ends with the next one, with DESTROY, with the reset of
+//! the device, or with the connection: each gets a file system with a node table of its own, while
+//! the store and its cache are everybody's. A request outside of a session is answered EIO. That
+//! is what programs of a guest see that was mounted from a process that has since died: node ids
+//! are places in that process's table, and must not be taken for places in ours.
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode, OutHeader};
+use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::transport::{FuseBuf, Reader};
+use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
+use vm_memory::ByteValued;
+
+use super::chain::HEADER_BYTES;
+use super::crew::CurrentCrew;
+use super::reply::ReplyBuffer;
+use crate::fs::{CastoreFs, NodeCount, Options, Waiting};
+use crate::store::Store;
+use crate::transport::init::{self, Peer};
+use crate::transport::requests::{Counters, RequestCounts};
+
+/// Where `struct fuse_in_header` has the request's number.
+pub const UNIQUE: Range<usize> = 8..16;
+/// Buffers that are kept for the next request.
+const SPARE_BUFFERS: usize = 16;
+
+/// What guests are shown.
+pub struct Shown {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// How it is presented.
+    pub options: Options,
+    /// Where requests wait for the store.
+    pub runtime: Handle,
+}
+
+/// A guest, for the length of a connection.
+pub struct Guest {
+    shown: Arc<Shown>,
+    session: RwLock<Option<Session>>,
+    buffers: Mutex<Vec<Buffers>>,
+    counters: Counters,
+    /// The guest is not to be served any more.
+    dismissed: AtomicBool,
+    /// Whether somebody was told of this guest's malformed requests.
+    told: AtomicBool,
+}
+
+#[derive(Clone)]
+struct Session {
+    server: Arc<Server<Arc<CastoreFs>>>,
+    fs: Arc<CastoreFs>,
+}
+
+/// What it takes to serve a request.
+pub struct Buffers {
+    /// The request, copied out of the guest.
+    pub request: Vec<u8>,
+    /// The reply, not yet copied into it.
+    pub reply: ReplyBuffer,
+}
+
+impl Guest {
+    /// A guest that has not mounted yet.
+    pub fn new(shown: Arc<Shown>) -> Self {
+        Self {
+            shown,
+            session: RwLock::new(None),
+            buffers: Mutex::default(),
+            counters: Counters::default(),
+            dismissed: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+        }
+    }
+
+    /// Buffers for a request; to be given back.
+    pub fn buffers(&self) -> Option<Buffers> {
+        if let Some(buffers) = self.buffers.lock().pop() {
+            return Some(buffers);
+        }
+        let reply = ReplyBuffer::new().inspect_err(|error| tracing::error!(%error, "no memory"));
+        Some(Buffers {
+            request: Vec::new(),
+            reply: reply.ok()?,
+        })
+    }
+
+    /// Takes buffers back.
+    pub fn keep(&self, buffers: Buffers) {
+        let mut kept = self.buffers.lock();
+        if kept.len() < SPARE_BUFFERS {
+            kept.push(buffers);
+        }
+    }
+
+    /// Answers the request in `buffers`, which leaves `room` bytes for the reply; then gives the
+    /// reply to `send`. An empty reply is what FORGET gets. No panic leaves this.
+    pub fn answer(&self, buffers: &mut Buffers, room: usize, send: impl FnOnce(&[u8])) {
+        let Buffers { request, reply } = buffers;
+        let Some(header) = header(request) else {
+            return send(&[]);
+        };
+        self.counters.count(&header);
+        let outcome = self.checked(&header, request).and_then(|request| {
+            catch_unwind(AssertUnwindSafe(|| {
+                self.handle(&header, request, reply, room)
+            }))
+            .unwrap_or_else(|_| {
+                let (opcode, node) = (header.opcode, header.nodeid);
+                tracing::error!(opcode, node, "a request panicked; this is a bug");
+                Err(libc::EIO)
+            })
+        });
+        match outcome {
+            Ok(Reply::Made) => send(reply.reply()),
+            Ok(Reply::Own(bytes)) => send(&bytes),
+            Err(_) if wants_no_reply(&header) || room < size_of::<OutHeader>() => send(&[]),
+            Err(errno) => send(&failure(header.unique, errno)),
+        }
+    }
+
+    /// The request as long as its header says, if there is so much of it.
+    fn checked<'a>(&self, header: &InHeader, request: &'a mut [u8]) -> Result<&'a mut [u8], i32> {
+        let length = header.len as usize;
+        if length < HEADER_BYTES || length > request.len() {
+            self.complain(&format!(
+                "its header says {length} bytes and there are {}",
+                request.len()
+            ));
+            return Err(libc::EIO);
+        }
+        Ok(&mut request[..length])
+    }
+
+    fn handle(
+        &self,
+        header: &InHeader,
+        request: &mut [u8],
+        reply: &mut ReplyBuffer,
+        room: usize,
+    ) -> Result<Reply, i32> {
+        if self.dismissed.load(Ordering::Relaxed) {
+            return Err(libc::EIO);
+        }
+        if init::is_init(header) {
+            return self.start_session(header, request, room).map(Reply::Own);
+        }
+        if header.opcode == Opcode::Destroy as u32 {
+            self.end_session();
+            return Ok(Reply::Own(failure(header.unique, 0)));
+        }
+        let session = self.session.read().clone().ok_or(libc::EIO)?;
+        let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request));
+        let (Ok(reader), Ok(writer)) = (reader, reply.writer(room)) else {
+            return Err(libc::EIO);
+        };
+        match session.server.handle_message(reader, writer, None, None) {
+            Ok(_) => Ok(Reply::Made),
+            Err(error) => {
+                self.complain(&format!("opcode {}: {error}", header.opcode));
+                Err(libc::EIO)
+            }
+        }
+    }
+
+    /// Answers INIT: from here on the guest has a new file system, and knows no node of it.
+    fn start_session(
+        &self,
+        header: &InHeader,
+        request: &[u8],
+        room: usize,
+    ) -> Result<Vec<u8>, i32> {
+        let body = request.get(size_of::<InHeader>()..).unwrap_or_default();
+        let agreement = init::answer(body, Peer::Guest).map_err(|why| {
+            tracing::warn!(why, "a guest cannot mount");
+            libc::EPROTO
+        })?;
+        let reply = [
+            OutHeader {
+                len: (size_of::<OutHeader>() + size_of_val(&agreement.reply)) as u32,
+                error: 0,
+                unique: header.unique,
+            }
+            .as_slice(),
+            agreement.reply.as_slice(),
+        ]
+        .concat();
+        if reply.len() > room {
+            return Err(libc::EIO);
+        }
+        let Shown {
+            store,
+            options,
+            runtime,
+        } = &*self.shown;
+        let waiting = Waiting::new(runtime.clone(), Arc::new(CurrentCrew));
+        let fs = CastoreFs::new(store.clone(), options.clone(), waiting, None);
+        let fs = Arc::new(fs);
+        let server = Arc::new(Server::new(fs.clone()));
+        *self.session.write() = Some(Session { server, fs });
+        Ok(reply)
+    }
+
+    /// Forgets what the guest mounted. Requests that are being served finish with what they have.
+    pub fn end_session(&self) {
+        *self.session.write() = None;
+    }
+
+    /// Answers every request with EIO from here on.
+    pub fn dismiss(&self) {
+        self.dismissed.store(true, Ordering::Relaxed);
+        self.end_session();
+    }
+
+    /// Requests so far.
+    pub fn requests(&self) -> RequestCounts {
+        self.counters.now()
+    }
+
+    /// Nodes that the guest knows.
+    pub fn nodes(&self) -> NodeCount {
+        let session = self.session.read();
+        session
+            .as_ref()
+            .map(|session| session.fs.count())
+            .unwrap_or_default()
+    }
+
+    /// Logs that a request is malformed: once loudly, for a guest could fill the log with it.
+    pub fn complain(&self, why: &str) {
+        if self.told.swap(true, Ordering::Relaxed) {
+            tracing::debug!(why, "a guest sent a malformed request");
+        } else {
+            tracing::warn!(
+                why,
+                "a guest sent a malformed request; more of them are logged at level debug"
+            );
+        }
+    }
+}
+
+/// Where the reply is.
+enum Reply {
+    /// In the buffer.
+    Made,
+    /// Here.
+    Own(Vec<u8>),
+}
+
+/// A reply without a body: an errno, or 0 for success.
+pub fn failure(unique: u64, errno: i32) -> Vec<u8> {
+    let header = OutHeader {
+        len: size_of::<OutHeader>() as u32,
+        error: -errno,
+        unique,
+    };
+    header.as_slice().to_vec()
+}
+
+fn wants_no_reply(header: &InHeader) -> bool {
+    let silent = [Opcode::Forget, Opcode::BatchForget, Opcode::Interrupt];
+    silent.iter().any(|opcode| header.opcode == *opcode as u32)
+}
+
+fn header(request: &[u8]) -> Option<InHeader> {
+    let mut header = InHeader::default();
+    let bytes = request.get(..size_of::<InHeader>())?;
+    header.as_mut_slice().copy_from_slice(bytes);
+    Some(header)
+}

@@ -1,0 +1,393 @@
+//! Mounts of the embedded store: real trees, damage on the disk, very large files.
+
+#[path = "kit/fixtures.rs"]
+mod fixtures;
+#[path = "kit/model.rs"]
+mod model;
+#[path = "kit/mounted.rs"]
+mod mounted;
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr};
+use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use castore_fs::castore::{Name, Node};
+use castore_fs::fs::{Options, Reads, Top};
+use castore_fs::import::{self, Naming, Progress, Source, import};
+use castore_fs::store::{Blocking, LocalStore};
+use model::{Model, directory, file};
+use mounted::{Mounted, can_mount, top_of};
+
+/// A store in a folder of its own.
+struct Folder {
+    store: Arc<LocalStore>,
+    folder: tempfile::TempDir,
+}
+
+impl Folder {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(LocalStore::open(&folder.path().join("store")).unwrap());
+        Self { store, folder }
+    }
+
+    /// The store as another process would see it: opened anew, with nothing kept.
+    fn reopened(&self) -> Arc<LocalStore> {
+        Arc::new(LocalStore::open(&self.folder.path().join("store")).unwrap())
+    }
+
+    fn import(&self, source: Source<'_>) -> Node {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let store = Blocking::new(self.store.clone(), runtime.handle().clone());
+        let naming = Naming::Name(Name::new(b"tree").unwrap());
+        let options = import::Options::default();
+        let imported = import(&store, source, naming, &options, &Progress::new());
+        imported.unwrap().root.node
+    }
+
+    /// Every file below the store's folder with `part` in its path.
+    fn files(&self, part: &str) -> Vec<PathBuf> {
+        fn collect(path: &Path, found: &mut Vec<PathBuf>) {
+            for entry in fs::read_dir(path).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => collect(&path, found),
+                    false => found.push(path),
+                }
+            }
+        }
+        let mut found = Vec::new();
+        collect(&self.folder.path().join("store"), &mut found);
+        found.retain(|path| path.to_str().unwrap().contains(part));
+        found
+    }
+}
+
+fn os_error(error: std::io::Error) -> i32 {
+    error.raw_os_error().unwrap()
+}
+
+fn xattr(path: &Path, name: &str) -> String {
+    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    let name = CString::new(name).unwrap();
+    let mut value = [0u8; 256];
+    // SAFETY: both strings end in NUL, and the buffer is as long as is said.
+    let length = unsafe {
+        libc::lgetxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
+    let error = std::io::Error::last_os_error();
+    let length = usize::try_from(length).unwrap_or_else(|_| panic!("{path:?} {name:?}: {error}"));
+    String::from_utf8(value[..length].to_vec()).unwrap()
+}
+
+/// The bytes of a path in `expected.json`, which writes those that are not UTF-8 as `\udcNN`.
+fn unescape(text: &str) -> Vec<u8> {
+    let mut parts = text.split(r"\udc");
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at(2);
+        bytes.push(u8::from_str_radix(digits, 16).unwrap());
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    bytes
+}
+
+/// The tree in a tar archive.
+fn model_of_tar(archive: impl Read) -> Model {
+    let mut top = BTreeMap::new();
+    for entry in tar::Archive::new(archive).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path_bytes().into_owned();
+        let mut names: Vec<&[u8]> = path
+            .split(|&byte| byte == b'/')
+            .filter(|name| !name.is_empty() && *name != b".")
+            .collect();
+        let Some(last) = names.pop() else { continue };
+        let header = entry.header().clone();
+        let model = match header.entry_type() {
+            tar::EntryType::Directory => Model::Directory(BTreeMap::new()),
+            tar::EntryType::Symlink => {
+                Model::Symlink(entry.link_name_bytes().unwrap().into_owned())
+            }
+            tar::EntryType::Regular => {
+                let mut bytes = Vec::new();
+                entry.read_to_end(&mut bytes).unwrap();
+                let executable = header.mode().unwrap() & 0o100 != 0;
+                Model::File { bytes, executable }
+            }
+            other => panic!("{other:?} in the fixture"),
+        };
+        let mut place = &mut top;
+        for name in names {
+            place = match place.get_mut(name) {
+                Some(Model::Directory(entries)) => entries,
+                _ => panic!("the archive names a file before its directory"),
+            };
+        }
+        place.insert(last.to_vec(), model);
+    }
+    Model::Directory(top)
+}
+
+#[test]
+fn the_fixture_tree_is_mounted_as_it_is_in_every_byte_mode_link_and_attribute() {
+    let Some(folder) = fixtures::fixture("snix") else {
+        return;
+    };
+    if !can_mount() {
+        return;
+    }
+    let archive = fs::read(folder.join("tree.tar.zst")).unwrap();
+    let archive = zstd::decode_all(&archive[..]).unwrap();
+    let mut model = model_of_tar(&archive[..]);
+    if let Model::Directory(entries) = &mut model
+        && entries.len() == 1
+        && let Some(Model::Directory(_)) = entries.values().next()
+    {
+        model = entries.pop_first().unwrap().1;
+    }
+    let disk = tempfile::tempdir().unwrap();
+    write(&model, &disk.path().join("tree"));
+    let store = Folder::new();
+    let node = store.import(Source::Path(&disk.path().join("tree")));
+    let options = Options {
+        top: top_of(&node),
+        xattr: true,
+        ..Options::default()
+    };
+    let mount = Mounted::new(store.store.clone(), options);
+    model.assert_is_at(mount.path());
+
+    let expected = fs::read(folder.join("expected.json")).unwrap();
+    let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();
+    let mut checked = 0;
+    for (path, entry) in expected["entries"].as_object().unwrap() {
+        let Some(hex) = entry["digest"].as_str() else {
+            continue;
+        };
+        let digest = hex.parse::<castore_fs::castore::Digest>().unwrap();
+        let path = mount.join(OsStr::from_bytes(&unescape(path)));
+        let kind = match entry["type"].as_str() {
+            Some("directory") => "directory",
+            _ => "blob",
+        };
+        for name in [
+            "user.castore.digest".to_owned(),
+            format!("user.snix.castore.{kind}.digest"),
+            format!("user.tvix.castore.{kind}.digest"),
+        ] {
+            assert_eq!(xattr(&path, &name), digest.to_string(), "{path:?}");
+        }
+        checked += 1;
+    }
+    assert!(checked > 10, "{checked} entries checked");
+}
+
+/// Writes a tree to the disk.
+fn write(model: &Model, path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    match model {
+        Model::File { bytes, executable } => {
+            fs::write(path, bytes).unwrap();
+            let mode = if *executable { 0o755 } else { 0o644 };
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        Model::Symlink(target) => {
+            std::os::unix::fs::symlink(OsStr::from_bytes(target), path).unwrap();
+        }
+        Model::Directory(entries) => {
+            fs::create_dir(path).unwrap();
+            for (name, entry) in entries {
+                write(entry, &path.join(OsStr::from_bytes(name)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_byte_that_changed_on_the_disk_reaches_nobody() {
+    if !can_mount() {
+        return;
+    }
+    let needle = b"the byte after this one will change: ";
+    let mut small = needle.to_vec();
+    small.push(b'x');
+    let mut large = vec![7u8; 3 << 20];
+    large[2_500_000..2_500_000 + small.len()].copy_from_slice(&small);
+    let tree = directory([
+        ("good", file("good")),
+        ("good-large", file(vec![9u8; 3 << 20])),
+        ("large", file(large.clone())),
+        ("small", file(small)),
+    ]);
+    let folder = Folder::new();
+    let node = tree.put_root(&*folder.store, "tree");
+    for path in folder.files("/store/") {
+        let mut bytes = fs::read(&path).unwrap();
+        let places: Vec<usize> = (0..bytes.len().saturating_sub(needle.len()))
+            .filter(|&at| bytes[at..].starts_with(needle))
+            .collect();
+        if places.is_empty() {
+            continue;
+        }
+        for at in places {
+            bytes[at + needle.len()] ^= 1;
+        }
+        let opened = fs::File::options().write(true).open(&path).unwrap();
+        opened.write_all_at(&bytes, 0).unwrap();
+    }
+    let mount = Mounted::top(folder.reopened(), &node);
+    for _ in 0..3 {
+        let read = |name: &str| fs::read(mount.join(name)).map_err(os_error);
+        assert_eq!(read("small"), Err(libc::EIO));
+        assert_eq!(read("large"), Err(libc::EIO));
+        assert_eq!(read("good"), Ok(b"good".to_vec()));
+        assert!(read("good-large").unwrap() == vec![9u8; 3 << 20]);
+        // What lies before the damage in a large file is still good.
+        let mut part = vec![0; 2_000_000];
+        let opened = fs::File::open(mount.join("large")).unwrap();
+        opened.read_exact_at(&mut part, 0).unwrap();
+        assert!(part == large[..2_000_000]);
+    }
+}
+
+#[test]
+fn a_sparse_file_of_10_gib_goes_in_and_can_be_read_anywhere() {
+    if !can_mount() {
+        return;
+    }
+    let size = 10u64 << 30;
+    let disk = tempfile::tempdir().unwrap();
+    let path = disk.path().join("sparse");
+    let sparse = fs::File::create(&path).unwrap();
+    sparse.set_len(size).unwrap();
+    let marks = [0, 4096, (5 << 30) + 12345, size - 9];
+    for at in marks {
+        sparse.write_all_at(b"a mark", at).unwrap();
+    }
+    let folder = Folder::new();
+    let node = folder.import(Source::Path(disk.path()));
+    let used: u64 = folder
+        .files("/store/")
+        .iter()
+        .map(|path| fs::metadata(path).unwrap().blocks() * 512)
+        .sum();
+    assert!(used < 64 << 20, "the holes take {used} bytes");
+    let mount = Mounted::top(folder.store.clone(), &node);
+    let opened = fs::File::open(mount.join("sparse")).unwrap();
+    assert_eq!(opened.metadata().unwrap().len(), size);
+    let mut mark = [0; 6];
+    for at in marks {
+        opened.read_exact_at(&mut mark, at).unwrap();
+        assert_eq!(&mark, b"a mark", "at {at}");
+    }
+    let mut zeros = [1; 5000];
+    opened.read_exact_at(&mut zeros, 7 << 30).unwrap();
+    assert_eq!(zeros, [0; 5000]);
+    assert_eq!(opened.read_at(&mut zeros, size).unwrap(), 0);
+}
+
+#[test]
+fn passthrough_reads_are_right_however_files_are_opened() {
+    if !can_mount() {
+        return;
+    }
+    let large: Vec<u8> = (0..3_000_000u32).map(|at| (at / 3) as u8).collect();
+    let tree = directory([
+        ("again", directory([("large", file(large.clone()))])),
+        ("large", file(large.clone())),
+        ("program", model::program(large.clone())),
+        ("small", file("small")),
+    ]);
+    let folder = Folder::new();
+    let node = tree.put_root(&*folder.store, "tree");
+    let options = Options {
+        top: top_of(&node),
+        reads: Reads::Passthrough,
+        ..Options::default()
+    };
+    let mount = Mounted::new(folder.store.clone(), options);
+    std::thread::scope(|scope| {
+        for reader in 0..6 {
+            let (mount, large) = (&mount, &large);
+            scope.spawn(move || {
+                let name = ["large", "again/large", "program"][reader % 3];
+                for round in 0..30 {
+                    let opened = fs::File::open(mount.join(name)).unwrap();
+                    let second = fs::File::open(mount.join("large")).unwrap();
+                    let at = (reader * 31 + round * 77_777) % large.len();
+                    let mut part = vec![0; 10_000.min(large.len() - at)];
+                    opened.read_exact_at(&mut part, at as u64).unwrap();
+                    assert!(part == large[at..at + part.len()], "{name} at {at}");
+                    drop(opened);
+                    second.read_exact_at(&mut part, at as u64).unwrap();
+                    assert!(part == large[at..at + part.len()], "large at {at}");
+                    assert_eq!(fs::read(mount.join("small")).unwrap(), b"small");
+                }
+            });
+        }
+    });
+    tree.assert_is_at(mount.path());
+    let (requests, bytes) = mount.requests_of(|| fs::read(mount.join("large")).unwrap());
+    assert!(bytes == large);
+    if mount.session.reads() == Reads::Passthrough {
+        assert_eq!(requests.of("READ"), 0, "the kernel reads: {requests:?}");
+    } else {
+        eprintln!("no passthrough here; the mount fell back to its page cache");
+    }
+}
+
+#[test]
+fn a_tree_that_is_read_in_order_is_pushed_ahead_of_its_reader() {
+    if !can_mount() {
+        return;
+    }
+    let count = 3000;
+    let tree = directory((0..count).map(|number| {
+        let content = format!("{number} ").repeat(number % 700);
+        (format!("{number:05}"), file(content))
+    }));
+    let folder = Folder::new();
+    let node = tree.put_root(&*folder.store, "tree");
+    let mount = Mounted::top(folder.store.clone(), &node);
+    let (requests, ()) = mount.requests_of(|| tree.assert_is_at(mount.path()));
+    // How far ahead it gets depends on the machine; that it gets ahead at all does not.
+    assert!(requests.of("READ") < count as u64, "{requests:?}");
+}
+
+#[test]
+fn a_mount_sees_what_another_process_imports() {
+    if !can_mount() {
+        return;
+    }
+    let folder = Folder::new();
+    let options = Options {
+        top: Top::Roots { list: true },
+        ..Options::default()
+    };
+    let mount = Mounted::new(folder.store.clone(), options);
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
+    let other = folder.reopened();
+    let tree = directory([("f", file("f"))]);
+    tree.put_root(&*other, "new");
+    tree.assert_is_at(&mount.join("new"));
+    for _ in 0..200 {
+        if fs::read_dir(mount.path()).unwrap().count() == 1 {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("the listing never showed the new root node");
+}
