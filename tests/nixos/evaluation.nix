@@ -86,6 +86,7 @@ let
     ++ map (path: "builds without ${path}") (
       lib.filter (path: !builtins.pathExists (package.src + "/${path}")) [
         "Cargo.lock"
+        "benches"
         "build.rs"
         "proto"
         "src/main.rs"
@@ -98,6 +99,8 @@ let
         "flake.nix"
         "nixos"
         "target"
+        "tests/nixos"
+        "tests/scenarios"
       ]
     );
 in
