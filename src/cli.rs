@@ -9,6 +9,8 @@
 //! `castore-fs: …`.
 
 mod cat;
+mod check_config;
+mod daemon;
 mod export;
 mod failure;
 mod generate;
@@ -17,9 +19,11 @@ mod interrupt;
 mod json;
 mod ls;
 mod mount;
+mod mount_helper;
 mod output;
 mod progress;
 mod stat;
+mod status;
 mod store;
 mod supervisor;
 mod verify;
@@ -60,16 +64,29 @@ enum Verb {
     Mount(mount::Mount),
     Virtiofs(virtiofs::Virtiofs),
     Verify(verify::Verify),
+    Daemon(daemon::Daemon),
+    CheckConfig(check_config::CheckConfig),
+    Status(status::Status),
     Generate(generate::Generate),
 }
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    let mut words = std::env::args_os();
+    if words
+        .next()
+        .is_some_and(|program| mount_helper::is_called(&program))
+    {
+        return mount_helper::run(words);
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return failure::usage(&error),
     };
-    log_to_stderr();
+    // The service's log is what its configuration says.
+    if !matches!(arguments.verb, Verb::Daemon(_)) {
+        log_to_stderr();
+    }
     allow_many_files();
     let result = match arguments.verb {
         Verb::Import(verb) => verb.run(),
@@ -80,6 +97,9 @@ pub fn main() -> ExitCode {
         Verb::Mount(verb) => verb.run(),
         Verb::Virtiofs(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
+        Verb::Daemon(verb) => verb.run(),
+        Verb::CheckConfig(verb) => verb.run(),
+        Verb::Status(verb) => verb.run(),
         Verb::Generate(verb) => verb.run(),
     };
     match result {

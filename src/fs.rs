@@ -39,7 +39,7 @@ use crate::store::{Answer, Error, Store};
 
 pub use attributes::Owner;
 pub use node_id::NodeId;
-pub use nodes::NodeCount;
+pub use nodes::{Ledger, LedgerError, NodeCount};
 pub use passthrough::{BackingDevice, Passthrough, Reads};
 pub use top::{RootChanges, Top};
 pub use waiting::{Uncounted, Waiting, Workers};
@@ -91,6 +91,17 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The digest and size of the directory at the top.
+    fn top_directory(&self) -> (Digest, u64) {
+        match &self.top {
+            Top::Directory { digest, size } => (*digest, *size),
+            // Never read: lookups and listings of this top ask the store for its root nodes.
+            Top::Roots { .. } => (Digest::of(b""), 0),
+        }
+    }
+}
+
 /// A castore as a file system.
 pub struct CastoreFs {
     store: Arc<dyn Store>,
@@ -117,20 +128,47 @@ impl CastoreFs {
         waiting: Waiting,
         passthrough: Option<Passthrough>,
     ) -> Self {
-        let (digest, size) = match &options.top {
-            Top::Directory { digest, size } => (*digest, *size),
-            // Never read: lookups and listings of this top ask the store for its root nodes.
-            Top::Roots { .. } => (Digest::of(b""), 0),
-        };
+        Self::with_ledger(store, options, waiting, passthrough, None)
+    }
+
+    /// As [`new`](Self::new), keeping in `ledger` what a successor has to know of the mount.
+    pub fn with_ledger(
+        store: Arc<dyn Store>,
+        options: Options,
+        waiting: Waiting,
+        passthrough: Option<Passthrough>,
+        ledger: Option<Arc<Ledger>>,
+    ) -> Self {
+        let (digest, size) = options.top_directory();
         Self {
-            nodes: Nodes::new(digest, size, options.directory_limit),
+            nodes: Nodes::new(digest, size, options.directory_limit, ledger.clone()),
             store,
             options,
-            roots: Roots::default(),
+            roots: Roots::new(ledger),
             passthrough,
             walk_ahead: WalkAhead::default(),
             waiting,
         }
+    }
+
+    /// Goes on where the process that kept `ledger` ended, for the same store and options.
+    pub fn adopt(
+        store: Arc<dyn Store>,
+        options: Options,
+        waiting: Waiting,
+        ledger: Arc<Ledger>,
+    ) -> Result<Self, LedgerError> {
+        let (digest, _) = options.top_directory();
+        let roots = ledger.roots()?;
+        Ok(Self {
+            nodes: Nodes::adopt(digest, options.directory_limit, ledger.clone(), &roots)?,
+            store,
+            options,
+            roots: Roots::adopt(roots, ledger),
+            passthrough: None,
+            walk_ahead: WalkAhead::default(),
+            waiting,
+        })
     }
 
     /// The store that is shown.

@@ -11,6 +11,7 @@
 //! | 3 | [`fs`] | the file system: nodes, lookups, listings, reads |
 //! | 3 | [`import`], [`tree`] | trees into a store, and back out of one |
 //! | 4 | [`transport`] | how requests come in: FUSE, virtiofs |
+//! | 5 | [`service`] | the daemon: configuration, supervision, systemd |
 //!
 //! `docs/architecture.md` draws the whole house.
 
@@ -21,9 +22,13 @@ pub mod nar;
 pub mod nix;
 pub mod proto;
 pub mod sandbox;
+pub mod service;
 pub mod store;
 pub mod transport;
 pub mod tree;
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+#[path = "../tests/kit/skip.rs"]
+mod skip;

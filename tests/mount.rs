@@ -1,11 +1,11 @@
 //! The file system through a real mount, against the reference model.
 
-#[path = "kit/fixtures.rs"]
-mod fixtures;
 #[path = "kit/model.rs"]
 mod model;
 #[path = "kit/mounted.rs"]
 mod mounted;
+#[path = "kit/skip.rs"]
+mod skip;
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
@@ -25,6 +25,7 @@ use castore_fs::store::{Answer, Damage, Error, Ingest, MemoryStore, Object, Stor
 use castore_fs::transport::fuse::Unmounted;
 use model::{Model, directory, file, program, symlink};
 use mounted::{Mounted, can_mount, top_of};
+use parking_lot::RwLock;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -123,9 +124,15 @@ fn files(model: &Model, path: &Path, found: &mut Vec<(std::path::PathBuf, Vec<u8
     }
 }
 
-fn drop_caches() {
-    // Only root may; the test is as true without.
-    let _ = fs::write("/proc/sys/vm/drop_caches", "2");
+/// The kernel's caches are everybody's: who counts on what is in them holds this to read, who
+/// drops them to write.
+static CACHES: RwLock<()> = RwLock::new(());
+
+/// Has the kernel forget every name and inode that nobody uses. Only root may; without, the tests
+/// that do this are as true.
+fn drop_caches() -> std::io::Result<()> {
+    let _alone = CACHES.write();
+    fs::write("/proc/sys/vm/drop_caches", "2")
 }
 
 proptest! {
@@ -161,7 +168,9 @@ proptest! {
                     }
                 }
                 Operation::Walk => { walk(mount.path()); }
-                Operation::DropCaches => drop_caches(),
+                Operation::DropCaches => {
+                    let _ = drop_caches();
+                }
                 Operation::ReadAt { .. } => {}
             }
         }
@@ -188,7 +197,7 @@ fn equal_directories_keep_their_own_paths() {
         .unwrap();
     assert!(mount.join("b/x/f").exists());
     walk(mount.path());
-    drop_caches();
+    let _ = drop_caches();
     assert!(mount.join("b/x").exists());
     let path = fs::read_link(format!(
         "/proc/self/fd/{}",
@@ -228,6 +237,7 @@ fn files_share_an_inode_exactly_when_content_and_executable_bit_are_equal() {
     if !can_mount() {
         return;
     }
+    let _kept = CACHES.read();
     let mount = mounted(&directory([
         (
             "a",
@@ -253,6 +263,7 @@ fn root_nodes_that_are_equal_files_share_an_inode_too() {
     if !can_mount() {
         return;
     }
+    let _kept = CACHES.read();
     let store = Arc::new(MemoryStore::new());
     file("same").put_root(&*store, "a");
     file("same").put_root(&*store, "b");
@@ -297,12 +308,14 @@ fn the_table_shrinks_when_the_kernel_forgets() {
         (format!("d{number}"), directory(files))
     }));
     let mount = mounted(&many);
-    walk(mount.path());
-    let full = mount.session.nodes();
-    assert_eq!(full.directories, 301);
-    assert_eq!(full.files, 6000);
-    if fs::write("/proc/sys/vm/drop_caches", "2").is_err() {
-        fixtures::skip("only root can make the kernel forget");
+    {
+        let _kept = CACHES.read();
+        walk(mount.path());
+        let full = mount.session.nodes();
+        assert_eq!((full.directories, full.files), (301, 6000));
+    }
+    if drop_caches().is_err() {
+        skip::skip("only root can make the kernel forget");
         return;
     }
     let mut left = mount.session.nodes();
@@ -311,7 +324,7 @@ fn the_table_shrinks_when_the_kernel_forgets() {
             break;
         }
         std::thread::sleep(Duration::from_millis(20));
-        let _ = fs::write("/proc/sys/vm/drop_caches", "2");
+        let _ = drop_caches();
         left = mount.session.nodes();
     }
     assert_eq!((left.directories, left.files), (1, 0), "{left:?}");
@@ -469,6 +482,7 @@ fn warm_operations_make_no_request() {
     if !can_mount() {
         return;
     }
+    let _kept = CACHES.read();
     let tree = directory([
         ("big", file(vec![7; 3 << 20])),
         ("d", directory([("f", file("f")), ("l", symlink("../big"))])),
@@ -489,6 +503,36 @@ fn warm_operations_make_no_request() {
     let all = mount.session.requests();
     assert!(all.of("OPEN") <= 1 && all.of("OPENDIR") <= 1, "{all:?}");
     assert_eq!(all.of("RELEASE") + all.of("RELEASEDIR"), 0, "{all:?}");
+}
+
+#[test]
+fn cold_operations_make_few_requests() {
+    if !can_mount() {
+        return;
+    }
+    let _kept = CACHES.read();
+    let (directories, files) = (50, 10);
+    let tree = directory((0..directories).map(|number| {
+        let inside = (0..files).map(|at| (format!("f{at}"), file(format!("{number} {at}"))));
+        (format!("d{number}"), directory(inside))
+    }));
+    let mount = mounted(&tree);
+    let (walked, _) = mount.requests_of(|| walk(mount.path()));
+    // The names and all attributes of a directory in one request; a second one finds the end.
+    assert!(
+        walked.of("READDIRPLUS") <= 2 * (directories + 1),
+        "{walked:?}"
+    );
+    assert!(
+        walked.of("LOOKUP") + walked.of("GETATTR") <= 1,
+        "{walked:?}"
+    );
+    let (read, ()) = mount.requests_of(|| tree.assert_is_at(mount.path()));
+    assert!(read.of("READ") <= directories * files, "{read:?}");
+    // What is left are the listings, which the first round did not read to their ends in the cache,
+    let other = read.total() - read.of("READ") - read.of("READDIRPLUS") - read.of("READDIR");
+    // and OPEN and FLUSH, each refused once and for all.
+    assert!(other <= 2, "{read:?}");
 }
 
 #[test]
@@ -582,7 +626,7 @@ fn everything_is_owned_by_whom_the_mount_says_and_nothing_can_be_changed() {
 }
 
 fn tree_is_unchanged(tree: &Model, mount: &Mounted) {
-    drop_caches();
+    let _ = drop_caches();
     tree.assert_is_at(mount.path());
 }
 
@@ -602,7 +646,7 @@ fn sizes_do_not_change_after_the_first_listing() {
     };
     let before = look();
     walk(mount.path());
-    drop_caches();
+    let _ = drop_caches();
     walk(mount.path());
     assert_eq!(look(), before);
     assert_eq!(before.1, 3);
@@ -791,7 +835,7 @@ fn readers_side_by_side_all_read_right() {
                         assert!(tail == bytes[from..], "{name} from {from}");
                     }
                     if reader == 0 {
-                        let _ = fs::write("/proc/sys/vm/drop_caches", "3");
+                        let _ = drop_caches();
                     }
                 }
             });
@@ -959,7 +1003,7 @@ fn what_is_damaged_or_missing_fails_alone_and_nothing_hangs() {
         assert_eq!(os_error(listing.unwrap_err()), libc::EIO);
         assert_eq!(read("good"), Ok(b"good".to_vec()));
         assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 6);
-        drop_caches();
+        let _ = drop_caches();
     }
 }
 

@@ -243,7 +243,7 @@ impl Directory {
     pub fn find(&self, name: &[u8]) -> Option<usize> {
         self.0
             .entries
-            .binary_search_by(|&at| self.entry_at(at as usize).name.cmp(name))
+            .binary_search_by(|&at| self.name_at(at as usize).cmp(name))
             .ok()
     }
 
@@ -257,6 +257,18 @@ impl Directory {
     /// Every entry, in the byte order of names.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Entry<'_>> + '_ {
         self.0.entries.iter().map(|&at| self.entry_at(at as usize))
+    }
+
+    /// The name of the entry at `at`, without parsing the rest: what a search compares.
+    fn name_at(&self, at: usize) -> &[u8] {
+        let mut cursor = Cursor {
+            bytes: &self.0.bytes,
+            at: at + 1,
+        };
+        cursor
+            .varint()
+            .and_then(|_length| cursor.required(tag::NAME, "an entry without a name"))
+            .expect("decode() parsed every entry that the index points at")
     }
 
     fn entry_at(&self, at: usize) -> Entry<'_> {
@@ -380,8 +392,18 @@ impl<'a> Cursor<'a> {
     }
 
     /// A varint in its shortest form.
+    #[inline]
     fn varint(&mut self) -> Result<u64, DirectoryError> {
         let start = self.at;
+        if let Some(&byte @ 0..=0x7f) = self.bytes.get(start) {
+            // Nearly all: lengths and sizes of one byte.
+            self.at += 1;
+            return Ok(u64::from(byte));
+        }
+        self.long_varint(start)
+    }
+
+    fn long_varint(&mut self, start: usize) -> Result<u64, DirectoryError> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;

@@ -116,6 +116,10 @@ impl Mount {
             }
             _ => say(&format!("{} is on {place}", opened.store.url())),
         }
+        // As a unit of Type=notify, or for the helper of mount(8).
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::warn!(%error, "cannot say that the mount is up");
+        }
         session.wait();
         Ok(())
     }

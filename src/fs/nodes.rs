@@ -19,6 +19,9 @@
 //! shared content then: files of equal content seen later may get a second inode, at the cost of
 //! a second copy in the page cache and nothing else.
 
+mod ledger;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hashbrown::HashTable;
@@ -26,7 +29,10 @@ use parking_lot::RwLock;
 
 use super::attributes::ROOT_INO;
 use super::node_id::{NodeId, Place};
-use crate::castore::{Digest, Directory, NodeRef};
+use crate::castore::{Digest, Directory, NodeRef, Root};
+
+use ledger::{Counts, Kept};
+pub use ledger::{Ledger, LedgerError};
 
 /// The slot of the mount's top.
 const TOP: u32 = 0;
@@ -53,6 +59,8 @@ struct Table {
     resident: usize,
     /// Where the search for a Directory to drop goes on.
     hand: usize,
+    /// What a successor process finds of this table, where there can be one.
+    ledger: Option<Arc<Ledger>>,
 }
 
 /// A directory that the kernel knows.
@@ -63,10 +71,7 @@ struct Slot {
     digest: Digest,
     /// The size that the parent's entry says: advisory, shown by stat.
     size: u64,
-    /// Lookups of the directory itself that the kernel has not forgotten.
-    lookups: AtomicU64,
-    /// Lookups of its files and symlinks that the kernel has not forgotten.
-    held: AtomicU64,
+    counts: Counts,
     /// Slots whose parent this is. Counted apart from what the peer can take back: a guest that
     /// forgets more than it looked up must not set children adrift from their parent.
     children: u32,
@@ -142,34 +147,61 @@ pub struct NodeCount {
 
 impl Nodes {
     /// A table that knows only the top: the directory of `digest` (for a mount that shows root
-    /// nodes, any digest: it is never read). Keeps at most `limit` bytes of Directories.
-    pub fn new(digest: Digest, size: u64, limit: usize) -> Self {
-        let mut table = Table {
-            slots: Vec::new(),
-            free: Vec::new(),
-            children: HashTable::new(),
-            shared: HashTable::new(),
-            top_files: Vec::new(),
-            resident: 0,
-            hand: 0,
-        };
-        table.slots.push(Some(Box::new(Slot {
+    /// nodes, any digest: it is never read). Keeps at most `limit` bytes of Directories, and what a
+    /// successor has to know in `ledger`.
+    pub fn new(digest: Digest, size: u64, limit: usize, ledger: Option<Arc<Ledger>>) -> Self {
+        let mut table = Table::new(ledger);
+        let top = Kept {
             parent: TOP,
             index: 0,
             ino: ROOT_INO,
             digest,
             size,
-            // The kernel never forgets the top.
-            lookups: AtomicU64::new(1),
-            held: AtomicU64::new(0),
-            children: 0,
-            directory: None,
-            used: AtomicBool::new(true),
-        })));
+        };
+        let counts = table.claim(TOP, &top);
+        // The kernel never forgets the top.
+        counts.lookups().store(1, Ordering::Relaxed);
+        table.slots.push(Some(Box::new(Slot::new(top, counts))));
         Self {
             table: RwLock::new(table),
             limit,
         }
+    }
+
+    /// The table that a predecessor left in `ledger`, whose root nodes were `roots`.
+    pub fn adopt(
+        digest: Digest,
+        limit: usize,
+        ledger: Arc<Ledger>,
+        roots: &[Root],
+    ) -> Result<Self, LedgerError> {
+        let kept = ledger.slots()?;
+        let mut table = Table::new(Some(ledger));
+        match kept.first() {
+            Some((TOP, top, _)) if top.digest == digest => {}
+            _ => return Err(LedgerError::Damaged("it is another tree's")),
+        }
+        for (slot, kept, counts) in kept {
+            let skipped = table.slots.len() as u32..slot;
+            table.free.extend(skipped);
+            table.slots.resize_with(slot as usize, || None);
+            table.slots.push(Some(Box::new(Slot::new(kept, counts))));
+        }
+        for slot in 1..table.slots.len() as u32 {
+            let Some(node) = table.slot(slot) else {
+                continue;
+            };
+            if table.slot(node.parent).is_none() {
+                return Err(LedgerError::Damaged("a directory's parent is gone"));
+            }
+            table.index_child(slot, node.parent, node.index);
+        }
+        let file = |root: &Root| Content::of(root.node.borrow());
+        table.top_files = roots.iter().map(file).collect();
+        Ok(Self {
+            table: RwLock::new(table),
+            limit,
+        })
     }
 
     /// What is known of the directory in `slot`.
@@ -239,7 +271,7 @@ impl Nodes {
         {
             let table = self.table.read();
             if let Some((child, node)) = table.find_child(slot, index) {
-                node.lookups.fetch_add(1, Ordering::Relaxed);
+                node.counts.lookups().fetch_add(1, Ordering::Relaxed);
                 return node.known_as(child);
             }
         }
@@ -249,7 +281,7 @@ impl Nodes {
             None => table.add_child(slot, index, ino, *digest, size),
         };
         let node = table.slot(child).expect("found or added just now");
-        node.lookups.fetch_add(1, Ordering::Relaxed);
+        node.counts.lookups().fetch_add(1, Ordering::Relaxed);
         node.known_as(child)
     }
 
@@ -270,8 +302,8 @@ impl Nodes {
                     continue;
                 };
                 let counter = match place {
-                    Place::Directory(_) => &node.lookups,
-                    Place::Entry { .. } => &node.held,
+                    Place::Directory(_) => node.counts.lookups(),
+                    Place::Entry { .. } => node.counts.held(),
                 };
                 // The kernel forgets no more than it looked up; a peer that does (a hostile guest)
                 // must not wrap the counter.
@@ -335,6 +367,20 @@ impl Nodes {
 }
 
 impl Slot {
+    fn new(kept: Kept, counts: Counts) -> Self {
+        Self {
+            parent: kept.parent,
+            index: kept.index,
+            ino: kept.ino,
+            digest: kept.digest,
+            size: kept.size,
+            counts,
+            children: 0,
+            directory: None,
+            used: AtomicBool::new(false),
+        }
+    }
+
     fn known_as(&self, slot: u32) -> DirectoryNode {
         DirectoryNode {
             slot,
@@ -346,13 +392,33 @@ impl Slot {
     }
 
     fn is_idle(&self) -> bool {
-        self.children == 0
-            && self.lookups.load(Ordering::Relaxed) == 0
-            && self.held.load(Ordering::Relaxed) == 0
+        let is_zero = |count: &AtomicU64| count.load(Ordering::Relaxed) == 0;
+        self.children == 0 && is_zero(self.counts.lookups()) && is_zero(self.counts.held())
     }
 }
 
 impl Table {
+    fn new(ledger: Option<Arc<Ledger>>) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            children: HashTable::new(),
+            shared: HashTable::new(),
+            top_files: Vec::new(),
+            resident: 0,
+            hand: 0,
+            ledger,
+        }
+    }
+
+    /// The counts of a slot that is about to be used.
+    fn claim(&self, slot: u32, kept: &Kept) -> Counts {
+        match &self.ledger {
+            Some(ledger) => ledger.claim(slot, kept),
+            None => Counts::own(),
+        }
+    }
+
     fn slot(&self, slot: u32) -> Option<&Slot> {
         self.slots.get(slot as usize)?.as_deref()
     }
@@ -366,7 +432,7 @@ impl Table {
         if let Some(Place::Entry { slot, .. }) = id.place()
             && let Some(node) = self.slot(slot)
         {
-            node.held.fetch_add(1, Ordering::Relaxed);
+            node.counts.held().fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -379,28 +445,25 @@ impl Table {
     }
 
     fn add_child(&mut self, parent: u32, index: u32, ino: u64, digest: Digest, size: u64) -> u32 {
-        let node = Box::new(Slot {
+        let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
+        let kept = Kept {
             parent,
             index,
             ino,
             digest,
             size,
-            lookups: AtomicU64::new(0),
-            held: AtomicU64::new(0),
-            children: 0,
-            directory: None,
-            used: AtomicBool::new(false),
-        });
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.slots[slot as usize] = Some(node);
-                slot
-            }
-            None => {
-                self.slots.push(Some(node));
-                (self.slots.len() - 1) as u32
-            }
         };
+        let counts = self.claim(slot, &kept);
+        let node = Some(Box::new(Slot::new(kept, counts)));
+        match self.slots.get_mut(slot as usize) {
+            Some(place) => *place = node,
+            None => self.slots.push(node),
+        }
+        self.index_child(slot, parent, index);
+        slot
+    }
+
+    fn index_child(&mut self, slot: u32, parent: u32, index: u32) {
         if let Some(parent) = self.slot_mut(parent) {
             parent.children += 1;
         }
@@ -411,7 +474,6 @@ impl Table {
                     .as_ref()
                     .map_or(0, |node| child_hash(node.parent, node.index))
             });
-        slot
     }
 
     /// Removes the slot if nobody knows it, then its ancestors likewise.
@@ -428,6 +490,9 @@ impl Table {
                 entry.remove();
             }
             self.free.push(slot);
+            if let Some(ledger) = &self.ledger {
+                ledger.release(slot);
+            }
             if let Some(parent) = self.slot_mut(node.parent) {
                 parent.children -= 1;
             }
@@ -446,6 +511,9 @@ impl Table {
                 self.slots.shrink_to_fit();
                 self.free.retain(|&slot| (slot as usize) < used);
                 self.free.shrink_to_fit();
+                if let Some(ledger) = &self.ledger {
+                    ledger.trim(used);
+                }
             }
         }
         let Self {
@@ -471,7 +539,7 @@ impl Table {
         let Some(node) = self.slot_mut(slot) else {
             return;
         };
-        *node.used.get_mut() = true;
+        // Not marked as used before it is used again: a walk must not drive out what is in use.
         if node.directory.is_none() {
             let bytes = directory.resident_bytes();
             node.directory = Some(directory);
@@ -566,24 +634,4 @@ fn content_of(slots: &Slots, top_files: &[Option<Content>], id: NodeId) -> Optio
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Forgetting entries that were never looked up used to count against the child slots too: the
-    /// parent's slot was freed under its children, and given to another directory.
-    #[test]
-    fn a_guest_that_forgets_too_much_sets_no_child_adrift() {
-        let nodes = Nodes::new(Digest::of(b"top"), 0, usize::MAX);
-        let parent = nodes.child(TOP, 0, 2, &Digest::of(b"parent"), 0);
-        let child = nodes.child(parent.slot, 0, 3, &Digest::of(b"child"), 0);
-        nodes.forget(NodeId::entry(parent.slot, 7), u64::MAX);
-        nodes.forget(NodeId::directory(parent.slot), u64::MAX);
-        assert!(nodes.directory(parent.slot).is_some());
-        let other = nodes.child(child.slot, 0, 4, &Digest::of(b"other"), 0);
-        assert_eq!(nodes.trail(NodeId::directory(other.slot)).len(), 3);
-        // Once the children go, so does the parent.
-        nodes.forget(NodeId::directory(other.slot), 1);
-        nodes.forget(NodeId::directory(child.slot), u64::MAX);
-        assert_eq!(nodes.count().directories, 1);
-    }
-}
+mod tests;

@@ -6,9 +6,11 @@
 //! another node gets another index.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+use super::nodes::Ledger;
 use crate::castore::{Digest, Name, Node, Root};
 
 /// What a mount shows at its top.
@@ -38,10 +40,10 @@ pub struct RootChanges {
 }
 
 /// The root nodes that the mount has seen.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Roots(RwLock<Seen>);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Seen {
     /// Every (name, node) ever seen, and whether it is still so.
     all: Vec<(Root, bool)>,
@@ -49,9 +51,37 @@ struct Seen {
     current: HashMap<Name, u32>,
     /// What the kernel was not told of yet.
     changes: RootChanges,
+    /// Where a successor finds them, if there can be one.
+    ledger: Option<Arc<Ledger>>,
 }
 
 impl Roots {
+    /// None yet; a successor finds them in `ledger`.
+    pub fn new(ledger: Option<Arc<Ledger>>) -> Self {
+        Self(RwLock::new(Seen {
+            ledger,
+            ..Seen::default()
+        }))
+    }
+
+    /// Those that a predecessor had seen, `all` of them, and kept in `ledger`. What it may have
+    /// failed to tell the kernel counts as changed.
+    pub fn adopt(all: Vec<Root>, ledger: Arc<Ledger>) -> Self {
+        let mut seen = Seen {
+            ledger: Some(ledger),
+            ..Seen::default()
+        };
+        for root in all {
+            let before = seen.current.get(&root.name).copied();
+            if before.is_some() {
+                seen.changes.stale.push(root.name.clone());
+            }
+            seen.push(root, before);
+        }
+        seen.changes.listing = true;
+        Self(RwLock::new(seen))
+    }
+
     /// The index of `root`, which the store has just named.
     pub fn index(&self, root: &Root) -> u32 {
         if let Some(index) = self.0.read().find(root) {
@@ -122,6 +152,13 @@ impl Seen {
 
     /// Adds `root` in the place of what its name stood for `before`.
     fn add(&mut self, root: Root, before: Option<u32>) -> u32 {
+        if let Some(ledger) = &self.ledger {
+            ledger.append_root(&root);
+        }
+        self.push(root, before)
+    }
+
+    fn push(&mut self, root: Root, before: Option<u32>) -> u32 {
         if let Some(before) = before {
             self.all[before as usize].1 = false;
             self.changes.stale.push(root.name.clone());

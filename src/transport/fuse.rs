@@ -10,11 +10,15 @@
 
 mod backing;
 mod device;
+mod handover;
 mod mountpoint;
 mod page_cache;
+mod pulse;
 mod root_watch;
 mod session;
 
 pub use super::requests::RequestCounts;
-pub use mountpoint::MountError;
+pub use handover::{AdoptError, Inherited, Kept};
+pub use mountpoint::{MountError, detach};
+pub use pulse::{Pulse, Stuck};
 pub use session::{MountOptions, Session, Unmounted};

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use fuse_backend_rs::abi::fuse_abi::{InHeader, OutHeader};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use vm_memory::ByteValued;
 
@@ -32,6 +33,13 @@ pub fn receive(device: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
         Err(Errno::NODEV | Errno::CONNABORTED) => Ok(Received::Unmounted),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the kernel has a request that was not read yet.
+pub fn has_request(device: &OwnedFd) -> bool {
+    let mut wanted = [PollFd::new(device, PollFlags::IN)];
+    rustix::event::poll(&mut wanted, Some(&Timespec::default())).is_ok()
+        && wanted[0].revents().contains(PollFlags::IN)
 }
 
 /// Sends a reply without a body.

@@ -228,6 +228,25 @@ fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 }
 
 impl Mountpoint {
+    /// A mount that another process made.
+    pub(super) fn known(path: PathBuf, id: Option<u64>, by_helper: bool) -> Self {
+        Self {
+            path,
+            id,
+            by_helper,
+        }
+    }
+
+    /// The kernel's number of the mount.
+    pub(super) fn id(&self) -> Option<u64> {
+        self.id
+    }
+
+    /// Whether fusermount3 made it.
+    pub(super) fn by_helper(&self) -> bool {
+        self.by_helper
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -279,9 +298,25 @@ impl Mountpoint {
     }
 }
 
+/// Takes the mount at `path` out of the tree, if it is one of this program's; whether it was. For
+/// mounts that nobody serves: a served one should be ended by its server.
+pub fn detach(path: &Path) -> io::Result<bool> {
+    let path = absolute(path).map_err(io::Error::other)?;
+    if find_mount(&path).is_none_or(|mount| mount.fs_type != FS_TYPE) {
+        return Ok(false);
+    }
+    let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
+    match rustix::mount::unmount(&path, flags) {
+        Err(Errno::PERM) => Mountpoint::known(path, None, true).unmount(true)?,
+        outcome => outcome?,
+    }
+    Ok(true)
+}
+
 /// A line of `/proc/self/mountinfo`.
 struct MountLine {
     id: u64,
+    fs_type: String,
     /// `major:minor`.
     device: String,
 }
@@ -299,7 +334,10 @@ fn find_mount(path: &Path) -> Option<MountLine> {
             continue;
         };
         if unescape(place) == path {
+            // A number of optional columns ends with a dash; the type follows.
+            let fs_type = columns.skip_while(|column| *column != b"-").nth(1);
             found = Some(MountLine {
+                fs_type: String::from_utf8_lossy(fs_type.unwrap_or_default()).into_owned(),
                 id: std::str::from_utf8(id).ok()?.parse().ok()?,
                 device: String::from_utf8_lossy(device).into_owned(),
             });

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::InHeader;
 use fuse_backend_rs::api::server::Server;
@@ -17,9 +17,11 @@ use tokio::runtime::Handle;
 
 use super::backing::FuseDevice;
 use super::device::{self, Received};
+use super::handover::{self, AdoptError, Inherited, Kept};
 use super::mountpoint::{self, MountError, Mountpoint};
+use super::pulse::{self, Pulse, Stamps, Stuck};
 use super::{page_cache, root_watch};
-use crate::fs::{CastoreFs, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
+use crate::fs::{CastoreFs, Ledger, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
 use crate::transport::requests::{Counters, RequestCounts};
@@ -38,6 +40,11 @@ pub struct MountOptions {
     pub threads: usize,
     /// How far the kernel reads ahead of sequential readers, in KiB.
     pub read_ahead_kib: u32,
+    /// What log lines call it.
+    pub name: Option<String>,
+    /// Keep what a successor process needs to go on with the mount ([`Session::kept`]), and tell it
+    /// this.
+    pub tag: Option<String>,
 }
 
 impl Default for MountOptions {
@@ -47,6 +54,8 @@ impl Default for MountOptions {
             allow_other: false,
             threads: cores.clamp(2, 16),
             read_ahead_kib: 1024,
+            name: None,
+            tag: None,
         }
     }
 }
@@ -55,6 +64,9 @@ impl Default for MountOptions {
 pub struct Session {
     shared: Arc<Shared>,
     mountpoint: Mountpoint,
+    ledger: Option<Arc<Ledger>>,
+    /// Whether somebody else goes on with the mount.
+    left: AtomicBool,
 }
 
 /// How a mount ended.
@@ -75,6 +87,9 @@ pub(super) struct Shared {
     pub(super) ended: AtomicBool,
     fs: Arc<CastoreFs>,
     counters: Counters,
+    stamps: Stamps,
+    /// Names the mount in what is logged while a request is answered.
+    span: tracing::Span,
     pool: Arc<Pool>,
     state: Mutex<State>,
     changed: Condvar,
@@ -89,6 +104,7 @@ struct State {
 }
 
 /// Counts the workers, and starts spares.
+#[derive(Default)]
 struct Pool {
     shared: OnceLock<Weak<Shared>>,
     /// Workers that wait for a request.
@@ -108,11 +124,7 @@ impl Session {
         runtime: Handle,
     ) -> Result<Self, MountError> {
         let source = store.url().to_owned();
-        let pool = Arc::new(Pool {
-            shared: OnceLock::new(),
-            idle: AtomicUsize::new(0),
-            spares: AtomicUsize::new(0),
-        });
+        let pool = Arc::new(Pool::default());
         let waiting = Waiting::new(runtime, pool.clone());
         let request = mountpoint::Request {
             source: &source,
@@ -122,23 +134,76 @@ impl Session {
         let device = Arc::new(device);
         let passthrough = (options.reads == Reads::Passthrough)
             .then(|| Passthrough::new(Box::new(FuseDevice(device.clone()))));
-        let fs = Arc::new(CastoreFs::new(store, options, waiting, passthrough));
+        let ledger = match (&mount.tag, &passthrough) {
+            (Some(tag), None) => keep(&mountpoint, tag),
+            _ => None,
+        };
+        let fs = CastoreFs::with_ledger(store, options, waiting, passthrough, ledger.clone());
+        let session = Self::new(device, mountpoint, fs, pool, ledger, mount.name.as_deref());
+        session
+            .start(mount)
+            .inspect_err(|_| drop(session.mountpoint.unmount(true)))?;
+        Ok(session)
+    }
+
+    /// Goes on with a mount that another process left, of the same `store` and with the same
+    /// `options`. Whoever holds it sees nothing but the pause.
+    pub fn adopt(
+        inherited: Inherited,
+        store: Arc<dyn Store>,
+        options: Options,
+        mount: &MountOptions,
+        runtime: Handle,
+    ) -> Result<Self, AdoptError> {
+        let pool = Arc::new(Pool::default());
+        let waiting = Waiting::new(runtime, pool.clone());
+        let mountpoint = inherited.mountpoint();
+        let Inherited { device, ledger, .. } = inherited;
+        let fs = CastoreFs::adopt(store, options, waiting, ledger.clone())?;
+        let name = mount.name.as_deref();
+        let session = Self::new(Arc::new(device), mountpoint, fs, pool, Some(ledger), name);
+        // Until it is known to work, a failure must not end the mount: the caller decides.
+        session.leave();
+        // Before anybody reads: what a worker of ours has read would be sent again as well.
+        session.shared.ask_again().map_err(AdoptError::Resend)?;
+        session.shared.start_workers(mount.threads)?;
+        page_cache::start(&session.shared)?;
+        root_watch::start(&session.shared)?;
+        session.left.store(false, Ordering::Relaxed);
+        Ok(session)
+    }
+
+    fn new(
+        device: Arc<OwnedFd>,
+        mountpoint: Mountpoint,
+        fs: CastoreFs,
+        pool: Arc<Pool>,
+        ledger: Option<Arc<Ledger>>,
+        name: Option<&str>,
+    ) -> Self {
+        let fs = Arc::new(fs);
         let shared = Arc::new(Shared {
             device,
             server: Server::new(fs.clone()),
             ended: AtomicBool::new(false),
             fs,
             counters: Counters::default(),
+            stamps: Stamps::default(),
+            span: match name {
+                Some(name) => tracing::error_span!("mount", MOUNT = name),
+                None => tracing::Span::none(),
+            },
             pool: pool.clone(),
             state: Mutex::default(),
             changed: Condvar::new(),
         });
         let _ = pool.shared.set(Arc::downgrade(&shared));
-        let session = Self { shared, mountpoint };
-        session
-            .start(mount)
-            .inspect_err(|_| drop(session.mountpoint.unmount(true)))?;
-        Ok(session)
+        Self {
+            shared,
+            mountpoint,
+            ledger,
+            left: AtomicBool::new(false),
+        }
     }
 
     fn start(&self, mount: &MountOptions) -> Result<(), MountError> {
@@ -147,9 +212,7 @@ impl Session {
             mountpoint: self.mountpoint.path().to_owned(),
             source,
         };
-        for _ in 0..mount.threads.max(1) {
-            self.shared.start_worker(false).map_err(failed)?;
-        }
+        self.shared.start_workers(mount.threads).map_err(failed)?;
         self.shared
             .wait_for_init()
             .map_err(|why| failed(io::Error::other(why)))?;
@@ -181,6 +244,42 @@ impl Session {
         self.shared.fs.count()
     }
 
+    /// Whether the mount is gone, with its last user.
+    pub fn has_ended(&self) -> bool {
+        self.shared.ended.load(Ordering::Relaxed)
+    }
+
+    /// Whether the mount is still where it was made.
+    pub fn is_in_place(&self) -> bool {
+        !self.has_ended() && self.mountpoint.is_mounted()
+    }
+
+    /// The store that is shown.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        self.shared.fs.store()
+    }
+
+    /// What a successor needs, if the mount was made for one.
+    pub fn kept(&self) -> Option<Kept<'_>> {
+        let ledger = self.ledger.as_ref()?;
+        Some(Kept::new(&self.shared.device, ledger))
+    }
+
+    /// From now on somebody else is to go on with the mount: it stays when this session is dropped.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the workers have been stuck for `bound`, as far as `pulse` has seen it.
+    pub fn check(&self, pulse: &mut Pulse, bound: Duration) -> Option<Stuck> {
+        if self.has_ended() {
+            return None;
+        }
+        let taken = self.requests().0.values().sum();
+        let pending = device::has_request(&self.shared.device);
+        pulse.look(&self.shared.stamps, pending, taken, Instant::now(), bound)
+    }
+
     /// Takes the mount out of the tree; lazily if it is busy.
     pub fn unmount(&self) -> io::Result<Unmounted> {
         if self.shared.ended.load(Ordering::Relaxed) || !self.mountpoint.is_mounted() {
@@ -208,6 +307,9 @@ impl Session {
 impl Drop for Session {
     /// A mount without workers hangs everyone who touches it, so it goes with the session.
     fn drop(&mut self) {
+        if self.left.load(Ordering::Relaxed) {
+            return;
+        }
         if let Err(error) = self.unmount() {
             let mountpoint = self.path().display();
             tracing::error!(%mountpoint, %error, "cannot unmount");
@@ -218,6 +320,19 @@ impl Drop for Session {
 impl Shared {
     pub(super) fn fs(&self) -> &CastoreFs {
         &self.fs
+    }
+
+    fn start_workers(self: &Arc<Self>, count: usize) -> io::Result<()> {
+        (0..count.max(1)).try_for_each(|_| self.start_worker(false))
+    }
+
+    /// Has the kernel send every request again that was read and not answered.
+    fn ask_again(&self) -> Result<(), String> {
+        let mut buffer = [0; 64];
+        let writer = FuseDevWriter::<()>::new(device::number(&self.device), &mut buffer)
+            .map_err(|error| error.to_string())?;
+        let sent = self.server.notify_resend(writer);
+        sent.map_err(|error| error.to_string())
     }
 
     fn start_worker(self: &Arc<Self>, spare: bool) -> io::Result<()> {
@@ -245,6 +360,8 @@ impl Shared {
     fn work(&self, spare: bool) {
         let mut request = vec![0; device::REQUEST_BYTES];
         let mut reply = vec![0; device::REPLY_BYTES];
+        let enrolled = self.stamps.enroll();
+        let _in_span = self.span.enter();
         loop {
             let others = self.pool.idle.fetch_add(1, Ordering::Relaxed);
             if spare && others > 0 {
@@ -255,7 +372,11 @@ impl Shared {
             let received = device::receive(&self.device, &mut request);
             self.pool.idle.fetch_sub(1, Ordering::Relaxed);
             match received {
-                Ok(Received::Request(length)) => self.answer(&mut request[..length], &mut reply),
+                Ok(Received::Request(length)) => {
+                    enrolled.stamp.begin();
+                    self.answer(&mut request[..length], &mut reply);
+                    enrolled.stamp.end();
+                }
                 Ok(Received::Nothing) => {}
                 Ok(Received::Unmounted) => break,
                 Err(error) => {
@@ -342,6 +463,21 @@ impl Shared {
     }
 }
 
+/// A table that a successor can go on with. Without one the mount works, and ends with this process.
+fn keep(mountpoint: &Mountpoint, tag: &str) -> Option<Arc<Ledger>> {
+    let ledger = Ledger::create().and_then(|ledger| {
+        handover::describe(&ledger, mountpoint, tag)?;
+        Ok(ledger)
+    });
+    let mountpoint = mountpoint.path().display();
+    ledger
+        .inspect_err(|error| {
+            tracing::warn!(%mountpoint, %error, "no successor can go on with this mount");
+        })
+        .ok()
+        .map(Arc::new)
+}
+
 /// Turns passthrough on if the kernel knows it and lets us; else says once why not.
 fn enable(passthrough: &Passthrough, known: bool) {
     let outcome = if known {
@@ -368,6 +504,7 @@ fn enable(passthrough: &Passthrough, known: bool) {
 
 impl Workers for Pool {
     fn wait_begins(&self) {
+        pulse::set_waiting(true);
         let one_more = |spares| (spares < MOST_SPARES).then_some(spares + 1);
         if self.idle.load(Ordering::Relaxed) > 0
             || self
@@ -386,5 +523,7 @@ impl Workers for Pool {
         }
     }
 
-    fn wait_ends(&self) {}
+    fn wait_ends(&self) {
+        pulse::set_waiting(false);
+    }
 }

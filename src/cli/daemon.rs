@@ -1,0 +1,31 @@
+//! `castore-fs daemon`.
+
+use std::path::PathBuf;
+
+use castore_fs::service;
+use clap::Args;
+
+use super::failure::{Failure, say};
+
+/// Run the service: stores, mounts and sockets, as a configuration file says
+///
+/// Made to be started by systemd as Type=notify: says when everything is up, reads the file again
+/// at SIGHUP, and leaves its mounts to the next process when it is restarted.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs daemon --config /etc/castore-fs/config.toml")]
+pub(super) struct Daemon {
+    /// The configuration: see docs/config.md
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl Daemon {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        service::run(&self.config).map_err(|error| {
+            // A configuration can have several things wrong with it: a line each.
+            error.to_string().lines().for_each(say);
+            Failure::Reported
+        })
+    }
+}

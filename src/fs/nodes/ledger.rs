@@ -1,0 +1,608 @@
+//! The node table where the process's death does not reach it.
+//!
+//! A mount outlives the process that serves it if somebody else (systemd) holds its descriptors.
+//! For the successor to know what the kernel knows, the part of the table that cannot be found
+//! again lives in a memory file (memfd) that the same somebody holds: for each slot its parent, the
+//! index there, inode number, digest and size, and the lookup counts, which are counted in the
+//! file itself; and the list of root nodes, by which entries of the top have their index. All else
+//! (Directories, the index of shared content) is read again.
+//!
+//! **Any moment can be the last.** A record is written before its state says so, and unsaid before
+//! it is written over; a child's hold on its parent is taken before the child is there and given
+//! back after it is gone; a root node is appended before the length says so. So a process killed
+//! between two instructions leaves at most a count that is too high: a slot that lives until the
+//! mount ends, never one that goes while the kernel knows it.
+//!
+//! **Layout**, native byte order, version [`VERSION`]: a header ([`Header`]), whoever made the mount
+//! says about it what he likes (`about`, from [`ABOUT_AT`]), the root nodes from [`ROOTS_AT`]
+//! (each: u32 length, then name and node as [`encode_root`] writes them), the slots from [`SLOTS_AT`]
+//! ([`Record`], one a slot). The file is as large as it can ever be from the start, which costs
+//! nothing while it is not written, and sealed against resizing.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+use thiserror::Error;
+
+use crate::castore::{Digest, Name, Node, Root, SymlinkTarget};
+
+/// What every such file starts with.
+const MAGIC: u64 = u64::from_le_bytes(*b"castore\x01");
+/// The version of the layout. Another one is not read.
+pub const VERSION: u32 = 1;
+const ABOUT_AT: u64 = 4096;
+/// Room for `about`, in bytes.
+const ABOUT_BYTES: usize = 60 << 10;
+const ROOTS_AT: u64 = 64 << 10;
+const SLOTS_AT: u64 = 1 << 36;
+/// A slot has a number of 32 bits.
+const BYTES: u64 = SLOTS_AT + (size_of::<Record>() as u64) * (1 << 32);
+/// Slots that are mapped in one go. Their records fill whole pages.
+const SEGMENT_SLOTS: usize = 4096;
+const SEGMENT_BYTES: usize = SEGMENT_SLOTS * size_of::<Record>();
+
+/// Why a predecessor's ledger cannot be used.
+#[derive(Debug, Error)]
+pub enum LedgerError {
+    /// The system refused.
+    #[error("the kept node table: {0}")]
+    System(#[from] io::Error),
+    /// Made by another version of this program.
+    #[error("the kept node table has layout {found}, and this version knows {VERSION}")]
+    Version {
+        /// The version that it says.
+        found: u32,
+    },
+    /// It is not what a predecessor leaves.
+    #[error("the kept node table is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+#[repr(C)]
+struct Header {
+    magic: AtomicU64,
+    version: AtomicU32,
+    /// 1 once something could not be written: a successor would not know all that the kernel knows.
+    incomplete: AtomicU32,
+    /// Bytes of `about`.
+    about: AtomicU64,
+    /// Bytes of root nodes.
+    roots: AtomicU64,
+    /// Slots below this were used at some time.
+    slots: AtomicU64,
+}
+
+/// A slot of the table.
+#[repr(C)]
+pub(super) struct Record {
+    /// 1 if the slot is used.
+    state: AtomicU32,
+    parent: AtomicU32,
+    index: AtomicU32,
+    reserved: AtomicU32,
+    ino: AtomicU64,
+    size: AtomicU64,
+    digest: [AtomicU64; 4],
+    lookups: AtomicU64,
+    held: AtomicU64,
+}
+
+/// What a slot says about its directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub(super) parent: u32,
+    pub(super) index: u32,
+    pub(super) ino: u64,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+}
+
+/// The counts of a slot, in this process's memory or in a ledger.
+pub(super) enum Counts {
+    /// Gone with the process.
+    Own { lookups: AtomicU64, held: AtomicU64 },
+    /// In the ledger's record at this place of the segment.
+    Kept { segment: Arc<Mapping>, at: u32 },
+}
+
+impl Counts {
+    pub(super) fn own() -> Self {
+        Self::Own {
+            lookups: AtomicU64::new(0),
+            held: AtomicU64::new(0),
+        }
+    }
+
+    /// Lookups of the directory itself that the kernel has not forgotten.
+    pub(super) fn lookups(&self) -> &AtomicU64 {
+        match self {
+            Self::Own { lookups, .. } => lookups,
+            Self::Kept { segment, at } => &segment.record(*at).lookups,
+        }
+    }
+
+    /// Lookups of its files and symlinks that the kernel has not forgotten, plus its child slots.
+    pub(super) fn held(&self) -> &AtomicU64 {
+        match self {
+            Self::Own { held, .. } => held,
+            Self::Kept { segment, at } => &segment.record(*at).held,
+        }
+    }
+}
+
+/// A node table that can be handed over.
+pub struct Ledger {
+    memory: OwnedFd,
+    header: Mapping,
+    segments: Mutex<Vec<Option<Arc<Mapping>>>>,
+    appending: Mutex<()>,
+    complained: AtomicBool,
+}
+
+impl Ledger {
+    /// An empty one.
+    pub fn create() -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
+        let memory = rustix::fs::memfd_create(c"castore-fs-nodes", flags)
+            // Kernels before 6.3 do not know NOEXEC_SEAL.
+            .or_else(|_| {
+                rustix::fs::memfd_create(c"castore-fs-nodes", flags & !MemfdFlags::NOEXEC_SEAL)
+            })?;
+        rustix::fs::ftruncate(&memory, BYTES)?;
+        rustix::fs::fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW)?;
+        let ledger = Self::map(memory)?;
+        let header = ledger.header.header();
+        header.version.store(VERSION, Ordering::Relaxed);
+        header.magic.store(MAGIC, Ordering::Release);
+        Ok(ledger)
+    }
+
+    /// A predecessor's.
+    pub fn open(memory: OwnedFd) -> Result<Self, LedgerError> {
+        let length = rustix::fs::fstat(&memory).map_err(io::Error::from)?.st_size as u64;
+        let seals = rustix::fs::fcntl_get_seals(&memory).map_err(io::Error::from)?;
+        // What can shrink below a mapping can kill us.
+        if !seals.contains(SealFlags::SHRINK) || length < ABOUT_AT {
+            return Err(LedgerError::Damaged("it is no sealed memory file"));
+        }
+        let ledger = Self::map(memory)?;
+        let header = ledger.header.header();
+        if header.magic.load(Ordering::Acquire) != MAGIC {
+            return Err(LedgerError::Damaged("it starts with other bytes"));
+        }
+        let found = header.version.load(Ordering::Relaxed);
+        if found != VERSION {
+            return Err(LedgerError::Version { found });
+        }
+        if length != BYTES {
+            return Err(LedgerError::Damaged("its length is another"));
+        }
+        if header.incomplete.load(Ordering::Relaxed) != 0 {
+            return Err(LedgerError::Damaged(
+                "the predecessor could not write all of it",
+            ));
+        }
+        Ok(ledger)
+    }
+
+    fn map(memory: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            header: Mapping::new(&memory, 0, 4096)?,
+            memory,
+            segments: Mutex::default(),
+            appending: Mutex::default(),
+            complained: AtomicBool::new(false),
+        })
+    }
+
+    /// The memory file, for whoever keeps it.
+    pub fn memory(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
+    }
+
+    /// Says about the mount what the successor should know.
+    pub fn set_about(&self, about: &[u8]) -> io::Result<()> {
+        if about.len() > ABOUT_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let header = self.header.header();
+        header.about.store(0, Ordering::Release);
+        write_all(&self.memory, about, ABOUT_AT)?;
+        header.about.store(about.len() as u64, Ordering::Release);
+        Ok(())
+    }
+
+    /// What the predecessor said.
+    pub fn about(&self) -> io::Result<Vec<u8>> {
+        let length = self.header.header().about.load(Ordering::Acquire);
+        read_exact(
+            &self.memory,
+            ABOUT_AT,
+            length.min(ABOUT_BYTES as u64) as usize,
+        )
+    }
+
+    /// Notes that `slot` is used, with no counts yet.
+    pub(super) fn claim(&self, slot: u32, kept: &Kept) -> Counts {
+        match self.try_claim(slot, kept) {
+            Ok(counts) => counts,
+            Err(error) => {
+                self.give_up(&error);
+                Counts::own()
+            }
+        }
+    }
+
+    fn try_claim(&self, slot: u32, kept: &Kept) -> io::Result<Counts> {
+        let (segment, at) = self.place(slot)?;
+        let record = segment.record(at);
+        record.state.store(0, Ordering::Release);
+        record.parent.store(kept.parent, Ordering::Relaxed);
+        record.index.store(kept.index, Ordering::Relaxed);
+        record.ino.store(kept.ino, Ordering::Relaxed);
+        record.size.store(kept.size, Ordering::Relaxed);
+        for (word, bytes) in record
+            .digest
+            .iter()
+            .zip(kept.digest.as_bytes().chunks_exact(8))
+        {
+            let bytes = bytes.try_into().expect("chunks of 8 bytes");
+            word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+        }
+        record.lookups.store(0, Ordering::Relaxed);
+        record.held.store(0, Ordering::Relaxed);
+        let header = self.header.header();
+        header
+            .slots
+            .fetch_max(u64::from(slot) + 1, Ordering::Relaxed);
+        record.state.store(1, Ordering::Release);
+        Ok(Counts::Kept { segment, at })
+    }
+
+    /// Notes that `slot` is free.
+    pub(super) fn release(&self, slot: u32) {
+        if let Ok((segment, at)) = self.place(slot) {
+            segment.record(at).state.store(0, Ordering::Release);
+        }
+    }
+
+    /// Gives the memory of the slots from `used` on back; all are free.
+    pub(super) fn trim(&self, used: usize) {
+        let first = used.next_multiple_of(SEGMENT_SLOTS);
+        let mut segments = self.segments.lock();
+        if segments.len() * SEGMENT_SLOTS <= first {
+            return;
+        }
+        segments.truncate(first / SEGMENT_SLOTS);
+        self.header
+            .header()
+            .slots
+            .store(first as u64, Ordering::Relaxed);
+        let from = SLOTS_AT + (first * size_of::<Record>()) as u64;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // Only memory is lost if this fails; the records say themselves that they are free.
+        let _ = rustix::fs::fallocate(&self.memory, flags, from, BYTES - from);
+    }
+
+    /// Every slot that is used, in order.
+    pub(super) fn slots(&self) -> Result<Vec<(u32, Kept, Counts)>, LedgerError> {
+        let slots = self.header.header().slots.load(Ordering::Relaxed);
+        let slots = u32::try_from(slots).map_err(|_| LedgerError::Damaged("too many slots"))?;
+        let mut found = Vec::new();
+        for slot in 0..slots {
+            let (segment, at) = self.place(slot)?;
+            let record = segment.record(at);
+            if record.state.load(Ordering::Acquire) != 1 {
+                continue;
+            }
+            let mut digest = [0; 32];
+            for (bytes, word) in digest.chunks_exact_mut(8).zip(&record.digest) {
+                bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+            }
+            let kept = Kept {
+                parent: record.parent.load(Ordering::Relaxed),
+                index: record.index.load(Ordering::Relaxed),
+                ino: record.ino.load(Ordering::Relaxed),
+                digest: Digest::from(digest),
+                size: record.size.load(Ordering::Relaxed),
+            };
+            found.push((slot, kept, Counts::Kept { segment, at }));
+        }
+        Ok(found)
+    }
+
+    /// Appends a root node, whose index is the number of those before it.
+    pub(in crate::fs) fn append_root(&self, root: &Root) {
+        let _one = self.appending.lock();
+        let header = self.header.header();
+        let length = header.roots.load(Ordering::Relaxed);
+        let body = encode_root(root);
+        let mut entry = (body.len() as u32).to_ne_bytes().to_vec();
+        entry.extend_from_slice(&body);
+        let outcome = match ROOTS_AT + length + entry.len() as u64 > SLOTS_AT {
+            true => Err(io::ErrorKind::FileTooLarge.into()),
+            false => write_all(&self.memory, &entry, ROOTS_AT + length),
+        };
+        match outcome {
+            Ok(()) => {
+                let after = length + entry.len() as u64;
+                header.roots.store(after, Ordering::Release);
+            }
+            Err(error) => self.give_up(&error),
+        }
+    }
+
+    /// Every root node that was appended, in order.
+    pub(in crate::fs) fn roots(&self) -> Result<Vec<Root>, LedgerError> {
+        let length = self.header.header().roots.load(Ordering::Acquire);
+        if ROOTS_AT + length > SLOTS_AT {
+            return Err(LedgerError::Damaged("its root nodes have no end"));
+        }
+        let bytes = read_exact(&self.memory, ROOTS_AT, length as usize)?;
+        let mut rest = bytes.as_slice();
+        let mut roots = Vec::new();
+        while !rest.is_empty() {
+            let root = take_entry(&mut rest).and_then(decode_root);
+            roots.push(root.ok_or(LedgerError::Damaged("a root node cannot be read"))?);
+        }
+        Ok(roots)
+    }
+
+    fn place(&self, slot: u32) -> io::Result<(Arc<Mapping>, u32)> {
+        let (number, at) = (slot as usize / SEGMENT_SLOTS, slot as usize % SEGMENT_SLOTS);
+        let mut segments = self.segments.lock();
+        if segments.len() <= number {
+            segments.resize(number + 1, None);
+        }
+        let segment = match &segments[number] {
+            Some(segment) => segment.clone(),
+            None => {
+                let from = SLOTS_AT + (number * SEGMENT_BYTES) as u64;
+                let segment = Arc::new(Mapping::new(&self.memory, from, SEGMENT_BYTES)?);
+                segments[number] = Some(segment.clone());
+                segment
+            }
+        };
+        Ok((segment, at as u32))
+    }
+
+    /// From here on a successor has to start anew.
+    fn give_up(&self, error: &io::Error) {
+        self.header.header().incomplete.store(1, Ordering::Release);
+        if !self.complained.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                %error,
+                "cannot keep the node table for a successor; the next restart will end the mount"
+            );
+        }
+    }
+}
+
+/// Name, kind, and what the kind has: digest and size, and a target for symlinks.
+fn encode_root(root: &Root) -> Vec<u8> {
+    let mut bytes = vec![root.name.as_bytes().len() as u8];
+    bytes.extend_from_slice(root.name.as_bytes());
+    let (kind, digest, size) = match &root.node {
+        Node::Directory { digest, size } => (0, digest, size),
+        Node::File {
+            digest,
+            size,
+            executable,
+        } => (1 + u8::from(*executable), digest, size),
+        Node::Symlink { target } => {
+            bytes.push(3);
+            bytes.extend_from_slice(target);
+            return bytes;
+        }
+    };
+    bytes.push(kind);
+    bytes.extend_from_slice(digest.as_bytes());
+    bytes.extend_from_slice(&size.to_ne_bytes());
+    bytes
+}
+
+fn take_entry<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (entry, rest) = rest.split_at_checked(u32::from_ne_bytes(*length) as usize)?;
+    *bytes = rest;
+    Some(entry)
+}
+
+fn decode_root(entry: &[u8]) -> Option<Root> {
+    let (length, rest) = entry.split_first()?;
+    let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+    let (kind, rest) = rest.split_first()?;
+    let name = Name::new(name).ok()?;
+    if *kind == 3 {
+        let target = SymlinkTarget::new(rest).ok()?;
+        return Some(Root {
+            name,
+            node: Node::Symlink { target },
+        });
+    }
+    let (digest, size) = rest.split_first_chunk::<32>()?;
+    let (digest, size) = (
+        Digest::from(*digest),
+        u64::from_ne_bytes(size.try_into().ok()?),
+    );
+    let node = match kind {
+        0 => Node::Directory { digest, size },
+        1 | 2 => Node::File {
+            digest,
+            size,
+            executable: *kind == 2,
+        },
+        _ => return None,
+    };
+    Some(Root { name, node })
+}
+
+fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = rustix::io::pwrite(file, bytes, offset)?;
+        bytes = bytes.get(written..).unwrap_or_default();
+        offset += written as u64;
+    }
+    Ok(())
+}
+
+fn read_exact(file: &OwnedFd, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let mut done = 0;
+    while done < length {
+        match rustix::io::pread(file, &mut bytes[done..], offset + done as u64)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => done += read,
+        }
+    }
+    Ok(bytes)
+}
+
+/// A part of the file in this process's memory. Holds only atomics, which others may change.
+pub(super) struct Mapping {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping is no thread's own, and what is in it is only ever seen as atomics.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(memory: &OwnedFd, offset: u64, bytes: usize) -> io::Result<Self> {
+        // SAFETY: the address is the kernel's choice, so nothing that exists is mapped over.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                memory,
+                offset,
+            )
+        }?;
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, bytes })
+    }
+
+    fn header(&self) -> &Header {
+        debug_assert!(self.bytes >= size_of::<Header>());
+        // SAFETY: only called on the mapping of the file's first page, which is larger than a
+        // Header and page-aligned; the file is sealed against shrinking; a Header is atomics, for
+        // which any bytes are a value. The mapping lives as long as `self`.
+        unsafe { self.start.cast().as_ref() }
+    }
+
+    fn record(&self, at: u32) -> &Record {
+        assert!((at as usize) < self.bytes / size_of::<Record>());
+        // SAFETY: inside the mapping, by the line above; as for `header` otherwise. Records are
+        // aligned, since their size is a multiple of their alignment and the start is a page's.
+        unsafe { self.start.cast::<Record>().add(at as usize).as_ref() }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length, and no reference outlives `self`.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(parent: u32, index: u32) -> Kept {
+        Kept {
+            parent,
+            index,
+            ino: u64::from(index) + 1000,
+            digest: Digest::of(&index.to_ne_bytes()),
+            size: 17,
+        }
+    }
+
+    fn successor(ledger: &Ledger) -> Result<Ledger, LedgerError> {
+        Ledger::open(ledger.memory().try_clone_to_owned().unwrap())
+    }
+
+    #[test]
+    fn a_successor_finds_the_slots_and_their_counts() {
+        let ledger = Ledger::create().unwrap();
+        let far = SEGMENT_SLOTS as u32 * 3 + 5;
+        for slot in [0, 1, 2, far] {
+            let counts = ledger.claim(slot, &kept(0, slot));
+            counts
+                .lookups()
+                .store(u64::from(slot) * 2, Ordering::Relaxed);
+            counts.held().store(7, Ordering::Relaxed);
+        }
+        ledger.release(1);
+        let after = successor(&ledger).unwrap();
+        drop(ledger);
+        let slots = after.slots().unwrap();
+        let numbers: Vec<u32> = slots.iter().map(|(slot, ..)| *slot).collect();
+        assert_eq!(numbers, [0, 2, far]);
+        let (_, last, counts) = slots.last().unwrap();
+        assert_eq!(*last, kept(0, far));
+        assert_eq!(counts.lookups().load(Ordering::Relaxed), u64::from(far) * 2);
+        assert_eq!(counts.held().load(Ordering::Relaxed), 7);
+        after.trim(3);
+        assert_eq!(successor(&after).unwrap().slots().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_successor_finds_the_root_nodes_and_what_was_said() {
+        let ledger = Ledger::create().unwrap();
+        let node = |kind| match kind {
+            0 => Node::Directory {
+                digest: Digest::of(b"d"),
+                size: 3,
+            },
+            1 | 2 => Node::File {
+                digest: Digest::of(b"f"),
+                size: 1,
+                executable: kind == 2,
+            },
+            _ => Node::Symlink {
+                target: SymlinkTarget::new(b"/some/where").unwrap(),
+            },
+        };
+        let roots: Vec<Root> = (0..4)
+            .map(|kind| Root {
+                name: Name::new(&[b'n', kind + 1]).unwrap(),
+                node: node(kind),
+            })
+            .collect();
+        roots.iter().for_each(|root| ledger.append_root(root));
+        ledger.set_about(b"a mount").unwrap();
+        let after = successor(&ledger).unwrap();
+        assert_eq!(after.roots().unwrap(), roots);
+        assert_eq!(after.about().unwrap(), b"a mount");
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let ledger = Ledger::create().unwrap();
+        let header = ledger.header.header();
+        header.version.store(VERSION + 1, Ordering::Relaxed);
+        let error = successor(&ledger).err().unwrap();
+        assert!(matches!(error, LedgerError::Version { found } if found == VERSION + 1));
+        header.version.store(VERSION, Ordering::Relaxed);
+        ledger.give_up(&io::ErrorKind::OutOfMemory.into());
+        assert!(matches!(successor(&ledger), Err(LedgerError::Damaged(_))));
+        let unsealed = rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&unsealed, BYTES).unwrap();
+        assert!(matches!(
+            Ledger::open(unsealed),
+            Err(LedgerError::Damaged(_))
+        ));
+    }
+}

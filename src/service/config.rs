@@ -1,0 +1,300 @@
+//! The configuration file.
+//!
+//! TOML; the structs here are its whole grammar, and their doc comments its reference: the
+//! file `docs/config.md` is made of them, and a test keeps it current. Unknown keys are errors.
+//! What the grammar cannot say (which store a mount names, which of several keys excludes which)
+//! is checked by [`Config::parse`] as well, so that a file that passes `castore-fs check-config`
+//! fails later only for what the machine says.
+
+mod check;
+mod problem;
+mod quantity;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+pub use problem::Problem;
+pub use quantity::{Size, Span};
+
+/// The name of the store that there is when the file names none.
+pub const DEFAULT_STORE: &str = "default";
+
+/// The whole file.
+///
+/// An empty file is complete: it means the embedded store in the state folder.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Config {
+    /// The folder for what the service keeps. By default systemd's `StateDirectory=`, else
+    /// `/var/lib/castore-fs`.
+    pub state_dir: Option<PathBuf>,
+    /// How long a stop waits for programs that still use a mount. A restart does not have to wait:
+    /// the next process goes on with the mounts.
+    #[cfg_attr(test, schemars(with = "String", default = "drain_text"))]
+    #[serde(default = "drain")]
+    pub drain: Span,
+    /// Where castores are kept. Without any, there is one named `default`, which is the embedded
+    /// store in the state folder.
+    pub stores: BTreeMap<String, Store>,
+    /// What is mounted on this machine.
+    pub mounts: BTreeMap<String, Mount>,
+    /// Sockets on which stores are served over gRPC.
+    pub listen: BTreeMap<String, Listen>,
+    /// How the running service is asked and told things.
+    pub control: Control,
+    /// Numbers for Prometheus.
+    pub metrics: Metrics,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// A store.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Store {
+    /// Where it is: `local:/PATH` for a folder, `memory:` for this process's memory.
+    pub url: String,
+}
+
+/// A mount.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Mount {
+    /// The store that is shown, by its name in this file. Can be left out where there is only one.
+    pub store: Option<String>,
+    /// Where: an absolute path. The folder is made if it is not there.
+    pub path: PathBuf,
+    /// Show this directory at the top, by root name (`tree`, `tree/share`) or digest; else the
+    /// store's root nodes are shown by name.
+    pub root: Option<String>,
+    /// Whether root nodes can be listed; looked up by name they can always be.
+    #[serde(default = "yes")]
+    pub list_root: bool,
+    /// Whether users other than the service's own can see it.
+    #[serde(default = "yes")]
+    pub allow_other: bool,
+    /// Who owns every file: user id.
+    #[serde(default)]
+    pub uid: u32,
+    /// Who owns every file: group id.
+    #[serde(default)]
+    pub gid: u32,
+    /// Whether extended attributes are answered, which tell digests. The kernel keeps none of
+    /// them, so that `ls -l` becomes several times slower.
+    #[serde(default)]
+    pub xattr: bool,
+    /// How bytes come to their readers.
+    #[serde(default)]
+    pub reads: Reads,
+    /// Threads that read requests, 1 to 1024. By default one for each processor.
+    pub threads: Option<u16>,
+    /// How far the kernel reads ahead of sequential readers.
+    #[cfg_attr(test, schemars(with = "String", default = "read_ahead_text"))]
+    #[serde(default = "read_ahead")]
+    pub read_ahead: Size,
+    /// How much memory may hold Directories.
+    #[cfg_attr(test, schemars(with = "String", default = "directory_memory_text"))]
+    #[serde(default = "directory_memory")]
+    pub directory_memory: Size,
+}
+
+/// How the bytes of files come to their readers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Reads {
+    /// Through the mount's page cache, every byte verified.
+    #[default]
+    PageCache,
+    /// The kernel reads large files from the store's disk itself.
+    Passthrough,
+}
+
+/// A socket that serves a store over gRPC.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Listen {
+    /// The store that is served, by its name in this file. Can be left out where there is only
+    /// one.
+    pub store: Option<String>,
+    /// Where: `unix:/PATH`, or `HOST:PORT`.
+    pub address: String,
+    /// Whether clients may add to the store.
+    #[serde(default)]
+    pub writable: bool,
+}
+
+/// The control socket, which `castore-fs status` asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Control {
+    /// Its path. By default `control.sock` in systemd's `RuntimeDirectory=`, else in
+    /// `/run/castore-fs`.
+    pub socket: Option<PathBuf>,
+}
+
+/// Metrics over HTTP, for Prometheus.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Metrics {
+    /// Where: `HOST:PORT` or `unix:/PATH`. Without it there are none.
+    pub address: Option<String>,
+}
+
+/// Logging.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Log {
+    /// In what shape.
+    pub format: LogFormat,
+    /// What is logged, as in `RUST_LOG`: `info`, `castore_fs=debug`. The variable itself, where it
+    /// is set, goes before this. By default `info`.
+    pub level: Option<String>,
+}
+
+/// The shape of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// The journal when systemd started the service, else lines of text.
+    #[default]
+    Auto,
+    /// systemd's journal, with fields.
+    Journal,
+    /// Lines of text on standard error.
+    Text,
+    /// A JSON object a line on standard error.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            state_dir: None,
+            drain: drain(),
+            stores: BTreeMap::new(),
+            mounts: BTreeMap::new(),
+            listen: BTreeMap::new(),
+            control: Control::default(),
+            metrics: Metrics::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+fn drain() -> Span {
+    Span(Duration::from_secs(20))
+}
+
+#[cfg(test)]
+fn drain_text() -> String {
+    "20s".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn read_ahead() -> Size {
+    Size(1 << 20)
+}
+
+fn directory_memory() -> Size {
+    Size(crate::fs::DEFAULT_DIRECTORY_LIMIT as u64)
+}
+
+#[cfg(test)]
+fn read_ahead_text() -> String {
+    "1MiB".to_owned()
+}
+
+#[cfg(test)]
+fn directory_memory_text() -> String {
+    "512MiB".to_owned()
+}
+
+impl Config {
+    /// Reads `file`. Everything that is wrong is told, not only the first thing.
+    pub fn load(file: &Path) -> Result<Self, Vec<Problem>> {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            vec![Problem {
+                file: file.to_owned(),
+                line: None,
+                key: String::new(),
+                what: format!("cannot be read: {error}"),
+            }]
+        })?;
+        Self::parse(file, &text)
+    }
+
+    /// Reads `text`, the contents of `file`.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<Problem>> {
+        let source = problem::Source::new(file, text);
+        let config: Self = toml::from_str(text).map_err(|error| vec![source.of_toml(&error)])?;
+        let problems = check::check(&config, &source);
+        match problems.is_empty() {
+            true => Ok(config),
+            false => Err(problems),
+        }
+    }
+
+    /// The folder for what the service keeps.
+    pub fn state_dir(&self) -> PathBuf {
+        let of_systemd = || std::env::var_os("STATE_DIRECTORY").map(first_path);
+        let chosen = self.state_dir.clone().or_else(of_systemd);
+        chosen.unwrap_or_else(|| PathBuf::from("/var/lib/castore-fs"))
+    }
+
+    /// The control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        let chosen = self.control.socket.clone();
+        chosen.unwrap_or_else(|| runtime_dir().join("control.sock"))
+    }
+
+    /// The stores, the implied one included.
+    pub fn all_stores(&self) -> BTreeMap<String, Store> {
+        let mut stores = self.stores.clone();
+        if stores.is_empty() {
+            let url = format!("local:{}", self.state_dir().display());
+            stores.insert(DEFAULT_STORE.to_owned(), Store { url });
+        }
+        stores
+    }
+
+    /// The name of the store that `named` means: what it says, or the only one.
+    pub fn store_of(&self, named: Option<&str>) -> String {
+        let only = || self.stores.keys().next().map(String::as_str);
+        let name = named.or_else(only).unwrap_or(DEFAULT_STORE);
+        name.to_owned()
+    }
+}
+
+/// The folder for sockets: systemd's, or the usual place.
+pub fn runtime_dir() -> PathBuf {
+    let of_systemd = std::env::var_os("RUNTIME_DIRECTORY").map(first_path);
+    of_systemd.unwrap_or_else(|| PathBuf::from("/run/castore-fs"))
+}
+
+/// systemd separates several folders by colons.
+fn first_path(list: std::ffi::OsString) -> PathBuf {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let first = list.as_bytes().split(|&byte| byte == b':').next();
+    PathBuf::from(std::ffi::OsString::from_vec(
+        first.unwrap_or_default().to_vec(),
+    ))
+}

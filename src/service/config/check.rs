@@ -1,0 +1,139 @@
+//! What the grammar of the configuration cannot say.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::problem::{Source, nearest};
+use super::{Config, DEFAULT_STORE, Problem};
+
+/// Bytes of a name, at most: it becomes part of a descriptor's name in systemd.
+const LONGEST_NAME: usize = 100;
+/// The most threads of a mount.
+const MOST_THREADS: u16 = 1024;
+
+/// Everything that is wrong with `config`, whose text is `source`.
+pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut names = |section: &str, names: Vec<&String>| {
+        for name in names {
+            if let Some(what) = bad_name(name) {
+                problems.push(source.at(&[section, name], what));
+            }
+        }
+    };
+    names("stores", config.stores.keys().collect());
+    names("mounts", config.mounts.keys().collect());
+    names("listen", config.listen.keys().collect());
+    for (name, store) in &config.stores {
+        if let Some(what) = bad_url(&store.url) {
+            problems.push(source.at(&["stores", name, "url"], what));
+        }
+    }
+    check_mounts(config, source, &mut problems);
+    for (name, listen) in &config.listen {
+        let key = |last| ["listen", name.as_str(), last];
+        if let Some(what) = bad_store(config, listen.store.as_deref()) {
+            problems.push(source.at(&key("store"), what));
+        }
+        if let Some(what) = bad_address(&listen.address) {
+            problems.push(source.at(&key("address"), what));
+        }
+    }
+    if let Some(what) = config.metrics.address.as_deref().and_then(bad_address) {
+        problems.push(source.at(&["metrics", "address"], what));
+    }
+    for (key, path) in [
+        (["state-dir"].as_slice(), &config.state_dir),
+        (&["control", "socket"], &config.control.socket),
+    ] {
+        if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+            problems.push(source.at(key, "this must be an absolute path"));
+        }
+    }
+    problems
+}
+
+fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
+    let mut places: BTreeMap<PathBuf, &str> = BTreeMap::new();
+    for (name, mount) in &config.mounts {
+        let key = |last| ["mounts", name.as_str(), last];
+        if let Some(what) = bad_store(config, mount.store.as_deref()) {
+            problems.push(source.at(&key("store"), what));
+        }
+        if !mount.path.is_absolute() || mount.path == Path::new("/") {
+            let what = "this must be the absolute path of a folder other than /";
+            problems.push(source.at(&key("path"), what));
+        }
+        let place: PathBuf = mount.path.components().collect();
+        if let Some(other) = places.insert(place, name) {
+            let what = format!("the mount {other:?} is at this place already");
+            problems.push(source.at(&key("path"), what));
+        }
+        if mount
+            .threads
+            .is_some_and(|threads| !(1..=MOST_THREADS).contains(&threads))
+        {
+            let what = format!("this must be 1 to {MOST_THREADS}");
+            problems.push(source.at(&key("threads"), what));
+        }
+        if mount.root.is_some() && !mount.list_root {
+            let what = "this says whether root nodes are listed, and with `root` none are shown";
+            problems.push(source.at(&key("list-root"), what));
+        }
+    }
+}
+
+fn bad_name(name: &str) -> Option<String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
+    (name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(good)).then(|| {
+        format!("a name is 1 to {LONGEST_NAME} letters, digits, dashes, underscores, dots or @")
+    })
+}
+
+fn bad_url(url: &str) -> Option<String> {
+    match url.split_once(':') {
+        Some(("memory", "" | "//")) => None,
+        Some(("memory", _)) => Some("nothing can follow memory:".to_owned()),
+        Some(("local", path)) => {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            (!path.starts_with('/')).then(|| {
+                "write local: and an absolute path: a service has no folder to start from".into()
+            })
+        }
+        _ => Some(format!(
+            "{url:?} names no kind of store that this version has: local:/PATH and memory:"
+        )),
+    }
+}
+
+fn bad_store(config: &Config, named: Option<&str>) -> Option<String> {
+    let names: Vec<&str> = match config.stores.is_empty() {
+        true => vec![DEFAULT_STORE],
+        false => config.stores.keys().map(String::as_str).collect(),
+    };
+    match named {
+        None if names.len() == 1 => None,
+        None => Some(format!(
+            "there are several stores ({}): say which",
+            names.join(", ")
+        )),
+        Some(named) if names.contains(&named) => None,
+        Some(named) => Some(match nearest(named, &names) {
+            Some(nearest) => format!("there is no store {named:?}; did you mean {nearest:?}?"),
+            None => format!(
+                "there is no store {named:?}; there are {}",
+                names.join(", ")
+            ),
+        }),
+    }
+}
+
+fn bad_address(address: &str) -> Option<String> {
+    let good = match address.strip_prefix("unix:") {
+        Some(path) => path.starts_with('/'),
+        None => address
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
+    };
+    (!good).then(|| format!("{address:?} is no address: write unix:/PATH or HOST:PORT"))
+}

@@ -1,0 +1,147 @@
+//! What is wrong with a configuration file, and where.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// How much two spellings may look alike, from 0 to 1, for one to be suggested for the other.
+const ALIKE: f64 = 0.7;
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1; none where the file as a whole is meant.
+    pub line: Option<usize>,
+    /// The key, with dots between its parts; empty where none is meant.
+    pub key: String,
+    /// What is wrong, and what would be right.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        f.write_str(": ")?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.what)
+    }
+}
+
+/// The text of a configuration file, for finding places in it.
+pub struct Source<'a> {
+    file: &'a Path,
+    text: &'a str,
+    table: Option<Spanned<DeTable<'a>>>,
+}
+
+impl<'a> Source<'a> {
+    pub fn new(file: &'a Path, text: &'a str) -> Self {
+        Self {
+            file,
+            text,
+            table: DeTable::parse(text).ok(),
+        }
+    }
+
+    /// What the TOML reader objects to.
+    pub fn of_toml(&self, error: &toml::de::Error) -> Problem {
+        let span = error.span();
+        let key = match (&span, &self.table) {
+            (Some(span), Some(table)) => key_at(table.get_ref(), span),
+            _ => Vec::new(),
+        };
+        Problem {
+            file: self.file.to_owned(),
+            line: span.map(|span| self.line(span.start)),
+            key: key.join("."),
+            what: with_suggestion(error.message()),
+        }
+    }
+
+    /// Something wrong with the value of `key`.
+    pub fn at(&self, key: &[&str], what: impl Into<String>) -> Problem {
+        let span = self
+            .table
+            .as_ref()
+            .and_then(|table| find(table.get_ref(), key));
+        Problem {
+            file: self.file.to_owned(),
+            line: span.map(|span| self.line(span.start)),
+            key: key.join("."),
+            what: what.into(),
+        }
+    }
+
+    fn line(&self, offset: usize) -> usize {
+        let before = self.text.as_bytes().iter().take(offset);
+        before.filter(|&&byte| byte == b'\n').count() + 1
+    }
+}
+
+/// Where `key` stands; where a part of it is missing, what comes before that part.
+fn find(table: &DeTable<'_>, key: &[&str]) -> Option<Range<usize>> {
+    let (first, rest) = key.split_first()?;
+    let (name, value) = table.iter().find(|(name, _)| *name.get_ref() == *first)?;
+    let below = value
+        .get_ref()
+        .as_table()
+        .and_then(|table| find(table, rest));
+    below.or_else(|| Some(name.span()))
+}
+
+/// The key whose name or value is at `span`.
+fn key_at(table: &DeTable<'_>, span: &Range<usize>) -> Vec<String> {
+    for (name, value) in table.iter() {
+        if name.span().contains(&span.start) {
+            return vec![name.get_ref().to_string()];
+        }
+        let below = match value.get_ref() {
+            DeValue::Table(below) => key_at(below, span),
+            _ => Vec::new(),
+        };
+        if !below.is_empty() || value.span().contains(&span.start) {
+            let mut key = vec![name.get_ref().to_string()];
+            key.extend(below);
+            return key;
+        }
+    }
+    Vec::new()
+}
+
+/// Adds the nearest right spelling to serde's list of the right ones.
+fn with_suggestion(message: &str) -> String {
+    let Some((wrong, expected)) = message
+        .strip_prefix("unknown field `")
+        .or_else(|| message.strip_prefix("unknown variant `"))
+        .and_then(|rest| rest.split_once('`'))
+    else {
+        return message.to_owned();
+    };
+    let right: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+    match nearest(wrong, &right) {
+        Some(nearest) => format!("{wrong:?} is not known here; did you mean {nearest:?}?"),
+        None => format!(
+            "{wrong:?} is not known here; known are {}",
+            right.join(", ")
+        ),
+    }
+}
+
+/// Of `right`, what `wrong` was most likely meant to be.
+pub fn nearest<'a>(wrong: &str, right: &[&'a str]) -> Option<&'a str> {
+    let alike = right
+        .iter()
+        .map(|right| (strsim::jaro_winkler(wrong, right), *right));
+    let best = alike.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
+    (best.0 >= ALIKE).then_some(best.1)
+}

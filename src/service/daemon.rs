@@ -1,0 +1,529 @@
+//! The running service.
+//!
+//! One thread owns everything and does one thing after another: start, serve until a signal comes,
+//! reload, stop. Requests are answered by the mounts' own workers, sockets by the async runtime;
+//! both see what this thread has set up through [`View`], which it replaces as a whole.
+//!
+//! **A start is all or nothing.** READY is said when every mount has answered INIT and every socket
+//! is bound. If something fails before, what was made goes, and what a predecessor left stays for
+//! the next try.
+//!
+//! **A reload is a difference.** A new file that is wrong is refused as a whole and the old one stays.
+//! Otherwise stores, mounts and listeners that are the same as before are not touched. A mount that
+//! cannot be made then is reported and missing; the others are none the worse for it.
+//!
+//! **A stop is not a restart.** At a stop mounts are taken down; busy ones leave the tree and are
+//! served until their users have finished, for [`Config::drain`] at most. When a successor comes,
+//! or at a sudden death, they stay, and the successor goes on with them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use thiserror::Error;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::config::{self, Config};
+use super::mounts::{self, Served, StartError, Wanted};
+use super::sockets::{self, Ask, Serving, SocketError};
+use super::status::{MountStatus, Status, StoreStatus};
+use super::watchdog::{self, Watched};
+use super::{log, systemd};
+use crate::store::{self, Store};
+use crate::transport::fuse::{Session, Unmounted};
+
+/// How often the status line is looked at, and whether mounts are still there.
+const TICK: Duration = Duration::from_secs(2);
+/// How much more time systemd is asked for while users of a mount finish.
+const EXTENSION: Duration = Duration::from_secs(10);
+
+/// Why the service did not start.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// The configuration is wrong.
+    #[error("{}", lines(.0))]
+    Config(Vec<config::Problem>),
+    /// A store cannot be opened.
+    #[error("the store {name:?}: {source}")]
+    Store {
+        /// Its name in the configuration.
+        name: String,
+        /// Why.
+        source: Box<store::Error>,
+    },
+    /// A mount cannot be made.
+    #[error("the mount {name:?}: {source}")]
+    Mount {
+        /// Its name in the configuration.
+        name: String,
+        /// Why.
+        source: Box<StartError>,
+    },
+    /// A socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The log cannot be had.
+    #[error(transparent)]
+    Log(#[from] log::LogError),
+    /// The system refused.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried: a verb.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn lines(problems: &[config::Problem]) -> String {
+    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// What the signals ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    Stop,
+    Reload,
+}
+
+/// A store that is open.
+#[derive(Clone)]
+struct Opened {
+    config: config::Store,
+    store: Arc<dyn Store>,
+}
+
+/// What others may look at at any time.
+#[derive(Clone, Default)]
+struct View {
+    stores: BTreeMap<String, Arc<dyn Store>>,
+    mounts: BTreeMap<String, ViewedMount>,
+    leaving: u64,
+}
+
+#[derive(Clone)]
+struct ViewedMount {
+    path: PathBuf,
+    store: String,
+    session: Arc<Session>,
+    adopted: bool,
+}
+
+struct Daemon {
+    file: PathBuf,
+    config: Config,
+    runtime: Runtime,
+    started: Instant,
+    stores: BTreeMap<String, Opened>,
+    mounts: BTreeMap<String, Served>,
+    /// Out of the tree and still used.
+    leaving: Vec<Arc<Session>>,
+    control: Option<Serving>,
+    metrics: Option<Serving>,
+    view: Arc<Mutex<View>>,
+    watched: Arc<Watched>,
+    said: String,
+}
+
+/// Runs the service that `file` describes until it is told to stop.
+pub fn run(file: &Path) -> Result<(), DaemonError> {
+    let failed = |action| move |source| DaemonError::System { action, source };
+    let started = Instant::now();
+    let mut passed = systemd::passed().map_err(failed("take what systemd passed on"))?;
+    let config = Config::load(file).map_err(DaemonError::Config)?;
+    log::start(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(failed("start threads"))?;
+    let events = listen_to_signals(&runtime).map_err(failed("listen to signals"))?;
+    let mut daemon = Daemon {
+        file: file.to_owned(),
+        config,
+        runtime,
+        started,
+        stores: BTreeMap::new(),
+        mounts: BTreeMap::new(),
+        leaving: Vec::new(),
+        control: None,
+        metrics: None,
+        view: Arc::default(),
+        watched: Arc::default(),
+        said: String::new(),
+    };
+    if let Err(error) = daemon.start(std::mem::take(&mut passed.mounts)) {
+        daemon.give_up_start();
+        return Err(error);
+    }
+    watchdog::start(daemon.watched.clone()).map_err(failed("start a thread"))?;
+    daemon.said = daemon.line();
+    systemd::ready(&daemon.said);
+    let pause = started.elapsed().as_millis() as u64;
+    tracing::info!(milliseconds = pause, "ready: {}", daemon.said);
+    daemon.serve(&events);
+    daemon.stop(&events);
+    Ok(())
+}
+
+fn listen_to_signals(runtime: &Runtime) -> io::Result<Receiver<Event>> {
+    let (sender, receiver) = mpsc::channel();
+    let _inside = runtime.enter();
+    let listen = |kind, event, sender: Sender<Event>| -> io::Result<()> {
+        let mut signals = signal(kind)?;
+        runtime.spawn(async move {
+            while signals.recv().await.is_some() {
+                // Fails only at the very end, when nobody listens any more.
+                let _ = sender.send(event);
+            }
+        });
+        Ok(())
+    };
+    listen(SignalKind::terminate(), Event::Stop, sender.clone())?;
+    listen(SignalKind::interrupt(), Event::Stop, sender.clone())?;
+    listen(SignalKind::hangup(), Event::Reload, sender)?;
+    Ok(receiver)
+}
+
+impl Daemon {
+    fn start(&mut self, left: BTreeMap<String, systemd::KeptPair>) -> Result<(), DaemonError> {
+        self.stores = self.open_stores(&self.config)?;
+        let mut left = left;
+        for (name, wanted) in self.wanted(&self.config, &self.stores) {
+            self.start_mount(&name, wanted, left.remove(&name))
+                .map_err(|source| DaemonError::Mount {
+                    name,
+                    source: source.into(),
+                })?;
+        }
+        for (name, left) in left {
+            mounts::end_left(&name, left);
+        }
+        self.refresh();
+        let handle = self.runtime.handle().clone();
+        self.control = Some(sockets::control(
+            &self.config.control_socket(),
+            self.ask(),
+            &handle,
+        )?);
+        self.metrics = self.start_metrics(&self.config)?;
+        Ok(())
+    }
+
+    /// What a predecessor left stays for the next try; what was made goes.
+    fn give_up_start(&mut self) {
+        for (name, served) in &self.mounts {
+            if served.adopted {
+                served.session.leave();
+            } else {
+                systemd::forget(name);
+            }
+        }
+    }
+
+    /// The stores of `config`: those that are open already and the same, and new ones.
+    fn open_stores(&self, config: &Config) -> Result<BTreeMap<String, Opened>, DaemonError> {
+        let _inside = self.runtime.enter();
+        let mut stores = BTreeMap::new();
+        for (name, config) in config.all_stores() {
+            let opened = match self.stores.get(&name) {
+                Some(opened) if opened.config == config => opened.clone(),
+                _ => {
+                    let opened = store::open(&config.url);
+                    let store = opened.map_err(|source| DaemonError::Store {
+                        name: name.clone(),
+                        source: source.into(),
+                    })?;
+                    tracing::info!(STORE = name, url = store.url(), "opened a store");
+                    Opened { config, store }
+                }
+            };
+            stores.insert(name, opened);
+        }
+        Ok(stores)
+    }
+
+    fn wanted(
+        &self,
+        config: &Config,
+        stores: &BTreeMap<String, Opened>,
+    ) -> BTreeMap<String, Wanted> {
+        let mut all = BTreeMap::new();
+        for (name, mount) in &config.mounts {
+            let store = config.store_of(mount.store.as_deref());
+            // Checked when the configuration was read: a mount's store is there.
+            if let Some(opened) = stores.get(&store) {
+                let wanted = Wanted {
+                    config: mount.clone(),
+                    store,
+                    store_config: opened.config.clone(),
+                };
+                all.insert(name.clone(), wanted);
+            }
+        }
+        all
+    }
+
+    fn start_mount(
+        &mut self,
+        name: &str,
+        wanted: Wanted,
+        left: Option<systemd::KeptPair>,
+    ) -> Result<(), StartError> {
+        let Some(opened) = self.stores.get(&wanted.store) else {
+            return Ok(());
+        };
+        let store = opened.store.clone();
+        let handle = self.runtime.handle().clone();
+        let (served, outside) = wanted.start(name, store, left, &handle)?;
+        self.leaving.extend(outside);
+        self.mounts.insert(name.to_owned(), served);
+        Ok(())
+    }
+
+    fn start_metrics(&self, config: &Config) -> Result<Option<Serving>, DaemonError> {
+        let Some(address) = &config.metrics.address else {
+            return Ok(None);
+        };
+        let serving = sockets::metrics(address, self.ask(), self.runtime.handle())?;
+        Ok(Some(serving))
+    }
+
+    /// Serves until it is told to stop.
+    fn serve(&mut self, events: &Receiver<Event>) {
+        loop {
+            match events.recv_timeout(TICK) {
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Event::Reload) => self.reload(),
+                Err(RecvTimeoutError::Timeout) => self.tick(),
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.leaving.retain(|session| !session.has_ended());
+        let gone: Vec<String> = self
+            .mounts
+            .iter()
+            .filter(|(_, served)| !served.session.is_in_place())
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            if let Some(served) = self.mounts.remove(&name) {
+                tracing::warn!(
+                    MOUNT = name,
+                    path = %served.session.path().display(),
+                    "somebody else has unmounted it; a reload mounts it again"
+                );
+                systemd::forget(&name);
+                served.session.leave();
+                self.leaving.push(served.session);
+            }
+        }
+        self.refresh();
+        let line = self.line();
+        if line != self.said {
+            systemd::status(&line);
+            self.said = line;
+        }
+    }
+
+    fn reload(&mut self) {
+        systemd::reloading();
+        match self.try_reload() {
+            Ok(()) => tracing::info!("the configuration was read again"),
+            Err(error) => {
+                for line in error.to_string().lines() {
+                    tracing::error!("{line}");
+                }
+                tracing::error!("the new configuration is refused; the old one stays");
+            }
+        }
+        self.refresh();
+        self.said = self.line();
+        systemd::ready(&self.said);
+    }
+
+    fn try_reload(&mut self) -> Result<(), DaemonError> {
+        let config = Config::load(&self.file).map_err(DaemonError::Config)?;
+        let stores = self.open_stores(&config)?;
+        if config.metrics != self.config.metrics {
+            // The old socket goes first: both may be the same.
+            self.metrics = None;
+            self.metrics = self.start_metrics(&config).inspect_err(|_| {
+                self.metrics = self.start_metrics(&self.config).unwrap_or_default();
+            })?;
+        }
+        if (&config.control, &config.log) != (&self.config.control, &self.config.log) {
+            tracing::warn!("changes of the control socket and of the log take a restart");
+        }
+        let mut wanted = self.wanted(&config, &stores);
+        let old: Vec<String> = self.mounts.keys().cloned().collect();
+        for name in old {
+            let same = |served: &Served| wanted.get(&name) == Some(&served.wanted);
+            if self.mounts.get(&name).is_some_and(same) {
+                wanted.remove(&name);
+            } else if let Some(served) = self.mounts.remove(&name) {
+                self.take_down(&name, served.session);
+            }
+        }
+        self.stores = stores;
+        self.config = config;
+        for (name, wanted) in wanted {
+            if let Err(error) = self.start_mount(&name, wanted, None) {
+                tracing::error!(MOUNT = name, %error, "cannot mount");
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a mount out of the tree; while it is used it is served on.
+    fn take_down(&mut self, name: &str, session: Arc<Session>) {
+        let path = session.path().display().to_string();
+        match session.unmount() {
+            Ok(Unmounted::Lazily) => {
+                tracing::info!(
+                    MOUNT = name,
+                    path,
+                    "unmounted, and served until its last user has finished"
+                );
+                self.leaving.push(session.clone());
+            }
+            Ok(Unmounted::Cleanly | Unmounted::Already) => {
+                tracing::info!(MOUNT = name, path, "unmounted");
+            }
+            Err(error) => tracing::error!(MOUNT = name, path, %error, "cannot unmount"),
+        }
+        systemd::forget(name);
+    }
+
+    /// Ends the service, or leaves the mounts to a successor.
+    fn stop(mut self, events: &Receiver<Event>) {
+        let restart = systemd::is_restart();
+        systemd::stopping(match restart {
+            true => "leaving the mounts to a successor",
+            false => "unmounting",
+        });
+        for (name, served) in std::mem::take(&mut self.mounts) {
+            if restart && served.session.kept().is_some() {
+                served.session.leave();
+                tracing::info!(MOUNT = name, "left to a successor");
+            } else {
+                self.take_down(&name, served.session);
+            }
+        }
+        self.refresh();
+        let deadline = Instant::now() + self.config.drain.0;
+        loop {
+            self.leaving.retain(|session| !session.has_ended());
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.leaving.is_empty() || left.is_zero() {
+                break;
+            }
+            systemd::status(&format!(
+                "unmounted; waiting up to {} s for programs that still use {} mounts",
+                left.as_secs() + 1,
+                self.leaving.len()
+            ));
+            systemd::extend(EXTENSION);
+            let wait = left.min(Duration::from_millis(500));
+            if events.recv_timeout(wait) == Ok(Event::Stop) {
+                break;
+            }
+        }
+        for session in &self.leaving {
+            let path = session.path().display();
+            tracing::warn!(%path, "still in use; what is open on it ends now");
+            session.leave();
+        }
+        self.control = None;
+        self.metrics = None;
+        // Workers that wait in read() need not be told: they end with the process.
+        self.runtime.shutdown_background();
+    }
+
+    fn line(&self) -> String {
+        (self.ask())().line()
+    }
+
+    /// Shows others what there is now.
+    fn refresh(&self) {
+        let viewed = |served: &Served| ViewedMount {
+            path: served.wanted.config.path.clone(),
+            store: served.wanted.store.clone(),
+            session: served.session.clone(),
+            adopted: served.adopted,
+        };
+        let mounts = self.mounts.iter();
+        let stores = self.stores.iter();
+        let view = View {
+            stores: stores
+                .map(|(name, opened)| (name.clone(), opened.store.clone()))
+                .collect(),
+            mounts: mounts
+                .map(|(name, served)| (name.clone(), viewed(served)))
+                .collect(),
+            leaving: self.leaving.len() as u64,
+        };
+        let sessions = view.mounts.iter();
+        let watched = sessions.map(|(name, viewed)| (name.clone(), viewed.session.clone()));
+        self.watched.set(watched.collect());
+        *self.view.lock() = view;
+    }
+
+    fn ask(&self) -> Ask {
+        let (view, started) = (self.view.clone(), self.started);
+        Arc::new(move || {
+            let view = view.lock().clone();
+            status(&view, started)
+        })
+    }
+}
+
+fn status(view: &View, started: Instant) -> Status {
+    let of_store = |store: &Arc<dyn Store>| {
+        let usage = store.usage().ok();
+        StoreStatus {
+            url: store.url().to_owned(),
+            blobs: usage.map(|usage| usage.blobs),
+            blob_bytes: usage.map(|usage| usage.blob_bytes),
+            directories: usage.map(|usage| usage.directories),
+        }
+    };
+    let of_mount = |viewed: &ViewedMount| {
+        let nodes = viewed.session.nodes();
+        let requests = viewed.session.requests().0.into_iter();
+        MountStatus {
+            path: viewed.path.clone(),
+            store: viewed.store.clone(),
+            mounted: viewed.session.is_in_place(),
+            adopted: viewed.adopted,
+            requests: requests
+                .map(|(kind, count)| (kind.to_owned(), count))
+                .collect(),
+            live_directories: nodes.directories as u64,
+            shared_files: nodes.files as u64,
+            directory_bytes: nodes.directory_bytes as u64,
+            table_bytes: nodes.table_bytes as u64,
+        }
+    };
+    let (stores, mounts) = (view.stores.iter(), view.mounts.iter());
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_seconds: started.elapsed().as_secs(),
+        stores: stores
+            .map(|(name, store)| (name.clone(), of_store(store)))
+            .collect(),
+        mounts: mounts
+            .map(|(name, mount)| (name.clone(), of_mount(mount)))
+            .collect(),
+        listen: BTreeMap::new(),
+        leaving: view.leaving,
+    }
+}

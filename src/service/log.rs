@@ -1,0 +1,74 @@
+//! The service's log.
+//!
+//! Started by systemd, events go to the journal with their fields (`MOUNT`, `STORE`, `PATH`,
+//! `DIGEST`, `ERRNO`, …: the names that the code gives them, in capitals), so that
+//! `journalctl MOUNT=tree` finds what concerns a mount. Elsewhere they are lines of text, or JSON.
+
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+
+use thiserror::Error;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+use super::config::{Log, LogFormat};
+
+/// Why there can be no log as it was asked for.
+#[derive(Debug, Error)]
+pub enum LogError {
+    /// The journal does not take it.
+    #[error("cannot write to the journal: {0}")]
+    Journal(io::Error),
+    /// `level` is no filter.
+    #[error("log.level: {0}")]
+    Level(String),
+}
+
+/// Starts to log as `log` says.
+pub fn start(log: &Log) -> Result<(), LogError> {
+    let level = log.level.as_deref().unwrap_or("info");
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(variable) => EnvFilter::builder().parse_lossy(variable),
+        Err(_) => EnvFilter::builder()
+            .parse(level)
+            .map_err(|error| LogError::Level(error.to_string()))?,
+    };
+    let format = match log.format {
+        LogFormat::Auto if stderr_is_the_journal() => LogFormat::Journal,
+        LogFormat::Auto => LogFormat::Text,
+        format => format,
+    };
+    let layer: Box<dyn Layer<Registry> + Send + Sync> = match format {
+        LogFormat::Journal => tracing_journald::layer()
+            .map_err(LogError::Journal)?
+            .with_field_prefix(None)
+            .with_syslog_identifier("castore-fs".to_owned())
+            .boxed(),
+        LogFormat::Json => tracing_subscriber::fmt::layer()
+            .json()
+            .with_writer(io::stderr)
+            .boxed(),
+        LogFormat::Text | LogFormat::Auto => tracing_subscriber::fmt::layer()
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
+            .without_time()
+            .boxed(),
+    };
+    // Fails only if somebody has set another one, which the command line does not.
+    let _ = tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .try_init();
+    Ok(())
+}
+
+/// Whether standard error leads to the journal: systemd says which file that is.
+fn stderr_is_the_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    let Ok(stat) = rustix::fs::fstat(io::stderr().as_fd()) else {
+        return false;
+    };
+    stream == format!("{}:{}", stat.st_dev, stat.st_ino)
+}

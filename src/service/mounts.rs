@@ -1,0 +1,299 @@
+//! The mounts that the service serves: made anew, gone on with, or taken down.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use thiserror::Error;
+use tokio::runtime::Handle;
+
+use super::config;
+use super::systemd::{self, KeptPair};
+use crate::castore::Node;
+use crate::fs::{Options, Owner, Reads, Top};
+use crate::store::{Blocking, Store};
+use crate::transport::fuse::{self, Inherited, MountError, MountOptions, Session};
+use crate::tree::{self, Preference, Target};
+
+/// Why a mount is not there.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// Its folder cannot be made.
+    #[error("cannot make the folder {}: {source}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// What it is to show is not there.
+    #[error("cannot show {root:?}: {source}")]
+    Root {
+        /// The `root` of the configuration.
+        root: String,
+        /// What is wrong.
+        source: Box<tree::Error>,
+    },
+    /// What it is to show is no directory.
+    #[error("{0:?} is no directory, and only a directory can be the top of a mount")]
+    NoDirectory(String),
+    /// It cannot be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+}
+
+/// A mount as the configuration wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What the configuration says of it.
+    pub config: config::Mount,
+    /// The name of the store.
+    pub store: String,
+    /// What the configuration says of the store.
+    pub store_config: config::Store,
+}
+
+/// A mount that is served.
+pub struct Served {
+    /// As it was wanted.
+    pub wanted: Wanted,
+    /// The mount.
+    pub session: Arc<Session>,
+    /// Whether another process made it.
+    pub adopted: bool,
+}
+
+impl Wanted {
+    /// Goes on with the mount `name` that a predecessor left, or makes it anew. Gives also sessions
+    /// of the predecessor's that are out of the tree and still used.
+    pub fn start(
+        self,
+        name: &str,
+        store: Arc<dyn Store>,
+        left: Option<KeptPair>,
+        runtime: &Handle,
+    ) -> Result<(Served, Option<Arc<Session>>), StartError> {
+        let options = self.options(&store, runtime)?;
+        let mount = self.mount_options(name);
+        let mut outside = None;
+        if let Some(left) = left {
+            match self.adopt(store.clone(), &options, &mount, left, runtime) {
+                Ok(session) if session.is_in_place() => {
+                    tracing::info!(
+                        MOUNT = name, STORE = self.store, path = %self.config.path.display(),
+                        "going on with a mount that was left by a predecessor"
+                    );
+                    let served = Served {
+                        wanted: self,
+                        session: Arc::new(session),
+                        adopted: true,
+                    };
+                    return Ok((served, None));
+                }
+                Ok(session) if session.has_ended() => systemd::forget(name),
+                Ok(session) => {
+                    systemd::forget(name);
+                    outside = Some(Arc::new(session));
+                }
+                Err(why) => {
+                    tracing::warn!(
+                        MOUNT = name,
+                        STORE = self.store,
+                        why,
+                        "cannot go on with the mount that was left by a predecessor; mounting anew, \
+                         and what is open on it ends"
+                    );
+                    systemd::forget(name);
+                    detach(name, &self.config.path);
+                }
+            }
+        }
+        let session = self.mount(name, store, options, &mount, runtime)?;
+        if let Some(kept) = session.kept() {
+            systemd::keep(name, kept.device, kept.table);
+        }
+        tracing::info!(
+            MOUNT = name, STORE = self.store, path = %self.config.path.display(), "mounted"
+        );
+        let served = Served {
+            wanted: self,
+            session: Arc::new(session),
+            adopted: false,
+        };
+        Ok((served, outside))
+    }
+
+    fn adopt(
+        &self,
+        store: Arc<dyn Store>,
+        options: &Options,
+        mount: &MountOptions,
+        left: KeptPair,
+        runtime: &Handle,
+    ) -> Result<Session, String> {
+        let (Some(device), Some(table)) = (left.device, left.table) else {
+            return Err("only one of its two descriptors was kept".to_owned());
+        };
+        let inherited = Inherited::read(device, table).map_err(|error| error.to_string())?;
+        if mount.tag.as_deref() != Some(inherited.tag()) {
+            if inherited.path() != self.config.path {
+                detach("", &inherited.path());
+            }
+            return Err("the configuration of the mount is another now".to_owned());
+        }
+        Session::adopt(inherited, store, options.clone(), mount, runtime.clone())
+            .map_err(|error| error.to_string())
+    }
+
+    fn mount(
+        &self,
+        name: &str,
+        store: Arc<dyn Store>,
+        options: Options,
+        mount: &MountOptions,
+        runtime: &Handle,
+    ) -> Result<Session, StartError> {
+        let path = &self.config.path;
+        let again = (store.clone(), options.clone());
+        let first = make_folder(path).and_then(|()| {
+            Ok(Session::mount(
+                store,
+                path,
+                options,
+                mount,
+                runtime.clone(),
+            )?)
+        });
+        let is_dead = matches!(&first, Err(StartError::Mount(MountError::DeadMount(_))));
+        if !is_dead || !detach(name, path) {
+            return first;
+        }
+        let (store, options) = again;
+        Ok(Session::mount(
+            store,
+            path,
+            options,
+            mount,
+            runtime.clone(),
+        )?)
+    }
+
+    fn options(&self, store: &Arc<dyn Store>, runtime: &Handle) -> Result<Options, StartError> {
+        let top = match &self.config.root {
+            None => Top::Roots {
+                list: self.config.list_root,
+            },
+            Some(root) => find_top(root, &Blocking::new(store.clone(), runtime.clone()))?,
+        };
+        Ok(Options {
+            top,
+            owner: Owner {
+                uid: self.config.uid,
+                gid: self.config.gid,
+            },
+            reads: match self.config.reads {
+                config::Reads::PageCache => Reads::PageCache,
+                config::Reads::Passthrough => Reads::Passthrough,
+            },
+            xattr: self.config.xattr,
+            directory_limit: usize::try_from(self.config.directory_memory.0).unwrap_or(usize::MAX),
+            ..Options::default()
+        })
+    }
+
+    fn mount_options(&self, name: &str) -> MountOptions {
+        let defaults = MountOptions::default();
+        let read_ahead_kib = u32::try_from(self.config.read_ahead.0 >> 10);
+        MountOptions {
+            allow_other: self.config.allow_other,
+            threads: self.config.threads.map_or(defaults.threads, usize::from),
+            read_ahead_kib: read_ahead_kib.unwrap_or(u32::MAX),
+            name: Some(name.to_owned()),
+            tag: Some(self.tag()),
+        }
+    }
+
+    /// All that the kernel may have seen of this configuration: a mount left by a predecessor is
+    /// gone on with only if it was the same. The top, where it is fixed, is compared by its digest.
+    fn tag(&self) -> String {
+        let config::Mount {
+            path,
+            root,
+            list_root,
+            allow_other,
+            uid,
+            gid,
+            xattr,
+            ..
+        } = &self.config;
+        let url = &self.store_config.url;
+        format!(
+            "{url} on {path:?}: root {root:?}, list {list_root}, others {allow_other}, \
+             owner {uid}:{gid}, xattr {xattr}"
+        )
+    }
+}
+
+/// Ends what a predecessor left of a mount that is no longer wanted.
+pub fn end_left(name: &str, left: KeptPair) {
+    tracing::info!(
+        MOUNT = name,
+        "a mount left by a predecessor is no longer configured"
+    );
+    systemd::forget(name);
+    if let (Some(device), Some(table)) = (left.device, left.table)
+        && let Ok(inherited) = Inherited::read(device, table)
+    {
+        detach(name, &inherited.path());
+    }
+}
+
+/// Takes a mount of ours that nobody serves out of the tree; whether there was one.
+fn detach(name: &str, path: &Path) -> bool {
+    match fuse::detach(path) {
+        Ok(was_there) => {
+            if was_there {
+                let path = path.display();
+                tracing::warn!(MOUNT = name, %path, "took a mount that nobody serves out of the way");
+            }
+            was_there
+        }
+        Err(error) => {
+            let path = path.display();
+            tracing::error!(MOUNT = name, %path, %error, "cannot unmount");
+            false
+        }
+    }
+}
+
+/// Makes the folder to mount on. It is not looked at if it exists: a mount that nobody serves may be
+/// there.
+fn make_folder(path: &Path) -> Result<(), StartError> {
+    let failed = |source| StartError::Folder {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(failed),
+    }
+}
+
+fn find_top(root: &str, store: &Blocking) -> Result<Top, StartError> {
+    let failed = |source: tree::Error| StartError::Root {
+        root: root.to_owned(),
+        source: source.into(),
+    };
+    let target = Target::parse(root.as_bytes()).map_err(failed)?;
+    let found = target
+        .resolve(store, Preference::Directory)
+        .map_err(failed)?;
+    match found.node {
+        Node::Directory { digest, size } => Ok(Top::Directory { digest, size }),
+        Node::File { .. } | Node::Symlink { .. } => Err(StartError::NoDirectory(root.to_owned())),
+    }
+}

@@ -1,0 +1,267 @@
+//! The two small sockets of the service: the control socket, and metrics over HTTP.
+//!
+//! **Control**: a client sends one line with a JSON object, `{"ask": "status"}`, and gets one line
+//! back: `{"status": …}` or `{"error": "…"}`. Only who may write to the socket's file can ask; it
+//! is made for the service's own user.
+//!
+//! **Metrics**: as much of HTTP/1.1 as a scraper needs: `GET /metrics`, one request a connection.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::metrics;
+use super::status::Status;
+
+/// Bytes of a request, at most.
+const LONGEST_REQUEST: u64 = 16 << 10;
+/// How long a client may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Tells how the service is.
+pub type Ask = Arc<dyn Fn() -> Status + Send + Sync>;
+
+/// A socket that cannot be had, or asked.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// It cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Nobody answers.
+    #[error("no service answers on {}: {source}; is castore-fs daemon running?", socket.display())]
+    NoService {
+        /// The control socket.
+        socket: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The answer is not to be understood.
+    #[error("the service on {} answered: {what}", socket.display())]
+    Answer {
+        /// The control socket.
+        socket: PathBuf,
+        /// What it said.
+        what: String,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Request {
+    ask: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Reply {
+    Status(Box<Status>),
+    Error(String),
+}
+
+/// A socket that is served until this is dropped.
+pub struct Serving {
+    task: JoinHandle<()>,
+    /// The file to remove then.
+    path: Option<PathBuf>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.task.abort();
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Serves the control socket at `path`.
+pub fn control(path: &Path, ask: Ask, runtime: &Handle) -> Result<Serving, SocketError> {
+    let failed = |source| SocketError::Listen {
+        address: path.display().to_string(),
+        source,
+    };
+    let _inside = runtime.enter();
+    let listener = bind(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    let serve = async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let ask = ask.clone();
+                    tokio::spawn(tokio::time::timeout(PATIENCE, answer_control(stream, ask)));
+                }
+                Err(error) => complain_of_accept(&error).await,
+            }
+        }
+    };
+    Ok(Serving {
+        task: runtime.spawn(serve),
+        path: Some(path.to_owned()),
+    })
+}
+
+/// Serves metrics at `address`: `HOST:PORT` or `unix:/PATH`.
+pub fn metrics(address: &str, ask: Ask, runtime: &Handle) -> Result<Serving, SocketError> {
+    let failed = |source| SocketError::Listen {
+        address: address.to_owned(),
+        source,
+    };
+    let _inside = runtime.enter();
+    if let Some(path) = address.strip_prefix("unix:") {
+        let path = Path::new(path);
+        let listener = bind(path).map_err(failed)?;
+        let serve = async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => drop(tokio::spawn(answer_http(stream, ask.clone()))),
+                    Err(error) => complain_of_accept(&error).await,
+                }
+            }
+        };
+        return Ok(Serving {
+            task: runtime.spawn(serve),
+            path: Some(path.to_owned()),
+        });
+    }
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = TcpListener::from_std(listener).map_err(failed)?;
+    let serve = async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(answer_http(stream, ask.clone()))),
+                Err(error) => complain_of_accept(&error).await,
+            }
+        }
+    };
+    Ok(Serving {
+        task: runtime.spawn(serve),
+        path: None,
+    })
+}
+
+async fn complain_of_accept(error: &io::Error) {
+    tracing::warn!(%error, "cannot take a connection");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+/// Listens at `path`, in place of a socket that a dead process left.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    if path
+        .symlink_metadata()
+        .is_ok_and(|found| found.file_type().is_socket())
+    {
+        let answers = std::os::unix::net::UnixStream::connect(path).is_ok();
+        if answers {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another service answers there",
+            ));
+        }
+        fs::remove_file(path)?;
+    }
+    UnixListener::bind(path)
+}
+
+async fn answer_control(stream: UnixStream, ask: Ask) {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut read = BufReader::new(read.take(LONGEST_REQUEST));
+    let reply = match read.read_line(&mut line).await {
+        Ok(_) => match serde_json::from_str::<Request>(&line) {
+            Ok(request) if request.ask == "status" => {
+                let status = tokio::task::spawn_blocking(move || ask()).await;
+                match status {
+                    Ok(status) => Reply::Status(Box::new(status)),
+                    Err(error) => Reply::Error(error.to_string()),
+                }
+            }
+            Ok(request) => Reply::Error(format!("cannot {:?}; can \"status\"", request.ask)),
+            Err(error) => Reply::Error(format!("that is no request: {error}")),
+        },
+        Err(error) => Reply::Error(format!("that is no request: {error}")),
+    };
+    if let Ok(mut bytes) = serde_json::to_vec(&reply) {
+        bytes.push(b'\n');
+        // A client that does not wait for its answer is no concern of ours.
+        let _ = write.write_all(&bytes).await;
+    }
+}
+
+async fn answer_http(stream: impl AsyncRead + AsyncWrite + Unpin, ask: Ask) {
+    let answer = async move {
+        let (read, mut write) = tokio::io::split(stream);
+        let mut lines = BufReader::new(read.take(LONGEST_REQUEST)).lines();
+        let first = lines.next_line().await.ok().flatten().unwrap_or_default();
+        // The head has to be read before an answer: closing on unread bytes resets the connection.
+        while let Ok(Some(line)) = lines.next_line().await {
+            if line.is_empty() {
+                break;
+            }
+        }
+        let mut words = first.split(' ');
+        let (status, body) = match (words.next(), words.next()) {
+            (Some("GET"), Some("/metrics")) => {
+                match tokio::task::spawn_blocking(move || metrics::render(&ask())).await {
+                    Ok(body) => ("200 OK", body),
+                    Err(error) => ("500 Internal Server Error", error.to_string()),
+                }
+            }
+            (Some("GET"), Some(_)) => ("404 Not Found", "metrics are at /metrics\n".to_owned()),
+            _ => ("405 Method Not Allowed", "only GET\n".to_owned()),
+        };
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        let _ = write.write_all(head.as_bytes()).await;
+        let _ = write.write_all(body.as_bytes()).await;
+        let _ = write.shutdown().await;
+    };
+    let _ = tokio::time::timeout(PATIENCE, answer).await;
+}
+
+/// Asks the service whose control socket is `socket` how it is.
+pub fn ask_status(socket: &Path) -> Result<Status, SocketError> {
+    use std::io::{BufRead, Write};
+    let failed = |source| SocketError::NoService {
+        socket: socket.to_owned(),
+        source,
+    };
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    stream
+        .write_all(b"{\"ask\":\"status\"}\n")
+        .map_err(failed)?;
+    let mut line = String::new();
+    let mut read = io::BufReader::new(stream);
+    read.read_line(&mut line).map_err(failed)?;
+    let wrong = |what| SocketError::Answer {
+        socket: socket.to_owned(),
+        what,
+    };
+    match serde_json::from_str(&line) {
+        Ok(Reply::Status(status)) => Ok(*status),
+        Ok(Reply::Error(what)) => Err(wrong(what)),
+        Err(error) => Err(wrong(error.to_string())),
+    }
+}

@@ -1,0 +1,103 @@
+//! What the running service says about itself.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The whole service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The version of the program.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Stores by name.
+    pub stores: BTreeMap<String, StoreStatus>,
+    /// Mounts by name.
+    pub mounts: BTreeMap<String, MountStatus>,
+    /// Listeners by name.
+    pub listen: BTreeMap<String, ListenStatus>,
+    /// Mounts that are out of the tree and still used.
+    pub leaving: u64,
+}
+
+/// A store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Its URL.
+    pub url: String,
+    /// Blobs in it, if it can tell.
+    pub blobs: Option<u64>,
+    /// Their bytes.
+    pub blob_bytes: Option<u64>,
+    /// Directories in it.
+    pub directories: Option<u64>,
+}
+
+/// A mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The name of its store.
+    pub store: String,
+    /// Whether it is where it was mounted.
+    pub mounted: bool,
+    /// Whether an earlier process made it.
+    pub adopted: bool,
+    /// Requests since this process serves it, by kind.
+    pub requests: BTreeMap<String, u64>,
+    /// Directories that the kernel knows.
+    pub live_directories: u64,
+    /// Files in the index of shared content.
+    pub shared_files: u64,
+    /// Bytes of Directories in memory.
+    pub directory_bytes: u64,
+    /// Bytes of the node table.
+    pub table_bytes: u64,
+}
+
+/// A listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenStatus {
+    /// Its address.
+    pub address: String,
+    /// The name of its store.
+    pub store: String,
+    /// Whether clients may add.
+    pub writable: bool,
+}
+
+impl Status {
+    /// One line for people.
+    pub fn line(&self) -> String {
+        let count = |number: usize, one: &str, many: &str| match number {
+            1 => format!("1 {one}"),
+            number => format!("{number} {many}"),
+        };
+        let up = self.mounts.values().filter(|mount| mount.mounted).count();
+        let mut parts = vec![
+            match up == self.mounts.len() {
+                true => count(up, "mount", "mounts"),
+                false => format!("{up} of {} mounts", self.mounts.len()),
+            },
+            count(self.listen.len(), "listener", "listeners"),
+        ];
+        let live: u64 = self
+            .mounts
+            .values()
+            .map(|mount| mount.live_directories)
+            .sum();
+        if !self.mounts.is_empty() {
+            parts.push(format!("{live} directories live"));
+        }
+        if self.leaving > 0 {
+            let leaving = count(self.leaving as usize, "mount", "mounts");
+            parts.push(format!("{leaving} unmounted and still in use"));
+        }
+        format!("serving {}", parts.join(", "))
+    }
+}

@@ -1,0 +1,250 @@
+//! What passes between the service and systemd (sd_notify(3), sd_listen_fds(3)).
+//!
+//! Without systemd every message goes nowhere, and nothing was passed on.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use sd_notify::NotifyState;
+
+/// How descriptors of mounts are named in the descriptor store; the mount's name follows.
+const DEVICE: &str = "mount.";
+/// How node tables are named in the descriptor store.
+const TABLE: &str = "nodes.";
+/// How long systemd may take to have read what was sent.
+const BARRIER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The two descriptors of a mount, as far as they were kept.
+#[derive(Debug, Default)]
+pub struct KeptPair {
+    /// Of the connection.
+    pub device: Option<OwnedFd>,
+    /// Of the node table.
+    pub table: Option<OwnedFd>,
+}
+
+/// What the service was started with.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// Mounts of a predecessor, by name.
+    pub mounts: BTreeMap<String, KeptPair>,
+    /// Sockets of the socket unit, by their names there.
+    pub sockets: Vec<(String, OwnedFd)>,
+}
+
+/// Takes what systemd passed on. To be called once, at the start of the process.
+pub fn passed() -> io::Result<Passed> {
+    let mut passed = Passed::default();
+    for (number, name) in sd_notify::listen_fds_with_names()? {
+        // SAFETY: LISTEN_FDS says that this descriptor is open and ours, and nothing of this
+        // process has taken it: this function is called once.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+        // Of several with one name the last is the newest.
+        if let Some(mount) = name.strip_prefix(DEVICE) {
+            passed.mounts.entry(mount.to_owned()).or_default().device = Some(descriptor);
+        } else if let Some(mount) = name.strip_prefix(TABLE) {
+            passed.mounts.entry(mount.to_owned()).or_default().table = Some(descriptor);
+        } else {
+            passed.sockets.push((name, descriptor));
+        }
+    }
+    Ok(passed)
+}
+
+/// Everything is up.
+pub fn ready(status: &str) {
+    send(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// The configuration is being read again.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => send(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!(%error, "cannot read the clock"),
+    }
+}
+
+/// The end has begun.
+pub fn stopping(status: &str) {
+    send(&[NotifyState::Stopping, NotifyState::Status(status)]);
+}
+
+/// A line for `systemctl status`.
+pub fn status(status: &str) {
+    send(&[NotifyState::Status(status)]);
+}
+
+/// All is well.
+pub fn alive() {
+    send(&[NotifyState::Watchdog]);
+}
+
+/// What is going on takes up to `longer`.
+pub fn extend(longer: Duration) {
+    let micros = u32::try_from(longer.as_micros()).unwrap_or(u32::MAX);
+    send(&[NotifyState::ExtendTimeoutUsec(micros)]);
+}
+
+/// How often systemd wants to hear that all is well, if it does.
+pub fn watchdog() -> Option<Duration> {
+    let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
+    let micros = number("WATCHDOG_USEC").filter(|&micros| micros > 0)?;
+    let for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    for_us.then(|| Duration::from_micros(micros))
+}
+
+/// Has the descriptors of a mount kept. Returns when systemd has them, so that a death at any later
+/// moment finds them there.
+pub fn keep(mount: &str, device: BorrowedFd<'_>, table: BorrowedFd<'_>) {
+    for (kind, descriptor) in [(DEVICE, device), (TABLE, table)] {
+        let name = format!("{kind}{mount}");
+        let message = [
+            NotifyState::FdStore,
+            NotifyState::FdName(&name),
+            // Being woken at each request only to see that nothing is wrong would cost PID 1 dear.
+            NotifyState::Custom("FDPOLL=0"),
+        ];
+        if let Err(error) = sd_notify::notify_with_fds(&message, &[descriptor]) {
+            tracing::warn!(mount, %error, "systemd does not keep the mount for a successor");
+        }
+    }
+    barrier();
+}
+
+/// Has the descriptors of a mount dropped.
+pub fn forget(mount: &str) {
+    for kind in [DEVICE, TABLE] {
+        let name = format!("{kind}{mount}");
+        send(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
+    }
+    barrier();
+}
+
+/// Waits until systemd has read everything that was sent.
+fn barrier() {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return;
+    }
+    let waited = || -> io::Result<bool> {
+        let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
+        drop(theirs);
+        let mut hung_up = [PollFd::new(&ours, PollFlags::HUP)];
+        let patience = Timespec {
+            tv_sec: BARRIER_PATIENCE.as_secs() as i64,
+            tv_nsec: 0,
+        };
+        Ok(rustix::event::poll(&mut hung_up, Some(&patience))? > 0)
+    };
+    match waited() {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!("systemd takes long to read our messages"),
+        Err(error) => tracing::warn!(%error, "cannot wait for systemd"),
+    }
+}
+
+fn send(message: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(message) {
+        tracing::warn!(%error, "cannot tell systemd");
+    }
+}
+
+/// Whether this stop is half of a restart, after which a successor goes on with the mounts.
+///
+/// systemd does not tell the process. It can be asked: a stop is a job of the manager, and the job of
+/// a restart is called so. Without systemd, and when there is no telling, it is a stop.
+pub fn is_restart() -> bool {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return false;
+    }
+    let Some(unit) = own_unit() else { return false };
+    let mut systemctl = Command::new("systemctl");
+    if !rustix::process::geteuid().is_root() {
+        systemctl.arg("--user");
+    }
+    let output = systemctl
+        .args([
+            "list-jobs",
+            "--plain",
+            "--no-legend",
+            "--no-pager",
+            "--",
+            &unit,
+        ])
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        Ok(output) if output.status.success() => {
+            has_restart(&String::from_utf8_lossy(&output.stdout), &unit)
+        }
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            tracing::warn!(
+                said = said.trim(),
+                "cannot ask systemd whether this is a restart"
+            );
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot run systemctl to ask whether this is a restart");
+            false
+        }
+    }
+}
+
+/// Whether `jobs`, a line each (number, unit, type, state), restart `unit`.
+fn has_restart(jobs: &str, unit: &str) -> bool {
+    jobs.lines().any(|job| {
+        let mut columns = job.split_whitespace().skip(1);
+        columns.next() == Some(unit)
+            && columns
+                .next()
+                .is_some_and(|kind| kind.contains("restart") || kind == "start")
+    })
+}
+
+/// The unit that this process belongs to.
+fn own_unit() -> Option<String> {
+    unit_of(&fs::read_to_string("/proc/self/cgroup").ok()?)
+}
+
+fn unit_of(cgroups: &str) -> Option<String> {
+    let paths = cgroups
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2));
+    let mut units = paths
+        .flat_map(|path| path.rsplit('/'))
+        .filter(|part| part.ends_with(".service"));
+    units.next().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_is_told_from_a_stop_by_its_job() {
+        let unit = "castore-fs.service";
+        assert!(has_restart(
+            "123 castore-fs.service restart running\n",
+            unit
+        ));
+        assert!(!has_restart("123 castore-fs.service stop running\n", unit));
+        assert!(!has_restart("7 other.service restart waiting\n", unit));
+        assert!(!has_restart("", unit));
+    }
+
+    #[test]
+    fn the_unit_is_found_in_the_cgroup() {
+        let v2 = "0::/system.slice/castore-fs.service\n";
+        assert_eq!(unit_of(v2).as_deref(), Some("castore-fs.service"));
+        let inner = "0::/system.slice/castore-fs@a.service/payload\n";
+        assert_eq!(unit_of(inner).as_deref(), Some("castore-fs@a.service"));
+        assert_eq!(unit_of("0::/user.slice\n"), None);
+    }
+}

@@ -1,0 +1,69 @@
+//! Telling systemd that all is well, from evidence.
+//!
+//! A thread of its own looks at how the workers of every mount get on
+//! ([`Session::check`](crate::transport::fuse::Session::check)) and says so. It touches no mount, and takes no lock that is held
+//! while anything waits, so that it can neither hang with what it watches nor hide that.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::systemd;
+use crate::transport::fuse::{Pulse, Session};
+
+/// How long a worker may be at one request without waiting for an endpoint: far beyond what a disk
+/// takes that is merely busy.
+const BOUND: Duration = Duration::from_secs(30);
+/// How often mounts are looked at when systemd does not want to know, for the log.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// The mounts that are watched, by name.
+#[derive(Default)]
+pub struct Watched(Mutex<BTreeMap<String, Arc<Session>>>);
+
+impl Watched {
+    /// Watches these from now on, and no others.
+    pub fn set(&self, sessions: BTreeMap<String, Arc<Session>>) {
+        *self.0.lock() = sessions;
+    }
+
+    /// The mounts that are stuck, with why.
+    fn stuck(&self, pulses: &mut BTreeMap<String, Pulse>) -> Vec<(String, String)> {
+        let sessions = self.0.lock().clone();
+        pulses.retain(|name, _| sessions.contains_key(name));
+        let mut stuck = Vec::new();
+        for (name, session) in sessions {
+            let pulse = pulses.entry(name.clone()).or_default();
+            if let Some(why) = session.check(pulse, BOUND) {
+                stuck.push((name, why.to_string()));
+            }
+        }
+        stuck
+    }
+}
+
+/// Starts the thread.
+pub fn start(watched: Arc<Watched>) -> std::io::Result<()> {
+    let wanted = systemd::watchdog();
+    // Four times as often as systemd asks for: a late thread is no dead service.
+    let interval = wanted.map_or(INTERVAL, |wanted| (wanted / 4).min(INTERVAL));
+    let watch = move || {
+        let mut pulses = BTreeMap::new();
+        loop {
+            let stuck = watched.stuck(&mut pulses);
+            for (name, why) in &stuck {
+                tracing::error!(MOUNT = name, why, "a mount is stuck");
+            }
+            if stuck.is_empty() && wanted.is_some() {
+                systemd::alive();
+            }
+            std::thread::sleep(interval);
+        }
+    };
+    std::thread::Builder::new()
+        .name("watchdog".into())
+        .spawn(watch)?;
+    Ok(())
+}

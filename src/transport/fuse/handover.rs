@@ -1,0 +1,117 @@
+//! One process ends, another goes on with its mount.
+//!
+//! The kernel does not care who reads requests, only that the connection's descriptor stays open
+//! somewhere. Whoever keeps it, and the memory file with the node table ([`Ledger`]), can give both
+//! to a new process: that skips INIT, which is long done, takes over the table, and asks the kernel
+//! to send once more what the dead process had read and not answered. Readers see a pause.
+//!
+//! The descriptor must be the one that was mounted, or a duplicate: one made by
+//! `FUSE_DEV_IOC_CLONE` has requests of its own, which end with it.
+//!
+//! A mount with [`Reads::Passthrough`](crate::fs::Reads) is not kept: the numbers of files that the
+//! kernel holds open are known to the process alone.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::mountpoint::Mountpoint;
+use crate::fs::{Ledger, LedgerError};
+
+/// Why a predecessor's mount cannot be gone on with.
+#[derive(Debug, Error)]
+pub enum AdoptError {
+    /// The node table.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// What the predecessor said about the mount cannot be read.
+    #[error("what the predecessor left about the mount cannot be read: {0}")]
+    About(String),
+    /// The kernel does not send requests again.
+    #[error("the kernel does not repeat requests (Linux 6.9 is needed): {0}")]
+    Resend(String),
+    /// The system refused.
+    #[error("cannot serve the mount: {0}")]
+    System(#[from] io::Error),
+}
+
+/// What a successor is told about the mount.
+#[derive(Debug, Serialize, Deserialize)]
+struct About {
+    path: Vec<u8>,
+    id: Option<u64>,
+    by_helper: bool,
+    tag: String,
+}
+
+/// A mount that another process left.
+pub struct Inherited {
+    pub(super) device: OwnedFd,
+    pub(super) ledger: Arc<Ledger>,
+    about: About,
+}
+
+impl Inherited {
+    /// Reads what the predecessor left: the connection's descriptor and the node table's.
+    pub fn read(device: OwnedFd, table: OwnedFd) -> Result<Self, AdoptError> {
+        let ledger = Ledger::open(table)?;
+        let about = ledger.about().map_err(LedgerError::from)?;
+        let about =
+            serde_json::from_slice(&about).map_err(|error| AdoptError::About(error.to_string()))?;
+        Ok(Self {
+            device,
+            ledger: Arc::new(ledger),
+            about,
+        })
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(OsString::from_vec(self.about.path.clone()))
+    }
+
+    /// What [`MountOptions::tag`](super::MountOptions) was.
+    pub fn tag(&self) -> &str {
+        &self.about.tag
+    }
+
+    pub(super) fn mountpoint(&self) -> Mountpoint {
+        Mountpoint::known(self.path(), self.about.id, self.about.by_helper)
+    }
+}
+
+/// The descriptors that a successor needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'a> {
+    /// The connection.
+    pub device: BorrowedFd<'a>,
+    /// The node table.
+    pub table: BorrowedFd<'a>,
+}
+
+impl<'a> Kept<'a> {
+    pub(super) fn new(device: &'a OwnedFd, ledger: &'a Ledger) -> Self {
+        Self {
+            device: device.as_fd(),
+            table: ledger.memory(),
+        }
+    }
+}
+
+/// Leaves in `ledger` what [`Inherited::read`] finds.
+pub(super) fn describe(ledger: &Ledger, mountpoint: &Mountpoint, tag: &str) -> io::Result<()> {
+    let path: &Path = mountpoint.path();
+    let about = About {
+        path: path.as_os_str().as_bytes().to_vec(),
+        id: mountpoint.id(),
+        by_helper: mountpoint.by_helper(),
+        tag: tag.to_owned(),
+    };
+    ledger.set_about(&serde_json::to_vec(&about)?)
+}

@@ -1,0 +1,239 @@
+//! Whether the workers of a mount get on with their work.
+//!
+//! A watchdog that asked the mount itself would hang with it. So each worker counts: odd while it
+//! answers a request, even while it waits for one. One that stands at the same odd number for long,
+//! and does not wait for an endpoint meanwhile, is stuck; and so is a mount for which the kernel
+//! holds requests that nobody takes. A slow endpoint is neither: who waits for it says so.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// What one worker is at.
+#[derive(Debug, Default)]
+pub(super) struct Stamp {
+    /// Odd while it answers a request.
+    count: AtomicU64,
+    /// Whether it waits for an endpoint.
+    waiting: AtomicBool,
+}
+
+thread_local! {
+    /// The stamp of the worker that this thread is.
+    static MINE: RefCell<Option<Arc<Stamp>>> = const { RefCell::new(None) };
+}
+
+impl Stamp {
+    /// A request begins.
+    pub(super) fn begin(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The request is answered.
+    pub(super) fn end(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// This thread, if it is a worker, waits for an endpoint from now on; or no longer.
+pub(super) fn set_waiting(waiting: bool) {
+    MINE.with_borrow(|mine| {
+        if let Some(stamp) = mine {
+            // Another number: the time before the wait does not count.
+            stamp.count.fetch_add(2, Ordering::Relaxed);
+            stamp.waiting.store(waiting, Ordering::Relaxed);
+        }
+    });
+}
+
+/// The stamps of a mount's workers.
+#[derive(Debug, Default)]
+pub(super) struct Stamps {
+    all: Mutex<HashMap<u64, Arc<Stamp>>>,
+    next: AtomicU64,
+}
+
+/// A worker's place among the stamps, until it is dropped.
+pub(super) struct Enrolled<'a> {
+    stamps: &'a Stamps,
+    number: u64,
+    pub(super) stamp: Arc<Stamp>,
+}
+
+impl Stamps {
+    /// This thread is a worker from now on.
+    pub(super) fn enroll(&self) -> Enrolled<'_> {
+        let stamp = Arc::new(Stamp::default());
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.all.lock().insert(number, stamp.clone());
+        MINE.set(Some(stamp.clone()));
+        Enrolled {
+            stamps: self,
+            number,
+            stamp,
+        }
+    }
+
+    fn now(&self) -> HashMap<u64, (u64, bool)> {
+        let all = self.all.lock();
+        let seen = |stamp: &Stamp| {
+            let waiting = stamp.waiting.load(Ordering::Relaxed);
+            (stamp.count.load(Ordering::Relaxed), waiting)
+        };
+        all.iter()
+            .map(|(number, stamp)| (*number, seen(stamp)))
+            .collect()
+    }
+}
+
+impl Drop for Enrolled<'_> {
+    fn drop(&mut self) {
+        self.stamps.all.lock().remove(&self.number);
+        MINE.set(None);
+    }
+}
+
+/// Why a mount is thought to be stuck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stuck {
+    /// So many workers are in the middle of a request, and do not wait for an endpoint.
+    Workers(usize),
+    /// The kernel has requests that nobody takes.
+    NobodyReads,
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workers(count) => write!(f, "{count} workers are stuck in a request"),
+            Self::NobodyReads => f.write_str("the kernel has requests that no worker takes"),
+        }
+    }
+}
+
+/// Remembers what a mount's workers were at when it was last looked at.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    /// The number that each worker stands at, and since when.
+    workers: HashMap<u64, (u64, Instant)>,
+    /// Since when requests lie there untaken, and how many were taken by then.
+    untaken: Option<(Instant, u64)>,
+}
+
+impl Pulse {
+    /// Looks at the workers: are any stuck for `bound` or longer? `pending` is whether the kernel has
+    /// requests that were not taken yet, `taken` how many were.
+    pub(super) fn look(
+        &mut self,
+        stamps: &Stamps,
+        pending: bool,
+        taken: u64,
+        now: Instant,
+        bound: Duration,
+    ) -> Option<Stuck> {
+        let seen = stamps.now();
+        self.workers.retain(|number, _| seen.contains_key(number));
+        let mut stuck = 0;
+        for (number, (count, waiting)) in &seen {
+            let since = self.workers.entry(*number).or_insert((*count, now));
+            if since.0 != *count {
+                *since = (*count, now);
+            }
+            let busy = count % 2 == 1 && !waiting;
+            stuck += usize::from(busy && now.duration_since(since.1) >= bound);
+        }
+        let all_wait = !seen.is_empty() && seen.values().all(|(_, waiting)| *waiting);
+        self.untaken = match self.untaken {
+            _ if !pending || all_wait => None,
+            Some((since, before)) if before == taken => Some((since, before)),
+            _ => Some((now, taken)),
+        };
+        let untaken = self
+            .untaken
+            .is_some_and(|(since, _)| now.duration_since(since) >= bound);
+        match (stuck, untaken) {
+            (0, false) => None,
+            (0, true) => Some(Stuck::NobodyReads),
+            (stuck, _) => Some(Stuck::Workers(stuck)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_worker_that_stays_in_a_request_is_stuck_and_one_that_waits_is_not() {
+        let stamps = Stamps::default();
+        let me = stamps.enroll();
+        let mut pulse = Pulse::default();
+        let start = Instant::now();
+        let at = |seconds, pulse: &mut Pulse| {
+            pulse.look(
+                &stamps,
+                false,
+                0,
+                start + Duration::from_secs(seconds),
+                BOUND,
+            )
+        };
+        assert_eq!(at(0, &mut pulse), None);
+        assert_eq!(at(100, &mut pulse), None, "idle is not stuck");
+        me.stamp.begin();
+        assert_eq!(at(101, &mut pulse), None);
+        assert_eq!(at(110, &mut pulse), None);
+        assert_eq!(at(111, &mut pulse), Some(Stuck::Workers(1)));
+        set_waiting(true);
+        assert_eq!(at(112, &mut pulse), None);
+        assert_eq!(at(1000, &mut pulse), None, "an endpoint may be slow");
+        set_waiting(false);
+        assert_eq!(at(1001, &mut pulse), None, "the wait does not count");
+        assert_eq!(at(1011, &mut pulse), Some(Stuck::Workers(1)));
+        me.stamp.end();
+        assert_eq!(at(1012, &mut pulse), None);
+        drop(me);
+        assert_eq!(at(9999, &mut pulse), None);
+    }
+
+    #[test]
+    fn requests_that_nobody_takes_show_a_mount_without_workers() {
+        let stamps = Stamps::default();
+        let mut pulse = Pulse::default();
+        let start = Instant::now();
+        let mut at = |seconds, taken| {
+            pulse.look(
+                &stamps,
+                true,
+                taken,
+                start + Duration::from_secs(seconds),
+                BOUND,
+            )
+        };
+        assert_eq!(at(0, 5), None);
+        assert_eq!(at(9, 6), None);
+        assert_eq!(at(18, 6), None);
+        assert_eq!(at(19, 6), Some(Stuck::NobodyReads));
+    }
+
+    #[test]
+    fn requests_that_wait_behind_a_slow_endpoint_are_no_sign() {
+        let stamps = Stamps::default();
+        let me = stamps.enroll();
+        me.stamp.begin();
+        set_waiting(true);
+        let mut pulse = Pulse::default();
+        let start = Instant::now();
+        for seconds in [0, 30, 90] {
+            let now = start + Duration::from_secs(seconds);
+            assert_eq!(pulse.look(&stamps, true, 1, now, BOUND), None);
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! The service as systemd runs it, with a small stand-in for systemd. The real one is in
+//! `tests/system`.
+
+#[path = "kit/manager.rs"]
+mod manager;
+#[path = "kit/mounted.rs"]
+#[allow(dead_code)]
+mod mounted;
+#[path = "kit/skip.rs"]
+mod skip;
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use manager::Manager;
+use mounted::can_mount;
+
+const ONE_MOUNT: &str = "[stores.disk]\nurl = 'local:@/store'\n[mounts.tree]\npath = '@/mnt'\n";
+
+/// A tree with `folders` folders of 20 files, each of which says where it is.
+fn make_tree(at: &Path, folders: usize) {
+    for folder in 0..folders {
+        let folder = at.join(format!("folder-{folder}"));
+        fs::create_dir_all(&folder).unwrap();
+        for file in 0..20 {
+            let path = folder.join(format!("file-{file}"));
+            fs::write(&path, content(&folder, file)).unwrap();
+        }
+    }
+}
+
+fn content(folder: &Path, file: usize) -> Vec<u8> {
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    format!("{name}/{file} ")
+        .repeat(300 * (file + 1))
+        .into_bytes()
+}
+
+fn service(folders: usize) -> Manager {
+    let manager = Manager::new(ONE_MOUNT);
+    let tree = manager.join("tree");
+    make_tree(&tree, folders);
+    manager.import(&tree, "tree");
+    manager
+}
+
+fn drop_caches() {
+    // Only root may; without, the load is served from the page cache and proves less.
+    let _ = fs::write("/proc/sys/vm/drop_caches", "3");
+}
+
+/// Readers that check every byte, until they are stopped.
+struct Load {
+    stop: Arc<AtomicBool>,
+    readers: Vec<std::thread::JoinHandle<Vec<String>>>,
+    operations: Arc<AtomicU64>,
+    longest: Arc<AtomicU64>,
+}
+
+impl Load {
+    fn start(tree: &Path, folders: usize, readers: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (operations, longest) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let readers = (0..readers)
+            .map(|seed| {
+                let (stop, tree) = (stop.clone(), tree.to_owned());
+                let (operations, longest) = (operations.clone(), longest.clone());
+                std::thread::spawn(move || {
+                    let mut failures = Vec::new();
+                    let mut at = seed * 7919;
+                    while !stop.load(Ordering::Relaxed) {
+                        at = at.wrapping_mul(25).wrapping_add(13) % 1_000_003;
+                        let folder = tree.join(format!("folder-{}", at % folders));
+                        let began = Instant::now();
+                        if let Err(what) = operate(&folder, at) {
+                            failures.push(what);
+                        }
+                        let took = began.elapsed().as_millis() as u64;
+                        longest.fetch_max(took, Ordering::Relaxed);
+                        operations.fetch_add(1, Ordering::Relaxed);
+                    }
+                    failures
+                })
+            })
+            .collect();
+        Self {
+            stop,
+            readers,
+            operations,
+            longest,
+        }
+    }
+
+    fn operations(&self) -> u64 {
+        self.operations.load(Ordering::Relaxed)
+    }
+
+    /// Stops the readers; gives what went wrong.
+    fn stop(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        let readers = self.readers.into_iter();
+        readers.flat_map(|reader| reader.join().unwrap()).collect()
+    }
+}
+
+/// One thing that a program does: read, list, look for what is not there, stat.
+fn operate(folder: &Path, at: usize) -> Result<(), String> {
+    let said = |what: &str, error: std::io::Error| format!("{what} {}: {error}", folder.display());
+    match at % 5 {
+        0 => {
+            let listed = fs::read_dir(folder).map_err(|error| said("list", error))?;
+            let count = listed.filter(|entry| entry.is_ok()).count();
+            (count == 20)
+                .then_some(())
+                .ok_or(format!("{count} entries listed"))
+        }
+        1 => match folder.join(format!("missing-{at}")).symlink_metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(said("look up", error)),
+            Ok(_) => Err("found what is not there".to_owned()),
+        },
+        _ => {
+            let file = at / 5 % 20;
+            let path = folder.join(format!("file-{file}"));
+            let read = fs::read(&path).map_err(|error| said("read", error))?;
+            let right = read == content(folder, file);
+            right
+                .then_some(())
+                .ok_or(format!("wrong bytes in {}", path.display()))
+        }
+    }
+}
+
+#[test]
+fn ready_means_that_mounts_and_sockets_answer() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(2);
+    manager.start_and_wait();
+    // Nothing is waited for here.
+    assert_eq!(fs::read_dir(manager.join("mnt/tree")).unwrap().count(), 2);
+    let status = manager.status();
+    assert_eq!(status["mounts"]["tree"]["mounted"], true);
+    assert_eq!(status["mounts"]["tree"]["store"], "disk");
+    assert!(
+        status["mounts"]["tree"]["requests"]["LOOKUP"]
+            .as_u64()
+            .unwrap()
+            > 0
+    );
+    let said = manager
+        .messages()
+        .into_iter()
+        .find(|line| line.starts_with("STATUS="));
+    assert!(said.unwrap().starts_with("STATUS=serving 1 mount"));
+    assert_eq!(manager.kept(), ["mount.tree", "nodes.tree"]);
+    // Told to stop, and not to restart.
+    manager.signal(libc::SIGTERM);
+    assert!(manager.wait(), "{}", manager.log());
+    assert_eq!(manager.count("STOPPING=1"), 1);
+    assert!(manager.kept().is_empty());
+    assert_eq!(fs::read_dir(manager.join("mnt")).unwrap().count(), 0);
+}
+
+#[test]
+fn nothing_fails_while_the_service_is_killed_again_and_again() {
+    if !can_mount() {
+        return;
+    }
+    let times = match std::env::var("CASTORE_FS_KILLS") {
+        Ok(times) => times.parse().unwrap(),
+        Err(_) => 25,
+    };
+    const FOLDERS: usize = 40;
+    let mut manager = service(FOLDERS);
+    manager.start_and_wait();
+    let mnt = manager.join("mnt");
+    // What a program holds: a working directory, an open file, an open folder.
+    let sleeper = Command::new("sh")
+        .args(["-c", "read line; cat file-3 | wc -c; pwd -P"])
+        .current_dir(mnt.join("tree/folder-7"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut open = fs::File::open(mnt.join("tree/folder-1/file-19")).unwrap();
+    let inode = fs::metadata(mnt.join("tree/folder-1")).unwrap().ino();
+    let load = Load::start(&mnt.join("tree"), FOLDERS, 6);
+    let mut pauses = Vec::new();
+    for round in 0..times {
+        std::thread::sleep(Duration::from_millis(40 + 17 * (round % 5)));
+        drop_caches();
+        let before = load.operations();
+        let began = Instant::now();
+        manager.kill();
+        manager.start_and_wait();
+        pauses.push(began.elapsed().as_millis());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while load.operations() < before + 20 {
+            assert!(
+                Instant::now() < deadline,
+                "readers do not go on in round {round}"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut bytes = Vec::new();
+        open.seek(SeekFrom::Start(0)).unwrap();
+        open.read_to_end(&mut bytes).unwrap();
+        assert!(bytes == content(Path::new("folder-1"), 19));
+    }
+    let (operations, longest) = (load.operations(), load.longest.load(Ordering::Relaxed));
+    let failures = load.stop();
+    pauses.sort_unstable();
+    println!(
+        "{times} kills, {operations} operations, {} failed; from kill to ready: median {} ms, most \
+         {} ms; the longest operation took {longest} ms",
+        failures.len(),
+        pauses[pauses.len() / 2],
+        pauses[pauses.len() - 1],
+    );
+    assert!(failures.is_empty(), "{failures:?}");
+    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
+    assert_eq!(
+        fs::metadata(mnt.join("tree/folder-1")).unwrap().ino(),
+        inode
+    );
+    assert!(
+        !manager.log().contains("mounting anew"),
+        "{}",
+        manager.log()
+    );
+    let mut sleeper = sleeper;
+    drop(sleeper.stdin.take());
+    let output = sleeper.wait_with_output().unwrap();
+    let expected = format!(
+        "{}\n{}\n",
+        content(Path::new("folder-7"), 3).len(),
+        mnt.canonicalize().unwrap().join("tree/folder-7").display()
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
+#[test]
+fn what_changes_while_nobody_serves_is_seen_by_the_successor() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(2);
+    manager.start_and_wait();
+    let mnt = manager.join("mnt");
+    let names = |mnt: &Path| {
+        let listed = fs::read_dir(mnt).unwrap();
+        let mut names: Vec<_> = listed.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&mnt), ["tree"]);
+    assert_eq!(fs::read_dir(mnt.join("tree")).unwrap().count(), 2);
+    manager.kill();
+    let other = manager.join("other");
+    make_tree(&other, 3);
+    manager.import(&other, "other");
+    manager.import(&other, "tree");
+    manager.start_and_wait();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while names(&mnt) != ["other", "tree"] || fs::read_dir(mnt.join("tree")).unwrap().count() != 3 {
+        assert!(Instant::now() < deadline, "{:?}", names(&mnt));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // And what another process adds while the successor serves.
+    manager.import(&other, "third");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !names(&mnt).contains(&"third".into()) {
+        assert!(Instant::now() < deadline, "{:?}", names(&mnt));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_node_table_of_another_version_means_a_new_mount_and_a_line_in_the_log() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(2);
+    manager.start_and_wait();
+    assert_eq!(fs::read_dir(manager.join("mnt/tree")).unwrap().count(), 2);
+    manager.kill();
+    // The version is the 32-bit word after the 8 bytes that every such file starts with.
+    let table = manager.kept_descriptor("nodes.tree");
+    rustix::io::pwrite(&table, &99u32.to_ne_bytes(), 8).unwrap();
+    drop(table);
+    manager.start_and_wait();
+    assert_eq!(fs::read_dir(manager.join("mnt/tree")).unwrap().count(), 2);
+    assert!(manager.log().contains("layout 99"), "{}", manager.log());
+    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], false);
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mnt = manager.join("mnt").display().to_string();
+    assert_eq!(mounts.lines().filter(|line| line.contains(&mnt)).count(), 1);
+    // And the new one is kept again.
+    manager.kill();
+    manager.start_and_wait();
+    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
+}
+
+#[test]
+fn a_reload_changes_what_changed_and_nothing_else() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(2);
+    manager.start_and_wait();
+    let pid = manager.pid();
+    let mnt = manager.join("mnt");
+    let device = |path: PathBuf| fs::metadata(path).unwrap().dev();
+    let before = device(mnt.clone());
+    let reload = |manager: &mut Manager| {
+        let (reloading, ready) = (manager.count("RELOADING=1"), manager.count("READY=1"));
+        manager.signal(libc::SIGHUP);
+        manager.wait_for("RELOADING=1", reloading + 1);
+        manager.wait_for("READY=1", ready + 1);
+    };
+
+    manager.configure(&format!(
+        "{ONE_MOUNT}[mounts.second]\npath = '@/second'\nuid = 7\n"
+    ));
+    reload(&mut manager);
+    assert!(
+        manager
+            .messages()
+            .iter()
+            .any(|line| line.starts_with("MONOTONIC_USEC="))
+    );
+    let second = manager.join("second");
+    assert_eq!(fs::metadata(second.join("tree")).unwrap().uid(), 7);
+    assert_eq!(device(mnt.clone()), before);
+
+    // Wrong: refused as a whole.
+    manager.configure("[stores.disk]\nurl = 'local:@/store'\n[mount.tree]\npath = '@/mnt'\n");
+    reload(&mut manager);
+    assert!(manager.log().contains("did you mean"), "{}", manager.log());
+    assert_eq!(device(mnt.clone()), before);
+    assert_eq!(fs::metadata(second.join("tree")).unwrap().uid(), 7);
+
+    // Changed, while somebody uses it.
+    let mut used = fs::File::open(second.join("tree/folder-1/file-0")).unwrap();
+    manager.configure(&format!(
+        "{ONE_MOUNT}[mounts.second]\npath = '@/second'\nuid = 8\n"
+    ));
+    reload(&mut manager);
+    assert_eq!(fs::metadata(second.join("tree")).unwrap().uid(), 8);
+    let mut bytes = Vec::new();
+    used.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == content(Path::new("folder-1"), 0));
+    assert_eq!(manager.status()["leaving"], 1);
+
+    // Removed.
+    manager.configure(ONE_MOUNT);
+    reload(&mut manager);
+    assert_eq!(fs::read_dir(&second).unwrap().count(), 0);
+    assert_eq!(manager.kept(), ["mount.tree", "nodes.tree"]);
+    assert_eq!(device(mnt.clone()), before);
+    assert_eq!(manager.pid(), pid);
+}
+
+#[test]
+fn a_stop_waits_for_those_who_still_read_and_says_so() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(2);
+    manager.start_and_wait();
+    let mnt = manager.join("mnt");
+    let mut used = fs::File::open(mnt.join("tree/folder-1/file-5")).unwrap();
+    manager.signal(libc::SIGTERM);
+    manager.wait_for("EXTEND_TIMEOUT_USEC=10000000", 1);
+    assert_eq!(fs::read_dir(&mnt).unwrap().count(), 0, "out of the tree");
+    drop_caches();
+    let mut bytes = Vec::new();
+    used.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == content(Path::new("folder-1"), 5));
+    drop(used);
+    let began = Instant::now();
+    assert!(manager.wait());
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "it waits for nobody"
+    );
+}
+
+#[test]
+fn the_watchdog_hears_from_a_service_that_works() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(1).with_watchdog(Duration::from_millis(200));
+    manager.start_and_wait();
+    manager.wait_for("WATCHDOG=1", 5);
+}
+
+#[test]
+fn a_mount_that_was_lost_is_made_again() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(2);
+    manager.start_and_wait();
+    // Nobody kept its descriptors: a service manager without a descriptor store.
+    manager.kill();
+    manager.forget_everything();
+    assert!(fs::read_dir(manager.join("mnt")).is_err());
+    manager.start_and_wait();
+    assert_eq!(fs::read_dir(manager.join("mnt/tree")).unwrap().count(), 2);
+}
+
+#[test]
+fn a_start_that_fails_names_what_failed_and_leaves_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(1);
+    manager.configure(&format!(
+        "{ONE_MOUNT}[mounts.second]\npath = '@/second'\nroot = 'no-such'\n"
+    ));
+    manager.start();
+    assert!(!manager.wait());
+    assert!(manager.log().contains("second"), "{}", manager.log());
+    assert!(manager.log().contains("no-such"), "{}", manager.log());
+    assert!(manager.kept().is_empty());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains(manager.path().to_str().unwrap()));
+}
