@@ -1,6 +1,6 @@
 //! The service: everything that `castore-fs daemon` runs, as one systemd unit.
 //!
-//! [`Config`] says what: stores, and what is made of them (mounts, sockets for virtual machines, listeners). [`run`] keeps that
+//! [`Config`] says what: stores, and what is made of them (mounts, listeners). [`run`] keeps that
 //! running, tells systemd how it is, and leaves its mounts to its own successor, so that a restart,
 //! a crash or an upgrade is a pause for those who read and nothing else.
 
@@ -12,10 +12,9 @@ mod mounts;
 mod sockets;
 mod status;
 mod systemd;
-mod virtiofs;
 mod watchdog;
 
 pub use config::{Config, Problem};
 pub use daemon::{DaemonError, run};
 pub use sockets::{SocketError, ask_status};
-pub use status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};
+pub use status::{ListenStatus, MountStatus, Status, StoreStatus};

@@ -1,14 +1,14 @@
 //! `castore-fs virtiofs`.
 
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use castore_fs::fs::{Options, Owner};
 use castore_fs::sandbox::Sandbox;
 use castore_fs::store;
 use castore_fs::transport::virtiofs::{
-    Access, DeviceOptions, Endpoint, MOST_QUEUES, ROOT_TIMEOUT, Socket, Tag, group_id,
+    Access, DeviceOptions, Endpoint, MOST_QUEUES, ROOT_TIMEOUT, Socket, Tag,
 };
 use clap::Args;
 
@@ -82,8 +82,11 @@ pub(super) struct Virtiofs {
     no_sandbox: bool,
 }
 
-fn mode(text: &str) -> Result<u32, &'static str> {
-    Access::parse_mode(text).ok_or("a mode is octal, 000 to 777")
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("a mode is octal, 000 to 777".to_owned()),
+    }
 }
 
 impl Virtiofs {
@@ -143,7 +146,7 @@ impl Virtiofs {
             let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
             sockets.push(Socket::inherited(descriptor)?);
         }
-        let gid = self.socket_group.as_deref().map(group_id).transpose()?;
+        let gid = self.socket_group.as_deref().map(group).transpose()?;
         let access = Access {
             mode: self.socket_mode,
             gid,
@@ -175,4 +178,19 @@ impl Virtiofs {
         }
         Ok(())
     }
+}
+
+/// The id of a group given by name or number.
+fn group(group: &str) -> Result<u32, Failure> {
+    if let Ok(id) = group.parse() {
+        return Ok(id);
+    }
+    let groups = std::fs::read_to_string(Path::new("/etc/group"))
+        .map_err(|error| failure(format!("cannot read /etc/group: {error}")))?;
+    let found = groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let id = (fields.next() == Some(group)).then(|| fields.nth(1))??;
+        id.parse().ok()
+    });
+    found.ok_or_else(|| failure(format!("there is no group {group} in /etc/group")))
 }

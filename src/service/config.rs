@@ -46,8 +46,6 @@ pub struct Config {
     pub stores: BTreeMap<String, Store>,
     /// What is mounted on this machine.
     pub mounts: BTreeMap<String, Mount>,
-    /// What virtual machines are shown, over virtiofs.
-    pub virtiofs: BTreeMap<String, Virtiofs>,
     /// Sockets on which stores are served over gRPC.
     pub listen: BTreeMap<String, Listen>,
     /// How the running service is asked and told things.
@@ -122,48 +120,6 @@ pub enum Reads {
     Passthrough,
 }
 
-/// A socket that serves a store to virtual machines, over virtiofs.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Virtiofs {
-    /// The store that is shown, by its name in this file. Can be left out where there is only one.
-    pub store: Option<String>,
-    /// Where front ends (QEMU, cloud-hypervisor, crosvm) connect: an absolute path. Its folder has
-    /// to be there.
-    pub socket: PathBuf,
-    /// The socket's permissions, in octal; who may write may connect.
-    #[serde(default = "socket_mode")]
-    pub socket_mode: String,
-    /// The socket's group, by name or number.
-    pub socket_group: Option<String>,
-    /// The tag by which guests mount, for front ends that ask for it (crosvm); with others it is on
-    /// their command line.
-    pub tag: Option<String>,
-    /// Request queues that a front end can use, 1 to 63, each with a worker of its own.
-    #[serde(default = "queues")]
-    pub queues: u8,
-    /// Show this directory at the top, by root name (`tree`, `tree/share`) or digest; else the
-    /// store's root nodes are shown by name.
-    pub root: Option<String>,
-    /// Whether root nodes can be listed; looked up by name they can always be.
-    #[serde(default = "yes")]
-    pub list_root: bool,
-    /// Who owns every file: user id.
-    #[serde(default)]
-    pub uid: u32,
-    /// Who owns every file: group id.
-    #[serde(default)]
-    pub gid: u32,
-    /// Whether extended attributes are answered, which tell digests.
-    #[serde(default)]
-    pub xattr: bool,
-    /// How much memory may hold Directories, for each guest.
-    #[cfg_attr(test, schemars(with = "String", default = "directory_memory_text"))]
-    #[serde(default = "directory_memory")]
-    pub directory_memory: Size,
-}
-
 /// A socket that serves a store over gRPC.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -233,7 +189,6 @@ impl Default for Config {
             drain: drain(),
             stores: BTreeMap::new(),
             mounts: BTreeMap::new(),
-            virtiofs: BTreeMap::new(),
             listen: BTreeMap::new(),
             control: Control::default(),
             metrics: Metrics::default(),
@@ -249,14 +204,6 @@ fn drain() -> Span {
 #[cfg(test)]
 fn drain_text() -> String {
     "20s".to_owned()
-}
-
-fn socket_mode() -> String {
-    "600".to_owned()
-}
-
-fn queues() -> u8 {
-    8
 }
 
 fn yes() -> bool {

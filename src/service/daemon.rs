@@ -31,12 +31,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::config::{self, Config};
 use super::mounts::{self, Served, StartError, Wanted};
 use super::sockets::{self, Ask, Serving, SocketError};
-use super::status::{MountStatus, Status, StoreStatus, VirtiofsStatus};
+use super::status::{MountStatus, Status, StoreStatus};
 use super::watchdog::{self, Watched};
-use super::{log, systemd, virtiofs};
+use super::{log, systemd};
 use crate::store::{self, Store};
 use crate::transport::fuse::{Session, Unmounted};
-use crate::transport::virtiofs::Endpoint;
 
 /// How often the status line is looked at, and whether mounts are still there.
 const TICK: Duration = Duration::from_secs(2);
@@ -64,14 +63,6 @@ pub enum DaemonError {
         name: String,
         /// Why.
         source: Box<StartError>,
-    },
-    /// Virtual machines cannot be served.
-    #[error("the virtiofs socket {name:?}: {source}")]
-    Virtiofs {
-        /// Its name in the configuration.
-        name: String,
-        /// Why.
-        source: Box<virtiofs::EndpointError>,
     },
     /// A socket cannot be had.
     #[error(transparent)]
@@ -113,7 +104,6 @@ struct Opened {
 struct View {
     stores: BTreeMap<String, Arc<dyn Store>>,
     mounts: BTreeMap<String, ViewedMount>,
-    virtiofs: BTreeMap<String, ViewedEndpoint>,
     leaving: u64,
 }
 
@@ -125,12 +115,6 @@ struct ViewedMount {
     adopted: bool,
 }
 
-#[derive(Clone)]
-struct ViewedEndpoint {
-    wanted: virtiofs::Wanted,
-    endpoint: Arc<Endpoint>,
-}
-
 struct Daemon {
     file: PathBuf,
     config: Config,
@@ -138,7 +122,6 @@ struct Daemon {
     started: Instant,
     stores: BTreeMap<String, Opened>,
     mounts: BTreeMap<String, Served>,
-    virtiofs: BTreeMap<String, virtiofs::Served>,
     /// Out of the tree and still used.
     leaving: Vec<Arc<Session>>,
     control: Option<Serving>,
@@ -167,7 +150,6 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
         started,
         stores: BTreeMap::new(),
         mounts: BTreeMap::new(),
-        virtiofs: BTreeMap::new(),
         leaving: Vec::new(),
         control: None,
         metrics: None,
@@ -221,13 +203,6 @@ impl Daemon {
         }
         for (name, left) in left {
             mounts::end_left(&name, left);
-        }
-        for (name, wanted) in self.wanted_virtiofs(&self.config, &self.stores) {
-            self.start_virtiofs(&name, wanted)
-                .map_err(|source| DaemonError::Virtiofs {
-                    name,
-                    source: source.into(),
-                })?;
         }
         self.refresh();
         let handle = self.runtime.handle().clone();
@@ -292,37 +267,6 @@ impl Daemon {
             }
         }
         all
-    }
-
-    fn wanted_virtiofs(
-        &self,
-        config: &Config,
-        stores: &BTreeMap<String, Opened>,
-    ) -> BTreeMap<String, virtiofs::Wanted> {
-        let wanted = config.virtiofs.iter().filter_map(|(name, virtiofs)| {
-            let store = config.store_of(virtiofs.store.as_deref());
-            let wanted = virtiofs::Wanted {
-                config: virtiofs.clone(),
-                // Checked when the configuration was read: it is there.
-                store_config: stores.get(&store)?.config.clone(),
-                store,
-            };
-            Some((name.clone(), wanted))
-        });
-        wanted.collect()
-    }
-
-    fn start_virtiofs(
-        &mut self,
-        name: &str,
-        wanted: virtiofs::Wanted,
-    ) -> Result<(), virtiofs::EndpointError> {
-        let Some(opened) = self.stores.get(&wanted.store) else {
-            return Ok(());
-        };
-        let served = wanted.start(name, opened.store.clone(), self.runtime.handle())?;
-        self.virtiofs.insert(name.to_owned(), served);
-        Ok(())
     }
 
     fn start_mount(
@@ -428,24 +372,8 @@ impl Daemon {
                 self.take_down(&name, served.session);
             }
         }
-        let mut wanted_virtiofs = self.wanted_virtiofs(&config, &stores);
-        // Guests of a socket that goes, or changes, see EIO from here on.
-        self.virtiofs.retain(|name, served| {
-            let same = wanted_virtiofs.get(name) == Some(&served.wanted);
-            if same {
-                wanted_virtiofs.remove(name);
-            }
-            same
-        });
         self.stores = stores;
         self.config = config;
-        // What others look at holds on to the sockets that were closed just now.
-        self.refresh();
-        for (name, wanted) in wanted_virtiofs {
-            if let Err(error) = self.start_virtiofs(&name, wanted) {
-                tracing::error!(VIRTIOFS = name, %error, "cannot serve virtual machines");
-            }
-        }
         for (name, wanted) in wanted {
             if let Err(error) = self.start_mount(&name, wanted, None) {
                 tracing::error!(MOUNT = name, %error, "cannot mount");
@@ -489,7 +417,6 @@ impl Daemon {
                 self.take_down(&name, served.session);
             }
         }
-        self.virtiofs.clear();
         self.refresh();
         let deadline = Instant::now() + self.config.drain.0;
         loop {
@@ -541,17 +468,6 @@ impl Daemon {
             mounts: mounts
                 .map(|(name, served)| (name.clone(), viewed(served)))
                 .collect(),
-            virtiofs: self
-                .virtiofs
-                .iter()
-                .map(|(name, served)| {
-                    let viewed = ViewedEndpoint {
-                        wanted: served.wanted.clone(),
-                        endpoint: served.endpoint.clone(),
-                    };
-                    (name.clone(), viewed)
-                })
-                .collect(),
             leaving: self.leaving.len() as u64,
         };
         let sessions = view.mounts.iter();
@@ -596,27 +512,6 @@ fn status(view: &View, started: Instant) -> Status {
             table_bytes: nodes.table_bytes as u64,
         }
     };
-    let of_virtiofs = |viewed: &ViewedEndpoint| {
-        let now = viewed.endpoint.status();
-        let mut requests = BTreeMap::new();
-        for guest in &now.guests {
-            for (kind, count) in &guest.requests.0 {
-                *requests.entry((*kind).to_owned()).or_insert(0) += count;
-            }
-        }
-        let directories = now
-            .guests
-            .iter()
-            .map(|guest| guest.nodes.directories as u64);
-        VirtiofsStatus {
-            socket: viewed.wanted.config.socket.clone(),
-            store: viewed.wanted.store.clone(),
-            connections: now.connections,
-            guests: now.guests.len() as u64,
-            requests,
-            live_directories: directories.sum(),
-        }
-    };
     let (stores, mounts) = (view.stores.iter(), view.mounts.iter());
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -627,11 +522,6 @@ fn status(view: &View, started: Instant) -> Status {
             .collect(),
         mounts: mounts
             .map(|(name, mount)| (name.clone(), of_mount(mount)))
-            .collect(),
-        virtiofs: view
-            .virtiofs
-            .iter()
-            .map(|(name, viewed)| (name.clone(), of_virtiofs(viewed)))
             .collect(),
         listen: BTreeMap::new(),
         leaving: view.leaving,

@@ -104,39 +104,6 @@ const METRICS: &[Metric] = &[
         },
     },
     Metric {
-        name: "castore_fs_virtiofs_guests",
-        kind: Kind::Gauge,
-        labels: "virtiofs",
-        help: "Front ends of virtual machines that are connected to the socket.",
-        read: |status, to| {
-            for (name, virtiofs) in &status.virtiofs {
-                to.put(&[("virtiofs", name)], virtiofs.guests);
-            }
-        },
-    },
-    Metric {
-        name: "castore_fs_virtiofs_connections_total",
-        kind: Kind::Counter,
-        labels: "virtiofs",
-        help: "Front ends that connected to the socket since it is served.",
-        read: |status, to| {
-            for (name, virtiofs) in &status.virtiofs {
-                to.put(&[("virtiofs", name)], virtiofs.connections);
-            }
-        },
-    },
-    Metric {
-        name: "castore_fs_virtiofs_live_directories",
-        kind: Kind::Gauge,
-        labels: "virtiofs",
-        help: "Directories that the guests of the socket know.",
-        read: |status, to| {
-            for (name, virtiofs) in &status.virtiofs {
-                to.put(&[("virtiofs", name)], virtiofs.live_directories);
-            }
-        },
-    },
-    Metric {
         name: "castore_fs_live_directories",
         kind: Kind::Gauge,
         labels: "mount",

@@ -283,8 +283,7 @@ fn make_folder(path: &Path) -> Result<(), StartError> {
     }
 }
 
-/// The directory of `store` that `root` names.
-pub fn find_top(root: &str, store: &Blocking) -> Result<Top, StartError> {
+fn find_top(root: &str, store: &Blocking) -> Result<Top, StartError> {
     let failed = |source: tree::Error| StartError::Root {
         root: root.to_owned(),
         source: source.into(),

@@ -18,9 +18,6 @@ pub struct Status {
     pub stores: BTreeMap<String, StoreStatus>,
     /// Mounts by name.
     pub mounts: BTreeMap<String, MountStatus>,
-    /// Sockets for virtual machines, by name.
-    #[serde(default)]
-    pub virtiofs: BTreeMap<String, VirtiofsStatus>,
     /// Listeners by name.
     pub listen: BTreeMap<String, ListenStatus>,
     /// Mounts that are out of the tree and still used.
@@ -63,23 +60,6 @@ pub struct MountStatus {
     pub table_bytes: u64,
 }
 
-/// A socket for virtual machines.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VirtiofsStatus {
-    /// Where it is.
-    pub socket: PathBuf,
-    /// The name of its store.
-    pub store: String,
-    /// Front ends that connected so far.
-    pub connections: u64,
-    /// Front ends that are connected.
-    pub guests: u64,
-    /// Requests of those that are connected, by kind.
-    pub requests: BTreeMap<String, u64>,
-    /// Directories that these guests know.
-    pub live_directories: u64,
-}
-
 /// A listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenStatus {
@@ -106,14 +86,6 @@ impl Status {
             },
             count(self.listen.len(), "listener", "listeners"),
         ];
-        if !self.virtiofs.is_empty() {
-            let guests: u64 = self.virtiofs.values().map(|virtiofs| virtiofs.guests).sum();
-            parts.push(count(
-                guests as usize,
-                "virtual machine",
-                "virtual machines",
-            ));
-        }
         let live: u64 = self
             .mounts
             .values()

@@ -39,7 +39,7 @@ use std::time::Duration;
 pub use endpoint::{
     DeviceOptions, Endpoint, EndpointStatus, GuestStatus, MOST_QUEUES, Tag, TagError,
 };
-pub use socket::{Access, Socket, SocketError, group_id};
+pub use socket::{Access, Socket, SocketError};
 
 /// How long a guest may keep the name of a root node.
 pub const ROOT_TIMEOUT: Duration = Duration::from_secs(1);

@@ -586,7 +586,10 @@ fn an_endpoint_that_ends_answers_eio() {
     drop(endpoint);
     let lookup = fuse::lookup(ROOT, b"file");
     assert_eq!(fuse::body(&guest.request(1, &lookup, ROOM)), Err(libc::EIO));
-    // Nobody takes connections, and the place is free for another socket.
-    std::os::unix::net::UnixStream::connect(&socket).unwrap_err();
-    Socket::bind(&socket, Access::default()).unwrap();
+    // Nobody takes connections; the accepting thread notices in a moment.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        assert!(Instant::now() < deadline, "connections are still taken");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use super::problem::{Source, nearest};
 use super::{Config, DEFAULT_STORE, Problem};
-use crate::transport::virtiofs::{Access, MOST_QUEUES, Tag};
 
 /// Bytes of a name, at most: it becomes part of a descriptor's name in systemd.
 const LONGEST_NAME: usize = 100;
@@ -24,7 +23,6 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
     };
     names("stores", config.stores.keys().collect());
     names("mounts", config.mounts.keys().collect());
-    names("virtiofs", config.virtiofs.keys().collect());
     names("listen", config.listen.keys().collect());
     for (name, store) in &config.stores {
         if let Some(what) = bad_url(&store.url) {
@@ -32,7 +30,6 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
         }
     }
     check_mounts(config, source, &mut problems);
-    check_virtiofs(config, source, &mut problems);
     for (name, listen) in &config.listen {
         let key = |last| ["listen", name.as_str(), last];
         if let Some(what) = bad_store(config, listen.store.as_deref()) {
@@ -80,38 +77,6 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
             problems.push(source.at(&key("threads"), what));
         }
         if mount.root.is_some() && !mount.list_root {
-            let what = "this says whether root nodes are listed, and with `root` none are shown";
-            problems.push(source.at(&key("list-root"), what));
-        }
-    }
-}
-
-fn check_virtiofs(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
-    let mut places: BTreeMap<&Path, &str> = BTreeMap::new();
-    for (name, virtiofs) in &config.virtiofs {
-        let key = |last| ["virtiofs", name.as_str(), last];
-        if let Some(what) = bad_store(config, virtiofs.store.as_deref()) {
-            problems.push(source.at(&key("store"), what));
-        }
-        if !virtiofs.socket.is_absolute() {
-            problems.push(source.at(&key("socket"), "this must be an absolute path"));
-        }
-        if let Some(other) = places.insert(&virtiofs.socket, name) {
-            let what = format!("the socket of {other:?} is at this place already");
-            problems.push(source.at(&key("socket"), what));
-        }
-        if Access::parse_mode(&virtiofs.socket_mode).is_none() {
-            let what = "a mode is octal, 000 to 777";
-            problems.push(source.at(&key("socket-mode"), what));
-        }
-        if let Some(Err(error)) = virtiofs.tag.as_deref().map(Tag::new) {
-            problems.push(source.at(&key("tag"), error.to_string()));
-        }
-        if !(1..=MOST_QUEUES).contains(&usize::from(virtiofs.queues)) {
-            let what = format!("this must be 1 to {MOST_QUEUES}");
-            problems.push(source.at(&key("queues"), what));
-        }
-        if virtiofs.root.is_some() && !virtiofs.list_root {
             let what = "this says whether root nodes are listed, and with `root` none are shown";
             problems.push(source.at(&key("list-root"), what));
         }

@@ -66,18 +66,6 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
             "test.toml:5: mounts.m.store: there are several stores (a, b): say which",
         ),
         (
-            "[virtiofs.v]\nsocket = 's'\n",
-            "test.toml:2: virtiofs.v.socket: this must be an absolute path",
-        ),
-        (
-            "[virtiofs.v]\nsocket = '/s'\nsocket-mode = 'rw'\n",
-            "test.toml:3: virtiofs.v.socket-mode: a mode is octal, 000 to 777",
-        ),
-        (
-            "[virtiofs.v]\nsocket = '/s'\nqueues = 64\n",
-            "test.toml:3: virtiofs.v.queues: this must be 1 to 63",
-        ),
-        (
             "[listen.l]\naddress = 'nowhere'\n",
             "test.toml:2: listen.l.address: \"nowhere\" is no address: write unix:/PATH or HOST:PORT",
         ),

@@ -7,8 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -80,15 +79,12 @@ impl Default for DeviceOptions {
 /// A socket that is being served, until it is dropped.
 pub struct Endpoint {
     shared: Arc<Shared>,
-    accepting: Option<JoinHandle<()>>,
 }
 
 struct Shared {
     shown: Arc<Shown>,
     device: DeviceOptions,
-    /// No more connections are to be taken.
-    ended: AtomicBool,
-    /// Readable from then on.
+    /// Readable when no more connections are to be taken.
     end: OwnedFd,
     guests: Mutex<Vec<(u64, Arc<Guest>)>>,
     /// Told when a connection ends.
@@ -136,7 +132,6 @@ impl Endpoint {
         let shared = Arc::new(Shared {
             shown: Arc::new(shown),
             device,
-            ended: AtomicBool::new(false),
             end: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             guests: Mutex::default(),
             left: Condvar::new(),
@@ -144,13 +139,10 @@ impl Endpoint {
         });
         let accepting = shared.clone();
         let listener = Listener::from(socket.try_clone()?);
-        let accepting = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("virtiofs-accept".into())
             .spawn(move || accepting.accept(&socket, listener))?;
-        Ok(Self {
-            shared,
-            accepting: Some(accepting),
-        })
+        Ok(Self { shared })
     }
 
     /// What goes on.
@@ -170,18 +162,12 @@ impl Endpoint {
 }
 
 impl Drop for Endpoint {
-    /// Takes no more connections: the socket is closed when this returns. Whoever is connected is
-    /// answered EIO from now on, and leaves when it likes.
+    /// Takes no more connections. Whoever is connected is answered EIO from now on, and leaves when
+    /// it likes.
     fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Relaxed);
         let _ = rustix::io::write(&self.shared.end, &1u64.to_ne_bytes());
         for (_, guest) in self.shared.guests.lock().iter() {
             guest.dismiss();
-        }
-        self.shared.left.notify_all();
-        if let Some(accepting) = self.accepting.take() {
-            // A panic there was printed; there is nothing to add.
-            let _ = accepting.join();
         }
     }
 }
@@ -200,7 +186,7 @@ impl Shared {
     fn wait_for_connection(&self, socket: &Socket) -> bool {
         loop {
             let mut guests = self.guests.lock();
-            while guests.len() >= MOST_CONNECTIONS && !self.ended.load(Ordering::Relaxed) {
+            while guests.len() >= MOST_CONNECTIONS {
                 self.left.wait(&mut guests);
             }
             drop(guests);

@@ -30,9 +30,6 @@ pub enum SocketError {
         "the path of a socket can have {LONGEST_PATH} bytes, and {} has more", .0.display()
     )]
     TooLong(PathBuf),
-    /// The group is not known.
-    #[error("there is no group {0} in /etc/group")]
-    NoGroup(String),
     /// The descriptor that was inherited is no listening stream socket.
     #[error("the inherited descriptor is no socket that listens: {0}")]
     Inherited(io::Error),
@@ -55,28 +52,6 @@ pub struct Access {
     pub mode: u32,
     /// Its group, if not ours.
     pub gid: Option<u32>,
-}
-
-impl Access {
-    /// A mode as people write it: octal, `000` to `777`.
-    pub fn parse_mode(text: &str) -> Option<u32> {
-        let mode = u32::from_str_radix(text, 8).ok()?;
-        (mode <= 0o777).then_some(mode)
-    }
-}
-
-/// The id of a group that is given by name or number.
-pub fn group_id(group: &str) -> Result<u32, SocketError> {
-    if let Ok(id) = group.parse() {
-        return Ok(id);
-    }
-    let groups = fs::read_to_string("/etc/group").unwrap_or_default();
-    let found = groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let id = (fields.next() == Some(group)).then(|| fields.nth(1))??;
-        id.parse().ok()
-    });
-    found.ok_or_else(|| SocketError::NoGroup(group.to_owned()))
 }
 
 impl Default for Access {
