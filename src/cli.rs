@@ -10,8 +10,8 @@
 
 mod cat;
 mod check_config;
-mod daemon;
 mod copy;
+mod daemon;
 mod export;
 mod failure;
 mod generate;
