@@ -6,6 +6,7 @@
 
 pub mod config;
 mod daemon;
+mod endpoints;
 mod log;
 mod metrics;
 mod mounts;
@@ -17,4 +18,4 @@ mod watchdog;
 pub use config::{Config, Problem};
 pub use daemon::{DaemonError, run};
 pub use sockets::{SocketError, ask_status};
-pub use status::{ListenStatus, MountStatus, Status, StoreStatus};
+pub use status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};

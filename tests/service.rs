@@ -439,3 +439,92 @@ fn a_start_that_fails_names_what_failed_and_leaves_nothing() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(manager.path().to_str().unwrap()));
 }
+
+fn list_over(socket: &Path) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+        .args(["ls", "--store"])
+        .arg(format!("grpc+unix:{}", socket.display()))
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn an_empty_configuration_serves_the_embedded_store_on_its_own_socket() {
+    let mut manager = Manager::new("state-dir = '@/store'\n");
+    let tree = manager.join("tree");
+    make_tree(&tree, 1);
+    manager.import(&tree, "tree");
+    manager.start_and_wait();
+    // READY was said: the socket accepts at once.
+    let listed = list_over(&manager.join("castore.sock"));
+    assert_eq!(
+        String::from_utf8_lossy(&listed.stdout),
+        "tree\n",
+        "{listed:?}"
+    );
+    // Through the service, as through the folder.
+    let url = format!("grpc+unix:{}", manager.join("castore.sock").display());
+    let imported = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+        .args(["import", "--store", &url, "--name", "through"])
+        .arg(&tree)
+        .output()
+        .unwrap();
+    assert!(imported.status.success(), "{imported:?}");
+    let listed = list_over(&manager.join("castore.sock"));
+    assert_eq!(String::from_utf8_lossy(&listed.stdout), "through\ntree\n");
+    manager.signal(libc::SIGTERM);
+    assert!(manager.wait(), "{}", manager.log());
+}
+
+#[test]
+fn a_reload_changes_listeners_and_devices_and_leaves_the_others() {
+    const BASE: &str = "[stores.disk]\nurl = 'local:@/store'\n[listen.a]\naddress = 'unix:@/a'\n";
+    let mut manager = Manager::new(&format!("{BASE}[virtiofs.vm]\nsocket = '@/vm'\n"));
+    let tree = manager.join("tree");
+    make_tree(&tree, 1);
+    manager.import(&tree, "tree");
+    manager.start_and_wait();
+    assert!(list_over(&manager.join("a")).status.success());
+    // The device takes its monitor's connection.
+    let monitor = std::os::unix::net::UnixStream::connect(manager.join("vm")).unwrap();
+    let status = manager.status();
+    assert_eq!(status["virtiofs"]["vm"]["store"], "disk");
+    assert_eq!(status["listen"]["a"]["writable"], false);
+    let before = fs::metadata(manager.join("a")).unwrap().ino();
+    drop(monitor);
+
+    manager.configure(&format!(
+        "{BASE}[listen.b]\naddress = 'unix:@/b'\nsocket-mode = '660'\n"
+    ));
+    let ready = manager.count("READY=1");
+    manager.signal(libc::SIGHUP);
+    manager.wait_for("READY=1", ready + 1);
+    assert!(list_over(&manager.join("b")).status.success());
+    assert!(list_over(&manager.join("a")).status.success());
+    assert_eq!(fs::metadata(manager.join("a")).unwrap().ino(), before);
+    assert_eq!(
+        fs::metadata(manager.join("b")).unwrap().mode() & 0o777,
+        0o660
+    );
+    assert!(std::os::unix::net::UnixStream::connect(manager.join("vm")).is_err());
+    assert!(manager.status()["virtiofs"].as_object().unwrap().is_empty());
+}
+
+#[test]
+fn metrics_are_served_where_they_are_asked_for_and_nowhere_else() {
+    use std::io::Write;
+    let mut manager =
+        Manager::new("state-dir = '@/store'\n[metrics]\naddress = 'unix:@/metrics'\n");
+    manager.start_and_wait();
+    let get = |path: &str| {
+        let mut stream = std::os::unix::net::UnixStream::connect(manager.join("metrics")).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let answer = get("/metrics");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("\ncastore_fs_uptime_seconds "), "{answer}");
+    assert!(get("/").starts_with("HTTP/1.1 404 "));
+}

@@ -21,7 +21,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use problem::Problem;
-pub use quantity::{Size, Span};
+pub use quantity::{Mode, Size, Span};
 
 /// The name of the store that there is when the file names none.
 pub const DEFAULT_STORE: &str = "default";
@@ -46,7 +46,11 @@ pub struct Config {
     pub stores: BTreeMap<String, Store>,
     /// What is mounted on this machine.
     pub mounts: BTreeMap<String, Mount>,
-    /// Sockets on which stores are served over gRPC.
+    /// Devices for virtual machines, which mount what is served there.
+    pub virtiofs: BTreeMap<String, Virtiofs>,
+    /// Sockets on which stores are served over gRPC. Without any mount, device or socket there is
+    /// one named `default`: `castore.sock` in systemd's `RuntimeDirectory=`, else in
+    /// `/run/castore-fs`.
     pub listen: BTreeMap<String, Listen>,
     /// How the running service is asked and told things.
     pub control: Control,
@@ -61,8 +65,28 @@ pub struct Config {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Store {
-    /// Where it is: `local:/PATH` for a folder, `memory:` for this process's memory.
+    /// Where it is: `local:/PATH` for a folder, `memory:` for this process's memory,
+    /// `grpc+https://HOST:PORT`, `grpc+http://HOST:PORT` or `grpc+unix:/PATH` for one behind a gRPC
+    /// server, `objectstore+s3://BUCKET/PATH` and the like for one in an object store.
     pub url: String,
+    /// The file with the bearer token for a gRPC server. Secrets are never part of this file.
+    pub token_file: Option<PathBuf>,
+}
+
+impl Store {
+    /// The URL to open: with what does not belong into logs.
+    pub fn full_url(&self) -> String {
+        match &self.token_file {
+            None => self.url.clone(),
+            Some(path) => {
+                let query: String = url::form_urlencoded::Serializer::new(String::new())
+                    .append_pair("token-file", &path.to_string_lossy())
+                    .finish();
+                let separator = if self.url.contains('?') { '&' } else { '?' };
+                format!("{}{separator}{query}", self.url)
+            }
+        }
+    }
 }
 
 /// A mount.
@@ -128,11 +152,50 @@ pub struct Listen {
     /// The store that is served, by its name in this file. Can be left out where there is only
     /// one.
     pub store: Option<String>,
-    /// Where: `unix:/PATH`, or `HOST:PORT`.
+    /// Where: `unix:/PATH`, `HOST:PORT`, or `systemd:NAME` for what a socket unit passes on under
+    /// that name (`FileDescriptorName=`).
     pub address: String,
     /// Whether clients may add to the store.
     #[serde(default)]
     pub writable: bool,
+    /// Who may connect to a unix socket: its permissions, in octal.
+    #[cfg_attr(test, schemars(with = "String", default = "socket_mode_text"))]
+    #[serde(default = "socket_mode")]
+    pub socket_mode: Mode,
+}
+
+/// A virtiofs device, as a vhost-user socket to which a virtual machine's monitor connects.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Virtiofs {
+    /// The store that is shown, by its name in this file. Can be left out where there is only one.
+    pub store: Option<String>,
+    /// The socket: an absolute path.
+    pub socket: PathBuf,
+    /// Who may connect: the socket's permissions, in octal.
+    #[cfg_attr(test, schemars(with = "String", default = "socket_mode_text"))]
+    #[serde(default = "socket_mode")]
+    pub socket_mode: Mode,
+    /// The tag by which a guest mounts, for monitors that ask the device for it.
+    pub tag: Option<String>,
+    /// Request queues, 1 to 63, each with a thread.
+    #[serde(default = "queues")]
+    pub queues: u8,
+    /// Show this directory at the top, by root name or digest; else the store's root nodes.
+    pub root: Option<String>,
+    /// Whether root nodes can be listed; looked up by name they can always be.
+    #[serde(default = "yes")]
+    pub list_root: bool,
+    /// Who owns every file: user id.
+    #[serde(default)]
+    pub uid: u32,
+    /// Who owns every file: group id.
+    #[serde(default)]
+    pub gid: u32,
+    /// Whether extended attributes are answered.
+    #[serde(default)]
+    pub xattr: bool,
 }
 
 /// The control socket, which `castore-fs status` asks.
@@ -189,6 +252,7 @@ impl Default for Config {
             drain: drain(),
             stores: BTreeMap::new(),
             mounts: BTreeMap::new(),
+            virtiofs: BTreeMap::new(),
             listen: BTreeMap::new(),
             control: Control::default(),
             metrics: Metrics::default(),
@@ -208,6 +272,19 @@ fn drain_text() -> String {
 
 fn yes() -> bool {
     true
+}
+
+fn queues() -> u8 {
+    8
+}
+
+fn socket_mode() -> Mode {
+    Mode(0o600)
+}
+
+#[cfg(test)]
+fn socket_mode_text() -> String {
+    "600".to_owned()
 }
 
 fn read_ahead() -> Size {
@@ -271,9 +348,26 @@ impl Config {
         let mut stores = self.stores.clone();
         if stores.is_empty() {
             let url = format!("local:{}", self.state_dir().display());
-            stores.insert(DEFAULT_STORE.to_owned(), Store { url });
+            let token_file = None;
+            stores.insert(DEFAULT_STORE.to_owned(), Store { url, token_file });
         }
         stores
+    }
+
+    /// The listeners, the implied one included.
+    pub fn all_listeners(&self) -> BTreeMap<String, Listen> {
+        let mut listeners = self.listen.clone();
+        if listeners.is_empty() && self.mounts.is_empty() && self.virtiofs.is_empty() {
+            let socket = runtime_dir().join("castore.sock");
+            let listen = Listen {
+                store: Some(self.store_of(None)),
+                address: format!("unix:{}", socket.display()),
+                writable: true,
+                socket_mode: socket_mode(),
+            };
+            listeners.insert(DEFAULT_STORE.to_owned(), listen);
+        }
+        listeners
     }
 
     /// The name of the store that `named` means: what it says, or the only one.

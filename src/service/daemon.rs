@@ -18,6 +18,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -29,13 +30,15 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::{self, Config};
+use super::endpoints::{self, EndpointError, Listening};
 use super::mounts::{self, Served, StartError, Wanted};
 use super::sockets::{self, Ask, Serving, SocketError};
-use super::status::{MountStatus, Status, StoreStatus};
+use super::status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};
 use super::watchdog::{self, Watched};
 use super::{log, systemd};
 use crate::store::{self, Store};
 use crate::transport::fuse::{Session, Unmounted};
+use crate::transport::virtiofs::Endpoint;
 
 /// How often the status line is looked at, and whether mounts are still there.
 const TICK: Duration = Duration::from_secs(2);
@@ -63,6 +66,16 @@ pub enum DaemonError {
         name: String,
         /// Why.
         source: Box<StartError>,
+    },
+    /// A listener or device cannot be had.
+    #[error("the {kind} {name:?}: {source}")]
+    Endpoint {
+        /// What it is.
+        kind: &'static str,
+        /// Its name in the configuration.
+        name: String,
+        /// Why.
+        source: Box<EndpointError>,
     },
     /// A socket cannot be had.
     #[error(transparent)]
@@ -104,7 +117,16 @@ struct Opened {
 struct View {
     stores: BTreeMap<String, Arc<dyn Store>>,
     mounts: BTreeMap<String, ViewedMount>,
+    devices: BTreeMap<String, ViewedDevice>,
+    listen: BTreeMap<String, ListenStatus>,
     leaving: u64,
+}
+
+#[derive(Clone)]
+struct ViewedDevice {
+    socket: PathBuf,
+    store: String,
+    endpoint: Arc<Endpoint>,
 }
 
 #[derive(Clone)]
@@ -113,6 +135,14 @@ struct ViewedMount {
     store: String,
     session: Arc<Session>,
     adopted: bool,
+}
+
+/// Something that others connect to, as it was wanted.
+struct Running<C, R> {
+    config: C,
+    store: String,
+    store_config: config::Store,
+    running: R,
 }
 
 struct Daemon {
@@ -124,6 +154,10 @@ struct Daemon {
     mounts: BTreeMap<String, Served>,
     /// Out of the tree and still used.
     leaving: Vec<Arc<Session>>,
+    listeners: BTreeMap<String, Running<config::Listen, Listening>>,
+    devices: BTreeMap<String, Running<config::Virtiofs, Arc<Endpoint>>>,
+    /// What systemd's socket units passed on.
+    sockets: Vec<(String, OwnedFd)>,
     control: Option<Serving>,
     metrics: Option<Serving>,
     view: Arc<Mutex<View>>,
@@ -151,6 +185,9 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
         stores: BTreeMap::new(),
         mounts: BTreeMap::new(),
         leaving: Vec::new(),
+        listeners: BTreeMap::new(),
+        devices: BTreeMap::new(),
+        sockets: std::mem::take(&mut passed.sockets),
         control: None,
         metrics: None,
         view: Arc::default(),
@@ -204,6 +241,7 @@ impl Daemon {
         for (name, left) in left {
             mounts::end_left(&name, left);
         }
+        self.start_endpoints()?;
         self.refresh();
         let handle = self.runtime.handle().clone();
         self.control = Some(sockets::control(
@@ -234,7 +272,7 @@ impl Daemon {
             let opened = match self.stores.get(&name) {
                 Some(opened) if opened.config == config => opened.clone(),
                 _ => {
-                    let opened = store::open(&config.url);
+                    let opened = store::open(&config.full_url());
                     let store = opened.map_err(|source| DaemonError::Store {
                         name: name.clone(),
                         source: source.into(),
@@ -284,6 +322,105 @@ impl Daemon {
         self.leaving.extend(outside);
         self.mounts.insert(name.to_owned(), served);
         Ok(())
+    }
+
+    /// Starts the listeners and devices of the configuration that do not run.
+    fn start_endpoints(&mut self) -> Result<(), DaemonError> {
+        let handle = self.runtime.handle().clone();
+        let mut first = Ok(());
+        for (name, config) in self.config.all_listeners() {
+            let store = self.config.store_of(config.store.as_deref());
+            let Some(opened) = self.stores.get(&store) else {
+                continue;
+            };
+            if self.listeners.contains_key(&name) {
+                continue;
+            }
+            let started =
+                Listening::start(&name, &config, opened.store.clone(), &self.sockets, &handle);
+            match started {
+                Ok(running) => {
+                    let store_config = opened.config.clone();
+                    let running = Running {
+                        config,
+                        store,
+                        store_config,
+                        running,
+                    };
+                    self.listeners.insert(name, running);
+                }
+                Err(source) => {
+                    first = first.and(Err(DaemonError::Endpoint {
+                        kind: "listener",
+                        name,
+                        source: source.into(),
+                    }));
+                }
+            }
+        }
+        for (name, config) in self.config.virtiofs.clone() {
+            let store = self.config.store_of(config.store.as_deref());
+            let Some(opened) = self.stores.get(&store) else {
+                continue;
+            };
+            if self.devices.contains_key(&name) {
+                continue;
+            }
+            match endpoints::serve_guests(&config, opened.store.clone(), &handle) {
+                Ok(endpoint) => {
+                    let store_config = opened.config.clone();
+                    let running = Running {
+                        config,
+                        store,
+                        store_config,
+                        running: Arc::new(endpoint),
+                    };
+                    self.devices.insert(name, running);
+                }
+                Err(source) => {
+                    first = first.and(Err(DaemonError::Endpoint {
+                        kind: "virtiofs device",
+                        name,
+                        source: source.into(),
+                    }));
+                }
+            }
+        }
+        first
+    }
+
+    /// Ends the listeners and devices that are not as `config` with `stores` wants them.
+    fn stop_endpoints(&mut self, config: &Config, stores: &BTreeMap<String, Opened>) {
+        let handle = self.runtime.handle().clone();
+        let same_store = |store: &String, before: &config::Store| {
+            stores
+                .get(store)
+                .is_some_and(|opened| opened.config == *before)
+        };
+        let wanted = config.all_listeners();
+        let listeners = std::mem::take(&mut self.listeners);
+        for (name, listener) in listeners {
+            let same = wanted.get(&name).is_some_and(|wanted| {
+                *wanted == listener.config
+                    && config.store_of(wanted.store.as_deref()) == listener.store
+                    && same_store(&listener.store, &listener.store_config)
+            });
+            match same && !listener.running.has_ended() {
+                true => drop(self.listeners.insert(name, listener)),
+                false => listener.running.stop(&handle),
+            }
+        }
+        let devices = std::mem::take(&mut self.devices);
+        for (name, device) in devices {
+            let same = config.virtiofs.get(&name).is_some_and(|wanted| {
+                *wanted == device.config
+                    && config.store_of(wanted.store.as_deref()) == device.store
+                    && same_store(&device.store, &device.store_config)
+            });
+            if same {
+                self.devices.insert(name, device);
+            }
+        }
     }
 
     fn start_metrics(&self, config: &Config) -> Result<Option<Serving>, DaemonError> {
@@ -372,12 +509,18 @@ impl Daemon {
                 self.take_down(&name, served.session);
             }
         }
+        self.stop_endpoints(&config, &stores);
+        // A device ends when the last of its users lets go of it.
+        self.refresh();
         self.stores = stores;
         self.config = config;
         for (name, wanted) in wanted {
             if let Err(error) = self.start_mount(&name, wanted, None) {
                 tracing::error!(MOUNT = name, %error, "cannot mount");
             }
+        }
+        if let Err(error) = self.start_endpoints() {
+            tracing::error!(%error, "not everything of the new configuration is served");
         }
         Ok(())
     }
@@ -417,6 +560,11 @@ impl Daemon {
                 self.take_down(&name, served.session);
             }
         }
+        let handle = self.runtime.handle().clone();
+        for (_, listener) in std::mem::take(&mut self.listeners) {
+            listener.running.stop(&handle);
+        }
+        self.devices.clear();
         self.refresh();
         let deadline = Instant::now() + self.config.drain.0;
         loop {
@@ -468,6 +616,30 @@ impl Daemon {
             mounts: mounts
                 .map(|(name, served)| (name.clone(), viewed(served)))
                 .collect(),
+            devices: self
+                .devices
+                .iter()
+                .map(|(name, device)| {
+                    let viewed = ViewedDevice {
+                        socket: device.config.socket.clone(),
+                        store: device.store.clone(),
+                        endpoint: device.running.clone(),
+                    };
+                    (name.clone(), viewed)
+                })
+                .collect(),
+            listen: self
+                .listeners
+                .iter()
+                .map(|(name, listener)| {
+                    let status = ListenStatus {
+                        address: listener.config.address.clone(),
+                        store: listener.store.clone(),
+                        writable: listener.config.writable,
+                    };
+                    (name.clone(), status)
+                })
+                .collect(),
             leaving: self.leaving.len() as u64,
         };
         let sessions = view.mounts.iter();
@@ -512,7 +684,17 @@ fn status(view: &View, started: Instant) -> Status {
             table_bytes: nodes.table_bytes as u64,
         }
     };
+    let of_device = |viewed: &ViewedDevice| {
+        let status = viewed.endpoint.status();
+        VirtiofsStatus {
+            socket: viewed.socket.clone(),
+            store: viewed.store.clone(),
+            connections: status.connections,
+            guests: status.guests.len() as u64,
+        }
+    };
     let (stores, mounts) = (view.stores.iter(), view.mounts.iter());
+    let devices = view.devices.iter();
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -523,7 +705,10 @@ fn status(view: &View, started: Instant) -> Status {
         mounts: mounts
             .map(|(name, mount)| (name.clone(), of_mount(mount)))
             .collect(),
-        listen: BTreeMap::new(),
+        virtiofs: devices
+            .map(|(name, device)| (name.clone(), of_device(device)))
+            .collect(),
+        listen: view.listen.clone(),
         leaving: view.leaving,
     }
 }

@@ -180,12 +180,12 @@ impl Wanted {
     }
 
     fn options(&self, store: &Arc<dyn Store>, runtime: &Handle) -> Result<Options, StartError> {
-        let top = match &self.config.root {
-            None => Top::Roots {
-                list: self.config.list_root,
-            },
-            Some(root) => find_top(root, &Blocking::new(store.clone(), runtime.clone()))?,
-        };
+        let blocking = Blocking::new(store.clone(), runtime.clone());
+        let top = find_top(
+            self.config.root.as_deref(),
+            self.config.list_root,
+            &blocking,
+        )?;
         Ok(Options {
             top,
             owner: Owner {
@@ -283,7 +283,11 @@ fn make_folder(path: &Path) -> Result<(), StartError> {
     }
 }
 
-fn find_top(root: &str, store: &Blocking) -> Result<Top, StartError> {
+/// What is at the top: the directory that `root` names, else the store's root nodes.
+pub fn find_top(root: Option<&str>, list: bool, store: &Blocking) -> Result<Top, StartError> {
+    let Some(root) = root else {
+        return Ok(Top::Roots { list });
+    };
     let failed = |source: tree::Error| StartError::Root {
         root: root.to_owned(),
         source: source.into(),

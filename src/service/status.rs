@@ -18,6 +18,9 @@ pub struct Status {
     pub stores: BTreeMap<String, StoreStatus>,
     /// Mounts by name.
     pub mounts: BTreeMap<String, MountStatus>,
+    /// Devices for virtual machines by name.
+    #[serde(default)]
+    pub virtiofs: BTreeMap<String, VirtiofsStatus>,
     /// Listeners by name.
     pub listen: BTreeMap<String, ListenStatus>,
     /// Mounts that are out of the tree and still used.
@@ -60,6 +63,19 @@ pub struct MountStatus {
     pub table_bytes: u64,
 }
 
+/// A device for virtual machines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtiofsStatus {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// The name of its store.
+    pub store: String,
+    /// Connections so far.
+    pub connections: u64,
+    /// Guests that are connected.
+    pub guests: u64,
+}
+
 /// A listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenStatus {
@@ -86,6 +102,13 @@ impl Status {
             },
             count(self.listen.len(), "listener", "listeners"),
         ];
+        if !self.virtiofs.is_empty() {
+            parts.push(count(
+                self.virtiofs.len(),
+                "virtiofs device",
+                "virtiofs devices",
+            ));
+        }
         let live: u64 = self
             .mounts
             .values()

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::problem::{Source, nearest};
 use super::{Config, DEFAULT_STORE, Problem};
+use crate::transport::virtiofs::{MOST_QUEUES, Tag};
 
 /// Bytes of a name, at most: it becomes part of a descriptor's name in systemd.
 const LONGEST_NAME: usize = 100;
@@ -23,19 +24,47 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
     };
     names("stores", config.stores.keys().collect());
     names("mounts", config.mounts.keys().collect());
+    names("virtiofs", config.virtiofs.keys().collect());
     names("listen", config.listen.keys().collect());
     for (name, store) in &config.stores {
         if let Some(what) = bad_url(&store.url) {
             problems.push(source.at(&["stores", name, "url"], what));
         }
     }
+    for (name, store) in &config.stores {
+        if let Some(path) = &store.token_file {
+            let what = match path.is_absolute() {
+                _ if !store.url.starts_with("grpc+") => "only a gRPC server wants a token",
+                false => "this must be an absolute path",
+                true => continue,
+            };
+            problems.push(source.at(&["stores", name, "token-file"], what));
+        }
+    }
     check_mounts(config, source, &mut problems);
+    for (name, virtiofs) in &config.virtiofs {
+        let key = |last| ["virtiofs", name.as_str(), last];
+        if let Some(what) = bad_store(config, virtiofs.store.as_deref()) {
+            problems.push(source.at(&key("store"), what));
+        }
+        if !virtiofs.socket.is_absolute() {
+            problems.push(source.at(&key("socket"), "this must be an absolute path"));
+        }
+        if !(1..=MOST_QUEUES).contains(&usize::from(virtiofs.queues)) {
+            let what = format!("this must be 1 to {MOST_QUEUES}");
+            problems.push(source.at(&key("queues"), what));
+        }
+        if let Some(Err(error)) = virtiofs.tag.as_deref().map(Tag::new) {
+            problems.push(source.at(&key("tag"), error.to_string()));
+        }
+    }
     for (name, listen) in &config.listen {
         let key = |last| ["listen", name.as_str(), last];
         if let Some(what) = bad_store(config, listen.store.as_deref()) {
             problems.push(source.at(&key("store"), what));
         }
-        if let Some(what) = bad_address(&listen.address) {
+        let passed = listen.address.strip_prefix("systemd:");
+        if let Some(what) = bad_address(&listen.address).filter(|_| passed.is_none()) {
             problems.push(source.at(&key("address"), what));
         }
     }
@@ -100,8 +129,11 @@ fn bad_url(url: &str) -> Option<String> {
                 "write local: and an absolute path: a service has no folder to start from".into()
             })
         }
+        Some(("grpc+http" | "grpc+https" | "grpc+unix", _)) => None,
+        Some((scheme, _)) if scheme.starts_with("objectstore+") => None,
         _ => Some(format!(
-            "{url:?} names no kind of store that this version has: local:/PATH and memory:"
+            "{url:?} names no kind of store: local:/PATH, memory:, grpc+{{http,https,unix}}: and \
+             objectstore+{{file,s3,gs,az,http,https}}:"
         )),
     }
 }

@@ -10,6 +10,9 @@ use toml::de::{DeTable, DeValue};
 /// How much two spellings may look alike, from 0 to 1, for one to be suggested for the other.
 const ALIKE: f64 = 0.7;
 
+/// Keys of stores that are made of others.
+const NOT_YET: [&str; 3] = ["cache", "mirrors", "filter"];
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -127,6 +130,9 @@ fn with_suggestion(message: &str) -> String {
     else {
         return message.to_owned();
     };
+    if NOT_YET.contains(&wrong) {
+        return format!("stores made of other stores ({wrong:?}) are not part of this version");
+    }
     let right: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
     match nearest(wrong, &right) {
         Some(nearest) => format!("{wrong:?} is not known here; did you mean {nearest:?}?"),

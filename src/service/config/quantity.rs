@@ -14,6 +14,10 @@ pub struct Size(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
+/// Permissions of a socket, in octal: `"0660"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode(pub u32);
+
 /// Binary and decimal units of size, largest first where one ends like another.
 const SIZE_UNITS: [(&str, u64); 15] = [
     ("KiB", 1 << 10),
@@ -94,6 +98,26 @@ impl FromStr for Span {
         total
             .map(|total| Span(Duration::from_millis(total)))
             .ok_or_else(|| format!("{text:?} is longer than can be counted"))
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if mode <= 0o777 => Ok(Self(mode)),
+            _ => Err(format!(
+                "{text:?} is no mode: write three octal digits, as in \"660\""
+            )),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Mode {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(de::Error::custom)
     }
 }
 

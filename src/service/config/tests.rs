@@ -21,6 +21,16 @@ fn an_empty_file_means_the_embedded_store() {
 }
 
 #[test]
+fn a_token_file_becomes_part_of_the_url_that_is_opened() {
+    let text = "[stores.a]\nurl = 'grpc+https://host?stall-timeout=3'\ntoken-file = '/a b'\n";
+    let config = parse(text).unwrap();
+    assert_eq!(
+        config.stores["a"].full_url(),
+        "grpc+https://host?stall-timeout=3&token-file=%2Fa+b"
+    );
+}
+
+#[test]
 fn a_mount_has_defaults() {
     let config = parse("[stores.a]\nurl = 'memory:'\n[mounts.m]\npath = '/srv/m'").unwrap();
     let mount = &config.mounts["m"];
@@ -78,6 +88,20 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
             "[stores.'a b']\nurl = 'memory:'\n",
             "test.toml:1: stores.a b: a name is 1 to 100 letters, digits, dashes, underscores, dots \
              or @",
+        ),
+        (
+            "[stores.main]\ncache = { near = 'disk' }\n",
+            "test.toml:2: stores.main.cache: stores made of other stores (\"cache\") are not part of \
+             this version",
+        ),
+        (
+            "[stores.a]\nurl = 'memory:'\ntoken-file = '/t'\n",
+            "test.toml:3: stores.a.token-file: only a gRPC server wants a token",
+        ),
+        (
+            "[virtiofs.v]\nsocket = '/s'\nsocket-mode = 'rw'\n",
+            "test.toml:3: virtiofs.v.socket-mode: \"rw\" is no mode: write three octal digits, as in \
+             \"660\"",
         ),
         (
             "[mounts.m]\nlist-root = true\n",

@@ -1,0 +1,184 @@
+//! What others connect to: sockets that serve a store over gRPC, and virtiofs devices.
+
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::AddressFamily;
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::config;
+use super::mounts::{StartError, find_top};
+use crate::fs::{self as castore_fs, Owner};
+use crate::server::{self, ListenError, Listener};
+use crate::store::{Blocking, Store};
+use crate::transport::virtiofs::{
+    Access, DeviceOptions, Endpoint, ROOT_TIMEOUT, Socket, SocketError, Tag, TagError,
+};
+
+/// How long calls that run may go on once a listener was told to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why nobody can connect.
+#[derive(Debug, Error)]
+pub enum EndpointError {
+    /// The address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// systemd passed on no socket of that name.
+    #[error(
+        "systemd passed on no socket named {0:?}: see FileDescriptorName= in systemd.socket(5)"
+    )]
+    NotPassed(String),
+    /// The socket of a device.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The tag of a device.
+    #[error(transparent)]
+    Tag(#[from] TagError),
+    /// What a device is to show.
+    #[error(transparent)]
+    Show(#[from] StartError),
+    /// The system refused.
+    #[error("cannot serve on {address}: {source}")]
+    System {
+        /// Where.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A listener that is being served.
+pub struct Listening {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Listening {
+    /// Serves `store` as `config` says. `passed` are the sockets that systemd passed on.
+    pub fn start(
+        name: &str,
+        config: &config::Listen,
+        store: Arc<dyn Store>,
+        passed: &[(String, OwnedFd)],
+        runtime: &Handle,
+    ) -> Result<Self, EndpointError> {
+        let listeners = bind(config, passed)?;
+        let (stop, stopped) = oneshot::channel();
+        let options = server::Options {
+            writable: config.writable,
+            drain: DRAIN,
+            ..server::Options::default()
+        };
+        let (name, address) = (name.to_owned(), config.address.clone());
+        let serve = async move {
+            let shutdown = async move {
+                // An error means that the service is gone, which is a stop as well.
+                let _ = stopped.await;
+            };
+            if let Err(error) = server::serve(store, listeners, options, shutdown).await {
+                tracing::error!(LISTEN = name, address, %error, "a listener ended");
+            }
+        };
+        let task = runtime.spawn(serve);
+        Ok(Self { stop, task })
+    }
+
+    /// Takes no more calls, and waits a while for those that run.
+    pub fn stop(self, runtime: &Handle) {
+        // Fails if it has ended by itself.
+        let _ = self.stop.send(());
+        // The timer needs the runtime around it from the start.
+        let ended = async { tokio::time::timeout(DRAIN + Duration::from_secs(1), self.task).await };
+        let _ = runtime.block_on(ended);
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+fn bind(
+    config: &config::Listen,
+    passed: &[(String, OwnedFd)],
+) -> Result<Vec<Listener>, EndpointError> {
+    let failed = |source| EndpointError::System {
+        address: config.address.clone(),
+        source,
+    };
+    if let Some(name) = config.address.strip_prefix("systemd:") {
+        let named = passed.iter().filter(|(passed, _)| passed == name);
+        let listeners = named
+            .map(|(_, socket)| adopt(socket.try_clone()?))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(failed)?;
+        return match listeners.is_empty() {
+            true => Err(EndpointError::NotPassed(name.to_owned())),
+            false => Ok(listeners),
+        };
+    }
+    if let Some(path) = config.address.strip_prefix("unix:") {
+        let path = std::path::Path::new(path);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(failed)?;
+        }
+        let listeners = Listener::bind(&config.address)?;
+        let mode = fs::Permissions::from_mode(config.socket_mode.0);
+        fs::set_permissions(path, mode).map_err(failed)?;
+        return Ok(listeners);
+    }
+    Ok(Listener::bind(&config.address)?)
+}
+
+fn adopt(socket: OwnedFd) -> io::Result<Listener> {
+    match rustix::net::sockopt::socket_domain(&socket)? {
+        AddressFamily::UNIX => Ok(Listener::Unix(UnixListener::from(socket))),
+        _ => Ok(Listener::Tcp(TcpListener::from(socket))),
+    }
+}
+
+/// Serves `store` to virtual machines as `config` says.
+pub fn serve_guests(
+    config: &config::Virtiofs,
+    store: Arc<dyn Store>,
+    runtime: &Handle,
+) -> Result<Endpoint, EndpointError> {
+    let blocking = Blocking::new(store.clone(), runtime.clone());
+    let options = castore_fs::Options {
+        top: find_top(config.root.as_deref(), config.list_root, &blocking)?,
+        owner: Owner {
+            uid: config.uid,
+            gid: config.gid,
+        },
+        xattr: config.xattr,
+        root_timeout: ROOT_TIMEOUT,
+        ..castore_fs::Options::default()
+    };
+    let device = DeviceOptions {
+        tag: config.tag.as_deref().map(Tag::new).transpose()?,
+        request_queues: usize::from(config.queues),
+    };
+    let failed = |source| EndpointError::System {
+        address: config.socket.display().to_string(),
+        source,
+    };
+    if let Some(folder) = config.socket.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let access = Access {
+        mode: config.socket_mode.0,
+        gid: None,
+    };
+    let socket = Socket::bind(&config.socket, access)?;
+    Endpoint::serve(store, socket, options, device, runtime.clone()).map_err(failed)
+}
