@@ -19,6 +19,7 @@
 //! shared content then: files of equal content seen later may get a second inode, at the cost of
 //! a second copy in the page cache and nothing else.
 
+mod content;
 mod ledger;
 
 use std::sync::Arc;
@@ -29,8 +30,9 @@ use parking_lot::RwLock;
 
 use super::attributes::ROOT_INO;
 use super::node_id::{NodeId, Place};
-use crate::castore::{Digest, Directory, NodeRef, Root};
+use crate::castore::{Digest, Directory, Root};
 
+pub use content::Content;
 use ledger::{Counts, Kept};
 pub use ledger::{Ledger, LedgerError};
 
@@ -78,43 +80,6 @@ struct Slot {
     directory: Option<Directory>,
     /// Whether the Directory was used since the hand last passed.
     used: AtomicBool,
-}
-
-/// What makes two files one inode. The size belongs to it although the digest implies it: a
-/// Directory can lie, and a lie must not spoil the file that others tell the truth about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Content {
-    /// Digest of the bytes.
-    pub digest: Digest,
-    /// Bytes, as the entry says.
-    pub size: u64,
-    /// Whether the file can be executed.
-    pub executable: bool,
-}
-
-impl Content {
-    /// The content of a node that is a file.
-    pub fn of(node: NodeRef<'_>) -> Option<Self> {
-        match node {
-            NodeRef::File {
-                digest,
-                size,
-                executable,
-            } => Some(Self {
-                digest,
-                size,
-                executable,
-            }),
-            _ => None,
-        }
-    }
-
-    /// A digest is random enough to be its own hash.
-    fn hash(&self) -> u64 {
-        let mut eight = [0; 8];
-        eight.copy_from_slice(&self.digest.as_bytes()[8..16]);
-        u64::from_le_bytes(eight) ^ u64::from(self.executable)
-    }
 }
 
 /// What the table knows of a directory.
