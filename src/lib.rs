@@ -5,11 +5,12 @@
 //! | floor | module | holds |
 //! |---|---|---|
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
+//! | 0 | [`sandbox`] | giving up privileges, files and system calls |
 //! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
 //! | 3 | [`fs`] | the file system: nodes, lookups, listings, reads |
 //! | 3 | [`import`], [`tree`] | trees into a store, and back out of one |
-//! | 4 | [`transport`] | how requests come in: FUSE |
+//! | 4 | [`transport`] | how requests come in: FUSE, virtiofs |
 //! | 4 | [`server`] | any store, served over gRPC |
 //! | 5 | [`service`] | the daemon: configuration, supervision, systemd |
 //!
@@ -30,3 +31,6 @@ pub mod tree;
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+#[path = "../tests/kit/skip.rs"]
+mod skip;

@@ -9,7 +9,7 @@
 //! | all capabilities, and every way to gain some | capset(2), `PR_SET_NO_NEW_PRIVS` |
 //! | all files but the store's | Landlock |
 //! | TCP, unless the store is far away; other processes' abstract sockets and signals | Landlock |
-//! | system calls that it never makes | seccomp ([`syscalls`]) |
+//! | system calls that it never makes | seccomp (`syscalls`) |
 //! | more descriptors than it will need | `RLIMIT_NOFILE` |
 //!
 //! This covers the calling thread and those that it starts, so it has to come before all others.

@@ -2,6 +2,8 @@
 
 #[path = "kit/fixtures.rs"]
 mod fixtures;
+#[path = "kit/skip.rs"]
+mod skip;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -366,7 +368,7 @@ fn names_of_any_bytes_go_through_pipes_and_are_escaped_on_terminals() {
     let line = r#"script -qec "$CASTORE ls tree" /dev/null </dev/null"#;
     let run = shell(&place, line);
     if run.status.code() == Some(127) {
-        fixtures::skip("there is no `script` to make a terminal with");
+        skip::skip("there is no `script` to make a terminal with");
         return;
     }
     assert_eq!(
@@ -705,7 +707,7 @@ fn the_default_store_is_in_the_data_folder() {
             folder
         };
         if folder.join("castore-fs/format").exists() {
-            fixtures::skip(&format!("{} is in use", folder.display()));
+            skip::skip(&format!("{} is in use", folder.display()));
             continue;
         }
         assert_eq!(
@@ -739,7 +741,7 @@ fn completions_and_manual_pages_are_written() {
 #[test]
 fn a_folder_goes_in_and_a_mount_comes_out() {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
-        fixtures::skip(&format!("/dev/fuse cannot be opened: {error}"));
+        skip::skip(&format!("/dev/fuse cannot be opened: {error}"));
         return;
     }
     let place = Place::new();

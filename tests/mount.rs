@@ -1,11 +1,11 @@
 //! The file system through a real mount, against the reference model.
 
-#[path = "kit/fixtures.rs"]
-mod fixtures;
 #[path = "kit/model.rs"]
 mod model;
 #[path = "kit/mounted.rs"]
 mod mounted;
+#[path = "kit/skip.rs"]
+mod skip;
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
@@ -315,7 +315,7 @@ fn the_table_shrinks_when_the_kernel_forgets() {
         assert_eq!((full.directories, full.files), (301, 6000));
     }
     if drop_caches().is_err() {
-        fixtures::skip("only root can make the kernel forget");
+        skip::skip("only root can make the kernel forget");
         return;
     }
     let mut left = mount.session.nodes();

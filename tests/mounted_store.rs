@@ -6,6 +6,8 @@ mod fixtures;
 mod model;
 #[path = "kit/mounted.rs"]
 mod mounted;
+#[path = "kit/skip.rs"]
+mod skip;
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};

@@ -2,6 +2,8 @@
 
 #[path = "kit/fixtures.rs"]
 mod fixtures;
+#[path = "kit/skip.rs"]
+mod skip;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -9,6 +9,8 @@ mod manager;
 #[path = "kit/mounted.rs"]
 #[allow(dead_code)]
 mod mounted;
+#[path = "kit/skip.rs"]
+mod skip;
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};

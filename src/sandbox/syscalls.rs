@@ -10,14 +10,13 @@
 
 use std::collections::BTreeMap;
 
-use libc::c_long;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, apply_filter,
 };
 
 /// Memory, threads and time: what the runtime does by itself.
-const RUNTIME: &[c_long] = &[
+const RUNTIME: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_clock_getres,
     libc::SYS_clock_gettime,
@@ -52,7 +51,7 @@ const RUNTIME: &[c_long] = &[
 ];
 
 /// Descriptors, whatever is behind them.
-const DESCRIPTORS: &[c_long] = &[
+const DESCRIPTORS: &[i64] = &[
     libc::SYS_close,
     libc::SYS_close_range,
     libc::SYS_dup,
@@ -81,7 +80,7 @@ const DESCRIPTORS: &[c_long] = &[
 ];
 
 /// Files: Landlock says which.
-const FILES: &[c_long] = &[
+const FILES: &[i64] = &[
     libc::SYS_copy_file_range,
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
@@ -119,7 +118,7 @@ const FILES: &[c_long] = &[
 ];
 
 /// Sockets that are there already, and those of front ends that connect.
-const SOCKETS: &[c_long] = &[
+const SOCKETS: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_getpeername,
     libc::SYS_getsockname,
@@ -133,7 +132,7 @@ const SOCKETS: &[c_long] = &[
 ];
 
 /// New connections, for a store that is far away.
-const NETWORK: &[c_long] = &[
+const NETWORK: &[i64] = &[
     libc::SYS_bind,
     libc::SYS_connect,
     libc::SYS_recvmmsg,
@@ -144,7 +143,7 @@ const NETWORK: &[c_long] = &[
 
 /// Calls that newer architectures do without.
 #[cfg(target_arch = "x86_64")]
-const OLDER: &[c_long] = &[
+const OLDER: &[i64] = &[
     libc::SYS_access,
     libc::SYS_arch_prctl,
     libc::SYS_epoll_wait,
@@ -161,7 +160,7 @@ const OLDER: &[c_long] = &[
     libc::SYS_unlink,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const OLDER: &[c_long] = &[];
+const OLDER: &[i64] = &[];
 
 /// Installs the filter for the calling thread and those that it starts.
 pub fn confine(network: bool) -> Result<(), seccompiler::Error> {
@@ -188,7 +187,7 @@ fn rules(far: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Erro
     let lists = [RUNTIME, DESCRIPTORS, FILES, SOCKETS, network, OLDER];
     let calls = lists.into_iter().flatten();
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        calls.map(|call| (i64::from(*call), Vec::new())).collect();
+        calls.map(|call| (*call, Vec::new())).collect();
     // Memory that becomes executable is how an intruder brings code of its own. Looking up names of
     // other machines, however, loads libraries.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
@@ -209,14 +208,14 @@ fn rules(far: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Erro
         threads,
     )?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is_thread])?]);
-    // Only to set a descriptor's blocking mode, and to ask what is readable.
-    let requests = [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX];
+    // Only to set a descriptor's modes, and to ask what is readable.
+    let requests: [u64; 3] = [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX];
     let one_of = requests.map(|request| {
-        let condition =
-            SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request as u64)?;
-        Ok(SeccompRule::new(vec![condition])?)
+        let dword = SeccompCmpArgLen::Dword;
+        let condition = SeccompCondition::new(1, dword, SeccompCmpOp::Eq, request)?;
+        SeccompRule::new(vec![condition])
     });
-    let one_of: Result<Vec<_>, seccompiler::Error> = one_of.into_iter().collect();
+    let one_of: Result<Vec<_>, _> = one_of.into_iter().collect();
     rules.insert(libc::SYS_ioctl, one_of?);
     Ok(rules)
 }

@@ -9,9 +9,9 @@
 //!                         └ guest: session (INIT to DESTROY): CastoreFs, the same as a mount's
 //! ```
 //!
-//! **The guest is hostile.** It writes everything that [`chain`] and the crate's rings read, and
+//! **The guest is hostile.** It writes everything that `chain` and the crate's rings read, and
 //! rewrites it while they do. Requests are copied out before they are looked at, replies are made
-//! in private memory ([`reply`]) and copied in at the end; a malformed request is given back
+//! in private memory (`reply`) and copied in at the end; a malformed request is given back
 //! unanswered or fails alone; numbers are checked where they enter. What a guest can spoil is its
 //! own view.
 //!

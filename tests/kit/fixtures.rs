@@ -2,13 +2,10 @@
 
 use std::path::PathBuf;
 
-#[path = "skip.rs"]
-mod skip;
-
-pub use skip::skip;
+use crate::skip::skip;
 
 /// The fixture `name`: in the folder that `CASTORE_FS_FIXTURES` names, or beside the repository.
-/// Without it the test is [skipped](skip).
+/// Without it the test is skipped.
 #[allow(dead_code)] // not every test has data of others
 pub fn fixture(name: &str) -> Option<PathBuf> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/fixtures");

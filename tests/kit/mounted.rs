@@ -23,7 +23,7 @@ pub fn can_mount() -> bool {
         .write(true)
         .open("/dev/fuse");
     let Err(error) = device else { return true };
-    crate::fixtures::skip(&format!("it needs a mount, and /dev/fuse: {error}"));
+    crate::skip::skip(&format!("it needs a mount, and /dev/fuse: {error}"));
     false
 }
 

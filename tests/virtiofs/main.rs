@@ -7,6 +7,7 @@ mod gated;
 #[allow(dead_code, reason = "mounts are compared with it elsewhere")]
 #[path = "../kit/model.rs"]
 mod model;
+mod process;
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};

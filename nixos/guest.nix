@@ -1,0 +1,116 @@
+# services.castore-fs.guest: inside a virtual machine, what a castore-fs on its host serves over
+# virtiofs. Nothing of castore-fs runs here; the kernel has all of it.
+#
+# On the host: `services.castore-fs.virtiofs.<name>`, and a virtual machine whose memory is shared and
+# that has a vhost-user-fs device on that socket; docs/nixos.md has the lines.
+{
+  config,
+  lib,
+  options,
+  ...
+}:
+
+let
+  inherit (lib) mkOption types;
+  cfg = config.services.castore-fs.guest;
+
+  disk = "/nix/.castore-upper";
+
+  # The keys that every entry has and nobody waits for: the device is there before the kernel is.
+  fileSystems = {
+    ${cfg.mountPoint} = {
+      device = cfg.tag;
+      fsType = "virtiofs";
+      options = [
+        "ro"
+        "nodev"
+        "nosuid"
+      ];
+      noCheck = true;
+      neededForBoot = cfg.nixStore.enable;
+    };
+  }
+  // lib.optionalAttrs cfg.nixStore.enable (
+    {
+      "/nix/store" = {
+        overlay = {
+          lowerdir = [ cfg.mountPoint ];
+          upperdir = "${disk}/upper";
+          workdir = "${disk}/work";
+        };
+        neededForBoot = true;
+      };
+    }
+    // lib.optionalAttrs (cfg.nixStore.upper == "memory") {
+      ${disk} = {
+        device = "tmpfs";
+        fsType = "tmpfs";
+        options = [ "mode=0755" ];
+        neededForBoot = true;
+      };
+    }
+  );
+in
+{
+  options.services.castore-fs.guest = {
+    enable = lib.mkEnableOption "a mount of what the host's castore-fs serves over virtiofs";
+
+    tag = mkOption {
+      type = types.str;
+      default = "castore";
+      description = "The tag of the virtual machine's vhost-user-fs device.";
+    };
+
+    mountPoint = mkOption {
+      type = types.str;
+      default = "/nix/.castore";
+      description = "Where to mount it.";
+    };
+
+    nixStore = {
+      enable = mkOption {
+        type = types.bool;
+        default = false;
+        description = ''
+          Whether it is this machine's Nix store, from the initial ramdisk on. The root nodes that the
+          host serves are then the store paths of the machine's system.
+        '';
+      };
+
+      upper = mkOption {
+        type = types.enum [
+          "memory"
+          "disk"
+        ];
+        default = "memory";
+        description = ''
+          Where store paths go that the machine adds itself: into memory, gone with the machine, or
+          to {file}`${disk}` on its own disk.
+        '';
+      };
+    };
+  };
+
+  config = lib.mkIf cfg.enable (
+    lib.mkMerge [
+      {
+        inherit fileSystems;
+        boot.initrd.availableKernelModules = [
+          "overlay"
+          "virtio_pci"
+          "virtiofs"
+        ];
+        assertions = [
+          {
+            assertion = cfg.nixStore.enable -> cfg.mountPoint != "/nix/store";
+            message = "services.castore-fs.guest: with `nixStore.enable` the mount is layered below /nix/store, so it has to be elsewhere. Leave `mountPoint` out.";
+          }
+        ];
+      }
+      # nixpkgs' test machines take their file systems from here and from nowhere else.
+      (lib.optionalAttrs (options ? virtualisation.fileSystems) {
+        virtualisation = { inherit fileSystems; };
+      })
+    ]
+  );
+}

@@ -1,0 +1,57 @@
+# One of `services.castore-fs.mounts`.
+{ lib, ... }:
+
+let
+  inherit (lib) mkOption types;
+in
+{
+  options = {
+    store = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "main";
+      description = ''
+        The name of the store that is mounted; null for the only one.
+      '';
+    };
+
+    path = mkOption {
+      type = types.str;
+      example = "/srv/tree";
+      description = "Where. The folder is made if it is not there.";
+    };
+
+    listRoot = mkOption {
+      type = types.nullOr types.bool;
+      default = null;
+      example = false;
+      description = ''
+        Whether `ls` on the mount shows every root of the store, as it does by default unless the mount
+        is layered below the Nix store. Entries are found by name either way.
+      '';
+    };
+
+    allowOther = mkOption {
+      type = types.nullOr types.bool;
+      default = null;
+      description = "Whether users other than the daemon's see the mount, as they do by default.";
+    };
+
+    overNixStore = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether to layer the mount below {file}`/nix/store`, so that a store path that this machine
+        has not got is found in the mount. The machine's own store stays on top and keeps taking what
+        is built or fetched; booting and running what it has needs neither the mount nor the network.
+        What is only below is unknown to this machine's Nix: it can be run, and is no valid path.
+      '';
+    };
+
+    settings = mkOption {
+      type = types.attrsOf types.anything;
+      default = { };
+      description = "Further keys of this mount in the daemon's file.";
+    };
+  };
+}

@@ -1,0 +1,107 @@
+# Runs the cases of evaluation/cases.nix: the list of what did not come out as it should, one
+# sentence each. `evaluate` takes modules and gives `{ config, options, … }`.
+{ lib, evaluate }:
+
+let
+  cases = import ./evaluation/cases.nix;
+
+  run =
+    name: case:
+    let
+      inherit
+        (evaluate [
+          ../../nixos/module.nix
+          ../../nixos/guest.nix
+          (case.also or { })
+          {
+            services.castore-fs = lib.mkMerge [
+              { enable = lib.mkDefault true; }
+              case.services
+            ];
+          }
+        ])
+        config
+        ;
+
+      ours = lib.filter (
+        a: !a.assertion && lib.hasPrefix "services.castore-fs" a.message
+      ) config.assertions;
+      messages = map (a: a.message) ours;
+      unit = config.systemd.units."castore-fs.service".text;
+
+      expected = lib.importTOML (./evaluation/expected + "/${case.rendered}.toml");
+      json = builtins.toJSON;
+
+      fired =
+        if case.fires or null != null then
+          lib.optional (lib.length messages != 1) (
+            "one assertion has to fail, and not ${toString (lib.length messages)}: ${json messages}"
+          )
+          ++ map (words: "no assertion says ${json words}: ${json messages}") (
+            lib.filter (words: !lib.any (lib.hasInfix words) messages) case.fires
+          )
+        else
+          map (message: "fails: ${message}") messages;
+
+      rendered = lib.optional (case ? rendered && config.services.castore-fs.rendered != expected) (
+        "expected/${case.rendered}.toml is ${json expected}, and the module writes ${json config.services.castore-fs.rendered}"
+      );
+
+      checks = lib.concatLists (
+        lib.imap1 (i: holds: lib.optional (!holds) "check ${toString i} does not hold") (
+          (case.check or (_: [ ])) config
+        )
+      );
+
+      units =
+        map (line: "the unit has no ${json line}: ${json unit}") (
+          lib.filter (line: !lib.hasInfix line unit) (case.unit or [ ])
+        )
+        ++ map (line: "the unit has ${json line}: ${json unit}") (
+          lib.filter (line: lib.hasInfix "\n${line}" unit) (case.notUnit or [ ])
+        );
+
+      threw = lib.optional ((builtins.tryEval (builtins.deepSeq (case.throws config) null)).success) "it evaluates, and should not";
+    in
+    map (what: "${name}: ${what}") (
+      if case ? throws then threw else fired ++ rendered ++ checks ++ units
+    );
+
+  # What the package asks of whoever builds it.
+  package = import ../../nixos/package.nix {
+    inherit lib;
+    stdenv = {
+      buildPlatform.canExecute = _: true;
+      hostPlatform = null;
+    };
+    rustPlatform.buildRustPackage = arguments: arguments;
+    installShellFiles = "installShellFiles";
+  };
+  manifest = (lib.importTOML ../../Cargo.toml).package;
+  packaged =
+    lib.optional (
+      package.pname != "castore-fs" || package.version != manifest.version
+    ) "is ${package.pname} ${package.version}, and Cargo.toml says ${manifest.name} ${manifest.version}"
+    ++ lib.optional (package.meta.mainProgram != "castore-fs") "has not the program castore-fs"
+    ++ map (path: "builds without ${path}") (
+      lib.filter (path: !builtins.pathExists (package.src + "/${path}")) [
+        "Cargo.lock"
+        "benches"
+        "build.rs"
+        "proto"
+        "src/main.rs"
+        "systemd/castore-fs.service"
+      ]
+    )
+    ++ map (path: "is built anew when ${path} changes") (
+      lib.filter (path: builtins.pathExists (package.src + "/${path}")) [
+        ".git"
+        "flake.nix"
+        "nixos"
+        "target"
+        "tests/nixos"
+        "tests/scenarios"
+      ]
+    );
+in
+lib.concatLists (lib.mapAttrsToList run cases) ++ map (what: "the package ${what}") packaged

@@ -1,0 +1,9 @@
+# mount(8) finds the helper, and leaves out what is not for it.
+. "$SCENARIOS/kit.sh"
+make_tree "$work/tree"
+castore-fs import --store "local:$work/store" "$work/tree"
+mkdir -p /srv/byhand
+mount -t castore-fs -o _netdev,nofail,x-systemd.automount "local:$work/store" /srv/byhand
+same_tree "$work/tree" /srv/byhand/tree
+umount /srv/byhand
+! mountpoint -q /srv/byhand || fail "umount did not"

@@ -1,0 +1,234 @@
+//! The program: its sockets, its supervisor and its sandbox.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use castore_fs::store::LocalStore;
+
+use super::front_end::FrontEnd;
+use super::model::{Model, directory, file};
+use super::{ROOT, fuse, pattern};
+
+/// More than a store keeps in packs.
+const LARGE: usize = 3 << 20;
+
+/// A store on disk, and the program that serves it.
+struct Program {
+    folder: tempfile::TempDir,
+}
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Program {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(&folder.path().join("store")).unwrap();
+        let tree: Model = directory([("large", file(pattern(LARGE))), ("small", file("small"))]);
+        tree.put_root(&store, "tree");
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_castore-fs"));
+        command
+            .args(["virtiofs", "--root", "tree", "--store"])
+            .arg(format!("local:{}", self.path("store").display()))
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .env_remove("NOTIFY_SOCKET");
+        command
+    }
+
+    /// Starts it on a socket, and waits until it is ready.
+    fn start(&self, arguments: &[&str]) -> Running {
+        let notify = UnixDatagram::bind(self.path("notify")).unwrap();
+        notify
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let mut command = self.command(arguments);
+        command.arg("--socket").arg(self.path("socket"));
+        let running = Running(
+            command
+                .env("NOTIFY_SOCKET", self.path("notify"))
+                .spawn()
+                .unwrap(),
+        );
+        let mut message = [0; 100];
+        let length = notify.recv(&mut message).expect("READY=1");
+        assert_eq!(&message[..length], b"READY=1");
+        running
+    }
+
+    fn guest(&self) -> FrontEnd {
+        let mut guest = FrontEnd::connect(&self.path("socket"), 2, 0);
+        guest.init();
+        guest
+    }
+}
+
+fn status(running: &Running, field: &str) -> String {
+    let all = fs::read_to_string(format!("/proc/{}/status", running.0.id())).unwrap();
+    let line = all.lines().find_map(|line| line.strip_prefix(field));
+    line.unwrap().trim_start_matches(':').trim().to_owned()
+}
+
+#[test]
+fn the_process_serves_its_store_and_can_do_nothing_else() {
+    let program = Program::new();
+    let running = program.start(&["--socket-mode", "660", "--queues", "2"]);
+    let mode = fs::metadata(program.path("socket")).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o7777, 0o660);
+    assert_eq!(status(&running, "CapEff"), "0".repeat(16));
+    assert_eq!(status(&running, "NoNewPrivs"), "1");
+    assert_eq!(status(&running, "Seccomp"), "2");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", running.0.id())).unwrap();
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let hard: u64 = files
+        .unwrap()
+        .split_whitespace()
+        .nth(4)
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        hard < 4096,
+        "{hard} descriptors are more than two queues need"
+    );
+    let mut guest = program.guest();
+    let large = guest.look_up(ROOT, "large");
+    assert!(guest.content(large.node, large.size) == pattern(LARGE));
+}
+
+/// The store's large blobs, moved to another folder behind a symlink: Landlock knows the difference.
+#[test]
+fn files_outside_of_the_store_are_out_of_reach() {
+    if !has_landlock() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI's kernel must have Landlock"
+        );
+        eprintln!("skipped: this kernel has no Landlock");
+        return;
+    }
+    let program = Program::new();
+    let blobs = program.path("store/blobs");
+    fs::rename(&blobs, program.path("elsewhere")).unwrap();
+    symlink(program.path("elsewhere"), &blobs).unwrap();
+    let read = |arguments: &[&str]| {
+        let _running = program.start(arguments);
+        let mut guest = program.guest();
+        let large = guest.look_up(ROOT, "large");
+        let reply = guest.request(1, &fuse::read(large.node, 0, 100), 4096);
+        let _ = fs::remove_file(program.path("notify"));
+        fuse::body(&reply).map(<[u8]>::to_vec)
+    };
+    assert_eq!(read(&["--no-sandbox"]), Ok(pattern(100)));
+    assert_eq!(read(&[]), Err(libc::EIO));
+}
+
+fn has_landlock() -> bool {
+    let modules = fs::read_to_string("/sys/kernel/security/lsm");
+    modules.is_ok_and(|modules| modules.contains("landlock")) || {
+        // SAFETY: asks for the version, with no attribute to read.
+        let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) };
+        version > 0
+    }
+}
+
+#[test]
+fn sockets_are_taken_over_from_systemd() {
+    let program = Program::new();
+    let listener = UnixListener::bind(program.path("socket")).unwrap();
+    let number = listener.as_raw_fd();
+    let command = program.command(&[]);
+    // As systemd does it: the socket is descriptor 3, and LISTEN_PID says whose it is, which only
+    // the child can know.
+    let line = format!("exec 3<&{number}; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"");
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(line).arg(command.get_program());
+    shell.args(command.get_args());
+    let inherit = move || {
+        // SAFETY: changes a flag of a descriptor, which may be done between fork and exec.
+        match unsafe { libc::fcntl(number, libc::F_SETFD, 0) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: makes one system call and allocates nothing.
+    unsafe { shell.pre_exec(inherit) };
+    let _running = Running(shell.spawn().unwrap());
+    drop(listener);
+    let mut guest = program.guest();
+    assert_eq!(guest.look_up(ROOT, "small").size, 5);
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let program = Program::new();
+    let said = |arguments: &[&str]| {
+        let output = program.command(arguments).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(said(&[]).contains("--socket PATH"));
+    let taken = program.path("file");
+    fs::write(&taken, "").unwrap();
+    let text = said(&["--socket", taken.to_str().unwrap()]);
+    assert!(text.contains("is no socket"), "{text}");
+    let socket = program.path("socket");
+    let text = said(&[
+        "--socket",
+        socket.to_str().unwrap(),
+        "--socket-group",
+        "no-such-group",
+    ]);
+    assert!(text.contains("no group no-such-group"), "{text}");
+    assert!(!Path::new(&socket).exists());
+}
+
+#[test]
+fn a_signal_ends_it_while_a_guest_is_connected() {
+    let program = Program::new();
+    let mut running = program.start(&[]);
+    let mut guest = program.guest();
+    guest.look_up(ROOT, "small");
+    let id = rustix::process::Pid::from_child(&running.0);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let ended = loop {
+        match running.0.try_wait().unwrap() {
+            Some(status) => break status,
+            None if Instant::now() > deadline => panic!("it does not end"),
+            None => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    let mut log = String::new();
+    running
+        .0
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut log)
+        .unwrap();
+    assert!(ended.success(), "{ended}: {log}");
+}
