@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use super::failure::{Failure, failure, say};
 use super::import::{Current, How};
 use super::interrupt::on_interrupt;
+use super::mount_helper;
 use super::store::{Opened, StoreArguments};
 use super::supervisor::Supervisor;
 
@@ -119,6 +120,10 @@ impl Mount {
         }
         // As a unit of Type=notify, or for the helper of mount(8).
         Supervisor::connect()?.tell("READY=1");
+        if std::env::var_os(mount_helper::BACKGROUND).is_some() {
+            // Whoever called mount(8) may wait until nobody holds its standard error any more.
+            rustix::stdio::dup2_stderr(std::fs::File::options().write(true).open("/dev/null")?)?;
+        }
         session.wait();
         Ok(())
     }

@@ -18,6 +18,8 @@ use super::failure::{Failure, failure};
 
 /// How often to look whether the mount has failed instead of coming up.
 const INTERVAL: Duration = Duration::from_millis(50);
+/// Set for the mount in the background: once it is up, nobody hears what it says.
+pub(super) const BACKGROUND: &str = "CASTORE_FS_MOUNT_HELPER";
 /// Options for others: mount(8) itself, systemd, fsck; and what every mount of ours is anyway.
 const NOT_FOR_US: &[&str] = &[
     "_netdev",
@@ -153,6 +155,7 @@ fn wait_for_mount(
     let mut child = Command::new("/proc/self/exe")
         .args(arguments)
         .env("NOTIFY_SOCKET", address)
+        .env(BACKGROUND, "1")
         .env_remove("WATCHDOG_USEC")
         .current_dir("/")
         .stdin(Stdio::null())

@@ -183,6 +183,15 @@ impl Nodes {
         Some(node.known_as(slot))
     }
 
+    /// As [`directory`](Self::directory), and the slot stays that directory's until an entry of it is
+    /// forgotten once: for who was not asked by the kernel, which holds what it asks about.
+    pub fn hold(&self, slot: u32) -> Option<DirectoryNode> {
+        let table = self.table.read();
+        let node = table.slot(slot)?;
+        node.counts.held().fetch_add(1, Ordering::Relaxed);
+        Some(node.known_as(slot))
+    }
+
     /// Keeps `directory` in `slot`.
     pub fn keep(&self, slot: u32, directory: Directory) {
         let mut table = self.table.write();

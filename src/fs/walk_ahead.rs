@@ -21,6 +21,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::nodes::Content;
 use super::{CastoreFs, NodeId};
+use crate::castore::Directory;
 use crate::store::Answer;
 
 /// Files up to this size are pushed, in bytes. The larger ones have the kernel's own readahead.
@@ -144,13 +145,24 @@ impl CastoreFs {
     }
 
     fn push(&self, ahead: Ahead, cache: &dyn PageCache, contents: &mut Vec<u8>) {
-        let Some(directory) = self
-            .nodes
-            .directory(ahead.slot)
-            .and_then(|node| node.directory)
-        else {
+        // Held meanwhile: a slot that the kernel forgets now and that another directory gets would
+        // have the contents of these files pushed into that one's.
+        let Some(held) = self.nodes.hold(ahead.slot) else {
             return;
         };
+        if let Some(directory) = held.directory {
+            self.push_files(ahead, &directory, cache, contents);
+        }
+        self.nodes.forget(NodeId::entry(ahead.slot, 0), 1);
+    }
+
+    fn push_files(
+        &self,
+        ahead: Ahead,
+        directory: &Directory,
+        cache: &dyn PageCache,
+        contents: &mut Vec<u8>,
+    ) {
         let (mut bytes, mut files) = (0, 0);
         for index in ahead.from..directory.len() as u32 {
             let entry = directory.get(index as usize);
