@@ -163,15 +163,22 @@ fn sockets_are_taken_over_from_systemd() {
     let command = program.command(&[]);
     // As systemd does it: the socket is descriptor 3, and LISTEN_PID says whose it is, which only
     // the child can know.
-    let line = format!("exec 3<&{number}; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"");
+    let line = "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(line).arg(command.get_program());
     shell.args(command.get_args());
     let inherit = move || {
-        // SAFETY: changes a flag of a descriptor, which may be done between fork and exec.
-        match unsafe { libc::fcntl(number, libc::F_SETFD, 0) } {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
+        // SAFETY: copies a descriptor, or changes a flag of one, which may be done between fork and
+        // exec; what 3 was is the child's copy of something that closes on exec anyway.
+        let done = unsafe {
+            match number {
+                3 => libc::fcntl(3, libc::F_SETFD, 0),
+                _ => libc::dup2(number, 3),
+            }
+        };
+        match done {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
         }
     };
     // SAFETY: makes one system call and allocates nothing.
