@@ -208,6 +208,8 @@ impl Store for LocalStore {
 
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         self.0.prepare_to_write()?;
+        // What was committed before this begins is not stored again.
+        self.0.index.fresh()?;
         Ok(Box::new(LocalIngest::new(self.0.clone())))
     }
 }
