@@ -14,6 +14,7 @@
 
 mod blocking;
 mod bounded;
+mod cache;
 mod error;
 mod failure;
 mod flights;
@@ -39,6 +40,7 @@ use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root};
 use crate::nix::PathInfo;
 
 pub use blocking::Blocking;
+pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
 pub use error::{Damage, Error, Object};
 pub use grpc::GrpcStore;
 pub use local::LocalStore;
