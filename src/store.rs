@@ -43,7 +43,7 @@ pub use blocking::Blocking;
 pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
 pub use error::{Damage, Error, Object};
 pub use grpc::GrpcStore;
-pub use local::LocalStore;
+pub use local::{Collected, GcOptions, LocalStore};
 pub use memory::MemoryStore;
 pub use needs::{Needs, needs};
 pub use object::ObjectStore;
