@@ -35,6 +35,7 @@ mod pack;
 mod parts;
 mod read;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,13 +43,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::folder::Folder;
-pub(super) use self::gc::Marks;
+pub(super) use self::gc::Keep;
 pub use self::gc::{Collected, GcOptions};
 pub(super) use self::index::CachedRoot;
-use self::index::{Index, Snapshot};
+use self::index::{CommitError, Index, Snapshot};
 pub(super) use self::ingest::LocalIngest;
 use self::location::{Kind, Location};
 use self::parts::Parts;
@@ -103,6 +105,27 @@ impl LocalStore {
             true => work(at),
             false => Err(self.0.files.wrong_size(digest, size, at.len)),
         })
+    }
+
+    /// What the index says of the length of a blob.
+    pub(super) fn indexed_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        Ok(self.blob(digest)?.map(|at| at.len))
+    }
+
+    /// What a cache in this store remembers of root nodes.
+    pub(super) fn cached_roots(&self) -> Result<HashMap<Bytes, CachedRoot>, Error> {
+        self.0.index.fresh()?.cached_roots()
+    }
+
+    /// Remembers root nodes for a cache, or forgets them.
+    pub(super) fn set_cached_roots(
+        &self,
+        roots: &[(Bytes, Option<CachedRoot>)],
+    ) -> Result<(), Error> {
+        self.0.folder.check_writable()?;
+        let mut change = self.0.index.change()?;
+        change.set_cached_roots(roots)?;
+        change.commit().map_err(CommitError::into_error)
     }
 
     /// Begins an addition. Waits for a garbage collection under way.

@@ -22,6 +22,7 @@
 //! root that went away less than a grace ago: a mount may still show it. Once that has passed, such
 //! a mount's reads fail (EIO); what the kernel has in its page cache it goes on having.
 
+mod evict;
 mod mark;
 mod space;
 
@@ -30,7 +31,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub(in crate::store) use self::mark::Marks;
+pub(in crate::store) use self::evict::Keep;
+use self::mark::Marks;
 use super::index::{MEMORY, Snapshot, now};
 use super::location::{Kind, Location};
 use super::{Inner, LocalStore, large};
@@ -112,7 +114,7 @@ impl LocalStore {
 
     /// Removes what is not in `marks`, after `complete` has brought them up to date. With `doubt`
     /// what stays is not said to be whole any more.
-    pub(in crate::store) fn sweep(
+    fn sweep(
         &self,
         marks: &mut Marks,
         patience: Duration,

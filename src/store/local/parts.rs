@@ -396,8 +396,13 @@ impl LocalStore {
     }
 
     /// Makes a blob of the store of one of which every part is here. Says whether that was so:
-    /// every byte is checked, and what is not right goes.
-    pub(in crate::store) fn adopt_part(&self, digest: &Digest) -> Result<bool, Error> {
+    /// every byte is checked, and what is not right goes. With `replaces` it is put in the place of
+    /// what the store has under that digest, which is damaged.
+    pub(in crate::store) fn adopt_part(
+        &self,
+        digest: &Digest,
+        replaces: bool,
+    ) -> Result<bool, Error> {
         let parts = &self.0.parts;
         let Some(part) = parts.get(digest) else {
             return Ok(false);
@@ -413,6 +418,9 @@ impl LocalStore {
             at += length as u64;
         }
         let ingest: LocalIngest = self.addition()?;
+        if replaces {
+            ingest.replace(digest);
+        }
         let data = parts.path(digest, "data");
         ingest.adopt(&data, digest, part.table.clone(), part.len)?;
         Box::new(ingest).commit()?;

@@ -9,7 +9,7 @@ use crate::store::Error;
 
 /// Blobs and Directories that stay.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Marks {
+pub(super) struct Marks {
     blobs: HashSet<Digest>,
     /// Directories of which everything below was looked at.
     directories: HashSet<Digest>,
@@ -18,25 +18,26 @@ pub(in crate::store) struct Marks {
 }
 
 impl Marks {
-    pub(in crate::store) fn has_blob(&self, digest: &Digest) -> bool {
+    pub(super) fn has_blob(&self, digest: &Digest) -> bool {
         self.blobs.contains(digest)
     }
 
-    pub(in crate::store) fn has_directory(&self, digest: &Digest) -> bool {
+    pub(super) fn has_directory(&self, digest: &Digest) -> bool {
         self.directories.contains(digest)
     }
 
     /// Marks a blob; false if it was.
-    pub(in crate::store) fn blob(&mut self, digest: Digest) -> bool {
+    pub(super) fn blob(&mut self, digest: Digest) -> bool {
         self.blobs.insert(digest)
     }
 
+    /// Marks a Directory alone.
+    pub(super) fn directory(&mut self, digest: Digest) {
+        self.directories.insert(digest);
+    }
+
     /// Looks again for what was not there: it may have come since.
-    pub(in crate::store) fn look_again(
-        &mut self,
-        store: &Inner,
-        snapshot: &Snapshot,
-    ) -> Result<(), Error> {
+    pub(super) fn look_again(&mut self, store: &Inner, snapshot: &Snapshot) -> Result<(), Error> {
         for digest in std::mem::take(&mut self.absent) {
             self.below_directory(store, snapshot, digest, true)?;
         }
