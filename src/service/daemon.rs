@@ -659,7 +659,7 @@ impl Daemon {
 
 fn status(view: &View, started: Instant) -> Status {
     let of_store = |store: &Arc<dyn Store>| {
-        let usage = store.usage().ok();
+        let usage = store.usage().ok().flatten();
         StoreStatus {
             url: store.url().to_owned(),
             blobs: usage.map(|usage| usage.blobs),

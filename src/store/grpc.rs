@@ -251,9 +251,9 @@ impl Store for GrpcStore {
             })
     }
 
-    /// A server does not say how much it holds: nothing.
-    fn usage(&self) -> Result<Usage, Error> {
-        Ok(Usage::default())
+    /// A server does not say how much it holds.
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        Ok(None)
     }
 
     fn roots_version(&self) -> Result<u64, Error> {
