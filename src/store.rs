@@ -14,6 +14,7 @@
 
 mod blocking;
 mod bounded;
+mod cache;
 mod error;
 mod failure;
 mod filter;
@@ -47,6 +48,7 @@ use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root};
 use crate::nix::PathInfo;
 
 pub use blocking::Blocking;
+pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
 pub use error::{Damage, Error, Object};
 pub use filter::{Filter, Pattern};
 pub use grpc::GrpcStore;
