@@ -52,7 +52,7 @@ pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
 pub use error::{Damage, Error, Object};
 pub use filter::{Filter, Pattern};
 pub use grpc::GrpcStore;
-pub use health::{CacheHealth, EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
+pub use health::{EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
 pub use join::Join;
 pub use local::LocalStore;
 pub use memory::MemoryStore;
@@ -60,7 +60,7 @@ pub use mirrors::{Mirrors, Order};
 pub use needs::{Needs, needs};
 pub use object::ObjectStore;
 pub use plan::{Named, OpenError, OpenStores, Opened, Plan, open_all};
-pub use url::{must_exist, open};
+pub use url::{check_url, must_exist, open};
 
 /// Bytes of a blob that are read at once to hash it.
 const HASHED_AT_ONCE: usize = 1 << 20;

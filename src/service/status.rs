@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::store::{CacheStatus, Health};
+
 /// The whole service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -30,8 +32,19 @@ pub struct Status {
 /// A store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStatus {
-    /// Its URL.
+    /// What it is: `url`, or what it is made of others by: `cache`, `mirrors`, `filter`, `join`.
+    pub kind: String,
+    /// Its URL; of a cache, that of the far store.
     pub url: String,
+    /// The stores that it is made of, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub of: Vec<String>,
+    /// The other end of a store far away; the members of mirrors.
+    #[serde(flatten)]
+    pub health: Health,
+    /// How a cache fares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheStatus>,
     /// Blobs in it, if it can tell.
     pub blobs: Option<u64>,
     /// Their bytes.

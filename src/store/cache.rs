@@ -163,7 +163,7 @@ impl Store for Cache {
         self.0.far.group_table(digest, size).await
     }
 
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self) -> Result<Option<Usage>, Error> {
         self.0.near.usage()
     }
 

@@ -14,9 +14,6 @@ pub struct Health {
     /// The equals that it is made of, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberHealth>,
-    /// What it keeps of other stores.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cache: Option<CacheHealth>,
 }
 
 /// A store far away, as seen from here.
@@ -94,23 +91,4 @@ pub enum MemberState {
     Slow,
     /// It sent wrong bytes, and is asked when nobody else can answer.
     Liar,
-}
-
-/// A cache.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CacheHealth {
-    /// Bytes that it holds.
-    pub bytes: u64,
-    /// Bytes that it may hold, if there is a limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
-    /// Questions that it answered.
-    pub hits: u64,
-    /// Questions that it passed on.
-    pub misses: u64,
-    /// Root nodes whose trees were let go of.
-    pub evictions: u64,
-    /// Why nothing is kept at the moment.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub degraded: Option<String>,
 }

@@ -29,8 +29,6 @@
 
 mod budget;
 mod member;
-#[cfg(test)]
-mod tests;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -608,8 +606,8 @@ impl Store for Mirrors {
         let now = Instant::now();
         let members = self.0.members.iter();
         Health {
+            endpoint: None,
             members: members.map(|member| member.health(now)).collect(),
-            ..Health::default()
         }
     }
 

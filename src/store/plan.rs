@@ -5,12 +5,13 @@
 //! opens the others; a store that several are made of is opened once.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use super::measured::Measured;
 use super::needs::{Needs, needs};
-use super::{Error, Filter, Join, Mirrors, Order, Pattern, Store, url};
+use super::{
+    Cache, CacheOptions, Error, Filter, Join, LocalStore, Mirrors, Order, Pattern, Store, url,
+};
 
 /// A store under the name that it has in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,15 @@ pub struct Named {
 pub enum Plan {
     /// What [`open`](super::open) opens.
     Url(String),
+    /// What was read of one, kept in another.
+    Cache {
+        /// Where it is kept: has to be a local store.
+        near: Box<Named>,
+        /// What is read.
+        far: Box<Named>,
+        /// How much is kept, and how long.
+        options: CacheOptions,
+    },
     /// Several that hold the same.
     Mirrors {
         /// Which, best first.
@@ -48,12 +58,24 @@ pub enum Plan {
 }
 
 impl Plan {
+    /// Which of the kinds it is, as a configuration calls them.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Plan::Url(_) => "url",
+            Plan::Cache { .. } => "cache",
+            Plan::Mirrors { .. } => "mirrors",
+            Plan::Filter { .. } => "filter",
+            Plan::Join { .. } => "join",
+        }
+    }
+
     /// The stores that it is made of itself.
     pub fn members(&self) -> Vec<&Named> {
         match self {
             Plan::Url(_) => Vec::new(),
             Plan::Mirrors { members, .. } | Plan::Join { members } => members.iter().collect(),
             Plan::Filter { of, .. } => vec![of],
+            Plan::Cache { near, far, .. } => vec![near, far],
         }
     }
 
@@ -67,10 +89,48 @@ impl Plan {
             let needs = member.plan.needs();
             all.network |= needs.network;
             all.read.extend(needs.read);
+            all.write.extend(needs.write);
+        }
+        if let Plan::Cache { near, .. } = self {
+            all.write.extend(near.plan.needs().read);
         }
         all.read.sort();
         all.read.dedup();
         all
+    }
+
+    /// What is shown by it, less how it is reached and how much is kept: two with the same text show
+    /// the same.
+    pub fn identity(&self) -> String {
+        let list = |members: &[Named]| {
+            let plans = members.iter().map(|named| named.plan.identity());
+            plans.collect::<Vec<_>>().join(", ")
+        };
+        match self {
+            // The query of the others may say where a store is.
+            Plan::Url(url) if url.starts_with("grpc+") => url
+                .split_once('?')
+                .map_or(url.as_str(), |(url, _)| url)
+                .to_owned(),
+            Plan::Url(url) => url.clone(),
+            Plan::Cache { far, .. } => format!("cache({})", far.plan.identity()),
+            Plan::Mirrors { members, .. } => format!("mirrors({})", list(members)),
+            Plan::Filter { of, roots } => format!("filter({}, {roots:?})", of.plan.identity()),
+            Plan::Join { members } => format!("join({})", list(members)),
+        }
+    }
+
+    /// Fails if a folder that it would be read from is no store yet, which opening would make. The
+    /// near store of a cache may be made.
+    pub fn must_exist(&self) -> Result<(), Error> {
+        match self {
+            Plan::Url(url) => url::must_exist(url),
+            Plan::Cache { far, .. } => far.plan.must_exist(),
+            _ => {
+                let members = self.members().into_iter();
+                members.map(|member| member.plan.must_exist()).collect()
+            }
+        }
     }
 
     /// The URLs that it comes down to.
@@ -85,23 +145,6 @@ impl Plan {
     }
 }
 
-/// What is shown by it, without how: two with the same text show the same.
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |members: &[Named]| {
-            let plans: Vec<_> = members.iter().map(|named| named.plan.to_string()).collect();
-            plans.join(", ")
-        };
-        match self {
-            // The query says how to get there.
-            Plan::Url(url) => f.write_str(url.split_once('?').map_or(url, |(url, _)| url)),
-            Plan::Mirrors { members, .. } => write!(f, "mirrors({})", list(members)),
-            Plan::Filter { of, roots } => write!(f, "filter({}, {roots:?})", of.plan),
-            Plan::Join { members } => write!(f, "join({})", list(members)),
-        }
-    }
-}
-
 /// A store that is open.
 #[derive(Clone, Debug)]
 pub struct Opened {
@@ -109,6 +152,10 @@ pub struct Opened {
     pub plan: Plan,
     /// The store.
     pub store: Arc<dyn Store>,
+    /// The same, if it is a local one.
+    pub local: Option<LocalStore>,
+    /// The same, if it is a cache.
+    pub cache: Option<Cache>,
 }
 
 /// Stores that are open, by name.
@@ -138,51 +185,81 @@ fn open_named(
     named: &Named,
     before: &OpenStores,
     now: &mut OpenStores,
-) -> Result<Arc<dyn Store>, OpenError> {
+) -> Result<Opened, OpenError> {
     let Named { name, plan } = named;
     if let Some(opened) = now.get(name) {
-        return Ok(opened.store.clone());
+        return Ok(opened.clone());
     }
-    // Its members as well, though it has them already: they are stores of their own.
-    let mut members = Vec::new();
+    // Its members as well, even if it has them already: they are stores of their own.
     for member in plan.members() {
-        members.push((member.name.clone(), open_named(member, before, now)?));
+        open_named(member, before, now)?;
     }
     let opened = match before.get(name) {
         Some(opened) if opened.plan == *plan => opened.clone(),
-        _ => Opened {
-            plan: plan.clone(),
-            store: make(name, plan, members)?,
-        },
+        _ => {
+            let made = make(name, plan, |member| open_named(member, before, now))?;
+            tracing::info!(STORE = name, url = made.store.url(), "opened a store");
+            made
+        }
     };
     now.insert(name.clone(), opened.clone());
-    Ok(opened.store)
+    Ok(opened)
 }
 
 fn make(
     name: &str,
     plan: &Plan,
-    mut members: Vec<(String, Arc<dyn Store>)>,
-) -> Result<Arc<dyn Store>, OpenError> {
+    mut open: impl FnMut(&Named) -> Result<Opened, OpenError>,
+) -> Result<Opened, OpenError> {
     let failed = |source| OpenError {
         name: name.to_owned(),
         source: Box::new(source),
     };
+    let mut stores = |members: &[Named]| -> Result<Vec<(String, Arc<dyn Store>)>, OpenError> {
+        let stores = members.iter();
+        stores
+            .map(|member| Ok((member.name.clone(), open(member)?.store)))
+            .collect()
+    };
     // As the command line calls it.
     let called = format!("store:{name}");
-    Ok(match plan {
+    let (mut local, mut cache) = (None, None);
+    let store: Arc<dyn Store> = match plan {
         Plan::Url(url) => {
-            let store = url::open(url).map_err(failed)?;
-            match needs(url).network {
-                true => Arc::new(Measured::new(store)),
-                false => store,
+            local = url::open_local(url).map_err(failed)?;
+            match &local {
+                Some(local) => Arc::new(local.clone()),
+                None => {
+                    let store = url::open(url).map_err(failed)?;
+                    match needs(url).network {
+                        true => Arc::new(Measured::new(store)),
+                        false => store,
+                    }
+                }
             }
         }
-        Plan::Mirrors { order, .. } => Arc::new(Mirrors::new(called, members, *order)),
-        Plan::Filter { roots, .. } => match members.pop() {
-            Some((_, of)) => Arc::new(Filter::new(called, of, roots.clone())),
-            None => Arc::new(Join::new(called, members)),
-        },
-        Plan::Join { .. } => Arc::new(Join::new(called, members)),
+        Plan::Cache { near, far, options } => {
+            let near = open(near)?;
+            let not_local = || Error::Url {
+                url: near.plan.identity(),
+                why: "a cache is kept in a folder: its near store has to be local:PATH".to_owned(),
+            };
+            let near = near.local.clone().ok_or_else(|| failed(not_local()))?;
+            let far = open(far)?.store;
+            let made = Cache::new(near, far, options.clone()).map_err(failed)?;
+            cache = Some(made.clone());
+            Arc::new(made)
+        }
+        Plan::Mirrors { members, order } => {
+            Arc::new(Mirrors::new(called, stores(members)?, *order))
+        }
+        Plan::Filter { of, roots } => Arc::new(Filter::new(called, open(of)?.store, roots.clone())),
+        Plan::Join { members } => Arc::new(Join::new(called, stores(members)?)),
+    };
+    Ok(Opened {
+        plan: plan.clone(),
+        store,
+        local,
+        cache,
     })
 }
