@@ -60,19 +60,14 @@ pub(super) struct Opened {
 impl StoreArguments {
     /// Opens the store to read from it: it has to be there.
     pub(super) fn open(&self) -> Result<Opened, Failure> {
-        self.place()?.must_exist()?;
-        self.open_or_make()
+        let place = self.place()?;
+        place.must_exist()?;
+        place.open_or_make()
     }
 
     /// Opens the store; makes it if there is none.
     pub(super) fn open_or_make(&self) -> Result<Opened, Failure> {
-        let place = self.place()?;
-        let runtime = Runtime::new()?;
-        let store = place.open(&runtime)?;
-        Ok(Opened {
-            store: Blocking::new(store, runtime.handle().clone()),
-            runtime,
-        })
+        self.place()?.open_or_make()
     }
 
     /// Where the store is, given or by default.
@@ -120,6 +115,16 @@ impl Place {
     /// Fails if the store would have to be made.
     pub(super) fn must_exist(&self) -> Result<(), Failure> {
         Ok(self.named.plan.must_exist()?)
+    }
+
+    /// Opens the store with a runtime of its own; makes it if there is none.
+    pub(super) fn open_or_make(self) -> Result<Opened, Failure> {
+        let runtime = Runtime::new()?;
+        let store = self.open(&runtime)?;
+        Ok(Opened {
+            store: Blocking::new(store, runtime.handle().clone()),
+            runtime,
+        })
     }
 
     /// Opens the store, to be used with `runtime`; makes it if there is none.

@@ -99,7 +99,9 @@ impl Virtiofs {
         if !self.no_sandbox {
             self.sandbox(place.needs(), sockets.len())?;
         }
-        let opened = self.store.open()?;
+        // The configuration file can no longer be read: what it says is known by now.
+        let opened = place.open_or_make()?;
+        let url = opened.store.url().to_owned();
         let options = Options {
             top: top(&opened.store, self.root.as_deref(), !self.no_list_root)?,
             owner: Owner {

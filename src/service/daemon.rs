@@ -641,6 +641,7 @@ fn status(view: &View, started: Instant) -> Status {
     let of_mount = |viewed: &ViewedMount| {
         let nodes = viewed.session.nodes();
         let requests = viewed.session.requests().0.into_iter();
+        let latencies = viewed.session.request_times().into_iter();
         MountStatus {
             path: viewed.path.clone(),
             store: viewed.store.clone(),
@@ -648,6 +649,9 @@ fn status(view: &View, started: Instant) -> Status {
             adopted: viewed.adopted,
             requests: requests
                 .map(|(kind, count)| (kind.to_owned(), count))
+                .collect(),
+            latencies: latencies
+                .map(|(kind, times)| (kind.to_owned(), times.into()))
                 .collect(),
             live_directories: nodes.directories as u64,
             shared_files: nodes.files as u64,

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use castore_fs::castore::Digest;
-use castore_fs::store::{
-    CacheOptions, EndpointState, Named, OpenStores, Order, Plan, Store, open_all,
-};
+use castore_fs::store::{CacheOptions, EndpointState, Named, OpenStores, Order, Plan, open_all};
 
 fn named(name: &str, plan: Plan) -> Named {
     Named {
