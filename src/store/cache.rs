@@ -818,7 +818,7 @@ impl Store for Cache {
     }
 
     /// What the near store holds.
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self) -> Result<Option<Usage>, Error> {
         self.0.inner.near.usage()
     }
 
