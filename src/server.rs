@@ -17,6 +17,7 @@ mod blobs;
 mod directories;
 mod ingest;
 mod listen;
+mod parts;
 mod path_infos;
 mod respond;
 mod roots;
@@ -123,6 +124,7 @@ struct Served {
     writable: bool,
     /// Tells one run of the server from another: versions of the roots start anew in each.
     instance: u64,
+    proofs: parts::Proofs,
     /// Becomes true when the server is told to stop.
     stopping: watch::Receiver<bool>,
     /// The version of the roots; one thread looks for all who watch.
@@ -143,6 +145,7 @@ pub async fn serve(
         store,
         writable: options.writable,
         instance: RandomState::new().hash_one(std::process::id()),
+        proofs: parts::Proofs::default(),
         stopping: stopping.clone(),
         version,
     };

@@ -14,10 +14,13 @@
 
 mod blocking;
 mod bounded;
+mod chunked;
 mod error;
 mod failure;
+mod far;
 mod flights;
 mod grpc;
+mod health;
 mod local;
 mod memory;
 mod needs;
@@ -107,6 +110,12 @@ pub trait Store: Debug + Send + Sync {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<Answer<usize>, Error>;
+
+    /// Blobs, with their sizes, that will soon be read, the first of them first: a store far away
+    /// fetches them together meanwhile. Returns at once, and tells nothing.
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        let _ = blobs;
+    }
 
     /// The root node `name`.
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error>;

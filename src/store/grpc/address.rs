@@ -9,6 +9,7 @@
 //! | `tls-client-cert-path`, `tls-client-key-path` | show this certificate (PEM) |
 //! | `token-file=PATH` | send this file's contents as bearer token |
 //! | `connect-timeout`, `first-byte-timeout`, `stall-timeout` | deadlines, in seconds |
+//! | `verify=root`, `verify=chunks` | what is checked before bytes are handed out |
 //! | `cache=MIB`, `spool=MIB` | bounds of what is kept in memory and in the temporary folder |
 //!
 //! No secret is ever part of a URL: one that holds a user or password is refused.
@@ -24,6 +25,7 @@ use tower::service_fn;
 use url::Url;
 
 use super::endpoint::Deadlines;
+use crate::store::segments::Verify;
 
 /// HTTP/2 windows, in bytes: how much may be under way to us. 16 MiB fill 10 Gbit/s at 13 ms.
 const STREAM_WINDOW: u32 = 16 << 20;
@@ -40,6 +42,7 @@ pub(super) struct Address {
     certificate: Option<(PathBuf, PathBuf)>,
     token: Option<PathBuf>,
     pub(super) deadlines: Deadlines,
+    pub(super) verify: Verify,
     /// Bytes.
     pub(super) cache: usize,
     /// Bytes.
@@ -96,6 +99,7 @@ impl Address {
             certificate: None,
             token: None,
             deadlines: Deadlines::default(),
+            verify: Verify::default(),
             cache: 128 << 20,
             spool: 4 << 30,
         };
@@ -128,6 +132,7 @@ impl Address {
                 "connect-timeout" => address.deadlines.connect = seconds()?,
                 "first-byte-timeout" => address.deadlines.first_byte = seconds()?,
                 "stall-timeout" => address.deadlines.stall = seconds()?,
+                "verify" => address.verify = Verify::parse(&value)?,
                 "cache" => address.cache = mebibytes()?,
                 "spool" => address.spool = mebibytes()?,
                 _ => return Err(format!("there is no parameter {name:?}")),
@@ -269,6 +274,7 @@ mod tests {
             ("grpc+https://host?tls-client-key-path=/t", "together"),
             ("grpc+http://host?nonsense=1", "nonsense"),
             ("grpc+http://host?stall-timeout=never", "seconds"),
+            ("grpc+http://host?verify=nothing", "root or chunks"),
             ("grpc+http://host/path", "path"),
             ("grpc+unix:relative", "absolute"),
             ("grpc+unix://host/path", "absolute"),
