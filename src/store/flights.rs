@@ -52,25 +52,24 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let (flight, landing) = match self.board(key) {
-            Ok(boarded) => boarded,
-            Err(landing) => return landing,
-        };
-        let fetch = fetch();
-        runtime.spawn(async move { flight.land(fetch.await) });
+        let (landing, new) = self.board(key);
+        if let Some(flight) = new {
+            let fetch = fetch();
+            runtime.spawn(async move { flight.land(fetch.await) });
+        }
         landing
     }
 
     /// Announces a flight for `key` that whoever calls lands; nothing if one is under way.
     pub(super) fn announce(&self, key: K) -> Option<Flight<K, V>> {
-        self.board(key).ok().map(|(flight, _)| flight)
+        self.board(key).1
     }
 
-    /// A new flight with its landing, or the landing of the one that is under way.
-    fn board(&self, key: K) -> Result<(Flight<K, V>, Landing<V>), Landing<V>> {
+    /// Where the flight for `key` lands; and the flight itself, if it is a new one.
+    fn board(&self, key: K) -> (Landing<V>, Option<Flight<K, V>>) {
         let mut flights = self.0.lock();
         if let Some(landing) = flights.get(&key) {
-            return Err(landing.clone());
+            return (landing.clone(), None);
         }
         let (arrived, landing) = watch::channel(None);
         flights.insert(key.clone(), landing.clone());
@@ -78,7 +77,7 @@ where
             flights: self.0.clone(),
             key,
         };
-        Ok((Flight { arrived, ended }, landing))
+        (landing, Some(Flight { arrived, ended }))
     }
 }
 

@@ -159,7 +159,7 @@ impl PartProofs {
         let part = part_size(self.len);
         if len <= part || len.is_power_of_two() {
             let level = (len.max(part) / part).ilog2() as usize;
-            let index = at / part >> level;
+            let index = (at / part) >> level;
             return self.levels.get(level)?.get(index as usize).copied();
         }
         // The blob's end: what is left of it is whole.
