@@ -15,6 +15,7 @@
 mod blocking;
 mod bounded;
 mod chunked;
+mod credential;
 mod error;
 mod failure;
 mod far;

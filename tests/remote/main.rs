@@ -1,6 +1,7 @@
 //! Stores behind gRPC: our client against our server, and against servers that are not ours, old,
 //! slow, broken or liars.
 
+mod access;
 mod copying;
 mod distance;
 mod faulty;

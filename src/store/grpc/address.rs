@@ -12,9 +12,10 @@
 //! | `verify=root`, `verify=chunks` | what is checked before bytes are handed out |
 //! | `cache=MIB`, `spool=MIB` | bounds of what is kept in memory and in the temporary folder |
 //!
+//! Files without a slash in their path may be systemd credentials ([`crate::store::credential`]).
 //! No secret is ever part of a URL: one that holds a user or password is refused.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderValue, Uri};
@@ -25,6 +26,7 @@ use tower::service_fn;
 use url::Url;
 
 use super::endpoint::Deadlines;
+use crate::store::credential::read;
 use crate::store::segments::Verify;
 
 /// HTTP/2 windows, in bytes: how much may be under way to us. 16 MiB fill 10 Gbit/s at 13 ms.
@@ -221,10 +223,6 @@ impl Address {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
-}
-
 /// The path in a URL, as bytes.
 fn percent_decoded(path: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
@@ -244,6 +242,8 @@ fn percent_decoded(path: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

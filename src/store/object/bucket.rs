@@ -17,6 +17,7 @@ use tonic::Code;
 use url::Url;
 
 use crate::castore::Digest;
+use crate::store::credential;
 use crate::store::failure::{Failure, found};
 use crate::store::health::Health;
 use crate::store::segments::Verify;
@@ -260,8 +261,8 @@ fn open(
 /// environment file.
 fn credentials(path: &FilePath) -> Result<Vec<(String, String)>, String> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("cannot read the credentials in {shown}: {error}"))?;
+    let text = String::from_utf8(credential::read(path)?)
+        .map_err(|_| format!("{shown} holds no credentials: it is not text"))?;
     let mut options = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();
