@@ -31,13 +31,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::{self, Config};
 use super::endpoints::{self, EndpointError, Listening};
-use super::mounts::{self, Served, StartError, Wanted};
+use super::mounts::{self, Host, Served, StartError, Wanted};
 use super::sockets::{self, Ask, Serving, SocketError};
 use super::status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};
 use super::watchdog::{self, Watched};
 use super::{log, systemd};
 use crate::store::{self, Store};
-use crate::transport::fuse::{Session, Unmounted};
+use crate::transport::fuse::{Nursery, Session, Unmounted};
 use crate::transport::virtiofs::Endpoint;
 
 /// How often the status line is looked at, and whether mounts are still there.
@@ -149,6 +149,7 @@ struct Daemon {
     file: PathBuf,
     config: Config,
     runtime: Runtime,
+    host: Host,
     started: Instant,
     stores: BTreeMap<String, Opened>,
     mounts: BTreeMap<String, Served>,
@@ -170,6 +171,8 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
     let failed = |action| move |source| DaemonError::System { action, source };
     let started = Instant::now();
     let mut passed = systemd::passed().map_err(failed("take what systemd passed on"))?;
+    // Before there are threads.
+    let nursery = Nursery::start().map_err(failed("start a process for notifications"))?;
     let config = Config::load(file).map_err(DaemonError::Config)?;
     log::start(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -180,6 +183,10 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
     let mut daemon = Daemon {
         file: file.to_owned(),
         config,
+        host: Host {
+            runtime: runtime.handle().clone(),
+            nursery: Arc::new(nursery),
+        },
         runtime,
         started,
         stores: BTreeMap::new(),
@@ -317,8 +324,7 @@ impl Daemon {
             return Ok(());
         };
         let store = opened.store.clone();
-        let handle = self.runtime.handle().clone();
-        let (served, outside) = wanted.start(name, store, left, &handle)?;
+        let (served, outside) = wanted.start(name, store, left, &self.host)?;
         self.leaving.extend(outside);
         self.mounts.insert(name.to_owned(), served);
         Ok(())

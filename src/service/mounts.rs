@@ -13,7 +13,7 @@ use super::systemd::{self, KeptPair};
 use crate::castore::Node;
 use crate::fs::{Options, Owner, Reads, Top};
 use crate::store::{Blocking, Store};
-use crate::transport::fuse::{self, Inherited, MountError, MountOptions, Session};
+use crate::transport::fuse::{self, Inherited, MountError, MountOptions, Nursery, Session};
 use crate::tree::{self, Preference, Target};
 
 /// Why a mount is not there.
@@ -54,6 +54,15 @@ pub struct Wanted {
     pub store_config: config::Store,
 }
 
+/// What all mounts of the service share.
+#[derive(Clone)]
+pub struct Host {
+    /// Where requests wait.
+    pub runtime: Handle,
+    /// Who notifies the kernel.
+    pub nursery: Arc<Nursery>,
+}
+
 /// A mount that is served.
 pub struct Served {
     /// As it was wanted.
@@ -72,10 +81,11 @@ impl Wanted {
         name: &str,
         store: Arc<dyn Store>,
         left: Option<KeptPair>,
-        runtime: &Handle,
+        host: &Host,
     ) -> Result<(Served, Option<Arc<Session>>), StartError> {
+        let runtime = &host.runtime;
         let options = self.options(&store, runtime)?;
-        let mount = self.mount_options(name);
+        let mount = self.mount_options(name, host);
         let mut outside = None;
         if let Some(left) = left {
             match self.adopt(store.clone(), &options, &mount, left, runtime) {
@@ -202,7 +212,7 @@ impl Wanted {
         })
     }
 
-    fn mount_options(&self, name: &str) -> MountOptions {
+    fn mount_options(&self, name: &str, host: &Host) -> MountOptions {
         let defaults = MountOptions::default();
         let read_ahead_kib = u32::try_from(self.config.read_ahead.0 >> 10);
         MountOptions {
@@ -211,6 +221,7 @@ impl Wanted {
             read_ahead_kib: read_ahead_kib.unwrap_or(u32::MAX),
             name: Some(name.to_owned()),
             tag: Some(self.tag()),
+            nursery: Some(host.nursery.clone()),
         }
     }
 

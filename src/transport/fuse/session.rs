@@ -19,6 +19,7 @@ use super::backing::FuseDevice;
 use super::device::{self, Received};
 use super::handover::{self, AdoptError, Inherited, Kept};
 use super::mountpoint::{self, MountError, Mountpoint};
+use super::notices::{self, Notices, Nursery};
 use super::pulse::{self, Pulse, Stamps, Stuck};
 use super::{page_cache, root_watch};
 use crate::fs::{CastoreFs, Ledger, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
@@ -45,6 +46,8 @@ pub struct MountOptions {
     /// Keep what a successor process needs to go on with the mount ([`Session::kept`]), and tell it
     /// this.
     pub tag: Option<String>,
+    /// Who notifies the kernel: see [`Nursery`] for what happens without.
+    pub nursery: Option<Arc<Nursery>>,
 }
 
 impl Default for MountOptions {
@@ -56,6 +59,7 @@ impl Default for MountOptions {
             read_ahead_kib: 1024,
             name: None,
             tag: None,
+            nursery: None,
         }
     }
 }
@@ -91,6 +95,7 @@ pub(super) struct Shared {
     /// Names the mount in what is logged while a request is answered.
     span: tracing::Span,
     pool: Arc<Pool>,
+    nursery: Option<Arc<Nursery>>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -139,7 +144,10 @@ impl Session {
             _ => None,
         };
         let fs = CastoreFs::with_ledger(store, options, waiting, passthrough, ledger.clone());
-        let session = Self::new(device, mountpoint, fs, pool, ledger, mount.name.as_deref());
+        if ledger.is_none() {
+            notices::leave_unkept(mount.nursery.as_deref(), &device);
+        }
+        let session = Self::new(device, mountpoint, fs, pool, ledger, mount);
         session
             .start(mount)
             .inspect_err(|_| drop(session.mountpoint.unmount(true)))?;
@@ -160,8 +168,8 @@ impl Session {
         let mountpoint = inherited.mountpoint();
         let Inherited { device, ledger, .. } = inherited;
         let fs = CastoreFs::adopt(store, options, waiting, ledger.clone())?;
-        let name = mount.name.as_deref();
-        let session = Self::new(Arc::new(device), mountpoint, fs, pool, Some(ledger), name);
+        let device = Arc::new(device);
+        let session = Self::new(device, mountpoint, fs, pool, Some(ledger), mount);
         // Until it is known to work, a failure must not end the mount: the caller decides.
         session.leave();
         // Before anybody reads: what a worker of ours has read would be sent again as well.
@@ -179,7 +187,7 @@ impl Session {
         fs: CastoreFs,
         pool: Arc<Pool>,
         ledger: Option<Arc<Ledger>>,
-        name: Option<&str>,
+        mount: &MountOptions,
     ) -> Self {
         let fs = Arc::new(fs);
         let shared = Arc::new(Shared {
@@ -189,11 +197,12 @@ impl Session {
             fs,
             counters: Counters::default(),
             stamps: Stamps::default(),
-            span: match name {
+            span: match &mount.name {
                 Some(name) => tracing::error_span!("mount", MOUNT = name),
                 None => tracing::Span::none(),
             },
             pool: pool.clone(),
+            nursery: mount.nursery.clone(),
             state: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -320,6 +329,11 @@ impl Drop for Session {
 impl Shared {
     pub(super) fn fs(&self) -> &CastoreFs {
         &self.fs
+    }
+
+    /// A way to notify the kernel, for one thread.
+    pub(super) fn notices(&self) -> io::Result<Notices> {
+        Notices::new(self.device.clone(), self.nursery.as_deref())
     }
 
     fn start_workers(self: &Arc<Self>, count: usize) -> io::Result<()> {
