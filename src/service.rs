@@ -10,6 +10,8 @@ mod endpoints;
 mod log;
 mod metrics;
 mod mounts;
+mod panics;
+mod repeats;
 mod sockets;
 mod status;
 mod systemd;

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -61,6 +62,8 @@ pub struct Host {
     pub runtime: Handle,
     /// Who notifies the kernel.
     pub nursery: Arc<Nursery>,
+    /// Requests that take longer are told.
+    pub slow_requests: Option<Duration>,
 }
 
 /// A mount that is served.
@@ -84,7 +87,7 @@ impl Wanted {
         host: &Host,
     ) -> Result<(Served, Option<Arc<Session>>), StartError> {
         let runtime = &host.runtime;
-        let options = self.options(&store, runtime)?;
+        let options = self.options(&store, host)?;
         let mount = self.mount_options(name, host);
         let mut outside = None;
         if let Some(left) = left {
@@ -189,8 +192,8 @@ impl Wanted {
         )?)
     }
 
-    fn options(&self, store: &Arc<dyn Store>, runtime: &Handle) -> Result<Options, StartError> {
-        let blocking = Blocking::new(store.clone(), runtime.clone());
+    fn options(&self, store: &Arc<dyn Store>, host: &Host) -> Result<Options, StartError> {
+        let blocking = Blocking::new(store.clone(), host.runtime.clone());
         let top = find_top(
             self.config.root.as_deref(),
             self.config.list_root,
@@ -208,6 +211,7 @@ impl Wanted {
             },
             xattr: self.config.xattr,
             directory_limit: usize::try_from(self.config.directory_memory.0).unwrap_or(usize::MAX),
+            slow_requests: host.slow_requests,
             ..Options::default()
         })
     }
@@ -220,6 +224,7 @@ impl Wanted {
             threads: self.config.threads.map_or(defaults.threads, usize::from),
             read_ahead_kib: read_ahead_kib.unwrap_or(u32::MAX),
             name: Some(name.to_owned()),
+            store_name: Some(self.store.clone()),
             tag: Some(self.tag()),
             nursery: Some(host.nursery.clone()),
         }

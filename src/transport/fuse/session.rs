@@ -25,7 +25,7 @@ use super::{page_cache, root_watch};
 use crate::fs::{CastoreFs, Ledger, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
-use crate::transport::requests::{Counters, RequestCounts};
+use crate::transport::requests::{self, Counters, RequestCounts};
 
 /// How long the kernel may take to say hello.
 const INIT_PATIENCE: Duration = Duration::from_secs(20);
@@ -43,6 +43,8 @@ pub struct MountOptions {
     pub read_ahead_kib: u32,
     /// What log lines call it.
     pub name: Option<String>,
+    /// What log lines call its store.
+    pub store_name: Option<String>,
     /// Keep what a successor process needs to go on with the mount ([`Session::kept`]), and tell it
     /// this.
     pub tag: Option<String>,
@@ -58,6 +60,7 @@ impl Default for MountOptions {
             threads: cores.clamp(2, 16),
             read_ahead_kib: 1024,
             name: None,
+            store_name: None,
             tag: None,
             nursery: None,
         }
@@ -198,7 +201,9 @@ impl Session {
             counters: Counters::default(),
             stamps: Stamps::default(),
             span: match &mount.name {
-                Some(name) => tracing::error_span!("mount", MOUNT = name),
+                Some(name) => {
+                    tracing::error_span!("mount", MOUNT = name, STORE = mount.store_name)
+                }
                 None => tracing::Span::none(),
             },
             pool: pool.clone(),
@@ -416,8 +421,15 @@ impl Shared {
             let writer = FuseDevWriter::<()>::new(device::number(&self.device), reply);
             match (reader, writer) {
                 (Ok(reader), Ok(writer)) => self
-                    .server
-                    .handle_message(reader, Writer::FuseDev(writer), None, None)
+                    .fs
+                    .answering(
+                        || requests::name(header.opcode as usize),
+                        header.nodeid,
+                        || {
+                            let writer = Writer::FuseDev(writer);
+                            self.server.handle_message(reader, writer, None, None)
+                        },
+                    )
                     .map_err(|error| error.to_string()),
                 _ => Err("no buffers".to_owned()),
             }
