@@ -31,19 +31,22 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::{self, Config};
 use super::endpoints::{self, EndpointError, Listening};
-use super::mounts::{self, Served, StartError, Wanted};
+use super::mounts::{self, Host, Served, StartError, Wanted};
 use super::sockets::{self, Ask, Serving, SocketError};
 use super::status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};
 use super::watchdog::{self, Watched};
-use super::{log, systemd};
+use super::{log, panics, repeats, systemd};
 use crate::store::{self, Cache, OpenStores, Opened, Plan};
-use crate::transport::fuse::{Session, Unmounted};
+use crate::transport::fuse::{Nursery, Session, Unmounted};
 use crate::transport::virtiofs::Endpoint;
 
 /// How often the status line is looked at, and whether mounts are still there.
 const TICK: Duration = Duration::from_secs(2);
 /// How much more time systemd is asked for while users of a mount finish.
 const EXTENSION: Duration = Duration::from_secs(10);
+
+/// How long a process that could not start leaves systemd in peace.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Why the service did not start.
 #[derive(Debug, Error)]
@@ -137,6 +140,7 @@ struct Daemon {
     file: PathBuf,
     config: Config,
     runtime: Runtime,
+    host: Host,
     started: Instant,
     stores: OpenStores,
     mounts: BTreeMap<String, Served>,
@@ -155,11 +159,24 @@ struct Daemon {
 
 /// Runs the service that `file` describes until it is told to stop.
 pub fn run(file: &Path) -> Result<(), DaemonError> {
+    let outcome = run_once(file);
+    if outcome.is_err() && systemd::is_there() {
+        // systemd starts it again at once, which is right after a crash.
+        systemd::status("cannot start");
+        std::thread::sleep(RETRY);
+    }
+    outcome
+}
+
+fn run_once(file: &Path) -> Result<(), DaemonError> {
     let failed = |action| move |source| DaemonError::System { action, source };
     let started = Instant::now();
     let mut passed = systemd::passed().map_err(failed("take what systemd passed on"))?;
+    // Before there are threads.
+    let nursery = Nursery::start().map_err(failed("start a process for notifications"))?;
     let config = Config::load(file).map_err(DaemonError::Config)?;
     log::start(&config.log)?;
+    panics::abort_in_vital_threads();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -167,6 +184,11 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
     let events = listen_to_signals(&runtime).map_err(failed("listen to signals"))?;
     let mut daemon = Daemon {
         file: file.to_owned(),
+        host: Host {
+            runtime: runtime.handle().clone(),
+            nursery: Arc::new(nursery),
+            slow_requests: Some(config.log.slow_requests.0).filter(|span| !span.is_zero()),
+        },
         config,
         runtime,
         started,
@@ -285,8 +307,7 @@ impl Daemon {
             return Ok(());
         };
         let store = opened.store.clone();
-        let handle = self.runtime.handle().clone();
-        let (served, outside) = wanted.start(name, store, left, &handle)?;
+        let (served, outside) = wanted.start(name, store, left, &self.host)?;
         self.leaving.extend(outside);
         self.mounts.insert(name.to_owned(), served);
         Ok(())
@@ -334,7 +355,7 @@ impl Daemon {
             if self.devices.contains_key(&name) {
                 continue;
             }
-            match endpoints::serve_guests(&config, opened.store.clone(), &handle) {
+            match endpoints::serve_guests(&config, opened.store.clone(), &self.host) {
                 Ok(endpoint) => {
                     let plan = opened.plan.clone();
                     let running = Running {
@@ -430,6 +451,7 @@ impl Daemon {
                 self.leaving.push(served.session);
             }
         }
+        repeats::tell();
         self.refresh();
         let line = self.line();
         if line != self.said {

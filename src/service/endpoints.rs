@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::config;
-use super::mounts::{StartError, find_top};
+use super::mounts::{Host, StartError, find_top};
 use crate::fs::{self as castore_fs, Owner};
 use crate::server::{self, ListenError, Listener};
 use crate::store::{Blocking, Store};
@@ -151,8 +151,9 @@ fn adopt(socket: OwnedFd) -> io::Result<Listener> {
 pub fn serve_guests(
     config: &config::Virtiofs,
     store: Arc<dyn Store>,
-    runtime: &Handle,
+    host: &Host,
 ) -> Result<Endpoint, EndpointError> {
+    let runtime = &host.runtime;
     let blocking = Blocking::new(store.clone(), runtime.clone());
     let options = castore_fs::Options {
         top: find_top(config.root.as_deref(), config.list_root, &blocking)?,
@@ -162,6 +163,7 @@ pub fn serve_guests(
         },
         xattr: config.xattr,
         root_timeout: ROOT_TIMEOUT,
+        slow_requests: host.slow_requests,
         ..castore_fs::Options::default()
     };
     let device = DeviceOptions {

@@ -24,7 +24,7 @@ use super::reply::ReplyBuffer;
 use crate::fs::{CastoreFs, NodeCount, Options, Waiting};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
-use crate::transport::requests::{Counters, RequestCounts};
+use crate::transport::requests::{self, Counters, RequestCounts};
 
 /// Where `struct fuse_in_header` has the request's number.
 pub const UNIQUE: Range<usize> = 8..16;
@@ -161,7 +161,12 @@ impl Guest {
         let (Ok(reader), Ok(writer)) = (reader, reply.writer(room)) else {
             return Err(libc::EIO);
         };
-        match session.server.handle_message(reader, writer, None, None) {
+        let handled = session.fs.answering(
+            || requests::name(header.opcode as usize),
+            header.nodeid,
+            || session.server.handle_message(reader, writer, None, None),
+        );
+        match handled {
             Ok(_) => Ok(Reply::Made),
             Err(error) => {
                 self.complain(&format!("opcode {}: {error}", header.opcode));
