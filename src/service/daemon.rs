@@ -156,6 +156,8 @@ struct Daemon {
     leaving: Vec<Arc<Session>>,
     listeners: BTreeMap<String, Running<config::Listen, Listening>>,
     devices: BTreeMap<String, Running<config::Virtiofs, Arc<Endpoint>>>,
+    /// What a predecessor left of guests, by device, until that device is started.
+    left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// What systemd's socket units passed on.
     sockets: Vec<(String, OwnedFd)>,
     control: Option<Serving>,
@@ -187,6 +189,7 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
         leaving: Vec::new(),
         listeners: BTreeMap::new(),
         devices: BTreeMap::new(),
+        left_guests: std::mem::take(&mut passed.guests),
         sockets: std::mem::take(&mut passed.sockets),
         control: None,
         metrics: None,
@@ -242,6 +245,10 @@ impl Daemon {
             mounts::end_left(&name, left);
         }
         self.start_endpoints()?;
+        for (device, guests) in std::mem::take(&mut self.left_guests) {
+            tracing::warn!(device, "the device of guests is no more; they end");
+            systemd::forget_guests(&device, &guests);
+        }
         self.refresh();
         let handle = self.runtime.handle().clone();
         self.control = Some(sockets::control(
@@ -261,6 +268,9 @@ impl Daemon {
             } else {
                 systemd::forget(name);
             }
+        }
+        for device in self.devices.values() {
+            device.running.leave();
         }
     }
 
@@ -366,7 +376,9 @@ impl Daemon {
             if self.devices.contains_key(&name) {
                 continue;
             }
-            match endpoints::serve_guests(&config, opened.store.clone(), &handle) {
+            let left = self.left_guests.remove(&name).unwrap_or_default();
+            let store_of = opened.store.clone();
+            match endpoints::serve_guests(&name, &config, store_of, left, &handle) {
                 Ok(endpoint) => {
                     let store_config = opened.config.clone();
                     let running = Running {
@@ -564,7 +576,12 @@ impl Daemon {
         for (_, listener) in std::mem::take(&mut self.listeners) {
             listener.running.stop(&handle);
         }
-        self.devices.clear();
+        for device in std::mem::take(&mut self.devices).into_values() {
+            match restart {
+                true => device.running.leave(),
+                false => device.running.break_off(),
+            }
+        }
         self.refresh();
         let deadline = Instant::now() + self.config.drain.0;
         loop {
@@ -658,15 +675,7 @@ impl Daemon {
 }
 
 fn status(view: &View, started: Instant) -> Status {
-    let of_store = |store: &Arc<dyn Store>| {
-        let usage = store.usage().ok();
-        StoreStatus {
-            url: store.url().to_owned(),
-            blobs: usage.map(|usage| usage.blobs),
-            blob_bytes: usage.map(|usage| usage.blob_bytes),
-            directories: usage.map(|usage| usage.directories),
-        }
-    };
+    let of_store = |store: &Arc<dyn Store>| StoreStatus::of(&**store);
     let of_mount = |viewed: &ViewedMount| {
         let nodes = viewed.session.nodes();
         let requests = viewed.session.requests().0.into_iter();
@@ -686,12 +695,7 @@ fn status(view: &View, started: Instant) -> Status {
     };
     let of_device = |viewed: &ViewedDevice| {
         let status = viewed.endpoint.status();
-        VirtiofsStatus {
-            socket: viewed.socket.clone(),
-            store: viewed.store.clone(),
-            connections: status.connections,
-            guests: status.guests.len() as u64,
-        }
+        VirtiofsStatus::of(viewed.socket.clone(), viewed.store.clone(), &status)
     };
     let (stores, mounts) = (view.stores.iter(), view.mounts.iter());
     let devices = view.devices.iter();

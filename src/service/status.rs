@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::store::Store;
+use crate::transport::virtiofs::EndpointStatus;
+
 /// The whole service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -74,6 +77,54 @@ pub struct VirtiofsStatus {
     pub connections: u64,
     /// Guests that are connected.
     pub guests: u64,
+    /// Requests of those since this process serves them, by kind.
+    #[serde(default)]
+    pub requests: BTreeMap<String, u64>,
+    /// Directories that they know.
+    #[serde(default)]
+    pub live_directories: u64,
+    /// Bytes of Directories in memory.
+    #[serde(default)]
+    pub directory_bytes: u64,
+    /// Bytes of their node tables.
+    #[serde(default)]
+    pub table_bytes: u64,
+}
+
+impl StoreStatus {
+    /// Of `store`, as far as it can tell.
+    pub fn of(store: &dyn Store) -> Self {
+        let usage = store.usage().ok();
+        Self {
+            url: store.url().to_owned(),
+            blobs: usage.map(|usage| usage.blobs),
+            blob_bytes: usage.map(|usage| usage.blob_bytes),
+            directories: usage.map(|usage| usage.directories),
+        }
+    }
+}
+
+impl VirtiofsStatus {
+    /// Of the device at `socket`, which shows `store`.
+    pub fn of(socket: PathBuf, store: String, status: &EndpointStatus) -> Self {
+        let mut requests = BTreeMap::new();
+        for guest in &status.guests {
+            for (kind, count) in &guest.requests.0 {
+                *requests.entry((*kind).to_owned()).or_default() += count;
+            }
+        }
+        let nodes = || status.guests.iter().map(|guest| &guest.nodes);
+        Self {
+            socket,
+            store,
+            connections: status.connections,
+            guests: status.guests.len() as u64,
+            requests,
+            live_directories: nodes().map(|nodes| nodes.directories as u64).sum(),
+            directory_bytes: nodes().map(|nodes| nodes.directory_bytes as u64).sum(),
+            table_bytes: nodes().map(|nodes| nodes.table_bytes as u64).sum(),
+        }
+    }
 }
 
 /// A listener.

@@ -10,9 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags};
 use thiserror::Error;
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
@@ -23,8 +21,6 @@ use super::record::{Left, Record};
 
 /// Bytes of an answer that are passed on at once.
 const ANSWER_BYTES: usize = 8 << 10;
-/// Who has served an inherited guest for so long has not died of it.
-const SETTLED: Duration = Duration::from_secs(10);
 
 /// Why a front end was cut off.
 #[derive(Debug, Error)]
@@ -47,8 +43,6 @@ pub struct Connection {
     feed: UnixStream,
     handler: BackendReqHandler<Mutex<Device>>,
     record: Arc<Record>,
-    /// When an inherited guest was begun with.
-    inherited: Option<Instant>,
 }
 
 impl Connection {
@@ -60,13 +54,11 @@ impl Connection {
             feed,
             handler: BackendReqHandler::from_stream(fed, Arc::new(Mutex::new(device))),
             record,
-            inherited: None,
         })
     }
 
     /// Tells the device all that the predecessor was told, and finishes what that had begun.
     pub fn catch_up(&mut self, left: Left) -> Result<(), CutOff> {
-        self.inherited = Some(Instant::now());
         for message in left.setup.messages() {
             self.handle(message)?;
         }
@@ -95,7 +87,6 @@ impl Connection {
 
     /// The next message, written down.
     fn next(&mut self) -> Result<Option<Message>, CutOff> {
-        self.wait_until_settled()?;
         let mut bytes = Vec::new();
         let files = message::receive(&self.front, &mut bytes, HEADER_BYTES, RecvFlags::PEEK)?;
         if bytes.is_empty() {
@@ -196,23 +187,5 @@ impl Connection {
             return Err(CutOff::Protocol(error));
         }
         Ok(answer)
-    }
-
-    /// After a while with an inherited guest, notes that all is well.
-    fn wait_until_settled(&mut self) -> io::Result<()> {
-        let Some(since) = self.inherited else {
-            return Ok(());
-        };
-        let left = SETTLED.saturating_sub(since.elapsed());
-        let patience = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        let mut waiting = [PollFd::new(&self.front, PollFlags::IN)];
-        if poll(&mut waiting, Some(&patience)) == Ok(0) {
-            self.inherited = None;
-            self.record.inflight().set_attempts(0);
-        }
-        Ok(())
     }
 }

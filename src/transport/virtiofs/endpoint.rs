@@ -36,8 +36,8 @@ pub const MOST_QUEUES: usize = 63;
 const MOST_CONNECTIONS: usize = 16;
 /// How long to wait before the next connection when the system has no descriptors or threads left.
 const EXHAUSTED: Duration = Duration::from_millis(500);
-/// Processes that may die one after the other right after they began to serve a guest, before it is
-/// taken to be the reason. Its front end can kill us (SIGBUS), and must not do so for ever.
+/// Processes that may die one after the other before they answered anything to a guest, until it is
+/// taken to be the reason: one guest must not keep all others from being served.
 const MOST_ATTEMPTS: u64 = 4;
 
 /// The name by which a guest mounts: 1 to 36 bytes, none of them NUL.
@@ -300,7 +300,7 @@ impl Shared {
         if attempts > MOST_ATTEMPTS {
             left.forget(&**keeper);
             return Err(format!(
-                "{MOST_ATTEMPTS} processes in a row have died soon after they began to"
+                "{MOST_ATTEMPTS} processes in a row have died before they answered it anything"
             ));
         }
         left.inflight.set_attempts(attempts);

@@ -7,6 +7,10 @@
 //! are reads of what never changes. FORGET alone must not be done twice, lest a node goes that the
 //! guest knows; one that was taken is taken for done, which at worst keeps a node too long.
 //!
+//! **A request that kills.** Nothing is known that does; but a process that dies of a request and
+//! hands it to the next would end nobody knows when. So it is counted who began with it, and after
+//! [`MOST_TRIES`] it gets EIO.
+//!
 //! **Any moment can be the last.** A request is written down before it is served, and struck out
 //! after it is in the used ring; which one is on its way there is said before, together with the
 //! index that the used ring had, so that the guest's memory itself tells whether it got there.
@@ -15,7 +19,7 @@
 //!
 //! **Layout**, version [`VERSION`]: words of 64 bits in native order. The header has the magic
 //! number, the version, how many messages of the front end were handled, and how many processes in a
-//! row have begun to serve the guest and died of it, for all we know. Then for each queue:
+//! row have begun to serve the guest and never answered anything. Then for each queue:
 //! whether it runs, where it begins, what is on its way back, and [`SLOTS`] requests.
 
 use std::fs::File;
@@ -54,9 +58,13 @@ const BYTES: usize = (QUEUES_AT + QUEUES * QUEUE_WORDS) * size_of::<u64>();
 const USED: u64 = 1 << 63;
 /// In a slot: it forgets.
 const FORGETS: u64 = 1 << 62;
+/// In a slot: how many processes have begun to serve it.
+const TRIES_SHIFT: u32 = 60;
+/// So many may die of a request, for all we know, before it is served no more.
+pub const MOST_TRIES: u8 = 3;
 /// Below the order of taking, the number of the request's first descriptor.
 const HEAD_BITS: u32 = 16;
-const ORDER: u64 = (1 << (62 - HEAD_BITS)) - 1;
+const ORDER: u64 = (1 << (TRIES_SHIFT - HEAD_BITS)) - 1;
 
 /// Why a predecessor's record cannot be used.
 #[derive(Debug, Error)]
@@ -90,6 +98,8 @@ pub struct Again {
     pub head: u16,
     /// Whether it forgets.
     pub forgets: bool,
+    /// How many processes have begun to serve it and died.
+    pub tries: u8,
     order: u64,
 }
 
@@ -159,12 +169,12 @@ impl Inflight {
         self.store(HANDLED_AT, count);
     }
 
-    /// How many processes have begun to serve this guest since one has served it for a while.
+    /// How many processes have begun to serve this guest since one has answered it anything.
     pub fn attempts(&self) -> u64 {
         self.load(ATTEMPTS_AT)
     }
 
-    /// Another one begins; or, with 0, one has served it for a while.
+    /// Another one begins.
     pub fn set_attempts(&self, attempts: u64) {
         self.store(ATTEMPTS_AT, attempts);
     }
@@ -239,13 +249,15 @@ impl QueueInflight {
         self.store(BASE_AT, u64::from(base));
     }
 
-    /// Writes a request down, the `order`-th that was taken.
-    pub fn take(&self, slot: u8, head: u16, forgets: bool, order: u64) {
+    /// Writes a request down, the `order`-th that was taken, which `tries` processes have begun to
+    /// serve, this one among them.
+    pub fn take(&self, slot: u8, head: u16, forgets: bool, tries: u8, order: u64) {
         let forgets = if forgets { FORGETS } else { 0 };
+        let tries = u64::from(tries.min(MOST_TRIES)) << TRIES_SHIFT;
         let order = (order & ORDER) << HEAD_BITS;
         self.store(
             SLOTS_AT + usize::from(slot),
-            USED | forgets | order | u64::from(head),
+            USED | forgets | tries | order | u64::from(head),
         );
     }
 
@@ -257,8 +269,11 @@ impl QueueInflight {
         );
     }
 
-    /// It is there.
+    /// It is there: the guest can be served.
     pub fn settled(&self, slot: u8) {
+        if self.inflight.attempts() != 0 {
+            self.inflight.set_attempts(0);
+        }
         self.store(SLOTS_AT + usize::from(slot), 0);
         self.store(SETTLING_AT, 0);
     }
@@ -280,6 +295,7 @@ impl QueueInflight {
                 slot: slot as u8,
                 head: word as u16,
                 forgets: word & FORGETS != 0,
+                tries: (word >> TRIES_SHIFT) as u8 & MOST_TRIES,
                 order: word >> HEAD_BITS & ORDER,
             })
         });
@@ -306,9 +322,9 @@ mod tests {
         let inflight = Arc::new(Inflight::create().unwrap());
         let queue = inflight.queue(63);
         queue.starts();
-        queue.take(7, 100, false, 1);
-        queue.take(3, 101, true, 2);
-        queue.take(5, 102, false, 3);
+        queue.take(7, 100, false, 1, 1);
+        queue.take(3, 101, true, 3, 2);
+        queue.take(5, 102, false, 1, 3);
         queue.settling(7, 0);
         queue.settled(7);
         let after = successor(&inflight).unwrap().queue(63);
@@ -316,6 +332,7 @@ mod tests {
         let again = after.recover(1);
         assert_eq!(heads(&after, 1), [101, 102]);
         assert!(again[0].forgets && !again[1].forgets);
+        assert_eq!([again[0].tries, again[1].tries], [3, 1]);
         assert!(heads(&successor(&inflight).unwrap().queue(0), 0).is_empty());
         queue.stops(9);
         assert!(!after.runs());
@@ -329,7 +346,7 @@ mod tests {
             let inflight = Arc::new(Inflight::create().unwrap());
             let queue = inflight.queue(0);
             queue.starts();
-            queue.take(0, 8, false, 1);
+            queue.take(0, 8, false, 1, 1);
             queue.settling(0, 41);
             assert_eq!(heads(&successor(&inflight).unwrap().queue(0), used), expected);
         }

@@ -29,7 +29,7 @@ use vm_memory::{
 
 use super::chain::{Chain, Malformed, Room};
 use super::crew::Crew;
-use super::inflight::{Again, QueueInflight, SLOTS};
+use super::inflight::{Again, MOST_TRIES, QueueInflight, SLOTS};
 use super::session::failure;
 
 /// The memory of a guest, which its front end may exchange.
@@ -160,10 +160,20 @@ impl Ring {
     fn next(&self, state: &mut State, request: &mut Vec<u8>) -> Took {
         let memory = self.memory();
         while let Some(again) = state.again.pop_front() {
-            let (slot, head) = (again.slot, again.head);
-            match chain_at(&state.queue, &memory, head).filter(|_| !again.forgets) {
-                Some(chain) => return self.begin(state, slot, chain, request, memory),
-                None => self.give_back(state, slot, head, 0),
+            let chain = chain_at(&state.queue, &memory, again.head);
+            let Some(chain) = chain.filter(|_| !again.forgets) else {
+                self.give_back(state, again.slot, again.head, 0);
+                continue;
+            };
+            let begun = self.begin(state, again.slot, again.tries, chain, request, memory.clone());
+            match begun {
+                Took::Request { ticket, .. } if again.tries >= MOST_TRIES => {
+                    tracing::error!("a request killed {MOST_TRIES} processes in a row; it gets EIO");
+                    if let Some(outstanding) = state.taken.remove(&ticket) {
+                        self.fail(state, &outstanding);
+                    }
+                }
+                begun => return begun,
             }
         }
         // There is one for each thread that could want one.
@@ -178,13 +188,15 @@ impl Ring {
             return Took::Nothing;
         };
         state.free.pop();
-        self.begin(state, slot, chain, request, memory)
+        self.begin(state, slot, 0, chain, request, memory)
     }
 
+    /// Begins with a request that `tries` processes began with before.
     fn begin(
         &self,
         state: &mut State,
         slot: u8,
+        tries: u8,
         chain: DescriptorChain<Arc<GuestMemoryMmap>>,
         request: &mut Vec<u8>,
         memory: Arc<GuestMemoryMmap>,
@@ -195,7 +207,7 @@ impl Ring {
             Ok(Chain { room, unique }) => {
                 let ticket = Ticket(state.last);
                 let inflight = &self.0.inflight;
-                inflight.take(slot, head, is_forget(request), state.last);
+                inflight.take(slot, head, is_forget(request), tries + 1, state.last);
                 let bytes = room.len();
                 let outstanding = Outstanding {
                     head,
@@ -210,7 +222,7 @@ impl Ring {
                 }
             }
             Err(malformed) => {
-                self.0.inflight.take(slot, head, false, state.last);
+                self.0.inflight.take(slot, head, false, tries + 1, state.last);
                 self.give_back(state, slot, head, 0);
                 Took::Malformed(malformed)
             }
