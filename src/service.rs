@@ -21,5 +21,5 @@ mod watchdog;
 pub use config::{Config, Problem};
 pub use daemon::{DaemonError, run};
 pub use reach::{Outcome, Reached, reach};
-pub use sockets::{SocketError, ask_status};
+pub use sockets::{Ask, Serving, SocketError, ask_status, listen_for_metrics, metrics_on};
 pub use status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};

@@ -36,7 +36,7 @@ use super::sockets::{self, Ask, Serving, SocketError};
 use super::status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};
 use super::watchdog::{self, Watched};
 use super::{log, panics, repeats, systemd};
-use crate::store::{self, Cache, OpenStores, Opened, Plan};
+use crate::store::{self, OpenStores, Plan};
 use crate::transport::fuse::{Nursery, Session, Unmounted};
 use crate::transport::virtiofs::Endpoint;
 
@@ -148,6 +148,8 @@ struct Daemon {
     leaving: Vec<Arc<Session>>,
     listeners: BTreeMap<String, Running<config::Listen, Listening>>,
     devices: BTreeMap<String, Running<config::Virtiofs, Arc<Endpoint>>>,
+    /// What a predecessor left of guests, by device, until that device is started.
+    left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// What systemd's socket units passed on.
     sockets: Vec<(String, OwnedFd)>,
     control: Option<Serving>,
@@ -197,6 +199,7 @@ fn run_once(file: &Path) -> Result<(), DaemonError> {
         leaving: Vec::new(),
         listeners: BTreeMap::new(),
         devices: BTreeMap::new(),
+        left_guests: std::mem::take(&mut passed.guests),
         sockets: std::mem::take(&mut passed.sockets),
         control: None,
         metrics: None,
@@ -252,6 +255,10 @@ impl Daemon {
             mounts::end_left(&name, left);
         }
         self.start_endpoints()?;
+        for (device, guests) in std::mem::take(&mut self.left_guests) {
+            tracing::warn!(device, "the device of guests is no more; they end");
+            systemd::forget_guests(&device, &guests);
+        }
         self.refresh();
         let handle = self.runtime.handle().clone();
         self.control = Some(sockets::control(
@@ -271,6 +278,9 @@ impl Daemon {
             } else {
                 systemd::forget(name);
             }
+        }
+        for device in self.devices.values() {
+            device.running.leave();
         }
     }
 
@@ -355,7 +365,9 @@ impl Daemon {
             if self.devices.contains_key(&name) {
                 continue;
             }
-            match endpoints::serve_guests(&config, opened.store.clone(), &self.host) {
+            let left = self.left_guests.remove(&name).unwrap_or_default();
+            let store_of = opened.store.clone();
+            match endpoints::serve_guests(&name, &config, store_of, left, &self.host) {
                 Ok(endpoint) => {
                     let plan = opened.plan.clone();
                     let running = Running {
@@ -554,7 +566,12 @@ impl Daemon {
         for (_, listener) in std::mem::take(&mut self.listeners) {
             listener.running.stop(&handle);
         }
-        self.devices.clear();
+        for device in std::mem::take(&mut self.devices).into_values() {
+            match restart {
+                true => device.running.leave(),
+                false => device.running.break_off(),
+            }
+        }
         self.refresh();
         let deadline = Instant::now() + self.config.drain.0;
         loop {
@@ -645,21 +662,7 @@ impl Daemon {
 }
 
 fn status(view: &View, started: Instant) -> Status {
-    let of_store = |opened: &Opened| {
-        let store = &opened.store;
-        let usage = store.usage().ok().flatten();
-        let members = opened.plan.members().into_iter();
-        StoreStatus {
-            kind: opened.plan.kind().to_owned(),
-            url: store.url().to_owned(),
-            of: members.map(|member| member.name.clone()).collect(),
-            health: store.health(),
-            cache: opened.cache.as_ref().map(Cache::status),
-            blobs: usage.map(|usage| usage.blobs),
-            blob_bytes: usage.map(|usage| usage.blob_bytes),
-            directories: usage.map(|usage| usage.directories),
-        }
-    };
+    let of_store = StoreStatus::of;
     let of_mount = |viewed: &ViewedMount| {
         let nodes = viewed.session.nodes();
         let requests = viewed.session.requests().0.into_iter();
@@ -683,12 +686,7 @@ fn status(view: &View, started: Instant) -> Status {
     };
     let of_device = |viewed: &ViewedDevice| {
         let status = viewed.endpoint.status();
-        VirtiofsStatus {
-            socket: viewed.socket.clone(),
-            store: viewed.store.clone(),
-            connections: status.connections,
-            guests: status.guests.len() as u64,
-        }
+        VirtiofsStatus::of(viewed.socket.clone(), viewed.store.clone(), &status)
     };
     let (stores, mounts) = (view.stores.iter(), view.mounts.iter());
     let devices = view.devices.iter();
