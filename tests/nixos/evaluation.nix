@@ -1,5 +1,5 @@
-# Runs the cases of evaluation/cases.nix: the list of what did not come out as it should, one
-# sentence each. `evaluate` takes modules and gives `{ config, options, … }`; what it makes of a unit
+# Runs the cases of evaluation/cases.nix. `problems` is what did not come out as it should, one sentence
+# each; `rendered` is what the module writes for those that it accepts, by case. `evaluate` takes modules and gives `{ config, options, … }`; what it makes of a unit
 # is all that the modules say (`exact`), or NixOS adds words of its own.
 {
   lib,
@@ -10,23 +10,24 @@
 let
   cases = import ./evaluation/cases.nix;
 
+  configOf =
+    case:
+    (evaluate [
+      ../../nixos/module.nix
+      ../../nixos/guest.nix
+      (case.also or { })
+      {
+        services.castore-fs = lib.mkMerge [
+          { enable = lib.mkDefault true; }
+          case.services
+        ];
+      }
+    ]).config;
+
   run =
     name: case:
     let
-      inherit
-        (evaluate [
-          ../../nixos/module.nix
-          ../../nixos/guest.nix
-          (case.also or { })
-          {
-            services.castore-fs = lib.mkMerge [
-              { enable = lib.mkDefault true; }
-              case.services
-            ];
-          }
-        ])
-        config
-        ;
+      config = configOf case;
 
       ours = lib.filter (
         a: !a.assertion && lib.hasPrefix "services.castore-fs" a.message
@@ -130,4 +131,15 @@ let
       ]
     );
 in
-lib.concatLists (lib.mapAttrsToList run cases) ++ map (what: "the package ${what}") packaged
+{
+  problems =
+    lib.concatLists (lib.mapAttrsToList run cases) ++ map (what: "the package ${what}") packaged;
+
+  rendered = lib.mapAttrs (_: case: (configOf case).services.castore-fs.rendered) (
+    lib.filterAttrs (
+      _: case: case.fires or null == null && !(case ? throws) && case.services.enable or true
+    ) cases
+  );
+
+  count = lib.length (lib.attrNames cases);
+}
