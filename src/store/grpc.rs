@@ -89,6 +89,11 @@ impl GrpcStore {
         Ok(store)
     }
 
+    /// Says what is wrong with `url`, without connecting.
+    pub(super) fn check_url(url: &str) -> Result<(), String> {
+        Address::parse(url).map(drop)
+    }
+
     /// Calls made to the server so far: what a round trip is paid for.
     pub fn calls(&self) -> u64 {
         self.endpoint.calls()
@@ -251,9 +256,9 @@ impl Store for GrpcStore {
             })
     }
 
-    /// A server does not say how much it holds: nothing.
-    fn usage(&self) -> Result<Usage, Error> {
-        Ok(Usage::default())
+    /// A server does not say how much it holds.
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        Ok(None)
     }
 
     fn roots_version(&self) -> Result<u64, Error> {
