@@ -53,11 +53,20 @@ impl Requests {
             .build()
             .unwrap();
         let waiting = Waiting::new(runtime.handle().clone(), Arc::new(NeverWait));
-        let fs = Arc::new(CastoreFs::new(Arc::new(InPlace(store)), options, waiting, None));
+        let fs = Arc::new(CastoreFs::new(
+            Arc::new(InPlace(store)),
+            options,
+            waiting,
+            None,
+        ));
         Self {
             answerer: Answerer::new(fs),
             reply: vec![0; (1 << 20) + 4096],
-            nowhere: File::options().write(true).open("/dev/null").unwrap().into(),
+            nowhere: File::options()
+                .write(true)
+                .open("/dev/null")
+                .unwrap()
+                .into(),
             _folder: folder,
         }
     }

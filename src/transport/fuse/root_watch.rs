@@ -75,13 +75,19 @@ fn tell_kernel(shared: &Shared, changes: &RootChanges) {
             continue;
         };
         notify(shared, |writer| {
-            shared.answerer.server().notify_inval_entry(writer, root, &name)
+            shared
+                .answerer
+                .server()
+                .notify_inval_entry(writer, root, &name)
         });
     }
     if changes.listing {
         // Offset and length 0: the listing, which lies in the directory's page cache.
         notify(shared, |writer| {
-            shared.answerer.server().notify_inval_inode(writer, root, 0, 0)
+            shared
+                .answerer
+                .server()
+                .notify_inval_inode(writer, root, 0, 0)
         });
     }
 }

@@ -31,6 +31,12 @@ const INIT_PATIENCE: Duration = Duration::from_secs(20);
 /// Spare workers, at most, beside the usual ones: each holds a request that waits for a far store.
 const MOST_SPARES: usize = 256;
 
+/// How long a worker that has answered stays awake for the next request. Going to sleep and being
+/// woken costs 25 µs of a machine that is otherwise idle (a virtual one, 2 cores), more than nearly
+/// every answer: with 20 µs a program that makes one small request after the other is served in 30 µs
+/// instead of 55 µs each; 50 µs gain nothing more.
+const LOOK_OUT: Duration = Duration::from_micros(20);
+
 /// How to mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
@@ -90,7 +96,8 @@ pub(super) struct Shared {
     stamps: Stamps,
     /// Names the mount in what is logged while a request is answered.
     span: tracing::Span,
-    look_out_for: Duration,
+    /// Whether a worker that stays awake leaves another core to whom it waits for.
+    many_cores: bool,
     pool: Arc<Pool>,
     state: Mutex<State>,
     changed: Condvar,
@@ -198,7 +205,7 @@ impl Session {
                 Some(name) => tracing::error_span!("mount", MOUNT = name),
                 None => tracing::Span::none(),
             },
-            look_out_for: Duration::from_micros(std::env::var("X_SPIN").ok().map_or(0, |v| v.parse().unwrap())),
+            many_cores: std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
             pool: pool.clone(),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -367,6 +374,8 @@ impl Shared {
         let mut request = vec![0; device::REQUEST_BYTES];
         let mut reply = vec![0; device::REPLY_BYTES];
         let enrolled = self.stamps.enroll();
+        // Whose request was answered last.
+        let mut answered = None;
         let _in_span = self.span.enter();
         loop {
             let others = self.pool.idle.fetch_add(1, Ordering::Relaxed);
@@ -375,6 +384,9 @@ impl Shared {
                 self.pool.spares.fetch_sub(1, Ordering::Relaxed);
                 return;
             }
+            if let Some(thread) = answered.take() {
+                self.look_out(thread);
+            }
             let received = device::receive(&self.device, &mut request);
             self.pool.idle.fetch_sub(1, Ordering::Relaxed);
             match received {
@@ -382,7 +394,7 @@ impl Shared {
                     enrolled.stamp.begin();
                     self.answer(&mut request[..length], &mut reply);
                     enrolled.stamp.end();
-                    self.look_out(&request);
+                    answered = device::header(&request).map(|header| header.pid);
                 }
                 Ok(Received::Nothing) => {}
                 Ok(Received::Unmounted) => break,
@@ -395,22 +407,19 @@ impl Shared {
         self.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Waits a moment for the next request of who has just been answered, awake: falling asleep and
-    /// being woken on another core costs more than most answers do. Only for one program that asks
-    /// one thing after the other; where several ask, there is always a request to be had.
-    fn look_out(&self, answered: &[u8]) {
-        let Some(header) = device::header(answered) else {
-            return;
-        };
+    /// Stays awake for the next request of `thread`, which has just had an answer, if it is the one
+    /// that asks: a program that asks one thing after the other. Where several ask there is always
+    /// a request to be had.
+    fn look_out(&self, thread: u32) {
         let pool = &self.pool;
-        if self.look_out_for.is_zero()
-            || pool.last_asked.swap(header.pid, Ordering::Relaxed) != header.pid
+        if !self.many_cores
+            || pool.last_asked.swap(thread, Ordering::Relaxed) != thread
             || pool.looking_out.swap(true, Ordering::Relaxed)
         {
             return;
         }
-        let end = Instant::now() + self.look_out_for;
-        while !device::has_request(&self.device) && Instant::now() < end {}
+        let begin = Instant::now();
+        while !device::has_request(&self.device) && begin.elapsed() < LOOK_OUT {}
         pool.looking_out.store(false, Ordering::Relaxed);
     }
 
