@@ -10,6 +10,7 @@
 #[allow(dead_code)]
 mod model;
 #[path = "kit/requests.rs"]
+#[allow(dead_code)]
 mod requests;
 #[path = "kit/skip.rs"]
 mod skip;
@@ -64,8 +65,8 @@ fn instructions(test: &str, count: u64) -> u64 {
 
 #[test]
 fn looking_up_a_name_that_is_there() {
-    // 2026-11: 32,522
-    costs_at_most(41_000, "looking_up_a_name_that_is_there", |bench, count| {
+    // 2026-11: 21,515
+    costs_at_most(27_000, "looking_up_a_name_that_is_there", |bench, count| {
         for number in 0..count {
             bench.look_up(format!("file-{:04}", number as usize % FILES).as_bytes());
         }
@@ -74,9 +75,9 @@ fn looking_up_a_name_that_is_there() {
 
 #[test]
 fn looking_up_a_name_that_is_not_there() {
-    // 2026-11: 23,063
+    // 2026-11: 13,277
     costs_at_most(
-        29_000,
+        16_600,
         "looking_up_a_name_that_is_not_there",
         |bench, count| {
             for number in 0..count {
@@ -88,8 +89,8 @@ fn looking_up_a_name_that_is_not_there() {
 
 #[test]
 fn reading_a_file_of_4_kib() {
-    // 2026-11: 41,629 most of it BLAKE3 without AVX-512, which valgrind does not know.
-    costs_at_most(52_000, "reading_a_file_of_4_kib", |bench, count| {
+    // 2026-11: 33,595 most of it BLAKE3 without AVX-512, which valgrind does not know.
+    costs_at_most(42_000, "reading_a_file_of_4_kib", |bench, count| {
         for number in 0..count {
             let node = number % FILES as u64 + 2;
             let answered = bench.request(Opcode::Read, node, &read_in(0, 4096));
@@ -100,9 +101,9 @@ fn reading_a_file_of_4_kib() {
 
 #[test]
 fn listing_an_entry_with_its_attributes() {
-    // 2026-11: 14,849 an entry
+    // 2026-11: 12,398 an entry
     costs_at_most(
-        18_500,
+        15_500,
         "listing_an_entry_with_its_attributes",
         |bench, count| {
             let per_reply = 20;
