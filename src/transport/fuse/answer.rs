@@ -52,8 +52,8 @@ impl Answerer {
         &self.rare
     }
 
-    /// Answers `request`, whose header is `header`, on `device`. `reply` is room for the answer:
-    /// [`REPLY_BYTES`](device::REPLY_BYTES). Says why if the kernel has no answer now.
+    /// Answers `request`, whose header is `header`, on `device`. `reply` is room for the answer: of the
+    /// largest READ, and a header. Says why if the kernel has no answer now.
     pub fn answer(
         &self,
         device: &OwnedFd,
