@@ -54,7 +54,7 @@ pub use filter::{Filter, Pattern};
 pub use grpc::GrpcStore;
 pub use health::{EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
 pub use join::Join;
-pub use local::LocalStore;
+pub use local::{Collected, GcOptions, LocalStore};
 pub use memory::MemoryStore;
 pub use mirrors::{Mirrors, Order};
 pub use needs::{Needs, needs};

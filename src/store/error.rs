@@ -134,6 +134,18 @@ pub enum Error {
         /// How long was waited.
         after: Duration,
     },
+    /// Some of several stores do not have it, and others, which might, failed.
+    #[error("{store}: {request} failed, since not all could say: {why}")]
+    Undecided {
+        /// The URL of what is made of them.
+        store: String,
+        /// What was asked.
+        request: String,
+        /// Why the others failed.
+        why: String,
+        /// Whether they all failed by not answering in time.
+        late: bool,
+    },
     /// An endpoint could not be reached, or answered with an error.
     #[error("{store}: {request} failed: {why}")]
     Remote {
@@ -144,4 +156,92 @@ pub enum Error {
         /// What came back.
         why: String,
     },
+}
+
+impl Error {
+    /// How long was waited, if that is what is wrong.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        match self {
+            Error::Timeout { after, .. } => Some(*after),
+            _ => None,
+        }
+    }
+
+    /// The same error once more: for each of those who waited for one answer.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Error::Url { url, why } => Error::Url {
+                url: url.clone(),
+                why: why.clone(),
+            },
+            Error::Damaged {
+                store,
+                object,
+                digest,
+                damage,
+            } => Error::Damaged {
+                store: store.clone(),
+                object: *object,
+                digest: *digest,
+                damage: damage.clone(),
+            },
+            Error::Io {
+                store,
+                action,
+                path,
+                source,
+            } => Error::Io {
+                store: store.clone(),
+                action,
+                path: path.clone(),
+                source: io::Error::new(source.kind(), source.to_string()),
+            },
+            Error::Index {
+                store,
+                path,
+                source,
+            } => Error::Index {
+                store: store.clone(),
+                path: path.clone(),
+                source: source.to_string().into(),
+            },
+            Error::Undecided {
+                store,
+                request,
+                why,
+                late,
+            } => Error::Undecided {
+                store: store.clone(),
+                request: request.clone(),
+                why: why.clone(),
+                late: *late,
+            },
+            Error::Format { store, why } => Error::Format {
+                store: store.clone(),
+                why: why.clone(),
+            },
+            Error::ReadOnly { store, why } => Error::ReadOnly {
+                store: store.clone(),
+                why: why.clone(),
+            },
+            Error::Refused { store, what, why } => Error::Refused {
+                store: store.clone(),
+                what: what.clone(),
+                why: why.clone(),
+            },
+            Error::Timeout { store, after } => Error::Timeout {
+                store: store.clone(),
+                after: *after,
+            },
+            Error::Remote {
+                store,
+                request,
+                why,
+            } => Error::Remote {
+                store: store.clone(),
+                request: request.clone(),
+                why: why.clone(),
+            },
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use castore_fs::store::{Store, open as open_url};
 
+use crate::garbage::{now, remove};
 use crate::tree::*;
 
 const ROLE: &str = "CASTORE_FS_TEST_ROLE";
@@ -61,6 +62,33 @@ fn child() {
             match add_tree(&*store, "new", 77) {
                 Ok(_) => println!("written"),
                 Err(error) => println!("error {error}"),
+            }
+        }
+        // Adds trees and removes most of them again.
+        "churn" => {
+            for seed in number..number + 20 {
+                add_tree(&*store, &format!("tree{seed}"), seed).unwrap();
+                if seed % 5 != 0 {
+                    remove(&*store, &format!("tree{seed}"));
+                }
+            }
+        }
+        "collect" => {
+            let store = open(path.as_ref());
+            for _ in 0..number {
+                store.collect_garbage(&now()).unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
+        // Adds, removes and collects until it is killed.
+        "churn-for-ever" => {
+            let store = open(path.as_ref());
+            for seed in number.. {
+                add_tree(&store, &format!("tree{seed}"), seed).unwrap();
+                if seed > number {
+                    remove(&store, &format!("tree{}", seed - 1));
+                }
+                store.collect_garbage(&now()).unwrap();
             }
         }
         // Keeps the index open for writing until it is killed.
