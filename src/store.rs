@@ -15,8 +15,11 @@
 mod blocking;
 mod bounded;
 mod cache;
+mod chunked;
+mod credential;
 mod error;
 mod failure;
+mod far;
 mod filter;
 mod flights;
 mod grpc;
@@ -31,6 +34,7 @@ mod needs;
 mod network;
 mod object;
 mod plan;
+mod reputation;
 mod root_versions;
 mod segments;
 mod staged_directories;
@@ -122,6 +126,12 @@ pub trait Store: Debug + Send + Sync {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<Answer<usize>, Error>;
+
+    /// Blobs, with their sizes, that will soon be read, the first of them first: a store far away
+    /// fetches them together meanwhile. Returns at once, and tells nothing.
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        let _ = blobs;
+    }
 
     /// The root node `name`.
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error>;

@@ -103,6 +103,10 @@ impl Store for Filter {
         self.inner.read_now(digest, size, offset, buffer)
     }
 
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        self.inner.will_need(blobs);
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         match self.takes(name) {
             true => self.inner.root_now(name),

@@ -220,6 +220,18 @@ impl Store for Join {
         Ok(self.content_now(digest, |store| store.read_now(digest, size, offset, buffer)))
     }
 
+    /// Tells whoever led to each blob; of the others nobody knows whose it is.
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        for (index, store) in self.stores().enumerate() {
+            let hints = &self.0.hints;
+            let led = |(digest, _): &&(Digest, u64)| hints.get(digest) == Some(index);
+            let its: Vec<_> = blobs.iter().filter(led).copied().collect();
+            if !its.is_empty() {
+                store.will_need(&its);
+            }
+        }
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         for (index, store) in self.stores().enumerate() {
             match store.root_now(name)? {

@@ -110,6 +110,10 @@ impl Store for Measured {
         self.inner.read_now(digest, size, offset, buffer)
     }
 
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        self.inner.will_need(blobs);
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         self.inner.root_now(name)
     }

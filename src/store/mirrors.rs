@@ -515,6 +515,14 @@ impl Store for Mirrors {
         Ok(self.at_hand(|store| store.read_now(digest, size, offset, buffer)))
     }
 
+    /// Tells the member that will be asked first.
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        let standings = self.0.standings(Kind::Bulk, Instant::now());
+        if let Some(best) = standings.iter().flatten().next() {
+            self.0.members[*best].store.will_need(blobs);
+        }
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         Ok(self.at_hand(|store| store.root_now(name)))
     }
