@@ -75,7 +75,7 @@ map (entry: entry // { message = say entry.message; }) (
     message = ''the store "${name}" takes its token from the credential "${toString store.credential}", which is not declared. Set `credentials.${toString store.credential}` to the path of the file that has it.'';
   }) cfg.stores
   ++ lib.mapAttrsToList (name: store: {
-    assertion = !(lib.hasInfix "token-file=${builtins.storeDir}" store.url);
+    assertion = !(lib.hasInfix "token-file=${builtins.storeDir}" (store.url or ""));
     message = ''the token of the store "${name}" is in the Nix store, where everybody can read it. Put it into `credentials.${name}` as the path of a file on the machine, and set `stores.${name}.credential = "${name}"`.'';
   }) stores
   ++ map (mount: {

@@ -327,7 +327,12 @@ in
           # An undeclared one is an assertion's to tell.
           store =
             cfg.stores.${chosen} or {
-              url = cfg.settings.stores.${chosen}.url or "local:${home}";
+              url =
+                if cfg.settings.stores ? ${chosen} then
+                  # One that is made of others is described in the daemon's file.
+                  cfg.settings.stores.${chosen}.url or "store:${chosen}"
+                else
+                  "local:${home}";
               credential = null;
             };
         in

@@ -29,12 +29,8 @@ in
 
   options = {
     stores = mkOption {
-      type = tableOf {
-        url = mkOption {
-          type = types.str;
-          description = "The store's URL.";
-        };
-      };
+      # A store has a URL or is made of other stores: nothing that every one has.
+      type = tableOf { };
       default = { };
       description = "Stores; see {option}`services.castore-fs.stores`.";
     };
