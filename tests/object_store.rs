@@ -376,6 +376,9 @@ fn two_levels(folder: &Path) -> Root {
     let tree = folder.join("tree");
     std::fs::create_dir_all(tree.join("below/further")).unwrap();
     std::fs::write(tree.join("below/further/file"), "content").unwrap();
+    for other in ["a", "b", "c", "d"] {
+        std::fs::create_dir_all(tree.join(other).join(format!("in {other}"))).unwrap();
+    }
     let url = format!("objectstore+file://{}", folder.join("bucket").display());
     let imported = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
         .args(["import", "--store", &url, tree.to_str().unwrap()])
@@ -409,7 +412,7 @@ fn a_directory_inside_a_tree_is_asked_for_by_path_and_the_error_says_so() {
     let by_path = list("tree/below");
     assert_eq!(by_path.stdout, b"further\n", "{by_path:?}");
     let by_root = list(&root.node.digest().unwrap().to_string());
-    assert_eq!(by_root.stdout, b"below\n", "{by_root:?}");
+    assert_eq!(by_root.stdout, b"a\nb\nbelow\nc\nd\n", "{by_root:?}");
     let by_digest = list(&below.to_string());
     let said = String::from_utf8_lossy(&by_digest.stderr);
     assert!(!by_digest.status.success());
@@ -427,13 +430,19 @@ fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
         folder: folder.path().join("bucket"),
         now: std::sync::RwLock::new(store_in(&folder.path().join("bucket"))),
     });
-    let mount = mounted::Mounted::top(store.clone(), &root.node);
-    // The kernel has seen the directory, and nobody yet what is in it.
-    assert!(
-        std::fs::metadata(mount.join("below/further"))
-            .unwrap()
-            .is_dir()
-    );
+    let options = castore_fs::fs::Options {
+        top: mounted::top_of(&root.node),
+        // The file system, too, forgets what it has not just used.
+        directory_limit: 1,
+        ..Default::default()
+    };
+    let mount = mounted::Mounted::new(store.clone(), options);
+    // The kernel has seen the directory, and not yet what is in it.
+    let seen = std::fs::metadata(mount.join("below/further")).unwrap();
+    assert!(seen.is_dir());
+    for other in ["a", "b", "c", "d"] {
+        assert_eq!(std::fs::read_dir(mount.join(other)).unwrap().count(), 1);
+    }
     store.forget();
     let listed = std::fs::read_dir(mount.join("below/further")).unwrap();
     assert_eq!(listed.count(), 1);
