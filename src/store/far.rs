@@ -266,9 +266,10 @@ impl<B: Behind> Store for Far<B> {
         .await
     }
 
-    /// What is far away does not say how much it holds: nothing.
-    fn usage(&self) -> Result<Usage, Error> {
-        Ok(Usage::default())
+    /// A server does not say how much it holds, and to count the objects of a bucket takes as many
+    /// requests as it has thousands of them: nobody does.
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        Ok(None)
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

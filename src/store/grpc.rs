@@ -91,6 +91,11 @@ impl GrpcStore {
         Ok(Self::new(server))
     }
 
+    /// Says what is wrong with `url`, without connecting.
+    pub(super) fn check_url(url: &str) -> Result<(), String> {
+        Address::parse(url).map(drop)
+    }
+
     /// Calls made to the server so far: what a round trip is paid for.
     pub fn calls(&self) -> u64 {
         self.behind().endpoint.calls()

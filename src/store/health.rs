@@ -1,94 +1,94 @@
-//! Whether calls to an endpoint are worth their while.
+//! What a store tells of how it fares, for `castore-fs status` and metrics.
 //!
-//! After a call that found nobody or got no answer in time, if nothing else succeeded meanwhile, the
-//! endpoint *rests*: calls fail at once, without waiting, but for one probe at a time. So nothing
-//! waits for a full deadline twice.
-//!
-//! An endpoint that sent what is not what its digest promises is marked a **liar**: for good, as
-//! long as the process lives. It is still asked (everything is verified), but what cannot be bound
-//! to a digest at once is not taken from it.
+//! A store speaks for itself only: the stores that it is made of are open under names of their own,
+//! and speak there. Nothing here is asked of anybody; it is what was seen anyway.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use serde::{Deserialize, Serialize};
 
-use parking_lot::Mutex;
-
-use super::failure::Failure;
-
-/// How long an endpoint rests first, and at most; it doubles.
-const FIRST_REST: Duration = Duration::from_millis(500);
-const LONGEST_REST: Duration = Duration::from_secs(30);
-
-/// What is known of an endpoint's health.
-#[derive(Debug)]
-pub(super) struct Health {
-    state: Mutex<State>,
-    lies: AtomicU64,
+/// How a store fares. A store that has nothing to tell, such as a folder, tells nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// The other end, if the store is far away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<EndpointHealth>,
+    /// The equals that it is made of, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberHealth>,
 }
 
-#[derive(Debug)]
-struct State {
-    last_success: Instant,
-    rest: Duration,
-    /// Until when calls fail at once, and with what.
-    resting: Option<(Instant, Failure)>,
+/// A store far away, as seen from here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointHealth {
+    /// Whether the last question was answered.
+    pub state: EndpointState,
+    /// Questions that memory could not answer.
+    pub requests: u64,
+    /// Those of them that got an error.
+    pub failures: u64,
+    /// Those that wait for their answer.
+    pub in_flight: u64,
+    /// Bytes of blobs and Directories in the answers.
+    pub bytes_in: u64,
+    /// Of the latest answers, in microseconds: half came within this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub median_micros: Option<u64>,
+    /// Of the latest answers, in microseconds: 19 of 20 came within this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p95_micros: Option<u64>,
+    /// What went wrong last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
 }
 
-impl Health {
-    pub(super) fn new() -> Self {
-        Self {
-            state: Mutex::new(State {
-                last_success: Instant::now(),
-                rest: FIRST_REST,
-                resting: None,
-            }),
-            lies: AtomicU64::new(0),
-        }
-    }
+/// Whether somebody is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndpointState {
+    /// Nothing was asked yet.
+    #[default]
+    Unknown,
+    /// The last question was answered.
+    Up,
+    /// The last question got an error.
+    Failing,
+}
 
-    /// Lets a call begin that may take as long as `deadline`; gives the moment.
-    pub(super) fn begin(&self, deadline: Duration) -> Result<Instant, Failure> {
-        let now = Instant::now();
-        let mut state = self.state.lock();
-        let rest = state.rest;
-        if let Some((until, failure)) = &mut state.resting {
-            if now < *until {
-                return Err(failure.clone());
-            }
-            // This call is the probe; the others go on failing while it is under way.
-            *until = now + rest.max(deadline);
-        }
-        Ok(now)
-    }
+/// One of several equals.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberHealth {
+    /// Its name.
+    pub name: String,
+    /// Whether it is asked.
+    pub state: MemberState,
+    /// Questions that it was asked.
+    pub requests: u64,
+    /// Those of them that got an error.
+    pub failures: u64,
+    /// Questions that another was asked as well because this one took long.
+    pub hedges: u64,
+    /// Answers that were not what their digest promises.
+    pub lies: u64,
+    /// Of its latest small answers, in microseconds: half came within this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub median_micros: Option<u64>,
+    /// Of its latest small answers, in microseconds: 19 of 20 came within this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p95_micros: Option<u64>,
+    /// What went wrong last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
+}
 
-    /// A call was answered, if not with what was hoped for.
-    pub(super) fn succeeded(&self) {
-        let mut state = self.state.lock();
-        state.last_success = Instant::now();
-        state.rest = FIRST_REST;
-        state.resting = None;
-    }
-
-    /// The call that began then found nobody, or got no answer.
-    pub(super) fn failed(&self, endpoint: &str, began: Instant, failure: &Failure) {
-        let mut state = self.state.lock();
-        if state.last_success > began {
-            // Others got answers meanwhile: it is this call that hangs, not the endpoint.
-            return;
-        }
-        let rest = state.rest.mul_f64(0.75 + fastrand::f64() / 2.0);
-        tracing::warn!("{endpoint} rests for {rest:?}: {failure:?}");
-        state.resting = Some((Instant::now() + rest, failure.clone()));
-        state.rest = (state.rest * 2).min(LONGEST_REST);
-    }
-
-    /// It sent what is not what its digest promises.
-    pub(super) fn lied(&self) {
-        self.lies.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Whether it ever did.
-    pub(super) fn is_liar(&self) -> bool {
-        self.lies.load(Ordering::Relaxed) > 0
-    }
+/// Whether one of several equals is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemberState {
+    /// It is.
+    Up,
+    /// It failed, and is left alone but for probes.
+    Open,
+    /// Others were faster for a while; it is asked when they cannot answer, and probed.
+    Slow,
+    /// It sent wrong bytes, and is asked when nobody else can answer.
+    Liar,
 }

@@ -118,7 +118,7 @@ impl Store for Faulty {
         self.inner.group_table(digest, size).await
     }
 
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self) -> Result<Option<Usage>, Error> {
         self.inner.usage()
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A call that fails for want of a connection is tried again, a few times, with growing pauses of
 //! random length. A call that gets no answer in time is not: its reader has waited long enough.
-//! After either the endpoint may rest ([`super::super::health`]).
+//! After either the endpoint may rest ([`super::super::reputation`]).
 
 use std::fmt;
 use std::future::Future;
@@ -22,7 +22,7 @@ use tower::Service;
 use crate::castore::Digest;
 use crate::proto::{Generation, with_generation};
 use crate::store::failure::Failure;
-use crate::store::health::Health;
+use crate::store::reputation::Reputation;
 use crate::store::{Damage, Error, Object};
 
 /// Attempts at a call that finds no connection.
@@ -63,7 +63,7 @@ pub(super) struct Endpoint {
     token: Option<HeaderValue>,
     generation: AtomicU8,
     calls: AtomicU64,
-    health: Health,
+    reputation: Reputation,
     /// The server has none of our services.
     field_only: AtomicBool,
 }
@@ -90,7 +90,7 @@ impl Endpoint {
             token,
             generation: AtomicU8::new(Generation::Current as u8),
             calls: AtomicU64::new(0),
-            health: Health::new(),
+            reputation: Reputation::new(),
             field_only: AtomicBool::new(false),
         })
     }
@@ -136,12 +136,12 @@ impl Endpoint {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let began = self.health.begin(self.deadlines.first_byte)?;
+        let began = self.reputation.begin(self.deadlines.first_byte)?;
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             let failure = match self.attempt(&call).await {
                 Ok(answer) => {
-                    self.health.succeeded();
+                    self.reputation.succeeded();
                     return Ok(answer);
                 }
                 Err(failure) => failure,
@@ -154,10 +154,10 @@ impl Endpoint {
                     continue;
                 }
                 Failure::Status(Code::Unavailable, _) | Failure::Timeout(_) => {
-                    self.health.failed(&self.url, began, &failure);
+                    self.reputation.failed(&self.url, began, &failure);
                 }
                 // It answered, if not what was hoped for.
-                _ => self.health.succeeded(),
+                _ => self.reputation.succeeded(),
             }
             return Err(failure);
         }
@@ -230,13 +230,13 @@ impl Endpoint {
             "{} sent {object} {digest} and {damage}: the bytes were thrown away",
             self.url
         );
-        self.health.lied();
+        self.reputation.lied();
         Failure::Damaged(object, *digest, damage)
     }
 
     /// Whether the server ever sent something that is not what its digest promises.
     pub(super) fn is_liar(&self) -> bool {
-        self.health.is_liar()
+        self.reputation.is_liar()
     }
 }
 

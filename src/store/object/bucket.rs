@@ -1,7 +1,7 @@
 //! A place for objects: a bucket of a cloud, a WebDAV server, or a folder.
 //!
 //! The client of the crate `object_store` tries again by itself what a busy service refuses, for a
-//! few seconds. What fails after that fails, and the bucket may rest ([`crate::store::health`]).
+//! few seconds. What fails after that fails, and the bucket may rest ([`crate::store::reputation`]).
 
 use std::fmt;
 use std::path::Path as FilePath;
@@ -19,7 +19,7 @@ use url::Url;
 use crate::castore::Digest;
 use crate::store::credential;
 use crate::store::failure::{Failure, found};
-use crate::store::health::Health;
+use crate::store::reputation::Reputation;
 use crate::store::segments::Verify;
 use crate::store::{Damage, Object};
 
@@ -40,7 +40,7 @@ pub(super) struct Bucket {
     /// What has to be known of bytes before they are handed out.
     pub(super) verify: Verify,
     store: Box<dyn ObjectStore>,
-    health: Health,
+    reputation: Reputation,
     calls: AtomicU64,
     /// What every path starts with, with a slash at its end unless it is empty.
     base: String,
@@ -103,7 +103,7 @@ impl Bucket {
             runtime,
             verify,
             store,
-            health: Health::new(),
+            reputation: Reputation::new(),
             calls: AtomicU64::new(0),
             base,
         })
@@ -120,13 +120,13 @@ impl Bucket {
             "{} holds {object} {digest} and {damage}: the bytes were thrown away",
             self.url
         );
-        self.health.lied();
+        self.reputation.lied();
         Failure::Damaged(object, *digest, damage)
     }
 
     /// Whether it was ever found to hold such a thing.
     pub(super) fn is_liar(&self) -> bool {
-        self.health.is_liar()
+        self.reputation.is_liar()
     }
 
     /// The path of the object of `kind` that `digest` names.
@@ -192,12 +192,12 @@ impl Bucket {
         &self,
         work: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, Failure> {
-        let began = self.health.begin(DEADLINE)?;
+        let began = self.reputation.begin(DEADLINE)?;
         self.calls.fetch_add(1, Ordering::Relaxed);
         let failure = match tokio::time::timeout(DEADLINE, work).await {
             Err(_) => Failure::Timeout(DEADLINE),
             Ok(Ok(done)) => {
-                self.health.succeeded();
+                self.reputation.succeeded();
                 return Ok(done);
             }
             Ok(Err(error)) => {
@@ -212,10 +212,10 @@ impl Bucket {
         };
         match &failure {
             Failure::Timeout(_) | Failure::Status(Code::Unavailable, _) => {
-                self.health.failed(&self.url, began, &failure);
+                self.reputation.failed(&self.url, began, &failure);
             }
             // It answered, if not what was hoped for.
-            _ => self.health.succeeded(),
+            _ => self.reputation.succeeded(),
         }
         Err(failure)
     }
