@@ -516,7 +516,7 @@ impl Store for Forgetful {
         self.store().blob_size(digest).await
     }
 
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self) -> Result<Option<Usage>, Error> {
         self.store().usage()
     }
 

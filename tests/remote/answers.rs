@@ -215,7 +215,8 @@ async fn directories_are_put_leaves_first_connected_with_right_sizes_or_not_at_a
     let large = Directory::from_entries(large.collect()).unwrap();
     let alone = over(link("alone"));
     let refused = Some(Code::InvalidArgument);
-    let cases: [(&str, Vec<Vec<u8>>, Option<Code>); 11] = [
+    type Case<'a> = (&'a str, Vec<Vec<u8>>, Option<Code>);
+    let cases: [Case<'_>; 11] = [
         ("a leaf", vec![raw(&leaf)], None),
         ("leaves first", vec![raw(&leaf), raw(&parent)], None),
         ("a large one", vec![raw(&large)], None),
