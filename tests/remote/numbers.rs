@@ -32,8 +32,9 @@ const RANDOM_READS: u64 = 40;
 /// What there is to read.
 struct Data {
     store: MemoryStore,
-    /// 5,220 directories.
     find: Root,
+    /// Directories in `find`, each with a file.
+    places: usize,
     tar: Root,
     /// Directories in `tar`.
     directories: u64,
@@ -41,9 +42,11 @@ struct Data {
     small: (Digest, u64),
 }
 
-fn data(directories: u64, large: usize) -> Data {
+/// `width` directories in each of three levels, `directories` full of files, and a blob of `large`
+/// bytes.
+fn data(width: u64, directories: u64, large: usize) -> Data {
     let store = memory();
-    let find = put_root(&store, "find", |ingest| put_tree(ingest, 1, 17, 3));
+    let find = put_root(&store, "find", |ingest| put_tree(ingest, 1, width, 3));
     let tar = put_root(&store, "tar", |ingest| {
         let directories = (0..directories).map(|directory| {
             let files = (0..FILES).map(|file| {
@@ -66,6 +69,7 @@ fn data(directories: u64, large: usize) -> Data {
     Data {
         store,
         find,
+        places: (0..=3).map(|level| width.pow(level) as usize).sum(),
         tar,
         directories,
         large,
@@ -118,8 +122,8 @@ fn numbers() {
     }
     let full = std::env::var("CASTORE_FS_NUMBERS").is_ok_and(|value| value == "full");
     let data = match full {
-        true => data(500, 1 << 30),
-        false => data(100, 16 << 20),
+        true => data(17, 500, 1 << 30),
+        false => data(9, 100, 16 << 20),
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let ours = Server::read_only(Arc::new(data.store.clone()));
@@ -218,14 +222,14 @@ fn measure(kind: &Kind, round_trip: Duration, data: &Data, runtime: &tokio::runt
     let (before, started) = (calls(), Instant::now());
     let found = Command::new("find").arg(mount.path()).output().unwrap();
     table.line(
-        "`find`, 5,220 directories",
+        &format!("`find`, {} directories", data.places),
         started.elapsed(),
         calls() - before,
         "",
     );
     assert_eq!(
         found.stdout.split(|byte| *byte == b'\n').count(),
-        2 * 5220 + 1
+        2 * data.places + 1
     );
     assert!(calls() - before <= find, "{} calls", calls() - before);
     drop(mount);
