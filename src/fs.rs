@@ -228,17 +228,37 @@ impl CastoreFs {
             return Ok((node, directory));
         }
         let id = NodeId::directory(slot);
-        let directory = match self.store.directory_now(&node.digest) {
-            Ok(Answer::Found(directory)) => Ok(Some(directory)),
-            Ok(Answer::Absent) => Ok(None),
-            Ok(Answer::Wait) => self.waiting.wait(self.store.directory(&node.digest)),
-            Err(error) => Err(error),
-        };
+        let mut directory = self.find(&node.digest);
+        if matches!(directory, Ok(None)) {
+            directory = self.find_below_ancestors(slot, &node.digest);
+        }
         let directory = directory
             .map_err(|error| self.failed(id, Some(&node.digest), &error))?
             .ok_or_else(|| self.missing(id, "directory", &node.digest))?;
         self.nodes.keep(slot, directory.clone());
         Ok((node, directory))
+    }
+
+    fn find(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        match self.store.directory_now(digest)? {
+            Answer::Found(directory) => Ok(Some(directory)),
+            Answer::Absent => Ok(None),
+            Answer::Wait => self.waiting.wait(self.store.directory(digest)),
+        }
+    }
+
+    /// The Directory `digest` of the directory in `slot`, from a store that did not find it by its
+    /// digest. An object store keeps closures, and finds a Directory once it has seen the root of
+    /// one that it is in: which it has forgotten when the process has changed, or much came between.
+    fn find_below_ancestors(&self, slot: u32, digest: &Digest) -> Result<Option<Directory>, Error> {
+        for ancestor in self.nodes.ancestors(slot) {
+            if self.find(&ancestor)?.is_some()
+                && let Some(directory) = self.find(digest)?
+            {
+                return Ok(Some(directory));
+            }
+        }
+        Ok(None)
     }
 
     /// The file or symlink at `index` in the directory in `slot`.

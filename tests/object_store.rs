@@ -2,6 +2,9 @@
 
 #[path = "kit/fixtures.rs"]
 mod fixtures;
+#[allow(dead_code)] // nothing here counts requests
+#[path = "kit/mounted.rs"]
+mod mounted;
 #[path = "kit/skip.rs"]
 mod skip;
 
@@ -10,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, Root};
-use castore_fs::store::{Error, ObjectStore, Store, open};
+use castore_fs::nix::PathInfo;
+use castore_fs::store::{Answer, Error, Ingest, ObjectStore, Store, Usage, open};
 use serde_json::Value;
 
 fn store_in(folder: &Path) -> ObjectStore {
@@ -365,4 +369,166 @@ fn the_command_line_imports_into_and_reads_from_a_bucket() {
         noise(1, 700_000)
     );
     run(&["verify", "--store", &url]);
+}
+
+/// A bucket with a tree of two levels; gives its root node.
+fn two_levels(folder: &Path) -> Root {
+    let tree = folder.join("tree");
+    std::fs::create_dir_all(tree.join("below/further")).unwrap();
+    std::fs::write(tree.join("below/further/file"), "content").unwrap();
+    for other in ["a", "b", "c", "d"] {
+        std::fs::create_dir_all(tree.join(other).join(format!("in {other}"))).unwrap();
+    }
+    let url = format!("objectstore+file://{}", folder.join("bucket").display());
+    let imported = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+        .args(["import", "--store", &url, tree.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(imported.status.success(), "{imported:?}");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = store_in(&folder.join("bucket"));
+    runtime.block_on(store.root(b"tree")).unwrap().unwrap()
+}
+
+#[test]
+fn a_directory_inside_a_tree_is_asked_for_by_path_and_the_error_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = two_levels(folder.path());
+    let url = format!(
+        "objectstore+file://{}",
+        folder.path().join("bucket").display()
+    );
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = store_in(&folder.path().join("bucket"));
+    let top = runtime.block_on(store.directory(&root.node.digest().unwrap()));
+    let below = top.unwrap().unwrap().lookup(b"below").unwrap().to_owned();
+    let below = below.unwrap().digest().unwrap();
+    let list = |target: &str| {
+        Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+            .args(["ls", "--store", &url, target])
+            .output()
+            .unwrap()
+    };
+    let by_path = list("tree/below");
+    assert_eq!(by_path.stdout, b"further\n", "{by_path:?}");
+    let by_root = list(&root.node.digest().unwrap().to_string());
+    assert_eq!(by_root.stdout, b"a\nb\nbelow\nc\nd\n", "{by_root:?}");
+    let by_digest = list(&below.to_string());
+    let said = String::from_utf8_lossy(&by_digest.stderr);
+    assert!(!by_digest.status.success());
+    assert!(said.contains("NAME/PATH only"), "{said}");
+}
+
+#[test]
+fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
+    if !mounted::can_mount() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let root = two_levels(folder.path());
+    let store = std::sync::Arc::new(Forgetful {
+        folder: folder.path().join("bucket"),
+        now: std::sync::RwLock::new(store_in(&folder.path().join("bucket"))),
+    });
+    let options = castore_fs::fs::Options {
+        top: mounted::top_of(&root.node),
+        // The file system, too, forgets what it has not just used.
+        directory_limit: 1,
+        ..Default::default()
+    };
+    let mount = mounted::Mounted::new(store.clone(), options);
+    // The kernel has seen the directory, and not yet what is in it.
+    let seen = std::fs::metadata(mount.join("below/further")).unwrap();
+    assert!(seen.is_dir());
+    for other in ["a", "b", "c", "d"] {
+        assert_eq!(std::fs::read_dir(mount.join(other)).unwrap().count(), 1);
+    }
+    store.forget();
+    let listed = std::fs::read_dir(mount.join("below/further")).unwrap();
+    assert_eq!(listed.count(), 1);
+    let read = std::fs::read(mount.join("below/further/file")).unwrap();
+    assert_eq!(read, b"content");
+}
+
+/// A bucket whose process changes now and then.
+#[derive(Debug)]
+struct Forgetful {
+    folder: PathBuf,
+    now: std::sync::RwLock<ObjectStore>,
+}
+
+impl Forgetful {
+    fn forget(&self) {
+        *self.now.write().unwrap() = store_in(&self.folder);
+    }
+
+    fn store(&self) -> ObjectStore {
+        self.now.read().unwrap().clone()
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Forgetful {
+    fn url(&self) -> &str {
+        "forgetful"
+    }
+
+    /// Nothing is at hand, so that the file system keeps nothing of what it has not asked for.
+    fn directory_now(&self, _: &Digest) -> Result<Answer<Directory>, Error> {
+        Ok(Answer::Wait)
+    }
+
+    fn read_now(&self, _: &Digest, _: u64, _: u64, _: &mut [u8]) -> Result<Answer<usize>, Error> {
+        Ok(Answer::Wait)
+    }
+
+    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
+        self.store().root_now(name)
+    }
+
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        self.store().directory(digest).await
+    }
+
+    async fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<Option<bytes::Bytes>, Error> {
+        self.store().read(digest, size, offset, length).await
+    }
+
+    async fn roots(&self) -> Result<Vec<Root>, Error> {
+        self.store().roots().await
+    }
+
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+        self.store().path_info(name).await
+    }
+
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        self.store().has_blob(digest).await
+    }
+
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        self.store().blob_size(digest).await
+    }
+
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        self.store().usage()
+    }
+
+    fn roots_version(&self) -> Result<u64, Error> {
+        self.store().roots_version()
+    }
+
+    fn wait_for_roots(&self, seen: u64, timeout: std::time::Duration) -> Result<u64, Error> {
+        self.store().wait_for_roots(seen, timeout)
+    }
+
+    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+        self.store().ingest()
+    }
 }

@@ -294,6 +294,22 @@ impl Nodes {
         trail
     }
 
+    /// The digests of the directories that the one in `slot` is in, from the top.
+    pub fn ancestors(&self, slot: u32) -> Vec<Digest> {
+        let table = self.table.read();
+        let mut ancestors = Vec::new();
+        let mut child = slot;
+        while child != TOP
+            && let Some(node) = table.slot(child)
+            && let Some(parent) = table.slot(node.parent)
+        {
+            ancestors.push(parent.digest);
+            child = node.parent;
+        }
+        ancestors.reverse();
+        ancestors
+    }
+
     /// How many nodes there are.
     pub fn count(&self) -> NodeCount {
         let table = self.table.read();

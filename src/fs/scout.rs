@@ -5,7 +5,7 @@
 //! its waits: two reads in a row that had to wait for the store, of files of which the second
 //! follows the first in a walk over the tree, depth first and by name. From there the scout goes
 //! ahead of it, across directories, and tells the store the blobs of the files it meets
-//! ([`Store::will_need`](crate::store::Store::will_need)): a window of them, counted in bytes, that
+//! ([`Store::will_need`]): a window of them, counted in bytes, that
 //! doubles while the walk goes on. Where the walk has got to is seen by what is listed and read.
 //!
 //! The scout never waits: where a Directory is not at hand it stops, and goes on when the walk next

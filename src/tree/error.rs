@@ -29,7 +29,7 @@ pub enum Error {
         name: String,
     },
     /// Neither a Directory nor a blob has that digest.
-    #[error("{store} has neither a directory nor a blob {digest}")]
+    #[error("{store} has neither a directory nor a blob {digest}{}", how_found(.store))]
     NoObject {
         /// The store's URL.
         store: String,
@@ -94,6 +94,15 @@ pub enum Error {
     /// Somebody asked to stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// What to know of a store that was asked for a digest in vain.
+fn how_found(store: &str) -> &'static str {
+    // Its layout keeps whole closures, each under the digest of its root.
+    match store.contains("objectstore+") {
+        true => "; in an object store a directory inside a tree is found as NAME/PATH only",
+        false => "",
+    }
 }
 
 impl Error {

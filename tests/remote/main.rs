@@ -2,6 +2,7 @@
 //! slow, broken or liars.
 
 mod access;
+mod answers;
 mod copying;
 mod distance;
 mod faulty;

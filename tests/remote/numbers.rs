@@ -24,28 +24,33 @@ use super::server::Server;
 use super::{memory, name, noise, put_directory, put_file, put_root, put_tree};
 
 const BYTES_PER_SECOND: u64 = 20_000_000;
-/// The tree that is archived: directories, files in each, bytes in each.
-const TAR: (u64, u64, usize) = (500, 10, 8 << 10);
+/// The tree that is archived: files in each directory, and bytes in each.
+const FILES: u64 = 10;
+const FILE: usize = 8 << 10;
 const RANDOM_READS: u64 = 40;
 
 /// What there is to read.
 struct Data {
     store: MemoryStore,
-    /// 5,220 directories.
     find: Root,
+    /// Directories in `find`, each with a file.
+    places: usize,
     tar: Root,
+    /// Directories in `tar`.
+    directories: u64,
     large: (Digest, u64),
     small: (Digest, u64),
 }
 
-fn data(large: usize) -> Data {
+/// `width` directories in each of three levels, `directories` full of files, and a blob of `large`
+/// bytes.
+fn data(width: u64, directories: u64, large: usize) -> Data {
     let store = memory();
-    let find = put_root(&store, "find", |ingest| put_tree(ingest, 1, 17, 3));
+    let find = put_root(&store, "find", |ingest| put_tree(ingest, 1, width, 3));
     let tar = put_root(&store, "tar", |ingest| {
-        let (directories, files, bytes) = TAR;
         let directories = (0..directories).map(|directory| {
-            let files = (0..files).map(|file| {
-                let content = noise(directory * 1000 + file + 1_000_000, bytes);
+            let files = (0..FILES).map(|file| {
+                let content = noise(directory * 1000 + file + 1_000_000, FILE);
                 (name(&format!("file{file}")), put_file(ingest, &content))
             });
             let directory_name = name(&format!("directory{directory:04}"));
@@ -64,7 +69,9 @@ fn data(large: usize) -> Data {
     Data {
         store,
         find,
+        places: (0..=3).map(|level| width.pow(level) as usize).sum(),
         tar,
+        directories,
         large,
         small,
     }
@@ -114,7 +121,10 @@ fn numbers() {
         return;
     }
     let full = std::env::var("CASTORE_FS_NUMBERS").is_ok_and(|value| value == "full");
-    let data = data(if full { 1 << 30 } else { 64 << 20 });
+    let data = match full {
+        true => data(17, 500, 1 << 30),
+        false => data(9, 100, 16 << 20),
+    };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let ours = Server::read_only(Arc::new(data.store.clone()));
     let peer = Peer {
@@ -151,7 +161,7 @@ fn numbers() {
         copy(&from, &to, &roots, &Progress::default()).unwrap();
     }
     let address = |url: &str| url.trim_start_matches("grpc+http://").parse().unwrap();
-    let files = TAR.0 * TAR.1;
+    let files = data.directories * FILES;
     let kinds = [
         Kind {
             name: "ours",
@@ -212,14 +222,14 @@ fn measure(kind: &Kind, round_trip: Duration, data: &Data, runtime: &tokio::runt
     let (before, started) = (calls(), Instant::now());
     let found = Command::new("find").arg(mount.path()).output().unwrap();
     table.line(
-        "`find`, 5,220 directories",
+        &format!("`find`, {} directories", data.places),
         started.elapsed(),
         calls() - before,
         "",
     );
     assert_eq!(
         found.stdout.split(|byte| *byte == b'\n').count(),
-        2 * 5220 + 1
+        2 * data.places + 1
     );
     assert!(calls() - before <= find, "{} calls", calls() - before);
     drop(mount);
@@ -229,11 +239,13 @@ fn measure(kind: &Kind, round_trip: Duration, data: &Data, runtime: &tokio::runt
     let (before, started) = (calls(), Instant::now());
     let archived = archive(mount.path());
     let took = started.elapsed();
-    let bytes = TAR.0 * TAR.1 * TAR.2 as u64;
+    let files = data.directories * FILES;
+    let bytes = files * FILE as u64;
     assert!(archived > bytes);
     let filled = bytes as f64 / took.as_secs_f64() / BYTES_PER_SECOND as f64 * 100.0;
     let note = format!("{filled:.0} % of the link");
-    table.line("`tar`, 5,000 files, 41 MB", took, calls() - before, &note);
+    let what = format!("`tar`, {files} files, {} MB", bytes / 1_000_000);
+    table.line(&what, took, calls() - before, &note);
     assert!(calls() - before <= tar, "{} calls", calls() - before);
     drop(mount);
 
