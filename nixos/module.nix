@@ -119,7 +119,9 @@ let
   ) (lib.filterAttrs (name: guest: guest.socket == "/run/castore-fs-virtiofs/${name}/socket") served);
 
   overStore = lib.filterAttrs (_: mount: mount.overNixStore) cfg.mounts;
-  overStoreMount = lib.head (lib.attrValues overStore);
+  lower = lib.escapeShellArg (lib.head (lib.attrValues overStore)).path;
+  overlay = "${pkgs.runtimeShell} ${./nix-store-overlay.sh}";
+  systemctl = "${config.systemd.package}/bin/systemctl";
 in
 {
   imports = [ ./isolated.nix ];
@@ -347,8 +349,15 @@ in
     })
 
     (lib.mkIf (cfg.enable && overStore != { }) {
+      # The overlay follows a daemon that is stopped and started; the unit below stays active.
+      systemd.services.castore-fs.path = [ pkgs.util-linux ];
+      systemd.services.castore-fs.serviceConfig = {
+        ExecStartPost = "+-${pkgs.runtimeShell} -c '${overlay} stale ${lower} && ${systemctl} --no-block try-restart castore-fs-nix-store.service'";
+        ExecStopPost = "+-${overlay} stopped ${lower}";
+      };
+
       systemd.services.castore-fs-nix-store = {
-        description = "Layer the machine's own Nix store over ${overStoreMount.path}";
+        description = "Layer the machine's own Nix store over ${lower}";
         # The machine boots without it, and without the network: its own store is on top, and
         # nothing in there waits for what is below.
         wantedBy = [ "multi-user.target" ];
@@ -361,11 +370,11 @@ in
         serviceConfig = {
           Type = "oneshot";
           RemainAfterExit = true;
-          ExecStart = "${pkgs.runtimeShell} ${./nix-store-overlay.sh} up ${lib.escapeShellArg overStoreMount.path}";
-          ExecStop = "${pkgs.runtimeShell} ${./nix-store-overlay.sh} down";
+          ExecStart = "${overlay} up ${lower}";
+          ExecStop = "${overlay} down";
           # The Nix daemon made its own view of the store when it started.
-          ExecStartPost = "-${config.systemd.package}/bin/systemctl --no-block try-restart nix-daemon.service";
-          ExecStopPost = "-${config.systemd.package}/bin/systemctl --no-block try-restart nix-daemon.service";
+          ExecStartPost = "-${systemctl} --no-block try-restart nix-daemon.service";
+          ExecStopPost = "-${systemctl} --no-block try-restart nix-daemon.service";
         };
         restartIfChanged = false;
       };

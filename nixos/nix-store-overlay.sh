@@ -1,5 +1,10 @@
-# Layers /nix/store over a mount of castore-fs: `up LOWER` and `down`. POSIX shell; needs mount(8)
-# and setfattr(1).
+# Layers /nix/store over a mount of castore-fs: `up LOWER` and `down`. POSIX shell; needs mount(8) and
+# setfattr(1).
+#
+# A daemon that is restarted, or dies, keeps its mount. One that is stopped takes it down, and with a
+# dead layer below, /nix/store could not even be listed: `stopped LOWER`, after every end of the daemon,
+# then takes the overlay down. `stale LOWER`, after every start, is true if the overlay is to be made
+# anew: it is not there, or made of another mount than the one that is on LOWER now.
 #
 # The upper layer is the machine's own store, reached through a second mount of the file system that
 # it is on: the one at /nix/store itself is read-only on NixOS, and an overlay writes to its upper
@@ -13,6 +18,8 @@ set -eu
 
 store=${NIX_STORE_DIR:-/nix/store}
 run=${RUNTIME_BELOW:-/run/castore-fs-nix-store}
+# The device of the mount that is layered. As long as it is, no other mount has the same number.
+layered_device=$run.device
 
 layered() {
     [ "$(findmnt --noheadings --output FSTYPE --mountpoint "$store" | tail -n 1)" = overlay ]
@@ -44,6 +51,15 @@ up() {
     case ",$flags," in
         *,ro,*) mount -o "remount,bind,$flags" "$store" ;;
     esac
+    stat -c %d "$lower" >"$layered_device"
+}
+
+stale() {
+    ! layered || [ "$(stat -c %d "$1")" != "$(cat "$layered_device")" ]
+}
+
+stopped() {
+    findmnt --mountpoint "$1" >/dev/null || down
 }
 
 down() {
@@ -58,8 +74,10 @@ down() {
 case ${1-} in
     up) up "${2:?up LOWER}" ;;
     down) down ;;
+    stale) stale "${2:?stale LOWER}" ;;
+    stopped) stopped "${2:?stopped LOWER}" ;;
     *)
-        echo "usage: nix-store-overlay up LOWER | down" >&2
+        echo "usage: nix-store-overlay.sh {up|stale|stopped} LOWER | down" >&2
         exit 2
         ;;
 esac

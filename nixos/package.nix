@@ -41,12 +41,15 @@ rustPlatform.buildRustPackage {
 
   nativeBuildInputs = [ installShellFiles ];
 
-  # What can be proved in a build: there is no /dev/fuse there, and no data made by other
+  # What can be proved in a build: there is no /dev/fuse there, no privilege, and no data made by other
   # implementations. The rest is for tests/nixos.
   cargoTestFlags = [
     "--lib"
     "--bins"
     "--test=cli_reference"
+    "--test=composition"
+    "--test=local_store"
+    "--test=object_store"
   ];
   checkFlags = [ "--skip=the_peer" ];
 

@@ -115,6 +115,7 @@ in
           "text"
           "json"
         ]) "In what shape; null for the journal's.";
+        slow-requests = optional types.str "How long a request may take without being logged.";
       };
       default = { };
       description = "What is logged, and how.";

@@ -1,7 +1,7 @@
 //! Damage is told for what it hit and for nothing else.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use castore_fs::castore::Digest;
@@ -106,6 +106,8 @@ fn a_large_file_that_is_changed_cut_or_gone_is_damaged_until_it_comes_again() {
     let table = found.iter().find(|record| record.tag == *b"tabl").unwrap();
     let (digest, size) = (table.digest, table.len as u64);
     let path = large_path(folder.path(), &digest);
+    // It is read-only, to all but root.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     flip(&path, 500_000);
     let (_, hit, damage) = only_damaged(folder.path());
     assert_eq!(hit, digest);

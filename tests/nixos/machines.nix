@@ -6,13 +6,15 @@ let
 
   scenarios = ../scenarios;
 
-  # A scenario with a machine for each name in `nodes`; its settings and steps are in its folder.
+  # A scenario with a machine for each name in `nodes`; its settings and steps are in its folder. What
+  # only NixOS can show comes after them, in `testScript`.
   scenario =
     {
       name,
       nodes ? {
         machine = { };
       },
+      testScript ? "",
     }:
     let
       folder = scenarios + "/${name}";
@@ -49,9 +51,11 @@ let
       + lib.concatMapStrings (step: ''
         with subtest("${name}/${step}"):
             ${machineOf step}.succeed(
-                "SCENARIOS=/etc/castore-fs-scenarios sh -eu /etc/castore-fs-scenarios/${name}/${step} 2>&1"
+                "SCENARIOS=/etc/castore-fs-scenarios SHARED=/tmp/shared"
+                " sh -eu /etc/castore-fs-scenarios/${name}/${step} 2>&1"
             )
-      '') steps;
+      '') steps
+      + testScript;
     };
 in
 {
@@ -59,7 +63,51 @@ in
 
   restart = scenario { name = "restart"; };
 
-  reload = scenario { name = "reload"; };
+  # And what a switch to another configuration makes of it: another mount is a reload, another program
+  # a restart, and neither costs a reader anything.
+  reload = scenario {
+    name = "reload";
+    nodes.machine.specialisation = {
+      more-mounts.configuration.services.castore-fs.mounts.third.path = "/srv/third";
+      upgraded.configuration.services.castore-fs.package =
+        pkgs.runCommand "castore-fs-upgraded" { inherit (pkgs.castore-fs) meta; }
+          ''
+            cp -r ${pkgs.castore-fs} $out
+            chmod -R u+w $out
+            substituteInPlace $out/lib/systemd/system/* --replace-quiet ${pkgs.castore-fs} $out
+          '';
+    };
+    testScript = ''
+      def mount_id():
+          return machine.succeed("findmnt --noheadings --output ID --mountpoint /srv/first").strip()
+
+      def main_pid():
+          return machine.succeed("systemctl show --property=MainPID --value castore-fs.service").strip()
+
+      def switch_to(specialisation):
+          machine.succeed(f"{system}/specialisation/{specialisation}/bin/switch-to-configuration test")
+
+      system = machine.succeed("readlink -f /run/booted-system").strip()
+      # The steps have put a file into the place of the link.
+      machine.succeed(f"{system}/bin/switch-to-configuration test")
+      machine.succeed("systemctl reload castore-fs.service")
+      machine.succeed("tail -f /srv/first/tree/large > /dev/null 2>&1 &")
+
+      with subtest("a mount more is a reload"):
+          pid, mount = main_pid(), mount_id()
+          switch_to("more-mounts")
+          machine.succeed("mountpoint /srv/third")
+          assert main_pid() == pid, "the daemon was restarted"
+          assert mount_id() == mount, "the first mount was made anew"
+
+      with subtest("another program takes the mounts over"):
+          switch_to("upgraded")
+          assert main_pid() != pid, "the daemon was not restarted"
+          assert mount_id() == mount, "the first mount was made anew"
+          machine.fail("mountpoint /srv/third")
+          machine.succeed("cat /srv/first/tree/file")
+    '';
+  };
 
   hardening = scenario { name = "hardening"; };
 
@@ -103,6 +151,32 @@ in
     };
   };
 
+  # Garage as nixpkgs has it; the steps make one cluster of the three.
+  object-store =
+    let
+      garage = lib.importTOML (scenarios + "/object-store/files/garage.toml");
+      storage = {
+        services.garage = {
+          enable = true;
+          package = pkgs.garage_2;
+          settings = garage;
+        };
+        networking.firewall.allowedTCPPorts = [
+          3900
+          3901
+        ];
+      };
+    in
+    scenario {
+      name = "object-store";
+      nodes = {
+        storage1 = storage;
+        storage2 = storage;
+        storage3 = storage;
+        client.services.castore-fs.credentials.s3 = "/etc/castore-fs-scenarios/object-store/files/s3";
+      };
+    };
+
   # A machine in the machine, whose Nix store is all in castore-fs on the outer one.
   virtiofs =
     let
@@ -140,13 +214,12 @@ in
       inherit (inner.config.system) build;
       closure = pkgs.closureInfo { rootPaths = [ build.toplevel ]; };
     in
-    pkgs.testers.runNixOSTest {
-      name = "castore-fs-virtiofs";
+    scenario {
+      name = "virtiofs";
       nodes.machine = {
-        imports = [ self.nixosModules.default ];
-        services.castore-fs = {
-          enable = true;
-          virtiofs.guest = { };
+        services.castore-fs.virtiofs = {
+          trusted = { };
+          isolated.isolated = true;
         };
         environment.systemPackages = [ pkgs.qemu_test ];
         virtualisation = {
@@ -157,20 +230,27 @@ in
         };
       };
       testScript = ''
-        machine.wait_for_unit("castore-fs.service")
+        # The steps have put a file into the place of the link.
+        machine.succeed("/run/booted-system/bin/switch-to-configuration test")
+        machine.succeed("systemctl reload castore-fs.service")
         # A store path is a root node under its base name.
         machine.succeed("xargs castore-fs import < ${closure}/store-paths")
-        machine.succeed(
-            "timeout 1800 qemu-kvm -nographic -no-reboot -m 1024"
-            " -object memory-backend-memfd,id=mem,size=1024M,share=on -numa node,memdev=mem"
-            " -chardev socket,id=store,path=/run/castore-fs-virtiofs/guest.sock"
-            " -device vhost-user-fs-pci,chardev=store,tag=castore,queue-size=1024"
-            " -kernel ${build.kernel}/${inner.config.system.boot.loader.kernelFile}"
-            " -initrd ${build.initialRamdisk}/initrd"
-            " -append 'init=${build.toplevel}/init ${toString inner.config.boot.kernelParams}'"
-            " > /tmp/console 2>&1 &"
-        )
-        machine.wait_until_succeeds("grep 'booted from virtiofs' /tmp/console", timeout=1800)
+        for guest in ["trusted", "isolated"]:
+            with subtest(f"a system boots from what is served, {guest}"):
+                machine.succeed(
+                    "timeout 1800 qemu-kvm -nographic -no-reboot -m 1024"
+                    " -object memory-backend-memfd,id=mem,size=1024M,share=on -numa node,memdev=mem"
+                    f" -chardev socket,id=store,path=/run/castore-fs-virtiofs/{guest}/socket"
+                    " -device vhost-user-fs-pci,chardev=store,tag=castore,queue-size=1024"
+                    " -kernel ${build.kernel}/${inner.config.system.boot.loader.kernelFile}"
+                    " -initrd ${build.initialRamdisk}/initrd"
+                    " -append 'init=${build.toplevel}/init ${toString inner.config.boot.kernelParams}'"
+                    f" > /tmp/console-{guest} 2>&1 &"
+                )
+                machine.wait_until_succeeds(
+                    f"grep 'booted from virtiofs' /tmp/console-{guest}", timeout=1800
+                )
+                machine.succeed("pkill qemu")
       '';
     };
 }

@@ -95,6 +95,7 @@
                 boot.loader.grub.enable = plain false;
                 boot.loader.systemd-boot.enable = plain false;
                 services.garage = merged;
+                specialisation = merged;
                 system.boot.loader.kernelFile = plain "bzImage";
                 system.build = plain {
                   toplevel = derivation {

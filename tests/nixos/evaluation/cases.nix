@@ -301,6 +301,11 @@ in
       overNixStore = true;
     };
     rendered = "below-nix-store";
+    unit = [
+      "nix-store-overlay.sh stale /run/castore-fs/store"
+      "nix-store-overlay.sh stopped /run/castore-fs/store"
+      "--no-block try-restart castore-fs-nix-store.service"
+    ];
     check =
       config:
       let
@@ -313,6 +318,10 @@ in
         (unit.wantedBy == [ "multi-user.target" ])
         (!(elem "network-online.target" (unit.after ++ unit.wants)))
         (!unit.restartIfChanged)
+        # For findmnt and umount.
+        (elem "util-linux" (
+          map (package: package.pname or package.name) config.systemd.services.castore-fs.path
+        ))
       ];
   };
 

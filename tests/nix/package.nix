@@ -1,5 +1,5 @@
-# What the package runs once it is built: as nixpkgs would take it from nixos/package.nix, of whose
-# `lib` this takes so little that none is needed.
+# The package's definition as nixpkgs' builder is given it, from nixos/package.nix, which takes so little
+# of nixpkgs' `lib` that none is needed.
 let
   nothing = _: null;
   lib = {
@@ -17,7 +17,7 @@ let
     platforms.linux = [ ];
   };
 in
-(import ../../nixos/package.nix {
+import ../../nixos/package.nix {
   inherit lib;
   stdenv = {
     buildPlatform.canExecute = _: true;
@@ -25,4 +25,4 @@ in
   };
   rustPlatform.buildRustPackage = arguments: arguments;
   installShellFiles = null;
-}).postInstall
+}

@@ -1,0 +1,1 @@
+../../../../nixos/nix-store-overlay.sh
