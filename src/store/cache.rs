@@ -112,7 +112,7 @@ struct Inner {
     url: String,
     limit: Option<u64>,
     runtime: Handle,
-    writer: Writer,
+    writer: Arc<Writer>,
     reach: Reach,
     recent: Mutex<Recent>,
     fetching: Flights<(Digest, u64, u64), Shared<Bytes>>,
@@ -174,7 +174,7 @@ impl Cache {
         let inner = Arc::new(Inner {
             runtime: network::handle().map_err(failed)?.clone(),
             limit: options.size,
-            writer: Writer::new(near.clone(), options)?,
+            writer: Arc::new(Writer::new(near.clone(), options)?),
             reach: Reach::default(),
             recent: Mutex::new(Recent {
                 blobs: Bounded::new(RECENT_BLOBS),
@@ -434,7 +434,9 @@ impl Inner {
         } else {
             // The table may take another question, for which no reader waits.
             let (inner, bytes) = (self.clone(), bytes.clone());
+            let expected = self.writer.expect();
             self.runtime.spawn(async move {
+                let _expected = expected;
                 if let Some(table) = inner.table(digest, size).await {
                     inner.writer.push(Write::Part {
                         digest,
@@ -732,12 +734,13 @@ impl Store for Cache {
             Answer::Wait => {}
         }
         let looked = inner.look_up(name).await;
-        if looked.is_err()
-            && let Memory::Old(root) = inner.writer.roots.recall(name, inner.far_version())
-        {
-            return Ok(Some(root));
+        match looked {
+            Err(error) => match inner.writer.roots.recall(name, inner.far_version()) {
+                Memory::Old(root) | Memory::Fresh(Some(root)) => Ok(Some(root)),
+                _ => Err(error),
+            },
+            found => found,
         }
-        looked
     }
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
