@@ -22,6 +22,7 @@ mod nodes;
 mod passthrough;
 mod reading;
 mod requests;
+mod scout;
 mod top;
 mod waiting;
 mod walk_ahead;
@@ -48,6 +49,7 @@ pub use walk_ahead::PageCache;
 use errno::failure;
 use node_id::Place;
 use nodes::{Content, DirectoryNode, Nodes};
+use scout::Scout;
 use top::Roots;
 use walk_ahead::WalkAhead;
 
@@ -110,6 +112,7 @@ pub struct CastoreFs {
     roots: Roots,
     passthrough: Option<Passthrough>,
     walk_ahead: WalkAhead,
+    scout: Scout,
     waiting: Waiting,
 }
 
@@ -147,6 +150,7 @@ impl CastoreFs {
             roots: Roots::new(ledger),
             passthrough,
             walk_ahead: WalkAhead::default(),
+            scout: Scout::default(),
             waiting,
         }
     }
@@ -167,6 +171,7 @@ impl CastoreFs {
             roots: Roots::adopt(roots, ledger),
             passthrough: None,
             walk_ahead: WalkAhead::default(),
+            scout: Scout::default(),
             waiting,
         })
     }

@@ -10,6 +10,7 @@ mod endpoints;
 mod log;
 mod metrics;
 mod mounts;
+mod reach;
 mod sockets;
 mod status;
 mod systemd;
@@ -17,5 +18,6 @@ mod watchdog;
 
 pub use config::{Config, Problem};
 pub use daemon::{DaemonError, run};
+pub use reach::{Outcome, Reached, reach};
 pub use sockets::{SocketError, ask_status};
 pub use status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 
 use castore_fs::fs::{Options, Owner};
 use castore_fs::sandbox::Sandbox;
-use castore_fs::store;
+use castore_fs::store::Needs;
 use castore_fs::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, MOST_QUEUES, ROOT_TIMEOUT, Socket, Tag,
 };
@@ -91,15 +91,17 @@ fn mode(text: &str) -> Result<u32, String> {
 
 impl Virtiofs {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let url = self.store.url()?;
-        store::must_exist(&url)?;
+        let place = self.store.place()?;
+        place.must_exist()?;
         let sockets = self.sockets()?;
         let supervisor = Supervisor::connect()?;
         // Before the store and its runtime start threads.
         if !self.no_sandbox {
-            self.sandbox(&url, sockets.len())?;
+            self.sandbox(place.needs(), sockets.len())?;
         }
-        let opened = self.store.open()?;
+        // The configuration file can no longer be read: what it says is known by now.
+        let opened = place.open_or_make()?;
+        let url = opened.store.url().to_owned();
         let options = Options {
             top: top(&opened.store, self.root.as_deref(), !self.no_list_root)?,
             owner: Owner {
@@ -163,12 +165,20 @@ impl Virtiofs {
         }
     }
 
-    fn sandbox(&self, url: &str, sockets: usize) -> Result<(), Failure> {
-        let needs = store::needs(url);
+    fn sandbox(&self, needs: Needs, sockets: usize) -> Result<(), Failure> {
+        for folder in &needs.write {
+            // What is not there cannot be allowed.
+            std::fs::create_dir_all(folder).map_err(|error| {
+                failure(format!(
+                    "cannot make the folder {}: {error}",
+                    folder.display()
+                ))
+            })?;
+        }
         let queues = 1 + u64::from(self.queues);
         let sandbox = Sandbox {
             read: needs.read,
-            write: Vec::new(),
+            write: needs.write,
             network: needs.network,
             open_files: OPEN_FILES + sockets as u64 * queues * OPEN_FILES_OF_A_QUEUE,
         };

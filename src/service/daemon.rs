@@ -36,7 +36,7 @@ use super::sockets::{self, Ask, Serving, SocketError};
 use super::status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};
 use super::watchdog::{self, Watched};
 use super::{log, systemd};
-use crate::store::{self, Store};
+use crate::store::{self, Cache, OpenStores, Opened, Plan};
 use crate::transport::fuse::{Session, Unmounted};
 use crate::transport::virtiofs::Endpoint;
 
@@ -52,13 +52,8 @@ pub enum DaemonError {
     #[error("{}", lines(.0))]
     Config(Vec<config::Problem>),
     /// A store cannot be opened.
-    #[error("the store {name:?}: {source}")]
-    Store {
-        /// Its name in the configuration.
-        name: String,
-        /// Why.
-        source: Box<store::Error>,
-    },
+    #[error(transparent)]
+    Store(#[from] store::OpenError),
     /// A mount cannot be made.
     #[error("the mount {name:?}: {source}")]
     Mount {
@@ -105,17 +100,10 @@ enum Event {
     Reload,
 }
 
-/// A store that is open.
-#[derive(Clone)]
-struct Opened {
-    config: config::Store,
-    store: Arc<dyn Store>,
-}
-
 /// What others may look at at any time.
 #[derive(Clone, Default)]
 struct View {
-    stores: BTreeMap<String, Arc<dyn Store>>,
+    stores: OpenStores,
     mounts: BTreeMap<String, ViewedMount>,
     devices: BTreeMap<String, ViewedDevice>,
     listen: BTreeMap<String, ListenStatus>,
@@ -141,7 +129,7 @@ struct ViewedMount {
 struct Running<C, R> {
     config: C,
     store: String,
-    store_config: config::Store,
+    plan: Plan,
     running: R,
 }
 
@@ -150,7 +138,7 @@ struct Daemon {
     config: Config,
     runtime: Runtime,
     started: Instant,
-    stores: BTreeMap<String, Opened>,
+    stores: OpenStores,
     mounts: BTreeMap<String, Served>,
     /// Out of the tree and still used.
     leaving: Vec<Arc<Session>>,
@@ -265,32 +253,12 @@ impl Daemon {
     }
 
     /// The stores of `config`: those that are open already and the same, and new ones.
-    fn open_stores(&self, config: &Config) -> Result<BTreeMap<String, Opened>, DaemonError> {
+    fn open_stores(&self, config: &Config) -> Result<OpenStores, DaemonError> {
         let _inside = self.runtime.enter();
-        let mut stores = BTreeMap::new();
-        for (name, config) in config.all_stores() {
-            let opened = match self.stores.get(&name) {
-                Some(opened) if opened.config == config => opened.clone(),
-                _ => {
-                    let opened = store::open(&config.full_url());
-                    let store = opened.map_err(|source| DaemonError::Store {
-                        name: name.clone(),
-                        source: source.into(),
-                    })?;
-                    tracing::info!(STORE = name, url = store.url(), "opened a store");
-                    Opened { config, store }
-                }
-            };
-            stores.insert(name, opened);
-        }
-        Ok(stores)
+        Ok(store::open_all(&config.plans(), &self.stores)?)
     }
 
-    fn wanted(
-        &self,
-        config: &Config,
-        stores: &BTreeMap<String, Opened>,
-    ) -> BTreeMap<String, Wanted> {
+    fn wanted(&self, config: &Config, stores: &OpenStores) -> BTreeMap<String, Wanted> {
         let mut all = BTreeMap::new();
         for (name, mount) in &config.mounts {
             let store = config.store_of(mount.store.as_deref());
@@ -299,7 +267,7 @@ impl Daemon {
                 let wanted = Wanted {
                     config: mount.clone(),
                     store,
-                    store_config: opened.config.clone(),
+                    plan: opened.plan.clone(),
                 };
                 all.insert(name.clone(), wanted);
             }
@@ -340,11 +308,11 @@ impl Daemon {
                 Listening::start(&name, &config, opened.store.clone(), &self.sockets, &handle);
             match started {
                 Ok(running) => {
-                    let store_config = opened.config.clone();
+                    let plan = opened.plan.clone();
                     let running = Running {
                         config,
                         store,
-                        store_config,
+                        plan,
                         running,
                     };
                     self.listeners.insert(name, running);
@@ -368,11 +336,11 @@ impl Daemon {
             }
             match endpoints::serve_guests(&config, opened.store.clone(), &handle) {
                 Ok(endpoint) => {
-                    let store_config = opened.config.clone();
+                    let plan = opened.plan.clone();
                     let running = Running {
                         config,
                         store,
-                        store_config,
+                        plan,
                         running: Arc::new(endpoint),
                     };
                     self.devices.insert(name, running);
@@ -390,12 +358,12 @@ impl Daemon {
     }
 
     /// Ends the listeners and devices that are not as `config` with `stores` wants them.
-    fn stop_endpoints(&mut self, config: &Config, stores: &BTreeMap<String, Opened>) {
+    fn stop_endpoints(&mut self, config: &Config, stores: &OpenStores) {
         let handle = self.runtime.handle().clone();
-        let same_store = |store: &String, before: &config::Store| {
+        let same_store = |store: &String, before: &Plan| {
             stores
                 .get(store)
-                .is_some_and(|opened| opened.config == *before)
+                .is_some_and(|opened| opened.plan == *before)
         };
         let wanted = config.all_listeners();
         let listeners = std::mem::take(&mut self.listeners);
@@ -403,7 +371,7 @@ impl Daemon {
             let same = wanted.get(&name).is_some_and(|wanted| {
                 *wanted == listener.config
                     && config.store_of(wanted.store.as_deref()) == listener.store
-                    && same_store(&listener.store, &listener.store_config)
+                    && same_store(&listener.store, &listener.plan)
             });
             match same && !listener.running.has_ended() {
                 true => drop(self.listeners.insert(name, listener)),
@@ -415,7 +383,7 @@ impl Daemon {
             let same = config.virtiofs.get(&name).is_some_and(|wanted| {
                 *wanted == device.config
                     && config.store_of(wanted.store.as_deref()) == device.store
-                    && same_store(&device.store, &device.store_config)
+                    && same_store(&device.store, &device.plan)
             });
             if same {
                 self.devices.insert(name, device);
@@ -608,11 +576,8 @@ impl Daemon {
             adopted: served.adopted,
         };
         let mounts = self.mounts.iter();
-        let stores = self.stores.iter();
         let view = View {
-            stores: stores
-                .map(|(name, opened)| (name.clone(), opened.store.clone()))
-                .collect(),
+            stores: self.stores.clone(),
             mounts: mounts
                 .map(|(name, served)| (name.clone(), viewed(served)))
                 .collect(),
@@ -658,10 +623,16 @@ impl Daemon {
 }
 
 fn status(view: &View, started: Instant) -> Status {
-    let of_store = |store: &Arc<dyn Store>| {
-        let usage = store.usage().ok();
+    let of_store = |opened: &Opened| {
+        let store = &opened.store;
+        let usage = store.usage().ok().flatten();
+        let members = opened.plan.members().into_iter();
         StoreStatus {
+            kind: opened.plan.kind().to_owned(),
             url: store.url().to_owned(),
+            of: members.map(|member| member.name.clone()).collect(),
+            health: store.health(),
+            cache: opened.cache.as_ref().map(Cache::status),
             blobs: usage.map(|usage| usage.blobs),
             blob_bytes: usage.map(|usage| usage.blob_bytes),
             directories: usage.map(|usage| usage.directories),
@@ -670,6 +641,7 @@ fn status(view: &View, started: Instant) -> Status {
     let of_mount = |viewed: &ViewedMount| {
         let nodes = viewed.session.nodes();
         let requests = viewed.session.requests().0.into_iter();
+        let latencies = viewed.session.request_times().into_iter();
         MountStatus {
             path: viewed.path.clone(),
             store: viewed.store.clone(),
@@ -677,6 +649,9 @@ fn status(view: &View, started: Instant) -> Status {
             adopted: viewed.adopted,
             requests: requests
                 .map(|(kind, count)| (kind.to_owned(), count))
+                .collect(),
+            latencies: latencies
+                .map(|(kind, times)| (kind.to_owned(), times.into()))
                 .collect(),
             live_directories: nodes.directories as u64,
             shared_files: nodes.files as u64,

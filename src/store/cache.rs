@@ -639,6 +639,19 @@ impl Store for Cache {
         }
     }
 
+    /// The far store fetches what is not here; it is kept when it is read.
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        let inner = &self.0.inner;
+        let lacks = |(digest, _): &&(Digest, u64)| {
+            inner.near.indexed_size(digest).ok().flatten().is_none()
+                && inner.near.parts().about(digest).is_none()
+        };
+        let lacking: Vec<_> = blobs.iter().filter(lacks).copied().collect();
+        if !lacking.is_empty() {
+            inner.far.will_need(&lacking);
+        }
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         let inner = &self.0.inner;
         if let Ok(Answer::Found(root)) = inner.near.root_now(name) {
@@ -821,7 +834,7 @@ impl Store for Cache {
     }
 
     /// What the near store holds.
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self) -> Result<Option<Usage>, Error> {
         self.0.inner.near.usage()
     }
 

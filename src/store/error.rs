@@ -50,6 +50,9 @@ pub enum Damage {
     /// Not a Directory.
     #[error("{0}")]
     Directory(#[from] DirectoryError),
+    /// Its chunks, each of which was right, made up another blob.
+    #[error("its chunks made up another blob before, so it is in quarantine")]
+    Quarantined,
     /// What the store's index refers to is gone.
     #[error("its file {} is gone", .0.display())]
     Gone(PathBuf),

@@ -275,8 +275,8 @@ impl Store for LocalStore {
         }
     }
 
-    fn usage(&self) -> Result<Usage, Error> {
-        self.0.index.fresh()?.usage()
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        self.0.index.fresh()?.usage().map(Some)
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

@@ -44,10 +44,18 @@ fn what_no_root_leads_to_goes_and_the_disk_has_its_room_back() {
     for seed in 0..8 {
         add_tree(&store, &format!("tree{seed}"), seed).unwrap();
     }
-    let before = (store.usage().unwrap(), on_disk(path), records(path).len());
+    let before = (
+        store.usage().unwrap().unwrap(),
+        on_disk(path),
+        records(path).len(),
+    );
     assert_eq!(store.collect_garbage(&now()).unwrap(), Collected::default());
     assert_eq!(
-        (store.usage().unwrap(), on_disk(path), records(path).len()),
+        (
+            store.usage().unwrap().unwrap(),
+            on_disk(path),
+            records(path).len()
+        ),
         before
     );
     for seed in [1, 2, 3, 4, 6, 7] {
@@ -60,7 +68,7 @@ fn what_no_root_leads_to_goes_and_the_disk_has_its_room_back() {
     });
     let dry = dry.unwrap();
     assert_eq!(
-        store.usage().unwrap(),
+        store.usage().unwrap().unwrap(),
         before.0,
         "a dry run changes nothing"
     );
@@ -76,7 +84,7 @@ fn what_no_root_leads_to_goes_and_the_disk_has_its_room_back() {
         collected.freed > dry.freed * 8 / 10 && collected.freed < dry.freed * 12 / 10,
         "{collected:?} {dry:?}"
     );
-    let usage = store.usage().unwrap();
+    let usage = store.usage().unwrap().unwrap();
     assert_eq!(usage.blobs, reached.blobs.len() as u64 - 1);
     assert_eq!(usage.directories, reached.directories.len() as u64);
     assert_eq!(before.0.blobs - usage.blobs, collected.blobs);
@@ -96,7 +104,7 @@ fn what_no_root_leads_to_goes_and_the_disk_has_its_room_back() {
     assert_eq!(verify_whole(&store).0, ["tree3"]);
     remove(&store, "tree3");
     store.collect_garbage(&now()).unwrap();
-    assert_eq!(store.usage().unwrap(), Default::default());
+    assert_eq!(store.usage().unwrap().unwrap(), Default::default());
     assert_eq!((records(path).len(), large(path).len()), (0, 0));
     assert!(files(&path.join("packs")).is_empty(), "packs are left");
     add_tree(&store, "tree", 9).unwrap();
@@ -116,7 +124,7 @@ fn what_is_young_or_was_a_root_a_moment_ago_is_spared_for_a_while() {
     let spared = store.collect_garbage(&GcOptions::default()).unwrap();
     assert_eq!(spared, Collected::default());
     // Half of it counts as a root, the other half as young: each spares its own.
-    let usage = store.usage().unwrap();
+    let usage = store.usage().unwrap().unwrap();
     let collected = store.collect_garbage(&now()).unwrap();
     assert_eq!(
         (collected.blobs, collected.directories),
@@ -247,7 +255,7 @@ fn imports_and_readers_go_on_beside_collections() {
     store.collect_garbage(&now()).unwrap();
     let (names, reached) = verify_whole(&store);
     assert_eq!(names.len(), 1 + 2 * 4, "{names:?}");
-    let usage = store.usage().unwrap();
+    let usage = store.usage().unwrap().unwrap();
     assert_eq!(usage.blobs, reached.blobs.len() as u64 - 1);
     assert_eq!(usage.directories, reached.directories.len() as u64);
 }
@@ -269,7 +277,7 @@ fn killed_at_any_moment_a_collection_loses_nothing_and_the_next_one_finishes_it(
         if round % 5 == 4 {
             store.collect_garbage(&now()).unwrap();
             let (_, reached) = verify_whole(&store);
-            let usage = store.usage().unwrap();
+            let usage = store.usage().unwrap().unwrap();
             assert_eq!(usage.blobs, reached.blobs.len() as u64 - 1);
             assert_eq!(
                 records(path).len() as u64,

@@ -1,7 +1,7 @@
 //! What a cache says of itself, for whoever watches it.
 
 /// How a cache fares. Counts are of this process, since the cache was opened.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CacheStatus {
     /// Bytes that the near store takes on its disk.
     pub size: u64,

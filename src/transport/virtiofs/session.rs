@@ -107,7 +107,7 @@ impl Guest {
         let Some(header) = header(request) else {
             return send(&[]);
         };
-        self.counters.count(&header);
+        let _answering = self.counters.begin(&header);
         let outcome = self.checked(&header, request).and_then(|request| {
             catch_unwind(AssertUnwindSafe(|| {
                 self.handle(&header, request, reply, room)
