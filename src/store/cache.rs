@@ -51,7 +51,7 @@ pub use self::status::CacheStatus;
 use self::writer::{Write, Writer};
 use super::bounded::Bounded;
 use super::flights::Flights;
-use super::url::local_path;
+use super::url::open_local;
 use super::{
     Answer, BackingFile, Collected, Damage, Error, Ingest, LocalStore, Object, Store, Usage,
     network, segments,
@@ -149,13 +149,11 @@ impl Cache {
     /// Opens the cache that is kept in the local store `near` (`local:PATH`, which is made if it is
     /// not there), in front of `far`.
     pub fn open(near: &str, far: Arc<dyn Store>, options: CacheOptions) -> Result<Self, Error> {
-        let path = near.strip_prefix("local:").and_then(local_path);
-        let path = path.filter(|path| !path.is_empty() && !path.contains('\0'));
-        let path = path.ok_or_else(|| Error::Url {
+        let near = open_local(near)?.ok_or_else(|| Error::Url {
             url: near.to_owned(),
             why: "a cache is kept in a folder: write local:PATH".to_owned(),
         })?;
-        Self::new(LocalStore::open(path.as_ref())?, far, options)
+        Self::new(near, far, options)
     }
 
     /// Opens the cache that is kept in `near`, in front of `far`.

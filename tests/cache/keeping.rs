@@ -43,7 +43,7 @@ fn what_was_read_outlives_the_process_and_the_far_store() {
     read_tree(&blocking(again.clone()), 1).unwrap();
     assert_eq!(far_store.asked(), asked);
     assert_eq!(again.status().misses, 0);
-    let usage = again.usage().unwrap();
+    let usage = again.usage().unwrap().unwrap();
     assert_eq!((usage.blobs, usage.directories), (42, 3));
     // What was never read is the far store's error, and at once.
     let error = read_tree(&blocking(again), 2).unwrap_err();
@@ -180,7 +180,7 @@ fn a_prefetch_brings_everything_and_goes_on_where_it_broke_off() {
     for seed in [1, 2] {
         read_tree(&blocking(cache.clone()), seed).unwrap();
     }
-    assert_eq!(cache.near().usage().unwrap().blobs, 84);
+    assert_eq!(cache.near().usage().unwrap().unwrap().blobs, 84);
 }
 
 #[test]

@@ -101,7 +101,7 @@ fn a_damaged_byte_in_the_near_store_is_noticed_and_fetched_anew() {
     read_tree(&blocking(first.clone()), 1).unwrap();
     first.flush();
     wait_until("the large blob is whole", || {
-        first.near().usage().unwrap().blobs == 42
+        first.near().usage().unwrap().unwrap().blobs == 42
     });
     drop(first);
     let mut spoilt = 0;
@@ -268,10 +268,10 @@ fn a_slow_near_disk_delays_no_reader() {
         "{:?}",
         begun.elapsed()
     );
-    assert_eq!(cache.near().usage().unwrap().blobs, 0);
+    assert_eq!(cache.near().usage().unwrap().unwrap().blobs, 0);
     drop(lock);
     cache.flush();
-    assert!(cache.near().usage().unwrap().blobs >= 41);
+    assert!(cache.near().usage().unwrap().unwrap().blobs >= 41);
 }
 
 const NEAR: &str = "CASTORE_FS_TEST_NEAR";

@@ -26,10 +26,10 @@ pub enum Fate {
 #[derive(Debug)]
 pub struct Double {
     pub inner: MemoryStore,
-    url: &'static str,
+    pub url: &'static str,
     /// Nothing is at hand: every `…_now` says [`Answer::Wait`].
-    far: bool,
-    fates: HashMap<Digest, Fate>,
+    pub far: bool,
+    pub fates: HashMap<Digest, Fate>,
     /// Flips a bit in every part of a blob that holds this offset.
     pub flip_at: Option<u64>,
     /// Gives another Directory than the one asked for.
@@ -49,8 +49,11 @@ pub struct Double {
     /// Reads of blobs that had to be waited for, and their bytes.
     pub reads: AtomicU64,
     pub bytes: AtomicU64,
-    gate: watch::Sender<bool>,
-    waiting: watch::Sender<usize>,
+    /// Questions that wait for their answer.
+    pub waiting: AtomicU64,
+    /// Whether reads of blobs go through, and how many stand before it.
+    pub gate: watch::Sender<bool>,
+    pub at_gate: watch::Sender<usize>,
 }
 
 impl Default for Double {
@@ -79,8 +82,9 @@ impl Double {
             asked: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
             gate: watch::Sender::new(true),
-            waiting: watch::Sender::new(0),
+            at_gate: watch::Sender::new(0),
         }
     }
 
@@ -129,8 +133,8 @@ impl Double {
     #[track_caller]
     pub fn until_waiting(&self, count: usize) {
         let deadline = Instant::now() + Duration::from_secs(10);
-        while *self.waiting.borrow() != count {
-            let now = *self.waiting.borrow();
+        while *self.at_gate.borrow() != count {
+            let now = *self.at_gate.borrow();
             assert!(
                 Instant::now() < deadline,
                 "{now} reads wait instead of {count}"
@@ -160,6 +164,7 @@ impl Double {
     }
 
     async fn trouble(&self) -> Result<(), Error> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         let delay = self.delay.load(Ordering::Relaxed);
         if delay > 0 {
             tokio::time::sleep(Duration::from_millis(delay)).await;
@@ -167,6 +172,7 @@ impl Double {
         while self.hang.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
         if self.fail.load(Ordering::Relaxed) {
             return Err(Error::Format {
                 store: self.url.to_owned(),
@@ -259,9 +265,9 @@ impl Store for Double {
         if !self.ask(Object::Blob, digest)? {
             return Ok(None);
         }
-        self.waiting.send_modify(|waiting| *waiting += 1);
+        self.at_gate.send_modify(|waiting| *waiting += 1);
         let _ = self.gate.subscribe().wait_for(|open| *open).await;
-        self.waiting.send_modify(|waiting| *waiting -= 1);
+        self.at_gate.send_modify(|waiting| *waiting -= 1);
         let read = self.inner.read(digest, size, offset, length).await?;
         Ok(read.map(|bytes| {
             self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -299,7 +305,7 @@ impl Store for Double {
         self.inner.group_table(digest, size).await
     }
 
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self) -> Result<Option<Usage>, Error> {
         self.inner.usage()
     }
 

@@ -4,7 +4,8 @@
 mod access;
 mod copying;
 mod distance;
-mod faulty;
+#[path = "../kit/double.rs"]
+mod double;
 #[path = "../kit/http.rs"]
 mod http;
 #[path = "../kit/link.rs"]

@@ -151,8 +151,12 @@ impl Writer {
         degraded.as_ref().map(|degraded| degraded.why.clone())
     }
 
-    /// Notes that the near store has this damaged: what comes for it is put in its place.
+    /// Notes that the near store failed to give this. If it is damaged, what comes for it is put in
+    /// its place; if the disk fails, nothing is kept for a while.
     pub(super) fn note_spoiled(&self, digest: &Digest, error: &Error) {
+        if !matches!(error, Error::Damaged { .. }) {
+            return self.degrade(error.to_string());
+        }
         if self.spoiled.lock().insert(*digest) {
             tracing::warn!("it is fetched anew: {error}");
         }

@@ -54,7 +54,7 @@ pub struct GcOptions {
 impl Default for GcOptions {
     fn default() -> Self {
         Self {
-            grace: Duration::from_hours(1),
+            grace: Duration::from_secs(60 * 60),
             dry_run: false,
             patience: Duration::from_secs(60),
         }
