@@ -22,8 +22,7 @@ use std::time::Duration;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, Root};
 use castore_fs::fs::{Options, Owner, Top};
-use castore_fs::nix::PathInfo;
-use castore_fs::store::{Answer, Damage, Error, Ingest, MemoryStore, Object, Store, Usage};
+use castore_fs::store::{MemoryStore, Store};
 use castore_fs::transport::fuse::Unmounted;
 use double::{Double, Fate};
 use model::{Model, directory, file, program, symlink};

@@ -4,11 +4,11 @@ use std::io::Write;
 use std::time::Duration;
 
 use castore_fs::service::config::Span;
-use castore_fs::store::{self, GcOptions};
+use castore_fs::store::GcOptions;
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
 
-use super::failure::{Failure, failure};
+use super::failure::Failure;
 use super::output::Output;
 use super::store::StoreArguments;
 
@@ -53,14 +53,7 @@ fn grace(text: &str) -> Result<Duration, String> {
 
 impl Gc {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let url = self.store.url()?;
-        store::must_exist(&url)?;
-        let store = store::open_local(&url)?;
-        let store = store.ok_or_else(|| {
-            failure(format!(
-                "{url}: only a store in a folder (local:PATH) collects garbage"
-            ))
-        })?;
+        let store = self.store.place()?.open_folder()?;
         let collected = store.collect_garbage(&GcOptions {
             grace: self.grace,
             dry_run: self.dry_run,
