@@ -41,19 +41,17 @@ let
     else
       value;
 
-  # The URL of a store as the daemon, or another unit, needs it: its token is that unit's credential.
-  urlFor =
-    unit: store:
-    let
-      separator = if lib.hasInfix "?" store.url then "&" else "?";
-    in
-    if store.credential == null then
-      store.url
-    else
-      "${store.url}${separator}token-file=/run/credentials/${unit}/${store.credential}";
+  inherit (import ./render.nix { inherit lib; })
+    execArgs
+    mountSettings
+    storeSettings
+    virtiofsSettings
+    ;
 
-  loadCredential = name: "${name}:${toString cfg.credentials.${name}}";
+  # What is not declared is an assertion's to tell.
+  loadCredential = name: "${name}:${toString (cfg.credentials.${name} or "")}";
 
+  served = lib.filterAttrs (_: guest: !guest.isolated) cfg.virtiofs;
   usesFuse = cfg.settings.mounts != { };
   unprivileged = cfg.user != null && cfg.user != "root";
   byHelper = unprivileged && usesFuse && cfg.mountWith == "fusermount";
@@ -70,10 +68,62 @@ let
     map (listener: portOf listener.address) (lib.attrValues cfg.settings.listen)
   );
 
+  # Root makes the folders of mounts itself. Where it is not root, fusermount3 wants a folder of the
+  # user's own; `d!` is at boot alone, when nothing is mounted there yet whose owner could be set.
+  mountFolders = lib.mapAttrs' (
+    _: mount:
+    lib.nameValuePair mount.path (
+      if byHelper then { "d!" = { inherit (cfg) user group; }; } else { d = { }; }
+    )
+  ) cfg.settings.mounts;
+
+  # Those of local stores as well, except the one that systemd makes.
+  storeFolders = lib.listToAttrs (
+    map
+      (
+        path:
+        lib.nameValuePair path {
+          d = {
+            inherit (cfg) user group;
+            mode = "0700";
+          };
+        }
+      )
+      (
+        lib.filter (path: path != null && path != home && !lib.hasPrefix "${home}/" path) (
+          map (
+            store:
+            if store.url != null && lib.hasPrefix "local:/" store.url then
+              lib.removePrefix "//" (lib.removePrefix "local:" store.url)
+            else
+              null
+          ) (lib.attrValues cfg.settings.stores)
+        )
+      )
+  );
+
+  # With the set-group-ID bit: a socket that is made in there has the folder's group, which the daemon
+  # has no privilege to give.
+  guestFolders = lib.mapAttrs' (
+    _: guest:
+    lib.nameValuePair (dirOf guest.socket) {
+      d = {
+        user = if cfg.user == null then "root" else cfg.user;
+        group = lib.findFirst (group: group != null) "root" [
+          guest.socketGroup
+          cfg.group
+        ];
+        mode = "2755";
+      };
+    }
+  ) (lib.filterAttrs (name: guest: guest.socket == "/run/castore-fs-virtiofs/${name}/socket") served);
+
   overStore = lib.filterAttrs (_: mount: mount.overNixStore) cfg.mounts;
   overStoreMount = lib.head (lib.attrValues overStore);
 in
 {
+  imports = [ ./isolated.nix ];
+
   options.services.castore-fs = {
     enable = lib.mkEnableOption "the content-addressed file system castore-fs";
 
@@ -84,15 +134,21 @@ in
       default = { };
       example = lib.literalExpression ''
         {
-          disk.url = "local:/var/lib/castore-fs";
+          cached.url = "local:/var/cache/castore-fs";
           upstream = {
             url = "grpc+https://castore.example.org";
             credential = "upstream";
           };
+          main.cache = {
+            near = "cached";
+            far = [ "upstream" ];
+            size = "200GiB";
+          };
         }
       '';
       description = ''
-        Where content comes from, by a name that mounts and listeners use. Without any there is one,
+        Where content comes from, by a name that mounts and listeners use: each store is somewhere
+        (`url`), or is made of others (`cache`, `mirrors`, `filter`, `join`). Without any there is one,
         named `default`, in {file}`${home}`.
       '';
     };
@@ -113,8 +169,8 @@ in
       default = { };
       example.guest.store = "disk";
       description = ''
-        What is served to virtual machines on this host, by a name of your own: each by a process that
-        has given up every privilege and every file but its store's.
+        What is served to virtual machines on this host, by a name of your own: by the daemon, or by
+        processes of their own (`isolated`).
       '';
     };
 
@@ -131,8 +187,8 @@ in
         }
       '';
       description = ''
-        The daemon's configuration file, key by key as `docs/config.md` has them; `stores` and
-        `mounts` above end here. Keys that this module does not know go into the file as they are.
+        The daemon's configuration file, key by key as `docs/config.md` has them; `stores`, `mounts` and
+        `virtiofs` above end here. Keys that this module does not know go into the file as they are.
         The file is readable by everybody: secrets belong into
         {option}`services.castore-fs.credentials`.
       '';
@@ -227,16 +283,9 @@ in
       assertions = import ./assertions.nix { inherit lib config ports; };
 
       services.castore-fs.settings = {
-        stores = lib.mapAttrs (_: store: store.settings // { url = urlFor unit store; }) cfg.stores;
-        mounts = lib.mapAttrs (
-          _: mount:
-          mount.settings
-          // lib.filterAttrs (_: v: v != null) {
-            inherit (mount) store path;
-            list-root = if mount.listRoot == null && mount.overNixStore then false else mount.listRoot;
-            allow-other = mount.allowOther;
-          }
-        ) cfg.mounts;
+        stores = lib.mapAttrs (_: storeSettings unit) cfg.stores;
+        mounts = lib.mapAttrs (_: mountSettings) cfg.mounts;
+        virtiofs = lib.mapAttrs (_: virtiofsSettings) served;
       };
 
       environment.systemPackages = [ cfg.package ];
@@ -255,7 +304,7 @@ in
           (lib.mkIf (cfg.extraFlags != [ ]) {
             ExecStart = [
               ""
-              "${lib.getExe cfg.package} daemon --config /etc/castore-fs/config.toml ${lib.escapeShellArgs cfg.extraFlags}"
+              "${lib.getExe cfg.package} daemon --config /etc/castore-fs/config.toml ${execArgs cfg.extraFlags}"
             ];
           })
           (lib.mkIf (cfg.user != null) { User = cfg.user; })
@@ -280,16 +329,10 @@ in
         ];
       };
 
-      # Root makes these folders itself. Where it is not root, fusermount3 wants a folder of the user's
-      # own; `d!` is at boot alone, when nothing is mounted there yet whose owner could be set.
-      systemd.tmpfiles.settings."10-castore-fs" = lib.mkIf unprivileged (
-        lib.mapAttrs' (
-          _: mount:
-          lib.nameValuePair mount.path (
-            if byHelper then { "d!" = { inherit (cfg) user group; }; } else { d = { }; }
-          )
-        ) cfg.settings.mounts
-      );
+      systemd.tmpfiles.settings."10-castore-fs" = lib.mkMerge [
+        (lib.mkIf unprivileged (mountFolders // storeFolders))
+        guestFolders
+      ];
 
       networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall ports;
 
@@ -301,94 +344,6 @@ in
         };
         groups = lib.mkIf (cfg.group == "castore-fs") { castore-fs = { }; };
       };
-    })
-
-    (lib.mkIf cfg.enable {
-      systemd.sockets = lib.mapAttrs' (
-        name: guest:
-        lib.nameValuePair "castore-fs-virtiofs-${name}" {
-          description = "castore-fs for the virtual machine ${name}";
-          wantedBy = [ "sockets.target" ];
-          socketConfig = {
-            ListenStream = guest.socket;
-            SocketMode = guest.socketMode;
-            RemoveOnStop = true;
-          }
-          // lib.optionalAttrs (guest.socketGroup != null) { SocketGroup = guest.socketGroup; };
-        }
-      ) cfg.virtiofs;
-
-      systemd.services = lib.mapAttrs' (
-        name: guest:
-        let
-          self = "castore-fs-virtiofs-${name}";
-          only = lib.head (lib.attrNames cfg.settings.stores ++ [ "default" ]);
-          chosen = if guest.store == null then only else guest.store;
-          # An undeclared one is an assertion's to tell.
-          store =
-            cfg.stores.${chosen} or {
-              url = cfg.settings.stores.${chosen}.url or "local:${home}";
-              credential = null;
-            };
-        in
-        lib.nameValuePair self {
-          description = "castore-fs for the virtual machine ${name}";
-          # The daemon makes the store.
-          wants = [ unit ];
-          after = [ unit ];
-          serviceConfig = {
-            Type = "notify";
-            ExecStart = lib.escapeShellArgs (
-              [
-                (lib.getExe cfg.package)
-                "virtiofs"
-                "--store"
-                (urlFor "${self}.service" store)
-              ]
-              ++ lib.optionals (guest.root != null) [
-                "--root"
-                guest.root
-              ]
-              ++ lib.optional (!guest.listRoot) "--no-list-root"
-              ++ guest.extraFlags
-            );
-            Restart = "on-failure";
-            LoadCredential = lib.optional (store.credential != null) (loadCredential store.credential);
-            # Nobody else has to see what this does, so it has the sandbox whole; what is left of
-            # privileges it gives up by itself.
-            CapabilityBoundingSet = "";
-            LockPersonality = true;
-            MemoryDenyWriteExecute = true;
-            NoNewPrivileges = true;
-            PrivateDevices = true;
-            PrivateNetwork = lib.hasPrefix "local:" store.url;
-            PrivateTmp = true;
-            ProtectClock = true;
-            ProtectControlGroups = true;
-            ProtectHome = true;
-            ProtectHostname = true;
-            ProtectKernelLogs = true;
-            ProtectKernelModules = true;
-            ProtectKernelTunables = true;
-            ProtectProc = "invisible";
-            ProtectSystem = "strict";
-            RestrictAddressFamilies = [
-              "AF_UNIX"
-              "AF_INET"
-              "AF_INET6"
-            ];
-            RestrictNamespaces = true;
-            RestrictRealtime = true;
-            RestrictSUIDSGID = true;
-            SystemCallArchitectures = "native";
-            UMask = "0077";
-          }
-          // lib.optionalAttrs (cfg.user != null) {
-            User = cfg.user;
-            Group = cfg.group;
-          };
-        }
-      ) cfg.virtiofs;
     })
 
     (lib.mkIf (cfg.enable && overStore != { }) {

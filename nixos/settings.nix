@@ -5,14 +5,13 @@
 let
   inherit (lib) mkOption types;
 
-  tableOf =
+  tableWith =
     options:
-    types.attrsOf (
-      types.submodule {
-        freeformType = format.type;
-        inherit options;
-      }
-    );
+    types.submodule {
+      freeformType = format.type;
+      inherit options;
+    };
+  tableOf = options: types.attrsOf (tableWith options);
 
   optional =
     type: description:
@@ -21,8 +20,15 @@ let
       default = null;
       inherit description;
     };
+  required =
+    type: description:
+    mkOption {
+      inherit type description;
+    };
 
+  names = types.listOf types.str;
   store = optional types.str "The name of a store; null for the only one.";
+  friendly = option: "See {option}`services.castore-fs.stores.<name>.${option}`.";
 in
 {
   freeformType = format.type;
@@ -30,10 +36,27 @@ in
   options = {
     stores = mkOption {
       type = tableOf {
-        url = mkOption {
-          type = types.str;
-          description = "The store's URL.";
-        };
+        url = optional types.str (friendly "url");
+        token-file = optional types.str "The file with the bearer token for a gRPC server.";
+        tls-ca-cert-path = optional types.str (friendly "tls.authorities");
+        tls-client-cert-path = optional types.str "The file with the certificate (PEM) to show.";
+        tls-client-key-path = optional types.str "The file with that certificate's key (PEM).";
+        cache = optional (tableWith {
+          near = required types.str (friendly "cache.near");
+          far = required names (friendly "cache.far");
+          size = optional types.str (friendly "cache.size");
+          keep-free = optional types.str (friendly "cache.keepFree");
+          roots-max-age = optional types.str (friendly "cache.rootsMaxAge");
+        }) (friendly "cache");
+        mirrors = optional (tableWith {
+          of = required names (friendly "mirrors.of");
+          order = optional types.str (friendly "mirrors.order");
+        }) (friendly "mirrors");
+        filter = optional (tableWith {
+          store = required types.str (friendly "filter.store");
+          roots = required names (friendly "filter.roots");
+        }) (friendly "filter");
+        join = optional names (friendly "join");
       };
       default = { };
       description = "Stores; see {option}`services.castore-fs.stores`.";
@@ -42,16 +65,30 @@ in
     mounts = mkOption {
       type = tableOf {
         inherit store;
-        path = mkOption {
-          type = types.str;
-          description = "Where to mount.";
-        };
+        path = required types.str "Where to mount.";
         root = optional types.str "The directory to show at the top, instead of the root nodes.";
         list-root = optional types.bool "Whether the root can be listed.";
         allow-other = optional types.bool "Whether other users see the mount.";
+        reads = optional (types.enum [
+          "page-cache"
+          "passthrough"
+        ]) "How bytes come to their readers; null for `page-cache`, which verifies every byte.";
       };
       default = { };
       description = "Mounts; see {option}`services.castore-fs.mounts`.";
+    };
+
+    virtiofs = mkOption {
+      type = tableOf {
+        inherit store;
+        socket = required types.str "Where the virtual machine's monitor connects.";
+        socket-mode = optional types.str "The socket's permissions, in octal.";
+        tag = optional types.str "The tag, for monitors that ask for it.";
+        root = optional types.str "The directory to show at the top, instead of the root nodes.";
+        list-root = optional types.bool "Whether the root can be listed.";
+      };
+      default = { };
+      description = "Virtual machines; see {option}`services.castore-fs.virtiofs`.";
     };
 
     listen = mkOption {
@@ -60,18 +97,32 @@ in
         address = mkOption {
           type = types.str;
           example = "unix:/run/castore-fs/castore.sock";
-          description = "`unix:/PATH` or `HOST:PORT`.";
+          description = "`unix:/PATH`, `HOST:PORT`, or `systemd:NAME` for a socket unit's.";
         };
+        socket-mode = optional types.str "A unix socket's permissions, in octal; null for `600`.";
         writable = optional types.bool "Whether clients may add to the store.";
       };
       default = { };
       description = "Where stores are served over gRPC.";
     };
 
+    log = mkOption {
+      type = tableWith {
+        level = optional types.str "What is logged, as in `RUST_LOG`; null for `info`.";
+        format = optional (types.enum [
+          "auto"
+          "journal"
+          "text"
+          "json"
+        ]) "In what shape; null for the journal's.";
+      };
+      default = { };
+      description = "What is logged, and how.";
+    };
+
     metrics = mkOption {
-      type = types.submodule {
-        freeformType = format.type;
-        options.address = optional types.str "Where metrics are served over HTTP; nowhere if null.";
+      type = tableWith {
+        address = optional types.str "Where metrics are served over HTTP; nowhere if null.";
       };
       default = { };
       description = "Metrics for Prometheus.";

@@ -7,6 +7,7 @@
 pub mod bao_field;
 mod digest;
 mod directory;
+pub mod effort;
 mod groups;
 mod name;
 mod node;

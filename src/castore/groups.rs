@@ -18,6 +18,7 @@ use blake3::hazmat::{
 use thiserror::Error;
 
 use super::Digest;
+use super::effort::hashing;
 
 pub use proof::{PartProofs, PartValues, part_size, verify_part};
 
@@ -103,7 +104,7 @@ impl GroupTable {
         let value = self.values.get((offset / size) as usize);
         offset.is_multiple_of(size)
             && bytes.len() as u64 == whole
-            && value == Some(&chaining_value(bytes, offset))
+            && value == Some(&hashing(|| chaining_value(bytes, offset)))
     }
 
     /// What the values fold up to; nothing if there are none.

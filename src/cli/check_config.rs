@@ -2,12 +2,16 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use castore_fs::service::{self, Config, Outcome};
 use clap::Args;
 
 use super::failure::{Failure, say};
 use super::output::Output;
+
+/// How long the stores may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Say what is wrong with a configuration file
 ///
@@ -43,7 +47,7 @@ impl CheckConfig {
 fn reach(config: &Config) -> Result<(), Failure> {
     let mut output = Output::open()?;
     let mut all_answer = true;
-    for reached in service::reach(config)? {
+    for reached in service::reach(config, PATIENCE)? {
         let name = reached.name;
         match reached.outcome {
             Outcome::Answered(after) => {

@@ -1,11 +1,14 @@
 //! `castore-fs status`.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use castore_fs::service::{self, Status as Answer};
+use castore_fs::service::{self, Status as Answer, StoreStatus};
+use castore_fs::store::{EndpointState, MemberState};
+use castore_fs::tree::Printable;
 use clap::Args;
+use indicatif::HumanBytes;
 
 use super::failure::Failure;
 use super::output::Output;
@@ -52,6 +55,100 @@ impl Status {
     }
 }
 
+fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result<()> {
+    match store.of.is_empty() {
+        true => write!(text, "store {name}: {}", store.url)?,
+        false => write!(
+            text,
+            "store {name}: {} of {}",
+            store.kind,
+            store.of.join(", ")
+        )?,
+    }
+    match (store.blobs, store.blob_bytes) {
+        (Some(blobs), Some(bytes)) => writeln!(text, ", {blobs} blobs, {bytes} bytes")?,
+        _ => writeln!(text, ", how much it holds is not known")?,
+    }
+    if let Some(endpoint) = &store.health.endpoint {
+        let state = match endpoint.state {
+            EndpointState::Unknown => "not asked yet",
+            EndpointState::Up => "up",
+            EndpointState::Failing => "failing",
+        };
+        writeln!(
+            text,
+            "  {state}: {} requests, {} failed, {} under way, {} in{}",
+            endpoint.requests,
+            endpoint.failures,
+            endpoint.in_flight,
+            HumanBytes(endpoint.bytes_in),
+            times(endpoint.median_micros, endpoint.p95_micros),
+        )?;
+        if let (EndpointState::Failing, Some(why)) = (endpoint.state, &endpoint.last_failure) {
+            writeln!(text, "  {}", Printable(why.as_bytes()))?;
+        }
+    }
+    for member in &store.health.members {
+        let state = match member.state {
+            MemberState::Up => "up",
+            MemberState::Open => "failed, and left alone for a while",
+            MemberState::Slow => "slower than the others, and left alone for a while",
+            MemberState::Liar => "SENT WRONG BYTES, and avoided for a while",
+        };
+        writeln!(
+            text,
+            "  {}: {state}: {} requests, {} failed, {} asked of another as well, {} lies{}",
+            member.name,
+            member.requests,
+            member.failures,
+            member.hedges,
+            member.lies,
+            times(member.median_micros, member.p95_micros),
+        )?;
+        if let (true, Some(why)) = (member.state != MemberState::Up, &member.last_failure) {
+            writeln!(text, "    {}", Printable(why.as_bytes()))?;
+        }
+    }
+    if let Some(cache) = &store.cache {
+        let limit = cache
+            .limit
+            .map(|limit| format!(" of {}", HumanBytes(limit)));
+        writeln!(
+            text,
+            "  cached {}{}: {} hits, {} misses, {} evicted, {} not kept, {} repaired",
+            HumanBytes(cache.size),
+            limit.unwrap_or_default(),
+            cache.hits,
+            cache.misses,
+            cache.evictions,
+            cache.not_kept,
+            cache.repairs,
+        )?;
+        for (what, why) in [
+            ("nothing is kept at the moment", &cache.degraded),
+            ("the far store is out of reach", &cache.far_down),
+        ] {
+            if let Some(why) = why {
+                writeln!(text, "  {what}: {}", Printable(why.as_bytes()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How long half of them took, and how long 19 of 20.
+fn times(median: Option<u64>, p95: Option<u64>) -> String {
+    let shown = |micros: u64| match micros {
+        0..1000 => format!("{micros} µs"),
+        1000..1_000_000 => format!("{:.1} ms", micros as f64 / 1e3),
+        _ => format!("{:.1} s", micros as f64 / 1e6),
+    };
+    match (median, p95) {
+        (Some(median), Some(p95)) => format!(", {} (p95 {})", shown(median), shown(p95)),
+        _ => String::new(),
+    }
+}
+
 fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
     let mut text = Vec::new();
     let (version, pid, uptime) = (&status.version, status.pid, status.uptime_seconds);
@@ -61,11 +158,7 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
         status.line()
     )?;
     for (name, store) in &status.stores {
-        write!(text, "store {name}: {}", store.url)?;
-        if let (Some(blobs), Some(bytes)) = (store.blobs, store.blob_bytes) {
-            write!(text, ", {blobs} blobs, {bytes} bytes")?;
-        }
-        writeln!(text)?;
+        show_store(name, store, &mut text)?;
     }
     for (name, mount) in &status.mounts {
         let path = mount.path.display();
@@ -83,12 +176,10 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
         )?;
         let mut kinds: Vec<_> = mount.requests.iter().collect();
         kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-        let kinds: Vec<_> = kinds
-            .iter()
-            .map(|(kind, count)| format!("{kind} {count}"))
-            .collect();
-        if !kinds.is_empty() {
-            writeln!(text, "  requests: {}", kinds.join(", "))?;
+        for (kind, count) in kinds {
+            let latency = mount.latencies.get(kind).cloned().unwrap_or_default();
+            let times = times(latency.median_micros, latency.p95_micros);
+            writeln!(text, "  {kind}: {count}{times}")?;
         }
     }
     for (name, listen) in &status.listen {

@@ -54,6 +54,8 @@ pub(super) struct Place {
 /// A store and the runtime that it waits on.
 pub(super) struct Opened {
     pub(super) store: Blocking,
+    /// The same store, with what it is made of.
+    pub(super) described: store::Opened,
     pub(super) runtime: Runtime,
 }
 
@@ -135,23 +137,32 @@ impl Place {
     /// Opens the store with a runtime of its own; makes it if there is none.
     pub(super) fn open_or_make(self) -> Result<Opened, Failure> {
         let runtime = Runtime::new()?;
-        let store = self.open(&runtime)?;
+        let described = self.open_described(&runtime)?;
         Ok(Opened {
-            store: Blocking::new(store, runtime.handle().clone()),
+            store: Blocking::new(described.store.clone(), runtime.handle().clone()),
+            described,
             runtime,
         })
     }
 
     /// Opens the store, to be used with `runtime`; makes it if there is none.
     pub(super) fn open(self, runtime: &Runtime) -> Result<Arc<dyn Store>, Failure> {
+        Ok(self.open_described(runtime)?.store)
+    }
+
+    fn open_described(self, runtime: &Runtime) -> Result<store::Opened, Failure> {
         let _inside = runtime.enter();
         if let Plan::Url(url) = &self.named.plan {
-            return Ok(store::open(url)?);
+            return Ok(store::Opened {
+                store: store::open(url)?,
+                plan: self.named.plan,
+                local: None,
+                cache: None,
+            });
         }
         let mut opened = store::open_all(std::slice::from_ref(&self.named), &OpenStores::new())?;
         let opened = opened.remove(&self.named.name);
-        let opened = opened.ok_or_else(|| failure("the store was not opened; this is a bug"))?;
-        Ok(opened.store)
+        opened.ok_or_else(|| failure("the store was not opened; this is a bug"))
     }
 
     /// What the store needs of the system to be read.

@@ -70,7 +70,7 @@ impl CastoreFs {
             self.store
                 .backing_file(&digest, size)
                 .map(|found| found.map(|found| found.file))
-                .map_err(|error| self.failed(id, &error))
+                .map_err(|error| self.failed(id, Some(&digest), &error))
         });
         match opened {
             Ok(Some(backing)) => {
@@ -136,7 +136,7 @@ impl CastoreFs {
             // not take it for the end of the file.
             Ok(Some(length)) if length == wanted => Ok(length),
             Ok(Some(_)) | Ok(None) => Err(self.missing(id, "blob", digest)),
-            Err(error) => Err(self.failed(id, &error)),
+            Err(error) => Err(self.failed(id, Some(digest), &error)),
         }
     }
 }

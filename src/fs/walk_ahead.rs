@@ -13,7 +13,6 @@
 //! that anybody reads, so now and then a directory is left alone to find out.
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -46,8 +45,11 @@ const MOST_WAITING: usize = 64;
 
 /// Where the contents of files are pushed: the kernel's page cache.
 pub trait PageCache {
-    /// Stores the whole contents of a file. `NotFound` if the kernel does not know the node.
-    fn store(&self, node: NodeId, contents: &[u8]) -> io::Result<()>;
+    /// Stores the whole contents of a file, now or soon. Nothing comes of it if the kernel does not
+    /// know the node.
+    fn store(&self, node: NodeId, contents: &[u8]);
+    /// Waits until what was stored is there.
+    fn settle(&self);
 }
 
 /// Files of the directory in `slot`, from the entry at `from` on.
@@ -152,10 +154,13 @@ impl CastoreFs {
         let Some(held) = self.nodes.hold(ahead.slot) else {
             return;
         };
+        let mut pushed = vec![(NodeId::entry(ahead.slot, 0), 1)];
         if let Some(directory) = held.directory {
-            self.push_files(ahead, &directory, cache, contents);
+            self.push_files(ahead, &directory, cache, contents, &mut pushed);
         }
-        self.nodes.forget(NodeId::entry(ahead.slot, 0), 1);
+        // Held until then, no id can come to mean another file.
+        cache.settle();
+        self.nodes.forget_all(pushed);
     }
 
     fn push_files(
@@ -164,6 +169,7 @@ impl CastoreFs {
         directory: &Directory,
         cache: &dyn PageCache,
         contents: &mut Vec<u8>,
+        pushed: &mut Vec<(NodeId, u64)>,
     ) {
         let (mut bytes, mut files) = (0, 0);
         let mut far = Vec::new();
@@ -191,10 +197,9 @@ impl CastoreFs {
                 // Whoever reads the file is told what is wrong with it.
                 continue;
             }
-            // Held while it is used, the id cannot come to mean another file.
             let node = self.nodes.file(ahead.slot, index, content);
-            let _ = cache.store(node, contents);
-            self.nodes.forget(node, 1);
+            cache.store(node, contents);
+            pushed.push((node, 1));
         }
         // What cannot be pushed yet is at least on its way when it is asked for.
         if !far.is_empty() {

@@ -192,7 +192,7 @@ pub struct Metrics {
 }
 
 /// Logging.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Log {
@@ -201,6 +201,21 @@ pub struct Log {
     /// What is logged, as in `RUST_LOG`: `info`, `castore_fs=debug`. The variable itself, where it
     /// is set, goes before this. By default `info`.
     pub level: Option<String>,
+    /// Requests of a mount or of a guest that take longer are logged, with where the time went:
+    /// the endpoint, verifying, and the rest (`cache`). `0s` logs none.
+    #[cfg_attr(test, schemars(with = "String", default = "slow_requests_text"))]
+    #[serde(default = "slow_requests")]
+    pub slow_requests: Span,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::default(),
+            level: None,
+            slow_requests: slow_requests(),
+        }
+    }
 }
 
 /// The shape of the log.
@@ -242,6 +257,15 @@ fn drain() -> Span {
 #[cfg(test)]
 fn drain_text() -> String {
     "20s".to_owned()
+}
+
+fn slow_requests() -> Span {
+    Span(Duration::from_secs(1))
+}
+
+#[cfg(test)]
+fn slow_requests_text() -> String {
+    "1s".to_owned()
 }
 
 fn yes() -> bool {

@@ -31,19 +31,22 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::{self, Config};
 use super::endpoints::{self, EndpointError, Listening};
-use super::mounts::{self, Served, StartError, Wanted};
+use super::mounts::{self, Host, Served, StartError, Wanted};
 use super::sockets::{self, Ask, Serving, SocketError};
 use super::status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};
 use super::watchdog::{self, Watched};
-use super::{log, systemd};
-use crate::store::{self, Cache, OpenStores, Opened, Plan};
-use crate::transport::fuse::{Session, Unmounted};
+use super::{log, panics, repeats, systemd};
+use crate::store::{self, OpenStores, Plan};
+use crate::transport::fuse::{Nursery, Session, Unmounted};
 use crate::transport::virtiofs::Endpoint;
 
 /// How often the status line is looked at, and whether mounts are still there.
 const TICK: Duration = Duration::from_secs(2);
 /// How much more time systemd is asked for while users of a mount finish.
 const EXTENSION: Duration = Duration::from_secs(10);
+
+/// How long a process that could not start leaves systemd in peace.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Why the service did not start.
 #[derive(Debug, Error)]
@@ -137,6 +140,7 @@ struct Daemon {
     file: PathBuf,
     config: Config,
     runtime: Runtime,
+    host: Host,
     started: Instant,
     stores: OpenStores,
     mounts: BTreeMap<String, Served>,
@@ -144,6 +148,8 @@ struct Daemon {
     leaving: Vec<Arc<Session>>,
     listeners: BTreeMap<String, Running<config::Listen, Listening>>,
     devices: BTreeMap<String, Running<config::Virtiofs, Arc<Endpoint>>>,
+    /// What a predecessor left of guests, by device, until that device is started.
+    left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// What systemd's socket units passed on.
     sockets: Vec<(String, OwnedFd)>,
     control: Option<Serving>,
@@ -155,11 +161,24 @@ struct Daemon {
 
 /// Runs the service that `file` describes until it is told to stop.
 pub fn run(file: &Path) -> Result<(), DaemonError> {
+    let outcome = run_once(file);
+    if outcome.is_err() && systemd::is_there() {
+        // systemd starts it again at once, which is right after a crash.
+        systemd::status("cannot start");
+        std::thread::sleep(RETRY);
+    }
+    outcome
+}
+
+fn run_once(file: &Path) -> Result<(), DaemonError> {
     let failed = |action| move |source| DaemonError::System { action, source };
     let started = Instant::now();
     let mut passed = systemd::passed().map_err(failed("take what systemd passed on"))?;
+    // Before there are threads.
+    let nursery = Nursery::start().map_err(failed("start a process for notifications"))?;
     let config = Config::load(file).map_err(DaemonError::Config)?;
     log::start(&config.log)?;
+    panics::abort_in_vital_threads();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -167,6 +186,11 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
     let events = listen_to_signals(&runtime).map_err(failed("listen to signals"))?;
     let mut daemon = Daemon {
         file: file.to_owned(),
+        host: Host {
+            runtime: runtime.handle().clone(),
+            nursery: Arc::new(nursery),
+            slow_requests: Some(config.log.slow_requests.0).filter(|span| !span.is_zero()),
+        },
         config,
         runtime,
         started,
@@ -175,6 +199,7 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
         leaving: Vec::new(),
         listeners: BTreeMap::new(),
         devices: BTreeMap::new(),
+        left_guests: std::mem::take(&mut passed.guests),
         sockets: std::mem::take(&mut passed.sockets),
         control: None,
         metrics: None,
@@ -230,6 +255,10 @@ impl Daemon {
             mounts::end_left(&name, left);
         }
         self.start_endpoints()?;
+        for (device, guests) in std::mem::take(&mut self.left_guests) {
+            tracing::warn!(device, "the device of guests is no more; they end");
+            systemd::forget_guests(&device, &guests);
+        }
         self.refresh();
         let handle = self.runtime.handle().clone();
         self.control = Some(sockets::control(
@@ -249,6 +278,9 @@ impl Daemon {
             } else {
                 systemd::forget(name);
             }
+        }
+        for device in self.devices.values() {
+            device.running.leave();
         }
     }
 
@@ -285,8 +317,7 @@ impl Daemon {
             return Ok(());
         };
         let store = opened.store.clone();
-        let handle = self.runtime.handle().clone();
-        let (served, outside) = wanted.start(name, store, left, &handle)?;
+        let (served, outside) = wanted.start(name, store, left, &self.host)?;
         self.leaving.extend(outside);
         self.mounts.insert(name.to_owned(), served);
         Ok(())
@@ -334,7 +365,9 @@ impl Daemon {
             if self.devices.contains_key(&name) {
                 continue;
             }
-            match endpoints::serve_guests(&config, opened.store.clone(), &handle) {
+            let left = self.left_guests.remove(&name).unwrap_or_default();
+            let store_of = opened.store.clone();
+            match endpoints::serve_guests(&name, &config, store_of, left, &self.host) {
                 Ok(endpoint) => {
                     let plan = opened.plan.clone();
                     let running = Running {
@@ -430,6 +463,7 @@ impl Daemon {
                 self.leaving.push(served.session);
             }
         }
+        repeats::tell();
         self.refresh();
         let line = self.line();
         if line != self.said {
@@ -532,7 +566,12 @@ impl Daemon {
         for (_, listener) in std::mem::take(&mut self.listeners) {
             listener.running.stop(&handle);
         }
-        self.devices.clear();
+        for device in std::mem::take(&mut self.devices).into_values() {
+            match restart {
+                true => device.running.leave(),
+                false => device.running.break_off(),
+            }
+        }
         self.refresh();
         let deadline = Instant::now() + self.config.drain.0;
         loop {
@@ -623,21 +662,7 @@ impl Daemon {
 }
 
 fn status(view: &View, started: Instant) -> Status {
-    let of_store = |opened: &Opened| {
-        let store = &opened.store;
-        let usage = store.usage().ok().flatten();
-        let members = opened.plan.members().into_iter();
-        StoreStatus {
-            kind: opened.plan.kind().to_owned(),
-            url: store.url().to_owned(),
-            of: members.map(|member| member.name.clone()).collect(),
-            health: store.health(),
-            cache: opened.cache.as_ref().map(Cache::status),
-            blobs: usage.map(|usage| usage.blobs),
-            blob_bytes: usage.map(|usage| usage.blob_bytes),
-            directories: usage.map(|usage| usage.directories),
-        }
-    };
+    let of_store = StoreStatus::of;
     let of_mount = |viewed: &ViewedMount| {
         let nodes = viewed.session.nodes();
         let requests = viewed.session.requests().0.into_iter();
@@ -661,12 +686,7 @@ fn status(view: &View, started: Instant) -> Status {
     };
     let of_device = |viewed: &ViewedDevice| {
         let status = viewed.endpoint.status();
-        VirtiofsStatus {
-            socket: viewed.socket.clone(),
-            store: viewed.store.clone(),
-            connections: status.connections,
-            guests: status.guests.len() as u64,
-        }
+        VirtiofsStatus::of(viewed.socket.clone(), viewed.store.clone(), &status)
     };
     let (stores, mounts) = (view.stores.iter(), view.mounts.iter());
     let devices = view.devices.iter();

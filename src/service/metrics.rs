@@ -199,6 +199,74 @@ const METRICS: &[Metric] = &[
         read: |status, to| to.put(&[], status.leaving),
     },
     Metric {
+        name: "castore_fs_virtiofs_connections_total",
+        kind: Kind::Counter,
+        labels: "device",
+        help: "Front ends of virtual machines that connected since this process serves the device.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                to.put(&[("device", name)], device.connections);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_guests",
+        kind: Kind::Gauge,
+        labels: "device",
+        help: "Front ends that are connected.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                to.put(&[("device", name)], device.guests);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_requests",
+        kind: Kind::Gauge,
+        labels: "device, kind",
+        help: "Requests of the guests that are connected, since this process serves them.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                for (kind, count) in &device.requests {
+                    to.put(&[("device", name), ("kind", kind)], *count);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_live_directories",
+        kind: Kind::Gauge,
+        labels: "device",
+        help: "Directories that the guests know.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                to.put(&[("device", name)], device.live_directories);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_directory_bytes",
+        kind: Kind::Gauge,
+        labels: "device",
+        help: "Bytes of Directories in memory for the guests.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                to.put(&[("device", name)], device.directory_bytes);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_node_table_bytes",
+        kind: Kind::Gauge,
+        labels: "device",
+        help: "Bytes of the guests' node tables.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                to.put(&[("device", name)], device.table_bytes);
+            }
+        },
+    },
+    Metric {
         name: "castore_fs_store_blobs",
         kind: Kind::Gauge,
         labels: "store",
@@ -558,7 +626,8 @@ mod tests {
         let mut text = String::from(
             "<!-- Made of the list in src/service/metrics.rs by the test \
              `the_table_of_metrics_is_current`; write with CASTORE_FS_REGENERATE=1. -->\n\
-             # Metrics\n\nServed at `/metrics` of the `address` under `[metrics]`.\n\n\
+             # Metrics\n\nServed at `/metrics` of the `address` under `[metrics]`, \
+             or by `castore-fs virtiofs --metrics ADDRESS`.\n\n\
              | metric | kind | labels | meaning |\n|---|---|---|---|\n",
         );
         for metric in METRICS {

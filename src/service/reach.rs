@@ -9,9 +9,6 @@ use super::Config;
 use crate::castore::Digest;
 use crate::store::{self, Error, Plan, Store};
 
-/// How long a store may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// A store that was asked a question.
 #[derive(Clone, Debug)]
 pub struct Reached {
@@ -37,9 +34,9 @@ pub enum Outcome {
     },
 }
 
-/// Asks every store of `config` that has a URL, all at once, whether it has a blob. Takes ten seconds
-/// at most. Nothing is made or changed.
-pub fn reach(config: &Config) -> io::Result<Vec<Reached>> {
+/// Asks every store of `config` that has a URL, all at once, whether it has a blob. Takes
+/// `patience` at most. Nothing is made or changed.
+pub fn reach(config: &Config, patience: Duration) -> io::Result<Vec<Reached>> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -47,7 +44,7 @@ pub fn reach(config: &Config) -> io::Result<Vec<Reached>> {
     for named in config.plans() {
         if let Plan::Url(url) = named.plan {
             let ask = ask(url.clone());
-            let answer = runtime.spawn(async { tokio::time::timeout(PATIENCE, ask).await });
+            let answer = runtime.spawn(async move { tokio::time::timeout(patience, ask).await });
             asked.insert(named.name, (url, answer));
         }
     }
@@ -62,7 +59,7 @@ pub fn reach(config: &Config) -> io::Result<Vec<Reached>> {
                     .split_once('?')
                     .map_or(url.as_str(), |(url, _)| url)
                     .to_owned(),
-                after: PATIENCE,
+                after: patience,
             }),
             Err(error) => return Err(io::Error::other(error)),
         };
@@ -137,7 +134,8 @@ mod tests {
     use super::*;
 
     fn reached(text: &str) -> Vec<Reached> {
-        reach(&Config::parse(Path::new("test.toml"), text).unwrap()).unwrap()
+        let config = Config::parse(Path::new("test.toml"), text).unwrap();
+        reach(&config, Duration::from_millis(500)).unwrap()
     }
 
     #[test]
@@ -146,15 +144,18 @@ mod tests {
         let nobody = listener.local_addr().unwrap();
         drop(listener);
         let folder = tempfile::tempdir().unwrap();
+        let silent = folder.path().join("silent");
+        let _silent = std::os::unix::net::UnixListener::bind(silent).unwrap();
         let path = folder.path().display();
         let reached = reached(&format!(
             "[stores.a-memory]\nurl = 'memory:'\n\
              [stores.b-none]\nurl = 'local:{path}/store'\n\
              [stores.c-nobody]\nurl = 'grpc+http://{nobody}'\n\
              [stores.d-socket]\nurl = 'grpc+unix:{path}/socket'\n\
-             [stores.e-all]\njoin = ['a-memory', 'b-none']\n"
+             [stores.e-silent]\nurl = 'grpc+unix:{path}/silent'\n\
+             [stores.f-all]\njoin = ['a-memory', 'b-none']\n"
         ));
-        assert_eq!(reached.len(), 4, "what is made of others is not asked");
+        assert_eq!(reached.len(), 5, "what is made of others is not asked");
         assert!(matches!(reached[0].outcome, Outcome::Answered(_)));
         assert_eq!(reached[1].outcome, Outcome::ToBeMade);
         assert!(!folder.path().join("store").exists(), "nothing is made");
@@ -165,5 +166,10 @@ mod tests {
             assert!(why.contains(&url), "{why}");
             assert!(advice.unwrap().contains("running"), "{why}");
         }
+        let Outcome::Failed { why, advice } = &reached[4].outcome else {
+            panic!("nobody answers");
+        };
+        assert!(why.contains("did not answer within 500ms"), "{why}");
+        assert!(advice.unwrap().contains("firewall"));
     }
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::{CacheStatus, Health};
+use crate::store::{Cache, CacheStatus, Health, Opened};
 use crate::transport::fuse::RequestTimes;
+use crate::transport::virtiofs::EndpointStatus;
 
 /// The whole service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +121,60 @@ pub struct VirtiofsStatus {
     pub connections: u64,
     /// Guests that are connected.
     pub guests: u64,
+    /// Requests of those since this process serves them, by kind.
+    #[serde(default)]
+    pub requests: BTreeMap<String, u64>,
+    /// Directories that they know.
+    #[serde(default)]
+    pub live_directories: u64,
+    /// Bytes of Directories in memory.
+    #[serde(default)]
+    pub directory_bytes: u64,
+    /// Bytes of their node tables.
+    #[serde(default)]
+    pub table_bytes: u64,
+}
+
+impl StoreStatus {
+    /// Of a store, as far as it can tell.
+    pub fn of(opened: &Opened) -> Self {
+        let store = &opened.store;
+        let usage = store.usage().ok().flatten();
+        let members = opened.plan.members().into_iter();
+        Self {
+            kind: opened.plan.kind().to_owned(),
+            url: store.url().to_owned(),
+            of: members.map(|member| member.name.clone()).collect(),
+            health: store.health(),
+            cache: opened.cache.as_ref().map(Cache::status),
+            blobs: usage.map(|usage| usage.blobs),
+            blob_bytes: usage.map(|usage| usage.blob_bytes),
+            directories: usage.map(|usage| usage.directories),
+        }
+    }
+}
+
+impl VirtiofsStatus {
+    /// Of the device at `socket`, which shows `store`.
+    pub fn of(socket: PathBuf, store: String, status: &EndpointStatus) -> Self {
+        let mut requests = BTreeMap::new();
+        for guest in &status.guests {
+            for (kind, count) in &guest.requests.0 {
+                *requests.entry((*kind).to_owned()).or_default() += count;
+            }
+        }
+        let nodes = || status.guests.iter().map(|guest| &guest.nodes);
+        Self {
+            socket,
+            store,
+            connections: status.connections,
+            guests: status.guests.len() as u64,
+            requests,
+            live_directories: nodes().map(|nodes| nodes.directories as u64).sum(),
+            directory_bytes: nodes().map(|nodes| nodes.directory_bytes as u64).sum(),
+            table_bytes: nodes().map(|nodes| nodes.table_bytes as u64).sum(),
+        }
+    }
 }
 
 /// A listener.

@@ -159,7 +159,8 @@ impl Counters {
     }
 }
 
-fn name(opcode: usize) -> &'static str {
+/// What the kernel's `fuse.h` calls requests of this kind.
+pub fn name(opcode: usize) -> &'static str {
     match opcode {
         1 => "LOOKUP",
         2 => "FORGET",

@@ -16,7 +16,7 @@ let
     else
       throw "${name}:\n${lib.concatLines problems}";
 
-  evaluation = evaluate: import ./evaluation.nix { inherit lib evaluate; };
+  evaluation = arguments: (import ./evaluation.nix ({ inherit lib; } // arguments)).problems;
 
   onNixos =
     modules:
@@ -85,14 +85,19 @@ in
     touch $out
   '';
 
-  evaluation = quiet "castore-fs-evaluation" (evaluation standIn.evaluate);
+  evaluation = quiet "castore-fs-evaluation" (evaluation {
+    inherit (standIn) evaluate;
+    exact = true;
+  });
 
-  evaluation-nixos = quiet "castore-fs-evaluation-nixos" (evaluation onNixos);
+  evaluation-nixos = quiet "castore-fs-evaluation-nixos" (evaluation {
+    evaluate = onNixos;
+  });
 
   options-doc = quiet "castore-fs-options-doc" (
     lib.optional (
       optionsDoc != builtins.readFile ../../docs/nixos-options.md
-    ) "docs/nixos-options.md is not what the modules say; write it with tests/nix/run --write-docs"
+    ) "docs/nixos-options.md is not what the modules say; write it with tests/nix/evaluate --write-docs LIB"
   );
 }
 // machines

@@ -1,27 +1,33 @@
-# Runs the cases of evaluation/cases.nix: the list of what did not come out as it should, one
-# sentence each. `evaluate` takes modules and gives `{ config, options, … }`.
-{ lib, evaluate }:
+# Runs the cases of evaluation/cases.nix. `problems` is what did not come out as it should, one sentence
+# each; `rendered` is what the module writes for those that it accepts, by case. `evaluate` takes modules and gives `{ config, options, … }`; what it makes of a unit
+# is all that the modules say (`exact`), or NixOS adds words of its own.
+{
+  lib,
+  evaluate,
+  exact ? false,
+}:
 
 let
   cases = import ./evaluation/cases.nix;
 
+  configOf =
+    case:
+    (evaluate [
+      ../../nixos/module.nix
+      ../../nixos/guest.nix
+      (case.also or { })
+      {
+        services.castore-fs = lib.mkMerge [
+          { enable = lib.mkDefault true; }
+          case.services
+        ];
+      }
+    ]).config;
+
   run =
     name: case:
     let
-      inherit
-        (evaluate [
-          ../../nixos/module.nix
-          ../../nixos/guest.nix
-          (case.also or { })
-          {
-            services.castore-fs = lib.mkMerge [
-              { enable = lib.mkDefault true; }
-              case.services
-            ];
-          }
-        ])
-        config
-        ;
+      config = configOf case;
 
       ours = lib.filter (
         a: !a.assertion && lib.hasPrefix "services.castore-fs" a.message
@@ -61,10 +67,31 @@ let
           lib.filter (line: lib.hasInfix "\n${line}" unit) (case.notUnit or [ ])
         );
 
+      # A line of a comment says why.
+      said = text: lib.filter (line: line != "" && !lib.hasPrefix "#" line) (lib.splitString "\n" text);
+      texts = lib.concatLists (
+        lib.mapAttrsToList (
+          unit: file:
+          let
+            wanted = said (builtins.readFile (./evaluation/expected + "/${file}.unit"));
+            found = said (
+              lib.replaceStrings [ "${config.services.castore-fs.package}" ] [ "@package@" ]
+                config.systemd.units.${unit}.text
+            );
+          in
+          map (line: "${unit} has no ${json line}: ${json found}") (lib.subtractLists found wanted)
+          ++ lib.optionals exact (
+            map (line: "${unit} has ${json line}, of which ${file}.unit says nothing") (
+              lib.subtractLists wanted found
+            )
+          )
+        ) (case.units or { })
+      );
+
       threw = lib.optional ((builtins.tryEval (builtins.deepSeq (case.throws config) null)).success) "it evaluates, and should not";
     in
     map (what: "${name}: ${what}") (
-      if case ? throws then threw else fired ++ rendered ++ checks ++ units
+      if case ? throws then threw else fired ++ rendered ++ checks ++ units ++ texts
     );
 
   # What the package asks of whoever builds it.
@@ -104,4 +131,15 @@ let
       ]
     );
 in
-lib.concatLists (lib.mapAttrsToList run cases) ++ map (what: "the package ${what}") packaged
+{
+  problems =
+    lib.concatLists (lib.mapAttrsToList run cases) ++ map (what: "the package ${what}") packaged;
+
+  rendered = lib.mapAttrs (_: case: (configOf case).services.castore-fs.rendered) (
+    lib.filterAttrs (
+      _: case: case.fires or null == null && !(case ? throws) && case.services.enable or true
+    ) cases
+  );
+
+  count = lib.length (lib.attrNames cases);
+}

@@ -5,6 +5,7 @@
 mod double;
 mod front_end;
 mod fuse;
+mod handover;
 #[allow(dead_code, reason = "mounts are compared with it elsewhere")]
 #[path = "../kit/model.rs"]
 mod model;

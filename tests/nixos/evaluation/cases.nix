@@ -1,6 +1,7 @@
 # What a configuration says, and what has to come of it:
 #   rendered  the file expected/<rendered>.toml says the same as the daemon's file;
 #             tests/nixos_config.rs has the daemon read each of these files
+#   units     units, and for each the file expected/<…>.unit with what the module says in it
 #   unit      lines that are in castore-fs.service's drop-in, and `notUnit`, lines that are not
 #   fires     words of the one assertion that has to fail, each of them
 #   check     anything else, of the evaluated configuration: a list of booleans
@@ -57,8 +58,9 @@ in
         settings.uid = 1000;
       };
       virtiofs.guest = {
-        store = "upstream";
+        store = "disk";
         root = "tree";
+        socketGroup = "kvm";
       };
       settings = {
         metrics.address = "localhost:9740";
@@ -76,29 +78,135 @@ in
       extraFlags = [ "--some-flag" ];
     };
     rendered = "everything";
-    unit = [
-      "LoadCredential=upstream:/run/keys/upstream"
-      "ExecStart="
-      "--config /etc/castore-fs/config.toml --some-flag"
+    units."castore-fs.service" = "everything";
+    check = config: [
+      (elem 7740 config.networking.firewall.allowedTCPPorts)
+      (
+        config.systemd.tmpfiles.settings."10-castore-fs"."/run/castore-fs-virtiofs/guest".d == {
+          user = "root";
+          group = "kvm";
+          mode = "2755";
+        }
+      )
+      (!(hasAttr "castore-fs-virtiofs-guest" config.systemd.sockets))
     ];
-    check =
-      config:
-      let
-        guest = config.systemd.services.castore-fs-virtiofs-guest.serviceConfig;
-        token = "/run/credentials/castore-fs-virtiofs-guest.service/upstream";
-      in
-      [
-        (elem 7740 config.networking.firewall.allowedTCPPorts)
-        (
-          config.systemd.sockets.castore-fs-virtiofs-guest.socketConfig.ListenStream
-          == "/run/castore-fs-virtiofs/guest.sock"
-        )
-        (guest.LoadCredential == [ "upstream:/run/keys/upstream" ])
-        (
-          match ".* virtiofs --store '?grpc.https://castore.example.org[?]token-file=${token}'? --root tree" guest.ExecStart
-          != null
-        )
-      ];
+  };
+
+  stores-of-every-kind = {
+    services = {
+      stores = {
+        cached.url = "local:/var/cache/castore-fs";
+        upstream = {
+          url = "grpc+https://castore.example.org:8000";
+          credential = "upstream-token";
+          tls = {
+            authorities = "/etc/castore-ca.pem";
+            certificate = "client-certificate";
+            key = "client-key";
+          };
+        };
+        bucket = {
+          url = "objectstore+s3://castore/main?region=garage&endpoint=https://s3.example.org";
+          credential = "s3";
+        };
+        nearby.url = "grpc+unix:/run/nearby/castore.sock";
+        either.mirrors = {
+          of = [
+            "nearby"
+            "upstream"
+          ];
+          order = "fastest";
+        };
+        main.cache = {
+          near = "cached";
+          far = [
+            "either"
+            "bucket"
+          ];
+          size = "200GiB";
+          keepFree = "10GiB";
+          rootsMaxAge = "5m";
+        };
+        apps.filter = {
+          store = "main";
+          roots = [
+            "app-*"
+            "lib-?"
+          ];
+        };
+        all.join = [
+          "nearby"
+          "apps"
+        ];
+      };
+      mounts.tree = {
+        store = "all";
+        path = "/srv/tree";
+      };
+      credentials = {
+        upstream-token = "/run/keys/token";
+        client-certificate = "/run/keys/client.pem";
+        client-key = "/run/keys/client.key";
+        s3 = "/run/keys/s3";
+      };
+    };
+    rendered = "stores-of-every-kind";
+    units."castore-fs.service" = "stores-of-every-kind";
+  };
+
+  isolated-guests = {
+    services = {
+      stores = {
+        disk.url = "local:/var/lib/castore-fs";
+        upstream = {
+          url = "grpc+https://castore.example.org";
+          credential = "upstream";
+        };
+      };
+      virtiofs = {
+        near = {
+          store = "disk";
+          isolated = true;
+          socketGroup = "kvm";
+          listRoot = false;
+        };
+        far = {
+          store = "upstream";
+          isolated = true;
+          socket = "/run/far.sock";
+          root = "tree";
+          tag = "castore";
+          extraFlags = [ "--queues=2" ];
+        };
+      };
+      credentials.upstream = "/run/keys/upstream";
+    };
+    rendered = "isolated-guests";
+    units = {
+      "castore-fs-virtiofs-near.service" = "isolated-near";
+      "castore-fs-virtiofs-far.service" = "isolated-far";
+    };
+    check = config: [
+      (
+        config.systemd.sockets.castore-fs-virtiofs-near.socketConfig == {
+          ListenStream = "/run/castore-fs-virtiofs/near/socket";
+          SocketMode = "0660";
+          SocketGroup = "kvm";
+          RemoveOnStop = true;
+        }
+      )
+      (config.systemd.sockets.castore-fs-virtiofs-far.socketConfig.ListenStream == "/run/far.sock")
+    ];
+  };
+
+  a-guest-of-the-only-store = {
+    services.virtiofs.guest.isolated = true;
+    check = config: [
+      (
+        match ".* virtiofs --store local:/var/lib/castore-fs" config.systemd.services.castore-fs-virtiofs-guest.serviceConfig.ExecStart
+        != null
+      )
+    ];
   };
 
   settings-alone = {
@@ -128,6 +236,35 @@ in
       config.users.users.castore-fs.isSystemUser
       (config.systemd.tmpfiles.settings."10-castore-fs"."/srv/tree" ? d)
     ];
+  };
+
+  unprivileged-with-a-cache = {
+    services = {
+      user = "castore-fs";
+      stores = {
+        cached.url = "local:/var/cache/castore-fs";
+        state.url = "local:/var/lib/castore-fs/store";
+        upstream.url = "grpc+unix:/run/upstream.sock";
+        main.cache = {
+          near = "cached";
+          far = [ "upstream" ];
+        };
+      };
+      mounts.tree = {
+        store = "main";
+        path = "/srv/tree";
+      };
+    };
+    check =
+      config:
+      let
+        folders = config.systemd.tmpfiles.settings."10-castore-fs";
+      in
+      [
+        (folders."/var/cache/castore-fs".d.user == "castore-fs")
+        # systemd makes it.
+        (!(hasAttr "/var/lib/castore-fs/store" folders))
+      ];
   };
 
   unprivileged-without-mounts = {
@@ -171,8 +308,10 @@ in
       in
       [
         (elem "castore-fs.service" unit.after)
-        # Nothing that boots waits for it, and it outlives the daemon's restarts.
+        # Nothing that boots waits for it, or for the network, and it outlives the daemon's restarts.
         (elem "castore-fs.service" unit.wants)
+        (unit.wantedBy == [ "multi-user.target" ])
+        (!(elem "network-online.target" (unit.after ++ unit.wants)))
         (!unit.restartIfChanged)
       ];
   };
@@ -274,7 +413,10 @@ in
 
   refuses-a-store-that-is-nowhere = {
     services.stores.local = { };
-    throws = config: config.services.castore-fs.rendered;
+    fires = [
+      ''the store "local" does not say where it is''
+      "Set `stores.local.url`"
+    ];
   };
 
   refuses-two-mounts-on-one-path = {
@@ -365,12 +507,233 @@ in
     fires = [ "nothing listens on TCP" ];
   };
 
+  refuses-a-store-of-two-kinds = {
+    services.stores = {
+      disk.url = "local:/var/lib/castore-fs";
+      main = {
+        url = "memory:";
+        join = [ "disk" ];
+      };
+    };
+    fires = [
+      "is two things at once: `url` and `join`"
+      "Leave one of them"
+    ];
+  };
+
+  refuses-two-kinds-in-settings-as-well = {
+    services.settings.stores = {
+      disk.url = "local:/var/lib/castore-fs";
+      main = {
+        url = "memory:";
+        mirrors.of = [ "disk" ];
+      };
+    };
+    fires = [ "is two things at once: `url` and `mirrors`" ];
+  };
+
+  refuses-a-cache-of-an-undeclared-store = {
+    services.stores = {
+      cached.url = "local:/var/cache/castore-fs";
+      main.cache = {
+        near = "cached";
+        far = [ "upstraem" ];
+      };
+    };
+    fires = [
+      "`stores.main.cache.far` names the store \"upstraem\", which is not declared"
+      "Declare `stores.upstraem`"
+    ];
+  };
+
+  refuses-mirrors-of-an-undeclared-store = {
+    services.stores = {
+      one.url = "memory:";
+      main.mirrors.of = [
+        "one"
+        "two"
+      ];
+    };
+    fires = [ "`stores.main.mirrors.of` names the store \"two\"" ];
+  };
+
+  refuses-a-filter-of-an-undeclared-store = {
+    services.stores.main.filter = {
+      store = "all";
+      roots = [ "app-*" ];
+    };
+    fires = [ "`stores.main.filter.store` names the store \"all\"" ];
+  };
+
+  refuses-a-join-of-an-undeclared-store = {
+    services.stores.main.join = [ "all" ];
+    fires = [ "`stores.main.join` names the store \"all\"" ];
+  };
+
+  refuses-a-cache-that-is-kept-far-away = {
+    services.stores = {
+      upstream.url = "grpc+unix:/run/upstream.sock";
+      near.url = "memory:";
+      main.cache = {
+        near = "near";
+        far = [ "upstream" ];
+      };
+    };
+    fires = [
+      ''the cache "main" is to be kept in the store "near", which is in no folder''
+      "stores.cached.url = \"local:"
+    ];
+  };
+
+  refuses-two-caches-in-one-folder = {
+    services.stores = {
+      upstream.url = "grpc+unix:/run/upstream.sock";
+      cached.url = "local:/var/cache/castore-fs";
+      one.cache = {
+        near = "cached";
+        far = [ "upstream" ];
+      };
+      two.cache = {
+        near = "cached";
+        far = [ "upstream" ];
+      };
+    };
+    fires = [
+      ''the caches "one" and "two" are kept in one folder''
+      "a near store of its own"
+    ];
+  };
+
+  refuses-a-store-that-is-made-of-itself = {
+    services.stores = {
+      a.join = [ "b" ];
+      b.mirrors.of = [
+        "disk"
+        "c"
+      ];
+      c.filter = {
+        store = "a";
+        roots = [ "*" ];
+      };
+      disk.url = "memory:";
+    };
+    fires = [
+      ''the store "a" is made of itself: a of b of c of a''
+      "out of the circle"
+    ];
+  };
+
+  refuses-a-store-that-joins-itself = {
+    services.stores.a.join = [ "a" ];
+    fires = [ ''the store "a" is made of itself: a of a'' ];
+  };
+
+  refuses-a-token-in-the-clear = {
+    services.stores.upstream = {
+      url = "grpc+http://castore.example.org";
+      credential = "upstream";
+    };
+    services.credentials.upstream = "/run/keys/upstream";
+    fires = [
+      "would travel in the clear"
+      "grpc+https:"
+    ];
+  };
+
+  refuses-a-credential-for-a-folder = {
+    services.stores.disk = {
+      url = "local:/var/lib/castore-fs";
+      credential = "disk";
+    };
+    services.credentials.disk = "/run/keys/disk";
+    fires = [ "behind no server that asks for a credential" ];
+  };
+
+  refuses-certificates-without-tls = {
+    services.stores.upstream = {
+      url = "grpc+unix:/run/upstream.sock";
+      tls.authorities = "/etc/ca.pem";
+    };
+    fires = [ "`stores.upstream.tls` is for servers that are reached by `grpc+https:`" ];
+  };
+
+  refuses-a-certificate-without-its-key = {
+    services.stores.upstream = {
+      url = "grpc+https://castore.example.org";
+      tls.certificate = "client";
+    };
+    services.credentials.client = "/run/keys/client.pem";
+    fires = [ "Set both `stores.upstream.tls.certificate` and `stores.upstream.tls.key`" ];
+  };
+
+  refuses-a-certificate-that-is-not-declared = {
+    services.stores.upstream = {
+      url = "grpc+https://castore.example.org";
+      tls.certificate = "client";
+      tls.key = "key";
+    };
+    services.credentials.key = "/run/keys/client.key";
+    fires = [ "`stores.upstream.tls.certificate` names the credential \"client\"" ];
+  };
+
+  refuses-a-key-in-the-nix-store = {
+    services.settings.stores.upstream = {
+      url = "grpc+https://castore.example.org";
+      tls-client-key-path = "${builtins.storeDir}/00000000000000000000000000000000-key.pem";
+    };
+    fires = [ "where everybody can read it" ];
+  };
+
+  allows-authorities-in-the-nix-store = {
+    services.settings.stores.upstream.url =
+      "grpc+https://castore.example.org?token-file=/run/token&tls-ca-cert-path=${builtins.storeDir}/00000000000000000000000000000000-ca.pem";
+  };
+
+  refuses-an-isolated-guest-of-a-composed-store = {
+    services.stores = {
+      disk.url = "memory:";
+      main.join = [ "disk" ];
+    };
+    services.virtiofs.guest = {
+      store = "main";
+      isolated = true;
+    };
+    fires = [
+      "is made of others, which is the daemon's work"
+      "Leave out `virtiofs.guest.isolated`"
+    ];
+  };
+
+  refuses-a-group-for-a-socket-elsewhere = {
+    services.virtiofs.guest = {
+      socket = "/run/guest.sock";
+      socketGroup = "kvm";
+    };
+    fires = [ "Leave out `virtiofs.guest.socket`" ];
+  };
+
+  refuses-flags-that-nobody-reads = {
+    services.virtiofs.guest.extraFlags = [ "--xattr" ];
+    fires = [ "Say it in `virtiofs.guest.settings`" ];
+  };
+
+  refuses-settings-that-nobody-reads = {
+    services.virtiofs.guest = {
+      isolated = true;
+      settings.xattr = true;
+    };
+    fires = [ "Say it in `virtiofs.guest.extraFlags`" ];
+  };
+
   refuses-a-credential-that-is-not-declared = {
     services.stores.upstream = {
       url = "grpc+https://castore.example.org";
       credential = "upstream";
     };
-    fires = [ "Set `credentials.upstream`" ];
+    fires = [
+      "`stores.upstream.credential` names the credential \"upstream\""
+      "Set `credentials.upstream`"
+    ];
   };
 
   refuses-a-token-in-the-nix-store = {

@@ -1,0 +1,108 @@
+# What the friendly options say, in the daemon's own words: the tables of its file, and the URL by
+# which a command opens a store. A secret is named by where systemd puts it for the unit that needs it.
+{ lib }:
+
+let
+  present = lib.filterAttrs (_: value: value != null);
+  orNull = f: value: if value == null then null else f value;
+
+  # What a store's server asks for: a key of the file where it is a gRPC server, a parameter of the
+  # URL where it is a cloud.
+  secrets =
+    unit: store:
+    let
+      at = orNull (name: "/run/credentials/${unit}/${name}");
+      inBucket = lib.hasPrefix "objectstore+" (toString store.url);
+    in
+    {
+      keys = present {
+        token-file = if inBucket then null else at store.credential;
+        tls-ca-cert-path = orNull toString store.tls.authorities;
+        tls-client-cert-path = at store.tls.certificate;
+        tls-client-key-path = at store.tls.key;
+      };
+      parameters = present {
+        credentials-file = if inBucket then at store.credential else null;
+      };
+    };
+
+  withParameters =
+    url: parameters:
+    lib.foldl' (
+      url: name:
+      let
+        separator = if lib.hasInfix "?" url then "&" else "?";
+        value = lib.replaceStrings [ "%2F" ] [ "/" ] (lib.escapeURL parameters.${name});
+      in
+      "${url}${separator}${name}=${value}"
+    ) url (lib.attrNames parameters);
+in
+{
+  # A command line as systemd reads it, to which % is the beginning of something.
+  execArgs = arguments: lib.replaceStrings [ "%" ] [ "%%" ] (lib.escapeShellArgs arguments);
+
+  # The table of one of `stores`, for the daemon that `unit` runs.
+  storeSettings =
+    unit: store:
+    let
+      inherit (secrets unit store) keys parameters;
+    in
+    store.settings
+    // present {
+      url = orNull (url: withParameters url parameters) store.url;
+      cache = orNull (
+        cache:
+        present {
+          inherit (cache) near far size;
+          keep-free = cache.keepFree;
+          roots-max-age = cache.rootsMaxAge;
+        }
+      ) store.cache;
+      mirrors = orNull present store.mirrors;
+      filter = orNull present store.filter;
+      inherit (store) join;
+    }
+    // keys;
+
+  # The URL by which a command in `unit` opens a store that has one.
+  storeUrl =
+    unit: store:
+    let
+      inherit (secrets unit store) keys parameters;
+    in
+    withParameters store.url (parameters // keys);
+
+  # The names of the credentials that opening a store takes.
+  storeCredentials =
+    store:
+    lib.filter (name: name != null) [
+      store.credential
+      store.tls.certificate
+      store.tls.key
+    ];
+
+  # The table of one of `mounts`.
+  mountSettings =
+    mount:
+    mount.settings
+    // present {
+      inherit (mount) store path;
+      list-root = if mount.listRoot == null && mount.overNixStore then false else mount.listRoot;
+      allow-other = mount.allowOther;
+    };
+
+  # The table of one of `virtiofs`.
+  virtiofsSettings =
+    guest:
+    guest.settings
+    // present {
+      inherit (guest)
+        store
+        socket
+        tag
+        root
+        ;
+      socket-mode = guest.socketMode;
+      list-root = guest.listRoot;
+    };
+}

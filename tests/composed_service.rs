@@ -1,0 +1,305 @@
+//! Stores made of stores, from a configuration file to a mount and a command line.
+
+#[path = "kit/manager.rs"]
+#[allow(dead_code)]
+mod manager;
+#[path = "kit/mounted.rs"]
+#[allow(dead_code)]
+mod mounted;
+#[path = "kit/skip.rs"]
+mod skip;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use manager::Manager;
+use mounted::can_mount;
+
+const FOLDERS: usize = 20;
+
+fn castore_fs(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn succeeds(arguments: &[&str]) -> String {
+    let output = castore_fs(arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A folder with a folder for each number, in each of which is a file that says the number.
+fn make_tree(at: &Path) {
+    for number in 0..FOLDERS {
+        let folder = at.join(format!("folder-{number}"));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("file"), contents(number)).unwrap();
+    }
+}
+
+fn contents(number: usize) -> String {
+    format!("{number} ").repeat(100_000)
+}
+
+/// A server of a store with `tree` in it, in a process of its own.
+struct Server(Child);
+
+impl Server {
+    fn start(folder: &Path, name: &str) -> Self {
+        let tree = folder.join("tree");
+        if !tree.exists() {
+            make_tree(&tree);
+        }
+        let store = format!("local:{}/store-{name}", folder.display());
+        let tree = tree.to_str().unwrap();
+        succeeds(&["import", "--store", &store, "--name", "tree", tree]);
+        let socket = format!("unix:{}/{name}", folder.display());
+        let child = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+            .args(["serve", "--store", &store, "--listen", &socket])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let server = Self(child);
+        let began = Instant::now();
+        while UnixStream::connect(folder.join(name)).is_err() {
+            assert!(began.elapsed() < Duration::from_secs(20), "no server");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: our own child, which was not waited for.
+        unsafe { libc::kill(self.0.id() as i32, signal) };
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+const TWO: &str = "[stores.a]\nurl = 'grpc+unix:@/a?first-byte-timeout=5'\n\
+                   [stores.b]\nurl = 'grpc+unix:@/b'\n\
+                   [stores.main]\nmirrors = { of = ['a', 'b'] }\n";
+const TREE: &str = "[mounts.tree]\nstore = 'main'\npath = '@/mnt'\n";
+const OTHER: &str = "[stores.here]\nurl = 'memory:'\n\
+                     [mounts.other]\nstore = 'here'\npath = '@/other'\n";
+
+fn reload(manager: &mut Manager) {
+    let ready = manager.count("READY=1");
+    manager.signal(libc::SIGHUP);
+    manager.wait_for("READY=1", ready + 1);
+}
+
+fn metrics(socket: PathBuf) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_mount_of_mirrors_reads_on_when_one_hangs_and_when_it_dies() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = Manager::new(&format!(
+        "{TWO}{TREE}{OTHER}[metrics]\naddress = 'unix:@/metrics'\n"
+    ));
+    let first = Server::start(manager.path(), "a");
+    let _second = Server::start(manager.path(), "b");
+    manager.start_and_wait();
+    let mnt = manager.join("mnt");
+    let read = |number: usize| {
+        let began = Instant::now();
+        let read = fs::read_to_string(mnt.join(format!("tree/folder-{number}/file"))).unwrap();
+        assert!(read == contents(number), "folder-{number}");
+        began.elapsed()
+    };
+    read(0);
+    let member = |manager: &Manager| manager.status()["stores"]["main"]["members"][0].clone();
+    assert_eq!(member(&manager)["state"], "up");
+    first.signal(libc::SIGSTOP);
+    for number in 1..10 {
+        let took = read(number);
+        // Its deadline is five seconds.
+        assert!(took < Duration::from_secs(4), "{number}: {took:?}");
+    }
+    assert_ne!(member(&manager)["state"], "up");
+    assert!(member(&manager)["hedges"].as_u64().unwrap() > 0);
+    drop(first);
+    for number in 10..FOLDERS {
+        assert!(read(number) < Duration::from_secs(4), "{number}");
+    }
+    let status = manager.status();
+    assert_eq!(status["stores"]["main"]["kind"], "mirrors");
+    assert_eq!(
+        status["stores"]["main"]["of"],
+        serde_json::json!(["a", "b"])
+    );
+    assert_eq!(status["stores"]["b"]["endpoint"]["state"], "up");
+    assert!(status["stores"]["b"]["blobs"].is_null(), "not known");
+    let bytes = status["stores"]["b"]["endpoint"]["bytes_in"].as_u64();
+    assert!(bytes.unwrap() > contents(10).len() as u64);
+    let lookups = &status["mounts"]["tree"]["latencies"]["LOOKUP"];
+    assert!(lookups["p95_micros"].as_u64().unwrap() > 0);
+    let metrics = metrics(manager.join("metrics"));
+    for line in [
+        "castore_fs_endpoint_up{store=\"b\"} 1",
+        "castore_fs_mirror_state{store=\"main\",member=\"b\",state=\"up\"} 1",
+        "castore_fs_mirror_state{store=\"main\",member=\"a\",state=\"up\"} 0",
+    ] {
+        assert!(metrics.contains(line), "{line}\n{metrics}");
+    }
+    let socket = manager.join("control");
+    let shown = succeeds(&["status", "--socket", socket.to_str().unwrap()]);
+    assert!(shown.contains("store main: mirrors of a, b"), "{shown}");
+    assert!(shown.contains("left alone for a while"), "{shown}");
+
+    // A reload without the dead one touches nothing but the mount of what it was part of.
+    let device = |path: &str| fs::metadata(manager.join(path)).unwrap().dev();
+    let other = device("other");
+    manager.configure(&format!(
+        "[stores.b]\nurl = 'grpc+unix:@/b'\n\
+         [stores.main]\nfilter = {{ store = 'b', roots = ['t*'] }}\n{TREE}{OTHER}"
+    ));
+    reload(&mut manager);
+    let device = |path: &str| fs::metadata(manager.join(path)).unwrap().dev();
+    assert_eq!(device("other"), other);
+    read(3);
+    let stores = manager.status()["stores"].clone();
+    assert!(stores["a"].is_null() && stores["main"]["kind"] == "filter");
+    // `b` stayed as it was: it knows what it was asked before.
+    assert!(stores["b"]["endpoint"]["bytes_in"].as_u64() >= bytes);
+}
+
+#[test]
+fn a_command_line_takes_the_name_of_a_composed_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    make_tree(&path.join("tree"));
+    let [one, two] = ["one", "two"].map(|name| format!("local:{}/{name}", path.display()));
+    let tree = path.join("tree");
+    for (store, name) in [(&one, "app-1"), (&one, "hidden"), (&two, "lib-1")] {
+        succeeds(&[
+            "import",
+            "--store",
+            store,
+            "--name",
+            name,
+            tree.to_str().unwrap(),
+        ]);
+    }
+    let config = path.join("config.toml");
+    let text = format!(
+        "[stores.one]\nurl = '{one}'\n[stores.two]\nurl = '{two}'\n\
+         [stores.apps]\nfilter = {{ store = 'one', roots = ['app-*'] }}\n\
+         [stores.all]\njoin = ['apps', 'two']\n\
+         [stores.same]\nmirrors = {{ of = ['one', 'one-again'] }}\n\
+         [stores.one-again]\nurl = '{one}'\n"
+    );
+    fs::write(&config, text).unwrap();
+    let config = config.to_str().unwrap();
+    let listed = succeeds(&["ls", "--store", "store:all", "--config", config]);
+    assert_eq!(listed, "app-1\nlib-1\n");
+    let file = "lib-1/folder-7/file";
+    let read = succeeds(&["cat", "--config", config, "--store", "store:all", file]);
+    assert!(read == contents(7));
+    let listed = succeeds(&["ls", "--store", "store:same", "--config", config]);
+    assert_eq!(listed, "app-1\nhidden\n");
+    succeeds(&["verify", "--store", "store:all", "--config", config]);
+    let three = format!("local:{}/three", path.display());
+    let copy = [
+        "copy",
+        "--config",
+        config,
+        "--from",
+        "store:all",
+        "--to",
+        &three,
+        "--all",
+    ];
+    succeeds(&copy);
+    assert_eq!(succeeds(&["ls", "--store", &three]), "app-1\nlib-1\n");
+    for (arguments, said) in [
+        (
+            ["ls", "--store", "store:al", "--config", config],
+            "describes no store \"al\"; it has all, apps, one, one-again, same, two",
+        ),
+        (
+            ["ls", "--store", "store:all", "--config", "/no/such.toml"],
+            "/no/such.toml: cannot be read",
+        ),
+    ] {
+        let output = castore_fs(&arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            !output.status.success() && stderr.contains(said),
+            "{stderr}"
+        );
+    }
+    let tree = tree.to_str().unwrap();
+    let import = ["import", "--config", config, "--store", "store:all", tree];
+    let stderr = String::from_utf8(castore_fs(&import).stderr).unwrap();
+    assert!(stderr.contains("write to one of apps, two"), "{stderr}");
+    // Through the filter it goes, under the right name.
+    let import = [
+        "import",
+        "--config",
+        config,
+        "--store",
+        "store:apps",
+        tree,
+        "--name",
+    ];
+    assert!(
+        castore_fs(&[&import[..], &["app-2"]].concat())
+            .status
+            .success()
+    );
+    let refused = castore_fs(&[&import[..], &["other"]].concat());
+    assert!(!refused.status.success());
+    let listed = succeeds(&["ls", "--store", "store:apps", "--config", config]);
+    assert_eq!(listed, "app-1\napp-2\n");
+}
+
+#[test]
+fn check_config_online_tells_what_answers_and_what_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let _server = Server::start(folder.path(), "a");
+    let path = folder.path().display();
+    let config = folder.path().join("config.toml");
+    let text = format!(
+        "[stores.up]\nurl = 'grpc+unix:{path}/a'\n\
+         [stores.down]\nurl = 'grpc+unix:{path}/nobody'\n\
+         [stores.new]\nurl = 'local:{path}/new'\n"
+    );
+    fs::write(&config, text).unwrap();
+    let config = config.to_str().unwrap();
+    succeeds(&["check-config", config]);
+    let output = castore_fs(&["check-config", "--online", config]);
+    assert_eq!(output.status.code(), Some(1));
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        stdout.contains("up: ok, ") && stdout.contains("new: ok, "),
+        "{stdout}"
+    );
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.contains("down: ") && stderr.contains("/nobody"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("is the server running"), "{stderr}");
+    assert!(!folder.path().join("new").exists());
+}

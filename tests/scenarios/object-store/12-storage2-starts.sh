@@ -1,0 +1,2 @@
+. "$SCENARIOS/kit.sh"
+. "$SCENARIOS/object-store/files/garage.sh"

@@ -1,0 +1,2 @@
+systemctl kill --signal=SIGKILL garage.service
+systemctl stop garage.service
