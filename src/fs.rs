@@ -190,6 +190,11 @@ impl CastoreFs {
         self.nodes.count()
     }
 
+    /// Takes back lookups of many nodes.
+    pub fn forget_all(&self, forgotten: impl IntoIterator<Item = (NodeId, u64)>) {
+        self.nodes.forget_all(forgotten);
+    }
+
     /// The registrations of backing files, if this mount is to have any.
     pub fn passthrough(&self) -> Option<&Passthrough> {
         self.passthrough.as_ref()

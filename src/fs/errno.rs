@@ -11,9 +11,10 @@ use crate::store::Error;
 /// that.
 pub fn errno(error: &Error) -> i32 {
     match error {
-        Error::Timeout { .. } => libc::ETIMEDOUT,
+        Error::Timeout { .. } | Error::Undecided { late: true, .. } => libc::ETIMEDOUT,
         Error::ReadOnly { .. } => libc::EROFS,
-        Error::Remote { .. }
+        Error::Undecided { late: false, .. }
+        | Error::Remote { .. }
         | Error::Url { .. }
         | Error::Damaged { .. }
         | Error::Io { .. }

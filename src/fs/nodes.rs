@@ -21,11 +21,11 @@
 
 mod content;
 mod ledger;
+mod table;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use hashbrown::HashTable;
 use parking_lot::RwLock;
 
 use super::attributes::ROOT_INO;
@@ -33,8 +33,9 @@ use super::node_id::{NodeId, Place};
 use crate::castore::{Digest, Directory, Root};
 
 pub use content::Content;
-use ledger::{Counts, Kept};
+use ledger::Kept;
 pub use ledger::{Ledger, LedgerError};
+use table::{Slot, Table};
 
 /// The slot of the mount's top.
 const TOP: u32 = 0;
@@ -44,42 +45,6 @@ pub struct Nodes {
     table: RwLock<Table>,
     /// Bytes of Directories to keep, at most.
     limit: usize,
-}
-
-type Slots = [Option<Box<Slot>>];
-
-struct Table {
-    slots: Vec<Option<Box<Slot>>>,
-    free: Vec<u32>,
-    /// Slots by (parent slot, index in the parent).
-    children: HashTable<u32>,
-    /// Ids of files by their content.
-    shared: HashTable<NodeId>,
-    /// The files among the root nodes, by index, where the top shows root nodes.
-    top_files: Vec<Option<Content>>,
-    /// Bytes of the Directories in the slots.
-    resident: usize,
-    /// Where the search for a Directory to drop goes on.
-    hand: usize,
-    /// What a successor process finds of this table, where there can be one.
-    ledger: Option<Arc<Ledger>>,
-}
-
-/// A directory that the kernel knows.
-struct Slot {
-    parent: u32,
-    index: u32,
-    ino: u64,
-    digest: Digest,
-    /// The size that the parent's entry says: advisory, shown by stat.
-    size: u64,
-    counts: Counts,
-    /// Slots whose parent this is. Counted apart from what the peer can take back: a guest that
-    /// forgets more than it looked up must not set children adrift from their parent.
-    children: u32,
-    directory: Option<Directory>,
-    /// Whether the Directory was used since the hand last passed.
-    used: AtomicBool,
 }
 
 /// What the table knows of a directory.
@@ -343,273 +308,6 @@ impl Nodes {
                 + table.children.allocation_size()
                 + table.shared.allocation_size(),
         }
-    }
-}
-
-impl Slot {
-    fn new(kept: Kept, counts: Counts) -> Self {
-        Self {
-            parent: kept.parent,
-            index: kept.index,
-            ino: kept.ino,
-            digest: kept.digest,
-            size: kept.size,
-            counts,
-            children: 0,
-            directory: None,
-            used: AtomicBool::new(false),
-        }
-    }
-
-    fn known_as(&self, slot: u32) -> DirectoryNode {
-        DirectoryNode {
-            slot,
-            ino: self.ino,
-            digest: self.digest,
-            size: self.size,
-            directory: self.directory.clone(),
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        let is_zero = |count: &AtomicU64| count.load(Ordering::Relaxed) == 0;
-        self.children == 0 && is_zero(self.counts.lookups()) && is_zero(self.counts.held())
-    }
-}
-
-impl Table {
-    fn new(ledger: Option<Arc<Ledger>>) -> Self {
-        Self {
-            slots: Vec::new(),
-            free: Vec::new(),
-            children: HashTable::new(),
-            shared: HashTable::new(),
-            top_files: Vec::new(),
-            resident: 0,
-            hand: 0,
-            ledger,
-        }
-    }
-
-    /// The counts of a slot that is about to be used.
-    fn claim(&self, slot: u32, kept: &Kept) -> Counts {
-        match &self.ledger {
-            Some(ledger) => ledger.claim(slot, kept),
-            None => Counts::own(),
-        }
-    }
-
-    fn slot(&self, slot: u32) -> Option<&Slot> {
-        self.slots.get(slot as usize)?.as_deref()
-    }
-
-    fn slot_mut(&mut self, slot: u32) -> Option<&mut Slot> {
-        self.slots.get_mut(slot as usize)?.as_deref_mut()
-    }
-
-    /// Counts one lookup of an entry.
-    fn hold(&self, id: NodeId) {
-        if let Some(Place::Entry { slot, .. }) = id.place()
-            && let Some(node) = self.slot(slot)
-        {
-            node.counts.held().fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn find_child(&self, parent: u32, index: u32) -> Option<(u32, &Slot)> {
-        let slot = *self.children.find(child_hash(parent, index), |&slot| {
-            self.slot(slot)
-                .is_some_and(|node| node.parent == parent && node.index == index)
-        })?;
-        Some((slot, self.slot(slot)?))
-    }
-
-    fn add_child(&mut self, parent: u32, index: u32, ino: u64, digest: Digest, size: u64) -> u32 {
-        let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
-        if let Some(parent) = self.slot_mut(parent) {
-            parent.children += 1;
-        }
-        let kept = Kept {
-            parent,
-            index,
-            ino,
-            digest,
-            size,
-        };
-        let counts = self.claim(slot, &kept);
-        let node = Some(Box::new(Slot::new(kept, counts)));
-        match self.slots.get_mut(slot as usize) {
-            Some(place) => *place = node,
-            None => self.slots.push(node),
-        }
-        self.index_child(slot, parent, index);
-        slot
-    }
-
-    fn index_child(&mut self, slot: u32, parent: u32, index: u32) {
-        let slots = &self.slots;
-        self.children
-            .insert_unique(child_hash(parent, index), slot, |&slot| {
-                slots[slot as usize]
-                    .as_ref()
-                    .map_or(0, |node| child_hash(node.parent, node.index))
-            });
-    }
-
-    /// Removes the slot if nobody knows it, then its ancestors likewise.
-    fn drop_idle(&mut self, mut slot: u32) {
-        while slot != TOP && self.slot(slot).is_some_and(Slot::is_idle) {
-            self.drop_directory(slot);
-            let Some(node) = self.slots[slot as usize].take() else {
-                return;
-            };
-            if let Ok(entry) = self
-                .children
-                .find_entry(child_hash(node.parent, node.index), |&child| child == slot)
-            {
-                entry.remove();
-            }
-            self.free.push(slot);
-            if let Some(ledger) = &self.ledger {
-                ledger.release(slot);
-            }
-            if let Some(parent) = self.slot_mut(node.parent) {
-                parent.children -= 1;
-            }
-            slot = node.parent;
-        }
-        self.give_back();
-    }
-
-    /// Returns memory after many nodes have gone.
-    fn give_back(&mut self) {
-        const KEEP: usize = 1024;
-        if self.slots.len() > KEEP && self.free.len() > self.slots.len() / 4 * 3 {
-            let used = self.slots.iter().rposition(Option::is_some).unwrap_or(0) + 1;
-            if used <= self.slots.len() / 2 {
-                self.slots.truncate(used);
-                self.slots.shrink_to_fit();
-                self.free.retain(|&slot| (slot as usize) < used);
-                self.free.shrink_to_fit();
-                if let Some(ledger) = &self.ledger {
-                    ledger.trim(used);
-                }
-            }
-        }
-        let Self {
-            slots,
-            children,
-            shared,
-            top_files,
-            ..
-        } = self;
-        if children.capacity() > KEEP && children.len() < children.capacity() / 4 {
-            children.shrink_to(children.len() * 2, |&slot| {
-                slots[slot as usize]
-                    .as_ref()
-                    .map_or(0, |node| child_hash(node.parent, node.index))
-            });
-        }
-        if shared.capacity() > KEEP && shared.len() < shared.capacity() / 4 {
-            shared.shrink_to(shared.len() * 2, |&id| shared_hash(slots, top_files, id));
-        }
-    }
-
-    fn keep(&mut self, slot: u32, directory: Directory) {
-        let Some(node) = self.slot_mut(slot) else {
-            return;
-        };
-        // Not marked as used before it is used again: a walk must not drive out what is in use.
-        if node.directory.is_none() {
-            let bytes = directory.resident_bytes();
-            node.directory = Some(directory);
-            self.resident += bytes;
-        }
-    }
-
-    /// Drops Directories until the limit is kept, but not the one in `keep`.
-    fn shrink(&mut self, limit: usize, keep: u32) {
-        // Twice around the clock has passed every slot once with its mark cleared.
-        let mut steps = 2 * self.slots.len();
-        while self.resident > limit && steps > 0 {
-            steps -= 1;
-            self.hand = (self.hand + 1) % self.slots.len();
-            let slot = self.hand as u32;
-            if slot == keep {
-                continue;
-            }
-            if let Some(node) = self.slot_mut(slot)
-                && node.directory.is_some()
-                && !std::mem::take(node.used.get_mut())
-            {
-                self.drop_directory(slot);
-            }
-        }
-    }
-
-    /// Takes the Directory out of a slot, and its files out of the index of shared content.
-    fn drop_directory(&mut self, slot: u32) {
-        let Some(directory) = self.slot_mut(slot).and_then(|node| node.directory.take()) else {
-            return;
-        };
-        self.resident -= directory.resident_bytes();
-        for (index, entry) in directory.iter().enumerate() {
-            if let Some(content) = Content::of(entry.node) {
-                let id = NodeId::entry(slot, index as u32);
-                if let Ok(entry) = self.shared.find_entry(content.hash(), |&other| other == id) {
-                    entry.remove();
-                }
-            }
-        }
-    }
-
-    fn find_shared(&self, content: Content) -> Option<NodeId> {
-        self.shared
-            .find(content.hash(), |&id| self.content_of(id) == Some(content))
-            .copied()
-    }
-
-    /// Makes `id` the one id of all files with this content, if its slot can say what it holds.
-    fn share(&mut self, id: NodeId, content: Content) {
-        if self.content_of(id) != Some(content) {
-            return;
-        }
-        let Self {
-            slots,
-            top_files,
-            shared,
-            ..
-        } = self;
-        shared.insert_unique(content.hash(), id, |&other| {
-            shared_hash(slots, top_files, other)
-        });
-    }
-
-    fn content_of(&self, id: NodeId) -> Option<Content> {
-        content_of(&self.slots, &self.top_files, id)
-    }
-}
-
-fn child_hash(parent: u32, index: u32) -> u64 {
-    // Multiplying by an odd constant carries both upwards; folding brings them back down.
-    let spread = (u64::from(parent) << 32 | u64::from(index)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    spread ^ spread >> 32
-}
-
-fn shared_hash(slots: &Slots, top_files: &[Option<Content>], id: NodeId) -> u64 {
-    content_of(slots, top_files, id).map_or(0, |content| content.hash())
-}
-
-/// The content of the file `id`, if what holds it is in memory.
-fn content_of(slots: &Slots, top_files: &[Option<Content>], id: NodeId) -> Option<Content> {
-    let Some(Place::Entry { slot, index }) = id.place() else {
-        return None;
-    };
-    let node = slots.get(slot as usize)?.as_ref()?;
-    match &node.directory {
-        Some(directory) => Content::of(directory.get(index as usize)?.node),
-        None if slot == TOP => top_files.get(index as usize).copied().flatten(),
-        None => None,
     }
 }
 

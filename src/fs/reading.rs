@@ -1,7 +1,7 @@
 //! OPEN and READ: from a node's blob to its reader.
 //!
-//! In a READ the store reads and verifies straight into the transport's reply buffer: the transport's
-//! writer asks a "file" for bytes, and that file is the blob.
+//! In a READ the store reads and verifies straight into the transport's reply buffer. For virtiofs,
+//! the crate's writer asks a "file" for bytes, and that file is the blob.
 
 use std::io;
 
@@ -34,15 +34,7 @@ impl CastoreFs {
         if rest == 0 {
             return Ok(0);
         }
-        if offset == 0 {
-            self.walk_passes(id);
-        }
-        if offset == 0
-            && size <= walk_ahead::SMALL
-            && let Some(Place::Entry { slot, index }) = id.place()
-        {
-            self.walk_ahead.read(slot, index);
-        }
+        self.note_read(id, size, offset);
         let mut blob = BlobFile {
             fs: self,
             id,
@@ -57,6 +49,31 @@ impl CastoreFs {
             }
         }
         Ok(done)
+    }
+
+    /// Fills `buffer` from the file `id` at `offset`, unless the file ends first; gives how many
+    /// bytes that are.
+    pub fn read_into(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let (digest, size) = self.file(id)?;
+        let rest = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        if rest == 0 {
+            return Ok(0);
+        }
+        self.note_read(id, size, offset);
+        self.read_blob(id, &digest, size, offset, &mut buffer[..rest])
+    }
+
+    /// Small files that are read from their start may be part of a walk.
+    fn note_read(&self, id: NodeId, size: u64, offset: u64) {
+        if offset == 0 {
+            self.walk_passes(id);
+        }
+        if offset == 0
+            && size <= walk_ahead::SMALL
+            && let Some(Place::Entry { slot, index }) = id.place()
+        {
+            self.walk_ahead.read(slot, index);
+        }
     }
 
     /// Opens the file `id` in a mount that uses passthrough.

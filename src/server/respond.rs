@@ -99,6 +99,8 @@ pub(super) fn status(error: &Error) -> Status {
         Error::Refused { .. } => Status::invalid_argument(message),
         Error::Timeout { .. } => Status::deadline_exceeded(message),
         Error::Remote { .. } => Status::unavailable(message),
+        // Not "unavailable": this server is well, and has what others can be asked for.
+        Error::Undecided { .. } => Status::internal(message),
         Error::Url { .. } | Error::Io { .. } | Error::Index { .. } | Error::Format { .. } => {
             Status::internal(message)
         }

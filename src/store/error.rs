@@ -137,6 +137,18 @@ pub enum Error {
         /// How long was waited.
         after: Duration,
     },
+    /// Some of several stores do not have it, and others, which might, failed.
+    #[error("{store}: {request} failed, since not all could say: {why}")]
+    Undecided {
+        /// The URL of what is made of them.
+        store: String,
+        /// What was asked.
+        request: String,
+        /// Why the others failed.
+        why: String,
+        /// Whether they all failed by not answering in time.
+        late: bool,
+    },
     /// An endpoint could not be reached, or answered with an error.
     #[error("{store}: {request} failed: {why}")]
     Remote {
@@ -150,6 +162,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// How long was waited, if that is what is wrong.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        match self {
+            Error::Timeout { after, .. } => Some(*after),
+            _ => None,
+        }
+    }
+
     /// The same error once more: for each of those who waited for one answer.
     pub(super) fn again(&self) -> Self {
         match self {
@@ -187,6 +207,17 @@ impl Error {
                 store: store.clone(),
                 path: path.clone(),
                 source: source.to_string().into(),
+            },
+            Error::Undecided {
+                store,
+                request,
+                why,
+                late,
+            } => Error::Undecided {
+                store: store.clone(),
+                request: request.clone(),
+                why: why.clone(),
+                late: *late,
             },
             Error::Format { store, why } => Error::Format {
                 store: store.clone(),

@@ -129,7 +129,24 @@ impl Join {
                 }
             }
         }
-        failure.map_or(Ok(None), Err)
+        match failure {
+            None => Ok(None),
+            Some(error) => Err(self.undecided(error, || format!("looking for {digest}"))),
+        }
+    }
+
+    /// One member's failure: the others may be well, and whoever asked may go on asking for what
+    /// they have.
+    fn undecided(&self, error: Error, request: impl FnOnce() -> String) -> Error {
+        match error {
+            Error::Timeout { .. } | Error::Remote { .. } | Error::Io { .. } => Error::Undecided {
+                store: self.0.url.clone(),
+                request: request(),
+                late: error.deadline().is_some(),
+                why: error.to_string(),
+            },
+            error => error,
+        }
     }
 
     /// What the first member says that has something to say about a root node.
@@ -147,7 +164,8 @@ impl Join {
         let mut answers = stream::iter(questions).buffered(self.0.members.len().max(1));
         let mut index = 0;
         while let Some(answer) = answers.next().await {
-            if let Some(found) = answer? {
+            let request = || "looking up a root".to_owned();
+            if let Some(found) = answer.map_err(|error| self.undecided(error, request))? {
                 return Ok(Some((index, found)));
             }
             index += 1;

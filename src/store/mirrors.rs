@@ -13,8 +13,8 @@
 //! again. One that is merely slow is still asked when the others cannot answer.
 //!
 //! **"Not found" takes everybody's word.** Only when every member says so is there nothing; if any
-//! failed, or is out of the circuit, the answer is an error: it may be that one that has it. A store
-//! of equals that lags behind is asked on, then, for what it lacks.
+//! failed, or is out of the circuit, the answer is [`Error::Undecided`]: it may be that one that has
+//! it. Where one lags behind, then, the others are asked for what it lacks.
 //!
 //! **A liar is heard last.** Every member verifies what it hands out, so a wrong byte arrives here as
 //! [`Error::Damaged`], and never leaves. Who sent it is marked when that is beyond doubt: a Directory
@@ -446,6 +446,7 @@ where
         }
         if self.failures.len() == 1
             && self.unheard.is_empty()
+            && self.absent == 0
             && let Some((_, error)) = self.failures.pop()
         {
             return Err(error);
@@ -453,10 +454,7 @@ where
         let mut deadlines = Vec::new();
         let mut reasons = Vec::new();
         for (_, error) in &self.failures {
-            deadlines.push(match error {
-                Error::Timeout { after, .. } => Some(*after),
-                _ => None,
-            });
+            deadlines.push(error.deadline());
             reasons.push(error.to_string());
         }
         for &index in &self.unheard {
@@ -467,18 +465,28 @@ where
             reasons.push(format!("{} is left alone, since {text}", member.name));
         }
         if reasons.is_empty() {
+            deadlines.push(None);
             reasons.push("all who could be asked sent wrong bytes before".to_owned());
         }
         let store = self.shared.url.clone();
-        let by_deadline: Option<Vec<Duration>> = deadlines.into_iter().collect();
-        match by_deadline.and_then(|deadlines| deadlines.into_iter().max()) {
-            Some(after) => Err(Error::Timeout { store, after }),
-            None => Err(Error::Remote {
+        let why = reasons.join("; ");
+        let deadlines: Option<Vec<Duration>> = deadlines.into_iter().collect();
+        let late = deadlines.and_then(|deadlines| deadlines.into_iter().max());
+        Err(match late {
+            // Who answered is there, and was asked for nothing that it has.
+            _ if self.absent > 0 => Error::Undecided {
                 store,
                 request: request(),
-                why: reasons.join("; "),
-            }),
-        }
+                why,
+                late: late.is_some(),
+            },
+            Some(after) => Error::Timeout { store, after },
+            None => Error::Remote {
+                store,
+                request: request(),
+                why,
+            },
+        })
     }
 }
 

@@ -127,8 +127,8 @@ impl Plan {
             Plan::Url(url) => url::must_exist(url),
             Plan::Cache { far, .. } => far.plan.must_exist(),
             _ => {
-                let members = self.members().into_iter();
-                members.map(|member| member.plan.must_exist()).collect()
+                let mut members = self.members().into_iter();
+                members.try_for_each(|member| member.plan.must_exist())
             }
         }
     }
@@ -215,11 +215,10 @@ fn make(
         name: name.to_owned(),
         source: Box::new(source),
     };
-    let mut stores = |members: &[Named]| -> Result<Vec<(String, Arc<dyn Store>)>, OpenError> {
+    let mut stores = |members: &[Named]| {
         let stores = members.iter();
-        stores
-            .map(|member| Ok((member.name.clone(), open(member)?.store)))
-            .collect()
+        let stores = stores.map(|member| Ok((member.name.clone(), open(member)?.store)));
+        stores.collect::<Result<Vec<_>, OpenError>>()
     };
     // As the command line calls it.
     let called = format!("store:{name}");

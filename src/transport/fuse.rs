@@ -1,13 +1,14 @@
 //! FUSE: a mount of this machine, served over `/dev/fuse`.
 //!
-//! The crate `fuse-backend-rs` decodes requests and encodes replies; the mount, the INIT
-//! negotiation and the loop are ours. Its own session wakes every worker at every request and
+//! The mount, the INIT negotiation, the loop and the requests that come all the time are ours; the
+//! crate `fuse-backend-rs` decodes and encodes the rare ones. Its own session wakes every worker at every request and
 //! unmounts when it is dropped; plain blocking `read()`s on one descriptor cost less, and leave
 //! the descriptor whole for a successor process.
 //!
 //! Workers block in `read()` until there is a request and answer it themselves. A worker that has
 //! to wait for a far store says so, and a spare is started if nobody else is left to read.
 
+mod answer;
 mod backing;
 mod device;
 mod handover;
@@ -19,6 +20,7 @@ mod root_watch;
 mod session;
 
 pub use super::requests::{RequestCounts, RequestTimes};
+pub use answer::Answerer;
 pub use handover::{AdoptError, Inherited, Kept};
 pub use mountpoint::{MountError, detach};
 pub use notices::Nursery;

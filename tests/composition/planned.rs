@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use castore_fs::castore::Digest;
-use castore_fs::store::{CacheOptions, EndpointState, Named, OpenStores, Order, Plan, open_all};
+use castore_fs::store::{
+    CacheOptions, EndpointState, Named, OpenStores, Order, Plan, Store, open_all,
+};
 
 fn named(name: &str, plan: Plan) -> Named {
     Named {
@@ -17,7 +19,7 @@ fn memory(name: &str) -> Named {
 }
 
 fn mirrors(name: &str, members: &[&Named]) -> Named {
-    let members = members.iter().map(|named| Named::clone(named)).collect();
+    let members = members.iter().copied().cloned().collect();
     let order = Order::Listed;
     named(name, Plan::Mirrors { members, order })
 }
@@ -62,6 +64,32 @@ fn a_store_that_cannot_be_opened_is_named() {
     };
     let error = open_all(&[named("main", cache)], &OpenStores::new()).unwrap_err();
     assert!(error.to_string().contains("local:PATH"), "{error}");
+}
+
+#[test]
+fn a_cache_is_kept_in_the_near_store_that_is_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let near = format!("local:{}", folder.path().join("near").display());
+    let cache = named(
+        "main",
+        Plan::Cache {
+            near: Box::new(named("disk", Plan::Url(near))),
+            far: Box::new(memory("far")),
+            options: CacheOptions {
+                size: Some(1 << 30),
+                ..CacheOptions::default()
+            },
+        },
+    );
+    let needs = cache.plan.needs();
+    assert_eq!(needs.write, [folder.path().join("near")]);
+    cache.plan.must_exist().unwrap();
+    assert!(!folder.path().join("near").exists(), "only looked");
+    let stores = open_all(&[cache], &OpenStores::new()).unwrap();
+    let main = stores["main"].cache.as_ref().unwrap();
+    assert_eq!(main.status().limit, Some(1 << 30));
+    assert!(stores["disk"].local.is_some() && stores["disk"].cache.is_none());
+    assert_eq!(main.near().url(), stores["disk"].store.url());
 }
 
 #[tokio::test]

@@ -19,18 +19,21 @@
 //! ([`Record`], one a slot). The file is as large as it can ever be from the start, which costs
 //! nothing while it is not written, and sealed against resizing.
 
+mod mapping;
+mod roots;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
-use rustix::mm::{MapFlags, ProtFlags};
 use thiserror::Error;
 
-use crate::castore::{Digest, Name, Node, Root, SymlinkTarget};
+use self::mapping::Mapping;
+use self::roots::{decode_root, encode_root, take_entry};
+use crate::castore::{Digest, Root};
 
 /// What every such file starts with.
 const MAGIC: u64 = u64::from_le_bytes(*b"castore\x01");
@@ -384,65 +387,6 @@ impl Ledger {
     }
 }
 
-/// Name, kind, and what the kind has: digest and size, and a target for symlinks.
-fn encode_root(root: &Root) -> Vec<u8> {
-    let mut bytes = vec![root.name.as_bytes().len() as u8];
-    bytes.extend_from_slice(root.name.as_bytes());
-    let (kind, digest, size) = match &root.node {
-        Node::Directory { digest, size } => (0, digest, size),
-        Node::File {
-            digest,
-            size,
-            executable,
-        } => (1 + u8::from(*executable), digest, size),
-        Node::Symlink { target } => {
-            bytes.push(3);
-            bytes.extend_from_slice(target);
-            return bytes;
-        }
-    };
-    bytes.push(kind);
-    bytes.extend_from_slice(digest.as_bytes());
-    bytes.extend_from_slice(&size.to_ne_bytes());
-    bytes
-}
-
-fn take_entry<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (length, rest) = bytes.split_first_chunk()?;
-    let (entry, rest) = rest.split_at_checked(u32::from_ne_bytes(*length) as usize)?;
-    *bytes = rest;
-    Some(entry)
-}
-
-fn decode_root(entry: &[u8]) -> Option<Root> {
-    let (length, rest) = entry.split_first()?;
-    let (name, rest) = rest.split_at_checked(usize::from(*length))?;
-    let (kind, rest) = rest.split_first()?;
-    let name = Name::new(name).ok()?;
-    if *kind == 3 {
-        let target = SymlinkTarget::new(rest).ok()?;
-        return Some(Root {
-            name,
-            node: Node::Symlink { target },
-        });
-    }
-    let (digest, size) = rest.split_first_chunk::<32>()?;
-    let (digest, size) = (
-        Digest::from(*digest),
-        u64::from_ne_bytes(size.try_into().ok()?),
-    );
-    let node = match kind {
-        0 => Node::Directory { digest, size },
-        1 | 2 => Node::File {
-            digest,
-            size,
-            executable: *kind == 2,
-        },
-        _ => return None,
-    };
-    Some(Root { name, node })
-}
-
 fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
     while !bytes.is_empty() {
         let written = rustix::io::pwrite(file, bytes, offset)?;
@@ -464,60 +408,10 @@ fn read_exact(file: &OwnedFd, offset: u64, length: usize) -> io::Result<Vec<u8>>
     Ok(bytes)
 }
 
-/// A part of the file in this process's memory. Holds only atomics, which others may change.
-pub(super) struct Mapping {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: a mapping is no thread's own, and what is in it is only ever seen as atomics.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(memory: &OwnedFd, offset: u64, bytes: usize) -> io::Result<Self> {
-        // SAFETY: the address is the kernel's choice, so nothing that exists is mapped over.
-        let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                memory,
-                offset,
-            )
-        }?;
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, bytes })
-    }
-
-    fn header(&self) -> &Header {
-        debug_assert!(self.bytes >= size_of::<Header>());
-        // SAFETY: only called on the mapping of the file's first page, which is larger than a
-        // Header and page-aligned; the file is sealed against shrinking; a Header is atomics, for
-        // which any bytes are a value. The mapping lives as long as `self`.
-        unsafe { self.start.cast().as_ref() }
-    }
-
-    fn record(&self, at: u32) -> &Record {
-        assert!((at as usize) < self.bytes / size_of::<Record>());
-        // SAFETY: inside the mapping, by the line above; as for `header` otherwise. Records are
-        // aligned, since their size is a multiple of their alignment and the start is a page's.
-        unsafe { self.start.cast::<Record>().add(at as usize).as_ref() }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length, and no reference outlives `self`.
-        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.bytes) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::castore::{Name, Node, SymlinkTarget};
 
     fn kept(parent: u32, index: u32) -> Kept {
         Kept {

@@ -195,3 +195,33 @@ fn a_successor_goes_on_with_the_table() {
     assert_eq!(successor.count().directories, 1);
     assert!(Nodes::adopt(Digest::of(b"other"), usize::MAX, ledger, &[]).is_err());
 }
+
+/// As a walk goes, whose kernel forgets what it saw a while ago.
+#[test]
+fn a_walk_over_a_million_files_stays_within_its_limit() {
+    const DIRECTORIES: u64 = 10_000;
+    const FILES: u64 = 100;
+    /// Directories that the kernel still knows.
+    const KNOWN: usize = 2000;
+    const LIMIT: usize = 4 << 20;
+    let nodes = Nodes::new(Digest::of(b""), 0, LIMIT, None);
+    let mut known = std::collections::VecDeque::new();
+    let (mut most, mut seen) = (0, 0);
+    for index in 0..DIRECTORIES {
+        let directory = directory_of(index * FILES..(index + 1) * FILES);
+        known.push_back(look_up(&nodes, index as u32, &directory));
+        seen += directory.resident_bytes();
+        if known.len() > KNOWN {
+            let (directory, files) = known.pop_front().unwrap();
+            nodes.forget_all(files.into_iter().map(|id| (id, 1)));
+            nodes.forget(directory, 1);
+        }
+        let count = nodes.count();
+        assert!(count.directory_bytes <= LIMIT, "{count:?}");
+        most = most.max(count.directory_bytes + count.table_bytes);
+    }
+    println!("at most {most} bytes, of {seen} bytes of Directories seen");
+    // The table has 64 bytes a node for what the kernel knows, and the limit holds the rest.
+    assert!(most < LIMIT + KNOWN * FILES as usize * 64, "{most}");
+    assert!(seen > 8 * LIMIT, "{seen}");
+}

@@ -231,10 +231,7 @@ impl Member {
     pub(super) fn failed(&self, error: &Error, began: Instant, now: Instant) -> Change {
         let mut state = self.state.lock();
         state.failures += 1;
-        let deadline = match error {
-            Error::Timeout { after, .. } => Some(*after),
-            _ => None,
-        };
+        let deadline = error.deadline();
         state.last_failure = Some(LastFailure {
             text: error.to_string(),
             deadline,

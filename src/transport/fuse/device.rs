@@ -62,7 +62,8 @@ pub fn reply<T: ByteValued>(device: &OwnedFd, unique: u64, body: &T) -> io::Resu
     send(device, &[header.as_slice(), body.as_slice()].concat())
 }
 
-fn send(device: &OwnedFd, message: &[u8]) -> io::Result<()> {
+/// Sends a whole message.
+pub fn send(device: &OwnedFd, message: &[u8]) -> io::Result<()> {
     rustix::io::write(device, message)?;
     Ok(())
 }

@@ -5,17 +5,17 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::InHeader;
-use fuse_backend_rs::api::server::Server;
-use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
+use fuse_backend_rs::transport::FuseDevWriter;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{Mode, OFlags};
 use tokio::runtime::Handle;
 
+use super::answer::Answerer;
 use super::backing::FuseDevice;
 use super::device::{self, Received};
 use super::handover::{self, AdoptError, Inherited, Kept};
@@ -32,6 +32,12 @@ use crate::transport::requests::{self, Counters, RequestCounts, RequestTimes};
 const INIT_PATIENCE: Duration = Duration::from_secs(20);
 /// Spare workers, at most, beside the usual ones: each holds a request that waits for a far store.
 const MOST_SPARES: usize = 256;
+
+/// How long a worker that has answered stays awake for the next request. Going to sleep and being
+/// woken costs 25 µs of a machine that is otherwise idle (a virtual one, 2 cores), more than nearly
+/// every answer: with 20 µs a program that makes one small request after the other is served in 30 µs
+/// instead of 55 µs each; 50 µs gain nothing more.
+const LOOK_OUT: Duration = Duration::from_micros(20);
 
 /// How to mount.
 #[derive(Clone, Debug)]
@@ -91,13 +97,15 @@ pub enum Unmounted {
 /// What the workers share.
 pub(super) struct Shared {
     pub(super) device: Arc<OwnedFd>,
-    pub(super) server: Server<Arc<CastoreFs>>,
+    pub(super) answerer: Answerer,
     pub(super) ended: AtomicBool,
     fs: Arc<CastoreFs>,
     counters: Counters,
     stamps: Stamps,
     /// Names the mount in what is logged while a request is answered.
     span: tracing::Span,
+    /// Whether a worker that stays awake leaves another core to whom it waits for.
+    many_cores: bool,
     pool: Arc<Pool>,
     nursery: Option<Arc<Nursery>>,
     state: Mutex<State>,
@@ -120,6 +128,10 @@ struct Pool {
     idle: AtomicUsize,
     /// Spare workers that run.
     spares: AtomicUsize,
+    /// Whether a worker looks out for the next request.
+    looking_out: AtomicBool,
+    /// The thread whose request was answered last.
+    last_asked: AtomicU32,
 }
 
 impl Session {
@@ -196,7 +208,7 @@ impl Session {
         let fs = Arc::new(fs);
         let shared = Arc::new(Shared {
             device,
-            server: Server::new(fs.clone()),
+            answerer: Answerer::new(fs.clone()),
             ended: AtomicBool::new(false),
             fs,
             counters: Counters::default(),
@@ -207,6 +219,7 @@ impl Session {
                 }
                 None => tracing::Span::none(),
             },
+            many_cores: std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
             pool: pool.clone(),
             nursery: mount.nursery.clone(),
             state: Mutex::default(),
@@ -356,7 +369,7 @@ impl Shared {
         let mut buffer = [0; 64];
         let writer = FuseDevWriter::<()>::new(device::number(&self.device), &mut buffer)
             .map_err(|error| error.to_string())?;
-        let sent = self.server.notify_resend(writer);
+        let sent = self.answerer.server().notify_resend(writer);
         sent.map_err(|error| error.to_string())
     }
 
@@ -386,6 +399,8 @@ impl Shared {
         let mut request = vec![0; device::REQUEST_BYTES];
         let mut reply = vec![0; device::REPLY_BYTES];
         let enrolled = self.stamps.enroll();
+        // Whose request was answered last.
+        let mut answered = None;
         let _in_span = self.span.enter();
         loop {
             let others = self.pool.idle.fetch_add(1, Ordering::Relaxed);
@@ -394,6 +409,9 @@ impl Shared {
                 self.pool.spares.fetch_sub(1, Ordering::Relaxed);
                 return;
             }
+            if let Some(thread) = answered.take() {
+                self.look_out(thread);
+            }
             let received = device::receive(&self.device, &mut request);
             self.pool.idle.fetch_sub(1, Ordering::Relaxed);
             match received {
@@ -401,6 +419,7 @@ impl Shared {
                     enrolled.stamp.begin();
                     self.answer(&mut request[..length], &mut reply);
                     enrolled.stamp.end();
+                    answered = device::header(&request).map(|header| header.pid);
                 }
                 Ok(Received::Nothing) => {}
                 Ok(Received::Unmounted) => break,
@@ -413,6 +432,22 @@ impl Shared {
         self.ended.store(true, Ordering::Relaxed);
     }
 
+    /// Stays awake for the next request of `thread`, which has just had an answer, if it is the one
+    /// that asks: a program that asks one thing after the other. Where several ask there is always
+    /// a request to be had.
+    fn look_out(&self, thread: u32) {
+        let pool = &self.pool;
+        if !self.many_cores
+            || pool.last_asked.swap(thread, Ordering::Relaxed) != thread
+            || pool.looking_out.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        let begin = Instant::now();
+        while !device::has_request(&self.device) && begin.elapsed() < LOOK_OUT {}
+        pool.looking_out.store(false, Ordering::Relaxed);
+    }
+
     fn answer(&self, request: &mut [u8], reply: &mut [u8]) {
         let Some(header) = device::header(request) else {
             tracing::error!(bytes = request.len(), "the kernel sent less than a header");
@@ -423,27 +458,16 @@ impl Shared {
             return self.answer_init(&header, &request[size_of::<InHeader>()..]);
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request));
-            let writer = FuseDevWriter::<()>::new(device::number(&self.device), reply);
-            match (reader, writer) {
-                (Ok(reader), Ok(writer)) => self
-                    .fs
-                    .answering(
-                        || requests::name(header.opcode as usize),
-                        header.nodeid,
-                        || {
-                            let writer = Writer::FuseDev(writer);
-                            self.server.handle_message(reader, writer, None, None)
-                        },
-                    )
-                    .map_err(|error| error.to_string()),
-                _ => Err("no buffers".to_owned()),
-            }
+            self.fs.answering(
+                || requests::name(header.opcode as usize),
+                header.nodeid,
+                || self.answerer.answer(&self.device, &header, request, reply),
+            )
         }));
         // Whatever went wrong, the program must not wait for ever. If it has its answer already,
         // or was killed, the kernel says ENOENT to this one.
         match outcome {
-            Ok(Ok(_)) => {}
+            Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 if device::reply_error(&self.device, header.unique, libc::EIO).is_ok() {
                     tracing::error!(opcode = header.opcode, %error, "a request was not answered");

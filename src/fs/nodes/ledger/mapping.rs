@@ -1,0 +1,63 @@
+//! The ledger's file in memory: the one place that is unsafe about it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+
+use rustix::mm::{MapFlags, ProtFlags};
+
+use super::{Header, Record};
+
+/// A part of the file in this process's memory. Holds only atomics, which others may change.
+pub(in crate::fs::nodes) struct Mapping {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping is no thread's own, and what is in it is only ever seen as atomics.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `bytes` of the file from `offset` on.
+    pub(super) fn new(memory: &OwnedFd, offset: u64, bytes: usize) -> io::Result<Self> {
+        // SAFETY: the address is the kernel's choice, so nothing that exists is mapped over.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                memory,
+                offset,
+            )
+        }?;
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, bytes })
+    }
+
+    /// The header, in a mapping of the first page.
+    pub(super) fn header(&self) -> &Header {
+        debug_assert!(self.bytes >= size_of::<Header>());
+        // SAFETY: only called on the mapping of the file's first page, which is larger than a
+        // Header and page-aligned; the file is sealed against shrinking; a Header is atomics, for
+        // which any bytes are a value. The mapping lives as long as `self`.
+        unsafe { self.start.cast().as_ref() }
+    }
+
+    /// The record at a place of a segment.
+    pub(super) fn record(&self, at: u32) -> &Record {
+        assert!((at as usize) < self.bytes / size_of::<Record>());
+        // SAFETY: inside the mapping, by the line above; as for `header` otherwise. Records are
+        // aligned, since their size is a multiple of their alignment and the start is a page's.
+        unsafe { self.start.cast::<Record>().add(at as usize).as_ref() }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length, and no reference outlives `self`.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}

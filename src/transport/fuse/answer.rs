@@ -1,0 +1,240 @@
+//! Answering requests.
+//!
+//! LOOKUP, GETATTR, READ, READDIR, READDIRPLUS and the FORGETs are nearly all that a kernel sends.
+//! They are decoded where they lie and answered into the worker's reply buffer, with nothing
+//! allocated on the way (`tests/allocations.rs`); a blob is verified in the place from which the
+//! kernel takes it. Everything else is rare, and the crate's to decode and encode.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use fuse_backend_rs::abi::fuse_abi::{
+    AttrOut, BatchForgetIn, Dirent, EntryOut, ForgetIn, ForgetOne, InHeader, Opcode, OutHeader,
+    ReadIn,
+};
+use fuse_backend_rs::api::filesystem::{Context, DirEntry, Entry, FileSystem};
+use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
+use vm_memory::ByteValued;
+
+use super::device;
+use crate::fs::{CastoreFs, NodeId};
+
+/// Answers the requests for one file system.
+pub struct Answerer {
+    fs: Arc<CastoreFs>,
+    rare: Server<Arc<CastoreFs>>,
+}
+
+/// What became of a request.
+enum Outcome {
+    /// It is answered with so many bytes behind the header, or with an errno.
+    Reply(io::Result<usize>),
+    /// It wants no answer.
+    Silent,
+    /// It is one for the crate.
+    Rare,
+}
+
+impl Answerer {
+    /// Answers for `fs`.
+    pub fn new(fs: Arc<CastoreFs>) -> Self {
+        Self {
+            rare: Server::new(fs.clone()),
+            fs,
+        }
+    }
+
+    /// What sends notifications.
+    pub(super) fn server(&self) -> &Server<Arc<CastoreFs>> {
+        &self.rare
+    }
+
+    /// Answers `request`, whose header is `header`, on `device`. `reply` is room for the answer: of the
+    /// largest READ, and a header. Says why if the kernel has no answer now.
+    pub fn answer(
+        &self,
+        device: &OwnedFd,
+        header: &InHeader,
+        request: &mut [u8],
+        reply: &mut [u8],
+    ) -> Result<(), String> {
+        let body = request.get(size_of::<InHeader>()..).unwrap_or_default();
+        let Some((head, data)) = reply.split_at_mut_checked(size_of::<OutHeader>()) else {
+            return Err("no room for a reply".to_owned());
+        };
+        let written = match self.frequent(header, body, data) {
+            Outcome::Silent => return Ok(()),
+            Outcome::Rare => return self.rare(device, request, reply),
+            Outcome::Reply(Ok(length)) => {
+                let whole = head.len() + length;
+                let out = OutHeader {
+                    len: whole as u32,
+                    error: 0,
+                    unique: header.unique,
+                };
+                head.copy_from_slice(out.as_slice());
+                device::send(device, &reply[..whole])
+            }
+            Outcome::Reply(Err(error)) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                device::reply_error(device, header.unique, errno)
+            }
+        };
+        written.map_err(|error| error.to_string())
+    }
+
+    fn rare(&self, device: &OwnedFd, request: &mut [u8], reply: &mut [u8]) -> Result<(), String> {
+        let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request));
+        let writer = FuseDevWriter::<()>::new(device::number(device), reply);
+        match (reader, writer) {
+            (Ok(reader), Ok(writer)) => self
+                .rare
+                .handle_message(reader, Writer::FuseDev(writer), None, None)
+                .map(drop)
+                .map_err(|error| error.to_string()),
+            _ => Err("no buffers".to_owned()),
+        }
+    }
+
+    fn frequent(&self, header: &InHeader, body: &[u8], out: &mut [u8]) -> Outcome {
+        const LOOKUP: u32 = Opcode::Lookup as u32;
+        const GETATTR: u32 = Opcode::Getattr as u32;
+        const READ: u32 = Opcode::Read as u32;
+        const READDIR: u32 = Opcode::Readdir as u32;
+        const READDIRPLUS: u32 = Opcode::Readdirplus as u32;
+        const FORGET: u32 = Opcode::Forget as u32;
+        const BATCH_FORGET: u32 = Opcode::BatchForget as u32;
+        let id = NodeId::from(header.nodeid);
+        let reply = match header.opcode {
+            LOOKUP => self.look_up(id, body, out),
+            GETATTR => self.get_attributes(id, out),
+            READ => self.read(id, body, out),
+            READDIR => self.list(id, false, body, out),
+            READDIRPLUS => self.list(id, true, body, out),
+            FORGET => return self.forget(id, body),
+            BATCH_FORGET => return self.forget_many(body),
+            _ => return Outcome::Rare,
+        };
+        Outcome::Reply(reply)
+    }
+
+    fn look_up(&self, parent: NodeId, body: &[u8], out: &mut [u8]) -> io::Result<usize> {
+        let name = CStr::from_bytes_until_nul(body).map_err(|_| malformed())?;
+        let entry = self.fs.lookup(&Context::default(), parent, name)?;
+        put(out, &EntryOut::from(entry))
+    }
+
+    fn get_attributes(&self, id: NodeId, out: &mut [u8]) -> io::Result<usize> {
+        let (stat, timeout) = self.fs.getattr(&Context::default(), id, None)?;
+        let attributes = AttrOut {
+            attr_valid: timeout.as_secs(),
+            attr_valid_nsec: timeout.subsec_nanos(),
+            dummy: 0,
+            attr: stat.into(),
+        };
+        put(out, &attributes)
+    }
+
+    fn read(&self, id: NodeId, body: &[u8], out: &mut [u8]) -> io::Result<usize> {
+        let (asked, _) = take::<ReadIn>(body).ok_or_else(malformed)?;
+        let length = out.len().min(asked.size as usize);
+        self.fs.read_into(id, asked.offset, &mut out[..length])
+    }
+
+    fn list(&self, id: NodeId, plus: bool, body: &[u8], out: &mut [u8]) -> io::Result<usize> {
+        let (asked, _) = take::<ReadIn>(body).ok_or_else(malformed)?;
+        let length = out.len().min(asked.size as usize);
+        let mut listing = Listing {
+            room: &mut out[..length],
+            written: 0,
+        };
+        let context = Context::default();
+        let (size, offset) = (asked.size, asked.offset);
+        if plus {
+            let mut add = |listed: DirEntry<'_>, entry| Ok(listing.add(&listed, Some(entry)));
+            self.fs
+                .readdirplus(&context, id, 0, size, offset, &mut add)?;
+        } else {
+            let mut add = |listed: DirEntry<'_>| Ok(listing.add(&listed, None));
+            self.fs.readdir(&context, id, 0, size, offset, &mut add)?;
+        }
+        Ok(listing.written)
+    }
+
+    fn forget(&self, id: NodeId, body: &[u8]) -> Outcome {
+        if let Some((forgotten, _)) = take::<ForgetIn>(body) {
+            self.fs.forget(&Context::default(), id, forgotten.nlookup);
+        }
+        Outcome::Silent
+    }
+
+    fn forget_many(&self, body: &[u8]) -> Outcome {
+        if let Some((batch, mut rest)) = take::<BatchForgetIn>(body) {
+            let each = std::iter::from_fn(|| {
+                let (one, after) = take::<ForgetOne>(rest)?;
+                rest = after;
+                Some((NodeId::from(one.nodeid), one.nlookup))
+            });
+            self.fs.forget_all(each.take(batch.count as usize));
+        }
+        Outcome::Silent
+    }
+}
+
+/// The entries of a READDIR or READDIRPLUS, as far as there is room.
+struct Listing<'a> {
+    room: &'a mut [u8],
+    written: usize,
+}
+
+impl Listing<'_> {
+    /// Appends an entry; gives its bytes, or 0 if there is no room for it.
+    fn add(&mut self, listed: &DirEntry<'_>, entry: Option<Entry>) -> usize {
+        let dirent = Dirent {
+            ino: listed.ino,
+            off: listed.offset,
+            namelen: listed.name.len() as u32,
+            type_: listed.type_,
+        };
+        let before = entry.map_or(0, |_| size_of::<EntryOut>());
+        let named = before + size_of::<Dirent>() + listed.name.len();
+        // Entries start at multiples of 8 bytes.
+        let whole = named.next_multiple_of(8);
+        let Some(room) = self.room.get_mut(self.written..self.written + whole) else {
+            return 0;
+        };
+        if let Some(entry) = entry {
+            room[..before].copy_from_slice(EntryOut::from(entry).as_slice());
+        }
+        let name_at = before + size_of::<Dirent>();
+        room[before..name_at].copy_from_slice(dirent.as_slice());
+        room[name_at..named].copy_from_slice(listed.name);
+        room[named..].fill(0);
+        self.written += whole;
+        whole
+    }
+}
+
+/// The first bytes of `bytes` as a message of the kernel's, and those behind it.
+fn take<T: ByteValued + Default>(bytes: &[u8]) -> Option<(T, &[u8])> {
+    let (head, rest) = bytes.split_at_checked(size_of::<T>())?;
+    let mut value = T::default();
+    value.as_mut_slice().copy_from_slice(head);
+    Some((value, rest))
+}
+
+/// Puts `value` at the start of `out`; gives its length.
+fn put<T: ByteValued>(out: &mut [u8], value: &T) -> io::Result<usize> {
+    let bytes = value.as_slice();
+    let room = out.get_mut(..bytes.len()).ok_or_else(malformed)?;
+    room.copy_from_slice(bytes);
+    Ok(bytes.len())
+}
+
+/// The kernel sent less than it should have, or we have less room than we should.
+fn malformed() -> io::Error {
+    io::Error::from_raw_os_error(libc::EINVAL)
+}

@@ -1,0 +1,80 @@
+//! A cache in front of several stores, of which one is in trouble.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use castore_fs::castore::Digest;
+use castore_fs::store::{Cache, CacheOptions, Error, Join, Mirrors, Order, Store};
+
+use super::double::{Double, Trouble, put};
+
+fn cache(far: Arc<dyn Store>) -> (Cache, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let near = format!("local:{}", folder.path().join("near").display());
+    (
+        Cache::open(&near, far, CacheOptions::default()).unwrap(),
+        folder,
+    )
+}
+
+fn members(doubles: [&Arc<Double>; 2]) -> Vec<(String, Arc<dyn Store>)> {
+    let members = doubles.map(|double| {
+        let store: Arc<dyn Store> = Arc::<Double>::clone(double);
+        (double.url().to_owned(), store)
+    });
+    members.into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_member_cannot_say_does_not_make_the_others_unreachable() {
+    let (a, b) = (Double::new("a"), Double::new("b"));
+    for number in 0..20 {
+        put(
+            &b.inner,
+            &format!("tree-{number}"),
+            &format!("file {number}"),
+        );
+    }
+    a.trouble(Trouble::Fails);
+    let mirrors = Mirrors::new("store:m".to_owned(), members([&a, &b]), Order::Listed);
+    let joined = Join::new("store:j".to_owned(), members([&b, &a]));
+    let stores: [Arc<dyn Store>; 2] = [Arc::new(mirrors), Arc::new(joined)];
+    for far in stores {
+        let (cache, _folder) = cache(far);
+        for number in 0..20 {
+            let contents = format!("file {number}");
+            let digest = Digest::of(contents.as_bytes());
+            let size = contents.len() as u64;
+            // In between, something that only the other might have.
+            let missing = cache.read(&Digest::of(&[number]), 1, 0, 1).await;
+            let error = missing.unwrap_err();
+            assert!(matches!(error, Error::Undecided { .. }), "{error}");
+            let read = cache.read(&digest, size, 0, 100).await.unwrap();
+            assert_eq!(read.unwrap(), contents);
+        }
+        assert_eq!(cache.status().far_down, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_is_there_when_every_member_is_gone() {
+    let (a, b) = (Double::new("a"), Double::new("b"));
+    let tree = put(&a.inner, "tree", "contents");
+    let mirrors = Mirrors::new("store:m".to_owned(), members([&a, &b]), Order::Listed);
+    let (cache, _folder) = cache(Arc::new(mirrors));
+    let (blob, size) = (Digest::of(b"contents"), 8);
+    assert!(cache.root(b"tree").await.unwrap().is_some());
+    assert!(cache.directory(&tree.digest()).await.unwrap().is_some());
+    assert!(cache.read(&blob, size, 0, 8).await.unwrap().is_some());
+    for trouble in [Trouble::Fails, Trouble::Lies] {
+        a.trouble(trouble);
+        b.trouble(trouble);
+        let began = Instant::now();
+        assert!(cache.root(b"tree").await.unwrap().is_some());
+        assert!(cache.directory(&tree.digest()).await.unwrap().is_some());
+        let read = cache.read(&blob, size, 0, 8).await.unwrap();
+        assert_eq!(read.unwrap(), "contents");
+        assert!(began.elapsed() < Duration::from_secs(2));
+        assert!(cache.directory(&Digest::of(b"other")).await.is_err());
+    }
+}

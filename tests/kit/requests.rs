@@ -1,0 +1,193 @@
+//! A file system without a kernel: requests are made by hand, and replies go nowhere.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use castore_fs::castore::{Digest, Directory, Node, Root};
+use castore_fs::fs::{CastoreFs, Options, Top, Waiting, Workers};
+use castore_fs::nix::PathInfo;
+use castore_fs::store::{Answer, Error, Ingest, LocalStore, Store, Usage};
+use castore_fs::transport::fuse::Answerer;
+use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode};
+use vm_memory::ByteValued;
+
+use crate::model::{directory, file};
+
+/// Files in the directory that requests are about.
+pub const FILES: usize = 1000;
+/// The node of the large file, which is the last of the directory.
+pub const LARGE: u64 = FILES as u64 + 2;
+/// Bytes of the large file.
+pub const LARGE_BYTES: u64 = 4 << 20;
+
+/// Answers requests about a directory of files of 4 KiB (`file-0000` and so on) and a large one.
+pub struct Requests {
+    answerer: Answerer,
+    reply: Vec<u8>,
+    nowhere: OwnedFd,
+    _folder: tempfile::TempDir,
+}
+
+impl Requests {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(&folder.path().join("store")).unwrap();
+        let small = (0..FILES).map(|number| {
+            let content = format!("{number:04}").repeat(1024);
+            (format!("file-{number:04}"), file(content))
+        });
+        let large = ("large".to_owned(), file(vec![7; LARGE_BYTES as usize]));
+        let tree = directory(small.chain([large]));
+        let Node::Directory { digest, size } = tree.put_root(&store, "tree") else {
+            unreachable!("a directory was put");
+        };
+        let options = Options {
+            top: Top::Directory { digest, size },
+            ..Options::default()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let waiting = Waiting::new(runtime.handle().clone(), Arc::new(NeverWait));
+        let fs = Arc::new(CastoreFs::new(
+            Arc::new(InPlace(store)),
+            options,
+            waiting,
+            None,
+        ));
+        Self {
+            answerer: Answerer::new(fs),
+            reply: vec![0; (1 << 20) + 4096],
+            nowhere: File::options()
+                .write(true)
+                .open("/dev/null")
+                .unwrap()
+                .into(),
+            _folder: folder,
+        }
+    }
+
+    /// Makes a request; gives the bytes of its answer, 0 if that is an error or none.
+    pub fn request(&mut self, opcode: Opcode, node: u64, body: &[u8]) -> usize {
+        let header = InHeader {
+            len: (size_of::<InHeader>() + body.len()) as u32,
+            opcode: opcode as u32,
+            unique: 2,
+            nodeid: node,
+            ..InHeader::default()
+        };
+        let mut request = [0u8; 256];
+        let length = header.len as usize;
+        request[..size_of::<InHeader>()].copy_from_slice(header.as_slice());
+        request[size_of::<InHeader>()..length].copy_from_slice(body);
+        self.reply[..4].fill(0);
+        let (request, reply) = (&mut request[..length], &mut self.reply);
+        let answered = self.answerer.answer(&self.nowhere, &header, request, reply);
+        answered.unwrap();
+        u32::from_ne_bytes(self.reply[..4].try_into().unwrap()) as usize
+    }
+
+    /// Looks up a name in the directory; gives the node that the answer names.
+    pub fn look_up(&mut self, name: &[u8]) -> u64 {
+        let mut body = [0; 64];
+        body[..name.len()].copy_from_slice(name);
+        let answered = self.request(Opcode::Lookup, 1, &body[..=name.len()]);
+        assert!(answered > 100, "an entry, not an error");
+        u64::from_ne_bytes(self.reply[16..24].try_into().unwrap())
+    }
+}
+
+/// `struct fuse_read_in`.
+pub fn read_in(offset: u64, size: u32) -> [u8; 40] {
+    let mut body = [0; 40];
+    body[8..16].copy_from_slice(&offset.to_ne_bytes());
+    body[16..20].copy_from_slice(&size.to_ne_bytes());
+    body
+}
+
+struct NeverWait;
+
+impl Workers for NeverWait {
+    fn wait_begins(&self) {
+        panic!("a request waited, and all it needed was here");
+    }
+
+    fn wait_ends(&self) {}
+}
+
+/// A local store of which nothing may be asked that goes through the async runtime.
+#[derive(Debug)]
+struct InPlace(LocalStore);
+
+#[async_trait]
+impl Store for InPlace {
+    fn url(&self) -> &str {
+        self.0.url()
+    }
+
+    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
+        self.0.directory_now(digest)
+    }
+
+    fn read_now(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Answer<usize>, Error> {
+        self.0.read_now(digest, size, offset, buffer)
+    }
+
+    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
+        self.0.root_now(name)
+    }
+
+    async fn directory(&self, _: &Digest) -> Result<Option<Directory>, Error> {
+        panic!("a Directory that is here was asked of the runtime")
+    }
+
+    async fn read(&self, _: &Digest, _: u64, _: u64, _: usize) -> Result<Option<Bytes>, Error> {
+        panic!("a blob that is here was asked of the runtime")
+    }
+
+    async fn root(&self, _: &[u8]) -> Result<Option<Root>, Error> {
+        panic!("a root node that is here was asked of the runtime")
+    }
+
+    async fn roots(&self) -> Result<Vec<Root>, Error> {
+        panic!("no request here is about root nodes")
+    }
+
+    async fn path_info(&self, _: &[u8]) -> Result<Option<PathInfo>, Error> {
+        panic!("no request here is about store paths")
+    }
+
+    async fn has_blob(&self, _: &Digest) -> Result<bool, Error> {
+        panic!("no request here is about whether there is a blob")
+    }
+
+    async fn blob_size(&self, _: &Digest) -> Result<Option<u64>, Error> {
+        panic!("no request here is about sizes")
+    }
+
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        self.0.usage()
+    }
+
+    fn roots_version(&self) -> Result<u64, Error> {
+        self.0.roots_version()
+    }
+
+    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
+        self.0.wait_for_roots(seen, timeout)
+    }
+
+    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+        self.0.ingest()
+    }
+}
