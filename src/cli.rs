@@ -14,6 +14,7 @@ mod copy;
 mod daemon;
 mod export;
 mod failure;
+mod gc;
 mod generate;
 mod import;
 mod interrupt;
@@ -67,6 +68,7 @@ enum Verb {
     Virtiofs(virtiofs::Virtiofs),
     Verify(verify::Verify),
     Copy(copy::Copy),
+    Gc(gc::Gc),
     Serve(serve::Serve),
     Daemon(daemon::Daemon),
     CheckConfig(check_config::CheckConfig),
@@ -102,6 +104,7 @@ pub fn main() -> ExitCode {
         Verb::Virtiofs(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Copy(verb) => verb.run(),
+        Verb::Gc(verb) => verb.run(),
         Verb::Serve(verb) => verb.run(),
         Verb::Daemon(verb) => verb.run(),
         Verb::CheckConfig(verb) => verb.run(),

@@ -64,7 +64,7 @@ pub use mirrors::{Mirrors, Order};
 pub use needs::{Needs, needs};
 pub use object::ObjectStore;
 pub use plan::{Named, OpenError, OpenStores, Opened, Plan, open_all};
-pub use url::{check_url, must_exist, open};
+pub use url::{check_url, must_exist, open, open_local};
 
 /// Bytes of a blob that are read at once to hash it.
 const HASHED_AT_ONCE: usize = 1 << 20;

@@ -819,3 +819,35 @@ fn a_tree_deeper_than_any_path_goes_in_and_out() {
         assert_eq!(digest("again"), digest("deep"));
     }
 }
+
+#[test]
+fn gc_removes_what_no_root_leads_to_and_says_how_much() {
+    let place = Place::with_tree();
+    let text = |arguments: &[&str]| String::from_utf8(place.good(arguments)).unwrap();
+    fs::write(place.path("other"), vec![7; 3 << 20]).unwrap();
+    place.good(&["import", "other", "--name", "again"]);
+    fs::write(place.path("other"), "short").unwrap();
+    place.good(&["import", "other", "--name", "again"]);
+    assert!(text(&["gc"]).starts_with("removed 0 blobs (0 B), 0 directories; "));
+    let dry = text(&["gc", "--dry-run", "--grace", "0s"]);
+    assert!(
+        dry.starts_with("would remove 1 blobs (3.00 MiB), 0 directories: about "),
+        "{dry}"
+    );
+    let done: Value = serde_json::from_slice(&place.good(&["gc", "--grace=0s", "--json"])).unwrap();
+    assert_eq!(
+        (&done["blobs"], &done["blob_bytes"]),
+        (&1.into(), &(3 << 20).into())
+    );
+    assert!(done["freed"].as_u64().unwrap() >= 3 << 20, "{done}");
+    assert!(text(&["gc", "--grace=0s"]).starts_with("removed 0 blobs"));
+    place.good(&["verify"]);
+    let far = place.run(&["gc", "--store", "memory:"]);
+    let error = String::from_utf8(far.stderr).unwrap();
+    assert!(
+        error.contains("is no store in a folder (local:PATH)"),
+        "{error}"
+    );
+    let long = place.run(&["gc", "--grace", "2d"]);
+    assert_eq!(long.status.code(), Some(2));
+}

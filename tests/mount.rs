@@ -1,5 +1,7 @@
 //! The file system through a real mount, against the reference model.
 
+#[path = "kit/double.rs"]
+mod double;
 #[path = "kit/model.rs"]
 mod model;
 #[path = "kit/mounted.rs"]
@@ -20,9 +22,9 @@ use std::time::Duration;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, Root};
 use castore_fs::fs::{Options, Owner, Top};
-use castore_fs::nix::PathInfo;
-use castore_fs::store::{Answer, Damage, Error, Ingest, MemoryStore, Object, Store, Usage};
+use castore_fs::store::{MemoryStore, Store};
 use castore_fs::transport::fuse::Unmounted;
+use double::{Double, Fate};
 use model::{Model, directory, file, program, symlink};
 use mounted::{Mounted, can_mount, top_of};
 use parking_lot::RwLock;
@@ -873,84 +875,6 @@ fn an_unmount_from_outside_ends_the_session() {
 
 // Failing stores.
 
-/// A store in which some objects are broken, each in its way.
-#[derive(Debug)]
-struct Broken {
-    inner: MemoryStore,
-    damaged: Digest,
-    slow: Digest,
-    panics: Digest,
-}
-
-impl Broken {
-    fn check(&self, digest: &Digest, object: Object) -> Result<(), Error> {
-        if *digest == self.damaged {
-            return Err(Error::Damaged {
-                store: "broken:".into(),
-                object,
-                digest: *digest,
-                damage: Box::new(Damage::WrongBytes { offset: 0 }),
-            });
-        }
-        if *digest == self.slow {
-            return Err(Error::Timeout {
-                store: "broken:".into(),
-                after: Duration::from_secs(1),
-            });
-        }
-        assert_ne!(*digest, self.panics, "a bug, for the sake of the test");
-        Ok(())
-    }
-}
-
-#[async_trait::async_trait]
-impl Store for Broken {
-    fn url(&self) -> &str {
-        "broken:"
-    }
-    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
-        self.check(digest, Object::Directory)?;
-        self.inner.directory_now(digest)
-    }
-    fn read_now(
-        &self,
-        digest: &Digest,
-        size: u64,
-        offset: u64,
-        buffer: &mut [u8],
-    ) -> Result<Answer<usize>, Error> {
-        self.check(digest, Object::Blob)?;
-        self.inner.read_now(digest, size, offset, buffer)
-    }
-    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
-        self.inner.root_now(name)
-    }
-    async fn roots(&self) -> Result<Vec<Root>, Error> {
-        self.inner.roots().await
-    }
-    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
-        self.inner.path_info(name).await
-    }
-    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        self.inner.has_blob(digest).await
-    }
-    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
-        self.inner.blob_size(digest).await
-    }
-    fn usage(&self) -> Result<Option<Usage>, Error> {
-        self.inner.usage()
-    }
-    fn roots_version(&self) -> Result<u64, Error> {
-        self.inner.roots_version()
-    }
-    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
-        self.inner.wait_for_roots(seen, timeout)
-    }
-    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
-        self.inner.ingest()
-    }
-}
-
 #[test]
 fn what_is_damaged_or_missing_fails_alone_and_nothing_hangs() {
     if !can_mount() {
@@ -983,12 +907,10 @@ fn what_is_damaged_or_missing_fails_alone_and_nothing_hangs() {
     .unwrap();
     ingest.put_directory(&top).unwrap();
     ingest.commit().unwrap();
-    let store = Broken {
-        inner,
-        damaged: damaged_directory,
-        slow: Digest::of(b"slow"),
-        panics: Digest::of(b"panics"),
-    };
+    let store = Double::near("broken:", inner)
+        .damaging(&damaged_directory)
+        .with(&Digest::of(b"slow"), Fate::TimesOut)
+        .with(&Digest::of(b"panics"), Fate::Panics);
     let mount = Mounted::top(Arc::new(store), &top.node());
     // More times than there are workers.
     for _ in 0..8 {

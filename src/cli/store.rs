@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use castore_fs::service::Config;
-use castore_fs::store::{self, Blocking, Named, Needs, OpenStores, Plan, Store};
+use castore_fs::store::{self, Blocking, LocalStore, Named, Needs, OpenStores, Plan, Store};
 use clap::Args;
 use tokio::runtime::Runtime;
 
@@ -117,6 +117,21 @@ impl Place {
     /// Fails if the store would have to be made.
     pub(super) fn must_exist(&self) -> Result<(), Failure> {
         Ok(self.named.plan.must_exist()?)
+    }
+
+    /// Opens the store in its folder, if it is one: it has to be there.
+    pub(super) fn open_folder(&self) -> Result<LocalStore, Failure> {
+        self.must_exist()?;
+        let local = match &self.named.plan {
+            Plan::Url(url) => store::open_local(url)?,
+            _ => None,
+        };
+        local.ok_or_else(|| {
+            failure(format!(
+                "{} is no store in a folder (local:PATH), and only those collect garbage",
+                self.named.name
+            ))
+        })
     }
 
     /// Opens the store with a runtime of its own; makes it if there is none.

@@ -130,81 +130,10 @@ impl fmt::Debug for Blocking {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use async_trait::async_trait;
-
     use super::*;
     use crate::castore::{Name, Node};
+    use crate::double::Double;
     use crate::store::MemoryStore;
-
-    /// Has nothing at hand: every answer takes the async way.
-    #[derive(Debug)]
-    struct FarAway(MemoryStore);
-
-    #[async_trait]
-    impl Store for FarAway {
-        fn url(&self) -> &str {
-            "far:"
-        }
-        fn directory_now(&self, _: &Digest) -> Result<Answer<Directory>, Error> {
-            Ok(Answer::Wait)
-        }
-        fn read_now(
-            &self,
-            _: &Digest,
-            _: u64,
-            _: u64,
-            _: &mut [u8],
-        ) -> Result<Answer<usize>, Error> {
-            Ok(Answer::Wait)
-        }
-        fn root_now(&self, _: &[u8]) -> Result<Answer<Root>, Error> {
-            Ok(Answer::Wait)
-        }
-        async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
-            tokio::task::yield_now().await;
-            self.0.directory(digest).await
-        }
-        async fn read(
-            &self,
-            digest: &Digest,
-            size: u64,
-            offset: u64,
-            length: usize,
-        ) -> Result<Option<Bytes>, Error> {
-            tokio::task::yield_now().await;
-            self.0.read(digest, size, offset, length).await
-        }
-        async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
-            tokio::task::yield_now().await;
-            self.0.root(name).await
-        }
-        async fn roots(&self) -> Result<Vec<Root>, Error> {
-            self.0.roots().await
-        }
-        async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
-            self.0.path_info(name).await
-        }
-        async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-            self.0.has_blob(digest).await
-        }
-        async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
-            self.0.blob_size(digest).await
-        }
-        fn usage(&self) -> Result<Option<Usage>, Error> {
-            self.0.usage()
-        }
-        fn roots_version(&self) -> Result<u64, Error> {
-            self.0.roots_version()
-        }
-        fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
-            self.0.wait_for_roots(seen, timeout)
-        }
-        fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
-            self.0.ingest()
-        }
-    }
 
     #[test]
     fn what_is_far_away_is_waited_for() {
@@ -226,7 +155,7 @@ mod tests {
 
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let near: Arc<dyn Store> = Arc::new(memory.clone());
-        let far: Arc<dyn Store> = Arc::new(FarAway(memory));
+        let far: Arc<dyn Store> = Arc::new(Double::far("far:", memory));
         for store in [near, far] {
             let store = Blocking::new(store, runtime.handle().clone());
             assert_eq!(

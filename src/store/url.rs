@@ -39,8 +39,8 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     }
 }
 
-/// Opens the store that `url` names if that is one in a folder.
-pub(super) fn open_local(url: &str) -> Result<Option<LocalStore>, Error> {
+/// Opens the store that `url` names if that is one in a folder; nothing if it is of another kind.
+pub fn open_local(url: &str) -> Result<Option<LocalStore>, Error> {
     let Some(rest) = url.strip_prefix("local:") else {
         return Ok(None);
     };

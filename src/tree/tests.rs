@@ -1,7 +1,5 @@
 //! Trees out of a store, compared with the plain trees that went in.
 
-mod spoiled;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -18,9 +16,9 @@ use super::tar::write_tar;
 use super::verify::{self, Why};
 use super::{Error, Preference, Target, TreePath, Walk};
 use crate::castore::{Digest, Directory, Name, Node, NodeRef, Root, SymlinkTarget};
+use crate::double::Double;
 use crate::fixtures::{Tree, any_tree};
 use crate::store::{Blocking, Ingest, MemoryStore, Object, Store};
-use spoiled::Spoiled;
 
 /// A store with `tree` as its root `tree`, and the runtime that it waits on.
 struct Kept {
@@ -340,7 +338,7 @@ fn an_export_that_fails_leaves_nothing() {
         ("z", file(b"last")),
     ]);
     let kept = Kept::new(&tree);
-    let spoiled = Spoiled::new(kept.memory.clone()).without(&Digest::of(b"gone"));
+    let spoiled = Double::near("spoiled:", kept.memory.clone()).without(&Digest::of(b"gone"));
     let store = Blocking::new(Arc::new(spoiled), kept._runtime.handle().clone());
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("out");
@@ -418,7 +416,7 @@ fn verify_reads_each_object_once() {
     let part = directory([("x", file(b"same")), ("y", file(b"same")), ("z", file(b""))]);
     let tree = directory([("a", part.clone()), ("b", part.clone()), ("c", part)]);
     let kept = Kept::new(&tree);
-    let spoiled = Arc::new(Spoiled::new(kept.memory.clone()));
+    let spoiled = Arc::new(Double::near("spoiled:", kept.memory.clone()));
     let store = Blocking::new(spoiled.clone(), kept._runtime.handle().clone());
     let roots = [
         (TreePath::new(b"tree"), kept.node.clone()),
@@ -447,7 +445,7 @@ fn verify_names_every_path_that_damage_spoils() {
         ("good", directory([("good", file(b"good"))])),
     ]);
     let kept = Kept::new(&tree);
-    let spoiled = Spoiled::new(kept.memory.clone())
+    let spoiled = Double::near("spoiled:", kept.memory.clone())
         .without(&Digest::of(b"gone"))
         .without(&lost.node().digest().unwrap())
         .damaging(&Digest::of(b"bad"));
@@ -546,7 +544,8 @@ fn a_directory_that_cannot_be_read_is_one_error_of_a_walk() {
     let lost = directory([("x", file(b"x"))]);
     let tree = directory([("lost", lost.clone()), ("next", file(b"y"))]);
     let kept = Kept::new(&tree);
-    let spoiled = Spoiled::new(kept.memory.clone()).without(&lost.node().digest().unwrap());
+    let spoiled =
+        Double::near("spoiled:", kept.memory.clone()).without(&lost.node().digest().unwrap());
     let store = Blocking::new(Arc::new(spoiled), kept._runtime.handle().clone());
     let mut walk = Walk::new(&store, TreePath::new(b"tree"), kept.node.clone());
     let mut seen = Vec::new();

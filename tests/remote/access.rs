@@ -21,7 +21,7 @@ use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::faulty::Faulty;
+use super::double::Double;
 use super::server::Server;
 use super::{memory, noise, put_file};
 
@@ -181,9 +181,9 @@ async fn certificates_are_demanded_and_checked_on_both_sides() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_run_to_their_end_when_the_server_is_told_to_stop() {
     let (store, digest) = with_blob();
-    let slow = Arc::new(Faulty {
+    let slow = Arc::new(Double {
         inner: store,
-        ..Faulty::default()
+        ..Double::default()
     });
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
@@ -209,9 +209,9 @@ async fn calls_run_to_their_end_when_the_server_is_told_to_stop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_over_the_limit_wait_for_their_turn() {
     let (store, digest) = with_blob();
-    let slow = Arc::new(Faulty {
+    let slow = Arc::new(Double {
         inner: store,
-        ..Faulty::default()
+        ..Double::default()
     });
     let options = Options {
         streams: 3,

@@ -5,7 +5,8 @@ mod access;
 mod answers;
 mod copying;
 mod distance;
-mod faulty;
+#[path = "../kit/double.rs"]
+mod double;
 #[path = "../kit/http.rs"]
 mod http;
 #[path = "../kit/link.rs"]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use castore_fs::castore::{Digest, Directory};
 use castore_fs::store::{Answer, Error, MemoryStore, Store};
 
-use super::faulty::Faulty;
+use super::double::Double;
 use super::peer::Peer;
 use super::server::Server;
 use super::{digest_and_size, memory, name, noise, put_file, put_root, put_tree, walk};
@@ -26,10 +26,10 @@ async fn a_liar_never_gets_a_wrong_byte_through() {
     for len in [10, 300_000, 9 << 20] {
         let (store, blob) = with_blob(len);
         let (digest, size) = (Digest::of(&blob), len as u64);
-        let ours = Faulty {
+        let ours = Double {
             inner: store.clone(),
             flip_at: Some(size / 2),
-            ..Faulty::default()
+            ..Double::default()
         };
         let peer = Peer {
             store,
@@ -118,9 +118,9 @@ async fn right_chunks_of_a_wrong_list_get_no_byte_through_unless_asked_to_and_th
 #[tokio::test(flavor = "multi_thread")]
 async fn another_directory_than_the_one_asked_for_is_an_error() {
     let other = Directory::from_entries(Vec::new()).unwrap();
-    let liar = Faulty {
+    let liar = Double {
         swap_directories: Some(other),
-        ..Faulty::default()
+        ..Double::default()
     };
     let server = Server::tcp(Arc::new(liar));
     let error = server.client().directory(&Digest::of(b"asked")).await;
@@ -148,7 +148,7 @@ async fn a_node_that_lies_about_its_size_is_found_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_store_is_an_error_and_not_absence() {
-    let failing = Faulty::default();
+    let failing = Double::default();
     failing.fail.store(true, Ordering::Relaxed);
     let server = Server::tcp(Arc::new(failing));
     let client = server.client();
@@ -166,9 +166,9 @@ async fn a_failing_store_is_an_error_and_not_absence() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_hangs_costs_one_deadline_and_no_second() {
     let (store, blob) = with_blob(1000);
-    let hanging = Arc::new(Faulty {
+    let hanging = Arc::new(Double {
         inner: store,
-        ..Faulty::default()
+        ..Double::default()
     });
     let server = Server::tcp(hanging.clone());
     let client = server.client_with("first-byte-timeout=0.5&stall-timeout=0.5");

@@ -1,9 +1,10 @@
 //! virtiofs from the guest's side: a front end in this process drives real rings over a real
 //! socket. Real guests are in `tests/system/virtiofs`.
 
+#[path = "../kit/double.rs"]
+mod double;
 mod front_end;
 mod fuse;
-mod gated;
 mod handover;
 #[allow(dead_code, reason = "mounts are compared with it elsewhere")]
 #[path = "../kit/model.rs"]
@@ -14,14 +15,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use castore_fs::castore::Node;
+use castore_fs::castore::{Digest, Node};
 use castore_fs::fs::{Options, Top};
 use castore_fs::store::{MemoryStore, Store};
 use castore_fs::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, EndpointStatus, ROOT_TIMEOUT, Socket, Tag,
 };
+use double::{Double, Fate};
 use front_end::{Descriptor, EVENT_IDX, FrontEnd, INDIRECT, MEMORY, NEXT, TABLE, WRITE};
-use gated::Gated;
 use model::{Model, directory, file};
 use tokio::runtime::Runtime;
 use vhost::VhostBackend;
@@ -343,6 +344,14 @@ fn a_ring_that_contradicts_itself_rests_until_it_is_set_up_anew() {
     assert_eq!(guest.look_up(ROOT, "file").size, 7);
 }
 
+/// A store with the tree `model`, whose blobs can be made far away, and one of which makes it panic.
+fn gated(model: &Model) -> (Arc<Double>, Node) {
+    let inner = MemoryStore::new();
+    let node = model.put_root(&inner, "root");
+    let store = Double::near("gated:", inner).with(&Digest::of(b"panics"), Fate::Panics);
+    (Arc::new(store), node)
+}
+
 fn processor_time() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
@@ -350,7 +359,7 @@ fn processor_time() -> Duration {
 
 #[test]
 fn requests_that_wait_keep_no_other_from_being_served() {
-    let (store, node) = Gated::store(&directory([
+    let (store, node) = gated(&directory([
         ("far", file(pattern(1000))),
         ("near", file("near")),
     ]));
@@ -379,7 +388,7 @@ fn requests_that_wait_keep_no_other_from_being_served() {
 /// The guest resets while we wait for a far store: its memory is somebody else's now.
 #[test]
 fn a_queue_that_stops_answers_what_waits_and_nothing_is_written_later() {
-    let (store, node) = Gated::store(&directory([("far", file(pattern(1000)))]));
+    let (store, node) = gated(&directory([("far", file(pattern(1000)))]));
     let served = Served::new(store.clone(), top_of(&node));
     let mut guest = served.mounted();
     let far = guest.look_up(ROOT, "far");
@@ -469,7 +478,7 @@ fn forgetting_on_the_high_priority_queue_frees_nodes() {
 
 #[test]
 fn a_panic_in_a_store_is_one_requests_eio() {
-    let (store, node) = Gated::store(&directory([
+    let (store, node) = gated(&directory([
         ("panics", file("panics")),
         ("fine", file("ok")),
     ]));

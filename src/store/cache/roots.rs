@@ -49,6 +49,8 @@ struct State {
     version: u64,
     /// Names that were forgotten, and are on the disk yet.
     forgotten: Vec<Bytes>,
+    /// Something became known that is not on the disk.
+    news: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -149,6 +151,7 @@ impl Roots {
         known.outdated = false;
         known.served_old = false;
         known.dirty = true;
+        state.news |= changed;
         if was_other || was_absent {
             state.version += 1;
         }
@@ -181,6 +184,7 @@ impl Roots {
         {
             known.kept.path_info = Some(Box::new(info.clone()));
             known.dirty = true;
+            state.news = true;
         }
     }
 
@@ -256,9 +260,16 @@ impl Roots {
         }
     }
 
+    /// Whether something is to be written to the disk that is not merely a use.
+    pub(super) fn has_news(&self) -> bool {
+        let state = self.state.lock();
+        !state.forgotten.is_empty() || state.news
+    }
+
     /// What is to be written to the disk, as it is now; it counts as written.
     pub(super) fn changes(&self) -> Vec<(Bytes, Option<CachedRoot>)> {
         let mut state = self.state.lock();
+        state.news = false;
         let mut changes: Vec<_> = std::mem::take(&mut state.forgotten)
             .into_iter()
             .map(|name| (name, None))

@@ -9,11 +9,11 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::roots::Roots;
 use super::touched::Touched;
@@ -37,6 +37,10 @@ const OVERHEAD: usize = 256;
 /// How long nothing is kept after a failure, first and at most; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Room that the disk has to have before anything is kept again after a failure, in bytes.
+const TRIED: u64 = 8 << 20;
+/// How long the end of a cache waits for what is about to be put into the queue.
+const LAST_CALL: Duration = Duration::from_secs(2);
 /// Eviction goes on until so many hundredths of the size are left.
 const AFTER_EVICTION: u64 = 90;
 /// Passes over the roots to come down to a size: what a small object takes is not known exactly.
@@ -83,17 +87,18 @@ pub(super) struct Writer {
     evictions: AtomicU64,
     not_kept: AtomicU64,
     repairs: AtomicU64,
-    /// Somebody wants room to be made.
-    evict: AtomicBool,
     degraded: Mutex<Option<Degraded>>,
+    remembering: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     writes: Vec<Write>,
     bytes: usize,
-    /// Bytes that are being written.
+    /// Some are being written.
     writing: bool,
+    /// Objects that have come, and lack something yet before they can be kept.
+    expected: usize,
     /// Whoever flushes does not want to linger.
     hurry: bool,
     closed: bool,
@@ -122,8 +127,8 @@ impl Writer {
             evictions: AtomicU64::new(0),
             not_kept: AtomicU64::new(0),
             repairs: AtomicU64::new(0),
-            evict: AtomicBool::new(false),
             degraded: Mutex::default(),
+            remembering: Mutex::default(),
         })
     }
 
@@ -146,8 +151,12 @@ impl Writer {
         degraded.as_ref().map(|degraded| degraded.why.clone())
     }
 
-    /// Notes that the near store has this damaged: what comes for it is put in its place.
+    /// Notes that the near store failed to give this. If it is damaged, what comes for it is put in
+    /// its place; if the disk fails, nothing is kept for a while.
     pub(super) fn note_spoiled(&self, digest: &Digest, error: &Error) {
+        if !matches!(error, Error::Damaged { .. }) {
+            return self.degrade(error.to_string());
+        }
         if self.spoiled.lock().insert(*digest) {
             tracing::warn!("it is fetched anew: {error}");
         }
@@ -177,6 +186,12 @@ impl Writer {
         self.filled.notify_one();
     }
 
+    /// Announces an object that will be put into the queue while the result lives.
+    pub(super) fn expect(self: &Arc<Self>) -> Expected {
+        self.queue.lock().expected += 1;
+        Expected(self.clone())
+    }
+
     /// Whether there is plenty of room in the queue.
     pub(super) fn has_room(&self) -> bool {
         self.queue.lock().bytes < QUEUE / 2
@@ -185,6 +200,7 @@ impl Writer {
     /// Waits until everything that was put into the queue is written, or given up.
     pub(super) fn flush(&self) {
         let mut queue = self.queue.lock();
+        self.await_expected(&mut queue);
         while !queue.writes.is_empty() || queue.writing {
             queue.hurry = true;
             self.filled.notify_one();
@@ -198,37 +214,38 @@ impl Writer {
 
     /// Ends the thread when it has written what is in the queue.
     pub(super) fn close(&self) {
-        self.queue.lock().closed = true;
+        let mut queue = self.queue.lock();
+        self.await_expected(&mut queue);
+        queue.closed = true;
+        drop(queue);
         self.filled.notify_one();
     }
 
-    /// Has the thread make room, if room is lacking.
-    pub(super) fn make_room_soon(&self) {
-        self.evict.store(true, Ordering::Release);
-        self.filled.notify_one();
+    fn await_expected(&self, queue: &mut MutexGuard<'_, Queue>) {
+        let deadline = Instant::now() + LAST_CALL;
+        while queue.expected > 0 && !self.drained.wait_until(queue, deadline).timed_out() {}
     }
 
     /// What the thread does; `tick` is called now and then.
     pub(super) fn run(&self, tick: impl Fn()) {
         let _ended = Ended(self);
         self.size.store(self.near.disk_usage(), Ordering::Relaxed);
-        self.make_room_soon();
         let mut remembered = Instant::now();
         loop {
             let (writes, closed) = self.next();
             self.touched.tick(roots::now() / 1000);
-            if self.evict.swap(false, Ordering::AcqRel) || !writes.is_empty() {
-                self.look_after_room();
-            }
-            if !writes.is_empty() {
-                self.write(&writes);
+            self.look_after_room();
+            match writes.is_empty() {
+                true => self.try_again(),
+                false => self.write(&writes),
             }
             let mut queue = self.queue.lock();
             queue.writing = false;
             queue.hurry &= !queue.writes.is_empty();
             drop(queue);
             self.drained.notify_all();
-            if remembered.elapsed() >= REMEMBER || closed {
+            // What is new at once, so that a crash costs no root; mere uses now and then.
+            if remembered.elapsed() >= REMEMBER || closed || self.roots.has_news() {
                 if let Err(error) = self.remember() {
                     self.degrade(error.to_string());
                 }
@@ -263,10 +280,7 @@ impl Writer {
         match self.try_write(writes) {
             Ok(added) => {
                 self.size.fetch_add(added, Ordering::Relaxed);
-                if let Some(degraded) = self.degraded.lock().take() {
-                    let store = self.near.url();
-                    tracing::info!("{store} keeps what is read again, after: {}", degraded.why);
-                }
+                self.recovered();
             }
             Err(error) => {
                 self.not_kept
@@ -274,6 +288,43 @@ impl Writer {
                 self.degrade(error.to_string());
             }
         }
+    }
+
+    fn recovered(&self) {
+        if let Some(degraded) = self.degraded.lock().take() {
+            let store = self.near.url();
+            tracing::info!("{store} keeps what is read again, after: {}", degraded.why);
+        }
+    }
+
+    /// After a failure: whether there is a point in keeping things again.
+    fn try_again(&self) {
+        let over = {
+            let degraded = self.degraded.lock();
+            degraded
+                .as_ref()
+                .is_some_and(|degraded| degraded.until <= Instant::now())
+        };
+        if over {
+            let tried = self.check_room().and_then(|()| self.near.check_room(TRIED));
+            match tried {
+                Ok(()) => self.recovered(),
+                Err(error) => self.degrade(error.to_string()),
+            }
+        }
+    }
+
+    /// Fails if there is to be nothing more in the cache.
+    fn check_room(&self) -> Result<(), Error> {
+        if let Some(keep_free) = self.options.keep_free
+            && self.near.disk_free()? < keep_free
+        {
+            return Err(self.short_of_room(format!("{keep_free} bytes are to stay free")));
+        }
+        if self.options.size.is_some_and(|size| self.size() > size) {
+            return Err(self.short_of_room("what is pinned takes all of its size".to_owned()));
+        }
+        Ok(())
     }
 
     fn degrade(&self, why: String) {
@@ -294,14 +345,7 @@ impl Writer {
 
     /// Gives the bytes that were added.
     fn try_write(&self, writes: &[Write]) -> Result<u64, Error> {
-        if let Some(keep_free) = self.options.keep_free
-            && self.near.disk_free()? < keep_free
-        {
-            return Err(self.short_of_room(format!("{keep_free} bytes are to stay free")));
-        }
-        if self.options.size.is_some_and(|size| self.size() > size) {
-            return Err(self.short_of_room("what is pinned takes all of its size".to_owned()));
-        }
+        self.check_room()?;
         let spoiled = self.spoiled.lock().clone();
         let ingest = self.near.addition()?;
         spoiled.iter().for_each(|digest| ingest.replace(digest));
@@ -373,6 +417,8 @@ impl Writer {
 
     /// Writes what is remembered of roots.
     pub(super) fn remember(&self) -> Result<(), Error> {
+        // What another thread is about to write is written when this returns.
+        let _one_at_a_time = self.remembering.lock();
         let changes = self.roots.changes();
         if changes.is_empty() {
             return Ok(());
@@ -456,6 +502,18 @@ impl Writer {
             in_order: in_order.into_iter().map(|(_, node)| node).collect(),
             budget,
         })
+    }
+}
+
+/// An object that will be put into the queue, or not, before this is dropped.
+pub(super) struct Expected(Arc<Writer>);
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue.lock();
+        queue.expected = queue.expected.saturating_sub(1);
+        drop(queue);
+        self.0.drained.notify_all();
     }
 }
 

@@ -54,7 +54,7 @@ pub struct GcOptions {
 impl Default for GcOptions {
     fn default() -> Self {
         Self {
-            grace: Duration::from_secs(3600),
+            grace: Duration::from_secs(60 * 60),
             dry_run: false,
             patience: Duration::from_secs(60),
         }
@@ -91,7 +91,7 @@ struct Plan {
 }
 
 impl LocalStore {
-    /// Removes everything that no root node leads to (see the [module](self) on what is spared).
+    /// Removes everything that no root node leads to, less what is younger than the grace.
     /// Root nodes that a cache remembers count, and what is below them stays.
     ///
     /// Fails if additions under way do not end within the patience, and if a Directory below a root

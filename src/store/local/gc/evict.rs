@@ -31,6 +31,8 @@ pub(in crate::store) struct Keep {
 /// Room that is left, as the objects that stay are counted.
 struct Room<'a> {
     left: u64,
+    /// Something did not fit.
+    full: bool,
     parts: &'a HashMap<Digest, u64>,
 }
 
@@ -50,8 +52,14 @@ impl LocalStore {
         Ok(found.f_bavail * found.f_frsize)
     }
 
-    /// Removes what is not to be kept. Of the node that does not fit any more, what comes first in a
-    /// walk stays; nothing stays of those behind it.
+    /// Fails if the disk has no room for `bytes`, or cannot be written to.
+    pub(in crate::store) fn check_room(&self, bytes: u64) -> Result<(), Error> {
+        self.0.folder.check_writable()?;
+        self.0.folder.check_room(bytes)
+    }
+
+    /// Removes what is not to be kept. Of the first node that does not fit, as much stays as does, in
+    /// the order of a walk; nothing stays of those behind it.
     pub(in crate::store) fn evict(&self, keep: &Keep) -> Result<Collected, Error> {
         let store = &*self.0;
         let mut marks = Marks::default();
@@ -59,6 +67,7 @@ impl LocalStore {
             let parts: HashMap<_, _> = store.parts.sizes().into_iter().collect();
             let mut room = Room {
                 left: u64::MAX,
+                full: false,
                 parts: &parts,
             };
             for root in snapshot.roots()? {
@@ -69,7 +78,8 @@ impl LocalStore {
             }
             room.left = keep.budget.saturating_sub(u64::MAX - room.left);
             for node in &keep.in_order {
-                if !room.keep(store, snapshot, marks, node.borrow())? {
+                room.keep(store, snapshot, marks, node.borrow())?;
+                if room.full {
                     break;
                 }
             }
@@ -141,16 +151,16 @@ fn last_use_below(
 }
 
 impl Room<'_> {
-    /// Marks what is there of a node and below it; false if that did not fit.
+    /// Marks what is there of a node and below it, but for what does not fit.
     fn keep(
         &mut self,
         store: &Inner,
         snapshot: &Snapshot,
         marks: &mut Marks,
         node: NodeRef<'_>,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
         let top = match node {
-            NodeRef::Symlink { .. } => return Ok(true),
+            NodeRef::Symlink { .. } => return Ok(()),
             NodeRef::File { digest, .. } => return self.keep_blob(snapshot, marks, digest),
             NodeRef::Directory { digest, .. } => digest,
         };
@@ -163,7 +173,7 @@ impl Room<'_> {
                 continue;
             };
             if !self.take(space::record_len(&at)) {
-                return Ok(false);
+                continue;
             }
             marks.directory(digest);
             let Ok(directory) = store.files.directory(&digest, at) else {
@@ -175,16 +185,14 @@ impl Room<'_> {
                 match entry.node {
                     NodeRef::Symlink { .. } => {}
                     NodeRef::File { digest, .. } => {
-                        if !self.keep_blob(snapshot, marks, digest)? {
-                            return Ok(false);
-                        }
+                        self.keep_blob(snapshot, marks, digest)?;
                     }
                     NodeRef::Directory { digest, .. } => next.push(digest),
                 }
             }
             next[from..].reverse();
         }
-        Ok(true)
+        Ok(())
     }
 
     fn keep_blob(
@@ -192,20 +200,19 @@ impl Room<'_> {
         snapshot: &Snapshot,
         marks: &mut Marks,
         digest: Digest,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
         if marks.has_blob(&digest) {
-            return Ok(true);
+            return Ok(());
         }
         let stored = snapshot.blob(&digest)?.map_or(0, |at| match at.kind {
             Kind::Large => at.len + space::record_len(&at),
             _ => space::record_len(&at),
         });
         let part = self.parts.get(&digest).copied().unwrap_or(0);
-        let fits = self.take(stored + part);
-        if fits {
+        if self.take(stored + part) {
             marks.blob(digest);
         }
-        Ok(fits)
+        Ok(())
     }
 
     fn take(&mut self, bytes: u64) -> bool {
@@ -214,7 +221,10 @@ impl Room<'_> {
                 self.left = left;
                 true
             }
-            None => false,
+            None => {
+                self.full = true;
+                false
+            }
         }
     }
 }

@@ -22,9 +22,9 @@ const PINNED: u8 = 1;
 /// A root node of the store behind a cache.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(in crate::store) struct CachedRoot {
-    /// When the other store last said so, in seconds since 1970.
+    /// When the other store last said so, in milliseconds since 1970.
     pub(in crate::store) asked: u64,
-    /// When somebody last used it, in seconds since 1970.
+    /// When somebody last used it, in milliseconds since 1970.
     pub(in crate::store) used: u64,
     /// Whether what is below it stays, used or not.
     pub(in crate::store) pinned: bool,

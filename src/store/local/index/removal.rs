@@ -25,7 +25,7 @@ pub(super) const PAST_ROOTS: TableDefinition<(u64, &[u8]), &[u8]> =
     TableDefinition::new("past_roots");
 
 /// How far back the two tables go.
-pub(in crate::store::local) const MEMORY: Duration = Duration::from_secs(24 * 3600);
+pub(in crate::store::local) const MEMORY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Seconds that one entry of `AGES` stands for.
 const MINUTE: u64 = 60;
 

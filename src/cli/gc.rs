@@ -1,0 +1,89 @@
+//! `castore-fs gc`.
+
+use std::io::Write;
+use std::time::Duration;
+
+use castore_fs::service::config::Span;
+use castore_fs::store::GcOptions;
+use clap::Args;
+use indicatif::{HumanBytes, HumanCount};
+
+use super::failure::Failure;
+use super::output::Output;
+use super::store::StoreArguments;
+
+/// Remove everything that no root leads to, and give its room back to the disk
+///
+/// Works on a local: store, beside whoever reads it and imports into it: an import that is under way
+/// is waited for. What was added within the grace period stays, and so does what was below a root
+/// that was removed within it: a mount may still show that. Of a store that is a cache, what it knows
+/// the roots of stays.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs gc --dry-run
+  castore-fs gc --store local:/srv/castore --grace 10min")]
+pub(super) struct Gc {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// Only say what would be removed
+    #[arg(long)]
+    dry_run: bool,
+    /// How old what is removed has to be, at most 1d: 0s spares nothing
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = grace)]
+    grace: Duration,
+    /// How long to wait for imports that are under way
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = time)]
+    wait: Duration,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    text.parse().map(|Span(time)| time)
+}
+
+fn grace(text: &str) -> Result<Duration, String> {
+    let grace = time(text)?;
+    match grace <= Duration::from_secs(24 * 60 * 60) {
+        true => Ok(grace),
+        false => Err("a store remembers one day; write 1d or less".to_owned()),
+    }
+}
+
+impl Gc {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let store = self.store.place()?.open_folder()?;
+        let collected = store.collect_garbage(&GcOptions {
+            grace: self.grace,
+            dry_run: self.dry_run,
+            patience: self.wait,
+        })?;
+        let mut output = Output::open()?;
+        if self.json {
+            output.json(&collected)?;
+        } else {
+            let did = match self.dry_run {
+                true => "would remove",
+                false => "removed",
+            };
+            let objects = format!(
+                "{did} {} blobs ({}), {} directories",
+                HumanCount(collected.blobs),
+                HumanBytes(collected.blob_bytes),
+                HumanCount(collected.directories),
+            );
+            let parts = match collected.parts {
+                0 => String::new(),
+                parts => format!(", parts of {} blobs", HumanCount(parts)),
+            };
+            let freed = HumanBytes(collected.freed);
+            match self.dry_run {
+                true => writeln!(output, "{objects}{parts}: about {freed}")?,
+                false => writeln!(output, "{objects}{parts}; the disk has {freed} back")?,
+            }
+        }
+        output.flush()?;
+        Ok(())
+    }
+}

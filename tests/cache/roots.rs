@@ -1,0 +1,110 @@
+//! Root nodes: how long an answer holds, and what goes on without the far store.
+
+use std::time::{Duration, Instant};
+
+use castore_fs::store::{Answer, CacheOptions, LocalStore, Store};
+
+use crate::keeping::wait_until;
+use crate::tree::*;
+
+#[test]
+fn a_change_in_the_far_store_is_seen_at_once_if_it_tells() {
+    let near = tempfile::tempdir().unwrap();
+    let far_store = far([1]);
+    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let store = blocking(cache.clone());
+    let before = store.root(b"tree1").unwrap().unwrap();
+    assert_eq!(store.root(b"other").unwrap(), None);
+    assert_eq!(
+        cache.root_now(b"tree1").unwrap(),
+        Answer::Found(before.clone())
+    );
+    assert_eq!(cache.root_now(b"other").unwrap(), Answer::Absent);
+    let version = cache.roots_version().unwrap();
+    let (told, waited) = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let begun = Instant::now();
+            let told = cache.wait_for_roots(version, Duration::from_secs(20));
+            (told.unwrap(), begun.elapsed())
+        });
+        tree(2).put_root(&far_store.inner, "tree1");
+        tree(2).put_root(&far_store.inner, "other");
+        waiting.join().unwrap()
+    });
+    assert_ne!(told, version);
+    assert!(waited < Duration::from_secs(10), "{waited:?}");
+    assert_ne!(store.root(b"tree1").unwrap().unwrap().node, before.node);
+    assert!(store.root(b"other").unwrap().is_some());
+    assert_eq!(store.roots().unwrap().len(), 2);
+}
+
+#[test]
+fn without_the_far_store_old_answers_go_on_and_misses_fail_at_once() {
+    let near = tempfile::tempdir().unwrap();
+    let far_store = far([1]);
+    let options = CacheOptions {
+        roots_max_age: Duration::ZERO,
+        ..CacheOptions::default()
+    };
+    drop({
+        let cache = cache(near.path(), &far_store, options.clone());
+        blocking(cache.clone()).root(b"tree1").unwrap();
+        cache
+    });
+    far_store.set(&far_store.unreachable, true);
+    far_store
+        .delay
+        .store(400, std::sync::atomic::Ordering::Relaxed);
+    let cache = cache(near.path(), &far_store, options);
+    let store = blocking(cache.clone());
+    assert!(
+        store.root(b"tree1").unwrap().is_some(),
+        "asked, it is not there"
+    );
+    // Nobody waits a second time: neither for what is known nor for what is not.
+    let begun = Instant::now();
+    assert!(store.root(b"tree1").unwrap().is_some());
+    let error = store.root(b"unknown").unwrap_err().to_string();
+    assert!(error.contains("nobody is there"), "{error}");
+    assert_eq!(store.roots().unwrap().len(), 1);
+    assert!(
+        begun.elapsed() < Duration::from_millis(300),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(cache.status().far_down.is_some());
+    // Back again, with another node: whoever holds on to the old one learns of it.
+    far_store
+        .delay
+        .store(0, std::sync::atomic::Ordering::Relaxed);
+    let version = cache.roots_version().unwrap();
+    far_store.set(&far_store.unreachable, false);
+    tree(2).put_root(&far_store.inner, "tree1");
+    wait_until("the change is noticed", || {
+        cache.roots_version().unwrap() > version + 1
+    });
+    wait_until("the far store is up", || cache.status().far_down.is_none());
+}
+
+#[test]
+fn the_near_stores_own_roots_are_served_first_and_a_listing_has_both() {
+    let near = tempfile::tempdir().unwrap();
+    let local = LocalStore::open(near.path()).unwrap();
+    let own = tree(9).put_root(&local, "tree1");
+    tree(8).put_root(&local, "own");
+    let far_store = far([1, 2]);
+    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let store = blocking(cache.clone());
+    assert_eq!(store.root(b"tree1").unwrap().unwrap().node, own);
+    let names: Vec<_> = store
+        .roots()
+        .unwrap()
+        .into_iter()
+        .map(|root| root.name.to_string())
+        .collect();
+    assert_eq!(names, ["own", "tree1", "tree2"]);
+    let listed = store.roots().unwrap();
+    assert_eq!(listed[1].node, own);
+    cache.drop_cache().unwrap();
+    read_all(&blocking(local), &tree(9), &own).unwrap();
+}

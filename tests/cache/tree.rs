@@ -1,0 +1,101 @@
+//! Trees to read through a cache, and readers of them.
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use castore_fs::castore::{Digest, Name, Node};
+use castore_fs::store::{Blocking, Cache, CacheOptions, Error, LocalStore, MemoryStore, Store};
+use tokio::runtime::Runtime;
+
+use crate::double::Double;
+use crate::model::{Model, directory, file};
+
+pub static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+
+/// Bytes that look like nothing, the same for the same `seed`.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes = vec![0; len];
+    random.fill(&mut bytes);
+    bytes
+}
+
+pub fn name(text: &str) -> Name {
+    Name::new(text.as_bytes()).unwrap()
+}
+
+/// Small files, files of several groups, and one of several parts: some 3 MB.
+pub fn tree(seed: u64) -> Model {
+    let own = |at: u64| file(noise(seed * 100 + at, 1000 + 7001 * at as usize));
+    directory([
+        ("empty", file("")),
+        ("few", directory((0..5).map(|at| (at.to_string(), own(at))))),
+        ("large", file(noise(seed * 100 + 50, (2 << 20) + 333))),
+        (
+            "more",
+            directory((5..40).map(|at| (at.to_string(), own(at)))),
+        ),
+        ("small", file(noise(seed * 100 + 60, 100))),
+    ])
+}
+
+/// A store that has the trees of `seeds` as `tree<seed>`.
+pub fn store_with(seeds: impl IntoIterator<Item = u64>) -> MemoryStore {
+    let store = MemoryStore::new();
+    for seed in seeds {
+        tree(seed).put_root(&store, &format!("tree{seed}"));
+    }
+    store
+}
+
+pub fn far(seeds: impl IntoIterator<Item = u64>) -> Arc<Double> {
+    Arc::new(Double::far("far:", store_with(seeds)))
+}
+
+pub fn cache(near: &Path, far: &Arc<Double>, options: CacheOptions) -> Cache {
+    Cache::new(LocalStore::open(near).unwrap(), far.clone(), options).unwrap()
+}
+
+pub fn blocking(store: impl Store + 'static) -> Blocking {
+    Blocking::new(Arc::new(store), RUNTIME.handle().clone())
+}
+
+/// Reads everything below `node` in awkward pieces, and checks every byte.
+pub fn read_all(store: &Blocking, model: &Model, node: &Node) -> Result<(), Error> {
+    match (model, node) {
+        (Model::Directory(entries), Node::Directory { digest, .. }) => {
+            let found = store.directory(digest)?;
+            let found = found.unwrap_or_else(|| panic!("directory {digest} is absent"));
+            for entry in found.iter() {
+                read_all(store, &entries[entry.name], &entry.node.to_owned().unwrap())?;
+            }
+            Ok(())
+        }
+        (Model::File { bytes, .. }, Node::File { digest, size, .. }) => {
+            let mut piece = vec![0; 300_001];
+            let mut at = 0;
+            while at < bytes.len() {
+                let read = store.read(digest, *size, at as u64, &mut piece)?;
+                let read = read.unwrap_or_else(|| panic!("blob {digest} is absent"));
+                assert!(read > 0);
+                assert!(piece[..read] == bytes[at..at + read], "wrong bytes at {at}");
+                at += read;
+            }
+            Ok(())
+        }
+        other => panic!("{other:?} do not match"),
+    }
+}
+
+/// Reads the tree of `seed` through its root.
+pub fn read_tree(store: &Blocking, seed: u64) -> Result<(), Error> {
+    let root = store.root(format!("tree{seed}").as_bytes())?;
+    read_all(store, &tree(seed), &root.expect("the root is there").node)
+}
+
+/// Whether the blob that `bytes` are is whole in a store.
+pub fn has(store: &impl Store, bytes: &[u8]) -> bool {
+    RUNTIME
+        .block_on(store.has_blob(&Digest::of(bytes)))
+        .unwrap()
+}

@@ -1,0 +1,333 @@
+//! Trouble at either end, and what a reader notices of it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store, open};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::double::Double;
+use crate::keeping::wait_until;
+use crate::model::file;
+use crate::skip::skip;
+use crate::tree::*;
+
+/// A mount that goes with its guard.
+pub struct Disk(PathBuf);
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+/// Mounts a disk in memory; says why and gives nothing where that is not allowed.
+pub fn small_disk(at: &Path, bytes: u64) -> Option<Disk> {
+    let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+    match mount("none", at, "tmpfs", MountFlags::empty(), options.as_c_str()) {
+        Ok(()) => Some(Disk(at.to_owned())),
+        Err(error) => {
+            skip(&format!(
+                "a tmpfs cannot be mounted here ({error}); run as root"
+            ));
+            None
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_makes_the_cache_stream_and_it_recovers() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(_disk) = small_disk(folder.path(), 24 << 20) else {
+        return;
+    };
+    let far_store = far(0..3);
+    let cache = cache(
+        &folder.path().join("near"),
+        &far_store,
+        CacheOptions::default(),
+    );
+    read_tree(&blocking(cache.clone()), 0).unwrap();
+    cache.flush();
+    let filler = folder.path().join("filler");
+    let file = fs::File::create(&filler).unwrap();
+    let found = rustix::fs::statvfs(folder.path()).unwrap();
+    let rest = found.f_bavail * found.f_frsize;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, rest).unwrap();
+    for _ in 0..2 {
+        read_tree(&blocking(cache.clone()), 1).unwrap();
+        cache.flush();
+    }
+    let why = cache.status().degraded.unwrap();
+    assert!(why.contains("free some space"), "{why}");
+    assert!(cache.status().not_kept > 0);
+    read_tree(&blocking(cache.clone()), 0).unwrap();
+    drop(file);
+    fs::remove_file(&filler).unwrap();
+    wait_until("it keeps again", || {
+        read_tree(&blocking(cache.clone()), 2).unwrap();
+        cache.flush();
+        cache.status().degraded.is_none()
+    });
+    // What was not kept and has left the memory is fetched again, and kept then.
+    drop(cache);
+    let cache = crate::tree::cache(
+        &folder.path().join("near"),
+        &far_store,
+        CacheOptions::default(),
+    );
+    for seed in 0..3 {
+        read_tree(&blocking(cache.clone()), seed).unwrap();
+    }
+    cache.flush();
+    far_store.set(&far_store.unreachable, true);
+    for seed in 0..3 {
+        read_tree(&blocking(cache.clone()), seed).unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_byte_in_the_near_store_is_noticed_and_fetched_anew() {
+    let near = tempfile::tempdir().unwrap();
+    let far_store = far([1]);
+    let first = cache(near.path(), &far_store, CacheOptions::default());
+    read_tree(&blocking(first.clone()), 1).unwrap();
+    first.flush();
+    wait_until("the large blob is whole", || {
+        first.near().usage().unwrap().unwrap().blobs == 42
+    });
+    drop(first);
+    let mut spoilt = 0;
+    for file in files(near.path()) {
+        let text = file.to_string_lossy();
+        if !text.contains("/packs/") && !text.contains("/blobs/") {
+            continue;
+        }
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&file)
+            .unwrap();
+        let len = file.metadata().unwrap().len();
+        // In every object of more than a few bytes.
+        for at in (100..len).step_by(997) {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            spoilt += 1;
+        }
+    }
+    assert!(spoilt > 1000);
+    let again = cache(near.path(), &far_store, CacheOptions::default());
+    read_tree(&blocking(again.clone()), 1).unwrap();
+    again.flush();
+    wait_until("everything is repaired", || {
+        read_tree(&blocking(again.clone()), 1).unwrap();
+        again.flush();
+        again.status().repairs >= 40
+    });
+    drop(again);
+    far_store.set(&far_store.unreachable, true);
+    let again = cache(near.path(), &far_store, CacheOptions::default());
+    read_tree(&blocking(again.clone()), 1).unwrap();
+    assert_eq!(again.status().repairs, 0);
+}
+
+#[test]
+fn a_damaged_part_or_its_map_is_noticed_and_fetched_anew() {
+    let near = tempfile::tempdir().unwrap();
+    let bytes = noise(5, 4 << 20);
+    let digest = castore_fs::castore::Digest::of(&bytes);
+    let memory = MemoryStore::new();
+    file(bytes.clone()).put_root(&memory, "large");
+    let far_store = Arc::new(Double::far("far:", memory));
+    let read = |cache: &Cache| {
+        let mut buffer = vec![0; 600_000];
+        let read = blocking(cache.clone()).read(&digest, 4 << 20, 1_000_000, &mut buffer);
+        assert_eq!(read.unwrap(), Some(600_000));
+        assert!(buffer[..] == bytes[1_000_000..1_600_000]);
+    };
+    drop({
+        let cache = cache(near.path(), &far_store, CacheOptions::default());
+        read(&cache);
+        cache.flush();
+        cache
+    });
+    let hex = digest.to_hex();
+    let part = |end: &str| near.path().join("parts").join(format!("{hex}.{end}"));
+    let spoil = |path: &Path, at: u64| {
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0xff], at).unwrap();
+    };
+    for (end, at) in [("data", 1_234_567), ("map", 100), ("map", 20), ("map", 0)] {
+        spoil(&part(end), at);
+        let before = far_store.reads.load(Ordering::Relaxed);
+        let cache = cache(near.path(), &far_store, CacheOptions::default());
+        read(&cache);
+        assert!(
+            far_store.reads.load(Ordering::Relaxed) > before,
+            "{end} at {at}"
+        );
+        cache.flush();
+        wait_until("the part is kept", || {
+            let mut buffer = [0; 10];
+            drop(cache.near().clone());
+            cache
+                .read_now(&digest, 4 << 20, 1_000_000, &mut buffer)
+                .is_ok()
+                && part("map").exists()
+        });
+        drop(cache);
+    }
+    // Bits that say too much are found out by the bytes.
+    let map = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(part("map"))
+        .unwrap();
+    let len = map.metadata().unwrap().len();
+    map.write_all_at(&[0xff; 2], len - 2).unwrap();
+    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    let whole = RUNTIME
+        .block_on(cache.read(&digest, 4 << 20, 0, 4 << 20))
+        .unwrap();
+    assert!(whole.unwrap()[..] == bytes[..]);
+}
+
+fn files(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| match path.is_dir() {
+            true => files(&path),
+            false => vec![path],
+        })
+        .collect()
+}
+
+#[test]
+fn a_liar_gets_no_wrong_byte_into_the_near_store() {
+    let near = tempfile::tempdir().unwrap();
+    let mut liar = Double::far("liar:", store_with([1]));
+    liar.flip_at = Some(50);
+    let liar = Arc::new(liar);
+    let lied = cache(near.path(), &liar, CacheOptions::default());
+    let error = read_tree(&blocking(lied.clone()), 1).unwrap_err();
+    assert!(error.to_string().contains("liar:"), "{error}");
+    drop(lied);
+    let short = far([1]);
+    short.set(&short.truncate, true);
+    let cut = cache(near.path(), &short, CacheOptions::default());
+    let error = read_tree(&blocking(cut.clone()), 1)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("bytes instead of"), "{error}");
+    drop(cut);
+    let honest = far([1]);
+    read_tree(
+        &blocking(cache(near.path(), &honest, CacheOptions::default())),
+        1,
+    )
+    .unwrap();
+}
+
+#[test]
+fn a_slow_near_disk_delays_no_reader() {
+    let near = tempfile::tempdir().unwrap();
+    let far_store = far([1]);
+    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    // Somebody collects garbage for a long while, so that nothing can be written.
+    let lock = fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(near.path().join("additions"))
+        .unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let begun = std::time::Instant::now();
+    read_tree(&blocking(cache.clone()), 1).unwrap();
+    read_tree(&blocking(cache.clone()), 1).unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(cache.near().usage().unwrap().unwrap().blobs, 0);
+    drop(lock);
+    cache.flush();
+    assert!(cache.near().usage().unwrap().unwrap().blobs >= 41);
+}
+
+const NEAR: &str = "CASTORE_FS_TEST_NEAR";
+const FAR: &str = "CASTORE_FS_TEST_FAR";
+
+/// What a child process runs; as a test it has nothing to show.
+#[test]
+fn child() {
+    let (Ok(near), Ok(far_store)) = (std::env::var(NEAR), std::env::var(FAR)) else {
+        return;
+    };
+    let far_store = open(&far_store).unwrap();
+    let near = LocalStore::open(near.as_ref()).unwrap();
+    let options = CacheOptions {
+        size: Some(12 << 20),
+        ..CacheOptions::default()
+    };
+    let cache = Cache::new(near, far_store, options).unwrap();
+    println!("\nreading");
+    for round in 0.. {
+        read_tree(&blocking(cache.clone()), round % 4).unwrap();
+        if round % 3 == 0 {
+            cache.drop_cache().unwrap();
+        }
+    }
+}
+
+#[test]
+fn killed_at_any_moment_a_cache_serves_no_wrong_byte_and_goes_on() {
+    let near = tempfile::tempdir().unwrap();
+    let far_folder = tempfile::tempdir().unwrap();
+    let far_store = LocalStore::open(far_folder.path()).unwrap();
+    for seed in 0..4 {
+        tree(seed).put_root(&far_store, &format!("tree{seed}"));
+    }
+    let far_store: Arc<dyn Store> = Arc::new(far_store);
+    for round in 0..20u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "trouble::child", "--nocapture"])
+            .env(NEAR, near.path())
+            .env(FAR, format!("local:{}", far_folder.path().display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(said.map_while(Result::ok).any(|line| line == "reading"));
+        thread::sleep(Duration::from_millis(20 + (round * 53) % 300));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let near = LocalStore::open(near.path()).unwrap();
+        let cache = Cache::new(near, far_store.clone(), CacheOptions::default()).unwrap();
+        for seed in 0..4 {
+            read_tree(&blocking(cache.clone()), seed).unwrap();
+        }
+        assert_eq!(cache.status().degraded, None);
+        cache.flush();
+    }
+}
