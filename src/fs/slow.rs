@@ -148,9 +148,15 @@ mod tests {
         });
         let told = last.0.lock();
         let millis = |part: &str| told[part].parse::<f64>().unwrap();
-        assert_eq!((told["request"].as_str(), told["path"].as_str()), ("\"READ\"", "/"));
+        assert_eq!(
+            (told["request"].as_str(), told["path"].as_str()),
+            ("\"READ\"", "/")
+        );
         assert_eq!(told["endpoint"], "\"memory:\"");
-        assert!(millis("endpoint_ms") >= 40.0 && millis("cache_ms") >= 20.0, "{told:?}");
+        assert!(
+            millis("endpoint_ms") >= 40.0 && millis("cache_ms") >= 20.0,
+            "{told:?}"
+        );
         assert!(millis("verify_ms") > 0.0, "{told:?}");
         let parts = millis("endpoint_ms") + millis("verify_ms") + millis("cache_ms");
         assert!((parts - millis("total_ms")).abs() < 0.01, "{told:?}");

@@ -35,6 +35,8 @@ pub struct Passed {
     pub mounts: BTreeMap<String, KeptPair>,
     /// Sockets of the socket unit, by their names there.
     pub sockets: Vec<(String, OwnedFd)>,
+    /// Devices, by their names in `OpenFile=`.
+    pub devices: BTreeMap<String, OwnedFd>,
 }
 
 /// Takes what systemd passed on. To be called once, at the start of the process.
@@ -49,11 +51,18 @@ pub fn passed() -> io::Result<Passed> {
             passed.mounts.entry(mount.to_owned()).or_default().device = Some(descriptor);
         } else if let Some(mount) = name.strip_prefix(TABLE) {
             passed.mounts.entry(mount.to_owned()).or_default().table = Some(descriptor);
+        } else if is_device(&descriptor)? {
+            passed.devices.insert(name, descriptor);
         } else {
             passed.sockets.push((name, descriptor));
         }
     }
     Ok(passed)
+}
+
+fn is_device(descriptor: &OwnedFd) -> io::Result<bool> {
+    let mode = rustix::fs::fstat(descriptor)?.st_mode;
+    Ok(rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::CharacterDevice)
 }
 
 /// Whether somebody listens to what is told here.
