@@ -22,6 +22,7 @@ mod nodes;
 mod passthrough;
 mod reading;
 mod requests;
+mod scout;
 mod slow;
 mod top;
 mod waiting;
@@ -49,6 +50,7 @@ pub use walk_ahead::PageCache;
 use errno::failure;
 use node_id::Place;
 use nodes::{Content, DirectoryNode, Nodes};
+use scout::Scout;
 use top::Roots;
 use walk_ahead::WalkAhead;
 
@@ -114,6 +116,7 @@ pub struct CastoreFs {
     roots: Roots,
     passthrough: Option<Passthrough>,
     walk_ahead: WalkAhead,
+    scout: Scout,
     waiting: Waiting,
 }
 
@@ -151,6 +154,7 @@ impl CastoreFs {
             roots: Roots::new(ledger),
             passthrough,
             walk_ahead: WalkAhead::default(),
+            scout: Scout::default(),
             waiting,
         }
     }
@@ -171,6 +175,7 @@ impl CastoreFs {
             roots: Roots::adopt(roots, ledger),
             passthrough: None,
             walk_ahead: WalkAhead::default(),
+            scout: Scout::default(),
             waiting,
         })
     }

@@ -108,7 +108,8 @@ impl Sandbox {
     }
 }
 
-fn give_up_privileges() -> Result<(), SandboxError> {
+/// Gives up all capabilities, and every way to gain some: for who has to start programs.
+pub fn give_up_privileges() -> Result<(), SandboxError> {
     let failed = |errno: rustix::io::Errno| SandboxError::Privileges(errno.into());
     set_no_new_privs(true).map_err(failed)?;
     let none = CapabilitySets {

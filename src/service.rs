@@ -11,6 +11,7 @@ mod log;
 mod metrics;
 mod mounts;
 mod panics;
+mod reach;
 mod repeats;
 mod sockets;
 mod status;
@@ -19,5 +20,6 @@ mod watchdog;
 
 pub use config::{Config, Problem};
 pub use daemon::{DaemonError, run};
-pub use sockets::{SocketError, ask_status};
+pub use reach::{Outcome, Reached, reach};
+pub use sockets::{Ask, Serving, SocketError, ask_status, listen_for_metrics, metrics_on};
 pub use status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};

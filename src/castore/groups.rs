@@ -10,6 +10,8 @@
 //! cost speed and larger ones cost random reads. Blobs over 1 GiB get coarser groups, which
 //! bounds a table at 2 MiB ([`group_size`]).
 
+mod proof;
+
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
 };
@@ -17,6 +19,8 @@ use thiserror::Error;
 
 use super::Digest;
 use super::effort::hashing;
+
+pub use proof::{PartProofs, PartValues, part_size, verify_part};
 
 /// The smallest group, in bytes.
 const MIN_GROUP: u64 = 16 << 10;

@@ -1,16 +1,25 @@
-//! `castore-fs virtiofs`.
+//! `castore-fs virtiofs`: a process that keeps the guests ([`parent`]), and one that serves them.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+mod parent;
+mod passing;
+
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use castore_fs::fs::{Options, Owner};
-use castore_fs::sandbox::Sandbox;
-use castore_fs::store;
+use castore_fs::sandbox::{self, Sandbox};
+use castore_fs::service::{
+    Ask, Status, StoreStatus, VirtiofsStatus, listen_for_metrics, metrics_on,
+};
+use castore_fs::store::{self, Needs};
 use castore_fs::transport::virtiofs::{
-    Access, DeviceOptions, Endpoint, MOST_QUEUES, ROOT_TIMEOUT, Socket, Tag,
+    Access, DeviceOptions, Endpoint, Left, MOST_QUEUES, ROOT_TIMEOUT, Socket, Tag,
 };
 use clap::Args;
+use parent::{Given, Parent};
 
 use super::failure::{Failure, failure, say};
 use super::interrupt::on_interrupt;
@@ -19,9 +28,11 @@ use super::store::StoreArguments;
 use super::supervisor::Supervisor;
 
 /// Descriptors that the process may have open: the store's, and for each of 16 front ends on a
-/// socket those of every queue (9) and of its memory.
+/// socket those of every queue (8, and 2 for a successor) and of its memory.
 const OPEN_FILES: u64 = 1024;
-const OPEN_FILES_OF_A_QUEUE: u64 = 16 * 9;
+const OPEN_FILES_OF_A_QUEUE: u64 = 16 * 10;
+/// How often a worker whose parent has died looks whether its guests have left.
+const ALONE: Duration = Duration::from_millis(500);
 
 /// Serve a store to virtual machines over virtiofs
 ///
@@ -29,8 +40,9 @@ const OPEN_FILES_OF_A_QUEUE: u64 = 16 * 9;
 /// systemd passes. The guest mounts it by the tag that its front end gives it: mount -t virtiofs
 /// TAG /mnt. Guests come, go, reboot and reconnect; each has its own view, and all share the store.
 ///
-/// Before the first guest is served the process gives up its privileges, all files but the store's,
-/// and the system calls that it does not need.
+/// Before the first guest is served the process that serves gives up its privileges, all files but
+/// the store's, and the system calls that it does not need. Should it die, another goes on under the
+/// running guests.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs virtiofs --root tree --socket /run/tree.sock
@@ -77,9 +89,31 @@ pub(super) struct Virtiofs {
     /// Answer extended attributes: digests, as user.castore.digest and under the peers' names
     #[arg(long)]
     xattr: bool,
+    /// Tell metrics at HOST:PORT or unix:PATH, over HTTP, in the text format of Prometheus
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<String>,
     /// Keep all privileges
     #[arg(long)]
     no_sandbox: bool,
+}
+
+/// Why a worker ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Stopped,
+    /// Its parent has died.
+    Alone,
+}
+
+/// Serves the guests that there are until they leave or it is told to stop.
+fn alone(endpoints: &[Arc<Endpoint>], stopped: &mpsc::Receiver<End>) {
+    tracing::warn!("the process that keeps the guests has died; serving those that are there");
+    endpoints.iter().for_each(|endpoint| endpoint.leave());
+    while endpoints.iter().any(|endpoint| endpoint.has_guests()) {
+        if stopped.recv_timeout(ALONE) == Ok(End::Stopped) {
+            return;
+        }
+    }
 }
 
 fn mode(text: &str) -> Result<u32, String> {
@@ -91,15 +125,51 @@ fn mode(text: &str) -> Result<u32, String> {
 
 impl Virtiofs {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let url = self.store.url()?;
-        store::must_exist(&url)?;
+        match Parent::of_worker()? {
+            Some((parent, given)) => self.serve(&parent, given),
+            None => self.keep(),
+        }
+    }
+
+    /// The life of the process that was started.
+    fn keep(self) -> Result<(), Failure> {
+        self.store.place()?.must_exist()?;
         let sockets = self.sockets()?;
         let supervisor = Supervisor::connect()?;
+        let own = |socket: &Socket| socket.as_fd().try_clone_to_owned();
+        let given = Given {
+            sockets: sockets.iter().map(own).collect::<Result<_, _>>()?,
+            metrics: self
+                .metrics
+                .as_deref()
+                .map(listen_for_metrics)
+                .transpose()?,
+            ..Given::default()
+        };
+        if !self.no_sandbox {
+            sandbox::give_up_privileges()?;
+        }
+        parent::run(given, &supervisor)
+    }
+
+    /// The life of a process that serves.
+    fn serve(self, parent: &Parent, mut given: Given) -> Result<(), Failure> {
+        let started = Instant::now();
+        let place = self.store.place()?;
+        // What is read here is not a guest's: the parent kept it for us.
+        let left: Vec<Vec<Left>> = (0..given.sockets.len())
+            .map(|number| {
+                let lists = parent::of_socket(&mut given.kept, number);
+                Left::read(lists, &*parent.keeper(number))
+            })
+            .collect();
         // Before the store and its runtime start threads.
         if !self.no_sandbox {
-            self.sandbox(&url, sockets.len())?;
+            self.sandbox(place.needs(), given.sockets.len())?;
         }
-        let opened = self.store.open()?;
+        // The configuration file can no longer be read: what it says is known by now.
+        let opened = place.open_or_make()?;
+        let url = opened.store.url().to_owned();
         let options = Options {
             top: top(&opened.store, self.root.as_deref(), !self.no_list_root)?,
             owner: Owner {
@@ -115,27 +185,78 @@ impl Virtiofs {
             request_queues: usize::from(self.queues),
         };
         let (stop, stopped) = mpsc::channel();
+        let interrupted = stop.clone();
         on_interrupt(&opened.runtime, move || {
             // Fails only once we have stopped.
-            let _ = stop.send(());
+            let _ = interrupted.send(End::Stopped);
         })?;
-        let serve = |socket| {
-            let store = opened.store.store().clone();
-            let runtime = opened.runtime.handle().clone();
-            Endpoint::serve(store, socket, options.clone(), device.clone(), runtime)
+        let mut endpoints = Vec::new();
+        for (number, (socket, left)) in given.sockets.into_iter().zip(left).enumerate() {
+            let endpoint = Endpoint::serve_on(
+                opened.store.store().clone(),
+                Socket::inherited(socket)?,
+                options.clone(),
+                device.clone(),
+                opened.runtime.handle().clone(),
+                Some(parent.keeper(number)),
+                left,
+            )?;
+            endpoints.push(Arc::new(endpoint));
+        }
+        let _metrics = match given.metrics {
+            Some(socket) => {
+                let ask = self.ask(opened.described, &endpoints, started);
+                let runtime = opened.runtime.handle();
+                Some(metrics_on(socket, ask, runtime)?)
+            }
+            None => None,
         };
-        let endpoints: Vec<_> = sockets.into_iter().map(serve).collect::<Result<_, _>>()?;
         for path in &self.socket {
             say(&format!("{url} is at {}", path.display()));
         }
-        supervisor.tell("READY=1");
-        // Only ends if nothing can interrupt us any more.
-        let _ = stopped.recv();
-        supervisor.tell("STOPPING=1");
-        drop(endpoints);
+        parent.ready();
+        let waiting = parent.clone();
+        std::thread::spawn(move || {
+            waiting.wait_for_death();
+            let _ = stop.send(End::Alone);
+        });
+        match stopped.recv() {
+            Ok(End::Alone) => alone(&endpoints, &stopped),
+            // The channel only ends if nothing can interrupt us any more.
+            Ok(End::Stopped) | Err(_) => {}
+        }
+        endpoints.iter().for_each(|endpoint| endpoint.break_off());
         // Threads may still wait for a store that is far away; the process does not.
         opened.runtime.shutdown_background();
         Ok(())
+    }
+
+    /// How to tell what goes on.
+    fn ask(&self, store: store::Opened, endpoints: &[Arc<Endpoint>], started: Instant) -> Ask {
+        let paths = self.socket.iter().cloned().map(Some);
+        let devices: Vec<_> = endpoints
+            .iter()
+            .cloned()
+            .zip(paths.chain(std::iter::repeat(None)))
+            .collect();
+        Arc::new(move || {
+            let devices = devices.iter().enumerate();
+            Status {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                uptime_seconds: started.elapsed().as_secs(),
+                stores: [("store".to_owned(), StoreStatus::of(&store))].into(),
+                virtiofs: devices
+                    .map(|(number, (endpoint, socket))| {
+                        let socket = socket.clone().unwrap_or_default();
+                        let status = endpoint.status();
+                        let status = VirtiofsStatus::of(socket, "store".to_owned(), &status);
+                        (number.to_string(), status)
+                    })
+                    .collect(),
+                ..Status::default()
+            }
+        })
     }
 
     /// The sockets that systemd passes, and those to make.
@@ -163,12 +284,20 @@ impl Virtiofs {
         }
     }
 
-    fn sandbox(&self, url: &str, sockets: usize) -> Result<(), Failure> {
-        let needs = store::needs(url);
+    fn sandbox(&self, needs: Needs, sockets: usize) -> Result<(), Failure> {
+        for folder in &needs.write {
+            // What is not there cannot be allowed.
+            std::fs::create_dir_all(folder).map_err(|error| {
+                failure(format!(
+                    "cannot make the folder {}: {error}",
+                    folder.display()
+                ))
+            })?;
+        }
         let queues = 1 + u64::from(self.queues);
         let sandbox = Sandbox {
             read: needs.read,
-            write: Vec::new(),
+            write: needs.write,
             network: needs.network,
             open_files: OPEN_FILES + sockets as u64 * queues * OPEN_FILES_OF_A_QUEUE,
         };

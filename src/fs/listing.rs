@@ -60,6 +60,7 @@ impl CastoreFs {
         }
         if plus && first < directory.len() {
             self.walk_ahead.listed(slot);
+            self.walk_passes(id);
         }
         Ok(())
     }

@@ -34,6 +34,9 @@ impl CastoreFs {
         if rest == 0 {
             return Ok(0);
         }
+        if offset == 0 {
+            self.walk_passes(id);
+        }
         if offset == 0
             && size <= walk_ahead::SMALL
             && let Some(Place::Entry { slot, index }) = id.place()
@@ -114,6 +117,9 @@ impl CastoreFs {
             Ok(Answer::Found(length)) => Ok(Some(length)),
             Ok(Answer::Absent) => Ok(None),
             Ok(Answer::Wait) => {
+                if offset == 0 {
+                    self.walk_waits(id);
+                }
                 let read = self.store.read(digest, size, offset, buffer.len());
                 self.waiting.wait(read).map(|bytes| {
                     bytes.map(|bytes| {

@@ -38,6 +38,8 @@ const STEP_WARMS: u32 = 4;
 const HOTTEST: u32 = 16;
 /// Directories whose last read is remembered.
 const TRACKS: usize = 64;
+/// Where nobody has read: far in front of every place, so that none is a step away from it.
+const NOWHERE: u64 = u64::MAX / 2;
 /// Reasons that wait, at most; beyond that the oldest is dropped, as the reader has passed it.
 const MOST_WAITING: usize = 64;
 
@@ -72,7 +74,7 @@ pub struct WalkAhead {
 impl Default for WalkAhead {
     fn default() -> Self {
         Self {
-            tracks: [const { AtomicU64::new(u64::MAX) }; TRACKS],
+            tracks: [const { AtomicU64::new(NOWHERE) }; TRACKS],
             warmth: AtomicU32::new(0),
             waiting: Mutex::default(),
             changed: Condvar::new(),
@@ -170,6 +172,7 @@ impl CastoreFs {
         pushed: &mut Vec<(NodeId, u64)>,
     ) {
         let (mut bytes, mut files) = (0, 0);
+        let mut far = Vec::new();
         for index in ahead.from..directory.len() as u32 {
             let entry = directory.get(index as usize);
             let Some(content) = entry.and_then(|entry| Content::of(entry.node)) else {
@@ -181,12 +184,15 @@ impl CastoreFs {
             bytes += content.size;
             files += 1;
             if bytes > MOST_BYTES || files > MOST_FILES {
-                return;
+                break;
             }
             contents.resize(content.size as usize, 0);
             let read = self
                 .store
                 .read_now(&content.digest, content.size, 0, contents);
+            if matches!(read, Ok(Answer::Wait)) {
+                far.push((content.digest, content.size));
+            }
             if !matches!(read, Ok(Answer::Found(length)) if length == contents.len()) {
                 // Whoever reads the file is told what is wrong with it.
                 continue;
@@ -194,6 +200,10 @@ impl CastoreFs {
             let node = self.nodes.file(ahead.slot, index, content);
             cache.store(node, contents);
             pushed.push((node, 1));
+        }
+        // What cannot be pushed yet is at least on its way when it is asked for.
+        if !far.is_empty() {
+            self.store.will_need(&far);
         }
     }
 }
@@ -229,6 +239,8 @@ mod tests {
     #[test]
     fn reads_here_and_there_push_nothing() {
         let walk = served();
+        walk.read(0, 0);
+        assert_eq!(queued(&walk), []);
         for (slot, index) in [(7, 3), (7, 30), (7, 29), (8, 30), (7, 30), (7, 30)] {
             walk.read(slot, index);
         }

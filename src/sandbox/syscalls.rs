@@ -63,6 +63,7 @@ const DESCRIPTORS: &[i64] = &[
     libc::SYS_eventfd2,
     libc::SYS_fcntl,
     libc::SYS_lseek,
+    libc::SYS_memfd_create,
     libc::SYS_pipe2,
     libc::SYS_ppoll,
     libc::SYS_pread64,

@@ -7,10 +7,12 @@
 //! fails later only for what the machine says.
 
 mod check;
+mod composition;
 mod problem;
 mod quantity;
 #[cfg(test)]
 mod reference;
+mod stores;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +24,7 @@ use serde::Deserialize;
 
 pub use problem::Problem;
 pub use quantity::{Mode, Size, Span};
+pub use stores::{Cache, Filter, MirrorOrder, Mirrors, Store};
 
 /// The name of the store that there is when the file names none.
 pub const DEFAULT_STORE: &str = "default";
@@ -58,35 +61,6 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is logged, and how.
     pub log: Log,
-}
-
-/// A store.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Store {
-    /// Where it is: `local:/PATH` for a folder, `memory:` for this process's memory,
-    /// `grpc+https://HOST:PORT`, `grpc+http://HOST:PORT` or `grpc+unix:/PATH` for one behind a gRPC
-    /// server, `objectstore+s3://BUCKET/PATH` and the like for one in an object store.
-    pub url: String,
-    /// The file with the bearer token for a gRPC server. Secrets are never part of this file.
-    pub token_file: Option<PathBuf>,
-}
-
-impl Store {
-    /// The URL to open: with what does not belong into logs.
-    pub fn full_url(&self) -> String {
-        match &self.token_file {
-            None => self.url.clone(),
-            Some(path) => {
-                let query: String = url::form_urlencoded::Serializer::new(String::new())
-                    .append_pair("token-file", &path.to_string_lossy())
-                    .finish();
-                let separator = if self.url.contains('?') { '&' } else { '?' };
-                format!("{}{separator}{query}", self.url)
-            }
-        }
-    }
 }
 
 /// A mount.
@@ -393,8 +367,7 @@ impl Config {
         let mut stores = self.stores.clone();
         if stores.is_empty() {
             let url = format!("local:{}", self.state_dir().display());
-            let token_file = None;
-            stores.insert(DEFAULT_STORE.to_owned(), Store { url, token_file });
+            stores.insert(DEFAULT_STORE.to_owned(), Store::at(url));
         }
         stores
     }

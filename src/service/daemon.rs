@@ -36,7 +36,7 @@ use super::sockets::{self, Ask, Serving, SocketError};
 use super::status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};
 use super::watchdog::{self, Watched};
 use super::{log, panics, repeats, systemd};
-use crate::store::{self, Store};
+use crate::store::{self, OpenStores, Plan};
 use crate::transport::fuse::{Nursery, Session, Unmounted};
 use crate::transport::virtiofs::Endpoint;
 
@@ -55,13 +55,8 @@ pub enum DaemonError {
     #[error("{}", lines(.0))]
     Config(Vec<config::Problem>),
     /// A store cannot be opened.
-    #[error("the store {name:?}: {source}")]
-    Store {
-        /// Its name in the configuration.
-        name: String,
-        /// Why.
-        source: Box<store::Error>,
-    },
+    #[error(transparent)]
+    Store(#[from] store::OpenError),
     /// A mount cannot be made.
     #[error("the mount {name:?}: {source}")]
     Mount {
@@ -108,17 +103,10 @@ enum Event {
     Reload,
 }
 
-/// A store that is open.
-#[derive(Clone)]
-struct Opened {
-    config: config::Store,
-    store: Arc<dyn Store>,
-}
-
 /// What others may look at at any time.
 #[derive(Clone, Default)]
 struct View {
-    stores: BTreeMap<String, Arc<dyn Store>>,
+    stores: OpenStores,
     mounts: BTreeMap<String, ViewedMount>,
     devices: BTreeMap<String, ViewedDevice>,
     listen: BTreeMap<String, ListenStatus>,
@@ -144,7 +132,7 @@ struct ViewedMount {
 struct Running<C, R> {
     config: C,
     store: String,
-    store_config: config::Store,
+    plan: Plan,
     running: R,
 }
 
@@ -154,12 +142,14 @@ struct Daemon {
     runtime: Runtime,
     host: Host,
     started: Instant,
-    stores: BTreeMap<String, Opened>,
+    stores: OpenStores,
     mounts: BTreeMap<String, Served>,
     /// Out of the tree and still used.
     leaving: Vec<Arc<Session>>,
     listeners: BTreeMap<String, Running<config::Listen, Listening>>,
     devices: BTreeMap<String, Running<config::Virtiofs, Arc<Endpoint>>>,
+    /// What a predecessor left of guests, by device, until that device is started.
+    left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// What systemd's socket units passed on.
     sockets: Vec<(String, OwnedFd)>,
     control: Option<Serving>,
@@ -210,6 +200,7 @@ fn run_once(file: &Path) -> Result<(), DaemonError> {
         leaving: Vec::new(),
         listeners: BTreeMap::new(),
         devices: BTreeMap::new(),
+        left_guests: std::mem::take(&mut passed.guests),
         sockets: std::mem::take(&mut passed.sockets),
         control: None,
         metrics: None,
@@ -265,6 +256,10 @@ impl Daemon {
             mounts::end_left(&name, left);
         }
         self.start_endpoints()?;
+        for (device, guests) in std::mem::take(&mut self.left_guests) {
+            tracing::warn!(device, "the device of guests is no more; they end");
+            systemd::forget_guests(&device, &guests);
+        }
         self.refresh();
         let handle = self.runtime.handle().clone();
         self.control = Some(sockets::control(
@@ -285,35 +280,18 @@ impl Daemon {
                 systemd::forget(name);
             }
         }
+        for device in self.devices.values() {
+            device.running.leave();
+        }
     }
 
     /// The stores of `config`: those that are open already and the same, and new ones.
-    fn open_stores(&self, config: &Config) -> Result<BTreeMap<String, Opened>, DaemonError> {
+    fn open_stores(&self, config: &Config) -> Result<OpenStores, DaemonError> {
         let _inside = self.runtime.enter();
-        let mut stores = BTreeMap::new();
-        for (name, config) in config.all_stores() {
-            let opened = match self.stores.get(&name) {
-                Some(opened) if opened.config == config => opened.clone(),
-                _ => {
-                    let opened = store::open(&config.full_url());
-                    let store = opened.map_err(|source| DaemonError::Store {
-                        name: name.clone(),
-                        source: source.into(),
-                    })?;
-                    tracing::info!(STORE = name, url = store.url(), "opened a store");
-                    Opened { config, store }
-                }
-            };
-            stores.insert(name, opened);
-        }
-        Ok(stores)
+        Ok(store::open_all(&config.plans(), &self.stores)?)
     }
 
-    fn wanted(
-        &self,
-        config: &Config,
-        stores: &BTreeMap<String, Opened>,
-    ) -> BTreeMap<String, Wanted> {
+    fn wanted(&self, config: &Config, stores: &OpenStores) -> BTreeMap<String, Wanted> {
         let mut all = BTreeMap::new();
         for (name, mount) in &config.mounts {
             let store = config.store_of(mount.store.as_deref());
@@ -322,7 +300,7 @@ impl Daemon {
                 let wanted = Wanted {
                     config: mount.clone(),
                     store,
-                    store_config: opened.config.clone(),
+                    plan: opened.plan.clone(),
                 };
                 all.insert(name.clone(), wanted);
             }
@@ -362,11 +340,11 @@ impl Daemon {
                 Listening::start(&name, &config, opened.store.clone(), &self.sockets, &handle);
             match started {
                 Ok(running) => {
-                    let store_config = opened.config.clone();
+                    let plan = opened.plan.clone();
                     let running = Running {
                         config,
                         store,
-                        store_config,
+                        plan,
                         running,
                     };
                     self.listeners.insert(name, running);
@@ -388,13 +366,15 @@ impl Daemon {
             if self.devices.contains_key(&name) {
                 continue;
             }
-            match endpoints::serve_guests(&config, opened.store.clone(), &self.host) {
+            let left = self.left_guests.remove(&name).unwrap_or_default();
+            let store_of = opened.store.clone();
+            match endpoints::serve_guests(&name, &config, store_of, left, &self.host) {
                 Ok(endpoint) => {
-                    let store_config = opened.config.clone();
+                    let plan = opened.plan.clone();
                     let running = Running {
                         config,
                         store,
-                        store_config,
+                        plan,
                         running: Arc::new(endpoint),
                     };
                     self.devices.insert(name, running);
@@ -412,12 +392,12 @@ impl Daemon {
     }
 
     /// Ends the listeners and devices that are not as `config` with `stores` wants them.
-    fn stop_endpoints(&mut self, config: &Config, stores: &BTreeMap<String, Opened>) {
+    fn stop_endpoints(&mut self, config: &Config, stores: &OpenStores) {
         let handle = self.runtime.handle().clone();
-        let same_store = |store: &String, before: &config::Store| {
+        let same_store = |store: &String, before: &Plan| {
             stores
                 .get(store)
-                .is_some_and(|opened| opened.config == *before)
+                .is_some_and(|opened| opened.plan == *before)
         };
         let wanted = config.all_listeners();
         let listeners = std::mem::take(&mut self.listeners);
@@ -425,7 +405,7 @@ impl Daemon {
             let same = wanted.get(&name).is_some_and(|wanted| {
                 *wanted == listener.config
                     && config.store_of(wanted.store.as_deref()) == listener.store
-                    && same_store(&listener.store, &listener.store_config)
+                    && same_store(&listener.store, &listener.plan)
             });
             match same && !listener.running.has_ended() {
                 true => drop(self.listeners.insert(name, listener)),
@@ -437,7 +417,7 @@ impl Daemon {
             let same = config.virtiofs.get(&name).is_some_and(|wanted| {
                 *wanted == device.config
                     && config.store_of(wanted.store.as_deref()) == device.store
-                    && same_store(&device.store, &device.store_config)
+                    && same_store(&device.store, &device.plan)
             });
             if same {
                 self.devices.insert(name, device);
@@ -592,7 +572,12 @@ impl Daemon {
         for (_, listener) in std::mem::take(&mut self.listeners) {
             listener.running.stop(&handle);
         }
-        self.devices.clear();
+        for device in std::mem::take(&mut self.devices).into_values() {
+            match restart {
+                true => device.running.leave(),
+                false => device.running.break_off(),
+            }
+        }
         self.refresh();
         let deadline = Instant::now() + self.config.drain.0;
         loop {
@@ -636,11 +621,8 @@ impl Daemon {
             adopted: served.adopted,
         };
         let mounts = self.mounts.iter();
-        let stores = self.stores.iter();
         let view = View {
-            stores: stores
-                .map(|(name, opened)| (name.clone(), opened.store.clone()))
-                .collect(),
+            stores: self.stores.clone(),
             mounts: mounts
                 .map(|(name, served)| (name.clone(), viewed(served)))
                 .collect(),
@@ -686,18 +668,11 @@ impl Daemon {
 }
 
 fn status(view: &View, started: Instant) -> Status {
-    let of_store = |store: &Arc<dyn Store>| {
-        let usage = store.usage().ok();
-        StoreStatus {
-            url: store.url().to_owned(),
-            blobs: usage.map(|usage| usage.blobs),
-            blob_bytes: usage.map(|usage| usage.blob_bytes),
-            directories: usage.map(|usage| usage.directories),
-        }
-    };
+    let of_store = StoreStatus::of;
     let of_mount = |viewed: &ViewedMount| {
         let nodes = viewed.session.nodes();
         let requests = viewed.session.requests().0.into_iter();
+        let latencies = viewed.session.request_times().into_iter();
         MountStatus {
             path: viewed.path.clone(),
             store: viewed.store.clone(),
@@ -705,6 +680,9 @@ fn status(view: &View, started: Instant) -> Status {
             adopted: viewed.adopted,
             requests: requests
                 .map(|(kind, count)| (kind.to_owned(), count))
+                .collect(),
+            latencies: latencies
+                .map(|(kind, times)| (kind.to_owned(), times.into()))
                 .collect(),
             live_directories: nodes.directories as u64,
             shared_files: nodes.files as u64,
@@ -714,12 +692,7 @@ fn status(view: &View, started: Instant) -> Status {
     };
     let of_device = |viewed: &ViewedDevice| {
         let status = viewed.endpoint.status();
-        VirtiofsStatus {
-            socket: viewed.socket.clone(),
-            store: viewed.store.clone(),
-            connections: status.connections,
-            guests: status.guests.len() as u64,
-        }
+        VirtiofsStatus::of(viewed.socket.clone(), viewed.store.clone(), &status)
     };
     let (stores, mounts) = (view.stores.iter(), view.mounts.iter());
     let devices = view.devices.iter();

@@ -17,11 +17,12 @@ use tokio::task::JoinHandle;
 
 use super::config;
 use super::mounts::{Host, StartError, find_top};
+use super::systemd::GuestKeeper;
 use crate::fs::{self as castore_fs, Owner};
 use crate::server::{self, ListenError, Listener};
 use crate::store::{Blocking, Store};
 use crate::transport::virtiofs::{
-    Access, DeviceOptions, Endpoint, ROOT_TIMEOUT, Socket, SocketError, Tag, TagError,
+    Access, DeviceOptions, Endpoint, Left, ROOT_TIMEOUT, Socket, SocketError, Tag, TagError,
 };
 
 /// How long calls that run may go on once a listener was told to stop.
@@ -147,10 +148,13 @@ fn adopt(socket: OwnedFd) -> io::Result<Listener> {
     }
 }
 
-/// Serves `store` to virtual machines as `config` says.
+/// Serves `store` to virtual machines as `config` says, and first to those that a predecessor left
+/// under `name`.
 pub fn serve_guests(
+    name: &str,
     config: &config::Virtiofs,
     store: Arc<dyn Store>,
+    left: Vec<(String, OwnedFd)>,
     host: &Host,
 ) -> Result<Endpoint, EndpointError> {
     let runtime = &host.runtime;
@@ -182,5 +186,11 @@ pub fn serve_guests(
         gid: None,
     };
     let socket = Socket::bind(&config.socket, access)?;
-    Endpoint::serve(store, socket, options, device, runtime.clone()).map_err(failed)
+    let keeper = GuestKeeper::new(name);
+    let left = match &keeper {
+        Some(keeper) => Left::read(left, &**keeper),
+        None => Vec::new(),
+    };
+    let runtime = runtime.clone();
+    Endpoint::serve_on(store, socket, options, device, runtime, keeper, left).map_err(failed)
 }

@@ -16,7 +16,7 @@ use super::config;
 use super::systemd::{self, KeptPair};
 use crate::castore::Node;
 use crate::fs::{Options, Owner, Reads, Top};
-use crate::store::{Blocking, Store};
+use crate::store::{Blocking, Plan, Store};
 use crate::transport::fuse::{self, Inherited, MountError, MountOptions, Nursery, Session};
 use crate::tree::{self, Preference, Target};
 
@@ -60,8 +60,8 @@ pub struct Wanted {
     pub config: config::Mount,
     /// The name of the store.
     pub store: String,
-    /// What the configuration says of the store.
-    pub store_config: config::Store,
+    /// What the store is made of.
+    pub plan: Plan,
 }
 
 /// What all mounts of the service share.
@@ -271,9 +271,9 @@ impl Wanted {
             xattr,
             ..
         } = &self.config;
-        let url = &self.store_config.url;
+        let store = self.plan.identity();
         format!(
-            "{url} on {path:?}: root {root:?}, list {list_root}, others {allow_other}, \
+            "{store} on {path:?}: root {root:?}, list {list_root}, others {allow_other}, \
              owner {uid}:{gid}, xattr {xattr}"
         )
     }

@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -117,35 +118,54 @@ pub fn control(path: &Path, ask: Ask, runtime: &Handle) -> Result<Serving, Socke
 
 /// Serves metrics at `address`: `HOST:PORT` or `unix:/PATH`.
 pub fn metrics(address: &str, ask: Ask, runtime: &Handle) -> Result<Serving, SocketError> {
-    let failed = |source| SocketError::Listen {
+    let socket = listen_for_metrics(address)?;
+    let mut serving = metrics_on(socket, ask, runtime)?;
+    serving.path = address.strip_prefix("unix:").map(PathBuf::from);
+    Ok(serving)
+}
+
+/// Listens at `address`, for [`metrics_on`], possibly in another process.
+pub fn listen_for_metrics(address: &str) -> Result<OwnedFd, SocketError> {
+    let listen = || {
+        Ok(match address.strip_prefix("unix:") {
+            Some(path) => bind_path(Path::new(path))?.into(),
+            None => std::net::TcpListener::bind(address)?.into(),
+        })
+    };
+    listen().map_err(|source| SocketError::Listen {
         address: address.to_owned(),
         source,
-    };
+    })
+}
+
+/// Serves metrics on a socket that listens.
+pub fn metrics_on(socket: OwnedFd, ask: Ask, runtime: &Handle) -> Result<Serving, SocketError> {
     let _inside = runtime.enter();
-    if let Some(path) = address.strip_prefix("unix:") {
-        let path = Path::new(path);
-        let listener = bind(path).map_err(failed)?;
-        let serve = async move {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => drop(tokio::spawn(answer_http(stream, ask.clone()))),
-                    Err(error) => complain_of_accept(&error).await,
-                }
+    let listener = || -> io::Result<MetricsListener> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(match rustix::net::sockopt::socket_domain(&socket)? {
+            rustix::net::AddressFamily::UNIX => {
+                MetricsListener::Unix(UnixListener::from_std(socket.into())?)
             }
-        };
-        return Ok(Serving {
-            task: runtime.spawn(serve),
-            path: Some(path.to_owned()),
-        });
-    }
-    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    let listener = TcpListener::from_std(listener).map_err(failed)?;
+            _ => MetricsListener::Tcp(TcpListener::from_std(socket.into())?),
+        })
+    };
+    let listener = listener().map_err(|source| SocketError::Listen {
+        address: "the socket for metrics".to_owned(),
+        source,
+    })?;
     let serve = async move {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(answer_http(stream, ask.clone()))),
-                Err(error) => complain_of_accept(&error).await,
+            let accepted = match &listener {
+                MetricsListener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                    tokio::spawn(answer_http(stream, ask.clone()));
+                }),
+                MetricsListener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                    tokio::spawn(answer_http(stream, ask.clone()));
+                }),
+            };
+            if let Err(error) = accepted {
+                complain_of_accept(&error).await;
             }
         }
     };
@@ -155,13 +175,24 @@ pub fn metrics(address: &str, ask: Ask, runtime: &Handle) -> Result<Serving, Soc
     })
 }
 
+enum MetricsListener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
 async fn complain_of_accept(error: &io::Error) {
     tracing::warn!(%error, "cannot take a connection");
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-/// Listens at `path`, in place of a socket that a dead process left.
 fn bind(path: &Path) -> io::Result<UnixListener> {
+    let listener = bind_path(path)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// Listens at `path`, in place of a socket that a dead process left.
+fn bind_path(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
@@ -178,7 +209,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         }
         fs::remove_file(path)?;
     }
-    UnixListener::bind(path)
+    std::os::unix::net::UnixListener::bind(path)
 }
 
 async fn answer_control(stream: UnixStream, ask: Ask) {

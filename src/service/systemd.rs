@@ -7,15 +7,20 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use sd_notify::NotifyState;
 
+use crate::transport::virtiofs::Keeper;
+
 /// How descriptors of mounts are named in the descriptor store; the mount's name follows.
 const DEVICE: &str = "mount.";
 /// How node tables are named in the descriptor store.
 const TABLE: &str = "nodes.";
+/// How guests of virtual machines are named there; the device's name and the guest's follow.
+const GUEST: &str = "guest.";
 /// How long systemd may take to have read what was sent.
 const BARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -33,6 +38,8 @@ pub struct KeptPair {
 pub struct Passed {
     /// Mounts of a predecessor, by name.
     pub mounts: BTreeMap<String, KeptPair>,
+    /// Guests of a predecessor by device, each with its own name.
+    pub guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// Sockets of the socket unit, by their names there.
     pub sockets: Vec<(String, OwnedFd)>,
     /// Devices, by their names in `OpenFile=`.
@@ -53,6 +60,9 @@ pub fn passed() -> io::Result<Passed> {
             passed.mounts.entry(mount.to_owned()).or_default().table = Some(descriptor);
         } else if is_device(&descriptor)? {
             passed.devices.insert(name, descriptor);
+        } else if let Some((device, guest)) = guest_name(&name) {
+            let guests = passed.guests.entry(device.to_owned()).or_default();
+            guests.push((guest.to_owned(), descriptor));
         } else {
             passed.sockets.push((name, descriptor));
         }
@@ -116,18 +126,67 @@ pub fn watchdog() -> Option<Duration> {
 /// moment finds them there.
 pub fn keep(mount: &str, device: BorrowedFd<'_>, table: BorrowedFd<'_>) {
     for (kind, descriptor) in [(DEVICE, device), (TABLE, table)] {
-        let name = format!("{kind}{mount}");
-        let message = [
-            NotifyState::FdStore,
-            NotifyState::FdName(&name),
-            // Being woken at each request only to see that nothing is wrong would cost PID 1 dear.
-            NotifyState::Custom("FDPOLL=0"),
-        ];
-        if let Err(error) = sd_notify::notify_with_fds(&message, &[descriptor]) {
+        if let Err(error) = store(&format!("{kind}{mount}"), descriptor) {
             tracing::warn!(mount, %error, "systemd does not keep the mount for a successor");
         }
     }
     barrier();
+}
+
+fn store(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let message = [
+        NotifyState::FdStore,
+        NotifyState::FdName(name),
+        // Being woken at each request only to see that nothing is wrong would cost PID 1 dear; and
+        // a guest's record looks to systemd as if nobody wanted it once its writer has died.
+        NotifyState::Custom("FDPOLL=0"),
+    ];
+    sd_notify::notify_with_fds(&message, &[descriptor])
+}
+
+/// systemd as the keeper of a device's guests.
+#[derive(Debug)]
+pub struct GuestKeeper {
+    device: String,
+}
+
+impl GuestKeeper {
+    /// Of the guests of `device`; nobody, where there is no systemd.
+    pub fn new(device: &str) -> Option<Arc<dyn Keeper>> {
+        std::env::var_os("NOTIFY_SOCKET")?;
+        let device = device.to_owned();
+        Some(Arc::new(Self { device }))
+    }
+
+    fn name(&self, guest: &str) -> String {
+        format!("{GUEST}{}.{guest}", self.device)
+    }
+}
+
+impl Keeper for GuestKeeper {
+    fn keep(&self, guest: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        store(&self.name(guest), descriptor)?;
+        barrier();
+        Ok(())
+    }
+
+    fn forget(&self, guest: &str) {
+        let name = self.name(guest);
+        send(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
+    }
+}
+
+/// Lets go of the guests of a device that there is no more.
+pub fn forget_guests(device: &str, guests: &[(String, OwnedFd)]) {
+    let device = device.to_owned();
+    let keeper = GuestKeeper { device };
+    guests.iter().for_each(|(guest, _)| keeper.forget(guest));
+}
+
+/// The device and the guest that a name is about.
+fn guest_name(name: &str) -> Option<(&str, &str)> {
+    // Names of devices may have dots in them, those of guests have none.
+    name.strip_prefix(GUEST)?.rsplit_once('.')
 }
 
 /// Has the descriptors of a mount dropped.
@@ -251,6 +310,12 @@ mod tests {
         assert!(!has_restart("123 castore-fs.service stop running\n", unit));
         assert!(!has_restart("7 other.service restart waiting\n", unit));
         assert!(!has_restart("", unit));
+    }
+
+    #[test]
+    fn a_guest_is_found_by_its_device() {
+        assert_eq!(guest_name("guest.a.b.1f-3"), Some(("a.b", "1f-3")));
+        assert_eq!(guest_name("mount.a"), None);
     }
 
     #[test]

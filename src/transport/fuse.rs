@@ -18,7 +18,7 @@ mod pulse;
 mod root_watch;
 mod session;
 
-pub use super::requests::RequestCounts;
+pub use super::requests::{RequestCounts, RequestTimes};
 pub use handover::{AdoptError, Inherited, Kept};
 pub use mountpoint::{MountError, detach};
 pub use notices::Nursery;

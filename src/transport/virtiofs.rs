@@ -5,8 +5,9 @@
 //! FUSE requests into rings in its memory, and we answer them there.
 //!
 //! ```text
-//! socket ── endpoint ── device (a connection) ── ring (a queue) ── crew (its threads)
-//!                         └ guest: session (INIT to DESTROY): CastoreFs, the same as a mount's
+//! socket ── endpoint ── connection ── device ── ring (a queue) ── crew (its threads)
+//!                         │             └ guest: session (INIT to DESTROY): CastoreFs, as a mount's
+//!                         └ record: what a successor has to know, in the hands of a keeper
 //! ```
 //!
 //! **The guest is hostile.** It writes everything that `chain` and the crate's rings read, and
@@ -24,11 +25,15 @@
 //! [`ROOT_TIMEOUT`] instead of for ever, and the listing of the top is told apart by its mtime.
 
 mod chain;
+mod connection;
 mod crew;
 mod device;
 mod endpoint;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod inflight;
+mod message;
+mod record;
 mod reply;
 mod ring;
 mod session;
@@ -39,6 +44,7 @@ use std::time::Duration;
 pub use endpoint::{
     DeviceOptions, Endpoint, EndpointStatus, GuestStatus, MOST_QUEUES, Tag, TagError,
 };
+pub use record::{Keeper, Left, LeftError};
 pub use socket::{Access, Socket, SocketError};
 
 /// How long a guest may keep the name of a root node.

@@ -1,6 +1,7 @@
 //! A front end and its guest, in this process: guest memory in a memfd, rings driven by hand.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use vhost::VhostBackend;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub const EVENT_IDX: u64 = 1 << 29;
@@ -108,6 +109,19 @@ impl FrontEnd {
         let region = self.memory.iter().next().unwrap();
         let region = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
         self.vhost.set_mem_table(&[region]).unwrap();
+    }
+
+    /// Takes the memory away. Nothing here may touch it any more.
+    pub fn truncate_memory(&self) {
+        let region = self.memory.iter().next().unwrap();
+        region.file_offset().unwrap().file().set_len(0).unwrap();
+    }
+
+    /// The connection.
+    pub fn connection(&self) -> UnixStream {
+        // SAFETY: the descriptor is open as long as the front end is.
+        let socket = unsafe { BorrowedFd::borrow_raw(self.vhost.as_raw_fd()) };
+        socket.try_clone_to_owned().unwrap().into()
     }
 
     /// Starts a queue at the ring index `at`.

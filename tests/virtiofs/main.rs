@@ -4,6 +4,7 @@
 mod front_end;
 mod fuse;
 mod gated;
+mod handover;
 #[allow(dead_code, reason = "mounts are compared with it elsewhere")]
 #[path = "../kit/model.rs"]
 mod model;

@@ -20,11 +20,28 @@ use super::{ROOT, fuse, pattern};
 const LARGE: usize = 3 << 20;
 
 /// A store on disk, and the program that serves it.
-struct Program {
+pub struct Program {
     folder: tempfile::TempDir,
 }
 
-struct Running(Child);
+/// The process that was started, which keeps the guests.
+pub struct Running(pub Child);
+
+impl Running {
+    /// The process that serves them.
+    pub fn worker(&self) -> u32 {
+        let id = self.0.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        let worker = children.split_whitespace().next();
+        worker.expect("a worker").parse().unwrap()
+    }
+
+    /// Kills the process that serves them, at whatever it does.
+    pub fn kill_worker(&self) {
+        let worker = rustix::process::Pid::from_raw(self.worker() as i32).unwrap();
+        rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -35,14 +52,21 @@ impl Drop for Running {
 
 impl Program {
     fn new() -> Self {
+        Self::of(&directory([
+            ("large", file(pattern(LARGE))),
+            ("small", file("small")),
+        ]))
+    }
+
+    /// With `tree` in its store.
+    pub fn of(tree: &Model) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = LocalStore::open(&folder.path().join("store")).unwrap();
-        let tree: Model = directory([("large", file(pattern(LARGE))), ("small", file("small"))]);
         tree.put_root(&store, "tree");
         Self { folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -58,13 +82,19 @@ impl Program {
     }
 
     /// Starts it on a socket, and waits until it is ready.
-    fn start(&self, arguments: &[&str]) -> Running {
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        self.start_with(arguments, |_| ())
+    }
+
+    /// As [`start`](Self::start), `changed`.
+    pub fn start_with(&self, arguments: &[&str], changed: impl FnOnce(&mut Command)) -> Running {
         let notify = UnixDatagram::bind(self.path("notify")).unwrap();
         notify
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
         let mut command = self.command(arguments);
         command.arg("--socket").arg(self.path("socket"));
+        changed(&mut command);
         let running = Running(
             command
                 .env("NOTIFY_SOCKET", self.path("notify"))
@@ -74,10 +104,11 @@ impl Program {
         let mut message = [0; 100];
         let length = notify.recv(&mut message).expect("READY=1");
         assert_eq!(&message[..length], b"READY=1");
+        fs::remove_file(self.path("notify")).unwrap();
         running
     }
 
-    fn guest(&self) -> FrontEnd {
+    pub fn guest(&self) -> FrontEnd {
         let mut guest = FrontEnd::connect(&self.path("socket"), 2, 0);
         guest.init();
         guest
@@ -85,7 +116,7 @@ impl Program {
 }
 
 fn status(running: &Running, field: &str) -> String {
-    let all = fs::read_to_string(format!("/proc/{}/status", running.0.id())).unwrap();
+    let all = fs::read_to_string(format!("/proc/{}/status", running.worker())).unwrap();
     let line = all.lines().find_map(|line| line.strip_prefix(field));
     line.unwrap().trim_start_matches(':').trim().to_owned()
 }
@@ -99,7 +130,11 @@ fn the_process_serves_its_store_and_can_do_nothing_else() {
     assert_eq!(status(&running, "CapEff"), "0".repeat(16));
     assert_eq!(status(&running, "NoNewPrivs"), "1");
     assert_eq!(status(&running, "Seccomp"), "2");
-    let limits = fs::read_to_string(format!("/proc/{}/limits", running.0.id())).unwrap();
+    // Nor has the process that keeps the guests any privilege.
+    let parent = fs::read_to_string(format!("/proc/{}/status", running.0.id())).unwrap();
+    assert!(parent.contains(&format!("CapEff:\t{}", "0".repeat(16))));
+    assert!(parent.contains("NoNewPrivs:\t1"));
+    let limits = fs::read_to_string(format!("/proc/{}/limits", running.worker())).unwrap();
     let files = limits
         .lines()
         .find(|line| line.starts_with("Max open files"));
@@ -139,7 +174,6 @@ fn files_outside_of_the_store_are_out_of_reach() {
         let mut guest = program.guest();
         let large = guest.look_up(ROOT, "large");
         let reply = guest.request(1, &fuse::read(large.node, 0, 100), 4096);
-        let _ = fs::remove_file(program.path("notify"));
         fuse::body(&reply).map(<[u8]>::to_vec)
     };
     assert_eq!(read(&["--no-sandbox"]), Ok(pattern(100)));
@@ -238,4 +272,91 @@ fn a_signal_ends_it_while_a_guest_is_connected() {
         .read_to_string(&mut log)
         .unwrap();
     assert!(ended.success(), "{ended}: {log}");
+}
+
+/// Descriptors of the process that serves.
+fn descriptors(running: &Running) -> usize {
+    let all = fs::read_dir(format!("/proc/{}/fd", running.worker()));
+    all.unwrap().count()
+}
+
+/// As an ordinary user, who owns nothing but may read the store; and with no descriptor for what a
+/// guest knows.
+#[test]
+fn an_ordinary_user_serves_and_holds_no_descriptor_for_a_file() {
+    let folders = (0..40).map(|n| {
+        let files = (0..25).map(|n| (format!("{n}"), file(format!("{n}"))));
+        (format!("folder-{n}"), directory(files))
+    });
+    let program = Program::of(&directory(folders));
+    let ordinary = |command: &mut Command| {
+        if rustix::process::geteuid().is_root() {
+            command.uid(65_534).gid(65_534);
+        }
+    };
+    open_to_all(program.folder.path());
+    let running = program.start_with(&[], ordinary);
+    let user: u32 = status(&running, "Uid")
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert_ne!(user, 0);
+    let mut guest = program.guest();
+    let before = descriptors(&running);
+    for folder in 0..40 {
+        let folder = guest.look_up(ROOT, &format!("folder-{folder}"));
+        for name in 0..25 {
+            let found = guest.look_up(folder.node, &name.to_string());
+            assert_eq!(
+                guest.content(found.node, found.size),
+                name.to_string().as_bytes()
+            );
+        }
+    }
+    let after = descriptors(&running);
+    assert!(after <= before + 4, "{before} descriptors became {after}");
+}
+
+fn open_to_all(folder: &Path) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let mode = if path.is_dir() { 0o777 } else { 0o666 };
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        if path.is_dir() {
+            open_to_all(&path);
+        }
+    }
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+}
+
+#[test]
+fn metrics_are_told_like_those_of_the_service() {
+    use std::io::Write;
+    let program = Program::new();
+    let socket = program.path("metrics");
+    let address = format!("unix:{}", socket.display());
+    let running = program.start(&["--metrics", &address]);
+    let mut guest = program.guest();
+    guest.look_up(ROOT, "small");
+    let ask = || {
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let text = ask();
+    for line in [
+        "castore_fs_virtiofs_guests{device=\"0\"} 1\n",
+        "castore_fs_virtiofs_requests{device=\"0\",kind=\"lookup\"} 1\n",
+        "castore_fs_store_blobs{store=\"store\"} 2\n",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    // The next process tells them as well.
+    running.kill_worker();
+    guest.look_up(ROOT, "small");
+    assert!(ask().contains("castore_fs_virtiofs_guests{device=\"0\"} 1\n"));
 }

@@ -1,5 +1,6 @@
 //! A mount and the workers that serve it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,7 +26,7 @@ use super::{page_cache, root_watch};
 use crate::fs::{CastoreFs, Ledger, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
-use crate::transport::requests::{self, Counters, RequestCounts};
+use crate::transport::requests::{self, Counters, RequestCounts, RequestTimes};
 
 /// How long the kernel may take to say hello.
 const INIT_PATIENCE: Duration = Duration::from_secs(20);
@@ -258,6 +259,11 @@ impl Session {
         self.shared.counters.now()
     }
 
+    /// How long requests took, by kind.
+    pub fn request_times(&self) -> BTreeMap<&'static str, RequestTimes> {
+        self.shared.counters.times()
+    }
+
     /// How bytes come to their readers, after what kernel and privilege allow.
     pub fn reads(&self) -> Reads {
         match self.shared.fs.passthrough() {
@@ -431,7 +437,7 @@ impl Shared {
             tracing::error!(bytes = request.len(), "the kernel sent less than a header");
             return;
         };
-        self.counters.count(&header);
+        let _answering = self.counters.begin(&header);
         if init::is_init(&header) {
             return self.answer_init(&header, &request[size_of::<InHeader>()..]);
         }

@@ -6,9 +6,8 @@
 //! At any moment one thread of a queue is ready to take requests, as long as there are spares to
 //! be had; a spare that is not needed rests for a while, and then ends.
 //!
-//! The worker's kick belongs to the crate's loop, which reads it. Spares must not read it as well
-//! (the loop takes a kick that somebody else has read for an error), so they listen on an
-//! edge-triggered epoll of their own, which tells of every kick and reads none.
+//! All of them listen on one edge-triggered epoll, which tells one of them of every kick, and nobody
+//! ever reads a kick: there is nothing to learn from how many there were.
 
 use std::cell::RefCell;
 use std::io;
@@ -17,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use rustix::event::epoll;
+use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use super::ring::{Ring, Took};
 use super::session::Guest;
@@ -27,13 +26,17 @@ use crate::fs::Workers;
 const MOST_SPARES: usize = 64;
 /// How long a spare rests before it ends.
 const REST: Duration = Duration::from_secs(2);
-/// How long a spare listens in one go: the end of the connection is noticed in between.
+/// How long a spare listens in one go before it looks whether it is needed.
 const LISTEN: Duration = Duration::from_millis(250);
+/// How long to wait when there is no listening.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// The threads of a queue.
 #[derive(Debug)]
 pub struct Crew {
     kicks: OwnedFd,
+    /// Among the kicks, and always to be heard once the connection has ended.
+    end: OwnedFd,
     state: Mutex<State>,
     called: Condvar,
 }
@@ -60,10 +63,15 @@ enum Next {
 }
 
 impl Crew {
-    /// A queue's worker.
+    /// A queue's threads: so far none, and the worker counts as ready.
     pub fn new() -> io::Result<Self> {
+        let kicks = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let data = epoll::EventData::new_u64(0);
+        epoll::add(&kicks, &end, data, epoll::EventFlags::IN)?;
         Ok(Self {
-            kicks: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            kicks,
+            end,
             state: Mutex::new(State {
                 ready: 1,
                 spares: 0,
@@ -93,6 +101,22 @@ impl Crew {
     pub fn dismiss(&self) {
         self.state.lock().dismissed = true;
         self.called.notify_all();
+        let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
+    }
+
+    /// Starts the worker of `ring`, whose crew this is.
+    pub fn start_worker(ring: &Ring, guest: &Arc<Guest>) -> io::Result<()> {
+        let (ring, guest) = (ring.clone(), guest.clone());
+        let work = move || {
+            let crew = ring.crew();
+            while !crew.state.lock().dismissed {
+                if crew.listen(None) {
+                    serve(&ring, &guest);
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("virtiofs-queue".into());
+        thread.spawn(work).map(drop)
     }
 
     /// The calling thread is about to wait: another has to be ready.
@@ -137,7 +161,7 @@ impl Crew {
                 match self.next() {
                     Next::Serve => break,
                     Next::End => return,
-                    Next::Listen if self.listen() => break,
+                    Next::Listen if self.listen(Some(LISTEN)) => break,
                     Next::Listen => {}
                 }
             }
@@ -173,19 +197,19 @@ impl Crew {
     }
 
     /// Waits for a kick; whether there was one.
-    fn listen(&self) -> bool {
+    fn listen(&self, patience: Option<Duration>) -> bool {
         let mut events = Vec::with_capacity(1);
-        let patience = rustix::event::Timespec {
+        let patience = patience.map(|patience| rustix::event::Timespec {
             tv_sec: 0,
-            tv_nsec: LISTEN.as_nanos() as _,
-        };
+            tv_nsec: patience.subsec_nanos().into(),
+        });
         let spare = rustix::buffer::spare_capacity(&mut events);
-        match epoll::wait(&self.kicks, spare, Some(&patience)) {
+        match epoll::wait(&self.kicks, spare, patience.as_ref()) {
             Ok(count) => count > 0,
             Err(rustix::io::Errno::INTR) => true,
             Err(error) => {
                 tracing::warn!(%error, "cannot listen for a queue's kicks");
-                std::thread::sleep(LISTEN);
+                std::thread::sleep(PAUSE);
                 true
             }
         }

@@ -1,80 +1,94 @@
-//! The vhost-user device that one connection of a front end drives.
+//! The vhost-user device that one connection of a front end drives: what the front end sets up.
 //!
-//! The crate speaks vhost-user and runs a thread for each queue; this says what the device can do,
-//! and serves a queue when its thread is woken. A device lives as long as its connection: the next
-//! one gets a new device, with a new guest.
+//! The crate takes messages apart and checks their form; this does what they say. A device lives as
+//! long as its connection: the next one gets a new device, with a new guest.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use parking_lot::Mutex;
-use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::VhostUserBackend;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
+    VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap, GuestRegionMmap};
 
-use super::crew;
+use super::crew::Crew;
 use super::endpoint::Tag;
+use super::inflight::Inflight;
 use super::ring::{Memory, Ring};
 use super::session::Guest;
 
 /// Entries of a queue, at most.
-const QUEUE_SIZE: usize = 1024;
+const QUEUE_SIZE: u16 = 1024;
 /// Bytes of the tag in `struct virtio_fs_config`.
 pub const TAG_BYTES: usize = 36;
+/// Pieces of memory that a front end can share.
+const MEMORY_SLOTS: usize = 509;
+/// What front ends that know nothing of enabling queues leave out.
+const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 /// A virtiofs device.
 pub struct Device {
     guest: Arc<Guest>,
     /// Told to front ends that ask; others have it from their own command line.
     tag: Option<Tag>,
-    request_queues: usize,
-    /// By their number, once they were kicked.
-    rings: Box<[OnceLock<Ring>]>,
-    /// What ends the threads, until the crate takes it.
-    exits: Mutex<Vec<Option<(EventConsumer, EventNotifier)>>>,
-    /// The ends of these that the crate never closes.
-    _exit_ends: Vec<OwnedFd>,
+    memory: Memory,
+    /// Where the front end has the guest's memory.
+    places: Vec<Place>,
+    /// The high-priority queue, and the others.
+    rings: Vec<Ring>,
+    features: u64,
+}
+
+/// Where a piece of the guest's memory lies, as the front end sees it and as the guest does.
+struct Place {
+    front_end: u64,
+    guest: u64,
+    bytes: u64,
 }
 
 impl Device {
-    /// A device for `guest` with one high-priority queue and `request_queues` others.
-    pub fn new(guest: Arc<Guest>, tag: Option<Tag>, request_queues: usize) -> io::Result<Self> {
-        let queues = 1 + request_queues;
-        let flags = EventFlag::NONBLOCK | EventFlag::CLOEXEC;
-        let exits = (0..queues).map(|_| new_event_consumer_and_notifier(flags));
-        let exits: Vec<_> = exits.collect::<Result<_, _>>()?;
-        let end = |(consumer, _): &(EventConsumer, _)| {
-            // SAFETY: vhost-user-backend 0.22.0 turns every consumer that `exit_event` gives it
-            // into a bare number, which it never closes, so that this is the one owner; `Drop`
-            // does the same to those that it did not take. The version is pinned, and a test
-            // counts descriptors.
-            unsafe { OwnedFd::from_raw_fd(consumer.as_raw_fd()) }
+    /// A device for `guest` with one high-priority queue and `request_queues` others, each with a
+    /// thread of its own; what is taken from them is written into `inflight`.
+    pub fn new(
+        guest: Arc<Guest>,
+        tag: Option<Tag>,
+        request_queues: usize,
+        inflight: &Arc<Inflight>,
+    ) -> io::Result<Self> {
+        let memory = Memory::new(GuestMemoryMmap::new());
+        let ring = |queue| {
+            let inflight = inflight.queue(queue);
+            let ring = Ring::new(memory.clone(), QUEUE_SIZE, inflight, Crew::new()?);
+            ring.map_err(io::Error::other)
         };
-        Ok(Self {
+        let rings: Vec<Ring> = (0..=request_queues).map(ring).collect::<io::Result<_>>()?;
+        let device = Self {
             guest,
             tag,
-            request_queues,
-            rings: (0..queues).map(|_| OnceLock::new()).collect(),
-            _exit_ends: exits.iter().map(end).collect(),
-            exits: Mutex::new(exits.into_iter().map(Some).collect()),
-        })
+            memory,
+            places: Vec::new(),
+            rings,
+            features: 0,
+        };
+        for ring in &device.rings {
+            let started = Crew::start_worker(ring, &device.guest);
+            started.inspect_err(|_| device.rings.iter().for_each(Ring::abandon))?;
+        }
+        Ok(device)
     }
 
-    /// Drops whatever the guest still waits for: its front end has gone.
-    pub fn disconnected(&self) {
-        self.guest.dismiss();
-        self.rings
-            .iter()
-            .filter_map(OnceLock::get)
-            .for_each(Ring::abandon);
+    /// Its queues.
+    pub fn rings(&self) -> &[Ring] {
+        &self.rings
     }
 
     /// `struct virtio_fs_config`: the tag, and the number of request queues.
@@ -83,94 +97,260 @@ impl Device {
         if let Some(tag) = &self.tag {
             config[..tag.as_bytes().len()].copy_from_slice(tag.as_bytes());
         }
-        config.extend((self.request_queues as u32).to_le_bytes());
+        config.extend((self.rings.len() as u32 - 1).to_le_bytes());
         config
+    }
+
+    fn ring(&self, number: u32) -> Result<&Ring> {
+        self.rings.get(number as usize).ok_or(Error::InvalidParam)
+    }
+
+    /// The guest's address for one of the front end's.
+    fn of_guest(&self, address: u64) -> Result<u64> {
+        let found = self.places.iter().find_map(|place| {
+            let offset = address.checked_sub(place.front_end)?;
+            (offset < place.bytes).then_some(place.guest + offset)
+        });
+        found.ok_or(Error::InvalidParam)
+    }
+
+    fn set_enabled(&self, enabled: bool) {
+        for ring in &self.rings {
+            ring.set_enabled(enabled);
+        }
     }
 }
 
-impl VhostUserBackend for Device {
-    type Bitmap = ();
-    type Vring = Ring;
+fn region(region: &VhostUserMemoryRegion, file: File) -> Result<(GuestRegionMmap, Place)> {
+    let place = Place {
+        front_end: region.user_addr,
+        guest: region.guest_phys_addr,
+        bytes: region.memory_size,
+    };
+    let start = GuestAddress(place.guest);
+    let mapped = GuestRegionMmap::new(region.mmap_region(file)?, start);
+    Ok((mapped.ok_or(Error::InvalidParam)?, place))
+}
 
-    fn num_queues(&self) -> usize {
-        1 + self.request_queues
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::ReqHandlerError(io::Error::other(error))
+}
+
+/// What is not offered, and not done.
+fn not_offered<T>() -> Result<T> {
+    Err(Error::InvalidOperation("not offered"))
+}
+
+impl VhostUserBackendReqHandlerMut for Device {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
     }
 
-    fn max_queue_size(&self) -> usize {
-        QUEUE_SIZE
+    fn reset_owner(&mut self) -> Result<()> {
+        self.features = 0;
+        Ok(())
     }
 
-    fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1
+    fn reset_device(&mut self) -> Result<()> {
+        self.set_enabled(false);
+        self.features = 0;
+        self.guest.end_session();
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
             | 1 << VIRTIO_RING_F_EVENT_IDX
-            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+            | PROTOCOL_FEATURES)
     }
 
-    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        if features & !self.get_features()? != 0 {
+            return Err(Error::InvalidParam);
+        }
+        self.features = features;
+        let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        self.rings
+            .iter()
+            .for_each(|ring| ring.set_event_idx(event_idx));
+        if features & PROTOCOL_FEATURES == 0 {
+            // Such a front end has no way to enable them.
+            self.set_enabled(true);
+        }
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         let config = match self.tag {
             Some(_) => VhostUserProtocolFeatures::CONFIG,
             // QEMU warns of a device that has a configuration to offer: it has its own.
             None => VhostUserProtocolFeatures::empty(),
         };
-        VhostUserProtocolFeatures::MQ
+        Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | config
+            | config)
     }
 
-    fn reset_device(&self) {
-        self.guest.end_session();
+    fn set_protocol_features(&mut self, _: u64) -> Result<()> {
+        // The crate keeps them, and refuses what was not agreed on.
+        Ok(())
     }
 
-    fn set_event_idx(&self, _: bool) {
-        // The rings were told.
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(self.rings.len() as u64)
     }
 
-    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MEMORY_SLOTS as u64)
+    }
+
+    fn set_mem_table(&mut self, regions: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<()> {
+        let pieces = regions.iter().zip(files);
+        let pieces = pieces.map(|(piece, file)| region(piece, file));
+        let (pieces, places): (Vec<_>, _) = pieces.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let memory = GuestMemoryMmap::from_regions(pieces).map_err(failed)?;
+        self.exchange(memory);
+        self.places = places;
+        Ok(())
+    }
+
+    fn add_mem_region(&mut self, piece: &VhostUserSingleMemoryRegion, file: File) -> Result<()> {
+        if self.places.len() >= MEMORY_SLOTS {
+            return Err(Error::InvalidParam);
+        }
+        let (mapped, place) = region(piece, file)?;
+        let memory = self.memory.memory().insert_region(Arc::new(mapped));
+        self.exchange(memory.map_err(failed)?);
+        self.places.push(place);
+        Ok(())
+    }
+
+    fn remove_mem_region(&mut self, piece: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let start = GuestAddress(piece.guest_phys_addr);
+        let memory = self.memory.memory();
+        let (memory, _) = memory
+            .remove_region(start, piece.memory_size)
+            .map_err(failed)?;
+        self.exchange(memory);
+        self.places.retain(|place| place.guest != start.0);
+        Ok(())
+    }
+
+    fn set_vring_num(&mut self, queue: u32, entries: u32) -> Result<()> {
+        match u16::try_from(entries) {
+            Ok(entries @ 1..=QUEUE_SIZE) if entries.is_power_of_two() => {
+                self.ring(queue)?.set_entries(entries);
+                Ok(())
+            }
+            _ => Err(Error::InvalidParam),
+        }
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        queue: u32,
+        _: VhostUserVringAddrFlags,
+        table: u64,
+        used: u64,
+        available: u64,
+        _: u64,
+    ) -> Result<()> {
+        let [table, available, used] = [table, available, used].map(|place| self.of_guest(place));
+        self.ring(queue)?
+            .set_places(table?, available?, used?)
+            .map_err(failed)
+    }
+
+    fn set_vring_base(&mut self, queue: u32, base: u32) -> Result<()> {
+        self.ring(queue)?.set_base(base as u16);
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, queue: u32) -> Result<VhostUserVringState> {
+        let base = self.ring(queue)?.stop();
+        Ok(VhostUserVringState::new(queue, base.into()))
+    }
+
+    fn set_vring_kick(&mut self, queue: u8, kick: Option<File>) -> Result<()> {
+        self.ring(queue.into())?.set_kick(kick);
+        Ok(())
+    }
+
+    fn set_vring_call(&mut self, queue: u8, call: Option<File>) -> Result<()> {
+        self.ring(queue.into())?.set_call(call);
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, queue: u8, _: Option<File>) -> Result<()> {
+        // Nothing that happens here is worth it.
+        self.ring(queue.into()).map(drop)
+    }
+
+    fn set_vring_enable(&mut self, queue: u32, enable: bool) -> Result<()> {
+        if self.features & PROTOCOL_FEATURES == 0 {
+            return Err(Error::InvalidParam);
+        }
+        self.ring(queue)?.set_enabled(enable);
+        Ok(())
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
         let config = self.config();
         let start = offset as usize;
         let end = start.saturating_add(size as usize);
-        config.get(start..end).unwrap_or_default().to_vec()
+        Ok(config.get(start..end).unwrap_or_default().to_vec())
     }
 
-    fn update_memory(&self, _: Memory) -> io::Result<()> {
-        // The rings look it up for each request.
-        Ok(())
+    fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+        not_offered()
     }
 
-    /// A thread for each queue.
-    fn queues_per_thread(&self) -> Vec<u64> {
-        (0..self.num_queues()).map(|queue| 1 << queue).collect()
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        not_offered()
     }
 
-    fn exit_event(&self, thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        self.exits.lock().get_mut(thread)?.take()
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        not_offered()
     }
 
-    fn handle_event(
-        &self,
-        event: u16,
-        _: EventSet,
-        rings: &[Ring],
-        thread: usize,
-    ) -> io::Result<()> {
-        // An error would end the queue's thread, and there is none that is worth it.
-        if let (Some(ring), Some(known)) = (rings.get(usize::from(event)), self.rings.get(thread)) {
-            known.get_or_init(|| ring.clone());
-            crew::serve(ring, &self.guest);
-        }
-        Ok(())
+    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        not_offered()
+    }
+
+    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
+        not_offered()
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        not_offered()
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        not_offered()
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        not_offered()
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
+        not_offered()
     }
 }
 
-impl Drop for Device {
-    fn drop(&mut self) {
-        let exits = self.exits.get_mut().drain(..).flatten();
-        for (consumer, _) in exits {
-            // `_exit_ends` closes it.
-            let _ = consumer.into_raw_fd();
-        }
+impl Device {
+    /// Requests that are taken from here on are looked for in `memory`.
+    fn exchange(&self, memory: GuestMemoryMmap) {
+        let lock = self.memory.lock();
+        lock.unwrap_or_else(|poisoned| poisoned.into_inner())
+            .replace(memory);
     }
 }

@@ -3,35 +3,42 @@
 //! Every connection is a guest of its own, with a node table of its own; nothing is shared but the
 //! store. So a front end that connects again, or another that takes the place of one that was
 //! killed, never meets what the one before left, nor has to wait for it to be cleared away.
+//!
+//! A guest outlives the process if there is a [`Keeper`]; see `record`.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use thiserror::Error;
 use tokio::runtime::Handle;
-use vhost::vhost_user::{Error as ProtocolError, Listener};
-use vhost_user_backend::{Error as DeviceError, VhostUserDaemon};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vhost::vhost_user::Error as ProtocolError;
 
+use super::connection::{Connection, CutOff};
 use super::device::{Device, TAG_BYTES};
+use super::record::{Keeper, Left, Record};
+use super::ring::Ring;
 use super::session::{Guest, Shown};
 use super::socket::Socket;
 use crate::fs::{NodeCount, Options};
 use crate::store::Store;
 use crate::transport::requests::RequestCounts;
 
-/// Request queues, at most: the crate has 64 queues, and one is for FORGET.
+/// Request queues, at most: a bit for each in the protocol, and one is for FORGET.
 pub const MOST_QUEUES: usize = 63;
 /// Front ends that are served at once on one socket. One is the rule; more is what a front end
 /// looks like that reconnects faster than its old connection ends.
 const MOST_CONNECTIONS: usize = 16;
 /// How long to wait before the next connection when the system has no descriptors or threads left.
 const EXHAUSTED: Duration = Duration::from_millis(500);
+/// Processes that may die one after the other before they answered anything to a guest, until it is
+/// taken to be the reason: one guest must not keep all others from being served.
+const MOST_ATTEMPTS: u64 = 4;
 
 /// The name by which a guest mounts: 1 to 36 bytes, none of them NUL.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,10 +93,21 @@ struct Shared {
     device: DeviceOptions,
     /// Readable when no more connections are to be taken.
     end: OwnedFd,
-    guests: Mutex<Vec<(u64, Arc<Guest>)>>,
+    keeper: Option<Arc<dyn Keeper>>,
+    /// The guests are a successor's from here on.
+    left: AtomicBool,
+    guests: Mutex<Vec<Connected>>,
     /// Told when a connection ends.
-    left: Condvar,
+    gone: Condvar,
     connections: AtomicU64,
+}
+
+/// A guest whose front end is connected.
+struct Connected {
+    number: u64,
+    guest: Arc<Guest>,
+    rings: Vec<Ring>,
+    record: Arc<Record>,
 }
 
 /// What goes on at an endpoint.
@@ -120,6 +138,20 @@ impl Endpoint {
         device: DeviceOptions,
         runtime: Handle,
     ) -> io::Result<Self> {
+        Self::serve_on(store, socket, options, device, runtime, None, Vec::new())
+    }
+
+    /// As [`serve`](Self::serve), with guests that outlive the process in the hands of `keeper`; and
+    /// first of all with those that a predecessor `left` there.
+    pub fn serve_on(
+        store: Arc<dyn Store>,
+        socket: Socket,
+        options: Options,
+        device: DeviceOptions,
+        runtime: Handle,
+        keeper: Option<Arc<dyn Keeper>>,
+        left: Vec<Left>,
+    ) -> io::Result<Self> {
         let shown = Shown {
             store,
             options,
@@ -133,16 +165,45 @@ impl Endpoint {
             shown: Arc::new(shown),
             device,
             end: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            keeper,
+            left: AtomicBool::new(false),
             guests: Mutex::default(),
-            left: Condvar::new(),
+            gone: Condvar::new(),
             connections: AtomicU64::new(0),
         });
+        for left in left {
+            if let Err(error) = shared.clone().go_on(left) {
+                tracing::error!(error, "a guest of the process before cannot be served on");
+            }
+        }
         let accepting = shared.clone();
-        let listener = Listener::from(socket.try_clone()?);
+        let listener = socket.try_clone()?;
         std::thread::Builder::new()
             .name("virtiofs-accept".into())
-            .spawn(move || accepting.accept(&socket, listener))?;
+            .spawn(move || accepting.accept(&socket, &listener))?;
         Ok(Self { shared })
+    }
+
+    /// Leaves the guests to a successor; the process has to end soon, or two serve them.
+    pub fn leave(&self) {
+        self.shared.left.store(true, Ordering::Relaxed);
+        self.shared.stop_accepting();
+    }
+
+    /// Whether any guest is connected.
+    pub fn has_guests(&self) -> bool {
+        !self.shared.guests.lock().is_empty()
+    }
+
+    /// Ends for good, as the process is about to: what guests wait for, and all that they will ever
+    /// ask until they are started again, gets EIO.
+    pub fn break_off(&self) {
+        self.shared.stop_accepting();
+        for connected in self.shared.guests.lock().iter() {
+            connected.guest.dismiss();
+            connected.rings.iter().for_each(Ring::break_off);
+            connected.record.end();
+        }
     }
 
     /// What goes on.
@@ -152,7 +213,7 @@ impl Endpoint {
             connections: self.shared.connections.load(Ordering::Relaxed),
             guests: guests
                 .iter()
-                .map(|(_, guest)| GuestStatus {
+                .map(|Connected { guest, .. }| GuestStatus {
                     requests: guest.requests(),
                     nodes: guest.nodes(),
                 })
@@ -165,18 +226,28 @@ impl Drop for Endpoint {
     /// Takes no more connections. Whoever is connected is answered EIO from now on, and leaves when
     /// it likes.
     fn drop(&mut self) {
-        let _ = rustix::io::write(&self.shared.end, &1u64.to_ne_bytes());
-        for (_, guest) in self.shared.guests.lock().iter() {
-            guest.dismiss();
+        self.shared.stop_accepting();
+        if self.shared.left.load(Ordering::Relaxed) {
+            return;
+        }
+        for connected in self.shared.guests.lock().iter() {
+            connected.guest.dismiss();
+            connected.record.end();
         }
     }
 }
 
 impl Shared {
-    fn accept(self: Arc<Self>, socket: &Socket, mut listener: Listener) {
+    fn stop_accepting(&self) {
+        let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
+    }
+
+    fn accept(self: Arc<Self>, socket: &Socket, listener: &UnixListener) {
         while self.wait_for_connection(socket) {
-            if let Err(error) = self.clone().connect(&mut listener) {
-                tracing::error!(%error, "cannot serve a front end");
+            let connected = listener.accept().map_err(|error| error.to_string());
+            if let Err(error) = connected.and_then(|(front, _)| self.clone().connect(front.into()))
+            {
+                tracing::error!(error, "cannot serve a front end");
                 std::thread::sleep(EXHAUSTED);
             }
         }
@@ -187,7 +258,7 @@ impl Shared {
         loop {
             let mut guests = self.guests.lock();
             while guests.len() >= MOST_CONNECTIONS {
-                self.left.wait(&mut guests);
+                self.gone.wait(&mut guests);
             }
             drop(guests);
             let mut waiting = [
@@ -208,40 +279,100 @@ impl Shared {
         }
     }
 
-    /// Takes a connection and serves it in a thread of its own.
-    fn connect(self: Arc<Self>, listener: &mut Listener) -> Result<(), String> {
-        let guest = Arc::new(Guest::new(self.shown.clone()));
-        let device = Device::new(
-            guest.clone(),
-            self.device.tag.clone(),
-            self.device.request_queues,
-        );
-        let device = Arc::new(device.map_err(|error| error.to_string())?);
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), device.clone(), memory)
-            .map_err(|error| error.to_string())?;
-        daemon.start(listener).map_err(|error| error.to_string())?;
-        let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        self.guests.lock().push((number, guest));
+    /// Serves a new connection in a thread of its own.
+    fn connect(self: Arc<Self>, front: OwnedFd) -> Result<(), String> {
+        let said = |error: io::Error| error.to_string();
+        let record = match &self.keeper {
+            Some(keeper) => Record::new(keeper.clone(), front.as_fd()).map_err(said)?,
+            None => Record::own().map_err(said)?,
+        };
+        let (connection, connected) = self.device(front, record).map_err(said)?;
+        self.start(connected, || Ok(connection))
+    }
+
+    /// Goes on with a predecessor's in a thread of its own.
+    fn go_on(self: Arc<Self>, mut left: Left) -> Result<(), String> {
+        let said = |error: io::Error| error.to_string();
+        let Some(keeper) = &self.keeper else {
+            return Err("nobody keeps it".to_owned());
+        };
+        let attempts = left.inflight.attempts() + 1;
+        if attempts > MOST_ATTEMPTS {
+            left.forget(&**keeper);
+            return Err(format!(
+                "{MOST_ATTEMPTS} processes in a row have died before they answered it anything"
+            ));
+        }
+        left.inflight.set_attempts(attempts);
+        let record = Record::adopt(keeper.clone(), &left).map_err(said)?;
+        let front = left.front.try_clone().map_err(said)?;
+        let (mut connection, connected) = self.device(front, record).map_err(said)?;
+        if let Some(session) = left.session.take() {
+            connected.guest.resume(session);
+        }
+        self.start(connected, move || {
+            connection.catch_up(left)?;
+            tracing::info!("a guest of the process before is served on");
+            Ok(connection)
+        })
+    }
+
+    fn device(&self, front: OwnedFd, record: Arc<Record>) -> io::Result<(Connection, Connected)> {
+        let guest = Arc::new(Guest::new(self.shown.clone(), record.clone()));
+        let DeviceOptions {
+            tag,
+            request_queues,
+        } = self.device.clone();
+        let device = Device::new(guest.clone(), tag, request_queues, record.inflight())?;
+        let connected = Connected {
+            number: self.connections.fetch_add(1, Ordering::Relaxed),
+            guest,
+            rings: device.rings().to_vec(),
+            record: record.clone(),
+        };
+        Ok((Connection::new(front, device, record)?, connected))
+    }
+
+    fn start(
+        self: Arc<Self>,
+        connected: Connected,
+        begin: impl FnOnce() -> Result<Connection, CutOff> + Send + 'static,
+    ) -> Result<(), String> {
+        let number = connected.number;
+        self.guests.lock().push(connected);
         tracing::info!(number, "a front end has connected");
-        let wait = move || {
-            match daemon.wait() {
-                Ok(())
-                | Err(DeviceError::HandleRequest(
-                    ProtocolError::Disconnected | ProtocolError::PartialMessage,
-                )) => tracing::info!(number, "a front end has left"),
+        let shared = self.clone();
+        let serve = move || {
+            match begin().and_then(Connection::serve) {
+                Ok(()) => tracing::info!(number, "a front end has left"),
+                Err(CutOff::Protocol(ProtocolError::Disconnected)) => {
+                    tracing::info!(number, "a front end has left");
+                }
                 Err(error) => tracing::warn!(number, %error, "a front end was cut off"),
             }
-            device.disconnected();
-            self.guests.lock().retain(|(other, _)| *other != number);
-            self.left.notify_all();
-            // Ends the queues' threads, which may still wait for a store.
-            drop(daemon);
+            shared.disconnected(number);
         };
         std::thread::Builder::new()
             .name("virtiofs-guest".into())
-            .spawn(wait)
-            .map_err(|error| error.to_string())?;
-        Ok(())
+            .spawn(serve)
+            .map(drop)
+            .map_err(|error| {
+                self.disconnected(number);
+                error.to_string()
+            })
+    }
+
+    /// Drops whatever the guest still waits for: its front end has gone.
+    fn disconnected(&self, number: u64) {
+        let mut guests = self.guests.lock();
+        let place = guests.iter().position(|other| other.number == number);
+        if let Some(place) = place {
+            let connected = guests.swap_remove(place);
+            connected.guest.dismiss();
+            connected.rings.iter().for_each(Ring::abandon);
+            connected.record.end();
+        }
+        drop(guests);
+        self.gone.notify_all();
     }
 }

@@ -8,10 +8,10 @@
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
-use vhost_user_backend::VringT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 
-use super::crew;
+use super::crew::{self, Crew};
+use super::record::Record;
 use super::ring::Ring;
 use super::session::{Guest, Shown};
 use crate::castore::{Digest, Directory, Name, Node, Root, SymlinkTarget};
@@ -93,7 +93,8 @@ impl Target {
         let Some((kind, input)) = input.split_first() else {
             return;
         };
-        let guest = Arc::new(Guest::new(self.shown.clone()));
+        let Ok(record) = Record::own() else { return };
+        let guest = Arc::new(Guest::new(self.shown.clone(), record));
         if kind & 1 == 0 {
             arbitrary_memory(&guest, *kind, input);
         } else {
@@ -114,22 +115,25 @@ fn arbitrary_memory(guest: &Arc<Guest>, kind: u8, input: &[u8]) {
     let memory = memory();
     let most = image.len().min(LOW.1);
     let _ = memory.write_slice(&image[..most], GuestAddress(LOW.0));
-    let Ok(ring) = Ring::new(GuestMemoryAtomic::new(memory), ENTRIES) else {
+    let Some(ring) = ring(guest, GuestMemoryAtomic::new(memory)) else {
         return;
     };
-    ring.set_queue_event_idx(kind & 2 != 0);
-    ring.set_queue_size(ENTRIES);
+    ring.set_event_idx(kind & 2 != 0);
+    ring.set_entries(ENTRIES);
     if ring
-        .set_queue_info(word(0) << 4, word(2) << 1, word(4) << 2)
+        .set_places(word(0) << 4, word(2) << 1, word(4) << 2)
         .is_err()
     {
         return;
     }
-    ring.set_queue_next_avail(word(6) as u16);
+    ring.set_base(word(6) as u16);
     ring.set_enabled(true);
-    ring.set_queue_ready(true);
+    start(&ring);
     crew::serve(&ring, guest);
-    ring.set_queue_ready(false);
+    match kind & 8 {
+        0 => drop(ring.stop()),
+        _ => ring.break_off(),
+    }
 }
 
 fn arbitrary_requests(guest: &Arc<Guest>, kind: u8, mut input: &[u8]) {
@@ -154,6 +158,17 @@ fn arbitrary_requests(guest: &Arc<Guest>, kind: u8, mut input: &[u8]) {
     }
 }
 
+fn ring(guest: &Guest, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> Option<Ring> {
+    let inflight = guest.record().inflight().queue(0);
+    Ring::new(memory, ENTRIES, inflight, Crew::new().ok()?).ok()
+}
+
+/// Starts a queue, with a file to kick it by that takes anything.
+fn start(ring: &Ring) {
+    let kick = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
+    ring.set_kick(kick.ok().map(std::fs::File::from));
+}
+
 fn memory() -> GuestMemoryMmap {
     let pieces = [LOW, HIGH].map(|(start, length)| (GuestAddress(start), length));
     GuestMemoryMmap::from_ranges(&pieces).expect("little memory")
@@ -172,12 +187,14 @@ struct Driver<'a> {
 impl<'a> Driver<'a> {
     fn new(guest: &'a Arc<Guest>, event_idx: bool) -> Self {
         let memory = GuestMemoryAtomic::new(memory());
-        let ring = Ring::new(memory.clone(), ENTRIES).expect("a descriptor to spare");
-        ring.set_queue_event_idx(event_idx);
-        ring.set_queue_info(TABLE, AVAILABLE, USED)
+        let ring = ring(guest, memory.clone()).expect("a descriptor to spare");
+        ring.set_event_idx(event_idx);
+        ring.set_entries(ENTRIES);
+        ring.set_places(TABLE, AVAILABLE, USED)
             .expect("addresses that are aligned");
+        ring.set_base(0);
         ring.set_enabled(true);
-        ring.set_queue_ready(true);
+        start(&ring);
         Self {
             guest,
             ring,

@@ -1,30 +1,35 @@
 //! A virtqueue, and the requests that were taken from it and are not answered yet.
 //!
-//! The ring itself is the crate's, behind its lock. Around it stands a list of what was taken, for
-//! two reasons. A queue can be stopped at any moment (the guest resets, the VM is paused), and
-//! from then on its memory belongs to somebody else: a reply that comes late must not be written.
-//! And a paused VM goes on with the ring where it stopped: a request that was taken and never
-//! answered would hang its program for ever. So stopping a queue first lets what was taken
-//! finish; what takes too long is answered with EIO while the queue still stands, and its own
-//! reply, when it comes at last, finds its ticket gone.
+//! Around the crate's queue stands a list of what was taken, for three reasons. A queue can be
+//! stopped at any moment (the guest resets, the VM is paused), and from then on its memory belongs
+//! to somebody else: a reply that comes late must not be written. A paused VM goes on with the ring
+//! where it stopped: a request that was taken and never answered would hang its program for ever.
+//! So stopping a queue first lets what was taken finish; what takes too long is answered with EIO
+//! while the queue still stands, and its own reply, when it comes at last, finds its ticket gone.
+//! And the process can die: the list is kept where a successor finds it (`inflight`), which serves
+//! what is on it before anything else.
 //!
-//! Locks are taken in the order `taken`, then the crate's, and held for the moment of taking or
-//! giving back one request; nobody serves a request under either.
+//! The lock is held for the moment of taking or giving back one request. Requests are served
+//! without it, and replies copied into the guest without it; a stop waits for such copies.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-use vhost_user_backend::{VringRwLock, VringState, VringStateGuard, VringStateMutGuard, VringT};
-use virtio_queue::{Error as QueueError, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use fuse_backend_rs::abi::fuse_abi::Opcode;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use thiserror::Error;
+use virtio_queue::{DescriptorChain, Error as QueueError, Queue, QueueOwnedT, QueueT};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic,
+    GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+};
 
 use super::chain::{Chain, Malformed, Room};
 use super::crew::Crew;
+use super::inflight::{Again, MOST_TRIES, QueueInflight, SLOTS};
 use super::session::failure;
 
 /// The memory of a guest, which its front end may exchange.
@@ -33,25 +38,43 @@ pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 /// How long the stop of a queue waits for what was taken from it. The whole VM may stand still for
 /// so long, since QEMU waits for us with its big lock held.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the end of the process waits for the same.
+const END_PATIENCE: Duration = Duration::from_millis(500);
+/// Where `struct fuse_in_header` has the opcode.
+const OPCODE: std::ops::Range<usize> = 4..8;
+
+/// The queue's places in memory are not aligned as the protocol wants.
+#[derive(Debug, Error)]
+#[error("the queue cannot be there: {0}")]
+pub struct Misplaced(String);
 
 /// A virtqueue. Clones are the same queue.
 #[derive(Clone)]
 pub struct Ring(Arc<Inner>);
 
 struct Inner {
-    vring: VringRwLock<Memory>,
     memory: Memory,
-    taken: Mutex<Taken>,
-    /// Told when the last request is given back.
+    inflight: QueueInflight,
+    state: Mutex<State>,
+    /// Told when the last request is given back, and the last reply copied.
     settled: Condvar,
     crew: Crew,
 }
 
-/// What was taken from the ring.
-#[derive(Default)]
-struct Taken {
-    requests: HashMap<Ticket, Outstanding>,
+struct State {
+    queue: Queue,
+    enabled: bool,
+    kick: Option<OwnedFd>,
+    call: Option<OwnedFd>,
+    taken: HashMap<Ticket, Outstanding>,
+    /// How many were ever taken.
     last: u64,
+    /// Places in the record that are free.
+    free: Vec<u8>,
+    /// What a predecessor had taken, not served again yet.
+    again: VecDeque<Again>,
+    /// Replies that are being copied to the guest.
+    copying: usize,
     /// Nothing more is to be taken for now.
     stopping: bool,
     /// Nor ever again.
@@ -65,6 +88,7 @@ pub struct Ticket(u64);
 /// Where the reply to a request goes.
 struct Outstanding {
     head: u16,
+    slot: u8,
     room: Room,
     /// From the header, once it was read.
     unique: u64,
@@ -91,41 +115,126 @@ pub enum Took {
 }
 
 impl Ring {
+    /// A queue of up to `entries` in `memory` that does not run yet; what is taken from it is
+    /// written into `inflight`.
+    pub fn new(
+        memory: Memory,
+        entries: u16,
+        inflight: QueueInflight,
+        crew: Crew,
+    ) -> Result<Self, QueueError> {
+        Ok(Self(Arc::new(Inner {
+            state: Mutex::new(State {
+                queue: Queue::new(entries)?,
+                enabled: false,
+                kick: None,
+                call: None,
+                taken: HashMap::new(),
+                last: 0,
+                free: (0..SLOTS as u8).collect(),
+                again: VecDeque::new(),
+                copying: 0,
+                stopping: false,
+                abandoned: false,
+            }),
+            memory,
+            inflight,
+            settled: Condvar::new(),
+            crew,
+        })))
+    }
+
+    fn memory(&self) -> Arc<GuestMemoryMmap> {
+        self.0.memory.memory().into_inner()
+    }
+
     /// Takes the next request into `request`.
     pub fn take(&self, request: &mut Vec<u8>) -> Took {
-        let mut taken = self.0.taken.lock();
-        if taken.stopping || taken.abandoned {
+        let mut state = self.0.state.lock();
+        if state.stopping || state.abandoned || !state.enabled || !state.queue.ready() {
             return Took::Stopped;
         }
-        let memory = self.0.memory.memory().into_inner();
-        let popped = {
-            let mut state = self.0.vring.get_mut();
-            if !state.is_enabled() || !state.get_queue().ready() {
-                return Took::Stopped;
+        self.next(&mut state, request)
+    }
+
+    fn next(&self, state: &mut State, request: &mut Vec<u8>) -> Took {
+        let memory = self.memory();
+        while let Some(again) = state.again.pop_front() {
+            let chain = chain_at(&state.queue, &memory, again.head);
+            let Some(chain) = chain.filter(|_| !again.forgets) else {
+                self.give_back(state, again.slot, again.head, 0);
+                continue;
+            };
+            let begun = self.begin(
+                state,
+                again.slot,
+                again.tries,
+                chain,
+                request,
+                memory.clone(),
+            );
+            match begun {
+                Took::Request { ticket, .. } if again.tries >= MOST_TRIES => {
+                    tracing::error!(
+                        "a request killed {MOST_TRIES} processes in a row; it gets EIO"
+                    );
+                    if let Some(outstanding) = state.taken.remove(&ticket) {
+                        self.fail(state, &outstanding);
+                    }
+                }
+                begun => return begun,
             }
-            match state.get_queue_mut().iter(memory.clone()) {
-                Ok(mut chains) => chains.next(),
-                Err(_) => return Took::Broken,
-            }
-        };
-        let Some(popped) = popped else {
+        }
+        // There is one for each thread that could want one.
+        let Some(slot) = state.free.last().copied() else {
             return Took::Nothing;
         };
-        let head = popped.head_index();
-        match Chain::read(popped, request, memory) {
+        let chain = match state.queue.iter(memory.clone()) {
+            Ok(mut chains) => chains.next(),
+            Err(_) => return Took::Broken,
+        };
+        let Some(chain) = chain else {
+            return Took::Nothing;
+        };
+        state.free.pop();
+        self.begin(state, slot, 0, chain, request, memory)
+    }
+
+    /// Begins with a request that `tries` processes began with before.
+    fn begin(
+        &self,
+        state: &mut State,
+        slot: u8,
+        tries: u8,
+        chain: DescriptorChain<Arc<GuestMemoryMmap>>,
+        request: &mut Vec<u8>,
+        memory: Arc<GuestMemoryMmap>,
+    ) -> Took {
+        let head = chain.head_index();
+        state.last += 1;
+        match Chain::read(chain, request, memory) {
             Ok(Chain { room, unique }) => {
-                taken.last += 1;
-                let ticket = Ticket(taken.last);
+                let ticket = Ticket(state.last);
+                let inflight = &self.0.inflight;
+                inflight.take(slot, head, is_forget(request), tries + 1, state.last);
                 let bytes = room.len();
-                let outstanding = Outstanding { head, room, unique };
-                taken.requests.insert(ticket, outstanding);
+                let outstanding = Outstanding {
+                    head,
+                    slot,
+                    room,
+                    unique,
+                };
+                state.taken.insert(ticket, outstanding);
                 Took::Request {
                     ticket,
                     room: bytes,
                 }
             }
             Err(malformed) => {
-                self.give_back(head, 0);
+                self.0
+                    .inflight
+                    .take(slot, head, false, tries + 1, state.last);
+                self.give_back(state, slot, head, 0);
                 Took::Malformed(malformed)
             }
         }
@@ -134,70 +243,125 @@ impl Ring {
     /// Gives a request back with its reply; none is what FORGET gets. Does nothing if the queue was
     /// stopped meanwhile.
     pub fn reply(&self, ticket: Ticket, reply: &[u8]) {
-        let mut taken = self.0.taken.lock();
-        let Some(outstanding) = taken.requests.remove(&ticket) else {
+        let mut state = self.0.state.lock();
+        let Some(outstanding) = state.taken.remove(&ticket) else {
             return;
         };
-        self.settle(&outstanding, reply);
-        if taken.requests.is_empty() {
+        state.copying += 1;
+        drop(state);
+        // Memory that the guest named and does not have holds no reply.
+        let written = outstanding.room.write(reply).unwrap_or(0);
+        let mut state = self.0.state.lock();
+        state.copying -= 1;
+        self.give_back(&mut state, outstanding.slot, outstanding.head, written);
+        if state.taken.is_empty() && state.copying == 0 {
             self.0.settled.notify_all();
         }
     }
 
-    fn settle(&self, outstanding: &Outstanding, reply: &[u8]) {
-        // Memory that the guest named and does not have holds no reply.
-        let written = outstanding.room.write(reply).unwrap_or(0);
-        self.give_back(outstanding.head, written);
-    }
-
     /// Puts a chain into the used ring, and tells the guest if it wants to be told.
-    fn give_back(&self, head: u16, written: u32) {
-        let notify = {
-            let mut state = self.0.vring.get_mut();
-            if state.add_used(head, written).is_err() {
-                return;
-            }
-            state.needs_notification().unwrap_or(true)
-        };
-        if notify && let Err(error) = self.0.vring.signal_used_queue() {
-            tracing::debug!(%error, "cannot notify the guest");
+    fn give_back(&self, state: &mut State, slot: u8, head: u16, written: u32) {
+        if state.abandoned {
+            return;
+        }
+        let memory = self.memory();
+        self.0.inflight.settling(slot, state.queue.next_used());
+        let added = state.queue.add_used(&*memory, head, written);
+        self.0.inflight.settled(slot);
+        state.free.push(slot);
+        if added.is_ok() && state.queue.needs_notification(&*memory).unwrap_or(true) {
+            state.call();
         }
     }
 
     /// Waits until everything that was taken is given back, but not for ever, and keeps more from
-    /// being taken; then does `stop`.
-    fn stop(&self, stop: impl FnOnce(&VringRwLock<Memory>)) {
-        let mut taken = self.0.taken.lock();
-        taken.stopping = true;
-        let deadline = Instant::now() + STOP_PATIENCE;
-        while !taken.requests.is_empty() {
-            if self.0.settled.wait_until(&mut taken, deadline).timed_out() {
+    /// being taken; what is not back by then is answered EIO.
+    fn settle(&self, patience: Duration) -> MutexGuard<'_, State> {
+        let mut state = self.0.state.lock();
+        state.stopping = true;
+        let deadline = Instant::now() + patience;
+        while !(state.taken.is_empty() && state.copying == 0) {
+            if self.0.settled.wait_until(&mut state, deadline).timed_out() {
                 break;
             }
         }
-        for (_, outstanding) in taken.requests.drain() {
-            self.settle(&outstanding, &failure(outstanding.unique, libc::EIO));
+        // To copy takes a moment, and never waits.
+        while state.copying > 0 {
+            self.0
+                .settled
+                .wait_for(&mut state, Duration::from_millis(10));
         }
-        stop(&self.0.vring);
-        taken.stopping = false;
+        let late = std::mem::take(&mut state.taken);
+        for outstanding in late.into_values() {
+            self.fail(&mut state, &outstanding);
+        }
+        state
+    }
+
+    fn fail(&self, state: &mut State, outstanding: &Outstanding) {
+        let reply = failure(outstanding.unique, libc::EIO);
+        let written = outstanding.room.write(&reply).unwrap_or(0);
+        self.give_back(state, outstanding.slot, outstanding.head, written);
     }
 
     /// Lets what was taken fall: its guest is gone.
     pub fn abandon(&self) {
-        let mut taken = self.0.taken.lock();
-        taken.abandoned = true;
-        taken.requests.clear();
+        let mut state = self.0.state.lock();
+        state.abandoned = true;
+        state.taken.clear();
         self.0.settled.notify_all();
-        drop(taken);
+        drop(state);
         self.0.crew.dismiss();
+    }
+
+    /// Ends the queue for a guest that lives on, because the process ends and nobody comes after
+    /// it: what was asked gets EIO, and so does, by the guest's own driver, all that it will ask.
+    ///
+    /// For that the used ring gets an entry that cannot be. A driver that meets one takes the
+    /// device for broken until it is reset, and fails what comes (Linux: `BAD_RING` in
+    /// virtio_ring.c). Without it requests would wait for ever, since no front end tells its guest
+    /// that the process behind the device has gone.
+    pub fn break_off(&self) {
+        let mut state = self.settle(END_PATIENCE);
+        let memory = self.memory();
+        if state.abandoned || !state.queue.ready() {
+            return;
+        }
+        let mut request = Vec::new();
+        loop {
+            match self.next(&mut state, &mut request) {
+                Took::Request { ticket, .. } => {
+                    if let Some(outstanding) = state.taken.remove(&ticket) {
+                        self.fail(&mut state, &outstanding);
+                    }
+                }
+                Took::Malformed(_) => {}
+                Took::Nothing | Took::Stopped | Took::Broken => break,
+            }
+        }
+        state.abandoned = true;
+        let entries = u64::from(state.queue.size().max(1));
+        let used = state.queue.next_used();
+        let slot = 4 + u64::from(used) % entries * 8;
+        let address = GuestAddress(state.queue.used_ring());
+        let broken = [u32::MAX.to_le(), 0];
+        if let (Some(slot), Some(index)) = (address.checked_add(slot), address.checked_add(2))
+            && memory.write_obj(broken, slot).is_ok()
+        {
+            let next = used.wrapping_add(1).to_le();
+            let _ = memory.store(next, index, std::sync::atomic::Ordering::SeqCst);
+            state.call();
+        }
     }
 
     /// Tells the guest whether to kick. Gives whether there is something to take that it may not
     /// have kicked for.
     pub fn want_kicks(&self, wanted: bool) -> bool {
+        let memory = self.memory();
+        let queue = &mut self.0.state.lock().queue;
         let outcome = match wanted {
-            true => self.0.vring.enable_notification(),
-            false => self.0.vring.disable_notification().map(|()| false),
+            true => queue.enable_notification(&*memory),
+            false => queue.disable_notification(&*memory).map(|()| false),
         };
         // Rings that are not in memory hold nothing.
         outcome.unwrap_or(false)
@@ -208,148 +372,172 @@ impl Ring {
         &self.0.crew
     }
 
+    /// How many entries the queue has.
+    pub fn set_entries(&self, entries: u16) {
+        self.0.state.lock().queue.set_size(entries);
+    }
+
+    /// Where the queue lies in the guest's memory. What the guest has been given back so far is
+    /// read there.
+    pub fn set_places(&self, table: u64, available: u64, used: u64) -> Result<(), Misplaced> {
+        let memory = self.memory();
+        let queue = &mut self.0.state.lock().queue;
+        let place = |error: QueueError| Misplaced(error.to_string());
+        queue
+            .try_set_desc_table_address(GuestAddress(table))
+            .map_err(place)?;
+        queue
+            .try_set_avail_ring_address(GuestAddress(available))
+            .map_err(place)?;
+        queue
+            .try_set_used_ring_address(GuestAddress(used))
+            .map_err(place)?;
+        let used = queue
+            .used_idx(&*memory, std::sync::atomic::Ordering::Relaxed)
+            .map_err(place)?;
+        queue.set_next_used(used.0);
+        Ok(())
+    }
+
+    /// Whether the guest says at which index it wants to be kicked and told.
+    pub fn set_event_idx(&self, agreed: bool) {
+        self.0.state.lock().queue.set_event_idx(agreed);
+    }
+
+    /// Where the queue begins when it starts.
+    pub fn set_base(&self, base: u16) {
+        self.0.inflight.set_base(base);
+        self.0.state.lock().queue.set_next_avail(base);
+    }
+
+    /// By what the guest kicks. The queue starts with it.
+    pub fn set_kick(&self, kick: Option<File>) {
+        let mut state = self.0.state.lock();
+        let new = kick.map(OwnedFd::from);
+        self.0.crew.kick_changes(
+            state.kick.as_ref().map(AsFd::as_fd),
+            new.as_ref().map(AsFd::as_fd),
+        );
+        state.kick = new;
+        if state.kick.is_some() && !state.queue.ready() {
+            self.start(&mut state);
+        }
+        state.kick();
+    }
+
+    /// Starts the queue where it is to begin; or, if a predecessor ran it, where that stood.
+    fn start(&self, state: &mut State) {
+        let inflight = &self.0.inflight;
+        if inflight.runs() {
+            let used = state.queue.next_used();
+            let again = inflight.recover(used);
+            state
+                .free
+                .retain(|slot| again.iter().all(|again| again.slot != *slot));
+            state
+                .queue
+                .set_next_avail(used.wrapping_add(again.len() as u16));
+            state.again = again.into();
+            // It may have been given something and not told.
+            state.call();
+        } else {
+            state.queue.set_next_avail(inflight.base());
+            inflight.starts();
+        }
+        state.queue.set_ready(true);
+    }
+
+    /// By what the guest is told.
+    pub fn set_call(&self, call: Option<File>) {
+        self.0.state.lock().call = call.map(OwnedFd::from);
+    }
+
+    /// Whether the queue is to be served.
+    pub fn set_enabled(&self, enabled: bool) {
+        if enabled {
+            let mut state = self.0.state.lock();
+            state.enabled = true;
+            state.kick();
+        } else {
+            let mut state = self.settle(STOP_PATIENCE);
+            state.enabled = false;
+            state.stopping = false;
+        }
+    }
+
+    /// Stops the queue; gives where it is to go on.
+    pub fn stop(&self) -> u16 {
+        let mut state = self.settle(STOP_PATIENCE);
+        while let Some(again) = state.again.pop_front() {
+            // Only if it was never enabled again: what the predecessor had taken is given back.
+            self.give_back(&mut state, again.slot, again.head, 0);
+        }
+        let base = state.queue.next_avail();
+        self.0.inflight.stops(base);
+        state.queue.set_ready(false);
+        self.0
+            .crew
+            .kick_changes(state.kick.as_ref().map(AsFd::as_fd), None);
+        (state.kick, state.call) = (None, None);
+        state.stopping = false;
+        base
+    }
+}
+
+impl State {
     /// Kicks the queue, if it runs: what lay in it when it was stopped has no kick any more.
     fn kick(&self) {
-        let state = self.0.vring.get_ref();
-        if let Some(kick) = state.get_kick()
-            && state.is_enabled()
-            && state.get_queue().ready()
+        if let Some(kick) = &self.kick
+            && self.enabled
+            && self.queue.ready()
         {
-            // SAFETY: the descriptor is open as long as the vring has it, and we hold its lock.
-            let kick = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
             // One that cannot be written to is no eventfd, and its other end has to kick.
             let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
         }
     }
-}
 
-impl<'a> VringStateGuard<'a, Memory> for Ring {
-    type G = RwLockReadGuard<'a, VringState<Memory>>;
-}
-
-impl<'a> VringStateMutGuard<'a, Memory> for Ring {
-    type G = RwLockWriteGuard<'a, VringState<Memory>>;
-}
-
-/// What the crate does to a queue as the front end asks it to. All of it is the crate's own, except
-/// that a stop waits, and that the crew hears of a new kick.
-impl VringT<Memory> for Ring {
-    fn new(memory: Memory, max_queue_size: u16) -> Result<Self, QueueError> {
-        let crew = Crew::new().map_err(|error| {
-            tracing::error!(%error, "cannot make a queue");
-            QueueError::QueueNotReady
-        })?;
-        Ok(Self(Arc::new(Inner {
-            vring: VringRwLock::new(memory.clone(), max_queue_size)?,
-            memory,
-            taken: Mutex::default(),
-            settled: Condvar::new(),
-            crew,
-        })))
-    }
-
-    fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
-        self.0.vring.get_ref()
-    }
-
-    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, Memory>>::G {
-        self.0.vring.get_mut()
-    }
-
-    fn add_used(&self, head: u16, written: u32) -> Result<(), QueueError> {
-        self.0.vring.add_used(head, written)
-    }
-
-    fn signal_used_queue(&self) -> io::Result<()> {
-        self.0.vring.signal_used_queue()
-    }
-
-    fn enable_notification(&self) -> Result<bool, QueueError> {
-        self.0.vring.enable_notification()
-    }
-
-    fn disable_notification(&self) -> Result<(), QueueError> {
-        self.0.vring.disable_notification()
-    }
-
-    fn needs_notification(&self) -> Result<bool, QueueError> {
-        self.0.vring.needs_notification()
-    }
-
-    fn set_enabled(&self, enabled: bool) {
-        if enabled {
-            self.0.vring.set_enabled(true);
-            self.kick();
-        } else {
-            self.stop(|vring| vring.set_enabled(false));
-        }
-    }
-
-    fn set_queue_info(&self, table: u64, available: u64, used: u64) -> Result<(), QueueError> {
-        self.0.vring.set_queue_info(table, available, used)
-    }
-
-    fn queue_next_avail(&self) -> u16 {
-        self.0.vring.queue_next_avail()
-    }
-
-    fn set_queue_next_avail(&self, base: u16) {
-        self.0.vring.set_queue_next_avail(base);
-    }
-
-    fn set_queue_next_used(&self, index: u16) {
-        self.0.vring.set_queue_next_used(index);
-    }
-
-    fn queue_used_idx(&self) -> Result<u16, QueueError> {
-        self.0.vring.queue_used_idx()
-    }
-
-    fn set_queue_size(&self, entries: u16) {
-        self.0.vring.set_queue_size(entries);
-    }
-
-    fn set_queue_event_idx(&self, enabled: bool) {
-        self.0.vring.set_queue_event_idx(enabled);
-    }
-
-    fn set_queue_ready(&self, ready: bool) {
-        if ready {
-            self.0.vring.set_queue_ready(true);
-            self.kick();
-        } else {
-            self.stop(|vring| vring.set_queue_ready(false));
-        }
-    }
-
-    fn set_kick(&self, file: Option<File>) {
+    /// Tells the guest that something was given back.
+    fn call(&self) {
+        if let Some(call) = &self.call
+            && let Err(error) = rustix::io::write(call, &1u64.to_ne_bytes())
         {
-            let state = self.0.vring.get_ref();
-            let old = state.get_kick().as_ref().map(AsRawFd::as_raw_fd);
-            // SAFETY: the descriptor is open as long as the vring has it, and we hold its lock.
-            let old = old.map(|old| unsafe { BorrowedFd::borrow_raw(old) });
-            self.0
-                .crew
-                .kick_changes(old, file.as_ref().map(AsFd::as_fd));
-        }
-        self.0.vring.set_kick(file);
-    }
-
-    fn read_kick(&self) -> io::Result<bool> {
-        match self.0.vring.read_kick() {
-            // Somebody else's epoll was told of a kick that is no longer there.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Ok(self.0.vring.get_ref().is_enabled())
-            }
-            outcome => outcome,
+            tracing::debug!(%error, "cannot notify the guest");
         }
     }
+}
 
-    fn set_call(&self, file: Option<File>) {
-        self.0.vring.set_call(file);
-    }
+fn is_forget(request: &[u8]) -> bool {
+    let opcode = request.get(OPCODE).and_then(|word| word.try_into().ok());
+    let opcode = opcode.map(u32::from_ne_bytes);
+    [Opcode::Forget, Opcode::BatchForget]
+        .iter()
+        .any(|forget| opcode == Some(*forget as u32))
+}
 
-    fn set_err(&self, file: Option<File>) {
-        self.0.vring.set_err(file);
-    }
+/// The chain that begins at `head`, wherever the available ring stands.
+///
+/// Only a ring makes chains, so this one gets a ring of its own, with that head in it, behind the
+/// end of the guest's memory.
+fn chain_at(
+    queue: &Queue,
+    memory: &GuestMemoryMmap,
+    head: u16,
+) -> Option<DescriptorChain<Arc<GuestMemoryMmap>>> {
+    const RING: usize = 4096;
+    let end = memory.last_addr().checked_add(1)?;
+    let start = end.checked_align_up(RING as u64)?;
+    let region = GuestRegionMmap::new(MmapRegion::<()>::new(RING).ok()?, start)?;
+    let memory = memory.insert_region(Arc::new(region)).ok()?;
+    // Flags, the index, and the first entry.
+    memory
+        .write_obj([0u16, 1u16.to_le(), head.to_le()], start)
+        .ok()?;
+    let mut single = Queue::new(queue.max_size()).ok()?;
+    single.set_size(queue.size());
+    single
+        .try_set_desc_table_address(GuestAddress(queue.desc_table()))
+        .ok()?;
+    single.try_set_avail_ring_address(start).ok()?;
+    single.set_ready(true);
+    single.iter(Arc::new(memory)).ok()?.next()
 }

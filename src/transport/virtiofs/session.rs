@@ -4,7 +4,8 @@
 //! the device, or with the connection: each gets a file system with a node table of its own, while
 //! the store and its cache are everybody's. A request outside of a session is answered EIO. That
 //! is what programs of a guest see that was mounted from a process that has since died: node ids
-//! are places in that process's table, and must not be taken for places in ours.
+//! are places in that process's table, and must not be taken for places in ours, unless that
+//! process left its table for us to go on with.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,8 +21,9 @@ use vm_memory::ByteValued;
 
 use super::chain::HEADER_BYTES;
 use super::crew::CurrentCrew;
+use super::record::Record;
 use super::reply::ReplyBuffer;
-use crate::fs::{CastoreFs, NodeCount, Options, Waiting};
+use crate::fs::{CastoreFs, Ledger, LedgerError, NodeCount, Options, Waiting};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
 use crate::transport::requests::{self, Counters, RequestCounts};
@@ -44,6 +46,8 @@ pub struct Shown {
 /// A guest, for the length of a connection.
 pub struct Guest {
     shown: Arc<Shown>,
+    /// Where a successor finds it.
+    record: Arc<Record>,
     session: RwLock<Option<Session>>,
     buffers: Mutex<Vec<Buffers>>,
     counters: Counters,
@@ -59,6 +63,20 @@ struct Session {
     fs: Arc<CastoreFs>,
 }
 
+impl Session {
+    fn new(fs: CastoreFs) -> Self {
+        let fs = Arc::new(fs);
+        let server = Arc::new(Server::new(fs.clone()));
+        Self { server, fs }
+    }
+}
+
+impl Shown {
+    fn waiting(&self) -> Waiting {
+        Waiting::new(self.runtime.clone(), Arc::new(CurrentCrew))
+    }
+}
+
 /// What it takes to serve a request.
 pub struct Buffers {
     /// The request, copied out of the guest.
@@ -69,14 +87,38 @@ pub struct Buffers {
 
 impl Guest {
     /// A guest that has not mounted yet.
-    pub fn new(shown: Arc<Shown>) -> Self {
+    pub fn new(shown: Arc<Shown>, record: Arc<Record>) -> Self {
         Self {
             shown,
+            record,
             session: RwLock::new(None),
             buffers: Mutex::default(),
             counters: Counters::default(),
             dismissed: AtomicBool::new(false),
             told: AtomicBool::new(false),
+        }
+    }
+
+    /// Where a successor finds the guest.
+    #[cfg(any(test, fuzzing))]
+    pub fn record(&self) -> &Arc<Record> {
+        &self.record
+    }
+
+    /// Goes on with the session that a predecessor left, or with none if that cannot be.
+    pub fn resume(&self, session: Result<Arc<Ledger>, LedgerError>) {
+        let Shown { store, options, .. } = &*self.shown;
+        let adopt =
+            |ledger| CastoreFs::adopt(store.clone(), options.clone(), self.shown.waiting(), ledger);
+        match session.and_then(adopt) {
+            Ok(fs) => *self.session.write() = Some(Session::new(fs)),
+            Err(error) => {
+                tracing::error!(
+                    %error,
+                    "a guest's session cannot be gone on with; it gets EIO until it mounts again"
+                );
+                self.record.session(None);
+            }
         }
     }
 
@@ -107,7 +149,7 @@ impl Guest {
         let Some(header) = header(request) else {
             return send(&[]);
         };
-        self.counters.count(&header);
+        let _answering = self.counters.begin(&header);
         let outcome = self.checked(&header, request).and_then(|request| {
             catch_unwind(AssertUnwindSafe(|| {
                 self.handle(&header, request, reply, room)
@@ -200,22 +242,32 @@ impl Guest {
         if reply.len() > room {
             return Err(libc::EIO);
         }
-        let Shown {
-            store,
-            options,
-            runtime,
-        } = &*self.shown;
-        let waiting = Waiting::new(runtime.clone(), Arc::new(CurrentCrew));
-        let fs = CastoreFs::new(store.clone(), options.clone(), waiting, None);
-        let fs = Arc::new(fs);
-        let server = Arc::new(Server::new(fs.clone()));
-        *self.session.write() = Some(Session { server, fs });
+        let Shown { store, options, .. } = &*self.shown;
+        let ledger = match self.record.is_kept() {
+            true => Some(Arc::new(Ledger::create().map_err(|error| {
+                tracing::error!(%error, "cannot make a node table that outlives this process");
+                libc::ENOMEM
+            })?)),
+            false => None,
+        };
+        let waiting = self.shown.waiting();
+        let fs = CastoreFs::with_ledger(
+            store.clone(),
+            options.clone(),
+            waiting,
+            None,
+            ledger.clone(),
+        );
+        // Before the guest hears of it.
+        self.record.session(ledger.as_ref());
+        *self.session.write() = Some(Session::new(fs));
         Ok(reply)
     }
 
     /// Forgets what the guest mounted. Requests that are being served finish with what they have.
     pub fn end_session(&self) {
         *self.session.write() = None;
+        self.record.session(None);
     }
 
     /// Answers every request with EIO from here on.

@@ -1,0 +1,191 @@
+//! The connection of a front end, from its first message, or from where a predecessor was, to its
+//! end.
+//!
+//! The crate that takes messages apart reads them from a socket and knows no other way to be told.
+//! So it gets one end of a socket pair, and what the front end sends is put into the other, one
+//! message at a time: written down, fed, handled, its answer passed on, counted. For a successor
+//! the same is done with all that was written down, and the answers go nowhere.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+
+use rustix::net::{RecvFlags, SendFlags};
+use thiserror::Error;
+use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
+
+use super::device::Device;
+use super::message::{self, HEADER_BYTES, Message};
+use super::record::{Left, Record};
+
+/// Bytes of an answer that are passed on at once.
+const ANSWER_BYTES: usize = 8 << 10;
+
+/// Why a front end was cut off.
+#[derive(Debug, Error)]
+pub enum CutOff {
+    /// The connection failed.
+    #[error("the connection: {0}")]
+    Connection(#[from] io::Error),
+    /// A message is longer than any can be.
+    #[error("a message says that it is longer than any can be")]
+    TooLong,
+    /// It breaks the protocol.
+    #[error("a message: {0}")]
+    Protocol(ProtocolError),
+}
+
+/// A front end and the device that it drives.
+pub struct Connection {
+    front: OwnedFd,
+    /// The other end of what `handler` reads.
+    feed: UnixStream,
+    handler: BackendReqHandler<Mutex<Device>>,
+    record: Arc<Record>,
+}
+
+impl Connection {
+    /// What `front` says drives `device`, and is written into `record`.
+    pub fn new(front: OwnedFd, device: Device, record: Arc<Record>) -> io::Result<Self> {
+        let (feed, fed) = UnixStream::pair()?;
+        Ok(Self {
+            front,
+            feed,
+            handler: BackendReqHandler::from_stream(fed, Arc::new(Mutex::new(device))),
+            record,
+        })
+    }
+
+    /// Tells the device all that the predecessor was told, and finishes what that had begun.
+    pub fn catch_up(&mut self, left: Left) -> Result<(), CutOff> {
+        for message in left.setup.messages() {
+            self.handle(message)?;
+        }
+        let Some(pending) = left.pending else {
+            return Ok(());
+        };
+        // It was written down; was it taken from the connection, too?
+        let mut bytes = Vec::new();
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let length = pending.bytes.len();
+        if message::receive(&self.front, &mut bytes, length, flags).is_ok()
+            && bytes == pending.bytes
+        {
+            self.take(length)?;
+        }
+        self.finish(pending)
+    }
+
+    /// Does what the front end says until it leaves.
+    pub fn serve(mut self) -> Result<(), CutOff> {
+        while let Some(message) = self.next()? {
+            self.finish(message)?;
+        }
+        Ok(())
+    }
+
+    /// The next message, written down.
+    fn next(&mut self) -> Result<Option<Message>, CutOff> {
+        let mut bytes = Vec::new();
+        let files = message::receive(&self.front, &mut bytes, HEADER_BYTES, RecvFlags::PEEK)?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        if bytes.len() < HEADER_BYTES {
+            // The rest of the header is on its way, or will never come.
+            drop(files);
+            return self.next_in_pieces();
+        }
+        let length = Message::length(&bytes).ok_or(CutOff::TooLong)?;
+        let files = message::receive(&self.front, &mut bytes, length, RecvFlags::PEEK)?;
+        if bytes.len() < length {
+            drop(files);
+            return self.next_in_pieces();
+        }
+        let message = Message::new(bytes, files);
+        self.record.arrived(&message);
+        self.take(length)?;
+        Ok(Some(message))
+    }
+
+    /// A message that a front end sends piece by piece, which cannot be looked at before it is taken.
+    fn next_in_pieces(&mut self) -> Result<Option<Message>, CutOff> {
+        let (mut bytes, mut files) = (Vec::new(), Vec::new());
+        let mut wanted = HEADER_BYTES;
+        while bytes.len() < wanted {
+            let mut piece = Vec::new();
+            let most = wanted - bytes.len();
+            files.extend(message::receive(
+                &self.front,
+                &mut piece,
+                most,
+                RecvFlags::empty(),
+            )?);
+            if piece.is_empty() {
+                return Ok(None);
+            }
+            bytes.extend(piece);
+            if bytes.len() == HEADER_BYTES {
+                wanted = Message::length(&bytes).ok_or(CutOff::TooLong)?;
+            }
+        }
+        if files.len() > message::MOST_FILES {
+            return Err(CutOff::TooLong);
+        }
+        let message = Message::new(bytes, files);
+        self.record.arrived(&message);
+        Ok(Some(message))
+    }
+
+    /// Takes `length` bytes from the connection, which were seen already, and their descriptors.
+    fn take(&self, length: usize) -> io::Result<()> {
+        let (mut bytes, mut taken) = (Vec::new(), 0);
+        while taken < length {
+            let most = length - taken;
+            drop(message::receive(
+                &self.front,
+                &mut bytes,
+                most,
+                RecvFlags::empty(),
+            )?);
+            if bytes.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            taken += bytes.len();
+        }
+        Ok(())
+    }
+
+    /// Handles a message, and passes the answer on.
+    fn finish(&mut self, message: Message) -> Result<(), CutOff> {
+        let answer = self.handle(&message);
+        if let Ok(answer) = &answer
+            && !answer.is_empty()
+        {
+            message::send(&self.front, answer, &[], SendFlags::empty())?;
+        }
+        answer?;
+        self.record.handled(message);
+        Ok(())
+    }
+
+    /// Has the device do what the message says; gives the answer.
+    fn handle(&mut self, message: &Message) -> Result<Vec<u8>, CutOff> {
+        let files: Vec<_> = message.files.iter().map(AsFd::as_fd).collect();
+        message::send(&self.feed, &message.bytes, &files, SendFlags::empty())?;
+        let handled = self.handler.handle_request();
+        let mut answer = Vec::new();
+        match message::receive(&self.feed, &mut answer, ANSWER_BYTES, RecvFlags::DONTWAIT) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => answer.clear(),
+            Err(error) => return Err(error.into()),
+        }
+        if let Err(error) = handled {
+            // It may be told so, if it asked.
+            let _ = message::send(&self.front, &answer, &[], SendFlags::DONTWAIT);
+            return Err(CutOff::Protocol(error));
+        }
+        Ok(answer)
+    }
+}

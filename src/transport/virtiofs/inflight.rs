@@ -1,0 +1,376 @@
+//! What was taken from a guest's queues and not given back, where the process's death does not
+//! reach it.
+//!
+//! A ring says how far it was filled and how far it was emptied, but not which of the requests in
+//! between a dead process had taken. So each is written into a memory file (memfd) when it is taken
+//! and struck out when it is given back, and whoever serves the guest next serves those again: they
+//! are reads of what never changes. FORGET alone must not be done twice, lest a node goes that the
+//! guest knows; one that was taken is taken for done, which at worst keeps a node too long.
+//!
+//! **A request that kills.** Nothing is known that does; but a process that dies of a request and
+//! hands it to the next would end nobody knows when. So it is counted who began with it, and after
+//! [`MOST_TRIES`] it gets EIO.
+//!
+//! **Any moment can be the last.** A request is written down before it is served, and struck out
+//! after it is in the used ring; which one is on its way there is said before, together with the
+//! index that the used ring had, so that the guest's memory itself tells whether it got there.
+//! Where the ring stands follows from both: what was given back and what was not is all that was
+//! ever taken.
+//!
+//! **Layout**, version [`VERSION`]: words of 64 bits in native order. The header has the magic
+//! number, the version, how many messages of the front end were handled, and how many processes in a
+//! row have begun to serve the guest and never answered anything. Then for each queue:
+//! whether it runs, where it begins, what is on its way back, and [`SLOTS`] requests.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use thiserror::Error;
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+
+/// What every such file starts with.
+const MAGIC: u64 = u64::from_le_bytes(*b"castore\x02");
+/// The version of the layout. Another one is not read.
+pub const VERSION: u64 = 1;
+/// Requests of a queue that are taken at once, at most: one for each of its threads.
+pub const SLOTS: usize = 128;
+/// Queues that there is room for.
+const QUEUES: usize = 64;
+
+/// Words of the header.
+const VERSION_AT: usize = 1;
+const HANDLED_AT: usize = 2;
+const ATTEMPTS_AT: usize = 3;
+const QUEUES_AT: usize = 8;
+/// Words of a queue.
+const RUNS_AT: usize = 0;
+const BASE_AT: usize = 1;
+const SETTLING_AT: usize = 2;
+const SLOTS_AT: usize = 8;
+const QUEUE_WORDS: usize = SLOTS_AT + SLOTS;
+const BYTES: usize = (QUEUES_AT + QUEUES * QUEUE_WORDS) * size_of::<u64>();
+
+/// In a slot: there is a request.
+const USED: u64 = 1 << 63;
+/// In a slot: it forgets.
+const FORGETS: u64 = 1 << 62;
+/// In a slot: how many processes have begun to serve it.
+const TRIES_SHIFT: u32 = 60;
+/// So many may die of a request, for all we know, before it is served no more.
+pub const MOST_TRIES: u8 = 3;
+/// Below the order of taking, the number of the request's first descriptor.
+const HEAD_BITS: u32 = 16;
+const ORDER: u64 = (1 << (TRIES_SHIFT - HEAD_BITS)) - 1;
+
+/// Why a predecessor's record cannot be used.
+#[derive(Debug, Error)]
+pub enum InflightError {
+    /// The system refused.
+    #[error("the kept record of requests: {0}")]
+    System(#[from] io::Error),
+    /// Made by another version of this program.
+    #[error("the kept record of requests has layout {found}, and this version knows {VERSION}")]
+    Version {
+        /// The version that it says.
+        found: u64,
+    },
+    /// It is not what a predecessor leaves.
+    #[error("the kept record of requests is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+/// The record of a guest.
+pub struct Inflight {
+    memory: OwnedFd,
+    words: MmapRegion,
+}
+
+/// A request that a predecessor had taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// Where it is written down.
+    pub slot: u8,
+    /// Its first descriptor.
+    pub head: u16,
+    /// Whether it forgets.
+    pub forgets: bool,
+    /// How many processes have begun to serve it and died.
+    pub tries: u8,
+    order: u64,
+}
+
+impl Inflight {
+    /// An empty one.
+    pub fn create() -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
+        let create = |flags| rustix::fs::memfd_create(c"castore-fs-inflight", flags);
+        // Kernels before 6.3 do not know NOEXEC_SEAL.
+        let memory = create(flags).or_else(|_| create(flags & !MemfdFlags::NOEXEC_SEAL))?;
+        rustix::fs::ftruncate(&memory, BYTES as u64)?;
+        rustix::fs::fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW)?;
+        let inflight = Self::map(memory)?;
+        inflight.store(VERSION_AT, VERSION);
+        inflight.store(0, MAGIC);
+        Ok(inflight)
+    }
+
+    /// A predecessor's.
+    pub fn open(memory: OwnedFd) -> Result<Self, InflightError> {
+        let length = rustix::fs::fstat(&memory).map_err(io::Error::from)?.st_size;
+        let seals = rustix::fs::fcntl_get_seals(&memory).map_err(io::Error::from)?;
+        // What can shrink below a mapping can kill us.
+        if !seals.contains(SealFlags::SHRINK) || length != BYTES as i64 {
+            return Err(InflightError::Damaged("it is no sealed file of its length"));
+        }
+        let inflight = Self::map(memory)?;
+        if inflight.load(0) != MAGIC {
+            return Err(InflightError::Damaged("it starts with other bytes"));
+        }
+        match inflight.load(VERSION_AT) {
+            VERSION => Ok(inflight),
+            found => Err(InflightError::Version { found }),
+        }
+    }
+
+    /// An empty one for a guest of whose record nothing can be read. Its queues run, and go on where
+    /// the used ring says: right for all that was served in order.
+    pub fn resumed_blindly() -> io::Result<Self> {
+        let inflight = Self::create()?;
+        for queue in 0..QUEUES {
+            inflight.store(QUEUES_AT + queue * QUEUE_WORDS + RUNS_AT, 1);
+        }
+        Ok(inflight)
+    }
+
+    fn map(memory: OwnedFd) -> io::Result<Self> {
+        let file = FileOffset::new(File::from(memory.try_clone()?), 0);
+        Ok(Self {
+            words: MmapRegion::from_file(file, BYTES).map_err(io::Error::other)?,
+            memory,
+        })
+    }
+
+    /// The memory file, for whoever keeps it.
+    pub fn memory(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
+    }
+
+    /// How many messages of the front end were handled.
+    pub fn handled(&self) -> u64 {
+        self.load(HANDLED_AT)
+    }
+
+    /// One more was, or as many as a new list of them begins with.
+    pub fn set_handled(&self, count: u64) {
+        self.store(HANDLED_AT, count);
+    }
+
+    /// How many processes have begun to serve this guest since one has answered it anything.
+    pub fn attempts(&self) -> u64 {
+        self.load(ATTEMPTS_AT)
+    }
+
+    /// Another one begins.
+    pub fn set_attempts(&self, attempts: u64) {
+        self.store(ATTEMPTS_AT, attempts);
+    }
+
+    /// The record of a queue; there are 64.
+    pub fn queue(self: &Arc<Self>, number: usize) -> QueueInflight {
+        assert!(number < QUEUES, "a device has no more queues");
+        QueueInflight {
+            inflight: self.clone(),
+            start: QUEUES_AT + number * QUEUE_WORDS,
+        }
+    }
+
+    fn load(&self, word: usize) -> u64 {
+        let words = self.words.as_volatile_slice();
+        words
+            .load(word * size_of::<u64>(), Ordering::Acquire)
+            .expect("the word is in the mapping")
+    }
+
+    fn store(&self, word: usize, value: u64) {
+        let words = self.words.as_volatile_slice();
+        words
+            .store(value, word * size_of::<u64>(), Ordering::SeqCst)
+            .expect("the word is in the mapping");
+    }
+}
+
+/// The record of one queue.
+#[derive(Clone)]
+pub struct QueueInflight {
+    inflight: Arc<Inflight>,
+    start: usize,
+}
+
+impl QueueInflight {
+    fn load(&self, word: usize) -> u64 {
+        self.inflight.load(self.start + word)
+    }
+
+    fn store(&self, word: usize, value: u64) {
+        self.inflight.store(self.start + word, value);
+    }
+
+    /// Whether the queue ran when this was last written.
+    pub fn runs(&self) -> bool {
+        self.load(RUNS_AT) != 0
+    }
+
+    /// Notes that it runs from here on, with nothing taken.
+    pub fn starts(&self) {
+        self.store(SETTLING_AT, 0);
+        for slot in 0..SLOTS {
+            self.store(SLOTS_AT + slot, 0);
+        }
+        self.store(RUNS_AT, 1);
+    }
+
+    /// Notes that it rests, and where it is to go on.
+    pub fn stops(&self, base: u16) {
+        self.set_base(base);
+        self.store(RUNS_AT, 0);
+    }
+
+    /// Where the queue is to begin when it starts.
+    pub fn base(&self) -> u16 {
+        self.load(BASE_AT) as u16
+    }
+
+    /// The front end says where to begin.
+    pub fn set_base(&self, base: u16) {
+        self.store(BASE_AT, u64::from(base));
+    }
+
+    /// Writes a request down, the `order`-th that was taken, which `tries` processes have begun to
+    /// serve, this one among them.
+    pub fn take(&self, slot: u8, head: u16, forgets: bool, tries: u8, order: u64) {
+        let forgets = if forgets { FORGETS } else { 0 };
+        let tries = u64::from(tries.min(MOST_TRIES)) << TRIES_SHIFT;
+        let order = (order & ORDER) << HEAD_BITS;
+        self.store(
+            SLOTS_AT + usize::from(slot),
+            USED | forgets | tries | order | u64::from(head),
+        );
+    }
+
+    /// A request is about to be put into the used ring, whose index is `used` so far.
+    pub fn settling(&self, slot: u8, used: u16) {
+        self.store(
+            SETTLING_AT,
+            USED | u64::from(slot) << HEAD_BITS | u64::from(used),
+        );
+    }
+
+    /// It is there: the guest can be served.
+    pub fn settled(&self, slot: u8) {
+        if self.inflight.attempts() != 0 {
+            self.inflight.set_attempts(0);
+        }
+        self.store(SLOTS_AT + usize::from(slot), 0);
+        self.store(SETTLING_AT, 0);
+    }
+
+    /// What was taken and not given back, oldest first, now that the used ring's index is `used`.
+    pub fn recover(&self, used: u16) -> Vec<Again> {
+        let settling = self.load(SETTLING_AT);
+        if settling & USED != 0 {
+            let slot = (settling >> HEAD_BITS) as u8;
+            // The guest saw it; only the strike is missing.
+            if used != settling as u16 && usize::from(slot) < SLOTS {
+                self.store(SLOTS_AT + usize::from(slot), 0);
+            }
+            self.store(SETTLING_AT, 0);
+        }
+        let slots = (0..SLOTS).filter_map(|slot| {
+            let word = self.load(SLOTS_AT + slot);
+            (word & USED != 0).then_some(Again {
+                slot: slot as u8,
+                head: word as u16,
+                forgets: word & FORGETS != 0,
+                tries: (word >> TRIES_SHIFT) as u8 & MOST_TRIES,
+                order: word >> HEAD_BITS & ORDER,
+            })
+        });
+        let mut again: Vec<Again> = slots.collect();
+        again.sort_by_key(|again| again.order);
+        again
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn successor(inflight: &Inflight) -> Result<Arc<Inflight>, InflightError> {
+        Inflight::open(inflight.memory().try_clone_to_owned().unwrap()).map(Arc::new)
+    }
+
+    fn heads(queue: &QueueInflight, used: u16) -> Vec<u16> {
+        queue.recover(used).iter().map(|again| again.head).collect()
+    }
+
+    #[test]
+    fn what_was_not_given_back_is_found_again_in_its_order() {
+        let inflight = Arc::new(Inflight::create().unwrap());
+        let queue = inflight.queue(63);
+        queue.starts();
+        queue.take(7, 100, false, 1, 1);
+        queue.take(3, 101, true, 3, 2);
+        queue.take(5, 102, false, 1, 3);
+        queue.settling(7, 0);
+        queue.settled(7);
+        let after = successor(&inflight).unwrap().queue(63);
+        assert!(after.runs());
+        let again = after.recover(1);
+        assert_eq!(heads(&after, 1), [101, 102]);
+        assert!(again[0].forgets && !again[1].forgets);
+        assert_eq!([again[0].tries, again[1].tries], [3, 1]);
+        assert!(heads(&successor(&inflight).unwrap().queue(0), 0).is_empty());
+        queue.stops(9);
+        assert!(!after.runs());
+        assert_eq!(after.base(), 9);
+    }
+
+    /// A death between the used ring and the strike: the ring's index tells.
+    #[test]
+    fn what_was_on_its_way_is_given_back_once() {
+        for (used, expected) in [(41, vec![8]), (42, vec![])] {
+            let inflight = Arc::new(Inflight::create().unwrap());
+            let queue = inflight.queue(0);
+            queue.starts();
+            queue.take(0, 8, false, 1, 1);
+            queue.settling(0, 41);
+            assert_eq!(
+                heads(&successor(&inflight).unwrap().queue(0), used),
+                expected
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let inflight = Inflight::create().unwrap();
+        inflight.store(VERSION_AT, VERSION + 1);
+        let error = successor(&inflight).err().unwrap();
+        assert!(matches!(error, InflightError::Version { found } if found == VERSION + 1));
+        inflight.store(0, 0);
+        assert!(matches!(
+            successor(&inflight),
+            Err(InflightError::Damaged(_))
+        ));
+        let unsealed = rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&unsealed, BYTES as u64).unwrap();
+        assert!(matches!(
+            Inflight::open(unsealed),
+            Err(InflightError::Damaged(_))
+        ));
+    }
+}

@@ -1,0 +1,483 @@
+//! What a successor has to know of a guest, in the hands of somebody who outlives us.
+//!
+//! QEMU connects to a virtiofs device once, when the machine is made, and has no way to do so again
+//! under a running guest. It does not have to, if the connection never closes: the kernel does not
+//! care which process reads it. So the connection's descriptor, all that came over it (`message`),
+//! the requests that are being served (`inflight`) and the node table (`fs::Ledger`) are given to a
+//! [`Keeper`], systemd or a parent process, and a successor goes on with them. The guest sees a
+//! pause. The next thing it hears is the answer to what it had asked.
+//!
+//! **One descriptor keeps them all**: the receiving end of a socket pair, into which everything is
+//! sent as messages with descriptors, and from which nobody receives. It holds what was sent after
+//! the sender has died, each message whole or not at all, and a successor reads without taking
+//! anything out (`SO_PEEK_OFF`), so that it may die in the middle of that as well. When the list has
+//! become long a new one takes its place: kept first, then the old one is forgotten. Of two that
+//! are found the newer one counts.
+//!
+//! **A message of the front end** is written down before it is taken from the connection, and counted
+//! as handled after its answer was sent, so that a death in between leaves it either there or here;
+//! the successor sees by comparing. Between an answer and the counting lie two system calls: a
+//! death exactly there answers twice, and the front end hangs up.
+//!
+//! **Entries**, version [`VERSION`], numbers in native order: `H`, the version (u32) and how many
+//! messages were handled when the list began (u64), with the connection and the `inflight` file;
+//! `S`, with the ledger of the guest's session, or without if there is none; `m`, what is set up, as
+//! u8 descriptors, u32 length, the message, for each; `M`, a message that came after that.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
+use thiserror::Error;
+
+use super::inflight::Inflight;
+use super::message::{self, Message, Setup};
+use crate::fs::{Ledger, LedgerError};
+
+/// The version of the entries. Another one is not read.
+const VERSION: u32 = 1;
+/// Bytes of an entry, at most.
+const ENTRY_BYTES: usize = 64 << 10;
+/// Bytes and descriptors of an entry of `m` at which the next one begins.
+const FULL_BYTES: usize = 16 << 10;
+const FULL_FILES: usize = 100;
+/// Entries that are added before a new list is made.
+const LONG: usize = 64;
+
+/// Who keeps descriptors beyond this process's death.
+pub trait Keeper: Send + Sync {
+    /// Keeps `descriptor` under `name` from now on.
+    fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// Lets go of what is kept under `name`.
+    fn forget(&self, name: &str);
+}
+
+/// Why a predecessor's guest cannot be gone on with.
+#[derive(Debug, Error)]
+pub enum LeftError {
+    /// The system refused.
+    #[error("what the predecessor left of a guest: {0}")]
+    System(#[from] io::Error),
+    /// Made by another version of this program.
+    #[error(
+        "what the predecessor left of a guest has layout {found}, and this version knows {VERSION}"
+    )]
+    Version {
+        /// The version that it says.
+        found: u32,
+    },
+    /// It is not what a predecessor leaves.
+    #[error("what the predecessor left of a guest is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+/// A guest that another process left.
+pub struct Left {
+    name: Name,
+    /// The connection of its front end.
+    pub(super) front: OwnedFd,
+    /// What it had asked.
+    pub(super) inflight: Arc<Inflight>,
+    /// What it has set up.
+    pub(super) setup: Setup,
+    /// Its node table, if it has mounted.
+    pub(super) session: Option<Result<Arc<Ledger>, LedgerError>>,
+    /// A message whose answer may not have been sent.
+    pub(super) pending: Option<Message>,
+}
+
+/// Names a list: whose it is, and the how many-th.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Name {
+    guest: String,
+    generation: u64,
+}
+
+impl Name {
+    fn new() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |now| now.as_nanos() as u64);
+        Self {
+            guest: format!("{now:x}{:x}", std::process::id()),
+            generation: 0,
+        }
+    }
+
+    fn next(&self) -> Self {
+        Self {
+            guest: self.guest.clone(),
+            generation: self.generation + 1,
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (guest, generation) = text.rsplit_once('-')?;
+        Some(Self {
+            guest: guest.to_owned(),
+            generation: generation.parse().ok()?,
+        })
+    }
+
+    fn text(&self) -> String {
+        format!("{}-{}", self.guest, self.generation)
+    }
+}
+
+impl Left {
+    /// The guests of those `lists` that `keeper` gave back, by their names. What cannot be gone on
+    /// with is forgotten, and logged.
+    pub fn read(lists: Vec<(String, OwnedFd)>, keeper: &dyn Keeper) -> Vec<Self> {
+        let mut newest: Vec<(Name, OwnedFd)> = Vec::new();
+        for (text, list) in lists {
+            let Some(name) = Name::parse(&text) else {
+                tracing::warn!(name = text, "something was kept that is no guest");
+                keeper.forget(&text);
+                continue;
+            };
+            match newest
+                .iter_mut()
+                .find(|(other, _)| other.guest == name.guest)
+            {
+                Some(other) if other.0.generation < name.generation => {
+                    keeper.forget(&other.0.text());
+                    *other = (name, list);
+                }
+                Some(_) => keeper.forget(&name.text()),
+                None => newest.push((name, list)),
+            }
+        }
+        let read = |(name, list): (Name, OwnedFd)| match Self::of(name.clone(), &list) {
+            Ok(left) => Some(left),
+            Err(error) => {
+                tracing::error!(
+                    %error,
+                    "a guest of the process before cannot be served on; it has to be started again"
+                );
+                keeper.forget(&name.text());
+                None
+            }
+        };
+        newest.into_iter().filter_map(read).collect()
+    }
+
+    /// Has it forgotten.
+    pub(super) fn forget(&self, keeper: &dyn Keeper) {
+        keeper.forget(&self.name.text());
+    }
+
+    fn of(name: Name, list: &OwnedFd) -> Result<Self, LeftError> {
+        let mut entries = entries(list)?.into_iter();
+        let damaged = LeftError::Damaged;
+        let (head, files) = entries.next().ok_or(damaged("it is empty"))?;
+        let begin = || {
+            let rest = head.strip_prefix(b"H")?;
+            let (version, begun) = rest.split_first_chunk()?;
+            Some((u32::from_ne_bytes(*version), begun))
+        };
+        let (version, begun) = begin().ok_or(damaged("it has no beginning"))?;
+        if version != VERSION {
+            return Err(LeftError::Version { found: version });
+        }
+        let begun = begun.try_into().map(u64::from_ne_bytes);
+        let begun = begun.map_err(|_| damaged("its beginning has another length"))?;
+        let Ok([front, inflight]) = <[OwnedFd; 2]>::try_from(files) else {
+            return Err(damaged("the connection is not there"));
+        };
+        let (inflight, handled) = match Inflight::open(inflight) {
+            Ok(inflight) => {
+                let handled = inflight.handled();
+                (inflight, handled)
+            }
+            Err(error) => {
+                tracing::error!(%error, "what a guest had asked is not known");
+                (Inflight::resumed_blindly()?, u64::MAX)
+            }
+        };
+        let mut left = Self {
+            name,
+            front,
+            inflight: Arc::new(inflight),
+            setup: Setup::default(),
+            session: None,
+            pending: None,
+        };
+        let mut number = begun;
+        for (entry, files) in entries {
+            match entry.split_first() {
+                Some((b'm', rest)) => left.note_all(rest, files).ok_or(damaged("a setup"))?,
+                Some((b'M', bytes)) => {
+                    number += 1;
+                    let message = Message {
+                        bytes: bytes.to_vec(),
+                        files: files.into(),
+                    };
+                    match number <= handled {
+                        true => left.setup.note(message),
+                        false => left.pending = Some(message),
+                    }
+                }
+                Some((b'S', _)) => left.session = files.into_iter().next().map(open_ledger),
+                _ => return Err(damaged("an entry of no known kind")),
+            }
+        }
+        Ok(left)
+    }
+
+    fn note_all(&mut self, mut rest: &[u8], files: Vec<OwnedFd>) -> Option<()> {
+        let mut files = files.into_iter();
+        while let Some((count, after)) = rest.split_first() {
+            let (length, after) = after.split_first_chunk()?;
+            let (bytes, after) = after.split_at_checked(u32::from_ne_bytes(*length) as usize)?;
+            rest = after;
+            let files: Arc<[OwnedFd]> = files.by_ref().take(usize::from(*count)).collect();
+            if files.len() != usize::from(*count) {
+                return None;
+            }
+            self.setup.note(Message {
+                bytes: bytes.to_vec(),
+                files,
+            });
+        }
+        Some(())
+    }
+}
+
+fn open_ledger(memory: OwnedFd) -> Result<Arc<Ledger>, LedgerError> {
+    Ledger::open(memory).map(Arc::new)
+}
+
+/// Everything that was sent into a list, which keeps it.
+fn entries(list: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<OwnedFd>)>> {
+    let from: libc::c_int = 0;
+    // SAFETY: the value is an int, as the option wants, and lives through the call.
+    let outcome = unsafe {
+        libc::setsockopt(
+            list.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const from).cast(),
+            size_of_val(&from) as libc::socklen_t,
+        )
+    };
+    if outcome != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut entries = Vec::new();
+    loop {
+        let mut bytes = Vec::new();
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match message::receive(list, &mut bytes, ENTRY_BYTES, flags) {
+            Ok(_) if bytes.is_empty() => return Ok(entries),
+            Ok(files) => entries.push((bytes, files)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(entries),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The record of a guest that is being served.
+pub struct Record {
+    inflight: Arc<Inflight>,
+    /// Nothing where nobody keeps it.
+    kept: Mutex<Option<Kept>>,
+}
+
+struct Kept {
+    keeper: Arc<dyn Keeper>,
+    name: Name,
+    /// The sending end of the list.
+    list: OwnedFd,
+    /// Entries that were added to it.
+    added: usize,
+    front: OwnedFd,
+    setup: Setup,
+    session: Option<Arc<Ledger>>,
+}
+
+impl Record {
+    /// A record that nobody keeps.
+    pub fn own() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            inflight: Arc::new(Inflight::create()?),
+            kept: Mutex::new(None),
+        }))
+    }
+
+    /// The record of a guest whose front end has just connected.
+    pub fn new(keeper: Arc<dyn Keeper>, front: BorrowedFd<'_>) -> io::Result<Arc<Self>> {
+        let inflight = Arc::new(Inflight::create()?);
+        let kept = Kept {
+            keeper,
+            name: Name::new(),
+            list: front.try_clone_to_owned()?,
+            added: 0,
+            front: front.try_clone_to_owned()?,
+            setup: Setup::default(),
+            session: None,
+        };
+        let record = Self {
+            inflight,
+            kept: Mutex::new(Some(kept)),
+        };
+        record.begin_list(&mut record.kept.lock(), None, None);
+        Ok(Arc::new(record))
+    }
+
+    /// The record of a guest that a predecessor left; gives also the message that is not answered.
+    pub fn adopt(keeper: Arc<dyn Keeper>, left: &Left) -> io::Result<Arc<Self>> {
+        let before = left.name.text();
+        let kept = Kept {
+            keeper,
+            name: left.name.next(),
+            list: left.front.try_clone()?,
+            added: 0,
+            front: left.front.try_clone()?,
+            setup: left.setup.clone(),
+            session: left
+                .session
+                .as_ref()
+                .and_then(|session| session.as_ref().ok().cloned()),
+        };
+        let record = Self {
+            inflight: left.inflight.clone(),
+            kept: Mutex::new(Some(kept)),
+        };
+        let pending = left.pending.as_ref();
+        record.begin_list(&mut record.kept.lock(), Some(before), pending);
+        Ok(Arc::new(record))
+    }
+
+    /// What was taken from the guest's queues.
+    pub fn inflight(&self) -> &Arc<Inflight> {
+        &self.inflight
+    }
+
+    /// Whether somebody keeps it.
+    pub fn is_kept(&self) -> bool {
+        self.kept.lock().is_some()
+    }
+
+    /// Writes a message of the front end down.
+    pub fn arrived(&self, message: &Message) {
+        let mut kept = self.kept.lock();
+        if let Some(open) = kept.as_mut() {
+            let entry = [b"M", message.bytes.as_slice()].concat();
+            let added = open.add(&entry, &message.files);
+            self.unless_failed(&mut kept, added);
+        }
+    }
+
+    /// The message was handled, and its answer sent.
+    pub fn handled(&self, message: Message) {
+        let mut kept = self.kept.lock();
+        if let Some(open) = kept.as_mut() {
+            open.setup.note(message);
+            self.inflight.set_handled(self.inflight.handled() + 1);
+            self.keep_short(&mut kept);
+        }
+    }
+
+    /// The guest has a session with this node table from here on, or none.
+    pub fn session(&self, session: Option<&Arc<Ledger>>) {
+        let mut kept = self.kept.lock();
+        if let Some(open) = kept.as_mut() {
+            let files: Vec<_> = session.iter().map(|ledger| ledger.memory()).collect();
+            let added = message::send(&open.list, b"S", &files, SendFlags::DONTWAIT);
+            open.added += 1;
+            open.session = session.cloned();
+            self.unless_failed(&mut kept, added);
+            self.keep_short(&mut kept);
+        }
+    }
+
+    /// The guest has gone.
+    pub fn end(&self) {
+        if let Some(kept) = self.kept.lock().take() {
+            kept.keeper.forget(&kept.name.text());
+        }
+    }
+
+    /// Makes a list with all that is so far, has it kept, and the one before forgotten.
+    fn begin_list(
+        &self,
+        kept: &mut Option<Kept>,
+        before: Option<String>,
+        pending: Option<&Message>,
+    ) {
+        let Some(open) = kept.as_mut() else { return };
+        let keeper = open.keeper.clone();
+        let begun = open.begin(&self.inflight, pending);
+        self.unless_failed(kept, begun);
+        if let Some(before) = before {
+            keeper.forget(&before);
+        }
+    }
+
+    fn keep_short(&self, kept: &mut Option<Kept>) {
+        if let Some(open) = kept.as_mut()
+            && open.added > LONG
+        {
+            let before = open.name.text();
+            open.name = open.name.next();
+            self.begin_list(kept, Some(before), None);
+        }
+    }
+
+    /// A record that is not whole is worse than none.
+    fn unless_failed(&self, kept: &mut Option<Kept>, outcome: io::Result<()>) {
+        if let Err(error) = outcome {
+            tracing::error!(
+                %error,
+                "what a guest has set up cannot be kept; it will not outlive this process"
+            );
+            if let Some(kept) = kept.take() {
+                kept.keeper.forget(&kept.name.text());
+            }
+        }
+    }
+}
+
+impl Kept {
+    fn add(&mut self, entry: &[u8], files: &[OwnedFd]) -> io::Result<()> {
+        let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        self.added += 1;
+        message::send(&self.list, entry, &files, SendFlags::DONTWAIT)
+    }
+
+    fn begin(&mut self, inflight: &Inflight, pending: Option<&Message>) -> io::Result<()> {
+        let flags = SocketFlags::CLOEXEC;
+        let (list, kept) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        self.list = list;
+        let mut head = vec![b'H'];
+        head.extend(VERSION.to_ne_bytes());
+        head.extend(inflight.handled().to_ne_bytes());
+        let files = [self.front.as_fd(), inflight.memory()];
+        message::send(&self.list, &head, &files, SendFlags::DONTWAIT)?;
+        let (mut entry, mut files) = (vec![b'm'], Vec::new());
+        for message in self.setup.messages() {
+            if entry.len() > FULL_BYTES || files.len() > FULL_FILES {
+                message::send(&self.list, &entry, &files, SendFlags::DONTWAIT)?;
+                (entry, files) = (vec![b'm'], Vec::new());
+            }
+            entry.push(message.files.len() as u8);
+            entry.extend((message.bytes.len() as u32).to_ne_bytes());
+            entry.extend_from_slice(&message.bytes);
+            files.extend(message.files.iter().map(AsFd::as_fd));
+        }
+        message::send(&self.list, &entry, &files, SendFlags::DONTWAIT)?;
+        if let Some(session) = &self.session {
+            message::send(&self.list, b"S", &[session.memory()], SendFlags::DONTWAIT)?;
+        }
+        self.added = 0;
+        if let Some(message) = pending {
+            let entry = [b"M", message.bytes.as_slice()].concat();
+            let files = message.files.clone();
+            self.add(&entry, &files)?;
+        }
+        self.keeper.keep(&self.name.text(), kept.as_fd())
+    }
+}
