@@ -250,6 +250,49 @@ fn nothing_fails_while_the_service_is_killed_again_and_again() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
 }
 
+/// By the helper process, of which the readers know nothing but that they need not ask.
+#[test]
+fn files_that_are_read_in_order_are_pushed_ahead_and_are_right() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(30);
+    manager.start_and_wait();
+    let tree = manager.join("mnt/tree");
+    let mut files = 0;
+    let mut folders: Vec<_> = fs::read_dir(&tree)
+        .unwrap()
+        .map(|at| at.unwrap().path())
+        .collect();
+    folders.sort();
+    for folder in folders {
+        // As tar does: names and attributes first.
+        let mut names: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                entry.metadata().unwrap();
+                entry.file_name().into_string().unwrap()
+            })
+            .collect();
+        names.sort();
+        for name in names {
+            let number = name.strip_prefix("file-").unwrap().parse().unwrap();
+            assert!(
+                fs::read(folder.join(&name)).unwrap() == content(&folder, number),
+                "{name}"
+            );
+            files += 1;
+        }
+    }
+    let reads = manager.status()["mounts"]["tree"]["requests"]["READ"].clone();
+    let reads = reads.as_u64().unwrap_or(0);
+    assert!(
+        reads < files,
+        "{reads} READs for {files} files: nothing was pushed"
+    );
+}
+
 #[test]
 fn what_changes_while_nobody_serves_is_seen_by_the_successor() {
     if !can_mount() {

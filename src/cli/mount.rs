@@ -1,5 +1,6 @@
 //! `castore-fs mount`.
 
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -63,7 +64,10 @@ pub(super) struct Mount {
     /// How bytes come to their readers
     #[arg(long, value_enum, default_value_t = ReadMode::PageCache)]
     reads: ReadMode,
-    /// Where to mount: a folder
+    /// Where to mount: a folder, or /dev/fd/N for a descriptor of /dev/fuse that was passed on
+    ///
+    /// With a descriptor, whoever has opened it has also mounted it, or leaves that to us; this process
+    /// then needs no privilege.
     mountpoint: PathBuf,
 }
 
@@ -102,6 +106,7 @@ impl Mount {
         let mount = MountOptions {
             allow_other: self.allow_other,
             threads: self.threads.map_or(defaults.threads, usize::from),
+            device: given(&self.mountpoint)?.map(Arc::new),
             nursery: Some(nursery),
             ..defaults
         };
@@ -143,6 +148,33 @@ impl Mount {
     }
 }
 
+/// The descriptor that a mount point of the form `/dev/fd/N` means.
+fn given(mountpoint: &Path) -> Result<Option<OwnedFd>, Failure> {
+    let Ok(number) = mountpoint.strip_prefix("/dev/fd") else {
+        return Ok(None);
+    };
+    let number = number
+        .to_str()
+        .and_then(|number| number.parse::<RawFd>().ok());
+    let number = number.filter(|number| *number > 2).ok_or_else(|| {
+        let place = mountpoint.display();
+        failure(format!("{place} names no descriptor that was passed on"))
+    })?;
+    // SAFETY: only to copy it, in this expression; if it is not open, that is an error and no more.
+    let passed = unsafe { BorrowedFd::borrow_raw(number) };
+    let copied = rustix::io::fcntl_dupfd_cloexec(passed, 3).and_then(|copy| {
+        // Programs that this one starts need not have it.
+        rustix::io::fcntl_setfd(passed, rustix::io::FdFlags::CLOEXEC)?;
+        Ok(copy)
+    });
+    match copied {
+        Ok(copy) => Ok(Some(copy)),
+        Err(error) => Err(failure(format!(
+            "descriptor {number} was not passed on: {error}"
+        ))),
+    }
+}
+
 /// What is at the top: the tree `root`, or else the store's roots.
 pub(super) fn top(store: &Blocking, root: Option<&Path>, list: bool) -> Result<Top, Failure> {
     let Some(root) = root else {
@@ -168,6 +200,12 @@ fn unmount(session: &Session) {
             "{place} is busy: it is out of the tree now, and served until its last user has \
              finished; interrupt again to end it at once"
         )),
+        Ok(Unmounted::NotOurs) => {
+            say(&format!(
+                "{place} was mounted by somebody else, who has to unmount it; nobody serves it now"
+            ));
+            std::process::exit(0);
+        }
         Err(error) => say(&format!("cannot unmount {place}: {error}")),
     }
 }

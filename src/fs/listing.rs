@@ -67,6 +67,7 @@ impl CastoreFs {
 
     fn list_roots(&self, offset: u64, plus: bool, take: &mut Take<'_>) -> io::Result<()> {
         if offset == 0 {
+            self.roots.list();
             self.refresh_roots()
                 .map_err(|error| self.failed(NodeId::ROOT, None, &error))?;
         }

@@ -51,6 +51,9 @@ struct Seen {
     current: HashMap<Name, u32>,
     /// What the kernel was not told of yet.
     changes: RootChanges,
+    /// Whether the kernel may have a listing. To drop one that it has not would do harm: to the
+    /// attributes of the top that are just on their way, without which nobody but root gets in.
+    listed: bool,
     /// Where a successor finds them, if there can be one.
     ledger: Option<Arc<Ledger>>,
 }
@@ -79,6 +82,7 @@ impl Roots {
             seen.push(root, before);
         }
         seen.changes.listing = true;
+        seen.listed = true;
         Self(RwLock::new(seen))
     }
 
@@ -125,7 +129,17 @@ impl Roots {
 
     /// What has changed since this was last asked.
     pub fn take_changes(&self) -> RootChanges {
-        std::mem::take(&mut self.0.write().changes)
+        let mut seen = self.0.write();
+        let mut changes = std::mem::take(&mut seen.changes);
+        changes.listing &= seen.listed;
+        changes
+    }
+
+    /// Notes that the kernel gets a listing.
+    pub fn list(&self) {
+        if !self.0.read().listed {
+            self.0.write().listed = true;
+        }
     }
 
     /// The first root node that there is at `index` or after it, and where.
@@ -197,12 +211,23 @@ mod tests {
     }
 
     #[test]
+    fn a_listing_that_the_kernel_has_not_is_not_dropped() {
+        let roots = Roots::default();
+        roots.update(vec![root("a", "1")]);
+        assert_eq!(roots.take_changes(), RootChanges::default());
+        roots.list();
+        roots.update(vec![root("a", "1"), root("b", "1")]);
+        assert!(roots.take_changes().listing);
+    }
+
+    #[test]
     fn an_index_stays_with_what_it_was_given_to() {
         let roots = Roots::default();
         let came = RootChanges {
             stale: Vec::new(),
             listing: true,
         };
+        roots.list();
         roots.update(vec![root("a", "1"), root("b", "1")]);
         assert_eq!(roots.take_changes(), came);
         assert_eq!(roots.index(&root("b", "1")), 1);

@@ -72,6 +72,11 @@ pub struct Mount {
     pub store: Option<String>,
     /// Where: an absolute path. The folder is made if it is not there.
     pub path: PathBuf,
+    /// `fd:NAME`: serve the descriptor of `/dev/fuse` that was passed on under that name, as
+    /// `OpenFile=` in the unit or a privileged program does. It is mounted at `path` already, or else
+    /// the service mounts it, for which it needs the right. Others unmount what others have mounted.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub device: Option<Device>,
     /// Show this directory at the top, by root name (`tree`, `tree/share`) or digest; else the
     /// store's root nodes are shown by name.
     pub root: Option<String>,
@@ -104,6 +109,22 @@ pub struct Mount {
     #[cfg_attr(test, schemars(with = "String", default = "directory_memory_text"))]
     #[serde(default = "directory_memory")]
     pub directory_memory: Size,
+}
+
+/// A descriptor by its name among those passed on (sd_listen_fds_with_names(3)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device(pub String);
+
+impl<'de> Deserialize<'de> for Device {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        match text.strip_prefix("fd:") {
+            Some(name) if !name.is_empty() => Ok(Self(name.to_owned())),
+            _ => Err(serde::de::Error::custom(format!(
+                "{text:?} is no device: write \"fd:NAME\", with the name under which it is passed on"
+            ))),
+        }
+    }
 }
 
 /// How the bytes of files come to their readers.

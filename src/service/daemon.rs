@@ -189,6 +189,7 @@ fn run_once(file: &Path) -> Result<(), DaemonError> {
         host: Host {
             runtime: runtime.handle().clone(),
             nursery: Arc::new(nursery),
+            devices: Arc::new(Mutex::new(std::mem::take(&mut passed.devices))),
             slow_requests: Some(config.log.slow_requests.0).filter(|span| !span.is_zero()),
         },
         config,
@@ -542,6 +543,11 @@ impl Daemon {
             Ok(Unmounted::Cleanly | Unmounted::Already) => {
                 tracing::info!(MOUNT = name, path, "unmounted");
             }
+            Ok(Unmounted::NotOurs) => tracing::info!(
+                MOUNT = name,
+                path,
+                "mounted by others, who have to unmount it; nobody serves it now"
+            ),
             Err(error) => tracing::error!(MOUNT = name, path, %error, "cannot unmount"),
         }
         systemd::forget(name);

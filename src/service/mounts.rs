@@ -1,11 +1,14 @@
 //! The mounts that the service serves: made anew, gone on with, or taken down.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::runtime::Handle;
 
@@ -39,6 +42,12 @@ pub enum StartError {
     /// What it is to show is no directory.
     #[error("{0:?} is no directory, and only a directory can be the top of a mount")]
     NoDirectory(String),
+    /// systemd passed on no descriptor of that name, or it has served a mount before.
+    #[error(
+        "no descriptor of /dev/fuse named {0:?} was passed on, or it has served its mount: a new one \
+         comes with a restart (OpenFile= in systemd.service(5))"
+    )]
+    NoDevice(String),
     /// It cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -64,6 +73,8 @@ pub struct Host {
     pub nursery: Arc<Nursery>,
     /// Requests that take longer are told.
     pub slow_requests: Option<Duration>,
+    /// Descriptors of `/dev/fuse` that the service was started with, by name. Each serves one mount.
+    pub devices: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
 }
 
 /// A mount that is served.
@@ -88,7 +99,7 @@ impl Wanted {
     ) -> Result<(Served, Option<Arc<Session>>), StartError> {
         let runtime = &host.runtime;
         let options = self.options(&store, host)?;
-        let mount = self.mount_options(name, host);
+        let mut mount = self.mount_options(name, host);
         let mut outside = None;
         if let Some(left) = left {
             match self.adopt(store.clone(), &options, &mount, left, runtime) {
@@ -122,6 +133,7 @@ impl Wanted {
                 }
             }
         }
+        mount.device = self.device(host)?;
         let session = self.mount(name, store, options, &mount, runtime)?;
         if let Some(kept) = session.kept() {
             systemd::keep(name, kept.device, kept.table);
@@ -159,6 +171,16 @@ impl Wanted {
             .map_err(|error| error.to_string())
     }
 
+    /// The descriptor that the configuration names, which is used up by that.
+    fn device(&self, host: &Host) -> Result<Option<Arc<OwnedFd>>, StartError> {
+        let Some(config::Device(name)) = &self.config.device else {
+            return Ok(None);
+        };
+        let device = host.devices.lock().remove(name);
+        let device = device.ok_or_else(|| StartError::NoDevice(name.clone()))?;
+        Ok(Some(Arc::new(device)))
+    }
+
     fn mount(
         &self,
         name: &str,
@@ -169,7 +191,12 @@ impl Wanted {
     ) -> Result<Session, StartError> {
         let path = &self.config.path;
         let again = (store.clone(), options.clone());
-        let first = make_folder(path).and_then(|()| {
+        let folder = match mount.device {
+            // Whoever mounts has found it.
+            Some(_) => Ok(()),
+            None => make_folder(path),
+        };
+        let first = folder.and_then(|()| {
             Ok(Session::mount(
                 store,
                 path,
@@ -226,6 +253,7 @@ impl Wanted {
             name: Some(name.to_owned()),
             store_name: Some(self.store.clone()),
             tag: Some(self.tag()),
+            device: None,
             nursery: Some(host.nursery.clone()),
         }
     }

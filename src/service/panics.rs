@@ -21,7 +21,9 @@ pub fn abort_in_vital_threads() {
         let thread = thread::current();
         let name = thread.name().unwrap_or_default();
         let place = info.location().map(ToString::to_string);
-        let what = info.payload_as_str().unwrap_or_default();
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let what = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         tracing::error!(thread = name, place, what, "a panic; this is a bug");
         if VITAL.contains(&name) {
             process::abort();

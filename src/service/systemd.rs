@@ -42,6 +42,8 @@ pub struct Passed {
     pub guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// Sockets of the socket unit, by their names there.
     pub sockets: Vec<(String, OwnedFd)>,
+    /// Devices, by their names in `OpenFile=`.
+    pub devices: BTreeMap<String, OwnedFd>,
 }
 
 /// Takes what systemd passed on. To be called once, at the start of the process.
@@ -56,6 +58,8 @@ pub fn passed() -> io::Result<Passed> {
             passed.mounts.entry(mount.to_owned()).or_default().device = Some(descriptor);
         } else if let Some(mount) = name.strip_prefix(TABLE) {
             passed.mounts.entry(mount.to_owned()).or_default().table = Some(descriptor);
+        } else if is_device(&descriptor)? {
+            passed.devices.insert(name, descriptor);
         } else if let Some((device, guest)) = guest_name(&name) {
             let guests = passed.guests.entry(device.to_owned()).or_default();
             guests.push((guest.to_owned(), descriptor));
@@ -64,6 +68,11 @@ pub fn passed() -> io::Result<Passed> {
         }
     }
     Ok(passed)
+}
+
+fn is_device(descriptor: &OwnedFd) -> io::Result<bool> {
+    let mode = rustix::fs::fstat(descriptor)?.st_mode;
+    Ok(rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::CharacterDevice)
 }
 
 /// Whether somebody listens to what is told here.

@@ -33,6 +33,9 @@ pub struct Manager {
     config: PathBuf,
     child: Option<Child>,
     watchdog: Option<Duration>,
+    /// Passed on beside what is kept, at the first start.
+    given: Vec<(String, OwnedFd)>,
+    user: Option<u32>,
 }
 
 impl Manager {
@@ -49,6 +52,8 @@ impl Manager {
             told,
             child: None,
             watchdog: None,
+            given: Vec::new(),
+            user: None,
         };
         manager.configure(config);
         manager
@@ -57,6 +62,24 @@ impl Manager {
     pub fn with_watchdog(mut self, every: Duration) -> Self {
         self.watchdog = Some(every);
         self
+    }
+
+    /// Passes `descriptor` on as `name`, at the next start only.
+    #[allow(dead_code, reason = "not every test program passes something on")]
+    pub fn give(&mut self, name: &str, descriptor: OwnedFd) {
+        self.given.push((name.to_owned(), descriptor));
+    }
+
+    /// Runs the service as this user, who gets the folder.
+    #[allow(dead_code, reason = "not every test program has other users")]
+    pub fn become_user(&mut self, user: u32) {
+        let folder = self.folder.path();
+        let owned = Command::new("chown")
+            .args(["-R", &format!("{user}:{user}")])
+            .arg(folder)
+            .status();
+        assert!(owned.unwrap().success());
+        self.user = Some(user);
     }
 
     pub fn path(&self) -> &Path {
@@ -105,14 +128,23 @@ impl Manager {
         if let Some(every) = self.watchdog {
             command.env("WATCHDOG_USEC", every.as_micros().to_string());
         }
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         let told = self.told.0.lock().unwrap();
-        let names: Vec<&str> = told.kept.keys().map(String::as_str).collect();
+        let given = std::mem::take(&mut self.given);
+        let kept = told
+            .kept
+            .iter()
+            .chain(given.iter().map(|(name, given)| (name, given)));
+        let (names, numbers): (Vec<&str>, Vec<i32>) = kept
+            .map(|(name, kept)| (name.as_str(), kept.as_raw_fd()))
+            .unzip();
         if !names.is_empty() {
             command
                 .env("LISTEN_FDS", names.len().to_string())
                 .env("LISTEN_FDNAMES", names.join(":"));
         }
-        let numbers: Vec<i32> = told.kept.values().map(AsRawFd::as_raw_fd).collect();
         let place = move || {
             // First out of the way, since the numbers may overlap.
             for (at, number) in numbers.iter().enumerate() {

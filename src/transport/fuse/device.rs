@@ -42,6 +42,13 @@ pub fn has_request(device: &OwnedFd) -> bool {
         && wanted[0].revents().contains(PollFlags::IN)
 }
 
+/// Whether the descriptor belongs to a mount: one of `/dev/fuse` that was only opened is in error.
+pub fn is_mounted(device: &OwnedFd) -> bool {
+    let mut wanted = [PollFd::new(device, PollFlags::IN)];
+    rustix::event::poll(&mut wanted, Some(&Timespec::default())).is_ok()
+        && !wanted[0].revents().contains(PollFlags::ERR)
+}
+
 /// Sends a reply without a body.
 pub fn reply_error(device: &OwnedFd, unique: u64, errno: i32) -> io::Result<()> {
     let header = OutHeader {

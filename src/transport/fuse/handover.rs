@@ -21,7 +21,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::mountpoint::Mountpoint;
+use super::mountpoint::{Maker, Mountpoint};
 use crate::fs::{Ledger, LedgerError};
 
 /// Why a predecessor's mount cannot be gone on with.
@@ -46,7 +46,7 @@ pub enum AdoptError {
 struct About {
     path: Vec<u8>,
     id: Option<u64>,
-    by_helper: bool,
+    made_by: Maker,
     tag: String,
 }
 
@@ -82,7 +82,7 @@ impl Inherited {
     }
 
     pub(super) fn mountpoint(&self) -> Mountpoint {
-        Mountpoint::known(self.path(), self.about.id, self.about.by_helper)
+        Mountpoint::known(self.path(), self.about.id, self.about.made_by)
     }
 }
 
@@ -110,7 +110,7 @@ pub(super) fn describe(ledger: &Ledger, mountpoint: &Mountpoint, tag: &str) -> i
     let about = About {
         path: path.as_os_str().as_bytes().to_vec(),
         id: mountpoint.id(),
-        by_helper: mountpoint.by_helper(),
+        made_by: mountpoint.made_by(),
         tag: tag.to_owned(),
     };
     ledger.set_about(&serde_json::to_vec(&about)?)

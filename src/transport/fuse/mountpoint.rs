@@ -1,8 +1,10 @@
 //! Making and undoing the mount itself.
 //!
 //! As root through mount(2), which gives us every option; otherwise through the setuid helper
-//! `fusermount3`, which passes the descriptor back over a socket. After the mount is up this
-//! process must not touch paths below it outside of a thread that nothing waits for.
+//! `fusermount3`, which passes the descriptor back over a socket. Or somebody with more rights has
+//! opened `/dev/fuse` for us, and perhaps mounted it as well: then that is for them to undo. After
+//! the mount is up this process must not touch paths below it outside of a thread that nothing waits
+//! for.
 
 use std::ffi::CString;
 use std::fs;
@@ -19,10 +21,15 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use super::device;
 
 /// The type in `/proc/mounts`.
 const FS_TYPE: &str = "fuse.castore-fs";
+/// The device number of `/dev/fuse` (the kernel's `Documentation/admin-guide/devices.txt`).
+const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// The largest READ, in bytes.
 const MAX_READ: u32 = 1 << 20;
 
@@ -56,6 +63,17 @@ pub enum MountError {
         /// What it printed.
         said: String,
     },
+    /// The descriptor that was given is something else.
+    #[error("the descriptor that was given for {} is not of /dev/fuse", .0.display())]
+    NotADevice(PathBuf),
+    /// The descriptor that was given is not mounted, and this process may not do it.
+    #[error(
+        "the descriptor that was given for {} is not mounted yet, which takes CAP_SYS_ADMIN: mount \
+         it before it is passed on (type fuse.castore-fs, options \
+         fd=N,rootmode=40555,user_id=N,group_id=N), or give this process the capability",
+        .0.display()
+    )]
+    NotMounted(PathBuf),
     /// A system call failed.
     #[error("cannot {action} {}: {source}", mountpoint.display())]
     System {
@@ -74,7 +92,19 @@ pub struct Mountpoint {
     path: PathBuf,
     /// The kernel's number of the mount, which tells it from another one at the same place.
     id: Option<u64>,
-    by_helper: bool,
+    made_by: Maker,
+}
+
+/// Who made a mount, and has the right to undo it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Maker {
+    /// This process, or one of the same rights before it.
+    Ourselves,
+    /// fusermount3, on our behalf.
+    Helper,
+    /// Whoever gave us the descriptor.
+    Others,
 }
 
 /// What to ask of mount(2) or of the helper.
@@ -88,23 +118,66 @@ pub struct Request<'a> {
 /// Mounts on `path`; gives the descriptor on which requests come.
 pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint), MountError> {
     let path = absolute(path)?;
-    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| MountError::NoDevice(errno.into()))?;
-    let (device, by_helper) = match mount_directly(&device, &path, request) {
-        Ok(()) => (device, false),
-        Err(Errno::PERM | Errno::ACCESS) if !rustix::process::geteuid().is_root() => {
-            drop(device);
-            (mount_by_helper(&path, request)?, true)
+    let is_root = rustix::process::geteuid().is_root();
+    let opened = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let mounted = match opened {
+        Ok(device) => mount_directly(&device, &path, request).map(|()| device),
+        // The helper may open it.
+        Err(Errno::ACCESS) if !is_root => Err(Errno::ACCESS),
+        Err(errno) => return Err(MountError::NoDevice(errno.into())),
+    };
+    let (device, made_by) = match mounted {
+        Ok(device) => (device, Maker::Ourselves),
+        Err(Errno::PERM | Errno::ACCESS) if !is_root => {
+            (mount_by_helper(&path, request)?, Maker::Helper)
         }
         Err(errno) => return Err(refused(&path, errno)),
     };
     let id = find_mount(&path).map(|mount| mount.id);
-    let mountpoint = Mountpoint {
-        path,
-        id,
-        by_helper,
+    Ok((device, Mountpoint { path, id, made_by }))
+}
+
+/// The mount of a descriptor that somebody else has opened: made on `path` unless it is there. If it
+/// is, and the kernel tells where, that goes before `path`.
+pub fn given(
+    device: &OwnedFd,
+    path: &Path,
+    request: &Request<'_>,
+) -> Result<Mountpoint, MountError> {
+    let status = rustix::fs::fstat(device).map_err(|errno| refused(path, errno))?;
+    let (major, minor) = (
+        rustix::fs::major(status.st_rdev),
+        rustix::fs::minor(status.st_rdev),
+    );
+    if (major, minor) != FUSE_DEVICE {
+        return Err(MountError::NotADevice(path.to_owned()));
+    }
+    let made_by = match device::is_mounted(device) {
+        true => Maker::Others,
+        false => match mount_directly(device, &absolute(path)?, request) {
+            Ok(()) => Maker::Ourselves,
+            Err(Errno::PERM | Errno::ACCESS) => {
+                return Err(MountError::NotMounted(path.to_owned()));
+            }
+            Err(errno) => return Err(refused(path, errno)),
+        },
     };
-    Ok((device, mountpoint))
+    let told = connection(device).and_then(|number| find(|line| line.device == number));
+    let found = told.or_else(|| find_mount(path));
+    Ok(Mountpoint {
+        id: found.as_ref().map(|line| line.id),
+        path: found.map_or_else(|| path.to_owned(), |line| line.path),
+        made_by,
+    })
+}
+
+/// The device number of the mount that `device` serves, as `/proc/self/mountinfo` writes it. Older
+/// kernels do not tell.
+fn connection(device: &OwnedFd) -> Option<String> {
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
+    let mut lines = about.lines();
+    let number = lines.find_map(|line| line.strip_prefix("fuse_connection:"))?;
+    Some(format!("0:{}", number.trim()))
 }
 
 fn refused(path: &Path, errno: Errno) -> MountError {
@@ -141,7 +214,7 @@ fn absolute(path: &Path) -> Result<PathBuf, MountError> {
 
 fn mount_directly(device: &OwnedFd, path: &Path, request: &Request<'_>) -> Result<(), Errno> {
     let mut options = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_READ}",
+        "fd={},rootmode=40555,user_id={},group_id={},default_permissions,max_read={MAX_READ}",
         device.as_raw_fd(),
         rustix::process::getuid().as_raw(),
         rustix::process::getgid().as_raw(),
@@ -229,12 +302,8 @@ fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 
 impl Mountpoint {
     /// A mount that another process made.
-    pub(super) fn known(path: PathBuf, id: Option<u64>, by_helper: bool) -> Self {
-        Self {
-            path,
-            id,
-            by_helper,
-        }
+    pub(super) fn known(path: PathBuf, id: Option<u64>, made_by: Maker) -> Self {
+        Self { path, id, made_by }
     }
 
     /// The kernel's number of the mount.
@@ -242,9 +311,9 @@ impl Mountpoint {
         self.id
     }
 
-    /// Whether fusermount3 made it.
-    pub(super) fn by_helper(&self) -> bool {
-        self.by_helper
+    /// Who made it.
+    pub(super) fn made_by(&self) -> Maker {
+        self.made_by
     }
 
     /// Where it is.
@@ -254,12 +323,16 @@ impl Mountpoint {
 
     /// Whether the mount that is now seen at the path is this one.
     pub fn is_mounted(&self) -> bool {
+        // Where others have mounted, it need not be where we can see it.
+        if self.made_by == Maker::Others && self.id.is_none() {
+            return true;
+        }
         find_mount(&self.path).is_some_and(|mount| self.id.is_none_or(|id| id == mount.id))
     }
 
     /// Undoes the mount; with `lazily`, takes it out of the tree at once and lets its users finish.
     pub fn unmount(&self, lazily: bool) -> io::Result<()> {
-        if self.by_helper {
+        if self.made_by == Maker::Helper {
             return self.unmount_by_helper(lazily);
         }
         let mut flags = UnmountFlags::NOFOLLOW;
@@ -307,7 +380,7 @@ pub fn detach(path: &Path) -> io::Result<bool> {
     }
     let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
     match rustix::mount::unmount(&path, flags) {
-        Err(Errno::PERM) => Mountpoint::known(path, None, true).unmount(true)?,
+        Err(Errno::PERM) => Mountpoint::known(path, None, Maker::Helper).unmount(true)?,
         outcome => outcome?,
     }
     Ok(true)
@@ -316,6 +389,7 @@ pub fn detach(path: &Path) -> io::Result<bool> {
 /// A line of `/proc/self/mountinfo`.
 struct MountLine {
     id: u64,
+    path: PathBuf,
     fs_type: String,
     /// `major:minor`.
     device: String,
@@ -323,6 +397,11 @@ struct MountLine {
 
 /// The mount that is seen at `path`: of several, the last.
 fn find_mount(path: &Path) -> Option<MountLine> {
+    find(|line| line.path == path)
+}
+
+/// The last mount of which `is` says so.
+fn find(is: impl Fn(&MountLine) -> bool) -> Option<MountLine> {
     let table = fs::read("/proc/self/mountinfo").ok()?;
     let lines = table.split(|&byte| byte == b'\n');
     let mut found = None;
@@ -333,14 +412,16 @@ fn find_mount(path: &Path) -> Option<MountLine> {
         else {
             continue;
         };
-        if unescape(place) == path {
-            // A number of optional columns ends with a dash; the type follows.
-            let fs_type = columns.skip_while(|column| *column != b"-").nth(1);
-            found = Some(MountLine {
-                fs_type: String::from_utf8_lossy(fs_type.unwrap_or_default()).into_owned(),
-                id: std::str::from_utf8(id).ok()?.parse().ok()?,
-                device: String::from_utf8_lossy(device).into_owned(),
-            });
+        // A number of optional columns ends with a dash; the type follows.
+        let fs_type = columns.skip_while(|column| *column != b"-").nth(1);
+        let line = MountLine {
+            fs_type: String::from_utf8_lossy(fs_type.unwrap_or_default()).into_owned(),
+            id: std::str::from_utf8(id).ok()?.parse().ok()?,
+            path: unescape(place),
+            device: String::from_utf8_lossy(device).into_owned(),
+        };
+        if is(&line) {
+            found = Some(line);
         }
     }
     found

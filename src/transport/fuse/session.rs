@@ -19,7 +19,7 @@ use super::answer::Answerer;
 use super::backing::FuseDevice;
 use super::device::{self, Received};
 use super::handover::{self, AdoptError, Inherited, Kept};
-use super::mountpoint::{self, MountError, Mountpoint};
+use super::mountpoint::{self, Maker, MountError, Mountpoint};
 use super::notices::{self, Notices, Nursery};
 use super::pulse::{self, Pulse, Stamps, Stuck};
 use super::{page_cache, root_watch};
@@ -55,6 +55,8 @@ pub struct MountOptions {
     /// Keep what a successor process needs to go on with the mount ([`Session::kept`]), and tell it
     /// this.
     pub tag: Option<String>,
+    /// A descriptor of `/dev/fuse` that somebody else has opened, and perhaps mounted.
+    pub device: Option<Arc<OwnedFd>>,
     /// Who notifies the kernel: see [`Nursery`] for what happens without.
     pub nursery: Option<Arc<Nursery>>,
 }
@@ -69,6 +71,7 @@ impl Default for MountOptions {
             name: None,
             store_name: None,
             tag: None,
+            device: None,
             nursery: None,
         }
     }
@@ -92,6 +95,8 @@ pub enum Unmounted {
     Lazily,
     /// Somebody else had unmounted it already.
     Already,
+    /// Others have made it and only they may undo it. It ends with this process.
+    NotOurs,
 }
 
 /// What the workers share.
@@ -151,8 +156,16 @@ impl Session {
             source: &source,
             allow_other: mount.allow_other,
         };
-        let (device, mountpoint) = mountpoint::mount(path, &request)?;
-        let device = Arc::new(device);
+        let (device, mountpoint) = match &mount.device {
+            Some(device) => {
+                let mountpoint = mountpoint::given(device, path, &request)?;
+                (device.clone(), mountpoint)
+            }
+            None => {
+                let (device, mountpoint) = mountpoint::mount(path, &request)?;
+                (Arc::new(device), mountpoint)
+            }
+        };
         let passthrough = (options.reads == Reads::Passthrough)
             .then(|| Passthrough::new(Box::new(FuseDevice(device.clone()))));
         let ledger = match (&mount.tag, &passthrough) {
@@ -323,6 +336,12 @@ impl Session {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 self.mountpoint.unmount(true)?;
                 Ok(Unmounted::Lazily)
+            }
+            Err(error)
+                if error.kind() == io::ErrorKind::PermissionDenied
+                    && self.mountpoint.made_by() == Maker::Others =>
+            {
+                Ok(Unmounted::NotOurs)
             }
             Err(error) => Err(error),
         }

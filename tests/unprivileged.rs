@@ -1,0 +1,268 @@
+//! Mounts of processes without privilege: through fusermount3, and on descriptors that somebody
+//! with more rights has opened and mounted.
+
+#[path = "kit/manager.rs"]
+#[allow(dead_code)]
+mod manager;
+#[path = "kit/skip.rs"]
+mod skip;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use manager::Manager;
+use skip::skip;
+
+/// The user to be where these tests run as root: nobody.
+const NOBODY: u32 = 65534;
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A folder that the unprivileged user can use, and the program in it: where it was built may be out
+/// of that user's reach.
+fn stage() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = folder.path().join("castore-fs");
+    fs::copy(env!("CARGO_BIN_EXE_castore-fs"), &program).unwrap();
+    for name in ["tree", "mnt", "home"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    fs::write(folder.path().join("tree/file"), "seen by anybody").unwrap();
+    if is_root() {
+        for name in ["mnt", "home", "tree"] {
+            std::os::unix::fs::chown(folder.path().join(name), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+    (folder, program)
+}
+
+/// `castore-fs` as the unprivileged user, with the store in its home.
+fn as_nobody(program: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env(
+            "CASTORE_FS_STORE",
+            format!("local:{}/home/store", folder.display()),
+        )
+        .current_dir("/")
+        .stderr(Stdio::piped());
+    if is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
+}
+
+/// Waits until the mount has said that it is up.
+fn wait_until_up(child: &mut Child) {
+    let mut line = String::new();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    said.read_line(&mut line).unwrap();
+    assert!(line.contains(" is on "), "{line}");
+}
+
+fn end(mut child: Child) {
+    // SAFETY: a signal to a child that was not waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    let began = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(10), "it does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Opens `/dev/fuse` and mounts it on `path` for `user`, as a privileged helper does.
+fn mounted_device(path: &Path, user: u32) -> OwnedFd {
+    let device: OwnedFd = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .unwrap()
+        .into();
+    let options = format!(
+        "fd={},rootmode=40000,user_id={user},group_id={user},default_permissions,allow_other",
+        device.as_raw_fd()
+    );
+    let options = std::ffi::CString::new(options).unwrap();
+    let flags = rustix::mount::MountFlags::RDONLY;
+    rustix::mount::mount("given", path, "fuse.castore-fs", flags, options.as_c_str()).unwrap();
+    device
+}
+
+fn unmount(path: &Path) {
+    let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);
+}
+
+#[test]
+fn an_ordinary_user_mounts_through_the_helper() {
+    let helper = Command::new("fusermount3").arg("--version").output();
+    if helper.is_err() {
+        return skip("there is no fusermount3 (package fuse3)");
+    }
+    if !Path::new("/dev/fuse").exists() {
+        return skip("there is no /dev/fuse");
+    }
+    if is_root() {
+        // As udev has it everywhere; some containers' device is root's alone.
+        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    let (folder, program) = stage();
+    let folder = folder.path();
+    let mut mount = as_nobody(&program, folder)
+        .args(["mount", "--import"])
+        .args([folder.join("tree"), folder.join("mnt")])
+        .spawn()
+        .unwrap();
+    wait_until_up(&mut mount);
+    let line = fs::read_to_string("/proc/self/mounts").unwrap();
+    let place = folder.join("mnt").display().to_string();
+    let line = line.lines().find(|line| line.contains(&place)).unwrap();
+    let user = if is_root() {
+        NOBODY
+    } else {
+        rustix::process::geteuid().as_raw()
+    };
+    assert!(line.contains("fuse.castore-fs"), "{line}");
+    assert!(line.contains(&format!("user_id={user}")), "{line}");
+    // Only that user can look: others need allow_other, which is the administrator's to allow.
+    let mut cat = Command::new("cat");
+    cat.arg(folder.join("mnt/tree/file"));
+    if is_root() {
+        cat.uid(NOBODY).gid(NOBODY);
+    }
+    let read = cat.output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&read.stdout),
+        "seen by anybody",
+        "{read:?}"
+    );
+    end(mount);
+    assert!(
+        !fs::read_to_string("/proc/self/mounts")
+            .unwrap()
+            .contains(&place)
+    );
+}
+
+#[test]
+fn a_process_without_privilege_serves_what_others_have_mounted() {
+    if !is_root() {
+        return skip("only root can mount for somebody else");
+    }
+    let (folder, program) = stage();
+    let folder = folder.path();
+    let imported = as_nobody(&program, folder)
+        .arg("import")
+        .arg(folder.join("tree"))
+        .output();
+    assert!(imported.unwrap().status.success());
+    let mnt = folder.join("mnt");
+    let device = mounted_device(&mnt, NOBODY);
+    let mut command = as_nobody(&program, folder);
+    command.args(["mount", "/dev/fd/9"]);
+    let number = device.as_raw_fd();
+    // SAFETY: dup2 is async-signal-safe.
+    unsafe {
+        command.pre_exec(move || match libc::dup2(number, 9) {
+            9 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let mut mount = command.spawn().unwrap();
+    drop(device);
+    wait_until_up(&mut mount);
+    assert_eq!(
+        fs::read_to_string(mnt.join("tree/file")).unwrap(),
+        "seen by anybody"
+    );
+    end(mount);
+    // It may not unmount; but it does not leave anybody waiting either.
+    let error = fs::read(mnt.join("tree/file")).unwrap_err();
+    let errno = error.raw_os_error();
+    assert!(
+        matches!(errno, Some(libc::ENOTCONN | libc::ECONNABORTED)),
+        "{error}"
+    );
+    unmount(&mnt);
+}
+
+#[test]
+fn what_is_no_device_is_refused_with_reason() {
+    let (folder, program) = stage();
+    let folder = folder.path();
+    let imported = as_nobody(&program, folder)
+        .arg("import")
+        .arg(folder.join("tree"))
+        .output();
+    assert!(imported.unwrap().status.success());
+    for (place, why) in [
+        ("/dev/fd/77", "was not passed on"),
+        ("/dev/fd/x", "names no descriptor"),
+    ] {
+        let refused = as_nobody(&program, folder)
+            .args(["mount", place])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains(why), "{said}");
+    }
+}
+
+/// The service: a helper mounts and passes the descriptor on (`OpenFile=`), the service has no
+/// privilege at all, and goes on with the mount when it is started again.
+#[test]
+fn the_service_serves_a_mount_that_was_passed_on_and_keeps_it_over_a_restart() {
+    if !is_root() {
+        return skip("only root can mount for somebody else");
+    }
+    let config = "[stores.disk]\nurl = 'local:@/store'\n[mounts.tree]\npath = '@/mnt'\n\
+                  device = 'fd:outside'\n";
+    let mut manager = Manager::new(config);
+    fs::set_permissions(manager.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let tree = manager.join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::create_dir(manager.join("mnt")).unwrap();
+    fs::write(tree.join("file"), "passed on").unwrap();
+    manager.import(&tree, "tree");
+    manager.become_user(NOBODY);
+    let mnt = manager.join("mnt");
+    manager.give("outside", mounted_device(&mnt, NOBODY));
+    manager.start_and_wait();
+    let process = fs::metadata(format!("/proc/{}", manager.pid())).unwrap();
+    assert_eq!(process.uid(), NOBODY);
+    assert_eq!(
+        fs::read_to_string(mnt.join("tree/file")).unwrap(),
+        "passed on"
+    );
+    assert_eq!(manager.kept(), ["mount.tree", "nodes.tree"]);
+    let open = fs::File::open(mnt.join("tree/file")).unwrap();
+    manager.kill();
+    manager.start_and_wait();
+    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut &open, &mut text).unwrap();
+    assert_eq!(text, "passed on");
+    manager.signal(libc::SIGTERM);
+    assert!(manager.wait(), "{}", manager.log());
+    drop(open);
+    unmount(&mnt);
+}
+
+#[test]
+fn a_device_that_nobody_passed_on_is_told_by_its_name() {
+    let config = "[stores.disk]\nurl = 'local:@/store'\n[mounts.tree]\npath = '@/mnt'\n\
+                  device = 'fd:outside'\n";
+    let mut manager = Manager::new(config);
+    manager.start();
+    assert!(!manager.wait());
+    let log = manager.log();
+    assert!(log.contains("named \"outside\" was passed on"), "{log}");
+}
