@@ -133,7 +133,8 @@ impl Virtiofs {
 
     /// The life of the process that was started.
     fn keep(self) -> Result<(), Failure> {
-        store::must_exist(&self.store.url()?)?;
+        let url = self.store.url()?;
+        store::must_exist(&url)?;
         let sockets = self.sockets()?;
         let supervisor = Supervisor::connect()?;
         let own = |socket: &Socket| socket.as_fd().try_clone_to_owned();
@@ -149,7 +150,14 @@ impl Virtiofs {
         if !self.no_sandbox {
             sandbox::give_up_privileges()?;
         }
-        parent::run(given, &supervisor)
+        parent::run(given, || {
+            for path in &self.socket {
+                say(&format!("{url} is at {}", path.display()));
+            }
+            supervisor.tell("READY=1");
+        })?;
+        supervisor.tell("STOPPING=1");
+        Ok(())
     }
 
     /// The life of a process that serves.
@@ -209,9 +217,6 @@ impl Virtiofs {
             }
             None => None,
         };
-        for path in &self.socket {
-            say(&format!("{url} is at {}", path.display()));
-        }
         parent.ready();
         let waiting = parent.clone();
         std::thread::spawn(move || {

@@ -11,9 +11,7 @@ use vhost::VhostBackend;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
-};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub const EVENT_IDX: u64 = 1 << 29;
@@ -275,6 +273,15 @@ impl FrontEnd {
         let [id, length]: [u32; 2] = self.memory.read_obj(GuestAddress(slot)).unwrap();
         self.queues[number].seen = self.queues[number].seen.wrapping_add(1);
         Some((id as u16, length))
+    }
+
+    /// Whether the last that was given back cannot be, by which a guest's driver takes the device
+    /// for broken.
+    pub fn is_broken_off(&self, number: usize) -> bool {
+        let used = self.queues[number].used();
+        let index: u16 = self.memory.read_obj(GuestAddress(used + 2)).unwrap();
+        let last = u64::from(index.wrapping_sub(1) % ENTRIES);
+        self.read(used + 4 + last * 8, 4) == [0xff; 4]
     }
 
     /// The reply to the request `head`.

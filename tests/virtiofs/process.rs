@@ -89,6 +89,8 @@ impl Program {
     /// As [`start`](Self::start), `changed`.
     pub fn start_with(&self, arguments: &[&str], changed: impl FnOnce(&mut Command)) -> Running {
         let notify = UnixDatagram::bind(self.path("notify")).unwrap();
+        let everybody = fs::Permissions::from_mode(0o777);
+        fs::set_permissions(self.path("notify"), everybody).unwrap();
         notify
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
@@ -296,7 +298,12 @@ fn an_ordinary_user_serves_and_holds_no_descriptor_for_a_file() {
     };
     open_to_all(program.folder.path());
     let running = program.start_with(&[], ordinary);
-    let user: u32 = status(&running, "Uid").split_whitespace().next().unwrap().parse().unwrap();
+    let user: u32 = status(&running, "Uid")
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert_ne!(user, 0);
     let mut guest = program.guest();
     let before = descriptors(&running);
@@ -304,7 +311,10 @@ fn an_ordinary_user_serves_and_holds_no_descriptor_for_a_file() {
         let folder = guest.look_up(ROOT, &format!("folder-{folder}"));
         for name in 0..25 {
             let found = guest.look_up(folder.node, &name.to_string());
-            assert_eq!(guest.content(found.node, found.size), name.to_string().as_bytes());
+            assert_eq!(
+                guest.content(found.node, found.size),
+                name.to_string().as_bytes()
+            );
         }
     }
     let after = descriptors(&running);
@@ -342,7 +352,7 @@ fn metrics_are_told_like_those_of_the_service() {
     let text = ask();
     for line in [
         "castore_fs_virtiofs_guests{device=\"0\"} 1\n",
-        "castore_fs_virtiofs_requests{device=\"0\",kind=\"lookup\"} 1\n",
+        "castore_fs_virtiofs_requests{device=\"0\",kind=\"LOOKUP\"} 1\n",
         "castore_fs_store_blobs{store=\"store\"} 2\n",
     ] {
         assert!(text.contains(line), "{line} in {text}");

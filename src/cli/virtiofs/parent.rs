@@ -19,7 +19,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use castore_fs::transport::virtiofs::Keeper;
 use parking_lot::Mutex;
@@ -29,16 +29,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::super::failure::{Failure, failure, say};
 use super::super::interrupt::on_interrupt;
-use super::super::supervisor::Supervisor;
 use super::passing::{receive, send};
 
 /// Says to this program that it is a worker.
 const WORKER: &str = "CASTORE_FS_VIRTIOFS_WORKER";
-/// A worker that lived for less died of its start, for all we know.
-const SHORT_LIFE: Duration = Duration::from_secs(1);
-/// How long to wait before the next worker then: this long for each in a row.
-const PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long to wait before the next worker, as in the service's unit: guests wait, too.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a worker is given.
 #[derive(Default)]
@@ -51,8 +47,8 @@ pub(super) struct Given {
     pub(super) kept: BTreeMap<String, OwnedFd>,
 }
 
-/// Runs workers until one has ended as it should.
-pub(super) fn run(mut given: Given, supervisor: &Supervisor) -> Result<(), Failure> {
+/// Runs workers until one has ended as it should; calls `ready` when the first can be connected to.
+pub(super) fn run(mut given: Given, ready: impl FnOnce()) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -67,28 +63,24 @@ pub(super) fn run(mut given: Given, supervisor: &Supervisor) -> Result<(), Failu
             let _ = pidfd_send_signal(worker, Signal::TERM);
         }
     })?;
-    let mut ready = false;
-    let mut short_lives = 0;
+    let mut ready = Some(ready);
     loop {
-        let started = Instant::now();
         let (mut child, link) = start(&given)?;
         *worker.lock() = Some(pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?);
         if stopping.load(Ordering::Relaxed) {
             let _ = child.kill();
         }
         listen(&link, &mut given, || {
-            if !ready {
-                ready = true;
-                supervisor.tell("READY=1");
+            if let Some(ready) = ready.take() {
+                ready();
             }
         });
         let ended = child.wait()?;
         *worker.lock() = None;
         if stopping.load(Ordering::Relaxed) || ended.success() {
-            supervisor.tell("STOPPING=1");
             return Ok(());
         }
-        if !ready {
+        if ready.is_some() {
             return Err(match ended.code() {
                 // It has said why.
                 Some(_) => Failure::Reported,
@@ -100,11 +92,7 @@ pub(super) fn run(mut given: Given, supervisor: &Supervisor) -> Result<(), Failu
             words(ended),
             given.kept.len()
         ));
-        short_lives = match started.elapsed() < SHORT_LIFE {
-            true => short_lives + 1,
-            false => 0,
-        };
-        std::thread::sleep((PAUSE * short_lives).min(LONGEST_PAUSE));
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -245,7 +233,10 @@ impl Keeper for ForSocket {
 }
 
 /// Takes out of `kept` what belongs to guests of the `number`-th socket.
-pub(super) fn of_socket(kept: &mut BTreeMap<String, OwnedFd>, number: usize) -> Vec<(String, OwnedFd)> {
+pub(super) fn of_socket(
+    kept: &mut BTreeMap<String, OwnedFd>,
+    number: usize,
+) -> Vec<(String, OwnedFd)> {
     let prefix = format!("{number}/");
     let all = std::mem::take(kept);
     let mut of_socket = Vec::new();
@@ -257,4 +248,3 @@ pub(super) fn of_socket(kept: &mut BTreeMap<String, OwnedFd>, number: usize) -> 
     }
     of_socket
 }
-

@@ -19,6 +19,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 use vhost::vhost_user::Error as ProtocolError;
 
+use super::MOST_DIRECTORIES;
 use super::connection::{Connection, CutOff};
 use super::device::{Device, TAG_BYTES};
 use super::record::{Keeper, Left, Record};
@@ -152,9 +153,13 @@ impl Endpoint {
         keeper: Option<Arc<dyn Keeper>>,
         left: Vec<Left>,
     ) -> io::Result<Self> {
+        let most_directories = options.most_directories.min(MOST_DIRECTORIES);
         let shown = Shown {
             store,
-            options,
+            options: Options {
+                most_directories,
+                ..options
+            },
             runtime,
         };
         let device = DeviceOptions {
@@ -296,14 +301,13 @@ impl Shared {
         let Some(keeper) = &self.keeper else {
             return Err("nobody keeps it".to_owned());
         };
-        let attempts = left.inflight.attempts() + 1;
-        if attempts > MOST_ATTEMPTS {
+        if left.inflight.attempts() >= MOST_ATTEMPTS {
             left.forget(&**keeper);
             return Err(format!(
                 "{MOST_ATTEMPTS} processes in a row have died before they answered it anything"
             ));
         }
-        left.inflight.set_attempts(attempts);
+        left.inflight.begins();
         let record = Record::adopt(keeper.clone(), &left).map_err(said)?;
         let front = left.front.try_clone().map_err(said)?;
         let (mut connection, connected) = self.device(front, record).map_err(said)?;
@@ -311,7 +315,9 @@ impl Shared {
             connected.guest.resume(session);
         }
         self.start(connected, move || {
+            let inflight = left.inflight.clone();
             connection.catch_up(left)?;
+            inflight.has_caught_up();
             tracing::info!("a guest of the process before is served on");
             Ok(connection)
         })

@@ -167,7 +167,9 @@ impl Setup {
             }
             request::RESET_OWNER => {
                 let taken_back = [Stage::Owner, Stage::Features, Stage::Protocol];
-                return self.said.retain(|(stage, _), _| !taken_back.contains(stage));
+                return self
+                    .said
+                    .retain(|(stage, _), _| !taken_back.contains(stage));
             }
             // Leaves nothing behind, or (SET_VRING_BASE) is kept elsewhere.
             _ => return,
@@ -190,7 +192,9 @@ impl Setup {
         let before = self.said.range(..(Stage::Entries, 0));
         let after = self.said.range((Stage::Entries, 0)..);
         let before = before.map(|(_, message)| message);
-        before.chain(&self.memory).chain(after.map(|(_, message)| message))
+        before
+            .chain(&self.memory)
+            .chain(after.map(|(_, message)| message))
     }
 }
 

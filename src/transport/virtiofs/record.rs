@@ -30,9 +30,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use thiserror::Error;
 
 use super::inflight::Inflight;
@@ -65,7 +63,9 @@ pub enum LeftError {
     #[error("what the predecessor left of a guest: {0}")]
     System(#[from] io::Error),
     /// Made by another version of this program.
-    #[error("what the predecessor left of a guest has layout {found}, and this version knows {VERSION}")]
+    #[error(
+        "what the predecessor left of a guest has layout {found}, and this version knows {VERSION}"
+    )]
     Version {
         /// The version that it says.
         found: u32,
@@ -138,7 +138,10 @@ impl Left {
                 keeper.forget(&text);
                 continue;
             };
-            match newest.iter_mut().find(|(other, _)| other.guest == name.guest) {
+            match newest
+                .iter_mut()
+                .find(|(other, _)| other.guest == name.guest)
+            {
                 Some(other) if other.0.generation < name.generation => {
                     keeper.forget(&other.0.text());
                     *other = (name, list);
@@ -334,7 +337,10 @@ impl Record {
             added: 0,
             front: left.front.try_clone()?,
             setup: left.setup.clone(),
-            session: left.session.as_ref().and_then(|session| session.as_ref().ok().cloned()),
+            session: left
+                .session
+                .as_ref()
+                .and_then(|session| session.as_ref().ok().cloned()),
         };
         let record = Self {
             inflight: left.inflight.clone(),
@@ -396,7 +402,12 @@ impl Record {
     }
 
     /// Makes a list with all that is so far, has it kept, and the one before forgotten.
-    fn begin_list(&self, kept: &mut Option<Kept>, before: Option<String>, pending: Option<&Message>) {
+    fn begin_list(
+        &self,
+        kept: &mut Option<Kept>,
+        before: Option<String>,
+        pending: Option<&Message>,
+    ) {
         let Some(open) = kept.as_mut() else { return };
         let keeper = open.keeper.clone();
         let begun = open.begin(&self.inflight, pending);

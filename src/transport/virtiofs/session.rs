@@ -108,9 +108,8 @@ impl Guest {
     /// Goes on with the session that a predecessor left, or with none if that cannot be.
     pub fn resume(&self, session: Result<Arc<Ledger>, LedgerError>) {
         let Shown { store, options, .. } = &*self.shown;
-        let adopt = |ledger| {
-            CastoreFs::adopt(store.clone(), options.clone(), self.shown.waiting(), ledger)
-        };
+        let adopt =
+            |ledger| CastoreFs::adopt(store.clone(), options.clone(), self.shown.waiting(), ledger);
         match session.and_then(adopt) {
             Ok(fs) => *self.session.write() = Some(Session::new(fs)),
             Err(error) => {
@@ -247,8 +246,13 @@ impl Guest {
             false => None,
         };
         let waiting = self.shown.waiting();
-        let fs =
-            CastoreFs::with_ledger(store.clone(), options.clone(), waiting, None, ledger.clone());
+        let fs = CastoreFs::with_ledger(
+            store.clone(),
+            options.clone(),
+            waiting,
+            None,
+            ledger.clone(),
+        );
         // Before the guest hears of it.
         self.record.session(ledger.as_ref());
         *self.session.write() = Some(Session::new(fs));
