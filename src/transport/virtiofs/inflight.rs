@@ -175,16 +175,21 @@ impl Inflight {
     /// How many processes in a row have died over this guest and never answered it anything; to be
     /// asked when one begins to serve it.
     pub fn attempts(&self) -> u64 {
+        // One that rested had no part in the death.
+        if !self.was_busy() {
+            self.store(ATTEMPTS_AT, 0);
+        }
+        self.load(ATTEMPTS_AT)
+    }
+
+    /// Whether anything was done for this guest when the process before died.
+    pub fn was_busy(&self) -> bool {
         let queues = (0..QUEUES).map(|queue| QUEUES_AT + queue * QUEUE_WORDS);
         let mut busy = queues.flat_map(|start| {
             let slots = start + SLOTS_AT..start + SLOTS_AT + SLOTS;
             slots.chain([start + TOUCHED_AT])
         });
-        // One that rested had no part in the death.
-        if self.load(CATCHING_UP_AT) == 0 && !busy.any(|word| self.load(word) != 0) {
-            self.store(ATTEMPTS_AT, 0);
-        }
-        self.load(ATTEMPTS_AT)
+        self.load(CATCHING_UP_AT) != 0 || busy.any(|word| self.load(word) != 0)
     }
 
     /// Another one begins to catch up.
@@ -249,6 +254,7 @@ impl QueueInflight {
     /// Notes that it runs from here on, with nothing taken.
     pub fn starts(&self) {
         self.store(SETTLING_AT, 0);
+        self.store(TOUCHED_AT, 0);
         for slot in 0..SLOTS {
             self.store(SLOTS_AT + slot, 0);
         }
