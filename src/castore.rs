@@ -7,12 +7,16 @@
 pub mod bao_field;
 mod digest;
 mod directory;
+pub mod effort;
 mod groups;
 mod name;
 mod node;
 
 pub use digest::{Digest, DigestError};
 pub use directory::{Directory, DirectoryError, Entry, MAX_DIRECTORY_BYTES};
-pub use groups::{BlobHasher, GroupTable, GroupTableError, group_size};
+pub use groups::{
+    BlobHasher, GroupTable, GroupTableError, PartProofs, PartValues, group_size, part_size,
+    verify_part,
+};
 pub use name::{Name, NameError, SymlinkTarget, check_name, check_symlink_target};
 pub use node::{Node, NodeError, NodeRef, Root};

@@ -22,6 +22,8 @@ mod nodes;
 mod passthrough;
 mod reading;
 mod requests;
+mod scout;
+mod slow;
 mod top;
 mod waiting;
 mod walk_ahead;
@@ -48,6 +50,7 @@ pub use walk_ahead::PageCache;
 use errno::failure;
 use node_id::Place;
 use nodes::{Content, DirectoryNode, Nodes};
+use scout::Scout;
 use top::Roots;
 use walk_ahead::WalkAhead;
 
@@ -79,6 +82,8 @@ pub struct Options {
     /// Directories that the kernel may know at once; the next lookup gets ENOMEM. This machine's
     /// kernel forgets when memory is short, a guest's need not.
     pub most_directories: usize,
+    /// Requests that take longer are logged, with where the time went; none without this.
+    pub slow_requests: Option<Duration>,
 }
 
 impl Default for Options {
@@ -91,6 +96,7 @@ impl Default for Options {
             root_timeout: FOREVER,
             directory_limit: DEFAULT_DIRECTORY_LIMIT,
             most_directories: usize::MAX,
+            slow_requests: None,
         }
     }
 }
@@ -114,6 +120,7 @@ pub struct CastoreFs {
     roots: Roots,
     passthrough: Option<Passthrough>,
     walk_ahead: WalkAhead,
+    scout: Scout,
     waiting: Waiting,
 }
 
@@ -152,6 +159,7 @@ impl CastoreFs {
             roots: Roots::new(ledger),
             passthrough,
             walk_ahead: WalkAhead::default(),
+            scout: Scout::default(),
             waiting,
         }
     }
@@ -173,6 +181,7 @@ impl CastoreFs {
             roots: Roots::adopt(roots, ledger),
             passthrough: None,
             walk_ahead: WalkAhead::default(),
+            scout: Scout::default(),
             waiting,
         })
     }
@@ -227,7 +236,7 @@ impl CastoreFs {
             Err(error) => Err(error),
         };
         let directory = directory
-            .map_err(|error| self.failed(id, &error))?
+            .map_err(|error| self.failed(id, Some(&node.digest), &error))?
             .ok_or_else(|| self.missing(id, "directory", &node.digest))?;
         self.nodes.keep(slot, directory.clone());
         Ok((node, directory))
@@ -280,7 +289,7 @@ impl CastoreFs {
         let mut stat = attributes::attributes(node, attributes::ROOT_INO, subdirectories, owner);
         if self.options.root_timeout != FOREVER {
             let version = self.store.roots_version();
-            let version = version.map_err(|error| self.failed(NodeId::ROOT, &error))?;
+            let version = version.map_err(|error| self.failed(NodeId::ROOT, None, &error))?;
             stat.st_mtime_nsec = (version % 1_000_000_000) as i64;
         }
         Ok(stat)
@@ -376,23 +385,33 @@ impl CastoreFs {
         root.map_err(|error| {
             let errno = errno::errno(&error);
             tracing::error!(
-                name = %name.escape_ascii(), errno, %error, "cannot look up a root node"
+                path = %name.escape_ascii(), endpoint = errno::endpoint(&error), errno, %error,
+                "cannot look up a root node"
             );
             failure(errno)
         })
     }
 
-    /// Logs that a request for `id` failed, and gives the errno for it.
-    fn failed(&self, id: NodeId, error: &Error) -> io::Error {
+    /// Logs that a request for `id` failed, which had to do with `digest`, and gives the errno for
+    /// it.
+    fn failed(&self, id: NodeId, digest: Option<&Digest>, error: &Error) -> io::Error {
         let errno = errno::errno(error);
-        tracing::error!(path = %self.path(id), errno, %error, "a request failed");
+        let digest = digest.or(errno::damaged(error));
+        tracing::error!(
+            path = %self.path(id),
+            digest = digest.map(tracing::field::display),
+            endpoint = errno::endpoint(error),
+            errno,
+            %error,
+            "a request failed"
+        );
         failure(errno)
     }
 
     /// Logs that what `id` refers to is not in the store: EIO, for the name does exist.
     fn missing(&self, id: NodeId, object: &str, digest: &Digest) -> io::Error {
         tracing::error!(
-            path = %self.path(id), %digest, store = self.store.url(), errno = libc::EIO,
+            path = %self.path(id), %digest, url = self.store.url(), errno = libc::EIO,
             "the {object} is missing from the store"
         );
         failure(libc::EIO)

@@ -9,14 +9,17 @@
 //! on tokio's blocking pool, and holds no thread of it while it waits for its client: a thousand slow
 //! readers cost a thousand small tasks.
 //!
-//! **What is refused.** Writing, unless [`Options::writable`]. Messages over
-//! [`MAX_MESSAGE_BYTES`]. More than
+//! **What is refused.** Calls without one of [`Options::tokens`], where there are any; clients
+//! without a certificate, where [`Tls::client_authority`] is given. Writing, unless
+//! [`Options::writable`]. Messages over [`MAX_MESSAGE_BYTES`]. More than
 //! [`Options::streams`] calls at once on a connection wait for their turn.
 
+mod authorize;
 mod blobs;
 mod directories;
 mod ingest;
 mod listen;
+mod parts;
 mod path_infos;
 mod respond;
 mod roots;
@@ -47,6 +50,7 @@ use crate::proto::store::services::path_info_service_server::PathInfoServiceServ
 use crate::proto::{DESCRIPTORS, Generation, MAX_MESSAGE_BYTES, with_generation};
 use crate::store::Store;
 
+pub use authorize::{Tokens, TokensError};
 pub use listen::{ListenError, Listener};
 
 /// HTTP/2 windows, in bytes: what may be under way to us before we say that we have read it. A
@@ -65,6 +69,8 @@ pub struct Options {
     pub drain: Duration,
     /// TLS on the TCP listeners.
     pub tls: Option<Tls>,
+    /// If given, calls must show one of these.
+    pub tokens: Option<Tokens>,
 }
 
 /// What TLS needs: PEM text.
@@ -91,6 +97,7 @@ impl Default for Options {
             streams: 256,
             drain: Duration::from_secs(20),
             tls: None,
+            tokens: None,
         }
     }
 }
@@ -105,6 +112,15 @@ pub enum ServerError {
         listener: String,
         /// What went wrong.
         source: tonic::transport::Error,
+    },
+    /// A listener on which a token would be shown to everybody on the way.
+    #[error(
+        "cannot demand a token on {listener}, where it would travel in the clear: listen with TLS, \
+         or on a unix socket"
+    )]
+    TokenInTheClear {
+        /// The listener's address.
+        listener: String,
     },
     /// A listening socket cannot be used.
     #[error("cannot listen on {listener}: {source}")]
@@ -123,6 +139,7 @@ struct Served {
     writable: bool,
     /// Tells one run of the server from another: versions of the roots start anew in each.
     instance: u64,
+    proofs: parts::Proofs,
     /// Becomes true when the server is told to stop.
     stopping: watch::Receiver<bool>,
     /// The version of the roots; one thread looks for all who watch.
@@ -143,11 +160,20 @@ pub async fn serve(
         store,
         writable: options.writable,
         instance: RandomState::new().hash_one(std::process::id()),
+        proofs: parts::Proofs::default(),
         stopping: stopping.clone(),
         version,
     };
     let (health, routes) = routes(&served).await;
     let mut running = JoinSet::new();
+    for listener in &listeners {
+        if options.tokens.is_some() && options.tls.is_none() && matches!(listener, Listener::Tcp(_))
+        {
+            return Err(ServerError::TokenInTheClear {
+                listener: listener.to_string(),
+            });
+        }
+    }
     for listener in listeners {
         let service = serve_one(listener, routes.clone(), options.clone(), stopping.clone());
         running.spawn(service);
@@ -200,6 +226,7 @@ async fn serve_one(
         let _ = stopping.wait_for(|stop| *stop).await;
     };
     let router = server
+        .layer(authorize::Authorize(options.tokens))
         .layer(MapRequestLayer::new(to_current_generation))
         .add_routes(routes);
     tracing::info!("listening on {address}");

@@ -10,6 +10,9 @@ mod endpoints;
 mod log;
 mod metrics;
 mod mounts;
+mod panics;
+mod reach;
+mod repeats;
 mod sockets;
 mod status;
 mod systemd;
@@ -17,5 +20,6 @@ mod watchdog;
 
 pub use config::{Config, Problem};
 pub use daemon::{DaemonError, run};
+pub use reach::{Outcome, Reached, reach};
 pub use sockets::{Ask, Serving, SocketError, ask_status, listen_for_metrics, metrics_on};
 pub use status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};

@@ -14,15 +14,28 @@
 
 mod blocking;
 mod bounded;
+mod cache;
+mod chunked;
+mod credential;
 mod error;
 mod failure;
+mod far;
+mod filter;
 mod flights;
 mod grpc;
+mod health;
+mod join;
+mod latency;
 mod local;
+mod measured;
 mod memory;
+mod mirrors;
 mod needs;
 mod network;
 mod object;
+mod plan;
+mod reputation;
+mod root_versions;
 mod segments;
 mod staged_directories;
 mod url;
@@ -39,13 +52,19 @@ use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root};
 use crate::nix::PathInfo;
 
 pub use blocking::Blocking;
+pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
 pub use error::{Damage, Error, Object};
+pub use filter::{Filter, Pattern};
 pub use grpc::GrpcStore;
-pub use local::LocalStore;
+pub use health::{EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
+pub use join::Join;
+pub use local::{Collected, GcOptions, LocalStore};
 pub use memory::MemoryStore;
+pub use mirrors::{Mirrors, Order};
 pub use needs::{Needs, needs};
 pub use object::ObjectStore;
-pub use url::{must_exist, open};
+pub use plan::{Named, OpenError, OpenStores, Opened, Plan, open_all};
+pub use url::{check_url, must_exist, open};
 
 /// Bytes of a blob that are read at once to hash it.
 const HASHED_AT_ONCE: usize = 1 << 20;
@@ -107,6 +126,12 @@ pub trait Store: Debug + Send + Sync {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<Answer<usize>, Error>;
+
+    /// Blobs, with their sizes, that will soon be read, the first of them first: a store far away
+    /// fetches them together meanwhile. Returns at once, and tells nothing.
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        let _ = blobs;
+    }
 
     /// The root node `name`.
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error>;
@@ -175,8 +200,13 @@ pub trait Store: Debug + Send + Sync {
         Ok((hashed == *digest).then_some(table))
     }
 
-    /// How much is here.
-    fn usage(&self) -> Result<Usage, Error>;
+    /// How much is here; nothing if the store cannot tell.
+    fn usage(&self) -> Result<Option<Usage>, Error>;
+
+    /// How the store fares, as far as it knows without asking anybody.
+    fn health(&self) -> Health {
+        Health::default()
+    }
 
     /// A number that changes whenever a root node was added, changed or removed, by whatever
     /// process. Cheap: the file system asks before it answers from what it knows of the roots.

@@ -937,7 +937,7 @@ impl Store for Broken {
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
         self.inner.blob_size(digest).await
     }
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self) -> Result<Option<Usage>, Error> {
         self.inner.usage()
     }
     fn roots_version(&self) -> Result<u64, Error> {

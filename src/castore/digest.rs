@@ -6,6 +6,8 @@ use std::str::FromStr;
 use data_encoding::{BASE64, HEXLOWER, HEXLOWER_PERMISSIVE};
 use thiserror::Error;
 
+use super::effort;
+
 /// A BLAKE3-256 digest: the name of a blob or of a Directory.
 ///
 /// Three text forms are read: `blake3-<standard base64>` (the form printed), `b3:<64 hex digits>`
@@ -32,7 +34,7 @@ impl Digest {
 
     /// The digest of the blob `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
-        Self(*blake3::hash(bytes).as_bytes())
+        Self(*effort::hashing(|| blake3::hash(bytes)).as_bytes())
     }
 
     /// The digest's bytes.

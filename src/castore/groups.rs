@@ -10,12 +10,17 @@
 //! cost speed and larger ones cost random reads. Blobs over 1 GiB get coarser groups, which
 //! bounds a table at 2 MiB ([`group_size`]).
 
+mod proof;
+
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
 };
 use thiserror::Error;
 
 use super::Digest;
+use super::effort::hashing;
+
+pub use proof::{PartProofs, PartValues, part_size, verify_part};
 
 /// The smallest group, in bytes.
 const MIN_GROUP: u64 = 16 << 10;
@@ -99,7 +104,7 @@ impl GroupTable {
         let value = self.values.get((offset / size) as usize);
         offset.is_multiple_of(size)
             && bytes.len() as u64 == whole
-            && value == Some(&chaining_value(bytes, offset))
+            && value == Some(&hashing(|| chaining_value(bytes, offset)))
     }
 
     /// What the values fold up to; nothing if there are none.

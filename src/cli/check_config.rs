@@ -1,11 +1,13 @@
 //! `castore-fs check-config`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
-use castore_fs::service::Config;
+use castore_fs::service::{self, Config, Outcome};
 use clap::Args;
 
 use super::failure::{Failure, say};
+use super::output::Output;
 
 /// Say what is wrong with a configuration file
 ///
@@ -13,22 +15,53 @@ use super::failure::{Failure, say};
 /// file, line, key, and what would be right.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
-  castore-fs check-config /etc/castore-fs/config.toml")]
+  castore-fs check-config /etc/castore-fs/config.toml
+  castore-fs check-config --online /etc/castore-fs/config.toml")]
 pub(super) struct CheckConfig {
+    /// Ask every store as well whether it is there: a line for each, within ten seconds
+    #[arg(long)]
+    online: bool,
     /// The configuration
     file: PathBuf,
 }
 
 impl CheckConfig {
     pub(super) fn run(self) -> Result<(), Failure> {
-        match Config::load(&self.file) {
-            Ok(_) => Ok(()),
-            Err(problems) => {
-                problems
-                    .iter()
-                    .for_each(|problem| say(&problem.to_string()));
-                Err(Failure::Reported)
+        let config = Config::load(&self.file).map_err(|problems| {
+            problems
+                .iter()
+                .for_each(|problem| say(&problem.to_string()));
+            Failure::Reported
+        })?;
+        match self.online {
+            true => reach(&config),
+            false => Ok(()),
+        }
+    }
+}
+
+fn reach(config: &Config) -> Result<(), Failure> {
+    let mut output = Output::open()?;
+    let mut all_answer = true;
+    for reached in service::reach(config)? {
+        let name = reached.name;
+        match reached.outcome {
+            Outcome::Answered(after) => {
+                let millis = after.as_secs_f64() * 1000.0;
+                writeln!(output, "{name}: ok, {millis:.1} ms")?;
+            }
+            Outcome::ToBeMade => writeln!(output, "{name}: ok, to be made by the service")?,
+            Outcome::Failed { why, advice } => {
+                all_answer = false;
+                output.flush()?;
+                let advice = advice.map(|advice| format!("; {advice}"));
+                say(&format!("{name}: {why}{}", advice.unwrap_or_default()));
             }
         }
+    }
+    output.flush()?;
+    match all_answer {
+        true => Ok(()),
+        false => Err(Failure::Reported),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use castore_fs::castore::Name;
-use castore_fs::store::{self, Blocking};
+use castore_fs::store::Blocking;
 use castore_fs::tree::copy::{self, Progress};
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount};
@@ -17,6 +17,7 @@ use super::failure::{Failure, failure};
 use super::interrupt::on_interrupt;
 use super::output::Output;
 use super::progress::Line;
+use super::store::{ConfigArguments, Place};
 
 /// Copy roots and everything below them from one store to another
 ///
@@ -27,12 +28,14 @@ use super::progress::Line;
   castore-fs copy --from local:/srv/castore --to grpc+https://cache.example tree
   castore-fs copy --from grpc+unix:/run/castore.sock --to local:/srv/castore --all")]
 pub(super) struct Copy {
-    /// The store to read from
+    /// The store to read from: a URL, or store:NAME
     #[arg(long, value_name = "URL")]
     from: String,
-    /// The store to write to
+    /// The store to write to: a URL, or store:NAME
     #[arg(long, value_name = "URL")]
     to: String,
+    #[command(flatten)]
+    config: ConfigArguments,
     /// Every root of the store
     #[arg(long, conflicts_with = "names")]
     all: bool,
@@ -44,15 +47,13 @@ pub(super) struct Copy {
 impl Copy {
     pub(super) fn run(self) -> Result<(), Failure> {
         let runtime = Runtime::new()?;
-        store::must_exist(&self.from)?;
-        let (from, to) = {
-            let _inside = runtime.enter();
-            let open = |url| {
-                let store = store::open(url)?;
-                Ok::<_, store::Error>(Blocking::new(store, runtime.handle().clone()))
-            };
-            (open(&self.from)?, open(&self.to)?)
+        let (from, to) = (self.config.place(&self.from)?, self.config.place(&self.to)?);
+        from.must_exist()?;
+        let open = |place: Place| {
+            let store = place.open(&runtime)?;
+            Ok::<_, Failure>(Blocking::new(store, runtime.handle().clone()))
         };
+        let (from, to) = (open(from)?, open(to)?);
         let mut output = Output::open()?;
         let roots =
             if self.all {

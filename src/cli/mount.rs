@@ -6,7 +6,7 @@ use std::sync::Arc;
 use castore_fs::castore::Node;
 use castore_fs::fs::{Options, Owner, Reads, Top};
 use castore_fs::store::Blocking;
-use castore_fs::transport::fuse::{MountOptions, Session, Unmounted};
+use castore_fs::transport::fuse::{MountOptions, Nursery, Session, Unmounted};
 use castore_fs::tree::{Preference, Target};
 use clap::{Args, ValueEnum};
 
@@ -78,6 +78,8 @@ enum ReadMode {
 
 impl Mount {
     pub(super) fn run(self) -> Result<(), Failure> {
+        // Before there are threads.
+        let nursery = Arc::new(Nursery::start()?);
         let opened = match &self.import {
             Some(_) => self.store.open_or_make()?,
             None => self.store.open()?,
@@ -100,6 +102,7 @@ impl Mount {
         let mount = MountOptions {
             allow_other: self.allow_other,
             threads: self.threads.map_or(defaults.threads, usize::from),
+            nursery: Some(nursery),
             ..defaults
         };
         let store = opened.store.store().clone();

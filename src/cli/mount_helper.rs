@@ -114,7 +114,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Vec<OsStrin
             ("xattr", None) => wanted.push("--xattr".into()),
             ("list-root", None) => wanted.push("--list-root".into()),
             ("no-list-root", None) => wanted.push("--no-list-root".into()),
-            ("root" | "uid" | "gid" | "threads" | "reads", Some(value)) => {
+            ("config" | "root" | "uid" | "gid" | "threads" | "reads", Some(value)) => {
                 wanted.push(format!("--{key}={value}").into());
             }
             _ if key.starts_with("x-") || key.starts_with("comment") => {}

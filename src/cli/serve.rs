@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use castore_fs::server::{self, Listener, Options, Tls};
+use castore_fs::server::{self, Listener, Options, Tls, Tokens};
 use clap::Args;
 use tokio::sync::Notify;
 
@@ -38,6 +38,13 @@ pub(super) struct Serve {
     /// Demand of clients a certificate that one of these signed (PEM)
     #[arg(long, value_name = "PATH", requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
+    /// Demand of clients one of the bearer tokens in this file, one a line; not on TCP without TLS
+    #[arg(long, value_name = "PATH")]
+    token_file: Option<PathBuf>,
+    /// Calls at once on a connection; more wait for their turn
+    #[arg(long, value_name = "CALLS", default_value_t = 256,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    max_calls: u32,
     /// Seconds that running calls get after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     drain: u64,
@@ -66,11 +73,19 @@ impl Serve {
             }),
             _ => None,
         };
+        let tokens = match &self.token_file {
+            Some(path) => Some(
+                Tokens::parse(&read(path)?)
+                    .map_err(|error| failure(format!("{}: {error}", path.display())))?,
+            ),
+            None => None,
+        };
         let options = Options {
             writable: self.writable,
+            streams: self.max_calls,
+            tokens,
             drain: Duration::from_secs(self.drain),
             tls,
-            ..Options::default()
         };
         let stop = Arc::new(Notify::new());
         let told = stop.clone();

@@ -1,18 +1,23 @@
-//! Which store a command works on.
+//! Which store a command works on: a URL, or the name of a store in a configuration file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use castore_fs::store::{self, Blocking};
+use castore_fs::service::Config;
+use castore_fs::store::{self, Blocking, Named, Needs, OpenStores, Plan, Store};
 use clap::Args;
 use tokio::runtime::Runtime;
 
-use super::failure::{Failure, failure};
+use super::failure::{Failure, failure, say};
+
+/// The configuration that names stores, where none is given: that of the service.
+const DEFAULT_CONFIG: &str = "/etc/castore-fs/config.toml";
 
 /// The `--store` of every verb.
 #[derive(Debug, Args)]
 pub(super) struct StoreArguments {
-    /// The store: local:PATH, grpc+{http,https,unix}:…, objectstore+{file,s3,gs,az,http,https}:…
-    /// or memory:
+    /// The store: local:PATH, grpc+{http,https,unix}:…, objectstore+{file,s3,gs,az,http,https}:…,
+    /// memory:, or store:NAME, which a configuration file describes
     ///
     /// Without it, local: in $XDG_DATA_HOME/castore-fs, by default ~/.local/share/castore-fs; for
     /// root /var/lib/castore-fs.
@@ -23,40 +28,131 @@ pub(super) struct StoreArguments {
         hide_env_values = true
     )]
     store: Option<String>,
+    #[command(flatten)]
+    config: ConfigArguments,
+}
+
+/// The `--config` of every verb that takes a store.
+#[derive(Debug, Args)]
+pub(super) struct ConfigArguments {
+    /// The configuration file that describes store:NAME
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "CASTORE_FS_CONFIG",
+        default_value = DEFAULT_CONFIG,
+        hide_env_values = true
+    )]
+    config: PathBuf,
+}
+
+/// A store that is not open yet.
+pub(super) struct Place {
+    named: Named,
 }
 
 /// A store and the runtime that it waits on.
 pub(super) struct Opened {
     pub(super) store: Blocking,
+    /// The same store, with what it is made of.
+    pub(super) described: store::Opened,
     pub(super) runtime: Runtime,
 }
 
 impl StoreArguments {
     /// Opens the store to read from it: it has to be there.
     pub(super) fn open(&self) -> Result<Opened, Failure> {
-        store::must_exist(&self.url()?)?;
-        self.open_or_make()
+        let place = self.place()?;
+        place.must_exist()?;
+        place.open_or_make()
     }
 
     /// Opens the store; makes it if there is none.
     pub(super) fn open_or_make(&self) -> Result<Opened, Failure> {
-        let url = self.url()?;
+        self.place()?.open_or_make()
+    }
+
+    /// Where the store is, given or by default.
+    pub(super) fn place(&self) -> Result<Place, Failure> {
+        match &self.store {
+            Some(url) => self.config.place(url),
+            None => self.config.place(&default_url()?),
+        }
+    }
+}
+
+impl ConfigArguments {
+    /// The store that `url` names, which may be `store:NAME`.
+    pub(super) fn place(&self, url: &str) -> Result<Place, Failure> {
+        let named = match url.strip_prefix("store:") {
+            Some(name) => find(name, &self.config)?,
+            None => Named {
+                name: url.to_owned(),
+                plan: Plan::Url(url.to_owned()),
+            },
+        };
+        Ok(Place { named })
+    }
+}
+
+/// The store `name` of the configuration `file`.
+fn find(name: &str, file: &Path) -> Result<Named, Failure> {
+    let config = Config::load(file).map_err(|problems| {
+        problems
+            .iter()
+            .for_each(|problem| say(&problem.to_string()));
+        Failure::Reported
+    })?;
+    config.plan(name).ok_or_else(|| {
+        let names = config.all_stores().into_keys().collect::<Vec<_>>();
+        failure(format!(
+            "{} describes no store {name:?}; it has {}",
+            file.display(),
+            names.join(", ")
+        ))
+    })
+}
+
+impl Place {
+    /// Fails if the store would have to be made.
+    pub(super) fn must_exist(&self) -> Result<(), Failure> {
+        Ok(self.named.plan.must_exist()?)
+    }
+
+    /// Opens the store with a runtime of its own; makes it if there is none.
+    pub(super) fn open_or_make(self) -> Result<Opened, Failure> {
         let runtime = Runtime::new()?;
-        let inside = runtime.enter();
-        let store = store::open(&url)?;
-        drop(inside);
+        let described = self.open_described(&runtime)?;
         Ok(Opened {
-            store: Blocking::new(store, runtime.handle().clone()),
+            store: Blocking::new(described.store.clone(), runtime.handle().clone()),
+            described,
             runtime,
         })
     }
 
-    /// The store's URL, given or by default.
-    pub(super) fn url(&self) -> Result<String, Failure> {
-        match &self.store {
-            Some(url) => Ok(url.clone()),
-            None => default_url(),
+    /// Opens the store, to be used with `runtime`; makes it if there is none.
+    pub(super) fn open(self, runtime: &Runtime) -> Result<Arc<dyn Store>, Failure> {
+        Ok(self.open_described(runtime)?.store)
+    }
+
+    fn open_described(self, runtime: &Runtime) -> Result<store::Opened, Failure> {
+        let _inside = runtime.enter();
+        if let Plan::Url(url) = &self.named.plan {
+            return Ok(store::Opened {
+                store: store::open(url)?,
+                plan: self.named.plan,
+                local: None,
+                cache: None,
+            });
         }
+        let mut opened = store::open_all(std::slice::from_ref(&self.named), &OpenStores::new())?;
+        let opened = opened.remove(&self.named.name);
+        opened.ok_or_else(|| failure("the store was not opened; this is a bug"))
+    }
+
+    /// What the store needs of the system to be read.
+    pub(super) fn needs(&self) -> Needs {
+        self.named.plan.needs()
     }
 }
 

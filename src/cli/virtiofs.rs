@@ -14,7 +14,7 @@ use castore_fs::sandbox::{self, Sandbox};
 use castore_fs::service::{
     Ask, Status, StoreStatus, VirtiofsStatus, listen_for_metrics, metrics_on,
 };
-use castore_fs::store::{self, Blocking};
+use castore_fs::store::{self, Needs};
 use castore_fs::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, MOST_QUEUES, ROOT_TIMEOUT, Socket, Tag,
 };
@@ -133,8 +133,8 @@ impl Virtiofs {
 
     /// The life of the process that was started.
     fn keep(self) -> Result<(), Failure> {
-        let url = self.store.url()?;
-        store::must_exist(&url)?;
+        let place = self.store.place()?;
+        place.must_exist()?;
         let sockets = self.sockets()?;
         let supervisor = Supervisor::connect()?;
         let own = |socket: &Socket| socket.as_fd().try_clone_to_owned();
@@ -150,7 +150,7 @@ impl Virtiofs {
         if !self.no_sandbox {
             sandbox::give_up_privileges()?;
         }
-        parent::run(given, || {
+        parent::run(given, |url| {
             for path in &self.socket {
                 say(&format!("{url} is at {}", path.display()));
             }
@@ -163,7 +163,7 @@ impl Virtiofs {
     /// The life of a process that serves.
     fn serve(self, parent: &Parent, mut given: Given) -> Result<(), Failure> {
         let started = Instant::now();
-        let url = self.store.url()?;
+        let place = self.store.place()?;
         // What is read here is not a guest's: the parent kept it for us.
         let left: Vec<Vec<Left>> = (0..given.sockets.len())
             .map(|number| {
@@ -173,9 +173,10 @@ impl Virtiofs {
             .collect();
         // Before the store and its runtime start threads.
         if !self.no_sandbox {
-            self.sandbox(&url, given.sockets.len())?;
+            self.sandbox(place.needs(), given.sockets.len())?;
         }
-        let opened = self.store.open()?;
+        // The configuration file can no longer be read: what it says is known by now.
+        let opened = place.open_or_make()?;
         let options = Options {
             top: top(&opened.store, self.root.as_deref(), !self.no_list_root)?,
             owner: Owner {
@@ -211,13 +212,13 @@ impl Virtiofs {
         }
         let _metrics = match given.metrics {
             Some(socket) => {
-                let ask = self.ask(&opened.store, &endpoints, started);
+                let ask = self.ask(opened.described, &endpoints, started);
                 let runtime = opened.runtime.handle();
                 Some(metrics_on(socket, ask, runtime)?)
             }
             None => None,
         };
-        parent.ready();
+        parent.ready(opened.store.url());
         let waiting = parent.clone();
         std::thread::spawn(move || {
             waiting.wait_for_death();
@@ -235,8 +236,7 @@ impl Virtiofs {
     }
 
     /// How to tell what goes on.
-    fn ask(&self, store: &Blocking, endpoints: &[Arc<Endpoint>], started: Instant) -> Ask {
-        let store = store.store().clone();
+    fn ask(&self, store: store::Opened, endpoints: &[Arc<Endpoint>], started: Instant) -> Ask {
         let paths = self.socket.iter().cloned().map(Some);
         let devices: Vec<_> = endpoints
             .iter()
@@ -249,7 +249,7 @@ impl Virtiofs {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
                 uptime_seconds: started.elapsed().as_secs(),
-                stores: [("store".to_owned(), StoreStatus::of(&*store))].into(),
+                stores: [("store".to_owned(), StoreStatus::of(&store))].into(),
                 virtiofs: devices
                     .map(|(number, (endpoint, socket))| {
                         let socket = socket.clone().unwrap_or_default();
@@ -288,12 +288,20 @@ impl Virtiofs {
         }
     }
 
-    fn sandbox(&self, url: &str, sockets: usize) -> Result<(), Failure> {
-        let needs = store::needs(url);
+    fn sandbox(&self, needs: Needs, sockets: usize) -> Result<(), Failure> {
+        for folder in &needs.write {
+            // What is not there cannot be allowed.
+            std::fs::create_dir_all(folder).map_err(|error| {
+                failure(format!(
+                    "cannot make the folder {}: {error}",
+                    folder.display()
+                ))
+            })?;
+        }
         let queues = 1 + u64::from(self.queues);
         let sandbox = Sandbox {
             read: needs.read,
-            write: Vec::new(),
+            write: needs.write,
             network: needs.network,
             open_files: OPEN_FILES + sockets as u64 * queues * OPEN_FILES_OF_A_QUEUE,
         };

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::castore::Digest;
 use crate::store::Error;
 
 /// The errno for a request that failed with `error`.
@@ -19,6 +20,22 @@ pub fn errno(error: &Error) -> i32 {
         | Error::Index { .. }
         | Error::Format { .. }
         | Error::Refused { .. } => libc::EIO,
+    }
+}
+
+/// The address of whoever is not this machine and failed, for the log.
+pub fn endpoint(error: &Error) -> Option<&str> {
+    match error {
+        Error::Timeout { store, .. } | Error::Remote { store, .. } => Some(store),
+        _ => None,
+    }
+}
+
+/// The digest of what was found damaged, for the log.
+pub fn damaged(error: &Error) -> Option<&Digest> {
+    match error {
+        Error::Damaged { digest, .. } => Some(digest),
+        _ => None,
     }
 }
 

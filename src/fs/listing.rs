@@ -62,6 +62,7 @@ impl CastoreFs {
         }
         if plus && first < directory.len() {
             self.walk_ahead.listed(slot);
+            self.walk_passes(id);
         }
         Ok(())
     }
@@ -69,7 +70,7 @@ impl CastoreFs {
     fn list_roots(&self, offset: u64, plus: bool, take: &mut Take<'_>) -> io::Result<()> {
         if offset == 0 {
             self.refresh_roots()
-                .map_err(|error| self.failed(NodeId::ROOT, &error))?;
+                .map_err(|error| self.failed(NodeId::ROOT, None, &error))?;
         }
         if !self.list_dots(offset, ROOT_INO, take)? {
             return Ok(());

@@ -34,6 +34,9 @@ impl CastoreFs {
         if rest == 0 {
             return Ok(0);
         }
+        if offset == 0 {
+            self.walk_passes(id);
+        }
         if offset == 0
             && size <= walk_ahead::SMALL
             && let Some(Place::Entry { slot, index }) = id.place()
@@ -67,7 +70,7 @@ impl CastoreFs {
             self.store
                 .backing_file(&digest, size)
                 .map(|found| found.map(|found| found.file))
-                .map_err(|error| self.failed(id, &error))
+                .map_err(|error| self.failed(id, Some(&digest), &error))
         });
         match opened {
             Ok(Some(backing)) => {
@@ -114,6 +117,9 @@ impl CastoreFs {
             Ok(Answer::Found(length)) => Ok(Some(length)),
             Ok(Answer::Absent) => Ok(None),
             Ok(Answer::Wait) => {
+                if offset == 0 {
+                    self.walk_waits(id);
+                }
                 let read = self.store.read(digest, size, offset, buffer.len());
                 self.waiting.wait(read).map(|bytes| {
                     bytes.map(|bytes| {
@@ -130,7 +136,7 @@ impl CastoreFs {
             // not take it for the end of the file.
             Ok(Some(length)) if length == wanted => Ok(length),
             Ok(Some(_)) | Ok(None) => Err(self.missing(id, "blob", digest)),
-            Err(error) => Err(self.failed(id, &error)),
+            Err(error) => Err(self.failed(id, Some(digest), &error)),
         }
     }
 }

@@ -153,7 +153,8 @@ impl FileSystem for CastoreFs {
         let usage = self
             .store
             .usage()
-            .map_err(|error| self.failed(NodeId::ROOT, &error))?;
+            .map_err(|error| self.failed(NodeId::ROOT, None, &error))?
+            .unwrap_or_default();
         // SAFETY: statvfs64 is plain integers, for which all zeros is a value.
         let mut stat: statvfs64 = unsafe { std::mem::zeroed() };
         stat.f_bsize = STATFS_BLOCK as _;

@@ -8,8 +8,11 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use tokio::runtime::Handle;
+
+use super::slow;
 
 /// Told when a worker stops to wait, and when it goes on.
 pub trait Workers: Send + Sync {
@@ -42,9 +45,11 @@ impl Waiting {
         if let Poll::Ready(outcome) = first {
             return outcome;
         }
+        let began = Instant::now();
         self.workers.wait_begins();
         let outcome = self.runtime.block_on(work);
         self.workers.wait_ends();
+        slow::waited(began.elapsed());
         outcome
     }
 }

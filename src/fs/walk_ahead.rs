@@ -13,7 +13,6 @@
 //! that anybody reads, so now and then a directory is left alone to find out.
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -39,13 +38,18 @@ const STEP_WARMS: u32 = 4;
 const HOTTEST: u32 = 16;
 /// Directories whose last read is remembered.
 const TRACKS: usize = 64;
+/// Where nobody has read: far in front of every place, so that none is a step away from it.
+const NOWHERE: u64 = u64::MAX / 2;
 /// Reasons that wait, at most; beyond that the oldest is dropped, as the reader has passed it.
 const MOST_WAITING: usize = 64;
 
 /// Where the contents of files are pushed: the kernel's page cache.
 pub trait PageCache {
-    /// Stores the whole contents of a file. `NotFound` if the kernel does not know the node.
-    fn store(&self, node: NodeId, contents: &[u8]) -> io::Result<()>;
+    /// Stores the whole contents of a file, now or soon. Nothing comes of it if the kernel does not
+    /// know the node.
+    fn store(&self, node: NodeId, contents: &[u8]);
+    /// Waits until what was stored is there.
+    fn settle(&self);
 }
 
 /// Files of the directory in `slot`, from the entry at `from` on.
@@ -70,7 +74,7 @@ pub struct WalkAhead {
 impl Default for WalkAhead {
     fn default() -> Self {
         Self {
-            tracks: [const { AtomicU64::new(u64::MAX) }; TRACKS],
+            tracks: [const { AtomicU64::new(NOWHERE) }; TRACKS],
             warmth: AtomicU32::new(0),
             waiting: Mutex::default(),
             changed: Condvar::new(),
@@ -150,10 +154,13 @@ impl CastoreFs {
         let Some(held) = self.nodes.hold(ahead.slot) else {
             return;
         };
+        let mut pushed = vec![(NodeId::entry(ahead.slot, 0), 1)];
         if let Some(directory) = held.directory {
-            self.push_files(ahead, &directory, cache, contents);
+            self.push_files(ahead, &directory, cache, contents, &mut pushed);
         }
-        self.nodes.forget(NodeId::entry(ahead.slot, 0), 1);
+        // Held until then, no id can come to mean another file.
+        cache.settle();
+        self.nodes.forget_all(pushed);
     }
 
     fn push_files(
@@ -162,8 +169,10 @@ impl CastoreFs {
         directory: &Directory,
         cache: &dyn PageCache,
         contents: &mut Vec<u8>,
+        pushed: &mut Vec<(NodeId, u64)>,
     ) {
         let (mut bytes, mut files) = (0, 0);
+        let mut far = Vec::new();
         for index in ahead.from..directory.len() as u32 {
             let entry = directory.get(index as usize);
             let Some(content) = entry.and_then(|entry| Content::of(entry.node)) else {
@@ -175,20 +184,26 @@ impl CastoreFs {
             bytes += content.size;
             files += 1;
             if bytes > MOST_BYTES || files > MOST_FILES {
-                return;
+                break;
             }
             contents.resize(content.size as usize, 0);
             let read = self
                 .store
                 .read_now(&content.digest, content.size, 0, contents);
+            if matches!(read, Ok(Answer::Wait)) {
+                far.push((content.digest, content.size));
+            }
             if !matches!(read, Ok(Answer::Found(length)) if length == contents.len()) {
                 // Whoever reads the file is told what is wrong with it.
                 continue;
             }
-            // Held while it is used, the id cannot come to mean another file.
             let node = self.nodes.file(ahead.slot, index, content);
-            let _ = cache.store(node, contents);
-            self.nodes.forget(node, 1);
+            cache.store(node, contents);
+            pushed.push((node, 1));
+        }
+        // What cannot be pushed yet is at least on its way when it is asked for.
+        if !far.is_empty() {
+            self.store.will_need(&far);
         }
     }
 }
@@ -224,6 +239,8 @@ mod tests {
     #[test]
     fn reads_here_and_there_push_nothing() {
         let walk = served();
+        walk.read(0, 0);
+        assert_eq!(queued(&walk), []);
         for (slot, index) in [(7, 3), (7, 30), (7, 29), (8, 30), (7, 30), (7, 30)] {
             walk.read(slot, index);
         }

@@ -48,7 +48,8 @@ impl Fresh {
     /// Nothing is here, not even in part.
     pub(super) fn assert_empty(&self) {
         assert_eq!(self.store.roots().unwrap(), []);
-        assert_eq!(self.store.usage().unwrap(), crate::store::Usage::default());
+        let nothing = crate::store::Usage::default();
+        assert_eq!(self.store.usage().unwrap(), Some(nothing));
     }
 
     /// The whole tree `node`, as the store has it.
@@ -222,7 +223,10 @@ fn import_fixture(source: Source<'_>, options: &Options) -> Fresh {
         directories += 1;
     }
     assert_eq!(directories, 17);
-    assert_eq!(fresh.store.usage().unwrap().directories, directories);
+    assert_eq!(
+        fresh.store.usage().unwrap().unwrap().directories,
+        directories
+    );
     fresh
 }
 

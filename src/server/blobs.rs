@@ -1,4 +1,4 @@
-//! Blobs: the field's BlobService, and our PartService.
+//! Blobs: the field's BlobService.
 
 use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
@@ -10,15 +10,11 @@ use crate::proto::castore::services::blob_service_server::BlobService;
 use crate::proto::castore::v1::{
     BlobChunk, PutBlobResponse, ReadBlobRequest, StatBlobRequest, StatBlobResponse,
 };
-use crate::proto::castore_fs::services::part_service_server::PartService;
-use crate::proto::castore_fs::v1::{MissingRequest, MissingResponse, ReadPartRequest};
 use crate::store::{Error, Object};
 
 /// Bytes in a message of a blob: large enough that the cost of a message (a few microseconds)
 /// vanishes, small enough that the first byte does not wait for the last.
 const PIECE: u64 = 256 << 10;
-/// Digests in one question.
-const MAX_QUESTIONS: usize = 4096;
 
 #[tonic::async_trait]
 impl BlobService for Served {
@@ -58,7 +54,10 @@ impl BlobService for Served {
             let store = served.store.clone();
             let size = ask(async move { store.blob_size(&digest).await }).await?;
             let size = size.ok_or_else(|| not_found(Object::Blob, &digest))?;
-            served.send_blob(&sender, &digest, size, 0..size).await
+            let message = |data| BlobChunk { data };
+            served
+                .send_blob(&sender, &digest, size, 0..size, message)
+                .await
         })))
     }
 
@@ -85,71 +84,15 @@ impl BlobService for Served {
     }
 }
 
-#[tonic::async_trait]
-impl PartService for Served {
-    type ReadStream = Stream<BlobChunk>;
-
-    async fn read(
-        &self,
-        request: Request<ReadPartRequest>,
-    ) -> Result<Response<Self::ReadStream>, Status> {
-        let request = request.into_inner();
-        let digest = digest(&request.digest)?;
-        let end = request
-            .offset
-            .checked_add(request.length)
-            .map(|end| end.min(request.size))
-            .ok_or_else(|| Status::invalid_argument("offset + length overflow"))?;
-        let served = self.clone();
-        Ok(Response::new(stream(move |sender| async move {
-            let part = request.offset..end;
-            if part.is_empty() {
-                let store = served.store.clone();
-                let found = ask(async move { store.has_blob(&digest).await }).await?;
-                return if found {
-                    Ok(())
-                } else {
-                    Err(not_found(Object::Blob, &digest).into())
-                };
-            }
-            served.send_blob(&sender, &digest, request.size, part).await
-        })))
-    }
-
-    async fn missing(
-        &self,
-        request: Request<MissingRequest>,
-    ) -> Result<Response<MissingResponse>, Status> {
-        let request = request.into_inner();
-        if request.digests.len() > MAX_QUESTIONS {
-            return Err(Status::invalid_argument(format!(
-                "{} digests are more than {MAX_QUESTIONS}",
-                request.digests.len()
-            )));
-        }
-        let store = self.store.clone();
-        answer(async move {
-            let mut missing = Vec::new();
-            for (index, bytes) in request.digests.iter().enumerate() {
-                let digest = digest(bytes)?;
-                let found = store.has_blob(&digest).await;
-                if !found.map_err(|error| status(&error))? {
-                    missing.push(index as u32);
-                }
-            }
-            Ok(Response::new(MissingResponse { missing }))
-        })
-        .await
-    }
-}
-
 impl Served {
-    async fn send_blob(
+    /// Sends a part of a blob piece by piece, each as the message that `message` makes of it.
+    pub(super) async fn send_blob<T>(
         &self,
-        sender: &Sender<BlobChunk>,
+        sender: &Sender<T>,
         digest: &Digest,
         size: u64,
         part: std::ops::Range<u64>,
+        mut message: impl FnMut(Bytes) -> T,
     ) -> Result<(), Ended> {
         let mut at = part.start;
         while at < part.end {
@@ -165,7 +108,7 @@ impl Served {
                 .into());
             }
             at += data.len() as u64;
-            sender.send(BlobChunk { data }).await?;
+            sender.send(message(data)).await?;
         }
         Ok(())
     }

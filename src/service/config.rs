@@ -7,10 +7,12 @@
 //! fails later only for what the machine says.
 
 mod check;
+mod composition;
 mod problem;
 mod quantity;
 #[cfg(test)]
 mod reference;
+mod stores;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +24,7 @@ use serde::Deserialize;
 
 pub use problem::Problem;
 pub use quantity::{Mode, Size, Span};
+pub use stores::{Cache, Filter, MirrorOrder, Mirrors, Store};
 
 /// The name of the store that there is when the file names none.
 pub const DEFAULT_STORE: &str = "default";
@@ -58,35 +61,6 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is logged, and how.
     pub log: Log,
-}
-
-/// A store.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Store {
-    /// Where it is: `local:/PATH` for a folder, `memory:` for this process's memory,
-    /// `grpc+https://HOST:PORT`, `grpc+http://HOST:PORT` or `grpc+unix:/PATH` for one behind a gRPC
-    /// server, `objectstore+s3://BUCKET/PATH` and the like for one in an object store.
-    pub url: String,
-    /// The file with the bearer token for a gRPC server. Secrets are never part of this file.
-    pub token_file: Option<PathBuf>,
-}
-
-impl Store {
-    /// The URL to open: with what does not belong into logs.
-    pub fn full_url(&self) -> String {
-        match &self.token_file {
-            None => self.url.clone(),
-            Some(path) => {
-                let query: String = url::form_urlencoded::Serializer::new(String::new())
-                    .append_pair("token-file", &path.to_string_lossy())
-                    .finish();
-                let separator = if self.url.contains('?') { '&' } else { '?' };
-                format!("{}{separator}{query}", self.url)
-            }
-        }
-    }
 }
 
 /// A mount.
@@ -218,7 +192,7 @@ pub struct Metrics {
 }
 
 /// Logging.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Log {
@@ -227,6 +201,21 @@ pub struct Log {
     /// What is logged, as in `RUST_LOG`: `info`, `castore_fs=debug`. The variable itself, where it
     /// is set, goes before this. By default `info`.
     pub level: Option<String>,
+    /// Requests of a mount or of a guest that take longer are logged, with where the time went:
+    /// the endpoint, verifying, and the rest (`cache`). `0s` logs none.
+    #[cfg_attr(test, schemars(with = "String", default = "slow_requests_text"))]
+    #[serde(default = "slow_requests")]
+    pub slow_requests: Span,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::default(),
+            level: None,
+            slow_requests: slow_requests(),
+        }
+    }
 }
 
 /// The shape of the log.
@@ -268,6 +257,15 @@ fn drain() -> Span {
 #[cfg(test)]
 fn drain_text() -> String {
     "20s".to_owned()
+}
+
+fn slow_requests() -> Span {
+    Span(Duration::from_secs(1))
+}
+
+#[cfg(test)]
+fn slow_requests_text() -> String {
+    "1s".to_owned()
 }
 
 fn yes() -> bool {
@@ -348,8 +346,7 @@ impl Config {
         let mut stores = self.stores.clone();
         if stores.is_empty() {
             let url = format!("local:{}", self.state_dir().display());
-            let token_file = None;
-            stores.insert(DEFAULT_STORE.to_owned(), Store { url, token_file });
+            stores.insert(DEFAULT_STORE.to_owned(), Store::at(url));
         }
         stores
     }

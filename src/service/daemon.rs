@@ -31,19 +31,22 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::{self, Config};
 use super::endpoints::{self, EndpointError, Listening};
-use super::mounts::{self, Served, StartError, Wanted};
+use super::mounts::{self, Host, Served, StartError, Wanted};
 use super::sockets::{self, Ask, Serving, SocketError};
 use super::status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};
 use super::watchdog::{self, Watched};
-use super::{log, systemd};
-use crate::store::{self, Store};
-use crate::transport::fuse::{Session, Unmounted};
+use super::{log, panics, repeats, systemd};
+use crate::store::{self, OpenStores, Plan};
+use crate::transport::fuse::{Nursery, Session, Unmounted};
 use crate::transport::virtiofs::Endpoint;
 
 /// How often the status line is looked at, and whether mounts are still there.
 const TICK: Duration = Duration::from_secs(2);
 /// How much more time systemd is asked for while users of a mount finish.
 const EXTENSION: Duration = Duration::from_secs(10);
+
+/// How long a process that could not start leaves systemd in peace.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Why the service did not start.
 #[derive(Debug, Error)]
@@ -52,13 +55,8 @@ pub enum DaemonError {
     #[error("{}", lines(.0))]
     Config(Vec<config::Problem>),
     /// A store cannot be opened.
-    #[error("the store {name:?}: {source}")]
-    Store {
-        /// Its name in the configuration.
-        name: String,
-        /// Why.
-        source: Box<store::Error>,
-    },
+    #[error(transparent)]
+    Store(#[from] store::OpenError),
     /// A mount cannot be made.
     #[error("the mount {name:?}: {source}")]
     Mount {
@@ -105,17 +103,10 @@ enum Event {
     Reload,
 }
 
-/// A store that is open.
-#[derive(Clone)]
-struct Opened {
-    config: config::Store,
-    store: Arc<dyn Store>,
-}
-
 /// What others may look at at any time.
 #[derive(Clone, Default)]
 struct View {
-    stores: BTreeMap<String, Arc<dyn Store>>,
+    stores: OpenStores,
     mounts: BTreeMap<String, ViewedMount>,
     devices: BTreeMap<String, ViewedDevice>,
     listen: BTreeMap<String, ListenStatus>,
@@ -141,7 +132,7 @@ struct ViewedMount {
 struct Running<C, R> {
     config: C,
     store: String,
-    store_config: config::Store,
+    plan: Plan,
     running: R,
 }
 
@@ -149,8 +140,9 @@ struct Daemon {
     file: PathBuf,
     config: Config,
     runtime: Runtime,
+    host: Host,
     started: Instant,
-    stores: BTreeMap<String, Opened>,
+    stores: OpenStores,
     mounts: BTreeMap<String, Served>,
     /// Out of the tree and still used.
     leaving: Vec<Arc<Session>>,
@@ -169,11 +161,24 @@ struct Daemon {
 
 /// Runs the service that `file` describes until it is told to stop.
 pub fn run(file: &Path) -> Result<(), DaemonError> {
+    let outcome = run_once(file);
+    if outcome.is_err() && systemd::is_there() {
+        // systemd starts it again at once, which is right after a crash.
+        systemd::status("cannot start");
+        std::thread::sleep(RETRY);
+    }
+    outcome
+}
+
+fn run_once(file: &Path) -> Result<(), DaemonError> {
     let failed = |action| move |source| DaemonError::System { action, source };
     let started = Instant::now();
     let mut passed = systemd::passed().map_err(failed("take what systemd passed on"))?;
+    // Before there are threads.
+    let nursery = Nursery::start().map_err(failed("start a process for notifications"))?;
     let config = Config::load(file).map_err(DaemonError::Config)?;
     log::start(&config.log)?;
+    panics::abort_in_vital_threads();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -181,6 +186,11 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
     let events = listen_to_signals(&runtime).map_err(failed("listen to signals"))?;
     let mut daemon = Daemon {
         file: file.to_owned(),
+        host: Host {
+            runtime: runtime.handle().clone(),
+            nursery: Arc::new(nursery),
+            slow_requests: Some(config.log.slow_requests.0).filter(|span| !span.is_zero()),
+        },
         config,
         runtime,
         started,
@@ -275,32 +285,12 @@ impl Daemon {
     }
 
     /// The stores of `config`: those that are open already and the same, and new ones.
-    fn open_stores(&self, config: &Config) -> Result<BTreeMap<String, Opened>, DaemonError> {
+    fn open_stores(&self, config: &Config) -> Result<OpenStores, DaemonError> {
         let _inside = self.runtime.enter();
-        let mut stores = BTreeMap::new();
-        for (name, config) in config.all_stores() {
-            let opened = match self.stores.get(&name) {
-                Some(opened) if opened.config == config => opened.clone(),
-                _ => {
-                    let opened = store::open(&config.full_url());
-                    let store = opened.map_err(|source| DaemonError::Store {
-                        name: name.clone(),
-                        source: source.into(),
-                    })?;
-                    tracing::info!(STORE = name, url = store.url(), "opened a store");
-                    Opened { config, store }
-                }
-            };
-            stores.insert(name, opened);
-        }
-        Ok(stores)
+        Ok(store::open_all(&config.plans(), &self.stores)?)
     }
 
-    fn wanted(
-        &self,
-        config: &Config,
-        stores: &BTreeMap<String, Opened>,
-    ) -> BTreeMap<String, Wanted> {
+    fn wanted(&self, config: &Config, stores: &OpenStores) -> BTreeMap<String, Wanted> {
         let mut all = BTreeMap::new();
         for (name, mount) in &config.mounts {
             let store = config.store_of(mount.store.as_deref());
@@ -309,7 +299,7 @@ impl Daemon {
                 let wanted = Wanted {
                     config: mount.clone(),
                     store,
-                    store_config: opened.config.clone(),
+                    plan: opened.plan.clone(),
                 };
                 all.insert(name.clone(), wanted);
             }
@@ -327,8 +317,7 @@ impl Daemon {
             return Ok(());
         };
         let store = opened.store.clone();
-        let handle = self.runtime.handle().clone();
-        let (served, outside) = wanted.start(name, store, left, &handle)?;
+        let (served, outside) = wanted.start(name, store, left, &self.host)?;
         self.leaving.extend(outside);
         self.mounts.insert(name.to_owned(), served);
         Ok(())
@@ -350,11 +339,11 @@ impl Daemon {
                 Listening::start(&name, &config, opened.store.clone(), &self.sockets, &handle);
             match started {
                 Ok(running) => {
-                    let store_config = opened.config.clone();
+                    let plan = opened.plan.clone();
                     let running = Running {
                         config,
                         store,
-                        store_config,
+                        plan,
                         running,
                     };
                     self.listeners.insert(name, running);
@@ -378,13 +367,13 @@ impl Daemon {
             }
             let left = self.left_guests.remove(&name).unwrap_or_default();
             let store_of = opened.store.clone();
-            match endpoints::serve_guests(&name, &config, store_of, left, &handle) {
+            match endpoints::serve_guests(&name, &config, store_of, left, &self.host) {
                 Ok(endpoint) => {
-                    let store_config = opened.config.clone();
+                    let plan = opened.plan.clone();
                     let running = Running {
                         config,
                         store,
-                        store_config,
+                        plan,
                         running: Arc::new(endpoint),
                     };
                     self.devices.insert(name, running);
@@ -402,12 +391,12 @@ impl Daemon {
     }
 
     /// Ends the listeners and devices that are not as `config` with `stores` wants them.
-    fn stop_endpoints(&mut self, config: &Config, stores: &BTreeMap<String, Opened>) {
+    fn stop_endpoints(&mut self, config: &Config, stores: &OpenStores) {
         let handle = self.runtime.handle().clone();
-        let same_store = |store: &String, before: &config::Store| {
+        let same_store = |store: &String, before: &Plan| {
             stores
                 .get(store)
-                .is_some_and(|opened| opened.config == *before)
+                .is_some_and(|opened| opened.plan == *before)
         };
         let wanted = config.all_listeners();
         let listeners = std::mem::take(&mut self.listeners);
@@ -415,7 +404,7 @@ impl Daemon {
             let same = wanted.get(&name).is_some_and(|wanted| {
                 *wanted == listener.config
                     && config.store_of(wanted.store.as_deref()) == listener.store
-                    && same_store(&listener.store, &listener.store_config)
+                    && same_store(&listener.store, &listener.plan)
             });
             match same && !listener.running.has_ended() {
                 true => drop(self.listeners.insert(name, listener)),
@@ -427,7 +416,7 @@ impl Daemon {
             let same = config.virtiofs.get(&name).is_some_and(|wanted| {
                 *wanted == device.config
                     && config.store_of(wanted.store.as_deref()) == device.store
-                    && same_store(&device.store, &device.store_config)
+                    && same_store(&device.store, &device.plan)
             });
             if same {
                 self.devices.insert(name, device);
@@ -474,6 +463,7 @@ impl Daemon {
                 self.leaving.push(served.session);
             }
         }
+        repeats::tell();
         self.refresh();
         let line = self.line();
         if line != self.said {
@@ -625,11 +615,8 @@ impl Daemon {
             adopted: served.adopted,
         };
         let mounts = self.mounts.iter();
-        let stores = self.stores.iter();
         let view = View {
-            stores: stores
-                .map(|(name, opened)| (name.clone(), opened.store.clone()))
-                .collect(),
+            stores: self.stores.clone(),
             mounts: mounts
                 .map(|(name, served)| (name.clone(), viewed(served)))
                 .collect(),
@@ -675,10 +662,11 @@ impl Daemon {
 }
 
 fn status(view: &View, started: Instant) -> Status {
-    let of_store = |store: &Arc<dyn Store>| StoreStatus::of(&**store);
+    let of_store = StoreStatus::of;
     let of_mount = |viewed: &ViewedMount| {
         let nodes = viewed.session.nodes();
         let requests = viewed.session.requests().0.into_iter();
+        let latencies = viewed.session.request_times().into_iter();
         MountStatus {
             path: viewed.path.clone(),
             store: viewed.store.clone(),
@@ -686,6 +674,9 @@ fn status(view: &View, started: Instant) -> Status {
             adopted: viewed.adopted,
             requests: requests
                 .map(|(kind, count)| (kind.to_owned(), count))
+                .collect(),
+            latencies: latencies
+                .map(|(kind, times)| (kind.to_owned(), times.into()))
                 .collect(),
             live_directories: nodes.directories as u64,
             shared_files: nodes.files as u64,

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::config;
-use super::mounts::{StartError, find_top};
+use super::mounts::{Host, StartError, find_top};
 use super::systemd::GuestKeeper;
 use crate::fs::{self as castore_fs, Owner};
 use crate::server::{self, ListenError, Listener};
@@ -155,8 +155,9 @@ pub fn serve_guests(
     config: &config::Virtiofs,
     store: Arc<dyn Store>,
     left: Vec<(String, OwnedFd)>,
-    runtime: &Handle,
+    host: &Host,
 ) -> Result<Endpoint, EndpointError> {
+    let runtime = &host.runtime;
     let blocking = Blocking::new(store.clone(), runtime.clone());
     let options = castore_fs::Options {
         top: find_top(config.root.as_deref(), config.list_root, &blocking)?,
@@ -166,6 +167,7 @@ pub fn serve_guests(
         },
         xattr: config.xattr,
         root_timeout: ROOT_TIMEOUT,
+        slow_requests: host.slow_requests,
         ..castore_fs::Options::default()
     };
     let device = DeviceOptions {

@@ -3,6 +3,7 @@
 //! Started by systemd, events go to the journal with their fields (`MOUNT`, `STORE`, `PATH`,
 //! `DIGEST`, `ERRNO`, …: the names that the code gives them, in capitals), so that
 //! `journalctl MOUNT=tree` finds what concerns a mount. Elsewhere they are lines of text, or JSON.
+//! Trouble that repeats itself is told once and then counted ([`Repeats`]).
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -13,6 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use super::config::{Log, LogFormat};
+use super::repeats::Repeats;
 
 /// Why there can be no log as it was asked for.
 #[derive(Debug, Error)]
@@ -58,6 +60,7 @@ pub fn start(log: &Log) -> Result<(), LogError> {
     // Fails only if somebody has set another one, which the command line does not.
     let _ = tracing_subscriber::registry()
         .with(layer.with_filter(filter))
+        .with(Repeats::of_this_process())
         .try_init();
     Ok(())
 }

@@ -4,14 +4,18 @@
 //! made of it. They are read from the same [`Status`] that `castore-fs status` shows.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
-use super::status::Status;
+use super::status::{LatencyStatus, Status, StoreStatus};
+use crate::store::{CacheStatus, EndpointHealth, EndpointState, MemberHealth, MemberState};
+use crate::transport::fuse::RequestTimes;
 
 /// Whether a number only grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Counter,
     Gauge,
+    Histogram,
 }
 
 /// A metric: its name, kind, labels, meaning, and how it is read.
@@ -32,6 +36,29 @@ struct Samples<'a> {
 
 impl Samples<'_> {
     fn put(&mut self, labels: &[(&str, &str)], value: u64) {
+        self.write("", labels, &value.to_string());
+    }
+
+    /// A time in seconds, given in microseconds.
+    fn put_micros(&mut self, labels: &[(&str, &str)], micros: u64) {
+        self.write("", labels, &seconds(Duration::from_micros(micros)));
+    }
+
+    fn put_histogram(&mut self, labels: &[(&str, &str)], latency: &LatencyStatus) {
+        let mut count = 0;
+        for (index, bucket) in latency.buckets.iter().enumerate() {
+            count += bucket;
+            let bound = RequestTimes::bound(index);
+            let bound = bound.map_or_else(|| "+Inf".to_owned(), seconds);
+            let labels = [labels, &[("le", bound.as_str())]].concat();
+            self.write("_bucket", &labels, &count.to_string());
+        }
+        let total = Duration::from_micros(latency.total_micros);
+        self.write("_sum", labels, &seconds(total));
+        self.write("_count", labels, &count.to_string());
+    }
+
+    fn write(&mut self, suffix: &str, labels: &[(&str, &str)], value: &str) {
         let labels: Vec<String> = labels
             .iter()
             .map(|(name, value)| format!("{name}=\"{}\"", escape(value)))
@@ -41,8 +68,12 @@ impl Samples<'_> {
             false => format!("{{{}}}", labels.join(",")),
         };
         // Writing to a String does not fail.
-        let _ = writeln!(self.text, "{}{labels} {value}", self.name);
+        let _ = writeln!(self.text, "{}{suffix}{labels} {value}", self.name);
     }
+}
+
+fn seconds(time: Duration) -> String {
+    time.as_secs_f64().to_string()
 }
 
 fn escape(value: &str) -> String {
@@ -99,6 +130,19 @@ const METRICS: &[Metric] = &[
             for (name, mount) in &status.mounts {
                 for (kind, count) in &mount.requests {
                     to.put(&[("mount", name), ("kind", kind)], *count);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_request_seconds",
+        kind: Kind::Histogram,
+        labels: "mount, kind",
+        help: "How long requests took, from being read to being answered.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                for (kind, latency) in &mount.latencies {
+                    to.put_histogram(&[("mount", name), ("kind", kind)], latency);
                 }
             }
         },
@@ -226,7 +270,7 @@ const METRICS: &[Metric] = &[
         name: "castore_fs_store_blobs",
         kind: Kind::Gauge,
         labels: "store",
-        help: "Blobs in the store.",
+        help: "Blobs in the store; absent where that is not known.",
         read: |status, to| {
             for (name, store) in &status.stores {
                 if let Some(blobs) = store.blobs {
@@ -261,7 +305,288 @@ const METRICS: &[Metric] = &[
             }
         },
     },
+    Metric {
+        name: "castore_fs_endpoint_up",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "1 if the last question to a store far away was answered, 0 if it failed; absent before the first.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                if endpoint.state != EndpointState::Unknown {
+                    let up = endpoint.state == EndpointState::Up;
+                    to.put(&[("store", name)], u64::from(up));
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_requests_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Questions to a store far away: those that memory could not answer.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                to.put(&[("store", name)], endpoint.requests);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_failures_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Those of them that got an error.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                to.put(&[("store", name)], endpoint.failures);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_in_flight",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "Those of them that wait for their answer.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                to.put(&[("store", name)], endpoint.in_flight);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_received_bytes_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Bytes of blobs and Directories in the answers.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                to.put(&[("store", name)], endpoint.bytes_in);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_median_seconds",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "The time within which half of the latest 64 answers came.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                if let Some(micros) = endpoint.median_micros {
+                    to.put_micros(&[("store", name)], micros);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_p95_seconds",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "The time within which 19 of 20 of the latest 64 answers came.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                if let Some(micros) = endpoint.p95_micros {
+                    to.put_micros(&[("store", name)], micros);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mirror_state",
+        kind: Kind::Gauge,
+        labels: "store, member, state",
+        help: "1 for the state that a mirror is in: up, open (it failed and is left alone), slow, liar (it sent wrong bytes).",
+        read: |status, to| {
+            for (name, member) in mirrors(status) {
+                for (state, label) in MEMBER_STATES {
+                    let labels = [("store", name), ("member", &member.name), ("state", label)];
+                    to.put(&labels, u64::from(member.state == state));
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mirror_requests_total",
+        kind: Kind::Counter,
+        labels: "store, member",
+        help: "Questions that a mirror was asked.",
+        read: |status, to| {
+            for (name, member) in mirrors(status) {
+                to.put(
+                    &[("store", name), ("member", &member.name)],
+                    member.requests,
+                );
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mirror_failures_total",
+        kind: Kind::Counter,
+        labels: "store, member",
+        help: "Those of them that got an error.",
+        read: |status, to| {
+            for (name, member) in mirrors(status) {
+                to.put(
+                    &[("store", name), ("member", &member.name)],
+                    member.failures,
+                );
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mirror_hedges_total",
+        kind: Kind::Counter,
+        labels: "store, member",
+        help: "Questions that another was asked as well because the mirror took long.",
+        read: |status, to| {
+            for (name, member) in mirrors(status) {
+                to.put(&[("store", name), ("member", &member.name)], member.hedges);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mirror_lies_total",
+        kind: Kind::Counter,
+        labels: "store, member",
+        help: "Answers of a mirror that were not what their digest promises.",
+        read: |status, to| {
+            for (name, member) in mirrors(status) {
+                to.put(&[("store", name), ("member", &member.name)], member.lies);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_size_bytes",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "What a cache takes on its disk.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.size);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_limit_bytes",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "What a cache may take on its disk; absent where that is not bounded.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                if let Some(limit) = cache.limit {
+                    to.put(&[("store", name)], limit);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_hits_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Directories and parts of blobs that a cache had.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.hits);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_misses_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Those that the far store was asked for.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.misses);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_evictions_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Objects that had to make room for others.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.evictions);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_not_kept_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Objects that were not kept, because the disk was too slow, full or failing.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.not_kept);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_repairs_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Objects of a cache that were damaged, and fetched anew.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.repairs);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_degraded",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "1 while a cache keeps nothing of what comes.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], u64::from(cache.degraded.is_some()));
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_far_down",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "1 while the far store was last found out of reach.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], u64::from(cache.far_down.is_some()));
+            }
+        },
+    },
 ];
+
+/// The states of a mirror, by their labels.
+const MEMBER_STATES: [(MemberState, &str); 4] = [
+    (MemberState::Up, "up"),
+    (MemberState::Open, "open"),
+    (MemberState::Slow, "slow"),
+    (MemberState::Liar, "liar"),
+];
+
+/// The stores of `status` that have what `of` looks for.
+fn stores<'a, T: 'a>(
+    status: &'a Status,
+    of: impl Fn(&'a StoreStatus) -> T,
+) -> impl Iterator<Item = (&'a str, T)> {
+    let stores = status.stores.iter();
+    stores.map(move |(name, store)| (name.as_str(), of(store)))
+}
+
+fn endpoints(status: &Status) -> impl Iterator<Item = (&str, &EndpointHealth)> {
+    let endpoints = stores(status, |store| store.health.endpoint.as_ref());
+    endpoints.filter_map(|(name, endpoint)| Some((name, endpoint?)))
+}
+
+fn mirrors(status: &Status) -> impl Iterator<Item = (&str, &MemberHealth)> {
+    let members = stores(status, |store| &store.health.members);
+    members.flat_map(|(name, members)| members.iter().map(move |member| (name, member)))
+}
+
+fn caches(status: &Status) -> impl Iterator<Item = (&str, &CacheStatus)> {
+    let caches = stores(status, |store| store.cache.as_ref());
+    caches.filter_map(|(name, cache)| Some((name, cache?)))
+}
 
 /// `status` in Prometheus' text format (version 0.0.4).
 pub fn render(status: &Status) -> String {
@@ -270,6 +595,7 @@ pub fn render(status: &Status) -> String {
         let kind = match metric.kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         };
         let name = metric.name;
         // Writing to a String does not fail.
@@ -290,6 +616,8 @@ pub fn render(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::status::MountStatus;
+    use crate::store::Health;
 
     const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
 
@@ -329,5 +657,96 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("# TYPE castore_fs_requests_total counter\n"));
+    }
+
+    #[test]
+    fn stores_tell_what_they_know_and_nothing_else() {
+        let mut status = Status::default();
+        let far = StoreStatus {
+            health: Health {
+                endpoint: Some(EndpointHealth {
+                    state: EndpointState::Failing,
+                    requests: 7,
+                    p95_micros: Some(1500),
+                    ..EndpointHealth::default()
+                }),
+                members: Vec::new(),
+            },
+            ..StoreStatus::default()
+        };
+        status.stores.insert("far".to_owned(), far);
+        let member = MemberHealth {
+            name: "far".to_owned(),
+            state: MemberState::Liar,
+            requests: 3,
+            failures: 1,
+            hedges: 0,
+            lies: 1,
+            median_micros: None,
+            p95_micros: None,
+            last_failure: None,
+        };
+        let main = StoreStatus {
+            health: Health {
+                endpoint: None,
+                members: vec![member],
+            },
+            cache: Some(CacheStatus {
+                size: 10,
+                degraded: Some("the disk is full".to_owned()),
+                ..CacheStatus::default()
+            }),
+            ..StoreStatus::default()
+        };
+        status.stores.insert("main".to_owned(), main);
+        let text = render(&status);
+        for line in [
+            "castore_fs_endpoint_up{store=\"far\"} 0",
+            "castore_fs_endpoint_requests_total{store=\"far\"} 7",
+            "castore_fs_endpoint_p95_seconds{store=\"far\"} 0.0015",
+            "castore_fs_mirror_state{store=\"main\",member=\"far\",state=\"liar\"} 1",
+            "castore_fs_mirror_state{store=\"main\",member=\"far\",state=\"up\"} 0",
+            "castore_fs_mirror_lies_total{store=\"main\",member=\"far\"} 1",
+            "castore_fs_cache_size_bytes{store=\"main\"} 10",
+            "castore_fs_cache_degraded{store=\"main\"} 1",
+        ] {
+            assert!(text.lines().any(|there| there == line), "{line}\n{text}");
+        }
+        for absent in [
+            "castore_fs_store_blobs{",
+            "castore_fs_endpoint_median_seconds{",
+            "castore_fs_cache_limit_bytes{",
+            "castore_fs_endpoint_up{store=\"main\"}",
+        ] {
+            assert!(!text.contains(absent), "{absent}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_histogram_adds_up() {
+        let mut status = Status::default();
+        let latency = LatencyStatus {
+            total_micros: 1_500_000,
+            buckets: [vec![2, 3], vec![0; 18], vec![1]].concat(),
+            ..LatencyStatus::default()
+        };
+        let mount = MountStatus {
+            latencies: [("READ".to_owned(), latency)].into(),
+            ..MountStatus::default()
+        };
+        status.mounts.insert("tree".to_owned(), mount);
+        let text = render(&status);
+        let of = "mount=\"tree\",kind=\"READ\"";
+        for line in [
+            format!("castore_fs_request_seconds_bucket{{{of},le=\"0.000008192\"}} 2"),
+            format!("castore_fs_request_seconds_bucket{{{of},le=\"0.000016384\"}} 5"),
+            format!("castore_fs_request_seconds_bucket{{{of},le=\"4.294967296\"}} 5"),
+            format!("castore_fs_request_seconds_bucket{{{of},le=\"+Inf\"}} 6"),
+            format!("castore_fs_request_seconds_sum{{{of}}} 1.5"),
+            format!("castore_fs_request_seconds_count{{{of}}} 6"),
+        ] {
+            assert!(text.lines().any(|there| there == line), "{line}\n{text}");
+        }
+        assert!(text.contains("# TYPE castore_fs_request_seconds histogram\n"));
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -12,8 +13,8 @@ use super::config;
 use super::systemd::{self, KeptPair};
 use crate::castore::Node;
 use crate::fs::{Options, Owner, Reads, Top};
-use crate::store::{Blocking, Store};
-use crate::transport::fuse::{self, Inherited, MountError, MountOptions, Session};
+use crate::store::{Blocking, Plan, Store};
+use crate::transport::fuse::{self, Inherited, MountError, MountOptions, Nursery, Session};
 use crate::tree::{self, Preference, Target};
 
 /// Why a mount is not there.
@@ -50,8 +51,19 @@ pub struct Wanted {
     pub config: config::Mount,
     /// The name of the store.
     pub store: String,
-    /// What the configuration says of the store.
-    pub store_config: config::Store,
+    /// What the store is made of.
+    pub plan: Plan,
+}
+
+/// What all mounts of the service share.
+#[derive(Clone)]
+pub struct Host {
+    /// Where requests wait.
+    pub runtime: Handle,
+    /// Who notifies the kernel.
+    pub nursery: Arc<Nursery>,
+    /// Requests that take longer are told.
+    pub slow_requests: Option<Duration>,
 }
 
 /// A mount that is served.
@@ -72,10 +84,11 @@ impl Wanted {
         name: &str,
         store: Arc<dyn Store>,
         left: Option<KeptPair>,
-        runtime: &Handle,
+        host: &Host,
     ) -> Result<(Served, Option<Arc<Session>>), StartError> {
-        let options = self.options(&store, runtime)?;
-        let mount = self.mount_options(name);
+        let runtime = &host.runtime;
+        let options = self.options(&store, host)?;
+        let mount = self.mount_options(name, host);
         let mut outside = None;
         if let Some(left) = left {
             match self.adopt(store.clone(), &options, &mount, left, runtime) {
@@ -179,8 +192,8 @@ impl Wanted {
         )?)
     }
 
-    fn options(&self, store: &Arc<dyn Store>, runtime: &Handle) -> Result<Options, StartError> {
-        let blocking = Blocking::new(store.clone(), runtime.clone());
+    fn options(&self, store: &Arc<dyn Store>, host: &Host) -> Result<Options, StartError> {
+        let blocking = Blocking::new(store.clone(), host.runtime.clone());
         let top = find_top(
             self.config.root.as_deref(),
             self.config.list_root,
@@ -198,11 +211,12 @@ impl Wanted {
             },
             xattr: self.config.xattr,
             directory_limit: usize::try_from(self.config.directory_memory.0).unwrap_or(usize::MAX),
+            slow_requests: host.slow_requests,
             ..Options::default()
         })
     }
 
-    fn mount_options(&self, name: &str) -> MountOptions {
+    fn mount_options(&self, name: &str, host: &Host) -> MountOptions {
         let defaults = MountOptions::default();
         let read_ahead_kib = u32::try_from(self.config.read_ahead.0 >> 10);
         MountOptions {
@@ -210,7 +224,9 @@ impl Wanted {
             threads: self.config.threads.map_or(defaults.threads, usize::from),
             read_ahead_kib: read_ahead_kib.unwrap_or(u32::MAX),
             name: Some(name.to_owned()),
+            store_name: Some(self.store.clone()),
             tag: Some(self.tag()),
+            nursery: Some(host.nursery.clone()),
         }
     }
 
@@ -227,9 +243,9 @@ impl Wanted {
             xattr,
             ..
         } = &self.config;
-        let url = &self.store_config.url;
+        let store = self.plan.identity();
         format!(
-            "{url} on {path:?}: root {root:?}, list {list_root}, others {allow_other}, \
+            "{store} on {path:?}: root {root:?}, list {list_root}, others {allow_other}, \
              owner {uid}:{gid}, xattr {xattr}"
         )
     }

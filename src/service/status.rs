@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::Store;
+use crate::store::{Cache, CacheStatus, Health, Opened};
+use crate::transport::fuse::RequestTimes;
 use crate::transport::virtiofs::EndpointStatus;
 
 /// The whole service.
@@ -31,10 +33,21 @@ pub struct Status {
 }
 
 /// A store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStatus {
-    /// Its URL.
+    /// What it is: `url`, or what it is made of others by: `cache`, `mirrors`, `filter`, `join`.
+    pub kind: String,
+    /// Its URL; of a cache, that of the far store.
     pub url: String,
+    /// The stores that it is made of, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub of: Vec<String>,
+    /// The other end of a store far away; the members of mirrors.
+    #[serde(flatten)]
+    pub health: Health,
+    /// How a cache fares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheStatus>,
     /// Blobs in it, if it can tell.
     pub blobs: Option<u64>,
     /// Their bytes.
@@ -44,7 +57,7 @@ pub struct StoreStatus {
 }
 
 /// A mount.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountStatus {
     /// Where it is.
     pub path: PathBuf,
@@ -56,6 +69,9 @@ pub struct MountStatus {
     pub adopted: bool,
     /// Requests since this process serves it, by kind.
     pub requests: BTreeMap<String, u64>,
+    /// How long they took, by kind.
+    #[serde(default)]
+    pub latencies: BTreeMap<String, LatencyStatus>,
     /// Directories that the kernel knows.
     pub live_directories: u64,
     /// Files in the index of shared content.
@@ -64,6 +80,34 @@ pub struct MountStatus {
     pub directory_bytes: u64,
     /// Bytes of the node table.
     pub table_bytes: u64,
+}
+
+/// How long requests of a kind took.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatencyStatus {
+    /// All together, in microseconds.
+    pub total_micros: u64,
+    /// Half of them were answered within this, in microseconds; known to a factor of two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub median_micros: Option<u64>,
+    /// 19 of 20 were answered within this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p95_micros: Option<u64>,
+    /// How many took how long: the first up to 8.192 µs, each further one up to twice as long as the
+    /// one before, the last longer.
+    pub buckets: Vec<u64>,
+}
+
+impl From<RequestTimes> for LatencyStatus {
+    fn from(times: RequestTimes) -> Self {
+        let micros = |time: Duration| time.as_nanos().div_ceil(1000) as u64;
+        Self {
+            total_micros: micros(times.total),
+            median_micros: times.percentile(50).map(micros),
+            p95_micros: times.percentile(95).map(micros),
+            buckets: times.buckets,
+        }
+    }
 }
 
 /// A device for virtual machines.
@@ -92,11 +136,17 @@ pub struct VirtiofsStatus {
 }
 
 impl StoreStatus {
-    /// Of `store`, as far as it can tell.
-    pub fn of(store: &dyn Store) -> Self {
-        let usage = store.usage().ok();
+    /// Of a store, as far as it can tell.
+    pub fn of(opened: &Opened) -> Self {
+        let store = &opened.store;
+        let usage = store.usage().ok().flatten();
+        let members = opened.plan.members().into_iter();
         Self {
+            kind: opened.plan.kind().to_owned(),
             url: store.url().to_owned(),
+            of: members.map(|member| member.name.clone()).collect(),
+            health: store.health(),
+            cache: opened.cache.as_ref().map(Cache::status),
             blobs: usage.map(|usage| usage.blobs),
             blob_bytes: usage.map(|usage| usage.blob_bytes),
             directories: usage.map(|usage| usage.directories),

@@ -66,6 +66,11 @@ pub fn passed() -> io::Result<Passed> {
     Ok(passed)
 }
 
+/// Whether somebody listens to what is told here.
+pub fn is_there() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// Everything is up.
 pub fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(status)]);
@@ -186,7 +191,7 @@ pub fn forget(mount: &str) {
 
 /// Waits until systemd has read everything that was sent.
 fn barrier() {
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+    if !is_there() {
         return;
     }
     let waited = || -> io::Result<bool> {
@@ -218,7 +223,7 @@ fn send(message: &[NotifyState<'_>]) {
 /// systemd does not tell the process. It can be asked: a stop is a job of the manager, and the job of
 /// a restart is called so. Without systemd, and when there is no telling, it is a stop.
 pub fn is_restart() -> bool {
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+    if !is_there() {
         return false;
     }
     let Some(unit) = own_unit() else { return false };

@@ -112,7 +112,7 @@ impl Blocking {
     }
 
     /// See [`Store::usage`].
-    pub fn usage(&self) -> Result<Usage, Error> {
+    pub fn usage(&self) -> Result<Option<Usage>, Error> {
         self.store.usage()
     }
 
@@ -192,7 +192,7 @@ mod tests {
         async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
             self.0.blob_size(digest).await
         }
-        fn usage(&self) -> Result<Usage, Error> {
+        fn usage(&self) -> Result<Option<Usage>, Error> {
             self.0.usage()
         }
         fn roots_version(&self) -> Result<u64, Error> {

@@ -1,4 +1,4 @@
-//! A cache in memory that holds so many bytes, and lets go of what was used longest ago.
+//! A cache in memory that holds so much, in bytes or pieces, and lets go of what was used longest ago.
 
 use std::fmt;
 use std::hash::Hash;
@@ -24,6 +24,19 @@ impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
     /// The value of `key`, now the one used last.
     pub(super) fn get(&mut self, key: &K) -> Option<V> {
         self.entries.get(key).map(|(value, _)| value.clone())
+    }
+
+    /// Lets go of the value of `key`.
+    pub(super) fn remove(&mut self, key: &K) {
+        if let Some((_, bytes)) = self.entries.pop(key) {
+            self.bytes -= bytes;
+        }
+    }
+
+    /// Lets go of everything.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+        self.bytes = 0;
     }
 
     pub(super) fn contains(&self, key: &K) -> bool {
@@ -68,5 +81,7 @@ mod tests {
         cache.insert(4, 'e', 100);
         assert_eq!((cache.get(&4), cache.get(&1)), (Some('e'), None));
         assert!(cache.contains(&4));
+        cache.remove(&4);
+        assert_eq!((cache.get(&4), cache.bytes), (None, 0));
     }
 }

@@ -50,6 +50,9 @@ pub enum Damage {
     /// Not a Directory.
     #[error("{0}")]
     Directory(#[from] DirectoryError),
+    /// Its chunks, each of which was right, made up another blob.
+    #[error("its chunks made up another blob before, so it is in quarantine")]
+    Quarantined,
     /// What the store's index refers to is gone.
     #[error("its file {} is gone", .0.display())]
     Gone(PathBuf),
@@ -144,4 +147,73 @@ pub enum Error {
         /// What came back.
         why: String,
     },
+}
+
+impl Error {
+    /// The same error once more: for each of those who waited for one answer.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Error::Url { url, why } => Error::Url {
+                url: url.clone(),
+                why: why.clone(),
+            },
+            Error::Damaged {
+                store,
+                object,
+                digest,
+                damage,
+            } => Error::Damaged {
+                store: store.clone(),
+                object: *object,
+                digest: *digest,
+                damage: damage.clone(),
+            },
+            Error::Io {
+                store,
+                action,
+                path,
+                source,
+            } => Error::Io {
+                store: store.clone(),
+                action,
+                path: path.clone(),
+                source: io::Error::new(source.kind(), source.to_string()),
+            },
+            Error::Index {
+                store,
+                path,
+                source,
+            } => Error::Index {
+                store: store.clone(),
+                path: path.clone(),
+                source: source.to_string().into(),
+            },
+            Error::Format { store, why } => Error::Format {
+                store: store.clone(),
+                why: why.clone(),
+            },
+            Error::ReadOnly { store, why } => Error::ReadOnly {
+                store: store.clone(),
+                why: why.clone(),
+            },
+            Error::Refused { store, what, why } => Error::Refused {
+                store: store.clone(),
+                what: what.clone(),
+                why: why.clone(),
+            },
+            Error::Timeout { store, after } => Error::Timeout {
+                store: store.clone(),
+                after: *after,
+            },
+            Error::Remote {
+                store,
+                request,
+                why,
+            } => Error::Remote {
+                store: store.clone(),
+                request: request.clone(),
+                why: why.clone(),
+            },
+        }
+    }
 }

@@ -52,23 +52,46 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
+        let (landing, new) = self.board(key);
+        if let Some(flight) = new {
+            let fetch = fetch();
+            runtime.spawn(async move { flight.land(fetch.await) });
+        }
+        landing
+    }
+
+    /// Announces a flight for `key` that whoever calls lands; nothing if one is under way.
+    pub(super) fn announce(&self, key: K) -> Option<Flight<K, V>> {
+        self.board(key).1
+    }
+
+    /// Where the flight for `key` lands; and the flight itself, if it is a new one.
+    fn board(&self, key: K) -> (Landing<V>, Option<Flight<K, V>>) {
         let mut flights = self.0.lock();
         if let Some(landing) = flights.get(&key) {
-            return landing.clone();
+            return (landing.clone(), None);
         }
         let (arrived, landing) = watch::channel(None);
         flights.insert(key.clone(), landing.clone());
-        drop(flights);
         let ended = Ended {
             flights: self.0.clone(),
             key,
         };
-        let fetch = fetch();
-        runtime.spawn(async move {
-            let _ended = ended;
-            arrived.send_replace(Some(fetch.await));
-        });
-        landing
+        (landing, Some(Flight { arrived, ended }))
+    }
+}
+
+/// A flight under way. One that is dropped has crashed.
+pub(super) struct Flight<K: Eq + Hash, V> {
+    arrived: watch::Sender<Option<V>>,
+    ended: Ended<K, V>,
+}
+
+impl<K: Eq + Hash, V> Flight<K, V> {
+    /// Brings `value` to all who wait.
+    pub(super) fn land(self, value: V) {
+        self.arrived.send_replace(Some(value));
+        drop(self.ended);
     }
 }
 
@@ -108,6 +131,11 @@ mod tests {
         assert_eq!(join().await, Some(1));
         let crashed = flights.join(2, &runtime, || async { panic!("a crash") });
         assert_eq!(crashed.await, None);
+        let flight = flights.announce(3).unwrap();
+        assert!(flights.announce(3).is_none());
+        let joined = flights.join(3, &runtime, || async { 0 });
+        let (joined, ()) = tokio::join!(joined, async { flight.land(7) });
+        assert_eq!(joined, Some(7));
         assert!(flights.0.lock().is_empty());
     }
 }

@@ -10,6 +10,8 @@
 //! packs/N.pack      small blobs one behind the other, in the order they came; Directories, in
 //!                   packs of their own, in the order a walk meets them
 //! blobs/xx/…        each larger blob as a plain file
+//! parts/            what a cache has of large blobs that it does not have whole
+//! additions         locked by whoever adds, and by a garbage collection
 //! tmp/              what is being written
 //! ```
 //!
@@ -22,28 +24,36 @@
 //! alone has locked, and waits for others only in the commit of the index, which is short.
 //! Processes that only read need no permission to write and leave no trace.
 
-mod cache;
 mod closure;
 mod folder;
+mod gc;
 mod index;
 mod ingest;
 mod large;
 mod location;
 mod pack;
+mod parts;
 mod read;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use self::folder::Folder;
-use self::index::Index;
-use self::ingest::LocalIngest;
+pub(super) use self::gc::Keep;
+pub use self::gc::{Collected, GcOptions};
+pub(super) use self::index::CachedRoot;
+use self::index::{CommitError, Index, Snapshot};
+pub(super) use self::ingest::LocalIngest;
 use self::location::{Kind, Location};
+use self::parts::Parts;
 use self::read::Files;
 use super::{Answer, BackingFile, Error, Ingest, Store, Usage};
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Root};
@@ -57,6 +67,9 @@ struct Inner {
     folder: Arc<Folder>,
     index: Index,
     files: Files,
+    parts: Parts,
+    /// How often something had been removed when we last looked.
+    removals: AtomicU64,
     /// Whether what dead processes left was taken back.
     reclaimed: Mutex<bool>,
 }
@@ -69,6 +82,8 @@ impl LocalStore {
         Ok(Self(Arc::new(Inner {
             index: Index::open(folder.clone())?,
             files: Files::new(folder.clone()),
+            parts: Parts::new(folder.clone()),
+            removals: AtomicU64::new(0),
             folder,
             reclaimed: Mutex::new(false),
         })))
@@ -78,12 +93,51 @@ impl LocalStore {
         self.0.index.look_up(|snapshot| snapshot.blob(digest))
     }
 
-    /// The place of a blob that somebody says is `size` bytes long.
-    fn blob_of_size(&self, digest: &Digest, size: u64) -> Result<Option<Location>, Error> {
-        match self.blob(digest)? {
-            Some(at) if at.len != size => Err(self.0.files.wrong_size(digest, size, at.len)),
-            found => Ok(found),
-        }
+    /// Does something with the blob `digest`, which somebody says is `size` bytes long.
+    fn with_blob<T>(
+        &self,
+        digest: &Digest,
+        size: u64,
+        mut work: impl FnMut(Location) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        let find = |snapshot: &Snapshot| snapshot.blob(digest);
+        self.0.with_object(find, |at| match at.len == size {
+            true => work(at),
+            false => Err(self.0.files.wrong_size(digest, size, at.len)),
+        })
+    }
+
+    /// What the index says of the length of a blob.
+    pub(super) fn indexed_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        Ok(self.blob(digest)?.map(|at| at.len))
+    }
+
+    /// What a cache in this store remembers of root nodes.
+    pub(super) fn cached_roots(&self) -> Result<HashMap<Bytes, CachedRoot>, Error> {
+        self.0.index.fresh()?.cached_roots()
+    }
+
+    /// Remembers root nodes for a cache, or forgets them.
+    pub(super) fn set_cached_roots(
+        &self,
+        roots: &[(Bytes, Option<CachedRoot>)],
+    ) -> Result<(), Error> {
+        self.0.folder.check_writable()?;
+        let mut change = self.0.index.change()?;
+        change.set_cached_roots(roots)?;
+        change.commit().map_err(CommitError::into_error)
+    }
+
+    /// Begins an addition. Waits for a garbage collection under way.
+    pub(super) fn addition(&self) -> Result<LocalIngest, Error> {
+        let store = &self.0;
+        // First, so that whoever may not write is told so.
+        store.folder.check_writable()?;
+        let under_way = store.folder.begin_addition()?;
+        store.prepare_to_write()?;
+        // What was committed before this begins is not stored again; and what was collected, is.
+        store.index.fresh()?;
+        Ok(LocalIngest::new(store.clone(), under_way))
     }
 }
 
@@ -102,6 +156,39 @@ impl Inner {
             pack::reclaim(&self.folder, &self.index)?;
         }
         *reclaimed = true;
+        Ok(())
+    }
+
+    /// Does something with an object. What an old snapshot knows may have been collected since, and
+    /// come again: should it not be where it was, it is looked for anew.
+    fn with_object<T>(
+        &self,
+        find: impl Fn(&Snapshot) -> Result<Option<Location>, Error>,
+        mut work: impl FnMut(Location) -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        let Some(mut at) = self.index.look_up(&find)? else {
+            return Ok(None);
+        };
+        loop {
+            let error = match work(at) {
+                Ok(done) => return Ok(Some(done)),
+                Err(error) => error,
+            };
+            let place = |at: Location| (at.pack, at.offset, at.len);
+            match find(&*self.index.fresh()?)? {
+                None => return Ok(None),
+                Some(now) if place(now) == place(at) => return Err(error),
+                Some(now) => at = now,
+            }
+        }
+    }
+
+    /// Lets go of files that were removed: they take room as long as they are open.
+    fn notice_removals(&self) -> Result<(), Error> {
+        let removals = self.index.fresh()?.removals;
+        if self.removals.swap(removals, Ordering::AcqRel) != removals {
+            self.files.forget_all();
+        }
         Ok(())
     }
 
@@ -125,13 +212,10 @@ impl Store for LocalStore {
     }
 
     fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
-        let at = self
+        let find = |snapshot: &Snapshot| snapshot.directory(digest);
+        let directory = self
             .0
-            .index
-            .look_up(|snapshot| snapshot.directory(digest))?;
-        let directory = at
-            .map(|at| self.0.files.directory(digest, at))
-            .transpose()?;
+            .with_object(find, |at| self.0.files.directory(digest, at))?;
         Ok(directory.into())
     }
 
@@ -142,11 +226,9 @@ impl Store for LocalStore {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<Answer<usize>, Error> {
-        match self.blob_of_size(digest, size)? {
-            Some(at) => {
-                let read = self.0.files.read(digest, at, offset, buffer)?;
-                Ok(Answer::Found(read))
-            }
+        let files = &self.0.files;
+        match self.with_blob(digest, size, |at| files.read(digest, at, offset, buffer))? {
+            Some(read) => Ok(Answer::Found(read)),
             None if *digest != Digest::empty_blob() => Ok(Answer::Absent),
             None if size == 0 => Ok(Answer::Found(0)),
             None => Err(self.0.files.wrong_size(digest, size, 0)),
@@ -158,13 +240,11 @@ impl Store for LocalStore {
     }
 
     fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
-        match self.blob_of_size(digest, size)? {
-            Some(at) if at.kind == Kind::Large => {
-                let file = self.0.files.large_file(digest, size)?;
-                Ok(Some(BackingFile { file }))
-            }
+        let file = self.with_blob(digest, size, |at| match at.kind {
+            Kind::Large => self.0.files.large_file(digest, size).map(Some),
             _ => Ok(None),
-        }
+        })?;
+        Ok(file.flatten().map(|file| BackingFile { file }))
     }
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
@@ -185,8 +265,9 @@ impl Store for LocalStore {
     }
 
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
-        match self.blob_of_size(digest, size)? {
-            Some(at) => self.0.files.group_table(digest, at).map(Some),
+        let files = &self.0.files;
+        match self.with_blob(digest, size, |at| files.group_table(digest, at))? {
+            Some(table) => Ok(Some(table)),
             None if *digest == Digest::empty_blob() && size == 0 => {
                 Ok(Some(BlobHasher::new().finish().1))
             }
@@ -194,11 +275,12 @@ impl Store for LocalStore {
         }
     }
 
-    fn usage(&self) -> Result<Usage, Error> {
-        self.0.index.fresh()?.usage()
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        self.0.index.fresh()?.usage().map(Some)
     }
 
     fn roots_version(&self) -> Result<u64, Error> {
+        self.0.notice_removals()?;
         self.0.index.roots_version()
     }
 
@@ -207,9 +289,6 @@ impl Store for LocalStore {
     }
 
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
-        self.0.prepare_to_write()?;
-        // What was committed before this begins is not stored again.
-        self.0.index.fresh()?;
-        Ok(Box::new(LocalIngest::new(self.0.clone())))
+        Ok(Box::new(self.addition()?))
     }
 }

@@ -122,13 +122,13 @@ impl Store for MemoryStore {
         Ok(size.or((*digest == Digest::empty_blob()).then_some(0)))
     }
 
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self) -> Result<Option<Usage>, Error> {
         let contents = self.0.contents.read();
-        Ok(Usage {
+        Ok(Some(Usage {
             blobs: contents.blobs.len() as u64,
             blob_bytes: contents.blobs.values().map(|blob| blob.len() as u64).sum(),
             directories: contents.directories.len() as u64,
-        })
+        }))
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

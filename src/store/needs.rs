@@ -12,6 +12,8 @@ const SYSTEM: [&str; 5] = ["/etc", "/usr", "/nix/store", "/run", "/var/run"];
 pub struct Needs {
     /// Files and folders.
     pub read: Vec<PathBuf>,
+    /// Folders that it writes to even so.
+    pub write: Vec<PathBuf>,
     /// Whether it connects to anything.
     pub network: bool,
 }
@@ -21,7 +23,7 @@ pub fn needs(url: &str) -> Needs {
     if let Some(path) = url.strip_prefix("local:").and_then(local_path) {
         return Needs {
             read: vec![Path::new(path).to_owned()],
-            network: false,
+            ..Needs::default()
         };
     }
     match url.split_once(':') {
@@ -29,6 +31,7 @@ pub fn needs(url: &str) -> Needs {
         _ => Needs {
             read: SYSTEM.map(PathBuf::from).to_vec(),
             network: true,
+            ..Needs::default()
         },
     }
 }
@@ -41,7 +44,7 @@ mod tests {
     fn a_folder_needs_itself_and_no_network() {
         let folder = |path: &str| Needs {
             read: vec![path.into()],
-            network: false,
+            ..Needs::default()
         };
         assert_eq!(needs("local:/srv/store"), folder("/srv/store"));
         assert_eq!(needs("local:///srv/store"), folder("/srv/store"));

@@ -17,17 +17,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use tokio::runtime::Handle;
 
-use self::blobs::ChunkedBlobs;
+use self::blobs::BucketBlobs;
 use self::bucket::Bucket;
 use self::directories::ClosureDirectories;
 use self::ingest::ObjectIngest;
 use self::roots::BucketRoots;
 use super::failure::Failure;
-use super::segments::{self, Segments};
-use super::{Answer, Error, Ingest, Store, Usage, network};
-use crate::castore::{Digest, Directory, GroupTable, Root};
+use super::far::{Behind, Far};
+use super::segments::Segments;
+use super::{Error, Ingest, network};
+use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
 
 /// Bytes kept in memory of blobs, of Directories, and in the temporary folder of large blobs whose
@@ -39,19 +40,22 @@ const SPOOL: usize = 4 << 30;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A store in an object store. Clones share everything.
-#[derive(Clone, Debug)]
-pub struct ObjectStore {
+pub type ObjectStore = Far<BucketStore>;
+
+/// A bucket, and what is known of what it has.
+#[derive(Debug)]
+pub struct BucketStore {
     bucket: Arc<Bucket>,
-    blobs: Arc<ChunkedBlobs>,
-    segments: Arc<Segments<ChunkedBlobs>>,
+    blobs: Arc<BucketBlobs>,
+    segments: Arc<Segments<BucketBlobs>>,
     directories: Arc<ClosureDirectories>,
     roots: Arc<BucketRoots>,
 }
 
 impl ObjectStore {
     /// Opens the store at `url`: `objectstore+s3://BUCKET/PATH`, likewise with `gs`, `az`, `http`,
-    /// `https`, and `objectstore+file:///PATH`. The query holds options of the crate
-    /// `object_store`, such as `region` or `endpoint`.
+    /// `https`, and `objectstore+file:///PATH`. The query holds what `docs/protocol.md` lists, and
+    /// options of the crate `object_store`, such as `region` or `endpoint`.
     pub fn open(url: &str) -> Result<Self, Error> {
         let wrong = |why: String| Error::Url {
             url: shown(url),
@@ -61,29 +65,19 @@ impl ObjectStore {
             .map_err(|error| wrong(format!("cannot start threads: {error}")))?
             .clone();
         let bucket = Arc::new(Bucket::open(url, runtime).map_err(wrong)?);
-        let blobs = ChunkedBlobs::new(bucket.clone());
-        Ok(Self {
-            segments: Segments::new(blobs.clone(), BLOB_CACHE, SPOOL),
+        let blobs = BucketBlobs::new(bucket.clone());
+        Ok(Self::new(BucketStore {
+            segments: Segments::new(blobs.clone(), bucket.verify, BLOB_CACHE, SPOOL),
             blobs,
             directories: ClosureDirectories::new(bucket.clone(), DIRECTORY_CACHE),
             roots: BucketRoots::new(bucket.clone()),
             bucket,
-        })
+        }))
     }
 
-    /// Runs `work` on the network's runtime, whose clock the deadlines need.
-    async fn spawn<T: Send + 'static>(
-        &self,
-        request: impl FnOnce() -> String,
-        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
-    ) -> Result<T, Error> {
-        let task = self.bucket.runtime.spawn(work);
-        let done = task.await.unwrap_or_else(|_| Err(Failure::crashed()));
-        done.map_err(|failure| failure.of(&self.bucket.url, request()))
-    }
-
-    fn check_empty(&self, digest: &Digest, size: u64) -> Result<(), Error> {
-        segments::check_empty(digest, size).map_err(|failure| failure.of(self.url(), "reading"))
+    /// Requests made to the object store so far.
+    pub fn calls(&self) -> u64 {
+        self.behind().bucket.calls()
     }
 }
 
@@ -100,139 +94,74 @@ fn shown(url: &str) -> String {
 }
 
 #[async_trait]
-impl Store for ObjectStore {
+impl Behind for BucketStore {
+    type Blobs = BucketBlobs;
+
     fn url(&self) -> &str {
         &self.bucket.url
     }
 
-    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
-        if *digest == Digest::empty_blob() {
-            let empty = Directory::decode(Vec::new()).expect("nothing is the empty Directory");
-            return Ok(Answer::Found(empty));
-        }
-        let here = self.directories.here(digest);
-        Ok(here.map_or(Answer::Wait, Answer::Found))
+    fn runtime(&self) -> &Handle {
+        &self.bucket.runtime
     }
 
-    fn read_now(
-        &self,
-        digest: &Digest,
-        size: u64,
-        offset: u64,
-        buffer: &mut [u8],
-    ) -> Result<Answer<usize>, Error> {
-        self.check_empty(digest, size)?;
-        let length = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
-        if length == 0 {
-            return Ok(Answer::Found(0));
-        }
-        let buffer = &mut buffer[..length];
-        Ok(match self.segments.read_now(digest, size, offset, buffer) {
-            true => Answer::Found(length),
-            false => Answer::Wait,
-        })
+    fn segments(&self) -> &Arc<Segments<BucketBlobs>> {
+        &self.segments
     }
 
-    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
-        Ok(self.roots.known(name).map_or(Answer::Wait, Answer::from))
+    fn directory_here(&self, digest: &Digest) -> Option<Directory> {
+        self.directories.here(digest)
     }
 
-    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
-        if let Answer::Found(directory) = self.directory_now(digest)? {
-            return Ok(Some(directory));
-        }
-        let (directories, wanted) = (self.directories.clone(), *digest);
-        let request = || format!("reading directory {digest}");
-        self.spawn(request, async move { directories.get(&wanted).await })
-            .await
+    fn known_root(&self, name: &[u8]) -> Option<Option<Root>> {
+        self.roots.known(name)
     }
 
-    async fn read(
-        &self,
-        digest: &Digest,
-        size: u64,
-        offset: u64,
-        length: usize,
-    ) -> Result<Option<Bytes>, Error> {
-        self.check_empty(digest, size)?;
-        let length = size.saturating_sub(offset).min(length as u64);
-        if length == 0 {
-            return Ok(Some(Bytes::new()));
-        }
-        let (segments, wanted) = (self.segments.clone(), *digest);
-        let read = async move { segments.read(&wanted, size, offset, length).await };
-        self.spawn(|| format!("reading blob {digest}"), read).await
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Failure> {
+        self.directories.get(digest).await
     }
 
-    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
-        let (roots, wanted) = (self.roots.clone(), name.to_vec());
-        let request = || format!("looking up root \"{}\"", name.escape_ascii());
-        self.spawn(request, async move { roots.get(&wanted).await })
-            .await
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Failure> {
+        self.roots.get(name).await
     }
 
-    async fn roots(&self) -> Result<Vec<Root>, Error> {
-        let roots = self.roots.clone();
-        let request = || "listing the roots".to_owned();
-        self.spawn(request, async move { roots.list().await }).await
+    async fn roots(&self) -> Result<Vec<Root>, Failure> {
+        self.roots.list().await
     }
 
-    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
-        let (roots, wanted) = (self.roots.clone(), name.to_vec());
-        let request = || format!("asking about \"{}\"", name.escape_ascii());
-        let asked = self.spawn(request, async move { roots.ask(&wanted).await });
-        Ok(asked.await?.and_then(|(_, path_info)| path_info))
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Failure> {
+        Ok(self
+            .roots
+            .ask(name)
+            .await?
+            .and_then(|(_, path_info)| path_info))
     }
 
-    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        if *digest == Digest::empty_blob() {
-            return Ok(true);
-        }
-        let (blobs, wanted) = (self.blobs.clone(), *digest);
-        let asked = async move { blobs.has(&wanted).await };
-        self.spawn(|| format!("asking for blob {digest}"), asked)
-            .await
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Failure> {
+        self.blobs.has(digest).await
     }
 
-    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
-        if *digest == Digest::empty_blob() {
-            return Ok(Some(0));
-        }
-        let (blobs, wanted) = (self.blobs.clone(), *digest);
-        let asked = async move { blobs.size(&wanted).await };
-        self.spawn(|| format!("asking for blob {digest}"), asked)
-            .await
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
+        self.blobs.size(digest).await
     }
 
-    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
-        let (segments, wanted) = (self.segments.clone(), *digest);
-        let asked = async move { segments.group_table(&wanted, size).await };
-        self.spawn(|| format!("reading blob {digest}"), asked).await
+    fn roots_version(&self) -> u64 {
+        self.roots.version()
     }
 
-    /// To count the objects of a bucket takes as many requests as it has thousands of them: nothing
-    /// is counted.
-    fn usage(&self) -> Result<Usage, Error> {
-        Ok(Usage::default())
-    }
-
-    fn roots_version(&self) -> Result<u64, Error> {
-        Ok(self.roots.version())
-    }
-
-    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
+    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> u64 {
         let deadline = Instant::now() + timeout;
         loop {
             let version = self.roots.version();
             let left = deadline.saturating_duration_since(Instant::now());
             if version != seen || left.is_zero() {
-                return Ok(version);
+                return version;
             }
             std::thread::sleep(left.min(LOOK));
         }
     }
 
-    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+    fn ingest(self: Arc<Self>) -> Result<Box<dyn Ingest>, Error> {
         Ok(Box::new(ObjectIngest::new(self)))
     }
 }

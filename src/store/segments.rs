@@ -1,60 +1,81 @@
 //! Blobs from far away: by segment, verified, kept in memory.
 //!
-//! A blob is cut into aligned **segments** ([`segment_size`]), the unit of fetching and caching.
-//! How a segment comes, and is bound to the blob's digest, depends on what its [`Source`] offers:
+//! A blob is cut into aligned **segments** ([`part_size`]), the unit of fetching and caching. How a
+//! segment comes, and is bound to the blob's digest, depends on what its [`Source`] offers:
 //!
-//! - A blob of one segment comes whole, and is hashed: one round trip.
-//! - Where the source has a group table and parts of blobs, the table and the segment are asked for
-//!   at once, so the first byte of any blob takes one round trip. Each group is checked against the
-//!   table, and the table against the digest.
-//! - From any other source only the whole blob can be bound to its digest. It is fetched once, and
-//!   **held** until it was hashed: small ones in memory, large ones in a file without a name in the
-//!   temporary folder ([`Spool`]). A chunk list would give verified chunks sooner, but nothing
-//!   binds that list to the digest.
+//! - A blob of one segment comes whole, and is hashed: one round trip. Where many are wanted soon
+//!   ([`Segments::will_need`]), they come together ([`ahead`]).
+//! - Where the source proves parts, the segment and its proof come in one answer: the first byte of
+//!   any blob takes one round trip.
+//! - Where it has a group table, each group is checked against the table, and the table against the
+//!   digest.
+//! - Where there is only a list of chunks, or not even that, only the whole blob can be bound to its
+//!   digest: nothing binds the list. What then is [`Verify`]'s to say. The default fetches the whole
+//!   blob once and **holds** it until it was hashed ([`held`]): small ones in memory, large ones in a
+//!   file without a name in the temporary folder. The other serves what matches its chunk's digest,
+//!   and compares with the blob's once it has seen all of it ([`witness`]).
 //!
 //! A reader that goes through a blob from front to back gets segments ahead of time, twice as many
 //! at each step up to [`MAX_AHEAD`].
 
+mod ahead;
+mod held;
+mod witness;
+
 use std::fmt::Debug;
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use futures_util::future::{join, try_join_all};
+use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use self::held::Whole;
+use self::witness::Witnesses;
 use super::bounded::Bounded;
-use super::failure::{Failure, found};
+use super::failure::Failure;
 use super::flights::Flights;
 use super::{Damage, Object};
-use crate::castore::{BlobHasher, Digest, GroupTable, group_size};
+use crate::castore::{Digest, GroupTable, group_size, part_size, verify_part};
 
-/// The smallest segment, in bytes: what a random read of a few bytes costs, against what a message
-/// and its bookkeeping cost (some 50 µs, in which a 10 Gbit/s link moves 64 KiB).
-const SEGMENT: u64 = 256 << 10;
 /// Segments fetched ahead of a sequential reader: 8 MiB, a 10 Gbit/s link's 7 ms.
 const MAX_AHEAD: u64 = 32;
-/// Blobs up to this many bytes are held in memory until they are bound to their digest.
-const MAX_HELD: u64 = 8 << 20;
 /// Readers whose progress is watched.
 const READERS: usize = 4096;
 
-/// Bytes of a segment of a blob of `size` bytes: a multiple of its group size.
-fn segment_size(size: u64) -> u64 {
-    SEGMENT.max(group_size(size))
+/// What has to be known of bytes before they are handed out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Verify {
+    /// That they belong to the blob's digest.
+    #[default]
+    Root,
+    /// That they match the digest of a chunk in the list that the source gives. It may lie: then
+    /// wrong bytes are handed out before that is found out, and none after.
+    Chunks,
+}
+
+impl Verify {
+    /// Reads the value of the parameter `verify`.
+    pub(super) fn parse(value: &str) -> Result<Self, String> {
+        match value {
+            "root" => Ok(Verify::Root),
+            "chunks" => Ok(Verify::Chunks),
+            _ => Err(format!("verify={value}: write root or chunks")),
+        }
+    }
 }
 
 /// A blob, and the bytes that a node says it has: what is known of the one may be a lie of the
 /// other, so nothing is kept under the digest alone.
-type Claim = (Digest, u64);
+pub(super) type Claim = (Digest, u64);
 
 /// What a whole blob is given to, from front to back.
 pub(super) type Sink<'a> = &'a mut (dyn FnMut(Bytes) -> Result<(), Failure> + Send);
+
+/// What whole small blobs are given to, each with its place among those wanted.
+pub(super) type Many<'a> = &'a mut (dyn FnMut(usize, Bytes) + Send);
 
 /// Where blobs come from. Nothing that it gives is believed.
 #[async_trait]
@@ -65,26 +86,48 @@ pub(super) trait Source: Debug + Send + Sync + 'static {
     /// Notes that what came for `digest` is not what it promises.
     fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure;
 
-    /// The whole blob, as it comes; false if there is none.
-    async fn whole(&self, digest: &Digest, sink: Sink<'_>) -> Result<bool, Failure>;
+    /// Whether the source ever lied.
+    fn is_liar(&self) -> bool;
+
+    /// The whole blob, as it comes; false if there is none. A node says that it has `size` bytes.
+    async fn whole(&self, digest: &Digest, size: u64, sink: Sink<'_>) -> Result<bool, Failure>;
 
     /// The blob's table, if there is one for it, checked against the digest.
     async fn table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Failure>;
 
-    /// `length` bytes at `start`.
+    /// `length` bytes at `start`: a segment. If `chunks_suffice`, chunks may be all that there is.
     async fn part(
         &self,
         digest: &Digest,
         size: u64,
         start: u64,
         length: u64,
+        chunks_suffice: bool,
     ) -> Result<Part, Failure>;
+
+    /// Many blobs in one answer, each given to `sink` with its place in `wanted` as it comes. What
+    /// is left out has to be asked for by itself.
+    async fn together(&self, wanted: &[Claim], sink: Many<'_>) -> Result<(), Failure> {
+        let _ = (wanted, sink);
+        Ok(())
+    }
+}
+
+/// What is known of a part, after all checks.
+enum Known {
+    Found(Bytes),
+    Absent,
+    /// It cannot be checked by itself.
+    OnlyWhole,
 }
 
 /// What a question for a part of a blob came to.
 #[derive(Debug)]
 pub(super) enum Part {
-    Found(Bytes),
+    /// The bytes, and what proves them ([`verify_part`]).
+    Proven(Bytes, Bytes),
+    /// Of chunks, each of which matches its digest. The blob's table may say more of them.
+    Chunks(Bytes),
     Absent,
     /// The source does not do this, or not for this blob.
     Unavailable,
@@ -94,9 +137,13 @@ pub(super) enum Part {
 #[derive(Debug)]
 pub(super) struct Segments<S> {
     source: Arc<S>,
+    verify: Verify,
     segments: Mutex<Bounded<(Claim, u64), Bytes>>,
     tables: Mutex<Bounded<Claim, Arc<GroupTable>>>,
-    spools: Mutex<Bounded<Claim, Arc<Spool>>>,
+    spools: Mutex<Bounded<Claim, Arc<held::Spool>>>,
+    witnesses: Witnesses,
+    /// Turns of blobs that are fetched ahead one by one.
+    alone: tokio::sync::Semaphore,
     readers: Mutex<Bounded<Digest, Progress>>,
     fetching: Flights<(Claim, u64), Result<Option<Bytes>, Failure>>,
     asking: Flights<Claim, Result<Option<Arc<GroupTable>>, Failure>>,
@@ -114,27 +161,22 @@ struct Progress {
     fetched: u64,
 }
 
-/// A whole blob, bound to its digest.
-#[derive(Clone, Debug)]
-enum Whole {
-    Held(Bytes),
-    Spooled(Arc<Spool>),
-}
-
-/// A whole blob in a file that has no name and goes with us.
-#[derive(Debug)]
-struct Spool {
-    file: File,
-    table: GroupTable,
-}
-
 impl<S: Source> Segments<S> {
-    pub(super) fn new(source: Arc<S>, cache_bytes: usize, spool_bytes: usize) -> Arc<Self> {
+    /// Keeps at most so many bytes in memory, and in the temporary folder.
+    pub(super) fn new(
+        source: Arc<S>,
+        verify: Verify,
+        cache_bytes: usize,
+        spool_bytes: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
             source,
+            verify,
             segments: Mutex::new(Bounded::new(cache_bytes)),
             tables: Mutex::new(Bounded::new(cache_bytes / 4)),
             spools: Mutex::new(Bounded::new(spool_bytes)),
+            witnesses: Witnesses::new(),
+            alone: Self::turns(),
             readers: Mutex::new(Bounded::new(READERS)),
             fetching: Flights::default(),
             asking: Flights::default(),
@@ -150,7 +192,10 @@ impl<S: Source> Segments<S> {
         offset: u64,
         buffer: &mut [u8],
     ) -> bool {
-        let segment = segment_size(size);
+        if self.witnesses.is_quarantined(digest) {
+            return false;
+        }
+        let segment = part_size(size);
         let mut done = 0;
         while done < buffer.len() {
             let at = offset + done as u64;
@@ -177,7 +222,10 @@ impl<S: Source> Segments<S> {
         offset: u64,
         length: u64,
     ) -> Result<Option<Bytes>, Failure> {
-        let segment = segment_size(size);
+        if self.witnesses.is_quarantined(digest) {
+            return Err(Failure::Damaged(Object::Blob, *digest, Damage::Quarantined));
+        }
+        let segment = part_size(size);
         let first = offset / segment;
         let last = (offset + length - 1) / segment;
         self.advance(digest, size, offset, length);
@@ -202,7 +250,7 @@ impl<S: Source> Segments<S> {
 
     /// Watches a reader, and fetches ahead of one that goes straight on.
     fn advance(self: &Arc<Self>, digest: &Digest, size: u64, offset: u64, length: u64) {
-        let segment = segment_size(size);
+        let segment = part_size(size);
         let segments = size.div_ceil(segment);
         if segments < 2 {
             return;
@@ -282,7 +330,10 @@ impl<S: Source> Segments<S> {
         size: u64,
         index: u64,
     ) -> Result<Option<Bytes>, Failure> {
-        let segment = segment_size(size);
+        if self.witnesses.is_quarantined(&digest) {
+            return Err(Failure::Damaged(Object::Blob, digest, Damage::Quarantined));
+        }
+        let segment = part_size(size);
         let start = index * segment;
         let length = segment.min(size - start);
         let bytes = if size <= segment {
@@ -294,12 +345,12 @@ impl<S: Source> Segments<S> {
             let spool = self.spools.lock().get(&(digest, size));
             let part = match &spool {
                 None => self.part(&digest, size, start, length).await?,
-                Some(_) => Part::Unavailable,
+                Some(_) => Known::OnlyWhole,
             };
             match part {
-                Part::Found(bytes) => bytes,
-                Part::Absent => return Ok(None),
-                Part::Unavailable => {
+                Known::Found(bytes) => bytes,
+                Known::Absent => return Ok(None),
+                Known::OnlyWhole => {
                     let whole = match spool {
                         Some(spool) => Some(Whole::Spooled(spool)),
                         None => self.whole(digest, size).await?,
@@ -316,34 +367,70 @@ impl<S: Source> Segments<S> {
                 }
             }
         };
-        let cost = bytes.len() + 128;
-        self.segments
-            .lock()
-            .insert(((digest, size), index), bytes.clone(), cost);
+        self.keep(&digest, size, index, &bytes);
         Ok(Some(bytes))
     }
 
-    /// A part of a blob, checked against the blob's table.
+    fn keep(&self, digest: &Digest, size: u64, index: u64, bytes: &Bytes) {
+        let cost = bytes.len() + 128;
+        let key = ((*digest, size), index);
+        self.segments.lock().insert(key, bytes.clone(), cost);
+    }
+
+    /// A part of a blob, bound to the blob's digest, or else what [`Verify`] lets pass.
     async fn part(
         self: &Arc<Self>,
         digest: &Digest,
         size: u64,
         start: u64,
         length: u64,
-    ) -> Result<Part, Failure> {
-        let part = self.source.part(digest, size, start, length);
-        let (table, part) = join(self.table(*digest, size), part).await;
-        let bytes = match part? {
-            Part::Found(bytes) => bytes,
-            other => return Ok(other),
+    ) -> Result<Known, Failure> {
+        // Who has lied once is not believed to have the right chunks in his lists.
+        let chunks_suffice = self.verify == Verify::Chunks && !self.source.is_liar();
+        let part = self
+            .source
+            .part(digest, size, start, length, chunks_suffice);
+        let bytes = match part.await? {
+            Part::Absent => return Ok(Known::Absent),
+            Part::Unavailable => return Ok(Known::OnlyWhole),
+            Part::Proven(bytes, proof) => {
+                if bytes.len() as u64 != length {
+                    return Err(self.wrong_size(digest, length, bytes.len() as u64));
+                }
+                if !verify_part(digest, size, start, &bytes, &proof) {
+                    return Err(self.wrong_bytes(digest, start));
+                }
+                return Ok(Known::Found(bytes));
+            }
+            Part::Chunks(bytes) => bytes,
         };
-        let Some(table) = table? else {
-            return Ok(Part::Unavailable);
-        };
-        self.check(&table, digest, size, start, &bytes)?;
-        Ok(Part::Found(bytes))
+        if let Some(table) = self.table(*digest, size).await? {
+            self.check(&table, digest, size, start, &bytes)?;
+            return Ok(Known::Found(bytes));
+        }
+        if !chunks_suffice {
+            return Ok(Known::OnlyWhole);
+        }
+        if bytes.len() as u64 != length {
+            return Err(self.wrong_size(digest, length, bytes.len() as u64));
+        }
+        match self.witnesses.saw(digest, size, start, &bytes) {
+            true => Ok(Known::Found(bytes)),
+            false => Err(self.wrong_bytes(digest, start)),
+        }
     }
 
+    fn wrong_size(&self, digest: &Digest, expected: u64, actual: u64) -> Failure {
+        let damage = Damage::WrongSize { expected, actual };
+        self.source.lied(Object::Blob, digest, damage)
+    }
+
+    fn wrong_bytes(&self, digest: &Digest, offset: u64) -> Failure {
+        let damage = Damage::WrongBytes { offset };
+        self.source.lied(Object::Blob, digest, damage)
+    }
+
+    /// Checks a part group by group.
     fn check(
         &self,
         table: &GroupTable,
@@ -352,20 +439,15 @@ impl<S: Source> Segments<S> {
         start: u64,
         bytes: &[u8],
     ) -> Result<(), Failure> {
-        let expected = segment_size(size).min(size - start);
-        if bytes.len() as u64 != expected {
-            let damage = Damage::WrongSize {
-                expected,
-                actual: bytes.len() as u64,
-            };
-            return Err(self.source.lied(Object::Blob, digest, damage));
+        let length = part_size(size).min(size - start);
+        if bytes.len() as u64 != length {
+            return Err(self.wrong_size(digest, length, bytes.len() as u64));
         }
         let group = group_size(size);
         for (index, bytes) in bytes.chunks(group as usize).enumerate() {
             let offset = start + index as u64 * group;
             if !table.verify(digest, offset, bytes) {
-                let damage = Damage::WrongBytes { offset };
-                return Err(self.source.lied(Object::Blob, digest, damage));
+                return Err(self.wrong_bytes(digest, offset));
             }
         }
         Ok(())
@@ -404,137 +486,6 @@ impl<S: Source> Segments<S> {
         }))
     }
 
-    /// The whole blob, held until it is bound to its digest.
-    async fn whole(self: &Arc<Self>, digest: Digest, size: u64) -> Result<Option<Whole>, Failure> {
-        let runtime = self.source.runtime();
-        let fetched = self.spooling.join((digest, size), runtime, || {
-            let blobs = self.clone();
-            async move {
-                if size <= MAX_HELD {
-                    let held = blobs.whole_in_memory(&digest, size).await?;
-                    if let Some((bytes, _)) = &held {
-                        blobs.keep_all(&digest, size, bytes);
-                    }
-                    return Ok(held.map(|(bytes, _)| Whole::Held(bytes)));
-                }
-                Ok(blobs.spool(&digest, size).await?.map(Whole::Spooled))
-            }
-        });
-        fetched.await.unwrap_or_else(|| Err(Failure::crashed()))
-    }
-
-    fn keep_all(&self, digest: &Digest, size: u64, bytes: &Bytes) {
-        let segment = segment_size(size);
-        let mut segments = self.segments.lock();
-        for (index, start) in (0..size).step_by(segment as usize).enumerate() {
-            let part = start as usize..(start + segment).min(size) as usize;
-            let cost = part.len() + 128;
-            segments.insert(((*digest, size), index as u64), bytes.slice(part), cost);
-        }
-    }
-
-    async fn whole_in_memory(
-        &self,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<Option<(Bytes, GroupTable)>, Failure> {
-        // Room for what was promised, but no more than a source can make us take for a lie.
-        let mut all = BytesMut::new();
-        let mut only = None;
-        let mut came = 0;
-        let mut sink = |bytes: Bytes| {
-            came += bytes.len() as u64;
-            if came > size {
-                return Err(self.too_long(digest, size, came));
-            }
-            if only.is_none() && all.is_empty() {
-                only = Some(bytes);
-                return Ok(());
-            }
-            if let Some(first) = only.take() {
-                all.reserve(size.min(MAX_HELD) as usize);
-                all.extend_from_slice(&first);
-            }
-            all.extend_from_slice(&bytes);
-            Ok(())
-        };
-        if !found(self.source.whole(digest, &mut sink).await)?.unwrap_or(false) {
-            return Ok(None);
-        }
-        let bytes = only.unwrap_or_else(|| all.freeze());
-        let mut hasher = BlobHasher::new();
-        hasher.update(&bytes);
-        let table = self.bind(digest, size, bytes.len() as u64, hasher)?;
-        Ok(Some((bytes, table)))
-    }
-
-    async fn spool(&self, digest: &Digest, size: u64) -> Result<Option<Arc<Spool>>, Failure> {
-        let failed = |error: std::io::Error| Failure::Spool(std::env::temp_dir(), error.kind());
-        let mut file = tempfile::tempfile().map_err(failed)?;
-        let mut hasher = BlobHasher::new();
-        let mut came = 0;
-        let mut sink = |bytes: Bytes| {
-            came += bytes.len() as u64;
-            if came > size {
-                return Err(self.too_long(digest, size, came));
-            }
-            hasher.update(&bytes);
-            file.write_all(&bytes).map_err(failed)
-        };
-        if !found(self.source.whole(digest, &mut sink).await)?.unwrap_or(false) {
-            return Ok(None);
-        }
-        let table = self.bind(digest, size, came, hasher)?;
-        let spool = Arc::new(Spool { file, table });
-        let cost = usize::try_from(size).unwrap_or(usize::MAX);
-        self.spools
-            .lock()
-            .insert((*digest, size), spool.clone(), cost);
-        Ok(Some(spool))
-    }
-
-    fn too_long(&self, digest: &Digest, expected: u64, actual: u64) -> Failure {
-        let damage = Damage::WrongSize { expected, actual };
-        self.source.lied(Object::Blob, digest, damage)
-    }
-
-    fn read_spool(
-        &self,
-        spool: &Spool,
-        digest: &Digest,
-        size: u64,
-        start: u64,
-        length: u64,
-    ) -> Result<Bytes, Failure> {
-        let mut bytes = vec![0; length as usize];
-        spool
-            .file
-            .read_exact_at(&mut bytes, start)
-            .map_err(|error| Failure::Spool(std::env::temp_dir(), error.kind()))?;
-        self.check(&spool.table, digest, size, start, &bytes)?;
-        Ok(bytes.into())
-    }
-
-    /// Checks what was hashed against what was promised.
-    fn bind(
-        &self,
-        digest: &Digest,
-        expected: u64,
-        actual: u64,
-        hasher: BlobHasher,
-    ) -> Result<GroupTable, Failure> {
-        if actual != expected {
-            let damage = Damage::WrongSize { expected, actual };
-            return Err(self.source.lied(Object::Blob, digest, damage));
-        }
-        let (hashed, table) = hasher.finish();
-        if hashed != *digest {
-            let damage = Damage::WrongBytes { offset: 0 };
-            return Err(self.source.lied(Object::Blob, digest, damage));
-        }
-        Ok(table)
-    }
-
     /// The blob's table; from a source that has none, by reading the blob.
     pub(super) async fn group_table(
         self: &Arc<Self>,
@@ -547,7 +498,7 @@ impl<S: Source> Segments<S> {
         if let Some(spool) = self.spools.lock().get(&(*digest, size)) {
             return Ok(Some(spool.table.clone()));
         }
-        if size > MAX_HELD {
+        if size > held::MAX_HELD {
             let spool = self.spool(digest, size).await?;
             return Ok(spool.map(|spool| spool.table.clone()));
         }

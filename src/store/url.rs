@@ -14,6 +14,9 @@ use super::{Error, GrpcStore, LocalStore, MemoryStore, ObjectStore, Store};
 /// | `grpc+http://HOST:PORT`, `grpc+https://HOST:PORT`, `grpc+unix:/PATH` | behind a gRPC server |
 /// | `objectstore+{file,s3,gs,az,http,https}://…` | in an object store |
 pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
+    if let Some(store) = open_local(url)? {
+        return Ok(Arc::new(store));
+    }
     let wrong = |why: &str| Error::Url {
         url: url.to_owned(),
         why: why.to_owned(),
@@ -22,20 +25,60 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
         .split_once(':')
         .ok_or_else(|| wrong("it starts with no scheme; for a folder write local:PATH"))?;
     match scheme {
-        "local" if rest.is_empty() => Err(wrong("a folder has to follow local:")),
-        "local" if rest.contains('\0') => Err(wrong("no path holds a NUL byte")),
-        "local" => {
-            let path = local_path(rest)
-                .ok_or_else(|| wrong("for a folder write local:PATH, with no //"))?;
-            Ok(Arc::new(LocalStore::open(Path::new(path))?))
-        }
         "memory" if rest.is_empty() || rest == "//" => Ok(Arc::new(MemoryStore::new())),
         "memory" => Err(wrong("nothing can follow memory:")),
         "grpc+http" | "grpc+https" | "grpc+unix" => Ok(Arc::new(GrpcStore::open(url)?)),
         _ if scheme.starts_with("objectstore+") => Ok(Arc::new(ObjectStore::open(url)?)),
+        "store" => Err(wrong(
+            "that is a name of a configuration file, and there is none here",
+        )),
         _ => Err(wrong(
             "the schemes are local:, memory:, grpc+{http,https,unix}: and \
              objectstore+{file,s3,gs,az,http,https}:",
+        )),
+    }
+}
+
+/// Opens the store that `url` names if that is one in a folder.
+pub(super) fn open_local(url: &str) -> Result<Option<LocalStore>, Error> {
+    let Some(rest) = url.strip_prefix("local:") else {
+        return Ok(None);
+    };
+    let wrong = |why: &str| Error::Url {
+        url: url.to_owned(),
+        why: why.to_owned(),
+    };
+    if rest.is_empty() {
+        return Err(wrong("a folder has to follow local:"));
+    }
+    if rest.contains('\0') {
+        return Err(wrong("no path holds a NUL byte"));
+    }
+    let path =
+        local_path(rest).ok_or_else(|| wrong("for a folder write local:PATH, with no //"))?;
+    Ok(Some(LocalStore::open(Path::new(path))?))
+}
+
+/// Says what is wrong with `url`, as far as that can be told without opening it.
+pub fn check_url(url: &str) -> Result<(), String> {
+    match url.split_once(':') {
+        Some(("local", "")) => Err("a folder has to follow local:".to_owned()),
+        Some(("local", rest)) => match local_path(rest) {
+            Some(_) => Ok(()),
+            None => Err("for a folder write local:PATH, with no //".to_owned()),
+        },
+        Some(("memory", "" | "//")) => Ok(()),
+        Some(("memory", _)) => Err("nothing can follow memory:".to_owned()),
+        Some(("grpc+http" | "grpc+https" | "grpc+unix", _)) => GrpcStore::check_url(url),
+        Some((scheme, _)) if scheme.starts_with("objectstore+") => Ok(()),
+        Some(("store", _)) => Err(
+            "store:NAME is for the command line: here, name the store where \
+                                  a name is asked for"
+                .to_owned(),
+        ),
+        _ => Err(format!(
+            "{url:?} names no kind of store: local:/PATH, memory:, grpc+{{http,https,unix}}: and \
+             objectstore+{{file,s3,gs,az,http,https}}:"
         )),
     }
 }

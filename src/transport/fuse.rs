@@ -12,13 +12,15 @@ mod backing;
 mod device;
 mod handover;
 mod mountpoint;
+mod notices;
 mod page_cache;
 mod pulse;
 mod root_watch;
 mod session;
 
-pub use super::requests::RequestCounts;
+pub use super::requests::{RequestCounts, RequestTimes};
 pub use handover::{AdoptError, Inherited, Kept};
 pub use mountpoint::{MountError, detach};
+pub use notices::Nursery;
 pub use pulse::{Pulse, Stuck};
 pub use session::{MountOptions, Session, Unmounted};

@@ -1,20 +1,99 @@
-//! Counting requests by kind: "warm operations make none" is shown by counting.
+//! Counting requests by kind ("warm operations make none" is shown by counting), and taking the time
+//! that each takes: from when it was read to when its reply was written.
+//!
+//! Time goes into buckets of which each reaches twice as far as the one before. That costs a request
+//! two looks at the clock and two additions.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::InHeader;
 
 /// Opcodes are numbered from 1; those above share the last place.
 const KINDS: usize = 64;
 
+/// Buckets of time; the last has no end.
+const BUCKETS: usize = 21;
+/// The first bucket's end, as a power of two in nanoseconds: 8.2 µs, which the fastest requests take.
+const FIRST_BUCKET: u32 = 13;
+
 /// Requests since the mount began, by opcode.
 #[derive(Debug)]
-pub struct Counters([AtomicU64; KINDS]);
+pub struct Counters([Counter; KINDS]);
+
+#[derive(Debug)]
+struct Counter {
+    begun: AtomicU64,
+    nanos: AtomicU64,
+    buckets: [AtomicU64; BUCKETS],
+}
 
 impl Default for Counters {
     fn default() -> Self {
-        Self([const { AtomicU64::new(0) }; KINDS])
+        let counter = || Counter {
+            begun: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
+            buckets: [const { AtomicU64::new(0) }; BUCKETS],
+        };
+        Self(std::array::from_fn(|_| counter()))
+    }
+}
+
+/// A request that is being answered; it is over when this is dropped.
+pub struct Answering<'a> {
+    counter: &'a Counter,
+    began: Instant,
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        let nanos = self.began.elapsed().as_nanos() as u64;
+        self.counter.nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.counter.buckets[bucket(nanos)].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The bucket for a request that took `nanos`.
+fn bucket(nanos: u64) -> usize {
+    let doublings = 64 - (nanos >> FIRST_BUCKET).leading_zeros();
+    (doublings as usize).min(BUCKETS - 1)
+}
+
+/// How long requests of one kind took.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestTimes {
+    /// All together.
+    pub total: Duration,
+    /// How many ended in each bucket.
+    pub buckets: Vec<u64>,
+}
+
+impl RequestTimes {
+    /// The end of the bucket at `index`; none for the last, which has no end.
+    pub fn bound(index: usize) -> Option<Duration> {
+        (index + 1 < BUCKETS).then(|| Duration::from_nanos(1 << (FIRST_BUCKET + index as u32)))
+    }
+
+    /// A time within which `percent` of the requests were answered, twice too long at most; nothing
+    /// if there were none, or if they took longer than can be told.
+    pub fn percentile(&self, percent: u64) -> Option<Duration> {
+        let all: u64 = self.buckets.iter().sum();
+        let wanted = (all * percent).div_ceil(100).max(1);
+        let mut seen = 0;
+        let reached = self.buckets.iter().position(|count| {
+            seen += count;
+            seen >= wanted
+        });
+        Self::bound(reached?)
+    }
+
+    fn add(&mut self, counter: &Counter) {
+        self.total += Duration::from_nanos(counter.nanos.load(Ordering::Relaxed));
+        self.buckets.resize(BUCKETS, 0);
+        for (sum, bucket) in self.buckets.iter_mut().zip(&counter.buckets) {
+            *sum += bucket.load(Ordering::Relaxed);
+        }
     }
 }
 
@@ -46,17 +125,32 @@ impl RequestCounts {
 }
 
 impl Counters {
-    /// Counts a request.
-    pub fn count(&self, header: &InHeader) {
-        let kind = (header.opcode as usize).min(KINDS - 1);
-        self.0[kind].fetch_add(1, Ordering::Relaxed);
+    /// Counts a request, which is answered when what this gives is dropped.
+    pub fn begin(&self, header: &InHeader) -> Answering<'_> {
+        let counter = &self.0[(header.opcode as usize).min(KINDS - 1)];
+        counter.begun.fetch_add(1, Ordering::Relaxed);
+        Answering {
+            counter,
+            began: Instant::now(),
+        }
+    }
+
+    /// How long requests took, by kind.
+    pub fn times(&self) -> BTreeMap<&'static str, RequestTimes> {
+        let mut times = BTreeMap::<_, RequestTimes>::new();
+        for (opcode, counter) in self.0.iter().enumerate() {
+            if counter.begun.load(Ordering::Relaxed) > 0 {
+                times.entry(name(opcode)).or_default().add(counter);
+            }
+        }
+        times
     }
 
     /// The counts now.
     pub fn now(&self) -> RequestCounts {
         let mut counts = BTreeMap::new();
         for (opcode, count) in self.0.iter().enumerate() {
-            let count = count.load(Ordering::Relaxed);
+            let count = count.begun.load(Ordering::Relaxed);
             if count > 0 {
                 *counts.entry(name(opcode)).or_insert(0) += count;
             }
@@ -65,7 +159,8 @@ impl Counters {
     }
 }
 
-fn name(opcode: usize) -> &'static str {
+/// What the kernel's `fuse.h` calls requests of this kind.
+pub fn name(opcode: usize) -> &'static str {
     match opcode {
         1 => "LOOKUP",
         2 => "FORGET",
@@ -97,5 +192,44 @@ fn name(opcode: usize) -> &'static str {
         50 => "SYNCFS",
         52 => "STATX",
         _ => "OTHER",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_counted_when_it_begins_and_timed_when_it_ends() {
+        let counters = Counters::default();
+        let header = InHeader {
+            opcode: 15,
+            ..InHeader::default()
+        };
+        let answering = counters.begin(&header);
+        assert_eq!(counters.now().of("READ"), 1);
+        assert_eq!(counters.times()["READ"].percentile(50), None);
+        drop(answering);
+        let times = &counters.times()["READ"];
+        assert_eq!(times.buckets.iter().sum::<u64>(), 1);
+        assert!(times.total > Duration::ZERO);
+        assert!(times.percentile(50) >= Some(times.total / 2), "{times:?}");
+    }
+
+    #[test]
+    fn each_bucket_reaches_twice_as_far() {
+        for nanos in [0, 1, 8191, 8192, 16_383, 16_384, 5_000_000, 4_000_000_000] {
+            let index = bucket(nanos);
+            let time = Duration::from_nanos(nanos);
+            assert!(RequestTimes::bound(index).unwrap() > time, "{nanos}");
+            assert!(index == 0 || RequestTimes::bound(index - 1).unwrap() <= time);
+        }
+        assert_eq!(RequestTimes::bound(bucket(u64::MAX)), None);
+        let times = RequestTimes {
+            total: Duration::ZERO,
+            buckets: vec![50, 45, 5],
+        };
+        let within = |percent| times.percentile(percent).unwrap().as_nanos();
+        assert_eq!((within(50), within(95), within(96)), (8192, 16384, 32768));
     }
 }

@@ -332,8 +332,8 @@ mod tests {
         let (broken, _) = copy(LARGE);
         let error = broken.unwrap_err().to_string();
         assert!(error.starts_with("tree/2: "), "{error}");
-        assert_eq!(target.usage().unwrap().blobs, 2);
-        assert_eq!(target.usage().unwrap().directories, 0);
+        assert_eq!(target.usage().unwrap().unwrap().blobs, 2);
+        assert_eq!(target.usage().unwrap().unwrap().directories, 0);
         assert_eq!(to.root(b"tree").unwrap(), None);
         put(&blobs[2..]);
         let (whole, counts) = copy(LARGE);

@@ -75,7 +75,7 @@ fn killed_at_any_moment_an_import_leaves_whole_roots_and_no_litter() {
         }
         drop(store.ingest().unwrap());
         assert_tidy(path, &store);
-        let usage = store.usage().unwrap();
+        let usage = store.usage().unwrap().unwrap();
         let (_, reached) = verify_whole(&store);
         assert_eq!(usage.blobs, (reached.blobs.len() as u64).saturating_sub(1));
         assert_eq!(usage.directories, reached.directories.len() as u64);

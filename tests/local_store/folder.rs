@@ -45,6 +45,11 @@ pub fn records(store: &Path) -> Vec<Record> {
             let len = u64::from_le_bytes(bytes[at + 4..at + 12].try_into().unwrap());
             let digest = Digest::try_from(&bytes[at + 12..at + 44]).unwrap();
             let offset = at + 44;
+            if &tag == b"gone" {
+                assert_eq!(digest, Digest::from([0; 32]), "{pack:?}");
+                at = offset + len as usize;
+                continue;
+            }
             let table = GroupTable::byte_len(len) as usize;
             let len = len as usize;
             at = match &tag {

@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod disk;
 mod folder;
+mod garbage;
 mod processes;
 #[path = "../kit/skip.rs"]
 mod skip;

@@ -1,67 +1,31 @@
 //! A server far away: 10 ms there and back.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use castore_fs::castore::Digest;
 use castore_fs::store::{GrpcStore, Store};
 use castore_fs::tree::copy::{Progress, copy};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 
+use super::link::{Link, Terms};
+use super::mounted::{Mounted, can_mount};
 use super::server::Server;
 use super::{memory, name, noise, put_directory, put_file, put_root, put_tree, walk};
 
-/// One way.
-const DELAY: Duration = Duration::from_millis(5);
 const ROUND_TRIP: Duration = Duration::from_millis(10);
 
-/// A way to the server at `url` that takes [`DELAY`], of any bandwidth; gives the URL of its start.
-async fn long_way_to(url: &str) -> String {
-    let target: SocketAddr = url.trim_start_matches("grpc+http://").parse().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let start = format!("grpc+http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((near, _)) = listener.accept().await {
-            let far = TcpStream::connect(target).await.unwrap();
-            near.set_nodelay(true).unwrap();
-            far.set_nodelay(true).unwrap();
-            let (near_reads, near_writes) = near.into_split();
-            let (far_reads, far_writes) = far.into_split();
-            carry(near_reads, far_writes);
-            carry(far_reads, near_writes);
-        }
-    });
-    start
+/// A way to the server at `url`, of any bandwidth.
+fn long_way_to(url: &str) -> Link {
+    let target = url.trim_start_matches("grpc+http://").parse().unwrap();
+    let terms = Terms {
+        round_trip: ROUND_TRIP,
+        bytes_per_second: None,
+    };
+    Link::to(target, terms)
 }
 
-fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
-    let (sender, mut receiver) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        let mut buffer = vec![0; 64 << 10];
-        while let Ok(length @ 1..) = from.read(&mut buffer).await {
-            let part = (Instant::now() + DELAY, buffer[..length].to_vec());
-            if sender.send(part).is_err() {
-                return;
-            }
-        }
-    });
-    tokio::spawn(async move {
-        while let Some((due, part)) = receiver.recv().await {
-            tokio::time::sleep_until(due.into()).await;
-            if to.write_all(&part).await.is_err() {
-                return;
-            }
-        }
-    });
-}
-
-async fn connected(url: &str) -> GrpcStore {
-    let url = long_way_to(url).await;
-    let client = GrpcStore::open(&url).unwrap();
+async fn connected(link: &Link) -> GrpcStore {
+    let client = GrpcStore::open(&format!("grpc+http://{}", link.address())).unwrap();
     // Connecting is no part of what is measured.
     assert!(client.root(b"missing").await.unwrap().is_none());
     client
@@ -87,9 +51,10 @@ async fn what_is_far_away_costs_few_round_trips() {
         put_directory(ingest, vec![(name("large"), large), (name("tree"), tree)])
     });
     let server = Server::tcp(Arc::new(store));
+    let link = long_way_to(&server.url);
     let slack = Duration::from_secs(2);
 
-    let client = connected(&server.url).await;
+    let client = connected(&link).await;
     let (calls, started) = (client.calls(), Instant::now());
     assert_eq!(walk(&client, &root.node).await, 5221);
     within("find over 5,221 directories", started, 20, slack);
@@ -100,13 +65,13 @@ async fn what_is_far_away_costs_few_round_trips() {
     );
 
     let (digest, size) = (Digest::of(&large), large.len() as u64);
-    let client = connected(&server.url).await;
+    let client = connected(&link).await;
     let started = Instant::now();
     let read = client.read(&digest, size, 0, 1).await.unwrap().unwrap();
     within("the first byte of a cold 64 MiB blob", started, 3, slack);
     assert_eq!(read, large[..1]);
 
-    let client = connected(&server.url).await;
+    let client = connected(&link).await;
     let started = Instant::now();
     let mut at = 0;
     while at < size {
@@ -128,7 +93,8 @@ async fn a_copy_to_far_away_waits_by_the_batch() {
     let root = put_root(&source, "tree", |ingest| put_tree(ingest, 1, 9, 3));
     let target = memory();
     let server = Server::tcp(Arc::new(target.clone()));
-    let client = connected(&server.url).await;
+    let link = long_way_to(&server.url);
+    let client = connected(&link).await;
     let started = Instant::now();
     let runtime = tokio::runtime::Handle::current();
     let copied = tokio::task::spawn_blocking(move || {
@@ -147,4 +113,74 @@ async fn a_copy_to_far_away_waits_by_the_batch() {
         Duration::from_secs(2),
     );
     assert_eq!(target.roots().await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_that_is_cut_costs_what_is_not_here_and_nothing_once_it_is_mended() {
+    let store = memory();
+    let large = noise(1, 8 << 20);
+    put_root(&store, "large", |ingest| put_file(ingest, &large));
+    let server = Server::tcp(Arc::new(store));
+    let link = long_way_to(&server.url);
+    let client = connected(&link).await;
+    let (digest, size) = (Digest::of(&large), large.len() as u64);
+    let read = |at: u64| {
+        let client = client.clone();
+        async move { client.read(&digest, size, at, 1000).await }
+    };
+    assert_eq!(read(0).await.unwrap().unwrap(), large[..1000]);
+    link.cut();
+    // Wherever it breaks off, it is told within the time that a few attempts take.
+    let started = Instant::now();
+    read(size - 1000).await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert_eq!(read(10).await.unwrap().unwrap(), large[10..1010]);
+    link.mend();
+    let started = Instant::now();
+    let last = loop {
+        match read(size - 1000).await {
+            Ok(last) => break last.unwrap(),
+            Err(error) => assert!(started.elapsed() < Duration::from_secs(40), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(last, large[large.len() - 1000..]);
+}
+
+#[test]
+fn reads_here_and_there_fetch_what_they_read_and_nothing_else() {
+    if !can_mount() {
+        return;
+    }
+    const FILES: u64 = 400;
+    let store = memory();
+    let root = put_root(&store, "files", |ingest| {
+        let files = (0..FILES).map(|index| {
+            let content = noise(index, 20_000);
+            (name(&format!("{index:04}")), put_file(ingest, &content))
+        });
+        let files = files.collect();
+        put_directory(ingest, files)
+    });
+    let server = Server::read_only(Arc::new(store));
+    let link = long_way_to(&server.url);
+    let client = GrpcStore::open(&format!("grpc+http://{}", link.address())).unwrap();
+    let mount = Mounted::top(Arc::new(client), &root.node);
+    let read = |index: u64| std::fs::read(mount.join(format!("{index:04}"))).unwrap();
+    // 37 and 400 have no common divisor: each once, none behind another.
+    for step in 0..40 {
+        let index = step * 37 % FILES;
+        assert_eq!(read(index), noise(index, 20_000));
+    }
+    let (_, came) = link.carried();
+    assert!(came < 40 * 20_000 * 3 / 2, "{came} bytes came");
+    // In order, a walk is seen at the second file, and the rest comes together.
+    for index in 0..FILES {
+        assert_eq!(read(index), noise(index, 20_000));
+    }
+    let (_, came) = link.carried();
+    assert!(
+        came < FILES * 20_000 * 11 / 10,
+        "{came} bytes came: some came twice"
+    );
 }

@@ -19,13 +19,17 @@ pub struct Faulty {
     pub hang: AtomicBool,
     pub fail: AtomicBool,
     pub reads: AtomicU64,
+    /// Calls that hang at the moment.
+    pub waiting: AtomicU64,
 }
 
 impl Faulty {
     async fn trouble(&self) -> Result<(), Error> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         while self.hang.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
         if self.fail.load(Ordering::Relaxed) {
             return Err(Error::Format {
                 store: "faulty".to_owned(),
@@ -114,7 +118,7 @@ impl Store for Faulty {
         self.inner.group_table(digest, size).await
     }
 
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self) -> Result<Option<Usage>, Error> {
         self.inner.usage()
     }
 

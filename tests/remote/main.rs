@@ -1,12 +1,23 @@
 //! Stores behind gRPC: our client against our server, and against servers that are not ours, old,
 //! slow, broken or liars.
 
+mod access;
 mod copying;
 mod distance;
 mod faulty;
+#[path = "../kit/http.rs"]
+mod http;
+#[path = "../kit/link.rs"]
+mod link;
+#[allow(dead_code)] // nothing here counts requests
+#[path = "../kit/mounted.rs"]
+mod mounted;
+mod numbers;
 mod peer;
 mod reading;
 mod server;
+#[path = "../kit/skip.rs"]
+mod skip;
 mod trouble;
 mod writing;
 

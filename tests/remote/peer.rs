@@ -1,9 +1,10 @@
 //! A server of the field: the castore protocol and nothing of ours, with the habits that were
 //! observed of the real ones.
 
+use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use castore_fs::castore::{Digest, Directory, NodeRef, Root};
@@ -27,13 +28,20 @@ use tower::util::MapRequestLayer;
 
 use super::server::Server;
 
+/// Bytes of a chunk; a smaller blob is one.
+pub const CHUNK: usize = 300_000;
+
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[derive(Clone, Default)]
 pub struct Peer {
     pub store: MemoryStore,
-    /// Flips a bit in every blob.
+    /// Flips a bit in every blob and chunk.
     pub lies: bool,
+    /// Answers questions for the chunks of one blob with those of another, each of which is right.
+    pub list_of: Option<(Digest, Digest)>,
+    /// The chunks it has ever told of: they can be read by their digests.
+    pub chunks: Arc<Mutex<HashMap<Digest, Vec<u8>>>>,
     pub blob_reads: Arc<AtomicU64>,
     pub unavailable: Arc<AtomicBool>,
 }
@@ -72,6 +80,9 @@ impl Peer {
     async fn blob(&self, digest: &[u8]) -> Result<Vec<u8>, Status> {
         let digest = Digest::try_from(digest)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if let Some(chunk) = self.chunks.lock().unwrap().get(&digest) {
+            return Ok(chunk.clone());
+        }
         let size = self.store.blob_size(&digest).await.unwrap();
         let size = size.ok_or_else(|| Status::not_found("blob"))?;
         let read = self.store.read(&digest, size, 0, size as usize).await;
@@ -86,14 +97,25 @@ impl BlobService for Peer {
         request: Request<StatBlobRequest>,
     ) -> Result<Response<StatBlobResponse>, Status> {
         self.up()?;
-        let blob = self.blob(&request.into_inner().digest).await?;
+        let mut wanted = request.into_inner().digest;
+        if let Some((of, other)) = &self.list_of
+            && of.as_bytes()[..] == wanted
+        {
+            wanted = Bytes::copy_from_slice(other.as_bytes());
+        }
+        let blob = self.blob(&wanted).await?;
+        let mut known = self.chunks.lock().unwrap();
         let chunks = match blob.len() {
-            0..300_000 => Vec::new(),
+            0..CHUNK => Vec::new(),
             _ => blob
-                .chunks(300_000)
-                .map(|chunk| stat_blob_response::ChunkMeta {
-                    digest: Bytes::copy_from_slice(Digest::of(chunk).as_bytes()),
-                    size: chunk.len() as u64,
+                .chunks(CHUNK)
+                .map(|chunk| {
+                    let digest = Digest::of(chunk);
+                    known.insert(digest, chunk.to_vec());
+                    stat_blob_response::ChunkMeta {
+                        digest: Bytes::copy_from_slice(digest.as_bytes()),
+                        size: chunk.len() as u64,
+                    }
                 })
                 .collect(),
         };

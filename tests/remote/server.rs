@@ -26,15 +26,25 @@ impl Server {
     }
 
     pub fn start(store: Arc<dyn Store>, address: &str, writable: bool) -> Self {
-        let listeners = Listener::bind(address).unwrap();
-        let url = match &listeners[0] {
-            Listener::Tcp(_) => format!("grpc+http://{}", listeners[0]),
-            Listener::Unix(_) => format!("grpc+{}", listeners[0]),
-        };
         let options = Options {
             writable,
             drain: Duration::from_secs(2),
             ..Options::default()
+        };
+        Self::with(store, address, options)
+    }
+
+    /// A server with these options.
+    pub fn with(store: Arc<dyn Store>, address: &str, options: Options) -> Self {
+        let listeners = Listener::bind(address).unwrap();
+        let url = match &listeners[0] {
+            Listener::Tcp(listener) if options.tls.is_some() => {
+                // The name that certificates of tests are for.
+                let port = listener.local_addr().unwrap().port();
+                format!("grpc+https://localhost:{port}")
+            }
+            Listener::Tcp(_) => format!("grpc+http://{}", listeners[0]),
+            Listener::Unix(_) => format!("grpc+{}", listeners[0]),
         };
         let (url, stop, thread) = run(url, move |stopped| async move {
             let stopped = async {

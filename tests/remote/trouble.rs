@@ -64,6 +64,58 @@ async fn a_liar_never_gets_a_wrong_byte_through() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn right_chunks_of_a_wrong_list_get_no_byte_through_unless_asked_to_and_then_once() {
+    const LEN: usize = 3 << 20;
+    let (store, blob) = with_blob(LEN);
+    let other = noise(10, LEN);
+    let ingest = store.ingest().unwrap();
+    put_file(ingest.as_ref(), &other);
+    let third = noise(11, LEN);
+    put_file(ingest.as_ref(), &third);
+    ingest.commit().unwrap();
+    let (digest, size) = (Digest::of(&blob), LEN as u64);
+    let peer = Peer {
+        store,
+        list_of: Some((digest, Digest::of(&other))),
+        ..Peer::default()
+    };
+    let server = peer.serve(false);
+    let careful = server.client();
+    for at in [0, size - 1] {
+        let error = careful.read(&digest, size, at, 1).await.unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    }
+    let trusting = server.client_with("verify=chunks");
+    let read = trusting.read(&digest, size, 0, 1000).await.unwrap();
+    assert_eq!(
+        read.unwrap(),
+        other[..1000],
+        "the chunks are those of the other"
+    );
+    let mut at = 1000;
+    let error = loop {
+        match trusting.read(&digest, size, at, 100_000).await {
+            Ok(read) => at += read.unwrap().len() as u64,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    assert!(at < size, "the last segment was handed out");
+    // In quarantine: not even what is in memory.
+    let mut buffer = [0; 10];
+    let now = trusting.read_now(&digest, size, 0, &mut buffer).unwrap();
+    assert_eq!(now, Answer::Wait);
+    let error = trusting.read(&digest, size, 0, 10).await.unwrap_err();
+    assert!(error.to_string().contains("quarantine"), "{error}");
+    // And the server's lists are no longer believed, for any blob: this one is held.
+    let third_digest = Digest::of(&third);
+    let read = trusting.read(&third_digest, size, 0, 10).await.unwrap();
+    assert_eq!(read.unwrap(), third[..10]);
+    let now = trusting.read_now(&third_digest, size, size - 10, &mut buffer);
+    assert_eq!(now.unwrap(), Answer::Found(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_directory_than_the_one_asked_for_is_an_error() {
     let other = Directory::from_entries(Vec::new()).unwrap();
     let liar = Faulty {

@@ -115,7 +115,7 @@ fn an_addition_that_is_dropped_or_broken_leaves_nothing() {
     put_file(ingest.as_ref(), b"broken");
     server.stop();
     assert!(ingest.commit().is_err());
-    assert_eq!(store.usage().unwrap(), Default::default());
+    assert_eq!(store.usage().unwrap(), Some(Default::default()));
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Store for Gated {
         self.inner.blob_size(digest).await
     }
 
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self) -> Result<Option<Usage>, Error> {
         self.inner.usage()
     }
 

@@ -47,8 +47,9 @@ pub(super) struct Given {
     pub(super) kept: BTreeMap<String, OwnedFd>,
 }
 
-/// Runs workers until one has ended as it should; calls `ready` when the first can be connected to.
-pub(super) fn run(mut given: Given, ready: impl FnOnce()) -> Result<(), Failure> {
+/// Runs workers until one has ended as it should; calls `ready` with the store's URL when the first
+/// can be connected to.
+pub(super) fn run(mut given: Given, ready: impl FnOnce(&str)) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -70,9 +71,9 @@ pub(super) fn run(mut given: Given, ready: impl FnOnce()) -> Result<(), Failure>
         if stopping.load(Ordering::Relaxed) {
             let _ = child.kill();
         }
-        listen(&link, &mut given, || {
+        listen(&link, &mut given, |url| {
             if let Some(ready) = ready.take() {
-                ready();
+                ready(url);
             }
         });
         let ended = child.wait()?;
@@ -142,7 +143,7 @@ fn start(given: &Given) -> Result<(Child, OwnedFd), Failure> {
 }
 
 /// Does what the worker says until it has died.
-fn listen(link: &OwnedFd, given: &mut Given, mut ready: impl FnMut()) {
+fn listen(link: &OwnedFd, given: &mut Given, mut ready: impl FnMut(&str)) {
     loop {
         let (text, descriptor) = match receive(link) {
             Ok(Some(message)) => message,
@@ -154,7 +155,7 @@ fn listen(link: &OwnedFd, given: &mut Given, mut ready: impl FnMut()) {
                 given.kept.insert(name.to_owned(), descriptor);
             }
             (Some(("forget", name)), _) => drop(given.kept.remove(name)),
-            (None, _) if text == "ready" => ready(),
+            (Some(("ready", url)), _) => ready(url),
             _ => say("the process that serves says what nobody understands"),
         }
     }
@@ -189,10 +190,10 @@ impl Parent {
         }
     }
 
-    /// Tells it that guests can connect.
-    pub(super) fn ready(&self) {
+    /// Tells it that guests can connect, to see the store at `url`.
+    pub(super) fn ready(&self, url: &str) {
         // One that has died is noticed elsewhere.
-        let _ = send(&*self.0, "ready", None);
+        let _ = send(&*self.0, &format!("ready {url}"), None);
     }
 
     /// Returns when it has died.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::problem::{Source, nearest};
-use super::{Config, DEFAULT_STORE, Problem};
+use super::{Config, DEFAULT_STORE, Problem, composition};
 use crate::transport::virtiofs::{MOST_QUEUES, Tag};
 
 /// Bytes of a name, at most: it becomes part of a descriptor's name in systemd.
@@ -26,21 +26,7 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
     names("mounts", config.mounts.keys().collect());
     names("virtiofs", config.virtiofs.keys().collect());
     names("listen", config.listen.keys().collect());
-    for (name, store) in &config.stores {
-        if let Some(what) = bad_url(&store.url) {
-            problems.push(source.at(&["stores", name, "url"], what));
-        }
-    }
-    for (name, store) in &config.stores {
-        if let Some(path) = &store.token_file {
-            let what = match path.is_absolute() {
-                _ if !store.url.starts_with("grpc+") => "only a gRPC server wants a token",
-                false => "this must be an absolute path",
-                true => continue,
-            };
-            problems.push(source.at(&["stores", name, "token-file"], what));
-        }
-    }
+    composition::check(config, source, &mut problems);
     check_mounts(config, source, &mut problems);
     for (name, virtiofs) in &config.virtiofs {
         let key = |last| ["virtiofs", name.as_str(), last];
@@ -119,26 +105,8 @@ fn bad_name(name: &str) -> Option<String> {
     })
 }
 
-fn bad_url(url: &str) -> Option<String> {
-    match url.split_once(':') {
-        Some(("memory", "" | "//")) => None,
-        Some(("memory", _)) => Some("nothing can follow memory:".to_owned()),
-        Some(("local", path)) => {
-            let path = path.strip_prefix("//").unwrap_or(path);
-            (!path.starts_with('/')).then(|| {
-                "write local: and an absolute path: a service has no folder to start from".into()
-            })
-        }
-        Some(("grpc+http" | "grpc+https" | "grpc+unix", _)) => None,
-        Some((scheme, _)) if scheme.starts_with("objectstore+") => None,
-        _ => Some(format!(
-            "{url:?} names no kind of store: local:/PATH, memory:, grpc+{{http,https,unix}}: and \
-             objectstore+{{file,s3,gs,az,http,https}}:"
-        )),
-    }
-}
-
-fn bad_store(config: &Config, named: Option<&str>) -> Option<String> {
+/// What is wrong with naming the store `named`.
+pub(super) fn bad_store(config: &Config, named: Option<&str>) -> Option<String> {
     let names: Vec<&str> = match config.stores.is_empty() {
         true => vec![DEFAULT_STORE],
         false => config.stores.keys().map(String::as_str).collect(),

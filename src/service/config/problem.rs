@@ -10,9 +10,6 @@ use toml::de::{DeTable, DeValue};
 /// How much two spellings may look alike, from 0 to 1, for one to be suggested for the other.
 const ALIKE: f64 = 0.7;
 
-/// Keys of stores that are made of others.
-const NOT_YET: [&str; 3] = ["cache", "mirrors", "filter"];
-
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -130,9 +127,6 @@ fn with_suggestion(message: &str) -> String {
     else {
         return message.to_owned();
     };
-    if NOT_YET.contains(&wrong) {
-        return format!("stores made of other stores ({wrong:?}) are not part of this version");
-    }
     let right: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
     match nearest(wrong, &right) {
         Some(nearest) => format!("{wrong:?} is not known here; did you mean {nearest:?}?"),
@@ -145,9 +139,15 @@ fn with_suggestion(message: &str) -> String {
 
 /// Of `right`, what `wrong` was most likely meant to be.
 pub fn nearest<'a>(wrong: &str, right: &[&'a str]) -> Option<&'a str> {
-    let alike = right
-        .iter()
-        .map(|right| (strsim::jaro_winkler(wrong, right), *right));
+    let score = |right: &str| {
+        let alike = strsim::jaro_winkler(wrong, right);
+        // Of a short word one slip changes much.
+        match strsim::damerau_levenshtein(wrong, right) {
+            1 => alike.max(ALIKE),
+            _ => alike,
+        }
+    };
+    let alike = right.iter().map(|right| (score(right), *right));
     let best = alike.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
     (best.0 >= ALIKE).then_some(best.1)
 }

@@ -32,12 +32,33 @@ fn reference() -> String {
         let Some(definition) = refers_to(named, definitions) else {
             continue;
         };
-        let keys = definition["properties"].as_object().unwrap();
-        writeln!(text, "## `{heading}`\n\n{}\n", paragraph(property)).unwrap();
-        write_keys(&mut text, section, keys, definition, definitions);
+        write_section(&mut text, &heading, property, definition, definitions);
     }
     write!(text, "## An example\n\n```toml\n{EXAMPLE}```\n").unwrap();
     text
+}
+
+/// A table with its keys, then the tables in it.
+fn write_section(
+    text: &mut String,
+    heading: &str,
+    property: &Value,
+    definition: &Value,
+    definitions: &Map<String, Value>,
+) {
+    let keys = definition["properties"].as_object().unwrap();
+    writeln!(text, "## `{heading}`\n\n{}\n", paragraph(property)).unwrap();
+    if property["description"] != definition["description"] {
+        writeln!(text, "{}\n", paragraph(definition)).unwrap();
+    }
+    write_keys(text, heading, keys, definition, definitions);
+    for (key, property) in keys {
+        let below = refers_to(property, definitions);
+        if let Some(below) = below.filter(|below| below.get("properties").is_some()) {
+            let heading = format!("{}.{key}]", heading.trim_end_matches(']'));
+            write_section(text, &heading, property, below, definitions);
+        }
+    }
 }
 
 fn write_keys(
@@ -74,7 +95,10 @@ fn write_keys(
 }
 
 fn refers_to<'a>(value: &Value, definitions: &'a Map<String, Value>) -> Option<&'a Value> {
-    let path = value.get("$ref")?.as_str()?;
+    // What can be left out is a choice of this or null.
+    let choices = value["anyOf"].as_array().into_iter().flatten();
+    let mut all = choices.chain([value]);
+    let path = all.find_map(|value| value.get("$ref"))?.as_str()?;
     definitions.get(path.rsplit('/').next()?)
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::store::Plan;
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(Path::new("test.toml"), text).map_err(|problems| {
@@ -15,7 +16,10 @@ fn parse(text: &str) -> Result<Config, String> {
 fn an_empty_file_means_the_embedded_store() {
     let config = parse("state-dir = \"/srv/state\"").unwrap();
     let stores = config.all_stores();
-    assert_eq!(stores[DEFAULT_STORE].url, "local:/srv/state");
+    assert_eq!(
+        stores[DEFAULT_STORE].url.as_deref(),
+        Some("local:/srv/state")
+    );
     assert_eq!(config.store_of(None), DEFAULT_STORE);
     assert_eq!(parse("").unwrap(), Config::default());
 }
@@ -25,9 +29,14 @@ fn a_token_file_becomes_part_of_the_url_that_is_opened() {
     let text = "[stores.a]\nurl = 'grpc+https://host?stall-timeout=3'\ntoken-file = '/a b'\n";
     let config = parse(text).unwrap();
     assert_eq!(
-        config.stores["a"].full_url(),
+        config.stores["a"].full_url().unwrap(),
         "grpc+https://host?stall-timeout=3&token-file=%2Fa+b"
     );
+    let text = "[stores.a]\nurl = 'grpc+https://host'\ntls-ca-cert-path = '/ca'\n\
+                tls-client-cert-path = '/c'\ntls-client-key-path = '/k'\n";
+    let url = parse(text).unwrap().stores["a"].full_url().unwrap();
+    assert_eq!(crate::store::check_url(&url), Ok(()), "{url}");
+    assert!(url.ends_with("&tls-client-key-path=%2Fk"), "{url}");
 }
 
 #[test]
@@ -90,11 +99,6 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
              or @",
         ),
         (
-            "[stores.main]\ncache = { near = 'disk' }\n",
-            "test.toml:2: stores.main.cache: stores made of other stores (\"cache\") are not part of \
-             this version",
-        ),
-        (
             "[stores.a]\nurl = 'memory:'\ntoken-file = '/t'\n",
             "test.toml:3: stores.a.token-file: only a gRPC server wants a token",
         ),
@@ -111,6 +115,137 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
         assert_eq!(parse(text).unwrap_err(), said, "{text}");
     }
     assert!(parse("[mounts").unwrap_err().starts_with("test.toml:1: "));
+}
+
+const DISK: &str = "[stores.disk]\nurl = 'local:/d'\n[stores.up]\nurl = 'grpc+https://u'\n";
+
+#[test]
+fn stores_are_made_of_stores() {
+    let config = parse(&format!(
+        "{DISK}[stores.other]\nurl = 'grpc+https://o'\n\
+         [stores.main]\n\
+         cache = {{ near = 'disk', far = ['up', 'other'], size = '200GiB', keep-free = '10GiB' }}\n\
+         [stores.some]\nfilter = {{ store = 'main', roots = ['app-*'] }}\n\
+         [stores.all]\njoin = ['some', 'fast']\n\
+         [stores.fast]\nmirrors = {{ of = ['up', 'other'], order = 'fastest' }}\n"
+    ))
+    .unwrap();
+    let all = config.plan("all").unwrap().plan;
+    assert_eq!(
+        all.identity(),
+        "join(filter(cache(mirrors(grpc+https://u, grpc+https://o)), [\"app-*\"]), \
+         mirrors(grpc+https://u, grpc+https://o))"
+    );
+    let Plan::Cache { options, far, .. } = config.plan("main").unwrap().plan else {
+        panic!("a cache");
+    };
+    assert_eq!(options.size, Some(200 << 30));
+    assert_eq!(options.keep_free, Some(10 << 30));
+    assert_eq!(far.name, "main/far");
+    assert_eq!(config.plans().len(), 7);
+}
+
+#[test]
+fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
+    for (text, said) in [
+        (
+            "[stores.main]\n",
+            "5: stores.main: this does not say where the store is or what it is made of: \
+             url, cache, mirrors, filter, join",
+        ),
+        (
+            "[stores.main]\nurl = 'memory:'\njoin = ['disk']\n",
+            "7: stores.main.join: \"url\" says already what the store is: it has one of url, cache, \
+             mirrors, filter, join",
+        ),
+        (
+            "[stores.main]\ncache = { near = 'dsik', far = ['up'] }\n",
+            "6: stores.main.cache.near: there is no store \"dsik\"; did you mean \"disk\"?",
+        ),
+        (
+            "[stores.main]\ncache = { near = 'disk', fra = ['up'] }\n",
+            "6: stores.main.cache.fra: \"fra\" is not known here; did you mean \"far\"?",
+        ),
+        (
+            "[stores.main]\n[stores.main.cache]\nnear = 'disk'\nfar = [\n'u',\n]\n",
+            "8: stores.main.cache.far: there is no store \"u\"; did you mean \"up\"?",
+        ),
+        (
+            "[stores.main]\ncache = { near = 'up', far = ['disk'] }\n",
+            "6: stores.main.cache.near: a cache is kept in a folder, and \"up\" is none: its url has \
+             to be local:/PATH",
+        ),
+        (
+            "[stores.a]\ncache = { near = 'disk', far = ['up'] }\n\
+             [stores.b]\ncache = { near = 'disk', far = ['up'] }\n",
+            "8: stores.b.cache.near: the cache \"a\" is kept there already",
+        ),
+        (
+            "[stores.main]\ncache = { near = 'disk', far = ['disk'] }\n",
+            "6: stores.main.cache.far: \"disk\" is the near store",
+        ),
+        (
+            "[stores.main]\ncache = { near = 'disk', far = [] }\n",
+            "6: stores.main.cache.far: this must name a store",
+        ),
+        (
+            "[stores.main]\nmirrors = { of = ['up'] }\n",
+            "6: stores.main.mirrors.of: this must name several stores",
+        ),
+        (
+            "[stores.main]\nmirrors = { of = ['up', 'up'] }\n",
+            "6: stores.main.mirrors.of: \"up\" is named twice",
+        ),
+        (
+            "[stores.main]\nmirrors = { of = ['up', 'disk'], order = 'fast' }\n",
+            "6: stores.main.mirrors.order: \"fast\" is not known here; did you mean \"fastest\"?",
+        ),
+        (
+            "[stores.main]\nfilter = { store = 'up', roots = ['[a'] }\n",
+            "6: stores.main.filter.roots: \"[a\" is no pattern: unclosed character class; missing ']'",
+        ),
+        (
+            "[stores.main]\njoin = ['main']\n",
+            "6: stores.main.join: a store cannot be made of itself",
+        ),
+        (
+            "[stores.a]\njoin = ['b']\n[stores.b]\njoin = ['up', 'c']\n[stores.c]\njoin = ['a']\n\
+             [stores.d]\njoin = ['c']\n",
+            "5: stores.a: this store is made of itself: a of b of c of a",
+        ),
+        (
+            "[stores.main]\nurl = 'grpc+https://u?stal-timeout=3'\n",
+            "6: stores.main.url: there is no parameter \"stal-timeout\"",
+        ),
+        (
+            "[stores.main]\nurl = 'grpc+https://me:secret@u'\n",
+            "6: stores.main.url: secrets do not belong into a URL: use token-file=PATH",
+        ),
+        (
+            "[stores.main]\nurl = 'grpc+http://u'\ntoken-file = '/t'\n",
+            "7: stores.main.token-file: a token would travel in the clear: use grpc+https or grpc+unix",
+        ),
+        (
+            "[stores.main]\nurl = 'grpc+https://u'\ntls-client-key-path = '/k'\n",
+            "7: stores.main.tls-client-key-path: a key is of use only with its certificate: \
+             tls-client-cert-path",
+        ),
+        (
+            "[stores.main]\nurl = 'grpc+unix:/s'\ntls-ca-cert-path = '/k'\n",
+            "7: stores.main.tls-ca-cert-path: only grpc+https uses certificates",
+        ),
+        (
+            "[stores.main]\nurl = 'grpc+https://u'\ntls-ca-cert-path = 'k'\n",
+            "7: stores.main.tls-ca-cert-path: this must be an absolute path",
+        ),
+    ] {
+        let text = format!("{DISK}{text}");
+        assert_eq!(
+            parse(&text).unwrap_err(),
+            format!("test.toml:{said}"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

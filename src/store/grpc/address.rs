@@ -9,11 +9,13 @@
 //! | `tls-client-cert-path`, `tls-client-key-path` | show this certificate (PEM) |
 //! | `token-file=PATH` | send this file's contents as bearer token |
 //! | `connect-timeout`, `first-byte-timeout`, `stall-timeout` | deadlines, in seconds |
+//! | `verify=root`, `verify=chunks` | what is checked before bytes are handed out |
 //! | `cache=MIB`, `spool=MIB` | bounds of what is kept in memory and in the temporary folder |
 //!
+//! Files without a slash in their path may be systemd credentials ([`crate::store::credential`]).
 //! No secret is ever part of a URL: one that holds a user or password is refused.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderValue, Uri};
@@ -24,6 +26,8 @@ use tower::service_fn;
 use url::Url;
 
 use super::endpoint::Deadlines;
+use crate::store::credential::read;
+use crate::store::segments::Verify;
 
 /// HTTP/2 windows, in bytes: how much may be under way to us. 16 MiB fill 10 Gbit/s at 13 ms.
 const STREAM_WINDOW: u32 = 16 << 20;
@@ -40,6 +44,7 @@ pub(super) struct Address {
     certificate: Option<(PathBuf, PathBuf)>,
     token: Option<PathBuf>,
     pub(super) deadlines: Deadlines,
+    pub(super) verify: Verify,
     /// Bytes.
     pub(super) cache: usize,
     /// Bytes.
@@ -96,6 +101,7 @@ impl Address {
             certificate: None,
             token: None,
             deadlines: Deadlines::default(),
+            verify: Verify::default(),
             cache: 128 << 20,
             spool: 4 << 30,
         };
@@ -128,6 +134,7 @@ impl Address {
                 "connect-timeout" => address.deadlines.connect = seconds()?,
                 "first-byte-timeout" => address.deadlines.first_byte = seconds()?,
                 "stall-timeout" => address.deadlines.stall = seconds()?,
+                "verify" => address.verify = Verify::parse(&value)?,
                 "cache" => address.cache = mebibytes()?,
                 "spool" => address.spool = mebibytes()?,
                 _ => return Err(format!("there is no parameter {name:?}")),
@@ -216,10 +223,6 @@ impl Address {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
-}
-
 /// The path in a URL, as bytes.
 fn percent_decoded(path: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
@@ -239,6 +242,8 @@ fn percent_decoded(path: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -269,6 +274,7 @@ mod tests {
             ("grpc+https://host?tls-client-key-path=/t", "together"),
             ("grpc+http://host?nonsense=1", "nonsense"),
             ("grpc+http://host?stall-timeout=never", "seconds"),
+            ("grpc+http://host?verify=nothing", "root or chunks"),
             ("grpc+http://host/path", "path"),
             ("grpc+unix:relative", "absolute"),
             ("grpc+unix://host/path", "absolute"),

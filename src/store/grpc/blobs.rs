@@ -1,24 +1,29 @@
 //! Blobs from a server: what it offers of them.
+//!
+//! Ours prove parts and send many small blobs in one answer. The field's servers list chunks, which
+//! can be fetched side by side, and read whole blobs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use futures_util::TryFutureExt;
 use tokio::runtime::Handle;
 use tonic::Code;
 
 use super::endpoint::{Connection, Endpoint, Rest};
 use crate::castore::bao_field::{self, BaoFieldError};
-use crate::castore::{Digest, GroupTable};
+use crate::castore::{Digest, GroupTable, part_size};
 use crate::proto::MAX_MESSAGE_BYTES;
 use crate::proto::castore::services::blob_service_client::BlobServiceClient;
 use crate::proto::castore::v1::{BlobChunk, ReadBlobRequest, StatBlobRequest, StatBlobResponse};
 use crate::proto::castore_fs::services::part_service_client::PartServiceClient;
-use crate::proto::castore_fs::v1::{MissingRequest, ReadPartRequest};
+use crate::proto::castore_fs::v1::read_together_request::Wanted;
+use crate::proto::castore_fs::v1::{
+    MissingRequest, PartChunk, ReadPartRequest, ReadTogetherRequest,
+};
+use crate::store::chunked::{Chunked, Chunks};
 use crate::store::failure::{Failure, found};
-use crate::store::segments::{Part, Sink, Source};
+use crate::store::segments::{Claim, Many, Part, Sink, Source};
 use crate::store::{Damage, Object};
 
 /// Digests in one question.
@@ -26,10 +31,33 @@ const MAX_QUESTIONS: usize = 4096;
 
 /// The blobs of a server, without any cache.
 #[derive(Debug)]
-pub(super) struct ServerBlobs {
+pub(in crate::store) struct ServerBlobs {
     endpoint: Arc<Endpoint>,
-    /// The server has no parts of blobs, or no tables: whole blobs then.
-    whole_only: AtomicBool,
+    chunked: Chunked<ServerChunks>,
+}
+
+/// Chunk lists and chunks of a server.
+#[derive(Debug)]
+struct ServerChunks(Arc<Endpoint>);
+
+#[async_trait]
+impl Chunks for ServerChunks {
+    fn runtime(&self) -> &Handle {
+        &self.0.runtime
+    }
+
+    fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure {
+        self.0.lied(object, digest, damage)
+    }
+
+    async fn stat(&self, digest: &Digest) -> Result<Option<StatBlobResponse>, Failure> {
+        stat(&self.0, digest, Ask::Chunks).await
+    }
+
+    async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, Failure> {
+        let asked = async { collect(read_whole(&self.0, digest).await?, limit).await };
+        found(asked.await)
+    }
 }
 
 #[async_trait]
@@ -42,8 +70,22 @@ impl Source for ServerBlobs {
         self.endpoint.lied(object, digest, damage)
     }
 
-    async fn whole(&self, digest: &Digest, sink: Sink<'_>) -> Result<bool, Failure> {
-        let Some(mut next) = found(self.read_whole(digest).await)? else {
+    fn is_liar(&self) -> bool {
+        self.endpoint.is_liar()
+    }
+
+    async fn whole(&self, digest: &Digest, size: u64, sink: Sink<'_>) -> Result<bool, Failure> {
+        // What a small blob is made of costs a round trip to know, and it comes at once anyway.
+        if size > part_size(size) && self.endpoint.is_field_only() {
+            let Some(list) = self.chunked.list(digest).await? else {
+                return Ok(false);
+            };
+            if list.size() == Some(size) {
+                self.chunked.whole(digest, &list, sink).await?;
+                return Ok(true);
+            }
+        }
+        let Some(mut next) = found(read_whole(&self.endpoint, digest).await)? else {
             return Ok(false);
         };
         while let Some((chunk, mut rest)) = next {
@@ -54,10 +96,10 @@ impl Source for ServerBlobs {
     }
 
     async fn table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Failure> {
-        if self.whole_only.load(Ordering::Relaxed) {
+        if self.endpoint.is_field_only() {
             return Ok(None);
         }
-        let Some(answer) = self.stat(digest, true).await? else {
+        let Some(answer) = stat(&self.endpoint, digest, Ask::Table).await? else {
             return Ok(None);
         };
         bao_field::decode(&answer.bao, digest, size).map_err(|error| {
@@ -75,10 +117,76 @@ impl Source for ServerBlobs {
         size: u64,
         start: u64,
         length: u64,
+        chunks_suffice: bool,
     ) -> Result<Part, Failure> {
-        if self.whole_only.load(Ordering::Relaxed) {
+        if !self.endpoint.is_field_only() {
+            let part = self.proven_part(digest, size, start, length).await?;
+            if !matches!(part, Part::Unavailable) {
+                return Ok(part);
+            }
+        }
+        if !chunks_suffice {
             return Ok(Part::Unavailable);
         }
+        let Some(list) = self.chunked.list(digest).await? else {
+            return Ok(Part::Absent);
+        };
+        if list.chunks.is_empty() {
+            return Ok(Part::Unavailable);
+        }
+        self.chunked.part(digest, &list, size, start, length).await
+    }
+
+    async fn together(&self, wanted: &[Claim], sink: Many<'_>) -> Result<(), Failure> {
+        if self.endpoint.is_field_only() {
+            return Ok(());
+        }
+        let blobs: Vec<_> = wanted
+            .iter()
+            .map(|(digest, size)| Wanted {
+                digest: Bytes::copy_from_slice(digest.as_bytes()),
+                size: *size,
+            })
+            .collect();
+        let answer = self.endpoint.stream(|connection| {
+            let request = ReadTogetherRequest {
+                blobs: blobs.clone(),
+            };
+            async move { part_client(connection).read_together(request).await }
+        });
+        let mut next = match answer.await {
+            Err(failure) if failure.is(Code::Unimplemented) => {
+                self.endpoint.knows_the_field_only();
+                return Ok(());
+            }
+            answer => answer?,
+        };
+        while let Some((message, mut rest)) = next {
+            for blob in message.blobs {
+                sink(blob.index as usize, blob.data);
+            }
+            next = rest.next().await?.map(|message| (message, rest));
+        }
+        Ok(())
+    }
+}
+
+impl ServerBlobs {
+    pub(super) fn new(endpoint: Arc<Endpoint>) -> Arc<Self> {
+        Arc::new(Self {
+            chunked: Chunked::new(Arc::new(ServerChunks(endpoint.clone()))),
+            endpoint,
+        })
+    }
+
+    /// A part with its proof, from a server that has such.
+    async fn proven_part(
+        &self,
+        digest: &Digest,
+        size: u64,
+        start: u64,
+        length: u64,
+    ) -> Result<Part, Failure> {
         let asked = Bytes::copy_from_slice(digest.as_bytes());
         let answer = self.endpoint.stream(|connection| {
             let request = ReadPartRequest {
@@ -89,53 +197,27 @@ impl Source for ServerBlobs {
             };
             async move { part_client(connection).read(request).await }
         });
-        match answer.and_then(|stream| collect(stream, length)).await {
+        let part = async {
+            let Some((PartChunk { data, proof }, rest)) = answer.await? else {
+                return Ok::<_, Failure>((Bytes::new(), Bytes::new()));
+            };
+            let data = rest_of(data, rest, |chunk: PartChunk| chunk.data, length).await?;
+            Ok((data, proof))
+        };
+        match part.await {
             Err(failure) if failure.is(Code::Unimplemented) => {
-                self.whole_only.store(true, Ordering::Relaxed);
+                self.endpoint.knows_the_field_only();
                 Ok(Part::Unavailable)
             }
-            answer => Ok(found(answer)?.map_or(Part::Absent, Part::Found)),
+            answer => {
+                let part = found(answer)?;
+                Ok(part.map_or(Part::Absent, |(data, proof)| Part::Proven(data, proof)))
+            }
         }
-    }
-}
-
-impl ServerBlobs {
-    pub(super) fn new(endpoint: Arc<Endpoint>) -> Arc<Self> {
-        let whole_only = AtomicBool::new(false);
-        Arc::new(Self {
-            endpoint,
-            whole_only,
-        })
-    }
-
-    async fn read_whole(
-        &self,
-        digest: &Digest,
-    ) -> Result<Option<(BlobChunk, Rest<BlobChunk>)>, Failure> {
-        let asked = Bytes::copy_from_slice(digest.as_bytes());
-        self.endpoint
-            .stream(|connection| {
-                let digest = asked.clone();
-                async move { client(connection).read(ReadBlobRequest { digest }).await }
-            })
-            .await
-    }
-
-    async fn stat(&self, digest: &Digest, bao: bool) -> Result<Option<StatBlobResponse>, Failure> {
-        let asked = Bytes::copy_from_slice(digest.as_bytes());
-        let answer = self.endpoint.call(|connection| {
-            let request = StatBlobRequest {
-                digest: asked.clone(),
-                send_chunks: false,
-                send_bao: bao,
-            };
-            async move { Ok(client(connection).stat(request).await?.into_inner()) }
-        });
-        found(answer.await)
     }
 
     pub(super) async fn has(&self, digest: &Digest) -> Result<bool, Failure> {
-        Ok(self.stat(digest, false).await?.is_some())
+        Ok(stat(&self.endpoint, digest, Ask::Presence).await?.is_some())
     }
 
     /// Which of `digests` the server does not have, by index.
@@ -170,7 +252,7 @@ impl ServerBlobs {
 
     /// The blob's size; from a server that does not say, by reading it.
     pub(super) async fn size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
-        let Some(answer) = self.stat(digest, true).await? else {
+        let Some(answer) = stat(&self.endpoint, digest, Ask::All).await? else {
             return Ok(None);
         };
         if let Some(size) = bao_field::size(&answer.bao) {
@@ -181,7 +263,7 @@ impl ServerBlobs {
             return Ok(Some(size));
         }
         let mut size = 0;
-        let mut next = self.read_whole(digest).await?;
+        let mut next = read_whole(&self.endpoint, digest).await?;
         while let Some((chunk, mut rest)) = next {
             size += chunk.data.len() as u64;
             next = rest.next().await?.map(|chunk| (chunk, rest));
@@ -190,23 +272,72 @@ impl ServerBlobs {
     }
 }
 
-/// All of a stream that should be `expected` bytes long; gives up soon after it is longer.
+/// What a server is asked about a blob.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    Presence,
+    Chunks,
+    Table,
+    All,
+}
+
+async fn stat(
+    endpoint: &Endpoint,
+    digest: &Digest,
+    ask: Ask,
+) -> Result<Option<StatBlobResponse>, Failure> {
+    let asked = Bytes::copy_from_slice(digest.as_bytes());
+    let answer = endpoint.call(|connection| {
+        let request = StatBlobRequest {
+            digest: asked.clone(),
+            send_chunks: matches!(ask, Ask::Chunks | Ask::All),
+            send_bao: matches!(ask, Ask::Table | Ask::All),
+        };
+        async move { Ok(client(connection).stat(request).await?.into_inner()) }
+    });
+    found(answer.await)
+}
+
+async fn read_whole(
+    endpoint: &Endpoint,
+    digest: &Digest,
+) -> Result<Option<(BlobChunk, Rest<BlobChunk>)>, Failure> {
+    let asked = Bytes::copy_from_slice(digest.as_bytes());
+    endpoint
+        .stream(|connection| {
+            let digest = asked.clone();
+            async move { client(connection).read(ReadBlobRequest { digest }).await }
+        })
+        .await
+}
+
+/// All of a stream that should be no longer than `limit`; gives up soon after it is.
 async fn collect(
     stream: Option<(BlobChunk, Rest<BlobChunk>)>,
-    expected: u64,
+    limit: u64,
 ) -> Result<Bytes, Failure> {
-    let Some((first, mut rest)) = stream else {
-        return Ok(Bytes::new());
-    };
+    match stream {
+        Some((first, rest)) => rest_of(first.data, rest, |chunk| chunk.data, limit).await,
+        None => Ok(Bytes::new()),
+    }
+}
+
+/// `first` and what comes after it.
+async fn rest_of<M>(
+    first: Bytes,
+    mut rest: Rest<M>,
+    data: impl Fn(M) -> Bytes,
+    limit: u64,
+) -> Result<Bytes, Failure> {
     let Some(second) = rest.next().await? else {
-        return Ok(first.data);
+        return Ok(first);
     };
-    let mut all = BytesMut::from(&first.data[..]);
-    all.extend_from_slice(&second.data);
-    while all.len() as u64 <= expected
+    let mut all = BytesMut::from(&first[..]);
+    all.extend_from_slice(&data(second));
+    while all.len() as u64 <= limit
         && let Some(next) = rest.next().await?
     {
-        all.extend_from_slice(&next.data);
+        all.extend_from_slice(&data(next));
     }
     Ok(all.freeze())
 }

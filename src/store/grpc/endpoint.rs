@@ -2,19 +2,17 @@
 //!
 //! A call that fails for want of a connection is tried again, a few times, with growing pauses of
 //! random length. A call that gets no answer in time is not: its reader has waited long enough.
-//! After either, if nothing else succeeded meanwhile, the endpoint *rests*: calls fail at once,
-//! without waiting, but for one probe at a time. So nothing waits for a full deadline twice.
+//! After either the endpoint may rest ([`super::super::reputation`]).
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tonic::body::Body;
 use tonic::transport::Channel;
@@ -24,15 +22,13 @@ use tower::Service;
 use crate::castore::Digest;
 use crate::proto::{Generation, with_generation};
 use crate::store::failure::Failure;
+use crate::store::reputation::Reputation;
 use crate::store::{Damage, Error, Object};
 
 /// Attempts at a call that finds no connection.
 const ATTEMPTS: u32 = 3;
 /// The pause before the second attempt, in the mean; it triples.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// How long an endpoint rests first, and at most; it doubles.
-const FIRST_REST: Duration = Duration::from_millis(500);
-const LONGEST_REST: Duration = Duration::from_secs(30);
 
 /// How long a server may take.
 #[derive(Clone, Copy, Debug)]
@@ -67,15 +63,9 @@ pub(super) struct Endpoint {
     token: Option<HeaderValue>,
     generation: AtomicU8,
     calls: AtomicU64,
-    health: Mutex<Health>,
-}
-
-/// Whether calls are worth their while.
-struct Health {
-    last_success: Instant,
-    rest: Duration,
-    /// Until when calls fail at once, and with what.
-    resting: Option<(Instant, Failure)>,
+    reputation: Reputation,
+    /// The server has none of our services.
+    field_only: AtomicBool,
 }
 
 impl fmt::Debug for Endpoint {
@@ -100,17 +90,24 @@ impl Endpoint {
             token,
             generation: AtomicU8::new(Generation::Current as u8),
             calls: AtomicU64::new(0),
-            health: Mutex::new(Health {
-                last_success: Instant::now(),
-                rest: FIRST_REST,
-                resting: None,
-            }),
+            reputation: Reputation::new(),
+            field_only: AtomicBool::new(false),
         })
     }
 
     /// Calls made so far.
     pub(super) fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server is known to have none of our services, but the field's alone.
+    pub(super) fn is_field_only(&self) -> bool {
+        self.field_only.load(Ordering::Relaxed)
+    }
+
+    /// The server answered that it does not know one of our services.
+    pub(super) fn knows_the_field_only(&self) {
+        self.field_only.store(true, Ordering::Relaxed);
     }
 
     fn generation(&self) -> Generation {
@@ -139,12 +136,12 @@ impl Endpoint {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let began = self.begin()?;
+        let began = self.reputation.begin(self.deadlines.first_byte)?;
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             let failure = match self.attempt(&call).await {
                 Ok(answer) => {
-                    self.succeeded();
+                    self.reputation.succeeded();
                     return Ok(answer);
                 }
                 Err(failure) => failure,
@@ -157,10 +154,10 @@ impl Endpoint {
                     continue;
                 }
                 Failure::Status(Code::Unavailable, _) | Failure::Timeout(_) => {
-                    self.failed(began, &failure);
+                    self.reputation.failed(&self.url, began, &failure);
                 }
                 // It answered, if not what was hoped for.
-                _ => self.succeeded(),
+                _ => self.reputation.succeeded(),
             }
             return Err(failure);
         }
@@ -222,39 +219,6 @@ impl Endpoint {
         }
     }
 
-    fn begin(&self) -> Result<Instant, Failure> {
-        let now = Instant::now();
-        let mut health = self.health.lock();
-        let rest = health.rest;
-        if let Some((until, failure)) = &mut health.resting {
-            if now < *until {
-                return Err(failure.clone());
-            }
-            // This call is the probe; the others go on failing while it is under way.
-            *until = now + rest.max(self.deadlines.first_byte);
-        }
-        Ok(now)
-    }
-
-    fn succeeded(&self) {
-        let mut health = self.health.lock();
-        health.last_success = Instant::now();
-        health.rest = FIRST_REST;
-        health.resting = None;
-    }
-
-    fn failed(&self, began: Instant, failure: &Failure) {
-        let mut health = self.health.lock();
-        if health.last_success > began {
-            // Others got answers meanwhile: it is this call that hangs, not the server.
-            return;
-        }
-        let rest = health.rest.mul_f64(0.75 + fastrand::f64() / 2.0);
-        tracing::warn!("{} rests for {rest:?}: {failure:?}", self.url);
-        health.resting = Some((Instant::now() + rest, failure.clone()));
-        health.rest = (health.rest * 2).min(LONGEST_REST);
-    }
-
     /// `failure` of `request`, for the world outside.
     pub(super) fn error(&self, request: impl fmt::Display, failure: Failure) -> Error {
         failure.of(&self.url, request)
@@ -266,7 +230,13 @@ impl Endpoint {
             "{} sent {object} {digest} and {damage}: the bytes were thrown away",
             self.url
         );
+        self.reputation.lied();
         Failure::Damaged(object, *digest, damage)
+    }
+
+    /// Whether the server ever sent something that is not what its digest promises.
+    pub(super) fn is_liar(&self) -> bool {
+        self.reputation.is_liar()
     }
 }
 

@@ -101,6 +101,7 @@ async fn watch_for_changes(
         let Some(roots) = roots.upgrade() else { return };
         if ended.is_err_and(|failure| failure.is(Code::Unimplemented)) {
             roots.state.lock().server = Server::PathInfosOnly;
+            endpoint.knows_the_field_only();
             return;
         }
         drop(roots);

@@ -20,7 +20,7 @@ use crate::store::Error;
 const FORMAT: u32 = 1;
 
 /// What a folder may hold that a crash left half made.
-const OUR_NAMES: [&str; 8] = [
+const OUR_NAMES: [&str; 10] = [
     "format.new",
     "index.redb",
     "index.redb.new",
@@ -28,6 +28,8 @@ const OUR_NAMES: [&str; 8] = [
     "packs",
     "blobs",
     "tmp",
+    "additions",
+    "parts",
     // A file system of our own may come with it.
     "lost+found",
 ];
@@ -88,6 +90,51 @@ impl Folder {
         self.path.join("tmp")
     }
 
+    /// Locked, shared, by every addition; and by a garbage collection alone.
+    fn additions(&self) -> PathBuf {
+        self.path.join("additions")
+    }
+
+    /// Where parts of large blobs lie (see [`parts`](super::parts)).
+    pub(super) fn parts(&self) -> PathBuf {
+        self.path.join("parts")
+    }
+
+    /// Keeps garbage collections away for as long as the result lives. Waits for one under way.
+    pub(super) fn begin_addition(&self) -> Result<File, Error> {
+        let path = self.additions();
+        let file = self.open_additions(&path)?;
+        flock(&file, FlockOperation::LockShared)
+            .map_err(io::Error::from)
+            .map_err(self.io("lock", &path))?;
+        Ok(file)
+    }
+
+    /// Keeps additions away for as long as the result lives. Waits for those under way, but not
+    /// longer than `patience`: then nothing.
+    pub(super) fn be_alone(&self, patience: Duration) -> Result<Option<File>, Error> {
+        let path = self.additions();
+        let file = self.open_additions(&path)?;
+        let start = Instant::now();
+        while !try_lock(&file).map_err(self.io("lock", &path))? {
+            if start.elapsed() >= patience {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Some(file))
+    }
+
+    fn open_additions(&self, path: &Path) -> Result<File, Error> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
+        file.map_err(self.io("open", path))
+    }
+
     /// Says which file an operation failed on, and what to do where that is known.
     pub(super) fn io(
         &self,
@@ -127,6 +174,7 @@ impl Folder {
             make_folder(&folder).map_err(self.io("create the folder", &folder))?;
         }
         self.write(&self.sequence(), &0u64.to_le_bytes())?;
+        self.write(&self.additions(), &[])?;
         let made = self.path.join("index.redb.new");
         match fs::remove_file(&made) {
             Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -6,9 +6,10 @@
 //! leaves no trace, and needs no permission to write.
 //!
 //! **Snapshots.** Beginning a read costs several microseconds, a look-up in a snapshot well under
-//! one. What is in a snapshot stays true, as objects never change; only what is *not* in it may
-//! have come since. So one snapshot is kept, and renewed when something is missing from it and the
-//! `sequence` file says that there was a commit.
+//! one. What is in a snapshot stays true, as objects never change, unless a garbage collection took
+//! it back; and what is *not* in it may have come since. So one snapshot is kept, and renewed when
+//! something is missing from it, or is no longer where it says, and the `sequence` file says that
+//! there was a commit.
 //!
 //! **`sequence`** is a little-endian u64: odd while a commit is in progress (or was, when its
 //! process died), even otherwise, larger with every commit. A reader that sees the even number that
@@ -18,7 +19,9 @@
 //! **A handle that failed is dropped.** After an error redb refuses all further work on a handle;
 //! the next use opens another. Should a damaged file make redb panic, the panic ends here.
 
+mod cached_roots;
 mod change;
+mod removal;
 
 use std::any::Any;
 use std::fs::File;
@@ -37,7 +40,11 @@ use redb::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
+use self::cached_roots::CACHED_ROOTS;
+pub(in crate::store) use self::cached_roots::CachedRoot;
 pub(super) use self::change::{Change, CommitError, RootChange};
+use self::removal::{AGES, PAST_ROOTS};
+pub(super) use self::removal::{MEMORY, now};
 use super::folder::{Folder, wait_until};
 use super::location::{BLOBS, DIRECTORIES, Location};
 use crate::castore::{Digest, Root};
@@ -57,6 +64,8 @@ const META_BLOBS: &str = "blobs";
 const META_BLOB_BYTES: &str = "blob_bytes";
 const META_DIRECTORIES: &str = "directories";
 const META_ROOTS_VERSION: &str = "roots_version";
+const META_REMOVALS: &str = "removals";
+const META_NEXT_PACK: &str = "next_pack";
 
 /// Memory for redb's pages, in bytes, per handle.
 const CACHE: usize = 32 << 20;
@@ -94,11 +103,16 @@ pub(super) struct Snapshot {
     /// The even number in `sequence` when it was taken.
     sequence: Option<u64>,
     roots_version: u64,
+    /// How often something was removed.
+    pub(super) removals: u64,
     blobs: Objects,
     directories: Objects,
     roots: Names,
     path_infos: Names,
     packs: ReadOnlyTable<u32, (u8, u64)>,
+    ages: ReadOnlyTable<(u32, u64), u64>,
+    past_roots: ReadOnlyTable<(u64, &'static [u8]), &'static [u8]>,
+    cached_roots: Names,
     meta: ReadOnlyTable<&'static str, u64>,
 }
 
@@ -130,6 +144,9 @@ pub(super) fn create(folder: &Folder, path: &Path) -> Result<(), Error> {
         txn.open_table(ROOTS)?;
         txn.open_table(PATH_INFOS)?;
         txn.open_table(PACKS)?;
+        txn.open_table(AGES)?;
+        txn.open_table(PAST_ROOTS)?;
+        txn.open_table(CACHED_ROOTS)?;
         txn.open_table(META)?;
         txn.commit()?;
         database.close()?;
@@ -292,6 +309,12 @@ impl Index {
         self.change()?.packs()
     }
 
+    /// The first number that no pack ever had, as far as packs that were removed go.
+    pub(super) fn next_pack(&self) -> Result<u32, Error> {
+        let next = self.fresh()?.meta(META_NEXT_PACK)?;
+        Ok(u32::try_from(next).unwrap_or(u32::MAX))
+    }
+
     /// Starts to write. Waits while another process does.
     pub(super) fn change(&self) -> Result<Change<'_>, Error> {
         let mut writer = self.writer.lock();
@@ -402,11 +425,15 @@ fn take_snapshot(
             roots_version: meta
                 .get(META_ROOTS_VERSION)?
                 .map_or(0, |found| found.value()),
+            removals: meta.get(META_REMOVALS)?.map_or(0, |found| found.value()),
             blobs: txn.open_table(BLOBS)?,
             directories: txn.open_table(DIRECTORIES)?,
             roots: txn.open_table(ROOTS)?,
             path_infos: txn.open_table(PATH_INFOS)?,
             packs: txn.open_table(PACKS)?,
+            ages: txn.open_table(AGES)?,
+            past_roots: txn.open_table(PAST_ROOTS)?,
+            cached_roots: txn.open_table(CACHED_ROOTS)?,
             meta,
         })
     })
@@ -492,6 +519,12 @@ impl Snapshot {
     /// Every pack, by number.
     pub(super) fn packs(&self) -> Result<Vec<PackEntry>, Error> {
         guarded(&self.folder, || list_packs(&self.packs))
+    }
+
+    fn meta(&self, key: &str) -> Result<u64, Error> {
+        guarded(&self.folder, || {
+            Ok(self.meta.get(key)?.map_or(0, |found| found.value()))
+        })
     }
 
     pub(super) fn usage(&self) -> Result<Usage, Error> {

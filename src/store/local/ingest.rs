@@ -14,6 +14,8 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -39,11 +41,13 @@ const INDEX_ROOM: u64 = 4 << 20;
 const ENTRY_ROOM: u64 = 256;
 
 /// An addition to a local store.
-pub(super) struct LocalIngest(Arc<Session>);
+pub(in crate::store) struct LocalIngest(Arc<Session>);
 
 /// What writers of large blobs share with their addition.
 struct Session {
     store: Arc<Inner>,
+    /// Keeps garbage collections away.
+    _under_way: File,
     staged: Mutex<Staged>,
     /// Some write failed: there is no knowing what is missing.
     failed: AtomicBool,
@@ -58,7 +62,7 @@ pub(super) struct Staged {
     order: Vec<Digest>,
     pub(super) roots: Vec<RootChange>,
     large: Vec<LargeFile>,
-    /// Large blobs of the store whose files are gone or cut, and which came again.
+    /// What the store has and is damaged: what comes for it is put in its place.
     replaced: HashSet<Digest>,
     /// The last is the one that is written to.
     packs: Vec<PackWriter>,
@@ -84,20 +88,51 @@ impl Small<'_> {
 }
 
 impl LocalIngest {
-    pub(super) fn new(store: Arc<Inner>) -> Self {
+    /// An addition that has begun: `under_way` keeps garbage collections away.
+    pub(super) fn new(store: Arc<Inner>, under_way: File) -> Self {
         Self(Arc::new(Session {
             store,
+            _under_way: under_way,
             staged: Mutex::default(),
             failed: AtomicBool::new(false),
         }))
+    }
+
+    /// What the store has under `digest` is damaged: what comes is put in its place.
+    pub(in crate::store) fn replace(&self, digest: &Digest) {
+        self.0.staged.lock().replaced.insert(*digest);
+    }
+
+    /// Takes over a file that holds the blob `digest` and nothing else, and whose bytes were
+    /// checked. It keeps its name.
+    pub(super) fn adopt(
+        &self,
+        from: &Path,
+        digest: &Digest,
+        table: GroupTable,
+        len: u64,
+    ) -> Result<(), Error> {
+        let session = &self.0;
+        let tmp = session.noting(session.tmp())?;
+        let folder = &session.store.folder;
+        let file = LargeFile::adopt(folder, &tmp, from, digest, table, len);
+        session.noting(session.put_large(session.noting(file)?))
     }
 }
 
 impl Session {
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        Ok(*digest == Digest::empty_blob()
-            || self.staged.lock().blobs.contains_key(digest)
-            || self.store.index.snapshot().blob(digest)?.is_some())
+        if *digest == Digest::empty_blob() {
+            return Ok(true);
+        }
+        let (staged, replaced) = {
+            let staged = self.staged.lock();
+            (
+                staged.blobs.contains_key(digest),
+                staged.replaced.contains(digest),
+            )
+        };
+        Ok(staged || !replaced && self.store.index.snapshot().blob(digest)?.is_some())
     }
 
     /// Notes that something did not get where it should: the commit will not come about.
@@ -118,9 +153,10 @@ impl Session {
 
     fn put_small(&self, blobs: &mut Vec<Small<'_>>) -> Result<(), Error> {
         let snapshot = self.store.index.snapshot();
+        let replaced = self.staged.lock().replaced.clone();
         let mut failed = None;
         blobs.retain(|blob| match snapshot.blob(&blob.digest) {
-            Ok(found) => found.is_none(),
+            Ok(found) => found.is_none() || replaced.contains(&blob.digest),
             Err(error) => {
                 failed = Some(error);
                 false
@@ -183,26 +219,29 @@ impl Session {
         }
     }
 
-    fn large_writer(&self) -> Result<LargeWriter, Error> {
-        let folder = &self.store.folder;
-        let tmp = {
-            let staged = &mut *self.staged.lock();
-            self.check_open(staged)?;
-            match &staged.tmp {
-                Some(tmp) => tmp.clone(),
-                None => {
-                    let tmp = Arc::new(TmpFolder::make(folder)?);
-                    staged.tmp.insert(tmp).clone()
-                }
+    /// The addition's own folder.
+    fn tmp(&self) -> Result<Arc<TmpFolder>, Error> {
+        let staged = &mut *self.staged.lock();
+        self.check_open(staged)?;
+        Ok(match &staged.tmp {
+            Some(tmp) => tmp.clone(),
+            None => {
+                let tmp = Arc::new(TmpFolder::make(&self.store.folder)?);
+                staged.tmp.insert(tmp).clone()
             }
-        };
-        LargeWriter::start(folder, tmp)
+        })
+    }
+
+    fn large_writer(&self) -> Result<LargeWriter, Error> {
+        LargeWriter::start(&self.store.folder, self.tmp()?)
     }
 
     fn put_large(&self, mut file: LargeFile) -> Result<(), Error> {
         let digest = file.digest;
         let old = self.store.index.snapshot().blob(&digest)?;
+        let said = self.staged.lock().replaced.contains(&digest);
         let replaces = match old {
+            Some(_) if said => true,
             // A large blob whose file is gone or cut is put in its place again.
             Some(old) if old.kind == Kind::Large => {
                 self.store.files.large_file(&digest, old.len).is_err()
@@ -414,12 +453,9 @@ impl Session {
         // In the order of their keys, the index changes each of its pages once.
         let mut blobs: Vec<_> = staged.blobs.iter().map(|(key, at)| (*key, *at)).collect();
         blobs.sort_unstable_by_key(|(digest, _)| *digest);
-        let (replaced, blobs): (Vec<_>, Vec<_>) = blobs
-            .into_iter()
-            .partition(|(digest, _)| staged.replaced.contains(digest));
         let mut directories = directories.to_vec();
         directories.sort_unstable_by_key(|(digest, _)| *digest);
-        let added = change.add(&blobs, &replaced, &directories)?;
+        let added = change.add(&blobs, &directories, &staged.replaced)?;
         for pack in &staged.packs {
             change.set_pack(pack.id, pack.kind, pack.end())?;
         }
@@ -531,10 +567,11 @@ impl Ingest for LocalIngest {
 
     fn put_directory(&self, directory: &Directory) -> Result<(), Error> {
         let digest = directory.digest();
-        if self.0.store.index.snapshot().directory(&digest)?.is_some() {
+        let there = self.0.store.index.snapshot().directory(&digest)?.is_some();
+        let staged = &mut *self.0.staged.lock();
+        if there && !staged.replaced.contains(&digest) {
             return Ok(());
         }
-        let staged = &mut *self.0.staged.lock();
         self.0.check_open(staged)?;
         if let Entry::Vacant(vacant) = staged.directories.entry(digest) {
             vacant.insert(directory.clone());

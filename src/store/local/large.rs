@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,7 +21,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use super::folder::{Folder, is_at, make_folder, open_folder, try_lock};
-use super::index::Index;
+use super::index::{Index, Snapshot};
+use super::location::{Kind, Location};
 use super::pack::start_writeback;
 use crate::castore::{BlobHasher, Digest, GroupTable};
 use crate::store::Error;
@@ -33,6 +34,8 @@ const HOLE: usize = 4 << 10;
 /// Bytes written between two nudges to the kernel to start writing to the disk.
 const WRITEBACK: u64 = 32 << 20;
 
+/// Bytes that a file's `st_blocks` counts in.
+pub(super) const ST_BLOCK: u64 = 512;
 /// Folders that are synced one by one; if there are more, all of the disk is.
 const FEW_FOLDERS: usize = 8;
 
@@ -92,6 +95,33 @@ impl TmpFolder {
         rustix::fs::syncfs(&self.lock)
             .map_err(io::Error::from)
             .map_err(folder.io("sync the disk of", folder.path()))
+    }
+}
+
+impl LargeFile {
+    /// Takes a file that is whole, and whose bytes were checked, for an import; it keeps its name.
+    pub(super) fn adopt(
+        folder: &Folder,
+        tmp: &TmpFolder,
+        from: &Path,
+        digest: &Digest,
+        table: GroupTable,
+        len: u64,
+    ) -> Result<Self, Error> {
+        let path = tmp.path.join(digest.to_hex());
+        let linked = fs::hard_link(from, &path)
+            .and_then(|()| File::open(&path))
+            .and_then(|file| {
+                file.set_permissions(Permissions::from_mode(0o444))?;
+                Ok(file)
+            });
+        Ok(Self {
+            digest: *digest,
+            len,
+            table,
+            file: Some(linked.map_err(folder.io("take over", from))?),
+            path,
+        })
     }
 }
 
@@ -301,6 +331,40 @@ pub(super) fn place<'a>(
         return tmp.sync_disk(folder);
     }
     touched.iter().try_for_each(|path| folder.sync(path))
+}
+
+/// Removes the files that `remaining` does not know; gives the bytes that the disk has back.
+///
+/// Nobody else may add meanwhile.
+pub(super) fn sweep(folder: &Folder, remaining: &Snapshot) -> Result<u64, Error> {
+    let mut freed = 0;
+    let blobs = folder.blobs();
+    for start in fs::read_dir(&blobs).map_err(folder.io("list", &blobs))? {
+        let start = start.map_err(folder.io("list", &blobs))?;
+        let path = start.path();
+        let files = match fs::read_dir(&path) {
+            Ok(files) => files,
+            Err(error) if error.kind() == ErrorKind::NotADirectory => continue,
+            Err(error) => return Err(folder.io("list", &path)(error)),
+        };
+        for file in files {
+            let file = file.map_err(folder.io("list", &path))?;
+            let (first, rest) = (start.file_name(), file.file_name());
+            let digest = first.to_str().zip(rest.to_str());
+            let digest = digest.map(|(first, rest)| format!("{first}{rest}").parse::<Digest>());
+            // What is none of ours stays.
+            let Some(Ok(digest)) = digest else { continue };
+            let large = |at: Location| at.kind == Kind::Large;
+            if remaining.blob(&digest)?.is_some_and(large) {
+                continue;
+            }
+            let path = file.path();
+            let found = file.metadata().map_err(folder.io("inspect", &path))?;
+            fs::remove_file(&path).map_err(folder.io("remove", &path))?;
+            freed += found.blocks() * ST_BLOCK;
+        }
+    }
+    Ok(freed)
 }
 
 /// Whether there is something under `tmp/`.

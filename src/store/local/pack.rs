@@ -23,7 +23,7 @@ const HEADER: &[u8; 12] = b"castore pack";
 /// The format of packs, behind [`HEADER`] as a little-endian u16.
 const FORMAT: u16 = 1;
 /// Bytes before the first record.
-const HEADER_LEN: u64 = 16;
+pub(super) const HEADER_LEN: u64 = 16;
 /// Bytes before an object.
 pub(super) const RECORD_HEADER: u64 = 44;
 /// A pack that has reached this length gets no more objects.
@@ -51,6 +51,8 @@ pub(super) enum Record {
     /// The group table of a blob that has a file of its own.
     Table,
     Directory,
+    /// Room that a garbage collection took back.
+    Gone,
 }
 
 impl Record {
@@ -60,6 +62,7 @@ impl Record {
             Record::Blob => b"blob",
             Record::Table => b"tabl",
             Record::Directory => b"dir ",
+            Record::Gone => b"gone",
         });
         out.extend_from_slice(&len.to_le_bytes());
         out.extend_from_slice(digest.as_bytes());
@@ -103,7 +106,7 @@ impl PackWriter {
                 return Ok(writer);
             }
         }
-        let mut id = next_id(folder, &packs)?;
+        let mut id = next_id(folder, &packs)?.max(index.next_pack()?);
         loop {
             if let Some(writer) = Self::create(folder, kind, id)? {
                 return Ok(writer);

@@ -13,10 +13,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::cache::Cache;
+use parking_lot::Mutex;
+
 use super::folder::Folder;
 use super::location::{Kind, Location};
 use crate::castore::{Digest, Directory, GroupTable, MAX_DIRECTORY_BYTES, group_size};
+use crate::store::bounded::Bounded;
 use crate::store::{Damage, Error, Object};
 
 /// Files of large blobs kept open. Packs are few and have as many again.
@@ -30,9 +32,9 @@ const TABLE_OVERHEAD: usize = 128;
 #[derive(Debug)]
 pub(super) struct Files {
     folder: Arc<Folder>,
-    packs: Cache<u32, OwnedFd>,
-    large: Cache<Digest, OwnedFd>,
-    tables: Cache<Digest, GroupTable>,
+    packs: Mutex<Bounded<u32, Arc<OwnedFd>>>,
+    large: Mutex<Bounded<Digest, Arc<OwnedFd>>>,
+    tables: Mutex<Bounded<Digest, Arc<GroupTable>>>,
 }
 
 /// Why bytes could not be had.
@@ -56,9 +58,9 @@ impl Files {
     pub(super) fn new(folder: Arc<Folder>) -> Self {
         Self {
             folder,
-            packs: Cache::new(OPEN_FILES),
-            large: Cache::new(OPEN_FILES),
-            tables: Cache::new(TABLES),
+            packs: Mutex::new(Bounded::new(OPEN_FILES)),
+            large: Mutex::new(Bounded::new(OPEN_FILES)),
+            tables: Mutex::new(Bounded::new(TABLES)),
         }
     }
 
@@ -90,65 +92,14 @@ impl Files {
         buffer: &mut [u8],
     ) -> Result<(), Failure> {
         let source = self.source(digest, at)?;
-        let end = offset + buffer.len() as u64;
-        if buffer.len() as u64 == at.len {
-            source.fill(0, buffer)?;
-            return match Digest::of(buffer) == *digest {
-                true => Ok(()),
-                false => Err(Damage::WrongBytes { offset: 0 }.into()),
-            };
-        }
-        let group = group_size(at.len);
         let table = match GroupTable::byte_len(at.len) {
+            // Hashed as a whole.
+            _ if buffer.len() as u64 == at.len => None,
             0 => None,
             _ => Some(self.table(digest, at)?),
         };
-        let verify = |start: u64, bytes: &[u8]| {
-            let right = match &table {
-                Some(table) => table.verify(digest, start, bytes),
-                None => Digest::of(bytes) == *digest,
-            };
-            match right {
-                true => Ok(()),
-                false => Err(Damage::WrongBytes { offset: start }),
-            }
-        };
-        let mut next = offset;
-        while next < end {
-            let start = next - next % group;
-            let stop = (start + group).min(at.len);
-            if next == start && stop <= end {
-                // As many whole groups as there are, in place.
-                let stop = if end == at.len {
-                    end
-                } else {
-                    end - end % group
-                };
-                let run = &mut buffer[(next - offset) as usize..(stop - offset) as usize];
-                source.fill(next, run)?;
-                for bytes in run.chunks(group as usize) {
-                    verify(next, bytes)?;
-                    next += bytes.len() as u64;
-                }
-            } else {
-                let stop_here = stop.min(end);
-                let wanted = &mut buffer[(next - offset) as usize..(stop_here - offset) as usize];
-                GROUP.with_borrow_mut(|scratch| {
-                    let length = (stop - start) as usize;
-                    if scratch.len() < length {
-                        scratch.resize(length, 0);
-                    }
-                    let bytes = &mut scratch[..length];
-                    source.fill(start, bytes)?;
-                    verify(start, bytes)?;
-                    let from = (next - start) as usize;
-                    wanted.copy_from_slice(&bytes[from..from + wanted.len()]);
-                    Ok::<_, Failure>(())
-                })?;
-                next = stop_here;
-            }
-        }
-        Ok(())
+        let fill = |offset, buffer: &mut [u8]| source.fill(offset, buffer);
+        read_verified(digest, at.len, table.as_deref(), offset, buffer, fill)
     }
 
     /// What verifies the blob's parts.
@@ -198,8 +149,14 @@ impl Files {
 
     /// Lets go of what is kept of a large blob: its file was replaced.
     pub(super) fn forget(&self, digest: &Digest) {
-        self.large.remove(digest);
-        self.tables.remove(digest);
+        self.large.lock().remove(digest);
+        self.tables.lock().remove(digest);
+    }
+
+    /// Lets go of every file: some were removed, and take room as long as they are open.
+    pub(super) fn forget_all(&self) {
+        self.packs.lock().clear();
+        self.large.lock().clear();
     }
 
     /// The error for a blob that is not as long as somebody says.
@@ -209,7 +166,7 @@ impl Files {
     }
 
     fn table(&self, digest: &Digest, at: Location) -> Result<Arc<GroupTable>, Failure> {
-        if let Some(table) = self.tables.get(digest) {
+        if let Some(table) = self.tables.lock().get(digest) {
             return Ok(table);
         }
         let len = GroupTable::byte_len(at.len);
@@ -221,8 +178,8 @@ impl Files {
         self.in_pack(at.pack, offset, len)?.fill(0, &mut bytes)?;
         let table = GroupTable::decode(&bytes, digest, at.len).map_err(Damage::from)?;
         let table = Arc::new(table);
-        self.tables
-            .put(*digest, table.clone(), bytes.len() + TABLE_OVERHEAD);
+        let weight = bytes.len() + TABLE_OVERHEAD;
+        self.tables.lock().insert(*digest, table.clone(), weight);
         Ok(table)
     }
 
@@ -239,11 +196,12 @@ impl Files {
     }
 
     fn in_pack(&self, id: u32, start: u64, len: u64) -> Result<Source<'_>, Failure> {
-        let file = match self.packs.get(&id) {
+        let kept = self.packs.lock().get(&id);
+        let file = match kept {
             Some(file) => file,
             None => {
                 let file = open(&self.folder.pack(id))?;
-                self.packs.put(id, file.clone(), 1);
+                self.packs.lock().insert(id, file.clone(), 1);
                 file
             }
         };
@@ -256,11 +214,11 @@ impl Files {
     }
 
     fn open_large(&self, digest: &Digest) -> Result<Arc<OwnedFd>, Failure> {
-        if let Some(file) = self.large.get(digest) {
+        if let Some(file) = self.large.lock().get(digest) {
             return Ok(file);
         }
         let file = open(&self.folder.blob(digest))?;
-        self.large.put(*digest, file.clone(), 1);
+        self.large.lock().insert(*digest, file.clone(), 1);
         Ok(file)
     }
 
@@ -275,6 +233,69 @@ impl Files {
             Failure::Io(path, source) => self.folder.io("read", &path)(source),
         }
     }
+}
+
+/// Fills `buffer` with bytes of the blob `digest` of `len` bytes, from `offset` on, by `fill`; checked
+/// against its table, which a blob of one group has none of, nor one that is read in whole.
+pub(super) fn read_verified<E: From<Damage>>(
+    digest: &Digest,
+    len: u64,
+    table: Option<&GroupTable>,
+    offset: u64,
+    buffer: &mut [u8],
+    fill: impl Fn(u64, &mut [u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    if buffer.len() as u64 == len {
+        fill(0, buffer)?;
+        return match Digest::of(buffer) == *digest {
+            true => Ok(()),
+            false => Err(Damage::WrongBytes { offset: 0 }.into()),
+        };
+    }
+    let end = offset + buffer.len() as u64;
+    let group = group_size(len);
+    let verify = |start: u64, bytes: &[u8]| {
+        let right = match table {
+            Some(table) => table.verify(digest, start, bytes),
+            None => Digest::of(bytes) == *digest,
+        };
+        match right {
+            true => Ok(()),
+            false => Err(Damage::WrongBytes { offset: start }),
+        }
+    };
+    let mut next = offset;
+    while next < end {
+        let start = next - next % group;
+        let stop = (start + group).min(len);
+        if next == start && stop <= end {
+            // As many whole groups as there are, in place.
+            let stop = if end == len { end } else { end - end % group };
+            let run = &mut buffer[(next - offset) as usize..(stop - offset) as usize];
+            fill(next, run)?;
+            for bytes in run.chunks(group as usize) {
+                verify(next, bytes)?;
+                next += bytes.len() as u64;
+            }
+        } else {
+            let stop_here = stop.min(end);
+            let wanted = &mut buffer[(next - offset) as usize..(stop_here - offset) as usize];
+            GROUP.with_borrow_mut(|scratch| {
+                let length = (stop - start) as usize;
+                if scratch.len() < length {
+                    scratch.resize(length, 0);
+                }
+                let bytes = &mut scratch[..length];
+                fill(start, bytes)?;
+                verify(start, bytes)?;
+                let from = (next - start) as usize;
+                wanted.copy_from_slice(&bytes[from..from + wanted.len()]);
+                Ok::<_, E>(())
+            })?;
+            next = stop_here;
+        }
+    }
+    Ok(())
 }
 
 /// Bytes somewhere in a file.

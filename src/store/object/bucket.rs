@@ -1,22 +1,33 @@
 //! A place for objects: a bucket of a cloud, a WebDAV server, or a folder.
+//!
+//! The client of the crate `object_store` tries again by itself what a busy service refuses, for a
+//! few seconds. What fails after that fails, and the bucket may rest ([`crate::store::reputation`]).
 
 use std::fmt;
-
+use std::path::Path as FilePath;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutPayload, RetryConfig};
 use tokio::runtime::Handle;
 use tonic::Code;
 use url::Url;
 
 use crate::castore::Digest;
-use crate::store::failure::Failure;
+use crate::store::credential;
+use crate::store::failure::{Failure, found};
+use crate::store::reputation::Reputation;
+use crate::store::segments::Verify;
+use crate::store::{Damage, Object};
 
 /// How long one operation may take, its retries included.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(40);
+/// How often, and for how long, a request that found nobody or a busy service is made again.
+const RETRIES: usize = 3;
+const RETRY_FOR: Duration = Duration::from_secs(5);
 /// Environment variables that say how to reach a cloud, and with which credentials.
 const ENVIRONMENT: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 /// Words in the names of parameters that are secrets.
@@ -26,7 +37,11 @@ const SECRETS: [&str; 5] = ["secret", "token", "password", "access_key", "accoun
 pub(super) struct Bucket {
     pub(super) url: String,
     pub(super) runtime: Handle,
+    /// What has to be known of bytes before they are handed out.
+    pub(super) verify: Verify,
     store: Box<dyn ObjectStore>,
+    reputation: Reputation,
+    calls: AtomicU64,
     /// What every path starts with, with a slash at its end unless it is empty.
     base: String,
 }
@@ -57,18 +72,28 @@ impl Bucket {
         if inner.scheme() == "http" {
             options.push(("allow_http".to_owned(), "true".to_owned()));
         }
+        let mut verify = Verify::default();
         for (name, value) in inner.query_pairs() {
             let name = name.to_ascii_lowercase();
-            if SECRETS.iter().any(|secret| name.contains(secret)) {
-                return Err(in_the_environment(&name));
+            match name.as_str() {
+                "verify" => verify = Verify::parse(&value)?,
+                "credentials-file" => options.extend(credentials(FilePath::new(value.as_ref()))?),
+                _ if SECRETS.iter().any(|secret| name.contains(secret)) => {
+                    return Err(in_the_environment(&name));
+                }
+                _ => {
+                    // Who writes http:// means it.
+                    if name.ends_with("endpoint") && value.starts_with("http://") {
+                        options.push(("allow_http".to_owned(), "true".to_owned()));
+                    }
+                    options.push((name, value.into_owned()));
+                }
             }
-            options.push((name, value.into_owned()));
         }
         inner.set_query(None);
         // Whoever has chosen already has chosen well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (store, base) =
-            object_store::parse_url_opts(&inner, options).map_err(|error| error.to_string())?;
+        let (store, base) = open(&inner, options).map_err(|error| error.to_string())?;
         let base = match base.is_root() {
             true => String::new(),
             false => format!("{base}/"),
@@ -76,9 +101,32 @@ impl Bucket {
         Ok(Self {
             url: format!("objectstore+{inner}"),
             runtime,
+            verify,
             store,
+            reputation: Reputation::new(),
+            calls: AtomicU64::new(0),
             base,
         })
+    }
+
+    /// Requests made so far.
+    pub(super) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Marks the bucket: it holds something that is not what its digest promises.
+    pub(super) fn marked_a_liar(&self, object: Object, digest: &Digest, damage: Damage) -> Failure {
+        tracing::error!(
+            "{} holds {object} {digest} and {damage}: the bytes were thrown away",
+            self.url
+        );
+        self.reputation.lied();
+        Failure::Damaged(object, *digest, damage)
+    }
+
+    /// Whether it was ever found to hold such a thing.
+    pub(super) fn is_liar(&self) -> bool {
+        self.reputation.is_liar()
     }
 
     /// The path of the object of `kind` that `digest` names.
@@ -96,26 +144,27 @@ impl Bucket {
     /// The object at `path`, if there is one.
     pub(super) async fn get(&self, path: &str) -> Result<Option<Bytes>, Failure> {
         let at = self.at(path)?;
-        let got = in_time(async { self.store.get(&at).await?.bytes().await });
-        absent(got.await)
+        let got = self.in_time(async { self.store.get(&at).await?.bytes().await });
+        found(got.await)
     }
 
     /// Whether there is an object at `path`.
     pub(super) async fn has(&self, path: &str) -> Result<bool, Failure> {
         let at = self.at(path)?;
-        Ok(absent(in_time(self.store.head(&at)).await)?.is_some())
+        Ok(found(self.in_time(self.store.head(&at)).await)?.is_some())
     }
 
     pub(super) async fn put(&self, path: &str, bytes: Bytes) -> Result<(), Failure> {
         let at = self.at(path)?;
-        in_time(self.store.put(&at, PutPayload::from_bytes(bytes))).await?;
+        self.in_time(self.store.put(&at, PutPayload::from_bytes(bytes)))
+            .await?;
         Ok(())
     }
 
     /// Removes the object at `path`, if there is one.
     pub(super) async fn delete(&self, path: &str) -> Result<(), Failure> {
         let at = self.at(path)?;
-        absent(in_time(self.store.delete(&at)).await)?;
+        found(self.in_time(self.store.delete(&at)).await)?;
         Ok(())
     }
 
@@ -129,32 +178,128 @@ impl Bucket {
         // A long listing takes many requests: each page gets the time of one operation.
         let mut listed = std::pin::pin!(listed);
         let mut paths = Vec::new();
-        while let Some(path) = in_time(async { listed.next().await.transpose() }).await? {
+        while let Some(path) = self
+            .in_time(async { listed.next().await.transpose() })
+            .await?
+        {
             paths.push(path);
         }
         Ok(paths)
     }
-}
 
-fn in_the_environment(what: &str) -> String {
-    format!("{what} is a secret and belongs into the environment, not into a URL")
-}
-
-async fn in_time<T>(work: impl Future<Output = object_store::Result<T>>) -> Result<T, Failure> {
-    match tokio::time::timeout(DEADLINE, work).await {
-        Err(_) => Err(Failure::Timeout(DEADLINE)),
-        Ok(done) => done.map_err(|error| {
-            let code = match error {
-                object_store::Error::NotFound { .. } => Code::NotFound,
-                object_store::Error::PermissionDenied { .. } => Code::PermissionDenied,
-                object_store::Error::Unauthenticated { .. } => Code::Unauthenticated,
-                _ => Code::Unavailable,
-            };
-            Failure::Status(code, error.to_string())
-        }),
+    /// Does `work`, unless the bucket rests.
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T, Failure> {
+        let began = self.reputation.begin(DEADLINE)?;
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let failure = match tokio::time::timeout(DEADLINE, work).await {
+            Err(_) => Failure::Timeout(DEADLINE),
+            Ok(Ok(done)) => {
+                self.reputation.succeeded();
+                return Ok(done);
+            }
+            Ok(Err(error)) => {
+                let code = match error {
+                    object_store::Error::NotFound { .. } => Code::NotFound,
+                    object_store::Error::PermissionDenied { .. } => Code::PermissionDenied,
+                    object_store::Error::Unauthenticated { .. } => Code::Unauthenticated,
+                    _ => Code::Unavailable,
+                };
+                Failure::Status(code, with_causes(&error))
+            }
+        };
+        match &failure {
+            Failure::Timeout(_) | Failure::Status(Code::Unavailable, _) => {
+                self.reputation.failed(&self.url, began, &failure);
+            }
+            // It answered, if not what was hoped for.
+            _ => self.reputation.succeeded(),
+        }
+        Err(failure)
     }
 }
 
-fn absent<T>(answer: Result<T, Failure>) -> Result<Option<T>, Failure> {
-    crate::store::failure::found(answer)
+/// The store that `url` names, and the path in it.
+fn open(
+    url: &Url,
+    options: Vec<(String, String)>,
+) -> object_store::Result<(Box<dyn ObjectStore>, Path)> {
+    let retry = RetryConfig {
+        max_retries: RETRIES,
+        retry_timeout: RETRY_FOR,
+        ..RetryConfig::default()
+    };
+    let (scheme, path) = ObjectStoreScheme::parse(url)?;
+    // As object_store::parse_url_opts does it, which has no place for retries.
+    macro_rules! built {
+        ($builder:ty) => {{
+            let builder = <$builder>::new().with_url(url.as_str()).with_retry(retry);
+            let builder = options.into_iter().fold(builder, |builder, (name, value)| {
+                match name.parse() {
+                    Ok(key) => builder.with_config(key, value),
+                    // Meant for another cloud, or for us.
+                    Err(_) => builder,
+                }
+            });
+            Box::new(builder.build()?) as Box<dyn ObjectStore>
+        }};
+    }
+    let store = match scheme {
+        ObjectStoreScheme::AmazonS3 => built!(object_store::aws::AmazonS3Builder),
+        ObjectStoreScheme::GoogleCloudStorage => {
+            built!(object_store::gcp::GoogleCloudStorageBuilder)
+        }
+        ObjectStoreScheme::MicrosoftAzure => built!(object_store::azure::MicrosoftAzureBuilder),
+        _ => return object_store::parse_url_opts(url, options),
+    };
+    Ok((store, path))
+}
+
+/// The options in a file of lines `name = value`: an AWS credentials file of one profile, or an
+/// environment file.
+fn credentials(path: &FilePath) -> Result<Vec<(String, String)>, String> {
+    let shown = path.display();
+    let text = String::from_utf8(credential::read(path)?)
+        .map_err(|_| format!("{shown} holds no credentials: it is not text"))?;
+    let mut options = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with(['#', ';', '[']) {
+            continue;
+        }
+        let (name, value) = line.split_once('=').ok_or_else(|| {
+            // The line may hold a secret.
+            format!("{shown}: line {} is not NAME=VALUE", number + 1)
+        })?;
+        let value = value.trim().trim_matches('"');
+        options.push((name.trim().to_ascii_lowercase(), value.to_owned()));
+    }
+    if options.is_empty() {
+        return Err(format!(
+            "{shown} holds no credentials: write NAME=VALUE lines"
+        ));
+    }
+    Ok(options)
+}
+
+/// What went wrong, down to its first cause.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let why = error.to_string();
+        if !text.contains(&why) {
+            text = format!("{text}: {why}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn in_the_environment(what: &str) -> String {
+    format!(
+        "{what} is a secret and belongs into the environment or a credentials-file, not into a URL"
+    )
 }

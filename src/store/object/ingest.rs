@@ -16,14 +16,15 @@ use parking_lot::Mutex;
 use prost::Message;
 use tonic::Code;
 
-use super::ObjectStore;
+use super::BucketStore;
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root, bao_field};
 use crate::nix::PathInfo;
 use crate::proto::castore::v1::StatBlobResponse;
 use crate::proto::castore::v1::stat_blob_response::ChunkMeta;
 use crate::store::failure::Failure;
+use crate::store::far;
 use crate::store::staged_directories::{StagedDirectories, leaves_first};
-use crate::store::{Added, BlobWriter, Error, Ingest, Store};
+use crate::store::{Added, BlobWriter, Error, Ingest};
 
 /// Chunk sizes in bytes, least, mean and most, as the field has them: equal files chunk equally.
 const CHUNKS: (usize, usize, usize) = (128 << 10, 256 << 10, 512 << 10);
@@ -35,7 +36,7 @@ const LEVEL: i32 = 3;
 pub(super) struct ObjectIngest(Arc<Addition>);
 
 struct Addition {
-    store: ObjectStore,
+    store: Arc<BucketStore>,
     staged: Mutex<Staged>,
 }
 
@@ -53,9 +54,9 @@ enum RootChange {
 }
 
 impl ObjectIngest {
-    pub(super) fn new(store: &ObjectStore) -> Self {
+    pub(super) fn new(store: Arc<BucketStore>) -> Self {
         Self(Arc::new(Addition {
-            store: store.clone(),
+            store,
             staged: Mutex::default(),
         }))
     }
@@ -66,19 +67,11 @@ impl Addition {
         &self,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, Error> {
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        self.store.bucket.runtime.spawn(async move {
-            // Whoever waited may be gone.
-            let _ = sender.send(work.await);
-        });
-        let answer = receiver.recv();
-        answer
-            .unwrap_or_else(|_| Err(Failure::crashed()))
-            .map_err(|failure| self.error(failure))
+        far::wait(&self.store.bucket.runtime, work).map_err(|failure| self.error(failure))
     }
 
     fn error(&self, failure: Failure) -> Error {
-        failure.of(self.store.url(), "the addition")
+        failure.of(&self.store.bucket.url, "the addition")
     }
 
     fn missing(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
@@ -182,7 +175,7 @@ impl Addition {
         let (directories, wanted) = (self.store.directories.clone(), *digest);
         let found = self.wait(async move { directories.get(&wanted).await })?;
         found.ok_or_else(|| Error::Refused {
-            store: self.store.url().to_owned(),
+            store: self.store.bucket.url.clone(),
             what: format!("directory {digest}"),
             why: "it was neither added nor there before".to_owned(),
         })

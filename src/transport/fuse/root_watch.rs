@@ -5,15 +5,12 @@
 //! is a thread of its own because the kernel may hold a directory's lock, for which a
 //! notification waits, while it waits for an answer from us.
 
-use std::ffi::CString;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fuse_backend_rs::transport::FuseDevWriter;
-
-use super::device;
+use super::notices::Notices;
 use super::session::Shared;
 use crate::fs::{CastoreFs, NodeId, RootChanges};
 use crate::store::Error;
@@ -28,22 +25,23 @@ pub fn start(shared: &Arc<Shared>) -> io::Result<()> {
     if !shared.fs().shows_roots() {
         return Ok(());
     }
+    let notices = shared.notices()?;
     let shared = shared.clone();
-    let watch = move || watch(&shared);
+    let watch = move || watch(&shared, &notices);
     std::thread::Builder::new()
         .name("root-watch".into())
         .spawn(watch)?;
     Ok(())
 }
 
-fn watch(shared: &Shared) {
+fn watch(shared: &Shared, notices: &Notices) {
     let fs = shared.fs();
     let mut seen = None;
     while !shared.ended.load(Ordering::Relaxed) {
         match next_change(fs, seen) {
             Ok((version, changes)) => {
                 seen = Some(version);
-                tell_kernel(shared, &changes);
+                tell_kernel(notices, &changes);
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot watch the store's root nodes; will try again");
@@ -68,28 +66,11 @@ fn next_change(fs: &CastoreFs, seen: Option<u64>) -> Result<(u64, RootChanges), 
     Ok((version, fs.changed_roots()?))
 }
 
-fn tell_kernel(shared: &Shared, changes: &RootChanges) {
-    let root = NodeId::ROOT.into();
+fn tell_kernel(notices: &Notices, changes: &RootChanges) {
     for name in &changes.stale {
-        let Ok(name) = CString::new(name.as_bytes()) else {
-            continue;
-        };
-        notify(shared, |writer| {
-            shared.server.notify_inval_entry(writer, root, &name)
-        });
+        notices.inval_entry(NodeId::ROOT, name.as_bytes());
     }
     if changes.listing {
-        // Offset and length 0: the listing, which lies in the directory's page cache.
-        notify(shared, |writer| {
-            shared.server.notify_inval_inode(writer, root, 0, 0)
-        });
-    }
-}
-
-/// Sends a notification. Its failure only means that the kernel has nothing to drop.
-fn notify(shared: &Shared, send: impl FnOnce(FuseDevWriter<'_>) -> fuse_backend_rs::Result<usize>) {
-    let mut buffer = [0; 512];
-    if let Ok(writer) = FuseDevWriter::new(device::number(&shared.device), &mut buffer) {
-        let _ = send(writer);
+        notices.inval_inode(NodeId::ROOT);
     }
 }

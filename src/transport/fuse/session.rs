@@ -1,5 +1,6 @@
 //! A mount and the workers that serve it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,12 +20,13 @@ use super::backing::FuseDevice;
 use super::device::{self, Received};
 use super::handover::{self, AdoptError, Inherited, Kept};
 use super::mountpoint::{self, MountError, Mountpoint};
+use super::notices::{self, Notices, Nursery};
 use super::pulse::{self, Pulse, Stamps, Stuck};
 use super::{page_cache, root_watch};
 use crate::fs::{CastoreFs, Ledger, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
-use crate::transport::requests::{Counters, RequestCounts};
+use crate::transport::requests::{self, Counters, RequestCounts, RequestTimes};
 
 /// How long the kernel may take to say hello.
 const INIT_PATIENCE: Duration = Duration::from_secs(20);
@@ -42,9 +44,13 @@ pub struct MountOptions {
     pub read_ahead_kib: u32,
     /// What log lines call it.
     pub name: Option<String>,
+    /// What log lines call its store.
+    pub store_name: Option<String>,
     /// Keep what a successor process needs to go on with the mount ([`Session::kept`]), and tell it
     /// this.
     pub tag: Option<String>,
+    /// Who notifies the kernel: see [`Nursery`] for what happens without.
+    pub nursery: Option<Arc<Nursery>>,
 }
 
 impl Default for MountOptions {
@@ -55,7 +61,9 @@ impl Default for MountOptions {
             threads: cores.clamp(2, 16),
             read_ahead_kib: 1024,
             name: None,
+            store_name: None,
             tag: None,
+            nursery: None,
         }
     }
 }
@@ -91,6 +99,7 @@ pub(super) struct Shared {
     /// Names the mount in what is logged while a request is answered.
     span: tracing::Span,
     pool: Arc<Pool>,
+    nursery: Option<Arc<Nursery>>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -139,7 +148,10 @@ impl Session {
             _ => None,
         };
         let fs = CastoreFs::with_ledger(store, options, waiting, passthrough, ledger.clone());
-        let session = Self::new(device, mountpoint, fs, pool, ledger, mount.name.as_deref());
+        if ledger.is_none() {
+            notices::leave_unkept(mount.nursery.as_deref(), &device);
+        }
+        let session = Self::new(device, mountpoint, fs, pool, ledger, mount);
         session
             .start(mount)
             .inspect_err(|_| drop(session.mountpoint.unmount(true)))?;
@@ -160,8 +172,8 @@ impl Session {
         let mountpoint = inherited.mountpoint();
         let Inherited { device, ledger, .. } = inherited;
         let fs = CastoreFs::adopt(store, options, waiting, ledger.clone())?;
-        let name = mount.name.as_deref();
-        let session = Self::new(Arc::new(device), mountpoint, fs, pool, Some(ledger), name);
+        let device = Arc::new(device);
+        let session = Self::new(device, mountpoint, fs, pool, Some(ledger), mount);
         // Until it is known to work, a failure must not end the mount: the caller decides.
         session.leave();
         // Before anybody reads: what a worker of ours has read would be sent again as well.
@@ -179,7 +191,7 @@ impl Session {
         fs: CastoreFs,
         pool: Arc<Pool>,
         ledger: Option<Arc<Ledger>>,
-        name: Option<&str>,
+        mount: &MountOptions,
     ) -> Self {
         let fs = Arc::new(fs);
         let shared = Arc::new(Shared {
@@ -189,11 +201,14 @@ impl Session {
             fs,
             counters: Counters::default(),
             stamps: Stamps::default(),
-            span: match name {
-                Some(name) => tracing::error_span!("mount", MOUNT = name),
+            span: match &mount.name {
+                Some(name) => {
+                    tracing::error_span!("mount", MOUNT = name, STORE = mount.store_name)
+                }
                 None => tracing::Span::none(),
             },
             pool: pool.clone(),
+            nursery: mount.nursery.clone(),
             state: Mutex::default(),
             changed: Condvar::new(),
         });
@@ -229,6 +244,11 @@ impl Session {
     /// Requests so far.
     pub fn requests(&self) -> RequestCounts {
         self.shared.counters.now()
+    }
+
+    /// How long requests took, by kind.
+    pub fn request_times(&self) -> BTreeMap<&'static str, RequestTimes> {
+        self.shared.counters.times()
     }
 
     /// How bytes come to their readers, after what kernel and privilege allow.
@@ -322,6 +342,11 @@ impl Shared {
         &self.fs
     }
 
+    /// A way to notify the kernel, for one thread.
+    pub(super) fn notices(&self) -> io::Result<Notices> {
+        Notices::new(self.device.clone(), self.nursery.as_deref())
+    }
+
     fn start_workers(self: &Arc<Self>, count: usize) -> io::Result<()> {
         (0..count.max(1)).try_for_each(|_| self.start_worker(false))
     }
@@ -393,7 +418,7 @@ impl Shared {
             tracing::error!(bytes = request.len(), "the kernel sent less than a header");
             return;
         };
-        self.counters.count(&header);
+        let _answering = self.counters.begin(&header);
         if init::is_init(&header) {
             return self.answer_init(&header, &request[size_of::<InHeader>()..]);
         }
@@ -402,8 +427,15 @@ impl Shared {
             let writer = FuseDevWriter::<()>::new(device::number(&self.device), reply);
             match (reader, writer) {
                 (Ok(reader), Ok(writer)) => self
-                    .server
-                    .handle_message(reader, Writer::FuseDev(writer), None, None)
+                    .fs
+                    .answering(
+                        || requests::name(header.opcode as usize),
+                        header.nodeid,
+                        || {
+                            let writer = Writer::FuseDev(writer);
+                            self.server.handle_message(reader, writer, None, None)
+                        },
+                    )
                     .map_err(|error| error.to_string()),
                 _ => Err("no buffers".to_owned()),
             }

@@ -26,7 +26,7 @@ use super::reply::ReplyBuffer;
 use crate::fs::{CastoreFs, Ledger, LedgerError, NodeCount, Options, Waiting};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
-use crate::transport::requests::{Counters, RequestCounts};
+use crate::transport::requests::{self, Counters, RequestCounts};
 
 /// Where `struct fuse_in_header` has the request's number.
 pub const UNIQUE: Range<usize> = 8..16;
@@ -149,7 +149,7 @@ impl Guest {
         let Some(header) = header(request) else {
             return send(&[]);
         };
-        self.counters.count(&header);
+        let _answering = self.counters.begin(&header);
         let outcome = self.checked(&header, request).and_then(|request| {
             catch_unwind(AssertUnwindSafe(|| {
                 self.handle(&header, request, reply, room)
@@ -203,7 +203,12 @@ impl Guest {
         let (Ok(reader), Ok(writer)) = (reader, reply.writer(room)) else {
             return Err(libc::EIO);
         };
-        match session.server.handle_message(reader, writer, None, None) {
+        let handled = session.fs.answering(
+            || requests::name(header.opcode as usize),
+            header.nodeid,
+            || session.server.handle_message(reader, writer, None, None),
+        );
+        match handled {
             Ok(_) => Ok(Reply::Made),
             Err(error) => {
                 self.complain(&format!("opcode {}: {error}", header.opcode));

@@ -103,7 +103,7 @@ impl Store for Spoiled {
         self.inner.blob_size(digest).await
     }
 
-    fn usage(&self) -> Result<Usage, Error> {
+    fn usage(&self) -> Result<Option<Usage>, Error> {
         self.inner.usage()
     }
 

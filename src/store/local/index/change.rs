@@ -1,5 +1,6 @@
 //! Writing to the index.
 
+use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
@@ -10,6 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::super::location::{BLOBS, DIRECTORIES, Kind, Location};
 use super::super::pack::PackKind;
+use super::removal::{note_age, note_past_root};
 use super::{
     Index, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_ROOTS_VERSION, PACKS,
     PATH_INFOS, PackEntry, ROOTS, Snapshot, guarded, list_packs,
@@ -34,6 +36,15 @@ pub(in super::super) enum CommitError {
     Unknown(Error),
 }
 
+impl CommitError {
+    /// What went wrong.
+    pub(in super::super) fn into_error(self) -> Error {
+        match self {
+            CommitError::Undone(error) | CommitError::Unknown(error) => error,
+        }
+    }
+}
+
 /// A write in progress; dropped before [`commit`](Self::commit), it never was.
 pub(in super::super) struct Change<'a> {
     pub(super) index: &'a Index,
@@ -42,7 +53,7 @@ pub(in super::super) struct Change<'a> {
 }
 
 impl Change<'_> {
-    fn run<T>(
+    pub(super) fn run<T>(
         &mut self,
         work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, Error> {
@@ -65,12 +76,12 @@ impl Change<'_> {
         })
     }
 
-    /// Adds objects that are not there yet; `replaced` are put over what is there.
+    /// Adds objects that are not there yet; those that are `replaced` are put over what is there.
     pub(in super::super) fn add(
         &mut self,
         blobs: &[(Digest, Location)],
-        replaced: &[(Digest, Location)],
         directories: &[(Digest, Location)],
+        replaced: &HashSet<Digest>,
     ) -> Result<Added, Error> {
         self.run(|txn| {
             let mut added = Added::default();
@@ -80,10 +91,9 @@ impl Change<'_> {
                     table.insert(digest.as_bytes(), &location.encode())?;
                     added.blobs += 1;
                     added.blob_bytes += location.len;
+                } else if replaced.contains(digest) {
+                    table.insert(digest.as_bytes(), &location.encode())?;
                 }
-            }
-            for (digest, location) in replaced {
-                table.insert(digest.as_bytes(), &location.encode())?;
             }
             let mut table = txn.open_table(DIRECTORIES)?;
             for (digest, location) in directories {
@@ -94,6 +104,15 @@ impl Change<'_> {
                     None => {
                         table.insert(digest.as_bytes(), &location.encode())?;
                         added.directories += 1;
+                    }
+                    // What is below it was not looked at anew: what was said of that goes on.
+                    Some(old) if replaced.contains(digest) => {
+                        let kind = match (old.kind, location.kind) {
+                            (Kind::Whole, _) | (_, Kind::Whole) => Kind::Whole,
+                            _ => Kind::Partial,
+                        };
+                        let location = Location { kind, ..*location };
+                        table.insert(digest.as_bytes(), &location.encode())?;
                     }
                     Some(old) if old.kind == Kind::Partial && location.kind == Kind::Whole => {
                         let kind = Kind::Whole;
@@ -127,8 +146,10 @@ impl Change<'_> {
         len: u64,
     ) -> Result<(), Error> {
         self.run(|txn| {
-            txn.open_table(PACKS)?.insert(id, (kind as u8, len))?;
-            Ok(())
+            let mut packs = txn.open_table(PACKS)?;
+            let before = packs.insert(id, (kind as u8, len))?;
+            let before = before.map_or(0, |before| before.value().1);
+            note_age(txn, id, before)
         })
     }
 
@@ -139,8 +160,11 @@ impl Change<'_> {
             let mut changed = false;
             for change in changes {
                 let (name, entry, info) = change.encode();
-                changed |= set(&mut roots, name, entry.as_deref())?;
-                changed |= set(&mut infos, name, info.as_deref())?;
+                let (root_changed, old) = set(&mut roots, name, entry.as_deref())?;
+                changed |= root_changed | set(&mut infos, name, info.as_deref())?.0;
+                if let (true, Some(old)) = (root_changed, old) {
+                    note_past_root(txn, name, &old)?;
+                }
             }
             if changed {
                 let mut meta = txn.open_table(META)?;
@@ -191,21 +215,21 @@ impl Change<'_> {
     }
 }
 
-/// Sets or removes the value of `name`; says whether that changed anything.
+/// Sets or removes the value of `name`; says whether that changed anything, and what was there.
 fn set(
     table: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
     name: &[u8],
     value: Option<&[u8]>,
-) -> Result<bool, redb::Error> {
+) -> Result<(bool, Option<Vec<u8>>), redb::Error> {
     let old = table.get(name)?.map(|old| old.value().to_vec());
     if old.as_deref() == value {
-        return Ok(false);
+        return Ok((false, old));
     }
     match value {
         Some(value) => drop(table.insert(name, value)?),
         None => drop(table.remove(name)?),
     }
-    Ok(true)
+    Ok((true, old))
 }
 
 impl RootChange {

@@ -1,0 +1,238 @@
+//! Stores: where they are, or what they are made of.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::Config;
+use super::quantity::{Size, Span};
+use crate::store::{CacheOptions, Named, Order, Pattern, Plan};
+
+/// A store: where it is (`url`), or what it is made of. Exactly one of `url`, `cache`, `mirrors`,
+/// `filter` and `join` says that.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Store {
+    /// Where it is: `local:/PATH` for a folder, `memory:` for this process's memory,
+    /// `grpc+https://HOST:PORT`, `grpc+http://HOST:PORT` or `grpc+unix:/PATH` for one behind a gRPC
+    /// server, `objectstore+s3://BUCKET/PATH` and the like for one in an object store.
+    pub url: Option<String>,
+    /// The file with the bearer token for a gRPC server. Secrets are never part of this file.
+    pub token_file: Option<PathBuf>,
+    /// For `grpc+https`: trust the certificate authorities in this file (PEM) instead of the
+    /// system's.
+    pub tls_ca_cert_path: Option<PathBuf>,
+    /// For `grpc+https`: show the server the certificate in this file (PEM).
+    pub tls_client_cert_path: Option<PathBuf>,
+    /// For `grpc+https`: the key of that certificate (PEM).
+    pub tls_client_key_path: Option<PathBuf>,
+    /// What is read of other stores is kept in a local one.
+    pub cache: Option<Cache>,
+    /// Several stores that hold the same, for when one of them fails or is slow.
+    pub mirrors: Option<Mirrors>,
+    /// Some of the root nodes of another store, by name.
+    pub filter: Option<Filter>,
+    /// Several stores as one, by their names in this file. Of root nodes of the same name the first
+    /// store's is seen. It cannot be written to; its members can.
+    pub join: Option<Vec<String>>,
+}
+
+/// What is read of the far stores stays in the near one, across restarts.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Cache {
+    /// Where it is kept: the name of a store whose URL is `local:/PATH`.
+    pub near: String,
+    /// What is read: the names of one store, or of several that hold the same, best first. (Several
+    /// that hold different things are a `join`.)
+    pub far: Vec<String>,
+    /// How much the near store may take on its disk. Without it, as much as there is.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub size: Option<Size>,
+    /// How much stays free on that disk, whatever `size` says.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub keep_free: Option<Size>,
+    /// How long the far store's answer for a root's name holds.
+    #[cfg_attr(test, schemars(with = "String", default = "roots_max_age_text"))]
+    #[serde(default = "roots_max_age")]
+    pub roots_max_age: Span,
+}
+
+/// Stores that hold the same. A question goes to one of them, and to the next when the first fails
+/// or takes long; who fails is left alone for a while; who sends wrong bytes is heard last. There is
+/// nothing of a name or digest only when all say so. It cannot be written to; its members can.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Mirrors {
+    /// Their names in this file, best first.
+    pub of: Vec<String>,
+    /// Who is asked first.
+    #[serde(default)]
+    pub order: MirrorOrder,
+}
+
+/// Who is asked first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum MirrorOrder {
+    /// The first of the list as long as it is well.
+    #[default]
+    Listed,
+    /// The one that has been answering fastest.
+    Fastest,
+    /// All at once, and the first answer counts: the load of all for the speed of the fastest.
+    Racing,
+}
+
+/// The root nodes of a store that have certain names. What is below them is not told apart: who
+/// knows a digest can read it. Can be written to, under these names.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Filter {
+    /// The store, by its name in this file.
+    pub store: String,
+    /// Patterns of names: `*` any bytes, `?` one byte, `[a-z]` one of these, `{a,b}` a or b.
+    pub roots: Vec<String>,
+}
+
+fn roots_max_age() -> Span {
+    Span(CacheOptions::default().roots_max_age)
+}
+
+#[cfg(test)]
+fn roots_max_age_text() -> String {
+    let seconds = roots_max_age().0.as_secs();
+    format!("{seconds}s")
+}
+
+impl Store {
+    /// The store at `url`.
+    pub fn at(url: String) -> Self {
+        Self {
+            url: Some(url),
+            ..Self::default()
+        }
+    }
+
+    /// Files that are named here and that the URL to open names as well, by its parameter.
+    pub(super) fn files(&self) -> [(&'static str, Option<&PathBuf>); 4] {
+        [
+            ("token-file", self.token_file.as_ref()),
+            ("tls-ca-cert-path", self.tls_ca_cert_path.as_ref()),
+            ("tls-client-cert-path", self.tls_client_cert_path.as_ref()),
+            ("tls-client-key-path", self.tls_client_key_path.as_ref()),
+        ]
+    }
+
+    /// The URL to open, if it has one: with what does not belong into logs.
+    pub fn full_url(&self) -> Option<String> {
+        let mut full = self.url.clone()?;
+        for (name, path) in self.files() {
+            let Some(path) = path else { continue };
+            let query: String = url::form_urlencoded::Serializer::new(String::new())
+                .append_pair(name, &path.to_string_lossy())
+                .finish();
+            let separator = if full.contains('?') { '&' } else { '?' };
+            full = format!("{full}{separator}{query}");
+        }
+        Some(full)
+    }
+
+    /// What it is made of, as the file's keys: the key, and the names of stores there.
+    pub(super) fn members(&self) -> Vec<(&'static [&'static str], Vec<&str>)> {
+        let mut members: Vec<(&'static [&'static str], Vec<&str>)> = Vec::new();
+        if let Some(cache) = &self.cache {
+            members.push((&["cache", "near"], vec![&cache.near]));
+            let far = cache.far.iter().map(String::as_str).collect();
+            members.push((&["cache", "far"], far));
+        }
+        if let Some(mirrors) = &self.mirrors {
+            let of = mirrors.of.iter().map(String::as_str).collect();
+            members.push((&["mirrors", "of"], of));
+        }
+        if let Some(filter) = &self.filter {
+            members.push((&["filter", "store"], vec![&filter.store]));
+        }
+        if let Some(join) = &self.join {
+            members.push((&["join"], join.iter().map(String::as_str).collect()));
+        }
+        members
+    }
+}
+
+impl Config {
+    /// The stores, the implied one included, and what they are made of.
+    pub fn plans(&self) -> Vec<Named> {
+        let stores = self.all_stores();
+        stores.keys().filter_map(|name| self.plan(name)).collect()
+    }
+
+    /// The store `name`, if there is one.
+    pub fn plan(&self, name: &str) -> Option<Named> {
+        self.plan_below(name, &mut Vec::new())
+    }
+
+    /// `above` are the names of the stores that this one becomes part of: a store that is made of
+    /// itself, which [`Config::parse`] refuses, is none.
+    fn plan_below(&self, name: &str, above: &mut Vec<String>) -> Option<Named> {
+        if above.iter().any(|above| above == name) {
+            return None;
+        }
+        let store = self.all_stores().remove(name)?;
+        above.push(name.to_owned());
+        let mut plan_of = |name: &String| self.plan_below(name, above);
+        let plan = if let Some(cache) = &store.cache {
+            let mut far: Vec<Named> = cache.far.iter().map(&mut plan_of).collect::<Option<_>>()?;
+            Plan::Cache {
+                near: Box::new(plan_of(&cache.near)?),
+                far: Box::new(match far.len() {
+                    1 => far.remove(0),
+                    // No name that a file can give.
+                    _ => Named {
+                        name: format!("{name}/far"),
+                        plan: Plan::Mirrors {
+                            members: far,
+                            order: Order::Listed,
+                        },
+                    },
+                }),
+                options: CacheOptions {
+                    size: cache.size.map(|size| size.0),
+                    keep_free: cache.keep_free.map(|size| size.0),
+                    roots_max_age: cache.roots_max_age.0,
+                },
+            }
+        } else if let Some(mirrors) = &store.mirrors {
+            Plan::Mirrors {
+                members: mirrors.of.iter().map(plan_of).collect::<Option<_>>()?,
+                order: match mirrors.order {
+                    MirrorOrder::Listed => Order::Listed,
+                    MirrorOrder::Fastest => Order::Fastest,
+                    MirrorOrder::Racing => Order::Racing,
+                },
+            }
+        } else if let Some(filter) = &store.filter {
+            let patterns = filter.roots.iter().map(|text| Pattern::parse(text).ok());
+            Plan::Filter {
+                of: Box::new(plan_of(&filter.store)?),
+                roots: patterns.collect::<Option<_>>()?,
+            }
+        } else if let Some(join) = &store.join {
+            Plan::Join {
+                members: join.iter().map(plan_of).collect::<Option<_>>()?,
+            }
+        } else {
+            Plan::Url(store.full_url()?)
+        };
+        above.pop();
+        Some(Named {
+            name: name.to_owned(),
+            plan,
+        })
+    }
+}

@@ -1,0 +1,69 @@
+//! A panic where nobody catches it ends the process.
+//!
+//! A panic in a request is caught, answered with EIO and told; so is one in a task of the async
+//! runtime. In one of the threads that keep the service going, however, it would leave a service
+//! that looks alive and has lost something: one that follows the store's root nodes, or the one that
+//! owns the mounts, which would take them down as it unwinds. That must be a crash like any other,
+//! for a crash is what a successor goes on from.
+
+use std::panic;
+use std::process;
+use std::thread;
+
+/// The threads without which there is no service.
+const VITAL: &[&str] = &["main", "watchdog", "walk-ahead", "root-watch"];
+
+/// From now on a panic in a vital thread aborts the process, once it was told.
+pub fn abort_in_vital_threads() {
+    let tell = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        tell(info);
+        let thread = thread::current();
+        let name = thread.name().unwrap_or_default();
+        let place = info.location().map(ToString::to_string);
+        let what = info.payload_as_str().unwrap_or_default();
+        tracing::error!(thread = name, place, what, "a panic; this is a bug");
+        if VITAL.contains(&name) {
+            process::abort();
+        }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    const VARIABLE: &str = "CASTORE_FS_TEST_PANIC_IN";
+
+    /// How a process ended in which a thread of this name panicked: this test, run once more.
+    fn end_after_a_panic_in(name: &str) -> process::ExitStatus {
+        let test = "a_panic_ends_the_process_where_nobody_catches_it_and_nowhere_else";
+        let ran = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("service::panics::tests::{test}")])
+            .env(VARIABLE, name)
+            .output()
+            .unwrap();
+        assert!(!String::from_utf8_lossy(&ran.stdout).contains("running 0 tests"));
+        ran.status
+    }
+
+    #[test]
+    fn a_panic_ends_the_process_where_nobody_catches_it_and_nowhere_else() {
+        if let Ok(name) = std::env::var(VARIABLE) {
+            abort_in_vital_threads();
+            let thread = thread::Builder::new().name(name);
+            let panics = thread.spawn(|| panic!("as the test wants")).unwrap();
+            assert!(panics.join().is_err());
+            return;
+        }
+        for name in VITAL {
+            let end = end_after_a_panic_in(name);
+            assert_eq!(end.signal(), Some(libc::SIGABRT), "in {name}: {end}");
+        }
+        assert!(end_after_a_panic_in("fuse").success());
+        assert!(end_after_a_panic_in("tokio-rt-worker").success());
+    }
+}

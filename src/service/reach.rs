@@ -1,0 +1,169 @@
+//! Whether the stores of a configuration can be reached from here: `check-config --online`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Config;
+use crate::castore::Digest;
+use crate::store::{self, Error, Plan, Store};
+
+/// How long a store may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A store that was asked a question.
+#[derive(Clone, Debug)]
+pub struct Reached {
+    /// Its name.
+    pub name: String,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It answered, within so long.
+    Answered(Duration),
+    /// There is nothing to ask yet: the service makes it.
+    ToBeMade,
+    /// It did not.
+    Failed {
+        /// What is wrong.
+        why: String,
+        /// What to look at, where that can be guessed.
+        advice: Option<&'static str>,
+    },
+}
+
+/// Asks every store of `config` that has a URL, all at once, whether it has a blob. Takes ten seconds
+/// at most. Nothing is made or changed.
+pub fn reach(config: &Config) -> io::Result<Vec<Reached>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let mut asked = BTreeMap::new();
+    for named in config.plans() {
+        if let Plan::Url(url) = named.plan {
+            let ask = ask(url.clone());
+            let answer = runtime.spawn(async { tokio::time::timeout(PATIENCE, ask).await });
+            asked.insert(named.name, (url, answer));
+        }
+    }
+    let mut reached = Vec::new();
+    for (name, (url, answer)) in asked {
+        let outcome = match runtime.block_on(answer) {
+            Ok(Ok(Ok(outcome))) => outcome,
+            Ok(Ok(Err(error))) => failed(&error),
+            Ok(Err(_)) => failed(&Error::Timeout {
+                // Without the query, as logs show it.
+                store: url
+                    .split_once('?')
+                    .map_or(url.as_str(), |(url, _)| url)
+                    .to_owned(),
+                after: PATIENCE,
+            }),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        reached.push(Reached { name, outcome });
+    }
+    // What still hangs is not waited for.
+    runtime.shutdown_background();
+    Ok(reached)
+}
+
+async fn ask(url: String) -> Result<Outcome, Error> {
+    if store::must_exist(&url).is_err() {
+        return Ok(Outcome::ToBeMade);
+    }
+    let began = Instant::now();
+    // To open may mean to connect, which blocks.
+    let opened = tokio::task::spawn_blocking(move || store::open(&url)).await;
+    let store: Arc<dyn Store> = match opened {
+        Ok(opened) => opened?,
+        Err(crashed) => std::panic::resume_unwind(crashed.into_panic()),
+    };
+    // Whatever it says: it answered.
+    store
+        .has_blob(&Digest::of(b"castore-fs check-config --online"))
+        .await?;
+    Ok(Outcome::Answered(began.elapsed()))
+}
+
+fn failed(error: &Error) -> Outcome {
+    Outcome::Failed {
+        why: error.to_string(),
+        advice: advice(error),
+    }
+}
+
+/// What to look at.
+fn advice(error: &Error) -> Option<&'static str> {
+    if matches!(error, Error::Timeout { .. }) {
+        return Some("is that the right address, and does a firewall let this machine through?");
+    }
+    let text = error.to_string().to_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if says(&[
+        "unauthenticated",
+        "permissiondenied",
+        "unauthorized",
+        "401",
+        "403",
+    ]) {
+        Some("are the token (token-file), the client certificate or the credentials right?")
+    } else if says(&["certificate", "unknownissuer", "tls", "handshake"]) {
+        Some(
+            "if an authority of your own signed the server's certificate, name it with tls-ca-cert-path",
+        )
+    } else if says(&["refused", "no such file"]) {
+        Some("is the server running, and is that its port or socket?")
+    } else if says(&["permission denied"]) {
+        Some("may this user use that socket or folder? The service may run as another")
+    } else if says(&["dns", "lookup address", "name or service", "resolve"]) {
+        Some("is the host's name right?")
+    } else if says(&["unimplemented", "http2", "protocol"]) {
+        Some("is that a castore server? It does not speak like one")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn reached(text: &str) -> Vec<Reached> {
+        reach(&Config::parse(Path::new("test.toml"), text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_answers_what_is_to_be_made_and_what_is_wrong() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let nobody = listener.local_addr().unwrap();
+        drop(listener);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display();
+        let reached = reached(&format!(
+            "[stores.a-memory]\nurl = 'memory:'\n\
+             [stores.b-none]\nurl = 'local:{path}/store'\n\
+             [stores.c-nobody]\nurl = 'grpc+http://{nobody}'\n\
+             [stores.d-socket]\nurl = 'grpc+unix:{path}/socket'\n\
+             [stores.e-all]\njoin = ['a-memory', 'b-none']\n"
+        ));
+        assert_eq!(reached.len(), 4, "what is made of others is not asked");
+        assert!(matches!(reached[0].outcome, Outcome::Answered(_)));
+        assert_eq!(reached[1].outcome, Outcome::ToBeMade);
+        assert!(!folder.path().join("store").exists(), "nothing is made");
+        for (at, url) in [(2, nobody.to_string()), (3, format!("{path}/socket"))] {
+            let Outcome::Failed { why, advice } = &reached[at].outcome else {
+                panic!("nobody is there");
+            };
+            assert!(why.contains(&url), "{why}");
+            assert!(advice.unwrap().contains("running"), "{why}");
+        }
+    }
+}

@@ -1,0 +1,871 @@
+//! A store near, in front of one far away: what was read stays.
+//!
+//! The near store is a [`LocalStore`], and whatever a far one gives is kept there as it comes:
+//! Directories, small blobs, parts of large ones ([`parts`](super::local)), and root nodes with
+//! their age ([`roots`]). All of that outlives the process, and goes on being served when the far
+//! store cannot be reached.
+//!
+//! **Readers never wait for the near disk to take something.** What was fetched goes to whoever
+//! asked, and by a bounded queue to a thread that writes ([`writer`]). A disk that is slow, full or
+//! failing makes the cache keep less, and nobody's read fail.
+//!
+//! **One fetch for all.** Whoever wants an object that is being fetched waits for that fetch; what
+//! has come stays in memory a while, until the near store has it.
+//!
+//! **What does not check out is fetched anew.** The near store verifies what it reads; a damaged
+//! object is read from the far store instead, and put in its place.
+//!
+//! **What goes first** when room is short: what no root leads to; then, of the roots that are not
+//! pinned, what only those lead to that were used longest ago. A root is used when its name is
+//! looked up and when something below it is read.
+//!
+//! **Additions go through** to the far store, if that takes any: the cache holds nothing that would
+//! be lost with it. The near store's own roots are served too, before the far store's of the same
+//! name, and are never let go of.
+//!
+//! One process at a time should cache in a near store; others may read it, and add to it.
+
+mod prefetch;
+mod reach;
+mod roots;
+mod status;
+mod touched;
+mod writer;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::try_join_all;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+pub use self::prefetch::Prefetch;
+use self::reach::Reach;
+use self::roots::Memory;
+pub use self::status::CacheStatus;
+use self::writer::{Write, Writer};
+use super::bounded::Bounded;
+use super::flights::Flights;
+use super::url::local_path;
+use super::{
+    Answer, BackingFile, Collected, Damage, Error, Ingest, LocalStore, Object, Store, Usage,
+    network, segments,
+};
+use crate::castore::{Digest, Directory, GroupTable, Name, Root, group_size};
+use crate::nix::PathInfo;
+
+/// Blobs of up to this many bytes are fetched whole: those that the near store packs.
+const WHOLE: u64 = 1 << 20;
+/// The smallest part of a larger one that is fetched, in bytes.
+const PART: u64 = 256 << 10;
+/// Bytes of blobs that stay in memory after they have come, until the near store has them.
+const RECENT_BLOBS: usize = 96 << 20;
+/// The same of Directories.
+const RECENT_DIRECTORIES: usize = 16 << 20;
+/// The same of group tables.
+const RECENT_TABLES: usize = 16 << 20;
+/// How late a change of the near store's own roots may be noticed.
+const LATE: Duration = Duration::from_secs(1);
+/// Roots that are asked for anew at once.
+const REFRESHED: usize = 64;
+
+/// How a cache is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// Bytes that the near store may take on its disk; without it as many as there are.
+    pub size: Option<u64>,
+    /// Bytes that stay free on that disk whatever `size` says.
+    pub keep_free: Option<u64>,
+    /// How long the far store's answer for a root's name holds.
+    pub roots_max_age: Duration,
+}
+
+impl Default for CacheOptions {
+    fn default() -> Self {
+        Self {
+            size: None,
+            keep_free: None,
+            roots_max_age: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A local store in front of a far one. Clones are the same cache. What was read and is not on the
+/// disk yet is written when the last of them is dropped.
+#[derive(Clone)]
+pub struct Cache(Arc<Running>);
+
+/// The cache and its thread.
+struct Running {
+    inner: Arc<Inner>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Inner {
+    near: LocalStore,
+    far: Arc<dyn Store>,
+    url: String,
+    limit: Option<u64>,
+    runtime: Handle,
+    writer: Writer,
+    reach: Reach,
+    recent: Mutex<Recent>,
+    fetching: Flights<(Digest, u64, u64), Shared<Bytes>>,
+    asking: Flights<Digest, Shared<Directory>>,
+    looking: Flights<Bytes, Shared<Root>>,
+    tabling: Flights<(Digest, u64), Option<Arc<GroupTable>>>,
+    /// What the far store last said of its roots' version.
+    far_version: AtomicU64,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+/// An answer for all who waited.
+type Shared<T> = Result<Option<T>, Arc<Error>>;
+
+/// What has come a moment ago.
+#[derive(Debug)]
+struct Recent {
+    /// By digest, the size that a node says, and the number of the part.
+    blobs: Bounded<(Digest, u64, u64), Bytes>,
+    directories: Bounded<Digest, Directory>,
+    tables: Bounded<(Digest, u64), Arc<GroupTable>>,
+}
+
+/// Bytes of a blob of `size` bytes that are fetched at once.
+fn unit_size(size: u64) -> u64 {
+    match size <= WHOLE {
+        true => WHOLE,
+        false => PART.max(group_size(size)),
+    }
+}
+
+impl Cache {
+    /// Opens the cache that is kept in the local store `near` (`local:PATH`, which is made if it is
+    /// not there), in front of `far`.
+    pub fn open(near: &str, far: Arc<dyn Store>, options: CacheOptions) -> Result<Self, Error> {
+        let path = near.strip_prefix("local:").and_then(local_path);
+        let path = path.filter(|path| !path.is_empty() && !path.contains('\0'));
+        let path = path.ok_or_else(|| Error::Url {
+            url: near.to_owned(),
+            why: "a cache is kept in a folder: write local:PATH".to_owned(),
+        })?;
+        Self::new(LocalStore::open(path.as_ref())?, far, options)
+    }
+
+    /// Opens the cache that is kept in `near`, in front of `far`.
+    pub fn new(
+        near: LocalStore,
+        far: Arc<dyn Store>,
+        options: CacheOptions,
+    ) -> Result<Self, Error> {
+        let url = format!("cache({}, {})", near.url(), far.url());
+        let failed = |source| Error::Io {
+            store: url.clone(),
+            action: "start threads for the cache in",
+            path: near.url().trim_start_matches("local:").into(),
+            source,
+        };
+        let inner = Arc::new(Inner {
+            runtime: network::handle().map_err(failed)?.clone(),
+            limit: options.size,
+            writer: Writer::new(near.clone(), options)?,
+            reach: Reach::default(),
+            recent: Mutex::new(Recent {
+                blobs: Bounded::new(RECENT_BLOBS),
+                directories: Bounded::new(RECENT_DIRECTORIES),
+                tables: Bounded::new(RECENT_TABLES),
+            }),
+            fetching: Flights::default(),
+            asking: Flights::default(),
+            looking: Flights::default(),
+            tabling: Flights::default(),
+            far_version: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            url: url.clone(),
+            near: near.clone(),
+            far,
+        });
+        let running = inner.clone();
+        let thread = std::thread::Builder::new().name("castore-cache".to_owned());
+        let thread = thread.spawn(move || running.writer.run(|| running.refresh()));
+        Ok(Self(Arc::new(Running {
+            thread: Some(thread.map_err(failed)?),
+            inner,
+        })))
+    }
+
+    /// The store near.
+    pub fn near(&self) -> &LocalStore {
+        &self.0.inner.near
+    }
+
+    /// How it fares.
+    pub fn status(&self) -> CacheStatus {
+        let inner = &self.0.inner;
+        let (evictions, not_kept, repairs) = inner.writer.counts();
+        CacheStatus {
+            size: inner.writer.size(),
+            limit: inner.limit,
+            hits: inner.hits.load(Ordering::Relaxed),
+            misses: inner.misses.load(Ordering::Relaxed),
+            evictions,
+            not_kept,
+            repairs,
+            degraded: inner.writer.why_degraded(),
+            far_down: inner.reach.why(),
+        }
+    }
+
+    /// Keeps what is below the root `name`, once it was read, whatever the cache's size; says
+    /// whether it was not pinned before. The root need not be there yet.
+    pub fn pin(&self, name: &Name) -> Result<bool, Error> {
+        self.set_pin(name, true)
+    }
+
+    /// Takes back [`pin`](Self::pin); says whether it was pinned.
+    pub fn unpin(&self, name: &Name) -> Result<bool, Error> {
+        self.set_pin(name, false)
+    }
+
+    fn set_pin(&self, name: &Name, pinned: bool) -> Result<bool, Error> {
+        let writer = &self.0.inner.writer;
+        let changed = writer.roots.pin(name, pinned);
+        writer.remember()?;
+        Ok(changed)
+    }
+
+    /// The names that are pinned, in their order.
+    pub fn pins(&self) -> Vec<Name> {
+        self.0.inner.writer.roots.pins()
+    }
+
+    /// Lets go of everything but what is pinned, and the near store's own roots.
+    pub fn drop_cache(&self) -> Result<Collected, Error> {
+        self.flush();
+        self.0.inner.recent.lock().forget();
+        self.0.inner.writer.come_down_to(0)
+    }
+
+    /// Lets go of what was used longest ago until the near store takes no more than `size` bytes on
+    /// its disk; by itself this happens when it is over its limit.
+    pub fn evict(&self, size: u64) -> Result<Collected, Error> {
+        self.flush();
+        self.0.inner.writer.come_down_to(size)
+    }
+
+    /// Waits until everything that was read so far is on the disk, or was given up.
+    pub fn flush(&self) {
+        self.0.inner.writer.flush();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.inner.writer.close();
+        if let Some(thread) = self.thread.take() {
+            // Should it have crashed, nothing is kept any more; reading goes on without.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Recent {
+    fn forget(&mut self) {
+        self.blobs.clear();
+        self.directories.clear();
+        self.tables.clear();
+    }
+}
+
+impl Inner {
+    /// What is at hand of a blob: fills `buffer`, or says that something is lacking.
+    fn at_hand(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<bool, Error> {
+        match self.near.read_now(digest, size, offset, buffer) {
+            Ok(Answer::Found(length)) if length == buffer.len() => {
+                self.writer.touched.touch(digest);
+                return Ok(true);
+            }
+            Ok(_) => {}
+            Err(error) => self.excuse(digest, size, error)?,
+        }
+        let parts = self.near.parts().read(digest, size, offset, buffer);
+        let read = parts.map_err(|damage| Error::Damaged {
+            store: self.near.url().to_owned(),
+            object: Object::Blob,
+            digest: *digest,
+            damage: Box::new(damage),
+        })?;
+        if read {
+            self.writer.touched.touch(digest);
+            return Ok(true);
+        }
+        Ok(self.in_memory(digest, size, offset, buffer))
+    }
+
+    fn in_memory(&self, digest: &Digest, size: u64, offset: u64, buffer: &mut [u8]) -> bool {
+        let unit = unit_size(size);
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let key = (*digest, size, at / unit);
+            let Some(bytes) = self.recent.lock().blobs.get(&key) else {
+                return false;
+            };
+            let Some(part) = bytes.get((at % unit) as usize..) else {
+                return false;
+            };
+            let length = part.len().min(buffer.len() - done);
+            if length == 0 {
+                return false;
+            }
+            buffer[done..done + length].copy_from_slice(&part[..length]);
+            done += length;
+        }
+        true
+    }
+
+    /// Whether the far store can help where the near one failed: always, unless the node that
+    /// somebody read by says a size that the blob does not have.
+    fn excuse(&self, digest: &Digest, size: u64, error: Error) -> Result<(), Error> {
+        if let Error::Damaged { .. } = &error
+            && let Ok(Some(actual)) = self.near.indexed_size(digest)
+            && actual != size
+        {
+            return Err(error);
+        }
+        self.writer.note_spoiled(digest, &error);
+        Ok(())
+    }
+
+    fn directory_at_hand(&self, digest: &Digest) -> Option<Directory> {
+        match self.near.directory_now(digest) {
+            Ok(Answer::Found(directory)) => {
+                self.writer.touched.touch(digest);
+                return Some(directory);
+            }
+            Ok(_) => {}
+            Err(error) => self.writer.note_spoiled(digest, &error),
+        }
+        self.recent.lock().directories.get(digest)
+    }
+
+    /// Part `index` of a blob: from memory, or from the far store, for all who want it at once.
+    async fn unit(
+        self: &Arc<Self>,
+        digest: &Digest,
+        size: u64,
+        index: u64,
+    ) -> Result<Option<Bytes>, Error> {
+        let key = (*digest, size, index);
+        if let Some(bytes) = self.recent.lock().blobs.get(&key) {
+            return Ok(Some(bytes));
+        }
+        let landed = self.fetching.join(key, &self.runtime, || {
+            let (inner, digest) = (self.clone(), *digest);
+            async move { inner.fetch_unit(digest, size, index).await }
+        });
+        self.landed(landed.await)
+    }
+
+    fn landed<T>(&self, landed: Option<Shared<T>>) -> Result<Option<T>, Error> {
+        match landed {
+            Some(landed) => landed.map_err(|error| error.again()),
+            None => Err(Error::Remote {
+                store: self.url.clone(),
+                request: "the fetch".to_owned(),
+                why: "it broke off".to_owned(),
+            }),
+        }
+    }
+
+    async fn fetch_unit(self: Arc<Self>, digest: Digest, size: u64, index: u64) -> Shared<Bytes> {
+        // It may have landed between the look and the departure.
+        if let Some(bytes) = self.recent.lock().blobs.get(&(digest, size, index)) {
+            return Ok(Some(bytes));
+        }
+        let unit = unit_size(size);
+        let start = index * unit;
+        let length = unit.min(size.saturating_sub(start));
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        let far = self.far.clone();
+        let asked = async move { far.read(&digest, size, start, length as usize).await };
+        let Some(bytes) = self.ask(asked).await? else {
+            return Ok(None);
+        };
+        let whole = length == size;
+        let damage = match bytes.len() as u64 == length {
+            false => Some(Damage::WrongSize {
+                expected: length,
+                actual: bytes.len() as u64,
+            }),
+            // What is kept under a digest was hashed here, whoever sent it.
+            true if whole && Digest::of(&bytes) != digest => Some(Damage::WrongBytes { offset: 0 }),
+            true => None,
+        };
+        if let Some(damage) = damage {
+            return Err(Arc::new(Error::Damaged {
+                store: self.far.url().to_owned(),
+                object: Object::Blob,
+                digest,
+                damage: Box::new(damage),
+            }));
+        }
+        let key = (digest, size, index);
+        self.recent
+            .lock()
+            .blobs
+            .insert(key, bytes.clone(), bytes.len());
+        self.writer.touched.touch(&digest);
+        if size <= WHOLE {
+            self.writer.push(Write::Blob(digest, bytes.clone()));
+        } else {
+            // The table may take another question, for which no reader waits.
+            let (inner, bytes) = (self.clone(), bytes.clone());
+            self.runtime.spawn(async move {
+                if let Some(table) = inner.table(digest, size).await {
+                    inner.writer.push(Write::Part {
+                        digest,
+                        size,
+                        segment: unit,
+                        index,
+                        bytes,
+                        table,
+                    });
+                }
+            });
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Asks the far store, unless it is known not to answer.
+    async fn ask<T>(
+        &self,
+        question: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Arc<Error>> {
+        self.reach.check()?;
+        let answer = question.await;
+        self.reach.note(&answer);
+        Ok(answer?)
+    }
+
+    /// The table of a large blob, checked against its digest.
+    async fn table(self: &Arc<Self>, digest: Digest, size: u64) -> Option<Arc<GroupTable>> {
+        let key = (digest, size);
+        if let Some(table) = self.recent.lock().tables.get(&key) {
+            return Some(table);
+        }
+        let landed = self.tabling.join(key, &self.runtime, || {
+            let inner = self.clone();
+            async move {
+                let here = inner.near.parts().about(&digest);
+                let table = match here.filter(|(known, _)| *known == size) {
+                    Some((_, table)) => table,
+                    None => {
+                        let table = inner.far.group_table(&digest, size).await.ok()??;
+                        // The digest binds the table; nothing else has to be believed.
+                        GroupTable::decode(table.as_bytes(), &digest, size).ok()?
+                    }
+                };
+                let (table, weight) = (Arc::new(table), GroupTable::byte_len(size) as usize);
+                let mut recent = inner.recent.lock();
+                recent.tables.insert(key, table.clone(), weight);
+                Some(table)
+            }
+        });
+        landed.await.flatten()
+    }
+
+    fn forget_recent(&self, digest: &Digest, size: u64) {
+        let mut recent = self.recent.lock();
+        for index in 0..size.div_ceil(unit_size(size)) {
+            recent.blobs.remove(&(*digest, size, index));
+        }
+    }
+
+    /// Keeps a Directory that the far store gave.
+    fn keep_directory(&self, digest: &Digest, directory: &Directory) {
+        let weight = directory.as_bytes().len() + 64;
+        let mut recent = self.recent.lock();
+        recent
+            .directories
+            .insert(*digest, directory.clone(), weight);
+        drop(recent);
+        self.writer.touched.touch(digest);
+        self.writer.push(Write::Directory(directory.clone()));
+    }
+
+    async fn directory(self: &Arc<Self>, digest: &Digest) -> Result<Option<Directory>, Error> {
+        if let Some(directory) = self.directory_at_hand(digest) {
+            return Ok(Some(directory));
+        }
+        let landed = self.asking.join(*digest, &self.runtime, || {
+            let (inner, digest) = (self.clone(), *digest);
+            async move { inner.fetch_directory(digest).await }
+        });
+        self.landed(landed.await)
+    }
+
+    async fn fetch_directory(self: Arc<Self>, digest: Digest) -> Shared<Directory> {
+        if let Some(directory) = self.recent.lock().directories.get(&digest) {
+            return Ok(Some(directory));
+        }
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        let far = self.far.clone();
+        let asked = async move { far.directory(&digest).await };
+        let Some(directory) = self.ask(asked).await? else {
+            return Ok(None);
+        };
+        if directory.digest() != digest {
+            return Err(Arc::new(Error::Damaged {
+                store: self.far.url().to_owned(),
+                object: Object::Directory,
+                digest,
+                damage: Box::new(Damage::WrongBytes { offset: 0 }),
+            }));
+        }
+        self.keep_directory(&digest, &directory);
+        Ok(Some(directory))
+    }
+
+    fn far_version(&self) -> u64 {
+        if let Ok(version) = self.far.roots_version() {
+            self.far_version.store(version, Ordering::Relaxed);
+        }
+        self.far_version.load(Ordering::Relaxed)
+    }
+
+    /// The root `name`, as the far store says it now.
+    async fn look_up(self: &Arc<Self>, name: &[u8]) -> Result<Option<Root>, Error> {
+        let name = Bytes::copy_from_slice(name);
+        let landed = self.looking.join(name.clone(), &self.runtime, || {
+            let inner = self.clone();
+            async move {
+                let (far, asked) = (inner.far.clone(), name.clone());
+                let question = async move { far.root(&asked).await };
+                let found = inner.ask(question).await?;
+                let found = found.filter(|root| root.name.as_bytes() == &name[..]);
+                inner.writer.roots.note(&name, found.as_ref(), true);
+                Ok(found)
+            }
+        });
+        self.landed(landed.await)
+    }
+
+    /// Asks again for the roots whose answers were old, so that those who hold on to them learn of a
+    /// change.
+    fn refresh(self: &Arc<Self>) {
+        if self.reach.is_resting() {
+            return;
+        }
+        for name in self.writer.roots.served_old().into_iter().take(REFRESHED) {
+            let inner = self.clone();
+            self.runtime.spawn(async move {
+                if inner.look_up(&name).await.is_err() {
+                    inner.writer.roots.still_old(&name);
+                }
+            });
+        }
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.url())
+    }
+}
+
+#[async_trait]
+impl Store for Cache {
+    fn url(&self) -> &str {
+        &self.0.inner.url
+    }
+
+    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
+        let inner = &self.0.inner;
+        if *digest == Digest::empty_blob() {
+            let empty = Directory::decode(Vec::new()).expect("nothing is the empty Directory");
+            return Ok(Answer::Found(empty));
+        }
+        if let Some(directory) = inner.directory_at_hand(digest) {
+            inner.hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(Answer::Found(directory));
+        }
+        // The far store may have it in memory; whatever it cannot say now, it says later.
+        match inner.far.directory_now(digest) {
+            Ok(Answer::Found(directory)) if directory.digest() == *digest => {
+                inner.misses.fetch_add(1, Ordering::Relaxed);
+                inner.keep_directory(digest, &directory);
+                Ok(Answer::Found(directory))
+            }
+            Ok(Answer::Absent) => Ok(Answer::Absent),
+            _ => Ok(Answer::Wait),
+        }
+    }
+
+    fn read_now(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Answer<usize>, Error> {
+        let inner = &self.0.inner;
+        check_empty(&inner.url, digest, size)?;
+        let length = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        if length == 0 {
+            return Ok(Answer::Found(0));
+        }
+        match inner.at_hand(digest, size, offset, &mut buffer[..length])? {
+            true => {
+                inner.hits.fetch_add(1, Ordering::Relaxed);
+                Ok(Answer::Found(length))
+            }
+            false => Ok(Answer::Wait),
+        }
+    }
+
+    /// The far store fetches what is not here; it is kept when it is read.
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        let inner = &self.0.inner;
+        let lacks = |(digest, _): &&(Digest, u64)| {
+            inner.near.indexed_size(digest).ok().flatten().is_none()
+                && inner.near.parts().about(digest).is_none()
+        };
+        let lacking: Vec<_> = blobs.iter().filter(lacks).copied().collect();
+        if !lacking.is_empty() {
+            inner.far.will_need(&lacking);
+        }
+    }
+
+    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
+        let inner = &self.0.inner;
+        if let Ok(Answer::Found(root)) = inner.near.root_now(name) {
+            return Ok(Answer::Found(root));
+        }
+        let roots = &inner.writer.roots;
+        match roots.recall(name, inner.far_version()) {
+            Memory::Fresh(known) => return Ok(known.into()),
+            Memory::Old(root) if inner.reach.is_resting() => return Ok(Answer::Found(root)),
+            Memory::Old(_) | Memory::Nothing => {}
+        }
+        match inner.far.root_now(name) {
+            Ok(Answer::Found(root)) => {
+                roots.note(name, Some(&root), true);
+                Ok(Answer::Found(root))
+            }
+            Ok(Answer::Absent) => {
+                roots.note(name, None, true);
+                Ok(Answer::Absent)
+            }
+            _ => Ok(Answer::Wait),
+        }
+    }
+
+    /// The near store's: what it has whole.
+    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
+        let inner = &self.0.inner;
+        if inner.writer.is_spoiled(digest) {
+            return Ok(None);
+        }
+        match inner.near.backing_file(digest, size) {
+            Ok(file) => {
+                if file.is_some() {
+                    inner.writer.touched.touch(digest);
+                }
+                Ok(file)
+            }
+            Err(error) => inner.excuse(digest, size, error).map(|()| None),
+        }
+    }
+
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        match self.directory_now(digest)? {
+            Answer::Found(directory) => Ok(Some(directory)),
+            Answer::Absent => Ok(None),
+            Answer::Wait => self.0.inner.directory(digest).await,
+        }
+    }
+
+    async fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<Option<Bytes>, Error> {
+        let inner = &self.0.inner;
+        check_empty(&inner.url, digest, size)?;
+        let end = size.min(offset.saturating_add(length as u64));
+        if offset >= end {
+            return Ok(Some(Bytes::new()));
+        }
+        let unit = unit_size(size);
+        let parts = (offset / unit..end.div_ceil(unit)).map(|index| async move {
+            let from = offset.max(index * unit);
+            let to = end.min((index + 1) * unit);
+            let mut buffer = vec![0; (to - from) as usize];
+            if inner.at_hand(digest, size, from, &mut buffer)? {
+                inner.hits.fetch_add(1, Ordering::Relaxed);
+                return Ok(Some(Bytes::from(buffer)));
+            }
+            let found = inner.unit(digest, size, index).await?;
+            let (from, to) = ((from - index * unit) as usize, (to - index * unit) as usize);
+            Ok::<_, Error>(found.map(|bytes| bytes.slice(from..to)))
+        });
+        let parts = try_join_all(parts).await?;
+        let Some(parts) = parts.into_iter().collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        if let [only] = &parts[..] {
+            return Ok(Some(only.clone()));
+        }
+        let mut all = BytesMut::with_capacity((end - offset) as usize);
+        parts.iter().for_each(|part| all.extend_from_slice(part));
+        Ok(Some(all.freeze()))
+    }
+
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        let inner = &self.0.inner;
+        match self.root_now(name)? {
+            Answer::Found(root) => return Ok(Some(root)),
+            Answer::Absent => return Ok(None),
+            Answer::Wait => {}
+        }
+        let looked = inner.look_up(name).await;
+        if looked.is_err()
+            && let Memory::Old(root) = inner.writer.roots.recall(name, inner.far_version())
+        {
+            return Ok(Some(root));
+        }
+        looked
+    }
+
+    async fn roots(&self) -> Result<Vec<Root>, Error> {
+        let inner = &self.0.inner;
+        let own = inner.near.roots().await?;
+        let listed = inner.ask(inner.far.roots()).await;
+        let mut roots = match listed {
+            Ok(listed) => {
+                inner.writer.roots.note_all(&listed);
+                listed
+            }
+            Err(error) => {
+                let known = inner.writer.roots.all();
+                if known.is_empty() && own.is_empty() {
+                    return Err(error.again());
+                }
+                known
+            }
+        };
+        // The near store's own come first, and stay where there are two.
+        roots.splice(0..0, own);
+        roots.sort_by(|a, b| a.name.cmp(&b.name));
+        roots.dedup_by(|later, first| later.name == first.name);
+        Ok(roots)
+    }
+
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+        let inner = &self.0.inner;
+        if let Some(info) = inner.near.path_info(name).await? {
+            return Ok(Some(info));
+        }
+        match inner.ask(inner.far.path_info(name)).await {
+            Ok(Some(info)) => {
+                inner.writer.roots.note_path_info(name, &info);
+                Ok(Some(info))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => match inner.writer.roots.path_info(name) {
+                Some(info) => Ok(Some(info)),
+                None => Err(error.again()),
+            },
+        }
+    }
+
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        let inner = &self.0.inner;
+        if inner.near.has_blob(digest).await? {
+            return Ok(true);
+        }
+        let asked = inner.ask(inner.far.has_blob(digest)).await;
+        asked.map_err(|error| error.again())
+    }
+
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        let inner = &self.0.inner;
+        if let Some(size) = inner.near.blob_size(digest).await? {
+            return Ok(Some(size));
+        }
+        if let Some((size, _)) = inner.near.parts().about(digest) {
+            return Ok(Some(size));
+        }
+        let asked = inner.ask(inner.far.blob_size(digest)).await;
+        asked.map_err(|error| error.again())
+    }
+
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        let inner = &self.0.inner;
+        if let Ok(Some(table)) = inner.near.group_table(digest, size).await {
+            return Ok(Some(table));
+        }
+        if let Some((known, table)) = inner.near.parts().about(digest)
+            && known == size
+        {
+            return Ok(Some(table));
+        }
+        let asked = inner.ask(inner.far.group_table(digest, size)).await;
+        asked.map_err(|error| error.again())
+    }
+
+    /// What the near store holds.
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        self.0.inner.near.usage()
+    }
+
+    fn roots_version(&self) -> Result<u64, Error> {
+        let inner = &self.0.inner;
+        // Each only grows: their sum changes when one of them does.
+        let own = inner.near.roots_version()?;
+        let noticed = inner.writer.roots.version();
+        Ok(own.wrapping_add(noticed).wrapping_add(inner.far_version()))
+    }
+
+    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
+        let inner = &self.0.inner;
+        let deadline = Instant::now() + timeout;
+        loop {
+            let version = self.roots_version()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if version != seen || left.is_zero() {
+                return Ok(version);
+            }
+            let (slice, begun) = (left.min(LATE), Instant::now());
+            let far = inner.far_version.load(Ordering::Relaxed);
+            if inner.far.wait_for_roots(far, slice).is_err() {
+                std::thread::sleep(slice.saturating_sub(begun.elapsed()));
+            }
+        }
+    }
+
+    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+        self.0.inner.far.ingest()
+    }
+}
+
+/// Checks that the empty blob, and it alone, is said to be empty.
+fn check_empty(store: &str, digest: &Digest, size: u64) -> Result<(), Error> {
+    segments::check_empty(digest, size).map_err(|failure| failure.of(store, "reading"))
+}

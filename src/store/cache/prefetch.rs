@@ -1,0 +1,230 @@
+//! Fetching ahead what is below a root.
+//!
+//! Directories first, a level at a time, then blobs; several at once, and never more than the near
+//! store takes in: nothing of it is dropped because the disk is slow. What is there already is
+//! skipped, so a prefetch that broke off goes on where it was.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::task::JoinHandle;
+
+use super::{Cache, Inner};
+use crate::castore::{Digest, Name, NodeRef};
+use crate::store::{Error, Store};
+
+/// Directories and blobs that are fetched at once.
+const AT_ONCE: usize = 32;
+/// Parts of one blob that are fetched at once.
+const PARTS_AT_ONCE: usize = 8;
+/// How often it is looked whether everything came to stay: the disk may have refused some.
+const PASSES: usize = 3;
+/// The pause while the near store has enough to write.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// How far a prefetch is. Others may look while it runs, and stop it.
+#[derive(Debug, Default)]
+pub struct Prefetch {
+    /// Directories below the roots that were found so far.
+    pub directories: AtomicU64,
+    /// Blobs that are in the near store now, or on their way to its disk.
+    pub blobs: AtomicU64,
+    /// Their bytes.
+    pub bytes: AtomicU64,
+    /// Blobs that were found below the roots so far.
+    pub total_blobs: AtomicU64,
+    /// Their bytes.
+    pub total_bytes: AtomicU64,
+    /// Set by whoever wants it to end early; what was fetched stays.
+    pub stop: AtomicBool,
+}
+
+/// Ends a task whose waiter has gone.
+struct Awaited<T>(JoinHandle<T>);
+
+impl<T> Drop for Awaited<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Cache {
+    /// Fetches everything below the roots `names` into the near store.
+    ///
+    /// Fails if one of them is no root, if the far store fails, and if the near store does not take
+    /// everything, for want of room for example. It can be started again, and goes on then.
+    pub async fn prefetch(&self, names: &[Name], progress: &Arc<Prefetch>) -> Result<(), Error> {
+        let mut nodes = Vec::new();
+        for name in names {
+            let root = self.root(name).await?;
+            let root = root.ok_or_else(|| Error::Refused {
+                store: self.url().to_owned(),
+                what: format!("to fetch \"{name}\""),
+                why: "there is no root of that name".to_owned(),
+            })?;
+            nodes.push(root.node);
+        }
+        let (inner, progress) = (self.0.inner.clone(), progress.clone());
+        let work = async move {
+            let mut top = Vec::new();
+            let mut blobs = HashSet::new();
+            for node in &nodes {
+                match node.borrow() {
+                    NodeRef::Directory { digest, .. } => top.push(digest),
+                    NodeRef::File { digest, size, .. } => drop(blobs.insert((digest, size))),
+                    NodeRef::Symlink { .. } => {}
+                }
+            }
+            inner.prefetch(top, blobs, &progress).await
+        };
+        let mut task = Awaited(self.0.inner.runtime.spawn(work));
+        (&mut task.0).await.unwrap_or_else(|_| {
+            Err(Error::Remote {
+                store: self.url().to_owned(),
+                request: "the prefetch".to_owned(),
+                why: "it broke off".to_owned(),
+            })
+        })
+    }
+}
+
+impl Inner {
+    async fn prefetch(
+        self: &Arc<Self>,
+        top: Vec<Digest>,
+        mut blobs: HashSet<(Digest, u64)>,
+        progress: &Prefetch,
+    ) -> Result<(), Error> {
+        let directories = self.all_directories(top, &mut blobs, progress).await?;
+        let bytes = blobs.iter().map(|(_, size)| size).sum();
+        progress
+            .total_blobs
+            .store(blobs.len() as u64, Ordering::Relaxed);
+        progress.total_bytes.store(bytes, Ordering::Relaxed);
+        let mut wanted: Vec<_> = blobs.into_iter().collect();
+        for _ in 0..PASSES {
+            stream::iter(wanted.clone())
+                .map(|(digest, size)| self.fetch_blob(digest, size, progress))
+                .buffer_unordered(AT_ONCE)
+                .try_collect::<Vec<()>>()
+                .await?;
+            if progress.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let inner = self.clone();
+            let flushed = self.runtime.spawn_blocking(move || inner.writer.flush());
+            // Should that have crashed, the look at what is there tells.
+            let _ = flushed.await;
+            let mut missing = Vec::new();
+            for (digest, size) in wanted {
+                if !self.near.has_blob(&digest).await? {
+                    missing.push((digest, size));
+                }
+            }
+            for digest in &directories {
+                if self.near.directory(digest).await?.is_none() {
+                    // It may still be in memory only: from there it is put again.
+                    self.recent.lock().directories.remove(digest);
+                    self.directory(digest).await?;
+                }
+            }
+            if missing.is_empty() {
+                return Ok(());
+            }
+            for (digest, size) in &missing {
+                self.forget_recent(digest, *size);
+                progress.blobs.fetch_sub(1, Ordering::Relaxed);
+                progress.bytes.fetch_sub(*size, Ordering::Relaxed);
+            }
+            wanted = missing;
+        }
+        let why = self.writer.why_degraded();
+        Err(Error::Refused {
+            store: self.url.clone(),
+            what: "to keep everything that is to be fetched".to_owned(),
+            why: why.unwrap_or_else(|| format!("{} blobs did not stay", wanted.len())),
+        })
+    }
+
+    /// Fetches every Directory from `level` down, and notes the blobs that they name.
+    async fn all_directories(
+        self: &Arc<Self>,
+        mut level: Vec<Digest>,
+        blobs: &mut HashSet<(Digest, u64)>,
+        progress: &Prefetch,
+    ) -> Result<HashSet<Digest>, Error> {
+        let mut seen: HashSet<Digest> = level.iter().copied().collect();
+        while !level.is_empty() && !progress.stop.load(Ordering::Relaxed) {
+            let fetched: Vec<_> = stream::iter(std::mem::take(&mut level))
+                .map(|digest| async move {
+                    self.until_room().await;
+                    let found = self.directory(&digest).await?;
+                    found.ok_or_else(|| self.lacks(format!("directory {digest}")))
+                })
+                .buffer_unordered(AT_ONCE)
+                .try_collect()
+                .await?;
+            for directory in fetched {
+                progress.directories.fetch_add(1, Ordering::Relaxed);
+                for entry in directory.iter() {
+                    match entry.node {
+                        NodeRef::Symlink { .. } => {}
+                        NodeRef::File { digest, size, .. } => drop(blobs.insert((digest, size))),
+                        NodeRef::Directory { digest, .. } => {
+                            if seen.insert(digest) {
+                                level.push(digest);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    async fn fetch_blob(
+        self: &Arc<Self>,
+        digest: Digest,
+        size: u64,
+        progress: &Prefetch,
+    ) -> Result<(), Error> {
+        if progress.stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if !self.near.has_blob(&digest).await? && size > 0 {
+            let unit = super::unit_size(size);
+            let parts = (0..size.div_ceil(unit)).map(|index| async move {
+                if progress.stop.load(Ordering::Relaxed) || self.near.parts().has(&digest, index) {
+                    return Ok(());
+                }
+                self.until_room().await;
+                let found = self.unit(&digest, size, index).await?;
+                found
+                    .map(drop)
+                    .ok_or_else(|| self.lacks(format!("blob {digest}")))
+            });
+            let parts = stream::iter(parts).buffer_unordered(PARTS_AT_ONCE);
+            parts.try_collect::<Vec<()>>().await?;
+        }
+        progress.blobs.fetch_add(1, Ordering::Relaxed);
+        progress.bytes.fetch_add(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn until_room(&self) {
+        while !self.writer.has_room() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn lacks(&self, what: String) -> Error {
+        Error::Refused {
+            store: self.far.url().to_owned(),
+            what: "to be whole".to_owned(),
+            why: format!("it lacks {what}, which a root leads to"),
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Root nodes of the far store, remembered.
+//!
+//! **Freshness.** What the far store said of a name holds for `roots-max-age`, and no longer than
+//! the far store's own word that its roots have changed. After that it is asked again. When it
+//! cannot be asked, what was known goes on being the answer, however old; a name of which nothing is
+//! known is then an error, never "absent".
+//!
+//! Each root carries when it was last used, by which the cache chooses what to let go of, and
+//! whether it is pinned. All of this is in the near store's index and outlives the process; it is
+//! written now and then, not with every use.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::castore::{Name, Root};
+use crate::nix::PathInfo;
+use crate::store::local::CachedRoot;
+
+/// How long "there is none" holds at most.
+const ABSENT: Duration = Duration::from_secs(10);
+/// Names that are remembered to be absent; beyond, all are forgotten.
+const MAX_ABSENT: usize = 10_000;
+/// A use that is so much later than the one on the disk is worth writing, in milliseconds.
+const WORTH_WRITING: u64 = 1000;
+
+/// Milliseconds since 1970.
+pub(super) fn now() -> u64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed();
+    since.map_or(0, |since| since.as_millis() as u64)
+}
+
+/// What is remembered.
+#[derive(Debug)]
+pub(super) struct Roots {
+    max_age: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    known: HashMap<Bytes, Known>,
+    absent: HashMap<Bytes, Instant>,
+    /// The far store's version that what is known is of.
+    far_version: Option<u64>,
+    /// Changes that were noticed by asking.
+    version: u64,
+    /// Names that were forgotten, and are on the disk yet.
+    forgotten: Vec<Bytes>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Known {
+    kept: CachedRoot,
+    /// Not as it is on the disk.
+    dirty: bool,
+    /// The use that is on the disk.
+    used_on_disk: u64,
+    /// The far store has changed its roots since.
+    outdated: bool,
+    /// Was the answer though it was too old.
+    served_old: bool,
+}
+
+/// What is known of a name.
+#[derive(Debug)]
+pub(super) enum Memory {
+    /// Known, and young enough.
+    Fresh(Option<Root>),
+    /// What was true a while ago.
+    Old(Root),
+    Nothing,
+}
+
+impl Roots {
+    pub(super) fn new(max_age: Duration, kept: HashMap<Bytes, CachedRoot>) -> Self {
+        let known = kept.into_iter().map(|(name, kept)| {
+            let known = Known {
+                used_on_disk: kept.used,
+                kept,
+                ..Known::default()
+            };
+            (name, known)
+        });
+        let state = State {
+            known: known.collect(),
+            ..State::default()
+        };
+        Self {
+            max_age,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// What is known of `name`, which somebody uses now.
+    pub(super) fn recall(&self, name: &[u8], far_version: u64) -> Memory {
+        let mut state = self.state.lock();
+        state.follow(far_version);
+        if let Some(since) = state.absent.get(name)
+            && since.elapsed() < self.max_age.min(ABSENT)
+        {
+            return Memory::Fresh(None);
+        }
+        let Some(known) = state.known.get_mut(name) else {
+            return Memory::Nothing;
+        };
+        let Some(root) = &known.kept.root else {
+            return Memory::Nothing;
+        };
+        let root = root.clone();
+        known.kept.used = now();
+        let age = known.kept.used.saturating_sub(known.kept.asked);
+        match !known.outdated && u128::from(age) < self.max_age.as_millis() {
+            true => Memory::Fresh(Some(root)),
+            false => {
+                known.served_old = true;
+                Memory::Old(root)
+            }
+        }
+    }
+
+    /// Takes note of what the far store said of `name` just now.
+    pub(super) fn note(&self, name: &[u8], root: Option<&Root>, used: bool) {
+        let mut state = self.state.lock();
+        let now = now();
+        let Some(root) = root else {
+            if state.absent.len() >= MAX_ABSENT {
+                state.absent.clear();
+            }
+            let name = Bytes::copy_from_slice(name);
+            state.absent.insert(name.clone(), Instant::now());
+            return state.forget(name);
+        };
+        let was_absent = state.absent.remove(name).is_some();
+        let known = state.known.entry(Bytes::copy_from_slice(name));
+        let known = known.or_default();
+        let changed = known.kept.root.as_ref() != Some(root);
+        let was_other = changed && known.kept.root.is_some();
+        if changed {
+            known.kept.path_info = None;
+            known.kept.root = Some(root.clone());
+        }
+        known.kept.asked = now;
+        if used {
+            known.kept.used = now;
+        }
+        known.outdated = false;
+        known.served_old = false;
+        known.dirty = true;
+        if was_other || was_absent {
+            state.version += 1;
+        }
+    }
+
+    /// Takes note of every root that the far store has.
+    pub(super) fn note_all(&self, roots: &[Root]) {
+        for root in roots {
+            self.note(&root.name, Some(root), false);
+        }
+        let mut state = self.state.lock();
+        let gone = {
+            let there: std::collections::HashSet<&[u8]> =
+                roots.iter().map(|root| root.name.as_bytes()).collect();
+            let names = state.known.keys();
+            let gone = names.filter(|name| !there.contains(&name[..]));
+            gone.cloned().collect::<Vec<_>>()
+        };
+        for name in gone {
+            state.forget(name);
+        }
+    }
+
+    /// Takes note of what the far store knows of a path.
+    pub(super) fn note_path_info(&self, name: &[u8], info: &PathInfo) {
+        let mut state = self.state.lock();
+        if let Some(known) = state.known.get_mut(name)
+            && known.kept.root.is_some()
+            && known.kept.path_info.as_deref() != Some(info)
+        {
+            known.kept.path_info = Some(Box::new(info.clone()));
+            known.dirty = true;
+        }
+    }
+
+    pub(super) fn path_info(&self, name: &[u8]) -> Option<PathInfo> {
+        let state = self.state.lock();
+        state.known.get(name)?.kept.path_info.as_deref().cloned()
+    }
+
+    /// Every root that is known, in the order of nothing.
+    pub(super) fn all(&self) -> Vec<Root> {
+        let state = self.state.lock();
+        let known = state.known.values();
+        known.filter_map(|known| known.kept.root.clone()).collect()
+    }
+
+    /// Every root with what is remembered of it: for the choice of what stays.
+    pub(super) fn kept(&self) -> Vec<CachedRoot> {
+        let state = self.state.lock();
+        let known = state.known.values();
+        known.map(|known| known.kept.clone()).collect()
+    }
+
+    /// How often a change was noticed by asking.
+    pub(super) fn version(&self) -> u64 {
+        self.state.lock().version
+    }
+
+    /// Pins or unpins a name; says whether that is a change.
+    pub(super) fn pin(&self, name: &Name, pinned: bool) -> bool {
+        let mut state = self.state.lock();
+        let name = Bytes::copy_from_slice(name);
+        if !pinned && !state.known.contains_key(&name) {
+            return false;
+        }
+        let known = state.known.entry(name.clone()).or_default();
+        if known.kept.pinned == pinned {
+            return false;
+        }
+        known.kept.pinned = pinned;
+        known.dirty = true;
+        if known.kept.root.is_none() && !pinned {
+            state.known.remove(&name);
+            state.forgotten.push(name);
+        }
+        true
+    }
+
+    /// The names that are pinned, in their order.
+    pub(super) fn pins(&self) -> Vec<Name> {
+        let state = self.state.lock();
+        let pinned = state.known.iter().filter(|(_, known)| known.kept.pinned);
+        let mut pins: Vec<_> = pinned
+            .filter_map(|(name, _)| Name::new(name).ok())
+            .collect();
+        pins.sort();
+        pins
+    }
+
+    /// Names whose answers were too old, and are to be asked for again.
+    pub(super) fn served_old(&self) -> Vec<Bytes> {
+        let mut state = self.state.lock();
+        let known = state.known.iter_mut();
+        let old = known.filter_map(|(name, known)| {
+            std::mem::take(&mut known.served_old).then(|| name.clone())
+        });
+        old.collect()
+    }
+
+    /// Notes that a name could not be asked for again.
+    pub(super) fn still_old(&self, name: &[u8]) {
+        if let Some(known) = self.state.lock().known.get_mut(name) {
+            known.served_old = true;
+        }
+    }
+
+    /// What is to be written to the disk, as it is now; it counts as written.
+    pub(super) fn changes(&self) -> Vec<(Bytes, Option<CachedRoot>)> {
+        let mut state = self.state.lock();
+        let mut changes: Vec<_> = std::mem::take(&mut state.forgotten)
+            .into_iter()
+            .map(|name| (name, None))
+            .collect();
+        for (name, known) in &mut state.known {
+            if known.dirty || known.kept.used >= known.used_on_disk + WORTH_WRITING {
+                known.dirty = false;
+                known.used_on_disk = known.kept.used;
+                changes.push((name.clone(), Some(known.kept.clone())));
+            }
+        }
+        changes
+    }
+
+    /// Takes back that `changes` were written.
+    pub(super) fn not_written(&self, changes: Vec<(Bytes, Option<CachedRoot>)>) {
+        let mut state = self.state.lock();
+        for (name, root) in changes {
+            match (root, state.known.get_mut(&name)) {
+                (_, Some(known)) => known.dirty = true,
+                (None, None) => state.forgotten.push(name),
+                (Some(_), None) => {}
+            }
+        }
+    }
+}
+
+impl State {
+    /// The far store says which version its roots are of.
+    fn follow(&mut self, far_version: u64) {
+        let before = self.far_version.replace(far_version);
+        if before.is_some_and(|before| before != far_version) {
+            self.absent.clear();
+            self.known
+                .values_mut()
+                .for_each(|known| known.outdated = true);
+        }
+    }
+
+    /// The far store has no such root any more. A pin stays.
+    fn forget(&mut self, name: Bytes) {
+        let Some(known) = self.known.get_mut(&name) else {
+            return;
+        };
+        let was_there = known.kept.root.take().is_some();
+        known.kept.path_info = None;
+        known.dirty = true;
+        if !known.kept.pinned {
+            self.known.remove(&name);
+            self.forgotten.push(name);
+        }
+        self.version += u64::from(was_there);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::castore::{Digest, Node};
+
+    fn root(name: &str, of: &[u8]) -> Root {
+        Root {
+            name: Name::new(name.as_bytes()).unwrap(),
+            node: Node::File {
+                digest: Digest::of(of),
+                size: of.len() as u64,
+                executable: false,
+            },
+        }
+    }
+
+    #[test]
+    fn an_answer_holds_for_its_time_and_until_the_far_store_tells_of_a_change() {
+        let roots = Roots::new(Duration::from_secs(60), HashMap::new());
+        assert!(matches!(roots.recall(b"a", 1), Memory::Nothing));
+        roots.note(b"a", Some(&root("a", b"1")), true);
+        roots.note(b"b", None, true);
+        assert!(matches!(roots.recall(b"a", 1), Memory::Fresh(Some(_))));
+        assert!(matches!(roots.recall(b"b", 1), Memory::Fresh(None)));
+        assert!(matches!(roots.recall(b"a", 2), Memory::Old(_)));
+        assert!(matches!(roots.recall(b"b", 2), Memory::Nothing));
+        assert_eq!(roots.served_old(), [&b"a"[..]]);
+        let before = roots.version();
+        roots.note(b"a", Some(&root("a", b"1")), true);
+        assert_eq!(roots.version(), before);
+        roots.note(b"a", Some(&root("a", b"2")), true);
+        assert_ne!(roots.version(), before, "it stands for something else");
+        let old = Roots::new(Duration::ZERO, HashMap::new());
+        old.note(b"a", Some(&root("a", b"1")), true);
+        assert!(matches!(old.recall(b"a", 1), Memory::Old(_)));
+    }
+
+    #[test]
+    fn what_changed_is_written_once_and_pins_outlive_their_root() {
+        let roots = Roots::new(Duration::from_secs(60), HashMap::new());
+        let name = Name::new(b"a").unwrap();
+        assert!(roots.pin(&name, true));
+        assert!(!roots.pin(&name, true));
+        roots.note(b"a", Some(&root("a", b"1")), true);
+        assert_eq!(roots.changes().len(), 1);
+        assert_eq!(roots.changes(), []);
+        roots.note_all(&[]);
+        assert_eq!(roots.all(), []);
+        assert_eq!(roots.pins(), std::slice::from_ref(&name));
+        let changes = roots.changes();
+        assert!(matches!(&changes[..], [(_, Some(kept))] if kept.pinned && kept.root.is_none()));
+        roots.not_written(changes);
+        assert!(roots.pin(&name, false));
+        assert!(matches!(&roots.changes()[..], [(_, None)]));
+    }
+}

@@ -1,0 +1,78 @@
+//! Which objects were used when, about: for the choice of what to let go of.
+//!
+//! A read names a digest and not the root that it belongs to, and must not pay for bookkeeping. So
+//! each leaves its digest's mark in a table of fixed size, one store to memory; a later one may
+//! write over it. Whoever looks for room walks the roots anyway, and finds by these marks which of
+//! them are in use.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::castore::Digest;
+
+/// Marks in the table: half a megabyte of them.
+const MARKS: usize = 1 << 16;
+
+/// The table.
+pub(super) struct Touched {
+    /// Of each mark, the upper half is a piece of the digest, the lower half the time.
+    marks: Box<[AtomicU64]>,
+    /// Seconds, as good as the last [`tick`](Self::tick).
+    clock: AtomicU32,
+}
+
+impl Touched {
+    pub(super) fn new(now: u64) -> Self {
+        Self {
+            marks: (0..MARKS).map(|_| AtomicU64::new(0)).collect(),
+            clock: AtomicU32::new(now as u32),
+        }
+    }
+
+    pub(super) fn tick(&self, now: u64) {
+        self.clock.store(now as u32, Ordering::Relaxed);
+    }
+
+    fn place(&self, digest: &Digest) -> (&AtomicU64, u64) {
+        let [a, b, c, d, e, f, ..] = *digest.as_bytes();
+        let index = usize::from(u16::from_le_bytes([a, b]));
+        let piece = u64::from(u32::from_le_bytes([c, d, e, f]));
+        (&self.marks[index % MARKS], piece << 32)
+    }
+
+    /// Notes that an object was used.
+    pub(super) fn touch(&self, digest: &Digest) {
+        let (mark, piece) = self.place(digest);
+        let now = u64::from(self.clock.load(Ordering::Relaxed));
+        mark.store(piece | now, Ordering::Relaxed);
+    }
+
+    /// When an object was last used, in seconds since 1970, as far as that is still known; 0 if not.
+    pub(super) fn when(&self, digest: &Digest) -> u64 {
+        let (mark, piece) = self.place(digest);
+        let mark = mark.load(Ordering::Relaxed);
+        match mark >> 32 == piece >> 32 {
+            true => mark & u64::from(u32::MAX),
+            false => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_touched_is_known_until_another_takes_its_place() {
+        let touched = Touched::new(100);
+        let (one, other) = (Digest::of(b"one"), Digest::of(b"other"));
+        assert_eq!(touched.when(&one), 0);
+        touched.touch(&one);
+        touched.tick(200);
+        touched.touch(&other);
+        assert_eq!((touched.when(&one), touched.when(&other)), (100, 200));
+        let mut same_place = *one.as_bytes();
+        same_place[5] ^= 1;
+        touched.touch(&Digest::from(same_place));
+        assert_eq!(touched.when(&one), 0);
+    }
+}

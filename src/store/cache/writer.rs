@@ -1,0 +1,475 @@
+//! The thread that writes to the near store, so that no reader has to.
+//!
+//! What was fetched is put into a queue of bounded size. When that is full, or the disk is full or
+//! failing, objects are not kept, and readers do not notice: what they read came from the far store.
+//! After a failure nothing is taken for a while, then a little is tried.
+//!
+//! The same thread looks after the room: when the cache is over its size, or the disk short of the
+//! space that is to be kept free, it lets go of what was used longest ago.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+
+use super::roots::Roots;
+use super::touched::Touched;
+use super::{CacheOptions, roots};
+use crate::castore::{Digest, Directory, GroupTable, Node};
+use crate::store::local::Keep;
+use crate::store::{Collected, Error, Ingest, LocalStore, Store};
+
+/// Bytes in the queue, at most. An object more may come on top.
+const QUEUE: usize = 64 << 20;
+/// Bytes written in one commit, about.
+const BATCH: usize = 16 << 20;
+/// How long the first object waits for others to be committed with it.
+const LINGER: Duration = Duration::from_millis(100);
+/// How often the thread looks around when there is nothing to do.
+const TICK: Duration = Duration::from_secs(1);
+/// How often the uses of roots are written.
+const REMEMBER: Duration = Duration::from_secs(10);
+/// What an object weighs in the queue besides its bytes.
+const OVERHEAD: usize = 256;
+/// How long nothing is kept after a failure, first and at most; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Eviction goes on until so many hundredths of the size are left.
+const AFTER_EVICTION: u64 = 90;
+/// Passes over the roots to come down to a size: what a small object takes is not known exactly.
+const PASSES: u64 = 4;
+
+/// An object on its way to the near store.
+#[derive(Debug)]
+pub(super) enum Write {
+    Blob(Digest, Bytes),
+    Directory(Directory),
+    Part {
+        digest: Digest,
+        size: u64,
+        segment: u64,
+        index: u64,
+        bytes: Bytes,
+        table: Arc<GroupTable>,
+    },
+}
+
+impl Write {
+    fn weight(&self) -> usize {
+        OVERHEAD
+            + match self {
+                Write::Blob(_, bytes) | Write::Part { bytes, .. } => bytes.len(),
+                Write::Directory(directory) => directory.as_bytes().len(),
+            }
+    }
+}
+
+/// What the writer shares with readers.
+pub(super) struct Writer {
+    near: LocalStore,
+    options: CacheOptions,
+    pub(super) roots: Roots,
+    pub(super) touched: Touched,
+    queue: Mutex<Queue>,
+    filled: Condvar,
+    drained: Condvar,
+    /// What the near store has damaged.
+    spoiled: Mutex<HashSet<Digest>>,
+    /// Bytes that the near store takes on its disk, as good as known.
+    size: AtomicU64,
+    evictions: AtomicU64,
+    not_kept: AtomicU64,
+    repairs: AtomicU64,
+    /// Somebody wants room to be made.
+    evict: AtomicBool,
+    degraded: Mutex<Option<Degraded>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    writes: Vec<Write>,
+    bytes: usize,
+    /// Bytes that are being written.
+    writing: bool,
+    /// Whoever flushes does not want to linger.
+    hurry: bool,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Degraded {
+    why: String,
+    until: Instant,
+    pause: Duration,
+}
+
+impl Writer {
+    pub(super) fn new(near: LocalStore, options: CacheOptions) -> Result<Self, Error> {
+        let kept = near.cached_roots()?;
+        Ok(Self {
+            roots: Roots::new(options.roots_max_age, kept),
+            touched: Touched::new(roots::now() / 1000),
+            near,
+            options,
+            queue: Mutex::default(),
+            filled: Condvar::new(),
+            drained: Condvar::new(),
+            spoiled: Mutex::default(),
+            size: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+            not_kept: AtomicU64::new(0),
+            repairs: AtomicU64::new(0),
+            evict: AtomicBool::new(false),
+            degraded: Mutex::default(),
+        })
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn counts(&self) -> (u64, u64, u64) {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (
+            get(&self.evictions),
+            get(&self.not_kept),
+            get(&self.repairs),
+        )
+    }
+
+    /// Why nothing is kept at the moment.
+    pub(super) fn why_degraded(&self) -> Option<String> {
+        let degraded = self.degraded.lock();
+        degraded.as_ref().map(|degraded| degraded.why.clone())
+    }
+
+    /// Notes that the near store has this damaged: what comes for it is put in its place.
+    pub(super) fn note_spoiled(&self, digest: &Digest, error: &Error) {
+        if self.spoiled.lock().insert(*digest) {
+            tracing::warn!("it is fetched anew: {error}");
+        }
+    }
+
+    pub(super) fn is_spoiled(&self, digest: &Digest) -> bool {
+        self.spoiled.lock().contains(digest)
+    }
+
+    /// Keeps an object, if there is room in the queue; never waits.
+    pub(super) fn push(&self, write: Write) {
+        let paused = {
+            let degraded = self.degraded.lock();
+            degraded
+                .as_ref()
+                .is_some_and(|degraded| degraded.until > Instant::now())
+        };
+        let mut queue = self.queue.lock();
+        if paused || queue.closed || queue.bytes >= QUEUE {
+            drop(queue);
+            self.not_kept.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        queue.bytes += write.weight();
+        queue.writes.push(write);
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    /// Whether there is plenty of room in the queue.
+    pub(super) fn has_room(&self) -> bool {
+        self.queue.lock().bytes < QUEUE / 2
+    }
+
+    /// Waits until everything that was put into the queue is written, or given up.
+    pub(super) fn flush(&self) {
+        let mut queue = self.queue.lock();
+        while !queue.writes.is_empty() || queue.writing {
+            queue.hurry = true;
+            self.filled.notify_one();
+            self.drained.wait(&mut queue);
+        }
+        drop(queue);
+        if let Err(error) = self.remember() {
+            self.degrade(error.to_string());
+        }
+    }
+
+    /// Ends the thread when it has written what is in the queue.
+    pub(super) fn close(&self) {
+        self.queue.lock().closed = true;
+        self.filled.notify_one();
+    }
+
+    /// Has the thread make room, if room is lacking.
+    pub(super) fn make_room_soon(&self) {
+        self.evict.store(true, Ordering::Release);
+        self.filled.notify_one();
+    }
+
+    /// What the thread does; `tick` is called now and then.
+    pub(super) fn run(&self, tick: impl Fn()) {
+        let _ended = Ended(self);
+        self.size.store(self.near.disk_usage(), Ordering::Relaxed);
+        self.make_room_soon();
+        let mut remembered = Instant::now();
+        loop {
+            let (writes, closed) = self.next();
+            self.touched.tick(roots::now() / 1000);
+            if self.evict.swap(false, Ordering::AcqRel) || !writes.is_empty() {
+                self.look_after_room();
+            }
+            if !writes.is_empty() {
+                self.write(&writes);
+            }
+            let mut queue = self.queue.lock();
+            queue.writing = false;
+            queue.hurry &= !queue.writes.is_empty();
+            drop(queue);
+            self.drained.notify_all();
+            if remembered.elapsed() >= REMEMBER || closed {
+                if let Err(error) = self.remember() {
+                    self.degrade(error.to_string());
+                }
+                remembered = Instant::now();
+            }
+            if closed && self.queue.lock().writes.is_empty() {
+                return;
+            }
+            tick();
+        }
+    }
+
+    /// The next objects, if there are any soon; and whether there will be no more.
+    fn next(&self) -> (Vec<Write>, bool) {
+        let mut queue = self.queue.lock();
+        if queue.writes.is_empty() && !queue.closed {
+            self.filled.wait_for(&mut queue, TICK);
+        }
+        let deadline = Instant::now() + LINGER;
+        while !queue.writes.is_empty() && queue.bytes < BATCH && !queue.closed && !queue.hurry {
+            if self.filled.wait_until(&mut queue, deadline).timed_out() {
+                break;
+            }
+        }
+        let writes = std::mem::take(&mut queue.writes);
+        queue.bytes = 0;
+        queue.writing = !writes.is_empty();
+        (writes, queue.closed)
+    }
+
+    fn write(&self, writes: &[Write]) {
+        match self.try_write(writes) {
+            Ok(added) => {
+                self.size.fetch_add(added, Ordering::Relaxed);
+                if let Some(degraded) = self.degraded.lock().take() {
+                    let store = self.near.url();
+                    tracing::info!("{store} keeps what is read again, after: {}", degraded.why);
+                }
+            }
+            Err(error) => {
+                self.not_kept
+                    .fetch_add(writes.len() as u64, Ordering::Relaxed);
+                self.degrade(error.to_string());
+            }
+        }
+    }
+
+    fn degrade(&self, why: String) {
+        let mut degraded = self.degraded.lock();
+        let pause = match &*degraded {
+            Some(before) => (before.pause * 2).min(LONGEST_PAUSE),
+            None => {
+                tracing::warn!("nothing that is read is kept for the moment: {why}");
+                FIRST_PAUSE
+            }
+        };
+        *degraded = Some(Degraded {
+            why,
+            until: Instant::now() + pause,
+            pause,
+        });
+    }
+
+    /// Gives the bytes that were added.
+    fn try_write(&self, writes: &[Write]) -> Result<u64, Error> {
+        if let Some(keep_free) = self.options.keep_free
+            && self.near.disk_free()? < keep_free
+        {
+            return Err(self.short_of_room(format!("{keep_free} bytes are to stay free")));
+        }
+        if self.options.size.is_some_and(|size| self.size() > size) {
+            return Err(self.short_of_room("what is pinned takes all of its size".to_owned()));
+        }
+        let spoiled = self.spoiled.lock().clone();
+        let ingest = self.near.addition()?;
+        spoiled.iter().for_each(|digest| ingest.replace(digest));
+        let mut blobs = Vec::new();
+        for write in writes {
+            match write {
+                Write::Blob(digest, bytes) => blobs.push((*digest, &bytes[..])),
+                Write::Directory(directory) => ingest.put_directory(directory)?,
+                Write::Part { .. } => {}
+            }
+        }
+        ingest.put_blobs(&blobs)?;
+        let mut bytes = Box::new(ingest).commit()?.blob_bytes;
+        let came = writes.iter().filter_map(|write| match write {
+            Write::Blob(digest, _) => Some(*digest),
+            Write::Directory(directory) => Some(directory.digest()),
+            Write::Part { .. } => None,
+        });
+        if !spoiled.is_empty() {
+            let mut spoiled = self.spoiled.lock();
+            let repaired = came.filter(|digest| spoiled.remove(digest)).count();
+            self.repairs.fetch_add(repaired as u64, Ordering::Relaxed);
+        }
+        let mut whole = HashSet::new();
+        for write in writes {
+            if let Write::Part {
+                digest,
+                size,
+                segment,
+                index,
+                bytes: part,
+                table,
+            } = write
+            {
+                let start = index * segment;
+                let group = crate::castore::group_size(*size);
+                let groups = part.chunks(group as usize).enumerate();
+                let mut groups = groups.map(|(at, bytes)| (start + at as u64 * group, bytes));
+                if !groups.all(|(offset, bytes)| table.verify(digest, offset, bytes)) {
+                    // The far store gave it out without looking, or its table is another's.
+                    tracing::warn!(%digest, "a part that is not the blob's is not kept");
+                    continue;
+                }
+                let shape = (*size, *segment);
+                let (new, done) = self.near.parts().put(digest, shape, table, *index, part)?;
+                bytes += new;
+                if done {
+                    whole.insert(*digest);
+                }
+            }
+        }
+        for digest in whole {
+            let replaces = spoiled.contains(&digest);
+            if self.near.adopt_part(&digest, replaces)? && replaces {
+                self.spoiled.lock().remove(&digest);
+                self.repairs.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn short_of_room(&self, why: String) -> Error {
+        Error::Refused {
+            store: self.near.url().to_owned(),
+            what: "to keep more".to_owned(),
+            why,
+        }
+    }
+
+    /// Writes what is remembered of roots.
+    pub(super) fn remember(&self) -> Result<(), Error> {
+        let changes = self.roots.changes();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let written = self.near.set_cached_roots(&changes);
+        if written.is_err() {
+            self.roots.not_written(changes);
+        }
+        written
+    }
+
+    /// Bytes that the cache has to come down to, if it has to.
+    fn target(&self) -> Result<Option<u64>, Error> {
+        let size = self.size();
+        let over = self.options.size.filter(|limit| size > *limit);
+        let mut target = over.map(|limit| limit / 100 * AFTER_EVICTION);
+        if let Some(keep_free) = self.options.keep_free {
+            let free = self.near.disk_free()?;
+            if free < keep_free {
+                // A little more than is lacking, so that the next object has room.
+                let lacking = (keep_free - free).saturating_add(keep_free / 20);
+                let left = size.saturating_sub(lacking);
+                target = Some(target.map_or(left, |target| target.min(left)));
+            }
+        }
+        Ok(target)
+    }
+
+    fn look_after_room(&self) {
+        let made = self.target().and_then(|target| match target {
+            // There may be nothing left to let go of.
+            Some(target) if self.size() > 0 => self.come_down_to(target).map(drop),
+            _ => Ok(()),
+        });
+        if let Err(error) = made {
+            self.degrade(error.to_string());
+        }
+    }
+
+    /// Lets go of what was used longest ago until the cache takes no more than `target` bytes.
+    pub(super) fn come_down_to(&self, target: u64) -> Result<Collected, Error> {
+        let mut all = Collected::default();
+        let mut keep = self.keep(target)?;
+        for _ in 0..PASSES {
+            let collected = self.near.evict(&keep)?;
+            all.blobs += collected.blobs;
+            all.blob_bytes += collected.blob_bytes;
+            all.directories += collected.directories;
+            all.parts += collected.parts;
+            all.freed += collected.freed;
+            let size = self.near.disk_usage();
+            self.size.store(size, Ordering::Relaxed);
+            if size <= target || keep.budget == 0 {
+                break;
+            }
+            // Dead room between live objects does not come back.
+            keep.budget = keep.budget.saturating_sub(2 * (size - target));
+        }
+        let evicted = all.blobs + all.directories + all.parts;
+        self.evictions.fetch_add(evicted, Ordering::Relaxed);
+        if evicted > 0 {
+            tracing::debug!(evicted, freed = all.freed, "made room in the cache");
+        }
+        Ok(all)
+    }
+
+    fn keep(&self, budget: u64) -> Result<Keep, Error> {
+        let kept = self.roots.kept().into_iter();
+        let kept = kept.filter_map(|kept| Some((kept.pinned, kept.used, kept.root?.node)));
+        let (pinned, others): (Vec<_>, Vec<_>) = kept.partition(|(pinned, ..)| *pinned);
+        let nodes: Vec<Node> = others.iter().map(|(.., node)| node.clone()).collect();
+        let last = self
+            .near
+            .last_use(&nodes, |digest| self.touched.when(digest))?;
+        let used = others.iter().map(|(_, used, _)| *used);
+        let used = used.zip(last).map(|(used, last)| used.max(last * 1000));
+        let mut in_order: Vec<_> = used.zip(nodes).collect();
+        in_order.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
+        Ok(Keep {
+            always: pinned.into_iter().map(|(.., node)| node).collect(),
+            in_order: in_order.into_iter().map(|(_, node)| node).collect(),
+            budget,
+        })
+    }
+}
+
+/// Lets go of those who wait for the thread, should it crash.
+struct Ended<'a>(&'a Writer);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.queue.lock();
+        *queue = Queue {
+            closed: true,
+            ..Queue::default()
+        };
+        drop(queue);
+        self.0.drained.notify_all();
+    }
+}

@@ -1,0 +1,255 @@
+//! Blobs as lists of chunks: how the field cuts blobs, in object stores and behind its servers.
+//!
+//! A chunk is named by its digest, so it can be checked alone; it is fetched once for all who want
+//! it, and kept for a while, since the neighbours of a segment share chunks. What a list says of a
+//! *blob* is another matter: nothing binds it to the blob's digest. That is for
+//! [`segments`](super::segments) to judge.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tonic::Code;
+
+use super::bounded::Bounded;
+use super::failure::Failure;
+use super::flights::Flights;
+use super::segments::{Part, Sink};
+use super::{Damage, Object};
+use crate::castore::Digest;
+use crate::proto::castore::v1::StatBlobResponse;
+
+/// The largest chunk, uncompressed, in bytes. Writers of the field make them of 512 KiB at most.
+pub(super) const MAX_CHUNK: u64 = 64 << 20;
+/// Chunks fetched at once of one blob: with the field's chunks of 256 KiB on average, 4 MiB are
+/// under way, what 40 MB/s move in 100 ms.
+const AT_ONCE: usize = 16;
+/// Bytes of chunks and of chunk lists that are kept.
+const KEPT_CHUNKS: usize = 32 << 20;
+const KEPT_LISTS: usize = 16 << 20;
+
+/// Where chunks come from. Nothing that it gives is believed.
+#[async_trait]
+pub(super) trait Chunks: Debug + Send + Sync + 'static {
+    /// On which fetches run.
+    fn runtime(&self) -> &Handle;
+
+    /// Notes that what came for `digest` is not what it promises.
+    fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure;
+
+    /// What there is to know of the blob `digest`.
+    async fn stat(&self, digest: &Digest) -> Result<Option<StatBlobResponse>, Failure>;
+
+    /// The chunk `digest` of at most `limit` bytes.
+    async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, Failure>;
+}
+
+/// What is known of a blob.
+#[derive(Debug)]
+pub(super) struct ChunkList {
+    /// Digests and sizes; empty: the blob is one chunk, itself.
+    pub(super) chunks: Vec<(Digest, u64)>,
+    /// The field for what verifies parts.
+    pub(super) bao: Bytes,
+}
+
+impl ChunkList {
+    /// Bytes of the blob, as the list says; nothing if the blob is one chunk.
+    pub(super) fn size(&self) -> Option<u64> {
+        let sizes = self.chunks.iter().map(|(_, size)| *size);
+        sizes.reduce(u64::saturating_add)
+    }
+}
+
+/// Lists and chunks, each fetched once for all who want it.
+#[derive(Debug)]
+pub(super) struct Chunked<C> {
+    source: Arc<C>,
+    chunks: Mutex<Bounded<Digest, Bytes>>,
+    lists: Mutex<Bounded<Digest, Arc<ChunkList>>>,
+    listing: Flights<Digest, Result<Option<Arc<ChunkList>>, Failure>>,
+    fetching: Flights<Digest, Result<Option<Bytes>, Failure>>,
+}
+
+impl<C: Chunks> Chunked<C> {
+    pub(super) fn new(source: Arc<C>) -> Self {
+        Self {
+            source,
+            chunks: Mutex::new(Bounded::new(KEPT_CHUNKS)),
+            lists: Mutex::new(Bounded::new(KEPT_LISTS)),
+            listing: Flights::default(),
+            fetching: Flights::default(),
+        }
+    }
+
+    /// The list of the blob `digest`, if there is such a blob.
+    pub(super) async fn list(&self, digest: &Digest) -> Result<Option<Arc<ChunkList>>, Failure> {
+        if let Some(list) = self.lists.lock().get(digest) {
+            return Ok(Some(list));
+        }
+        let (source, wanted) = (self.source.clone(), *digest);
+        let landed = self
+            .listing
+            .join(*digest, self.source.runtime(), || async move {
+                let Some(stat) = source.stat(&wanted).await? else {
+                    return Ok(None);
+                };
+                let list = read_list(stat).map_err(|why| {
+                    Failure::Status(
+                        Code::DataLoss,
+                        format!("the chunks of blob {wanted}: {why}"),
+                    )
+                })?;
+                Ok(Some(Arc::new(list)))
+            });
+        let list = landed.await.unwrap_or_else(|| Err(Failure::crashed()))?;
+        if let Some(list) = &list {
+            let bytes = list.chunks.len() * size_of::<(Digest, u64)>() + list.bao.len() + 128;
+            self.lists.lock().insert(*digest, list.clone(), bytes);
+        }
+        Ok(list)
+    }
+
+    /// The chunk `digest` of at most `limit` bytes, if there is one, checked against its digest.
+    pub(super) async fn find(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, Failure> {
+        if let Some(chunk) = self.chunks.lock().get(digest) {
+            return Ok(Some(chunk));
+        }
+        let (source, wanted) = (self.source.clone(), *digest);
+        let landed = self
+            .fetching
+            .join(*digest, self.source.runtime(), || async move {
+                let Some(bytes) = source.chunk(&wanted, limit).await? else {
+                    return Ok(None);
+                };
+                if Digest::of(&bytes) != wanted {
+                    let damage = Damage::WrongBytes { offset: 0 };
+                    return Err(source.lied(Object::Blob, &wanted, damage));
+                }
+                Ok(Some(bytes))
+            });
+        let chunk = landed.await.unwrap_or_else(|| Err(Failure::crashed()))?;
+        if let Some(chunk) = &chunk {
+            let bytes = chunk.len() + 128;
+            self.chunks.lock().insert(*digest, chunk.clone(), bytes);
+        }
+        Ok(chunk)
+    }
+
+    /// The chunk `digest` of at most `limit` bytes, which something refers to.
+    pub(super) async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Bytes, Failure> {
+        let chunk = self.find(digest, limit).await?;
+        chunk.ok_or_else(|| {
+            let why = format!("chunk {digest} is not there, but is referred to");
+            Failure::Status(Code::DataLoss, why)
+        })
+    }
+
+    /// The chunk `digest` at `offset` of `blob`, which has to have `size` bytes.
+    async fn chunk_of(
+        &self,
+        blob: Digest,
+        offset: u64,
+        (digest, size): (Digest, u64),
+    ) -> Result<Bytes, Failure> {
+        let chunk = match self.chunk(&digest, size).await {
+            // Readers know the blob, not its chunks.
+            Err(Failure::Damaged(object, ..)) => {
+                let damage = Damage::WrongBytes { offset };
+                return Err(Failure::Damaged(object, blob, damage));
+            }
+            chunk => chunk?,
+        };
+        if chunk.len() as u64 != size {
+            let damage = Damage::WrongSize {
+                expected: size,
+                actual: chunk.len() as u64,
+            };
+            return Err(self.source.lied(Object::Blob, &blob, damage));
+        }
+        Ok(chunk)
+    }
+
+    /// All chunks of a list, from front to back, several on their way at once.
+    pub(super) async fn whole(
+        &self,
+        digest: &Digest,
+        list: &ChunkList,
+        sink: Sink<'_>,
+    ) -> Result<(), Failure> {
+        let mut next = 0u64;
+        let chunks = list.chunks.clone().into_iter().map(|chunk| {
+            let at = next;
+            next = next.saturating_add(chunk.1);
+            self.chunk_of(*digest, at, chunk)
+        });
+        let mut chunks = stream::iter(chunks).buffered(AT_ONCE);
+        while let Some(chunk) = chunks.next().await {
+            sink(chunk?)?;
+        }
+        Ok(())
+    }
+
+    /// `length` bytes at `start` of a blob of `size` bytes, of the chunks that hold them alone.
+    pub(super) async fn part(
+        &self,
+        digest: &Digest,
+        list: &ChunkList,
+        size: u64,
+        start: u64,
+        length: u64,
+    ) -> Result<Part, Failure> {
+        if list.size() != Some(size) {
+            let damage = Damage::WrongSize {
+                expected: size,
+                actual: list.size().unwrap_or_default(),
+            };
+            return Err(self.source.lied(Object::Blob, digest, damage));
+        }
+        let end = start + length;
+        let mut at = 0u64;
+        let mut wanted = Vec::new();
+        let mut skip = 0;
+        for &(chunk, size) in &list.chunks {
+            let next = at.saturating_add(size);
+            if next > start && at < end {
+                if wanted.is_empty() {
+                    skip = start - at;
+                }
+                wanted.push((at, (chunk, size)));
+            }
+            at = next;
+        }
+        let chunks = wanted
+            .into_iter()
+            .map(|(at, chunk)| self.chunk_of(*digest, at, chunk));
+        let chunks: Vec<Bytes> = stream::iter(chunks).buffered(AT_ONCE).try_collect().await?;
+        let mut bytes = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+        for chunk in &chunks {
+            bytes.extend_from_slice(chunk);
+        }
+        // The sizes add up, so this takes nothing away.
+        let from = bytes.len().min(skip as usize);
+        let to = bytes.len().min(from + length as usize);
+        Ok(Part::Chunks(bytes.freeze().slice(from..to)))
+    }
+}
+
+fn read_list(stat: StatBlobResponse) -> Result<ChunkList, String> {
+    let chunks = stat.chunks.iter().map(|chunk| {
+        let digest = Digest::try_from(&chunk.digest[..]).map_err(|error| error.to_string())?;
+        match chunk.size {
+            ..=MAX_CHUNK => Ok((digest, chunk.size)),
+            size => Err(format!("{digest} has {size} bytes, more than {MAX_CHUNK}")),
+        }
+    });
+    let chunks = chunks.collect::<Result<Vec<_>, String>>()?;
+    Ok(ChunkList {
+        chunks,
+        bao: stat.bao,
+    })
+}

@@ -1,0 +1,22 @@
+//! Files that hold secrets, or what goes with them.
+//!
+//! A path without a slash is the name of a systemd credential where the unit has any: systemd puts
+//! them (`LoadCredential=`) into a folder that only the unit sees, and names it in
+//! `$CREDENTIALS_DIRECTORY`. So one URL serves in every unit.
+
+use std::path::{Path, PathBuf};
+
+/// Where the file is that a URL calls `path`.
+pub(super) fn place(path: &Path) -> PathBuf {
+    let is_name = path.components().count() == 1 && path.is_relative();
+    match std::env::var_os("CREDENTIALS_DIRECTORY") {
+        Some(folder) if is_name => Path::new(&folder).join(path),
+        _ => path.to_owned(),
+    }
+}
+
+/// What is in the file that a URL calls `path`.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let place = place(path);
+    std::fs::read(&place).map_err(|error| format!("cannot read {}: {error}", place.display()))
+}

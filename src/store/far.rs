@@ -1,0 +1,286 @@
+//! A store far away, whatever is there: what every kind of it has in common.
+//!
+//! What differs is how objects are asked for ([`Behind`]): of a gRPC server, of an object store.
+//! Everything else is done once, here: answers from memory in place, fetches on the network's
+//! runtime ([`super::network`]), whose clock the deadlines need, blobs by segment
+//! ([`super::segments`]), and failures told with the endpoint's name and what was asked for.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::runtime::Handle;
+
+use super::failure::Failure;
+use super::segments::{self, Segments, Source};
+use super::{Answer, Error, Ingest, Store, Usage};
+use crate::castore::{Digest, Directory, GroupTable, Root};
+use crate::nix::PathInfo;
+
+/// What is asked far away.
+#[async_trait]
+pub(super) trait Behind: Debug + Send + Sync + 'static {
+    /// Where blobs come from.
+    type Blobs: Source;
+
+    /// The endpoint's URL without anything secret.
+    fn url(&self) -> &str;
+
+    /// On which fetches run.
+    fn runtime(&self) -> &Handle;
+
+    /// The blobs, by segment.
+    fn segments(&self) -> &Arc<Segments<Self::Blobs>>;
+
+    /// The Directory `digest`, if it is in memory.
+    fn directory_here(&self, digest: &Digest) -> Option<Directory>;
+
+    /// What is known of the root node `name`, if that still holds.
+    fn known_root(&self, name: &[u8]) -> Option<Option<Root>>;
+
+    /// As [`Store::directory`].
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Failure>;
+
+    /// As [`Store::root`].
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Failure>;
+
+    /// As [`Store::roots`].
+    async fn roots(&self) -> Result<Vec<Root>, Failure>;
+
+    /// As [`Store::path_info`].
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Failure>;
+
+    /// Whether the blob `digest`, which is not the empty one, is there.
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Failure>;
+
+    /// The size of the blob `digest`, which is not the empty one.
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Failure>;
+
+    /// As [`Store::roots_version`].
+    fn roots_version(&self) -> u64;
+
+    /// As [`Store::wait_for_roots`].
+    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> u64;
+
+    /// As [`Store::ingest`].
+    fn ingest(self: Arc<Self>) -> Result<Box<dyn Ingest>, Error>;
+}
+
+/// A store far away. Clones share everything.
+#[derive(Debug)]
+pub struct Far<B>(Arc<B>);
+
+impl<B> Clone for Far<B> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<B> Far<B> {
+    pub(super) fn new(behind: B) -> Self {
+        Self(Arc::new(behind))
+    }
+
+    pub(super) fn behind(&self) -> &Arc<B> {
+        &self.0
+    }
+}
+
+#[expect(private_bounds, reason = "all of it is private")]
+impl<B: Behind> Far<B> {
+    /// Does `work` on the network's runtime; a failure is that of `request`.
+    async fn ask<T, F>(
+        &self,
+        request: impl FnOnce() -> String,
+        work: impl FnOnce(Arc<B>) -> F,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+    {
+        let done = self.0.runtime().spawn(work(self.0.clone())).await;
+        done.unwrap_or_else(|_| Err(Failure::crashed()))
+            .map_err(|failure| failure.of(self.0.url(), request()))
+    }
+
+    fn check_empty(&self, digest: &Digest, size: u64) -> Result<(), Error> {
+        segments::check_empty(digest, size).map_err(|failure| failure.of(self.0.url(), "reading"))
+    }
+}
+
+/// Does `work` on the network's runtime for a thread that blocks.
+pub(super) fn wait<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    let answer = start(runtime, work).recv();
+    answer.unwrap_or_else(|_| Err(Failure::crashed()))
+}
+
+/// Starts `work` on the network's runtime; gives where its outcome comes.
+pub(super) fn start<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl Future<Output = T> + Send + 'static,
+) -> std::sync::mpsc::Receiver<T> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    runtime.spawn(async move {
+        // Whoever waited may be gone.
+        let _ = sender.send(work.await);
+    });
+    receiver
+}
+
+#[async_trait]
+impl<B: Behind> Store for Far<B> {
+    fn url(&self) -> &str {
+        self.0.url()
+    }
+
+    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
+        if *digest == Digest::empty_blob() {
+            let empty = Directory::decode(Vec::new()).expect("nothing is the empty Directory");
+            return Ok(Answer::Found(empty));
+        }
+        let here = self.0.directory_here(digest);
+        Ok(here.map_or(Answer::Wait, Answer::Found))
+    }
+
+    fn read_now(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Answer<usize>, Error> {
+        self.check_empty(digest, size)?;
+        let length = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        if length == 0 {
+            return Ok(Answer::Found(0));
+        }
+        let buffer = &mut buffer[..length];
+        let segments = self.0.segments();
+        Ok(match segments.read_now(digest, size, offset, buffer) {
+            true => Answer::Found(length),
+            false => Answer::Wait,
+        })
+    }
+
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        self.0.segments().will_need(blobs);
+    }
+
+    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
+        Ok(self.0.known_root(name).map_or(Answer::Wait, Answer::from))
+    }
+
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        if let Answer::Found(directory) = self.directory_now(digest)? {
+            return Ok(Some(directory));
+        }
+        let wanted = *digest;
+        let request = || format!("reading directory {digest}");
+        self.ask(request, move |behind| async move {
+            behind.directory(&wanted).await
+        })
+        .await
+    }
+
+    async fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<Option<Bytes>, Error> {
+        self.check_empty(digest, size)?;
+        let length = size.saturating_sub(offset).min(length as u64);
+        if length == 0 {
+            return Ok(Some(Bytes::new()));
+        }
+        let wanted = *digest;
+        let request = || format!("reading blob {digest}");
+        self.ask(request, move |behind| async move {
+            let segments = behind.segments();
+            segments.read(&wanted, size, offset, length).await
+        })
+        .await
+    }
+
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        let wanted = name.to_vec();
+        let request = || format!("looking up root \"{}\"", name.escape_ascii());
+        self.ask(
+            request,
+            move |behind| async move { behind.root(&wanted).await },
+        )
+        .await
+    }
+
+    async fn roots(&self) -> Result<Vec<Root>, Error> {
+        let request = || "listing the roots".to_owned();
+        self.ask(request, |behind| async move { behind.roots().await })
+            .await
+    }
+
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+        let wanted = name.to_vec();
+        let request = || format!("asking about \"{}\"", name.escape_ascii());
+        self.ask(request, move |behind| async move {
+            behind.path_info(&wanted).await
+        })
+        .await
+    }
+
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        if *digest == Digest::empty_blob() {
+            return Ok(true);
+        }
+        let wanted = *digest;
+        let request = || format!("asking for blob {digest}");
+        self.ask(request, move |behind| async move {
+            behind.has_blob(&wanted).await
+        })
+        .await
+    }
+
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        if *digest == Digest::empty_blob() {
+            return Ok(Some(0));
+        }
+        let wanted = *digest;
+        let request = || format!("asking for blob {digest}");
+        self.ask(request, move |behind| async move {
+            behind.blob_size(&wanted).await
+        })
+        .await
+    }
+
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        let wanted = *digest;
+        let request = || format!("reading blob {digest}");
+        self.ask(request, move |behind| async move {
+            behind.segments().group_table(&wanted, size).await
+        })
+        .await
+    }
+
+    /// A server does not say how much it holds, and to count the objects of a bucket takes as many
+    /// requests as it has thousands of them: nobody does.
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        Ok(None)
+    }
+
+    fn roots_version(&self) -> Result<u64, Error> {
+        Ok(self.0.roots_version())
+    }
+
+    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
+        Ok(self.0.wait_for_roots(seen, timeout))
+    }
+
+    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+        self.0.clone().ingest()
+    }
+}

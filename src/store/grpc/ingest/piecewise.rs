@@ -1,0 +1,391 @@
+//! An addition by the field's own methods, each durable by itself.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+
+use super::{AHEAD, MESSAGE, Server};
+use crate::castore::{BlobHasher, Digest, Directory, Name, Root};
+use crate::nix::{self, PathInfo};
+use crate::proto::castore::services::blob_service_client::BlobServiceClient;
+use crate::proto::castore::services::directory_service_client::DirectoryServiceClient;
+use crate::proto::castore::v1::BlobChunk;
+use crate::proto::store::services::path_info_service_client::PathInfoServiceClient;
+use crate::proto::store::v1::NarInfo;
+use crate::proto::{MAX_MESSAGE_BYTES, RawDirectory};
+use crate::store::failure::Failure;
+use crate::store::staged_directories::{StagedDirectories, leaves_first};
+use crate::store::{Added, BlobWriter, Error, Ingest};
+
+/// Blobs on their way at once.
+const AT_ONCE: usize = 32;
+
+/// An addition by the field's own methods.
+pub(super) struct Piecewise {
+    store: Arc<Server>,
+    state: Arc<Mutex<Staged>>,
+    slots: Arc<tokio::sync::Semaphore>,
+}
+
+#[derive(Default)]
+struct Staged {
+    blobs: HashSet<Digest>,
+    directories: StagedDirectories,
+    roots: Vec<(Root, Option<PathInfo>)>,
+    added: Added,
+    /// The first put of a blob that failed.
+    failure: Option<Failure>,
+}
+
+impl Piecewise {
+    pub(super) fn new(store: Arc<Server>) -> Self {
+        Self {
+            store,
+            state: Arc::default(),
+            slots: Arc::new(tokio::sync::Semaphore::new(AT_ONCE)),
+        }
+    }
+
+    fn error(&self, failure: Failure) -> Error {
+        self.store.endpoint.error("the addition", failure)
+    }
+
+    /// Waits for a free slot.
+    fn slot(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
+        let permit = self.slots.clone().acquire_owned();
+        let permit = async move { permit.await.map_err(|_| Failure::crashed()) };
+        self.store
+            .wait(permit)
+            .map_err(|failure| self.error(failure))
+    }
+
+    /// Waits until every blob is there.
+    fn settle(&self) -> Result<(), Error> {
+        let all = self.slots.clone().acquire_many_owned(AT_ONCE as u32);
+        let all = async move { all.await.map_err(|_| Failure::crashed()) };
+        drop(
+            self.store
+                .wait(all)
+                .map_err(|failure| self.error(failure))?,
+        );
+        match self.state.lock().failure.take() {
+            Some(failure) => Err(self.error(failure)),
+            None => Ok(()),
+        }
+    }
+
+    fn put_blob(
+        &self,
+        digest: Option<Digest>,
+        chunks: mpsc::Receiver<BlobChunk>,
+    ) -> Result<(), Error> {
+        let slot = self.slot()?;
+        let connection = self.store.endpoint.connection();
+        let (state, limit) = (self.state.clone(), self.store.endpoint.deadlines.commit);
+        self.store.endpoint.runtime.spawn(async move {
+            let _slot = slot;
+            let mut client = BlobServiceClient::new(connection);
+            let put = client.put(ReceiverStream::new(chunks));
+            let failure = match tokio::time::timeout(limit, put).await {
+                Err(_) => Failure::Timeout(limit),
+                Ok(Err(status)) => status.into(),
+                Ok(Ok(answer)) => {
+                    let stored = answer.into_inner().digest;
+                    match digest {
+                        Some(digest) if stored != digest.as_bytes()[..] => Failure::Status(
+                            Code::DataLoss,
+                            format!("the server stored blob {digest} under another digest"),
+                        ),
+                        _ => return,
+                    }
+                }
+            };
+            state.lock().failure.get_or_insert(failure);
+        });
+        Ok(())
+    }
+
+    /// Sends the closure of `root`, leaves first.
+    fn put_closure(&self, root: &Directory) -> Result<(), Error> {
+        let order = leaves_first(root, |digest| self.directory(digest))?;
+        let messages: Vec<_> = order
+            .iter()
+            .map(|directory| RawDirectory(Bytes::copy_from_slice(directory.as_bytes())))
+            .collect();
+        let endpoint = self.store.endpoint.clone();
+        let asked = self.store.wait(async move {
+            endpoint
+                .call(|connection| {
+                    let messages = messages.clone();
+                    async move {
+                        let mut client = DirectoryServiceClient::new(connection)
+                            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+                        client.put(tokio_stream::iter(messages)).await
+                    }
+                })
+                .await
+        });
+        let answer = asked.map_err(|failure| self.error(failure))?;
+        if answer.into_inner().root_digest != root.digest().as_bytes()[..] {
+            return Err(self.error(Failure::Status(
+                Code::DataLoss,
+                format!(
+                    "the server stored directory {} under another digest",
+                    root.digest()
+                ),
+            )));
+        }
+        Ok(())
+    }
+
+    /// A Directory of this addition, or one that the server has.
+    fn directory(&self, digest: &Digest) -> Result<Directory, Error> {
+        if let Some(directory) = self.state.lock().directories.get(digest) {
+            return Ok(directory);
+        }
+        let (directories, wanted) = (self.store.directories.clone(), *digest);
+        let asked = self
+            .store
+            .wait(async move { directories.get(&wanted).await });
+        asked
+            .map_err(|failure| self.error(failure))?
+            .ok_or_else(|| Error::Refused {
+                store: self.store.endpoint.url.clone(),
+                what: format!("directory {digest}"),
+                why: "it was neither added nor there before".to_owned(),
+            })
+    }
+
+    fn put_path_info(&self, root: &Root, path_info: Option<PathInfo>) -> Result<(), Error> {
+        let endpoint = self.store.endpoint.clone();
+        let entry = Some(crate::proto::castore::v1::Entry::from(root));
+        let asked = self.store.wait(async move {
+            let mut path_info = path_info.unwrap_or_default();
+            path_info.entry = entry.clone();
+            if path_info.narinfo.is_none() {
+                let nar = endpoint.call(|connection| {
+                    let entry = entry.clone().unwrap_or_default();
+                    async move {
+                        let mut client = PathInfoServiceClient::new(connection);
+                        Ok(client.calculate_nar(entry).await?.into_inner())
+                    }
+                });
+                let nar = nar.await?;
+                path_info.narinfo = Some(NarInfo {
+                    nar_size: nar.nar_size,
+                    nar_sha256: nar.nar_sha256,
+                    ..NarInfo::default()
+                });
+            }
+            endpoint
+                .call(|connection| {
+                    let path_info = path_info.clone();
+                    async move { PathInfoServiceClient::new(connection).put(path_info).await }
+                })
+                .await
+        });
+        asked.map_err(|failure| self.error(failure))?;
+        Ok(())
+    }
+}
+
+impl Ingest for Piecewise {
+    fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        if *digest == Digest::empty_blob() || self.state.lock().blobs.contains(digest) {
+            return Ok(true);
+        }
+        let (blobs, wanted) = (self.store.blobs.clone(), *digest);
+        let asked = self.store.wait(async move { blobs.has(&wanted).await });
+        asked.map_err(|failure| self.error(failure))
+    }
+
+    fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
+        let unknown: Vec<_> = {
+            let state = self.state.lock();
+            let known =
+                |digest: &Digest| *digest == Digest::empty_blob() || state.blobs.contains(digest);
+            let all = digests.iter().copied().enumerate();
+            all.filter(|(_, digest)| !known(digest)).collect()
+        };
+        let blobs = self.store.blobs.clone();
+        let asked = self.store.wait(async move {
+            let questions = unknown.into_iter().map(|(index, digest)| {
+                let blobs = blobs.clone();
+                async move { Ok((!blobs.has(&digest).await?).then_some(index)) }
+            });
+            let answers = futures_util::stream::iter(questions).buffered(AT_ONCE);
+            answers.try_collect::<Vec<Option<usize>>>().await
+        });
+        let answers = asked.map_err(|failure| self.error(failure))?;
+        Ok(answers.into_iter().flatten().collect())
+    }
+
+    fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
+        let digests: Vec<_> = blobs.iter().map(|(digest, _)| *digest).collect();
+        let missing = self.missing_blobs(&digests)?;
+        for (digest, data) in missing.iter().filter_map(|&at| blobs.get(at)) {
+            {
+                let mut state = self.state.lock();
+                if !state.blobs.insert(*digest) {
+                    continue;
+                }
+                state.added.blobs += 1;
+                state.added.blob_bytes += data.len() as u64;
+            }
+            let pieces = data.chunks(MESSAGE).map(|piece| BlobChunk {
+                data: Bytes::copy_from_slice(piece),
+            });
+            let (sender, receiver) = mpsc::channel(pieces.len().max(1));
+            for piece in pieces {
+                // There is room for all of them, so this cannot fail.
+                let _ = sender.try_send(piece);
+            }
+            drop(sender);
+            self.put_blob(Some(*digest), receiver)?;
+        }
+        Ok(())
+    }
+
+    fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
+        let file = tempfile::tempfile()
+            .map_err(|error| self.error(Failure::Spool(std::env::temp_dir(), error.kind())))?;
+        Ok(Box::new(PiecewiseWriter {
+            addition: Self {
+                store: self.store.clone(),
+                state: self.state.clone(),
+                slots: self.slots.clone(),
+            },
+            file,
+            hasher: BlobHasher::new(),
+            size: 0,
+        }))
+    }
+
+    fn put_directory(&self, directory: &Directory) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        if state.directories.add(directory) {
+            state.added.directories += 1;
+        }
+        Ok(())
+    }
+
+    fn remove_root(&self, name: &Name) -> Result<(), Error> {
+        Err(Error::Refused {
+            store: self.store.endpoint.url.clone(),
+            what: format!("to remove \"{name}\""),
+            why: "the server's protocol knows no removal".to_owned(),
+        })
+    }
+
+    fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        if nix::output_hash(&root.name).is_none() {
+            return Err(Error::Refused {
+                store: self.store.endpoint.url.clone(),
+                what: format!("root \"{}\"", root.name),
+                why: "the server knows roots only as Nix store paths (<hash>-<name>)".to_owned(),
+            });
+        }
+        let mut state = self.state.lock();
+        state.roots.push((root.clone(), path_info.cloned()));
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>) -> Result<Added, Error> {
+        self.settle()?;
+        let tops = self.state.lock().directories.tops();
+        for top in tops {
+            self.put_closure(&top)?;
+        }
+        let (roots, added) = {
+            let mut state = self.state.lock();
+            (std::mem::take(&mut state.roots), state.added)
+        };
+        for (root, path_info) in roots {
+            self.put_path_info(&root, path_info)?;
+        }
+        self.store.roots.changed_here();
+        Ok(added)
+    }
+}
+
+/// A large blob: its digest must be known before it is sent, or a blob that the server has would
+/// be sent again.
+struct PiecewiseWriter {
+    addition: Piecewise,
+    file: std::fs::File,
+    hasher: BlobHasher,
+    size: u64,
+}
+
+impl BlobWriter for PiecewiseWriter {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        use std::io::Write;
+        self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
+        self.file.write_all(bytes).map_err(|error| {
+            self.addition
+                .error(Failure::Spool(std::env::temp_dir(), error.kind()))
+        })
+    }
+
+    fn finish(self: Box<Self>) -> Result<(Digest, u64), Error> {
+        use std::os::unix::fs::FileExt;
+        let Self {
+            addition,
+            file,
+            hasher,
+            size,
+        } = *self;
+        let (digest, _) = hasher.finish();
+        if addition.has_blob(&digest)? {
+            return Ok((digest, size));
+        }
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        addition.put_blob(Some(digest), receiver)?;
+        let limit = addition.store.endpoint.deadlines.stall;
+        let mut at = 0;
+        while at < size {
+            let length = (size - at).min(MESSAGE as u64) as usize;
+            let mut data = vec![0; length];
+            file.read_exact_at(&mut data, at).map_err(|error| {
+                addition.error(Failure::Spool(std::env::temp_dir(), error.kind()))
+            })?;
+            at += length as u64;
+            let chunk = BlobChunk { data: data.into() };
+            if !send_within(&addition.store, &sender, chunk, limit)? {
+                // The server gave up; what it said is told at the latest by commit.
+                break;
+            }
+        }
+        let mut state = addition.state.lock();
+        state.blobs.insert(digest);
+        state.added.blobs += 1;
+        state.added.blob_bytes += size;
+        Ok((digest, size))
+    }
+}
+
+fn send_within(
+    store: &Server,
+    sender: &mpsc::Sender<BlobChunk>,
+    chunk: BlobChunk,
+    limit: Duration,
+) -> Result<bool, Error> {
+    let sent = store
+        .endpoint
+        .runtime
+        .block_on(async { tokio::time::timeout(limit, sender.send(chunk)).await });
+    match sent {
+        Ok(sent) => Ok(sent.is_ok()),
+        Err(_) => Err(store
+            .endpoint
+            .error("sending a blob", Failure::Timeout(limit))),
+    }
+}

@@ -1,0 +1,353 @@
+//! Several stores as one.
+//!
+//! **A root node is the first's that has one of that name**, in the order of the members; the
+//! members are all asked at once, and one that fails makes the answer an error where it could have
+//! had the first word. So what a name stands for never depends on who is out of reach. Lists are the
+//! exception: of a member that fails, what it listed last counts, for a mount would else lose all its
+//! names for one member's trouble.
+//!
+//! **Content is anybody's.** Blobs and Directories are what their digest says, whoever has them. Which
+//! member led to a digest is remembered ([`Hints`]) and asked first, then the others in order. There
+//! is nothing only if every member says so.
+//!
+//! **Nothing can be added**: to which of them? Write to a member.
+
+mod hints;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use parking_lot::Mutex;
+
+use self::hints::Hints;
+use super::root_versions::RootVersions;
+use super::{Answer, BackingFile, Error, Ingest, Store, Usage};
+use crate::castore::{Digest, Directory, GroupTable, Root};
+use crate::nix::PathInfo;
+
+/// Several stores as one. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Join(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    url: String,
+    members: Vec<Member>,
+    hints: Hints,
+    versions: RootVersions,
+}
+
+#[derive(Debug)]
+struct Member {
+    name: String,
+    store: Arc<dyn Store>,
+    /// Its root nodes as it listed them last.
+    listed: Mutex<Option<Vec<Root>>>,
+}
+
+impl Join {
+    /// The `members`, by name; of root nodes of the same name the first's is seen. `url` is what logs
+    /// and errors call the whole.
+    pub fn new(url: String, members: Vec<(String, Arc<dyn Store>)>) -> Self {
+        Self(Arc::new(Shared {
+            url,
+            hints: Hints::default(),
+            versions: RootVersions::new(members.len()),
+            members: members
+                .into_iter()
+                .map(|(name, store)| Member {
+                    name,
+                    store,
+                    listed: Mutex::default(),
+                })
+                .collect(),
+        }))
+    }
+
+    fn stores(&self) -> impl Iterator<Item = &Arc<dyn Store>> {
+        self.0.members.iter().map(|member| &member.store)
+    }
+
+    /// The members, whoever led to `digest` first.
+    fn order(&self, digest: &Digest) -> impl Iterator<Item = (usize, &Arc<dyn Store>)> {
+        let hinted = self.0.hints.get(digest);
+        let first = hinted.and_then(|index| Some((index, &self.0.members.get(index)?.store)));
+        let others = self.stores().enumerate();
+        let others = others.filter(move |(index, _)| Some(*index) != hinted);
+        first.into_iter().chain(others)
+    }
+
+    /// What is at hand of the content that `digest` names.
+    fn content_now<T>(
+        &self,
+        digest: &Digest,
+        mut question: impl FnMut(&dyn Store) -> Result<Answer<T>, Error>,
+    ) -> Answer<T> {
+        let mut all_lack_it = true;
+        for (place, (index, store)) in self.order(digest).enumerate() {
+            match question(store.as_ref()) {
+                Ok(Answer::Found(found)) => {
+                    if place > 0 {
+                        self.0.hints.put(digest, index);
+                    }
+                    return Answer::Found(found);
+                }
+                Ok(Answer::Absent) => {}
+                // What is wrong is told by those who ask and wait.
+                Ok(Answer::Wait) | Err(_) => all_lack_it = false,
+            }
+        }
+        match all_lack_it {
+            true => Answer::Absent,
+            false => Answer::Wait,
+        }
+    }
+
+    /// The content that `digest` names, and which member has it.
+    async fn content<'a, T, F>(
+        &'a self,
+        digest: &Digest,
+        question: impl Fn(&'a dyn Store) -> F + Send + Sync,
+    ) -> Result<Option<(usize, T)>, Error>
+    where
+        F: Future<Output = Result<Option<T>, Error>> + Send,
+    {
+        let mut failure = None;
+        let order: Vec<_> = self.order(digest).collect();
+        for (index, store) in order {
+            match question(store.as_ref()).await {
+                Ok(Some(found)) => {
+                    self.0.hints.put(digest, index);
+                    return Ok(Some((index, found)));
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        failure.map_or(Ok(None), Err)
+    }
+
+    /// What the first member says that has something to say about a root node.
+    async fn of_root<'a, T, F>(
+        &'a self,
+        question: impl Fn(&'a dyn Store) -> F + Send + Sync,
+    ) -> Result<Option<(usize, T)>, Error>
+    where
+        F: Future<Output = Result<Option<T>, Error>> + Send,
+    {
+        let questions: Vec<F> = self
+            .stores()
+            .map(|store| question(store.as_ref()))
+            .collect();
+        let mut answers = stream::iter(questions).buffered(self.0.members.len().max(1));
+        let mut index = 0;
+        while let Some(answer) = answers.next().await {
+            if let Some(found) = answer? {
+                return Ok(Some((index, found)));
+            }
+            index += 1;
+        }
+        Ok(None)
+    }
+
+    /// The root nodes of a member; those that it listed last if it cannot say.
+    async fn list(&self, member: &Member) -> Result<Vec<Root>, Error> {
+        match member.store.roots().await {
+            Ok(roots) => {
+                *member.listed.lock() = Some(roots.clone());
+                Ok(roots)
+            }
+            Err(error) => {
+                let listed = member.listed.lock().clone();
+                let listed = listed.ok_or(error)?;
+                tracing::warn!(
+                    STORE = self.0.url,
+                    MEMBER = member.name,
+                    "a member cannot list its roots; those it listed last are shown"
+                );
+                Ok(listed)
+            }
+        }
+    }
+
+    fn lead(&self, root: &Root, index: usize) {
+        if let Some(digest) = root.node.borrow().digest() {
+            self.0.hints.put(&digest, index);
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Join {
+    fn url(&self) -> &str {
+        &self.0.url
+    }
+
+    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
+        Ok(self.content_now(digest, |store| store.directory_now(digest)))
+    }
+
+    fn read_now(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Answer<usize>, Error> {
+        Ok(self.content_now(digest, |store| store.read_now(digest, size, offset, buffer)))
+    }
+
+    /// Tells whoever led to each blob; of the others nobody knows whose it is.
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        for (index, store) in self.stores().enumerate() {
+            let hints = &self.0.hints;
+            let led = |(digest, _): &&(Digest, u64)| hints.get(digest) == Some(index);
+            let its: Vec<_> = blobs.iter().filter(led).copied().collect();
+            if !its.is_empty() {
+                store.will_need(&its);
+            }
+        }
+    }
+
+    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
+        for (index, store) in self.stores().enumerate() {
+            match store.root_now(name)? {
+                Answer::Found(root) => {
+                    self.lead(&root, index);
+                    return Ok(Answer::Found(root));
+                }
+                Answer::Absent => {}
+                Answer::Wait => return Ok(Answer::Wait),
+            }
+        }
+        Ok(Answer::Absent)
+    }
+
+    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
+        for (_, store) in self.order(digest) {
+            // Whoever has none, or failed: the bytes can be had by reading.
+            if let Ok(Some(file)) = store.backing_file(digest, size) {
+                return Ok(Some(file));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        let found = self
+            .content(digest, |store| store.directory(digest))
+            .await?;
+        Ok(found.map(|(index, directory)| {
+            for entry in directory.iter() {
+                if let Some(digest) = entry.node.digest() {
+                    self.0.hints.put(&digest, index);
+                }
+            }
+            directory
+        }))
+    }
+
+    async fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<Option<Bytes>, Error> {
+        let found = self.content(digest, |store| store.read(digest, size, offset, length));
+        Ok(found.await?.map(|(_, bytes)| bytes))
+    }
+
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        let found = self.of_root(|store| store.root(name)).await?;
+        Ok(found.map(|(index, root)| {
+            self.lead(&root, index);
+            root
+        }))
+    }
+
+    async fn roots(&self) -> Result<Vec<Root>, Error> {
+        let lists = self.0.members.iter().map(|member| self.list(member));
+        let lists: Vec<_> = lists.collect();
+        let mut lists = stream::iter(lists).buffered(self.0.members.len().max(1));
+        let mut all: Vec<Root> = Vec::new();
+        while let Some(listed) = lists.next().await {
+            all.extend(listed?);
+        }
+        // Stable: of the same name the first member's comes first, and stays.
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all.dedup_by(|later, first| later.name == first.name);
+        Ok(all)
+    }
+
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+        // Of the member whose root node it is, though another may know more.
+        let found = self.of_root(|store| {
+            Box::pin(async move {
+                match store.root(name).await? {
+                    Some(_) => Ok(Some(store.path_info(name).await?)),
+                    None => Ok(None),
+                }
+            })
+        });
+        Ok(found.await?.and_then(|(_, path_info)| path_info))
+    }
+
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        let found = self.content(digest, |store| {
+            Box::pin(async move { Ok(store.has_blob(digest).await?.then_some(())) })
+        });
+        Ok(found.await?.is_some())
+    }
+
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        let found = self.content(digest, |store| store.blob_size(digest));
+        Ok(found.await?.map(|(_, size)| size))
+    }
+
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        let found = self.content(digest, |store| store.group_table(digest, size));
+        Ok(found.await?.map(|(_, table)| table))
+    }
+
+    /// The sum of what they hold, what several hold as often as they do. Nothing if one cannot tell.
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        let mut sum = Usage::default();
+        for store in self.stores() {
+            let Some(usage) = store.usage()? else {
+                return Ok(None);
+            };
+            sum.blobs += usage.blobs;
+            sum.blob_bytes += usage.blob_bytes;
+            sum.directories += usage.directories;
+        }
+        Ok(Some(sum))
+    }
+
+    fn roots_version(&self) -> Result<u64, Error> {
+        Ok(self.0.versions.now(self.stores()))
+    }
+
+    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
+        let stores: Vec<&Arc<dyn Store>> = self.stores().collect();
+        let now = || self.0.versions.now(self.stores());
+        Ok(self.0.versions.wait(&stores, seen, timeout, now))
+    }
+
+    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+        let members = self.0.members.iter();
+        let names: Vec<&str> = members.map(|member| member.name.as_str()).collect();
+        Err(Error::ReadOnly {
+            store: self.0.url.clone(),
+            why: format!(
+                "it is made of several stores: write to one of {}",
+                names.join(", ")
+            ),
+        })
+    }
+}

@@ -1,0 +1,231 @@
+//! Making room in a store that is a cache: what stays is chosen by the order of use.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::super::index::Snapshot;
+use super::super::large::ST_BLOCK;
+use super::super::location::Kind;
+use super::super::{Inner, LocalStore};
+use super::{Collected, Marks, space};
+use crate::castore::{Digest, Node, NodeRef};
+use crate::store::Error;
+
+/// How long room is waited for while additions by other processes are under way.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What stays in a cache.
+#[derive(Debug, Default)]
+pub(in crate::store) struct Keep {
+    /// Nodes that stay with everything below, whatever that takes; the store's own roots do anyway.
+    pub(in crate::store) always: Vec<Node>,
+    /// Nodes that stay as far as there is room, the first of them first.
+    pub(in crate::store) in_order: Vec<Node>,
+    /// Bytes that all of it may take.
+    pub(in crate::store) budget: u64,
+}
+
+/// Room that is left, as the objects that stay are counted.
+struct Room<'a> {
+    left: u64,
+    parts: &'a HashMap<Digest, u64>,
+}
+
+impl LocalStore {
+    /// Bytes that packs, large blobs and parts of them take on the disk.
+    pub(in crate::store) fn disk_usage(&self) -> u64 {
+        let folder = &self.0.folder;
+        let folders = [folder.packs(), folder.blobs(), folder.parts()];
+        folders.iter().map(|path| taken(path)).sum()
+    }
+
+    /// Bytes that are free on the store's disk, for who is not root.
+    pub(in crate::store) fn disk_free(&self) -> Result<u64, Error> {
+        let path = self.0.folder.path();
+        let found = rustix::fs::statvfs(path).map_err(std::io::Error::from);
+        let found = found.map_err(self.0.folder.io("inspect", path))?;
+        Ok(found.f_bavail * found.f_frsize)
+    }
+
+    /// Removes what is not to be kept. Of the node that does not fit any more, what comes first in a
+    /// walk stays; nothing stays of those behind it.
+    pub(in crate::store) fn evict(&self, keep: &Keep) -> Result<Collected, Error> {
+        let store = &*self.0;
+        let mut marks = Marks::default();
+        self.sweep(&mut marks, PATIENCE, true, |snapshot, marks| {
+            let parts: HashMap<_, _> = store.parts.sizes().into_iter().collect();
+            let mut room = Room {
+                left: u64::MAX,
+                parts: &parts,
+            };
+            for root in snapshot.roots()? {
+                room.keep(store, snapshot, marks, root.node.borrow())?;
+            }
+            for node in &keep.always {
+                room.keep(store, snapshot, marks, node.borrow())?;
+            }
+            room.left = keep.budget.saturating_sub(u64::MAX - room.left);
+            for node in &keep.in_order {
+                if !room.keep(store, snapshot, marks, node.borrow())? {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// When something below each of `nodes` was last used, by what `when` says of one object.
+    pub(in crate::store) fn last_use(
+        &self,
+        nodes: &[Node],
+        when: impl Fn(&Digest) -> u64,
+    ) -> Result<Vec<u64>, Error> {
+        let snapshot = self.0.index.fresh()?;
+        let mut known = HashMap::new();
+        let last = nodes.iter().map(|node| match node.borrow() {
+            NodeRef::Symlink { .. } => Ok(0),
+            NodeRef::File { digest, .. } => Ok(when(&digest)),
+            NodeRef::Directory { digest, .. } => {
+                last_use_below(&self.0, &snapshot, digest, &when, &mut known)
+            }
+        });
+        last.collect()
+    }
+}
+
+fn last_use_below(
+    store: &Inner,
+    snapshot: &Snapshot,
+    top: Digest,
+    when: &impl Fn(&Digest) -> u64,
+    known: &mut HashMap<Digest, u64>,
+) -> Result<u64, Error> {
+    // Children first: what is below a Directory is looked at, then the Directory again.
+    let mut next = vec![(top, None)];
+    while let Some((digest, below)) = next.pop() {
+        if let Some(below) = below {
+            let below: Vec<Digest> = below;
+            let last = below.iter().filter_map(|child| known.get(child)).max();
+            let last = last.copied().unwrap_or(0);
+            let own = known.entry(digest).or_default();
+            *own = last.max(*own);
+            continue;
+        }
+        if known.contains_key(&digest) {
+            continue;
+        }
+        let mut last = when(&digest);
+        let mut below = Vec::new();
+        if let Some(at) = snapshot.directory(&digest)?
+            && let Ok(directory) = store.files.directory(&digest, at)
+        {
+            for entry in directory.iter() {
+                match entry.node {
+                    NodeRef::Symlink { .. } => {}
+                    NodeRef::File { digest, .. } => last = last.max(when(&digest)),
+                    NodeRef::Directory { digest, .. } => below.push(digest),
+                }
+            }
+        }
+        known.insert(digest, last);
+        if !below.is_empty() {
+            let children: Vec<_> = below.iter().map(|child| (*child, None)).collect();
+            next.push((digest, Some(below)));
+            next.extend(children);
+        }
+    }
+    Ok(known.get(&top).copied().unwrap_or(0))
+}
+
+impl Room<'_> {
+    /// Marks what is there of a node and below it; false if that did not fit.
+    fn keep(
+        &mut self,
+        store: &Inner,
+        snapshot: &Snapshot,
+        marks: &mut Marks,
+        node: NodeRef<'_>,
+    ) -> Result<bool, Error> {
+        let top = match node {
+            NodeRef::Symlink { .. } => return Ok(true),
+            NodeRef::File { digest, .. } => return self.keep_blob(snapshot, marks, digest),
+            NodeRef::Directory { digest, .. } => digest,
+        };
+        let mut next = vec![top];
+        while let Some(digest) = next.pop() {
+            if marks.has_directory(&digest) {
+                continue;
+            }
+            let Some(at) = snapshot.directory(&digest)? else {
+                continue;
+            };
+            if !self.take(space::record_len(&at)) {
+                return Ok(false);
+            }
+            marks.directory(digest);
+            let Ok(directory) = store.files.directory(&digest, at) else {
+                // It will be fetched anew; what is below it, too.
+                continue;
+            };
+            let from = next.len();
+            for entry in directory.iter() {
+                match entry.node {
+                    NodeRef::Symlink { .. } => {}
+                    NodeRef::File { digest, .. } => {
+                        if !self.keep_blob(snapshot, marks, digest)? {
+                            return Ok(false);
+                        }
+                    }
+                    NodeRef::Directory { digest, .. } => next.push(digest),
+                }
+            }
+            next[from..].reverse();
+        }
+        Ok(true)
+    }
+
+    fn keep_blob(
+        &mut self,
+        snapshot: &Snapshot,
+        marks: &mut Marks,
+        digest: Digest,
+    ) -> Result<bool, Error> {
+        if marks.has_blob(&digest) {
+            return Ok(true);
+        }
+        let stored = snapshot.blob(&digest)?.map_or(0, |at| match at.kind {
+            Kind::Large => at.len + space::record_len(&at),
+            _ => space::record_len(&at),
+        });
+        let part = self.parts.get(&digest).copied().unwrap_or(0);
+        let fits = self.take(stored + part);
+        if fits {
+            marks.blob(digest);
+        }
+        Ok(fits)
+    }
+
+    fn take(&mut self, bytes: u64) -> bool {
+        match self.left.checked_sub(bytes) {
+            Some(left) => {
+                self.left = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Bytes that the files in a folder and below take. What goes away meanwhile takes nothing.
+fn taken(path: &Path) -> u64 {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let taken = entries.map(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => taken(&entry.path()),
+        Ok(found) => found.blocks() * ST_BLOCK,
+        Err(_) => 0,
+    });
+    taken.sum()
+}

@@ -1,0 +1,167 @@
+//! Giving room in packs back to the disk.
+//!
+//! A run of dead records gets one header, `gone`, that says how long the run is, so that a pack can
+//! still be read from its first byte to its last; the whole blocks behind that header become a hole.
+//! Done again, it does the same. Room between blocks (up to two for each run) stays taken until the
+//! neighbours die too.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use super::super::folder::Folder;
+use super::super::large::ST_BLOCK;
+use super::super::location::{Kind, Location};
+use super::super::pack::{HEADER_LEN, RECORD_HEADER, Record};
+use crate::castore::{Digest, GroupTable};
+use crate::store::Error;
+
+/// What holes are aligned to: a page, the block of every file system that has holes.
+const BLOCK: u64 = 4 << 10;
+
+/// What stays in a pack.
+pub(super) struct Live {
+    /// Where each record that stays starts and ends.
+    records: Vec<(u64, u64)>,
+    committed: u64,
+}
+
+impl Live {
+    /// Nothing yet, of a pack that the index knows up to `committed`.
+    pub(super) fn new(committed: u64) -> Self {
+        Self {
+            records: Vec::new(),
+            committed,
+        }
+    }
+
+    pub(super) fn add(&mut self, at: &Location) {
+        let start = at.offset.saturating_sub(RECORD_HEADER);
+        self.records.push((start, start + record_len(at)));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The runs of dead records, from where to where.
+    fn dead(&self) -> Vec<(u64, u64)> {
+        let mut records = self.records.clone();
+        records.sort_unstable();
+        let mut dead = Vec::new();
+        let mut end = HEADER_LEN;
+        for (start, stop) in records
+            .into_iter()
+            .chain([(self.committed, self.committed)])
+        {
+            if start >= end + RECORD_HEADER {
+                dead.push((end, start));
+            }
+            end = end.max(stop);
+        }
+        dead
+    }
+}
+
+/// Bytes of the record of an object, in its pack.
+pub(super) fn record_len(at: &Location) -> u64 {
+    let table = GroupTable::byte_len(at.len);
+    RECORD_HEADER
+        + match at.kind {
+            Kind::Packed => at.len + table,
+            Kind::Large => table,
+            Kind::Partial | Kind::Whole => at.len,
+        }
+}
+
+/// Removes packs that the index no longer knows; gives the bytes that the disk has back.
+pub(super) fn remove_packs(folder: &Folder, packs: &[u32]) -> Result<u64, Error> {
+    let mut freed = 0;
+    for pack in packs {
+        let path = folder.pack(*pack);
+        let len = fs::symlink_metadata(&path).map_or(0, |found| found.blocks() * ST_BLOCK);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            removed => removed.map_err(folder.io("remove", &path))?,
+        }
+        freed += len;
+    }
+    Ok(freed)
+}
+
+/// Gives back what is dead in a pack; says how many bytes.
+pub(super) fn punch(folder: &Folder, pack: u32, live: &Live) -> Result<u64, Error> {
+    let dead = live.dead();
+    if dead.is_empty() {
+        return Ok(0);
+    }
+    let path = folder.pack(pack);
+    let file = match File::options().read(true).write(true).open(&path) {
+        Ok(file) => file,
+        // Another collection removed it meanwhile; or it is damage, which is for readers to tell.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(folder.io("open for writing", &path)(error)),
+    };
+    punch_all(&file, &dead).map_err(folder.io("free room in", &path))
+}
+
+fn punch_all(file: &File, dead: &[(u64, u64)]) -> io::Result<u64> {
+    let before = file.metadata()?;
+    let mut wrote = false;
+    for &(start, end) in dead {
+        let mut header = Vec::with_capacity(RECORD_HEADER as usize);
+        let nothing = Digest::from([0; Digest::LEN]);
+        Record::Gone.put_header(&mut header, &nothing, end - start - RECORD_HEADER);
+        let mut there = [0; RECORD_HEADER as usize];
+        file.read_exact_at(&mut there, start)?;
+        if there != header[..] {
+            file.write_all_at(&header, start)?;
+            wrote = true;
+        }
+    }
+    if wrote {
+        // The way through the pack is on the disk before what is beside it goes.
+        file.sync_data()?;
+    }
+    for &(start, end) in dead {
+        let from = (start + RECORD_HEADER).next_multiple_of(BLOCK);
+        let to = end - end % BLOCK;
+        if from >= to {
+            continue;
+        }
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(file, how, from, to - from) {
+            // The file system has no holes.
+            Err(Errno::OPNOTSUPP) => return Ok(0),
+            punched => punched?,
+        }
+    }
+    let after = file.metadata()?;
+    Ok(before.blocks().saturating_sub(after.blocks()) * ST_BLOCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_between_live_records_is_dead() {
+        let at = |offset, len| Location {
+            kind: Kind::Packed,
+            pack: 0,
+            offset,
+            len,
+        };
+        let mut live = Live::new(1000);
+        assert_eq!(live.dead(), [(16, 1000)]);
+        live.add(&at(16 + 44, 100));
+        live.add(&at(460 + 44, 100));
+        live.add(&at(160 + 44, 100));
+        assert_eq!(live.dead(), [(304, 460), (604, 1000)]);
+        live.add(&at(604 + 44, 352));
+        assert_eq!(live.dead(), [(304, 460)]);
+    }
+}

@@ -1,0 +1,112 @@
+//! What a cache remembers of the root nodes of the store behind it.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use prost::Message;
+use redb::TableDefinition;
+
+use super::removal::encode;
+use super::{Change, Snapshot, guarded};
+use crate::castore::Root;
+use crate::nix::PathInfo;
+use crate::store::Error;
+
+/// Root node's name to what [`CachedRoot::encode`] makes.
+pub(super) const CACHED_ROOTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("cached_roots");
+
+/// Bytes before the `Entry`: two times, the flags, the length of the `Entry`.
+const HEAD: usize = 8 + 8 + 1 + 4;
+const PINNED: u8 = 1;
+
+/// A root node of the store behind a cache.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(in crate::store) struct CachedRoot {
+    /// When the other store last said so, in seconds since 1970.
+    pub(in crate::store) asked: u64,
+    /// When somebody last used it, in seconds since 1970.
+    pub(in crate::store) used: u64,
+    /// Whether what is below it stays, used or not.
+    pub(in crate::store) pinned: bool,
+    /// Nothing if only the pin is known.
+    pub(in crate::store) root: Option<Root>,
+    pub(in crate::store) path_info: Option<Box<PathInfo>>,
+}
+
+impl CachedRoot {
+    fn encode(&self) -> Vec<u8> {
+        let entry = self.root.as_ref().map(encode).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(HEAD + entry.len());
+        bytes.extend_from_slice(&self.asked.to_le_bytes());
+        bytes.extend_from_slice(&self.used.to_le_bytes());
+        bytes.push(if self.pinned { PINNED } else { 0 });
+        bytes.extend_from_slice(&(entry.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&entry);
+        if let Some(info) = &self.path_info {
+            bytes.extend_from_slice(&info.encode_to_vec());
+        }
+        bytes
+    }
+}
+
+impl Snapshot {
+    /// Every root that a cache remembers. What makes no sense is left out: it is only a memory.
+    pub(in crate::store) fn cached_roots(&self) -> Result<HashMap<Bytes, CachedRoot>, Error> {
+        let entries = guarded(&self.folder, || {
+            let mut entries = Vec::new();
+            for found in redb::ReadableTable::iter(&self.cached_roots)? {
+                let (name, value) = found?;
+                let name = Bytes::copy_from_slice(name.value());
+                entries.push((name, value.value().to_vec()));
+            }
+            Ok(entries)
+        })?;
+        let decoded = entries.into_iter().filter_map(|(name, value)| {
+            let found = self.decode_cached(&name, &value)?;
+            Some((name, found))
+        });
+        Ok(decoded.collect())
+    }
+
+    fn decode_cached(&self, name: &[u8], bytes: &[u8]) -> Option<CachedRoot> {
+        let (asked, rest) = bytes.split_first_chunk()?;
+        let (used, rest) = rest.split_first_chunk()?;
+        let (flags, rest) = rest.split_first()?;
+        let (entry, rest) = rest.split_first_chunk()?;
+        let (entry, info) = rest.split_at_checked(u32::from_le_bytes(*entry) as usize)?;
+        let root = match entry {
+            [] => None,
+            entry => Some(self.decode_root(name, entry).ok()?),
+        };
+        let path_info = match info {
+            [] => None,
+            info => Some(Box::new(PathInfo::decode(info).ok()?)),
+        };
+        Some(CachedRoot {
+            asked: u64::from_le_bytes(*asked),
+            used: u64::from_le_bytes(*used),
+            pinned: flags & PINNED != 0,
+            root,
+            path_info,
+        })
+    }
+}
+
+impl Change<'_> {
+    /// Remembers a root that a cache saw; or forgets it.
+    pub(in crate::store) fn set_cached_roots(
+        &mut self,
+        roots: &[(Bytes, Option<CachedRoot>)],
+    ) -> Result<(), Error> {
+        self.run(|txn| {
+            let mut table = txn.open_table(CACHED_ROOTS)?;
+            for (name, root) in roots {
+                match root {
+                    Some(root) => drop(table.insert(&name[..], &root.encode()[..])?),
+                    None => drop(table.remove(&name[..])?),
+                }
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,195 @@
+//! What a garbage collection asks of the index, and takes from it.
+//!
+//! Two small tables tell it what is too young to be taken: how far each pack went at which minute,
+//! and which root nodes went away when. Both forget what is older than [`MEMORY`].
+
+use std::time::{Duration, SystemTime};
+
+use prost::Message;
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
+
+use super::{
+    BLOBS, Change, DIRECTORIES, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES,
+    META_NEXT_PACK, META_REMOVALS, Objects, PACKS, Snapshot, damaged, guarded,
+};
+use crate::castore::{Digest, Root};
+use crate::proto::castore::v1::Entry;
+use crate::store::Error;
+use crate::store::local::location::{Kind, Location};
+
+/// A pack's number and a minute (in seconds since 1970), to the length that the pack had before the
+/// first commit of that minute.
+pub(super) const AGES: TableDefinition<(u32, u64), u64> = TableDefinition::new("ages");
+/// When a root node went away (in seconds since 1970) and its name, to its `Entry`.
+pub(super) const PAST_ROOTS: TableDefinition<(u64, &[u8]), &[u8]> =
+    TableDefinition::new("past_roots");
+
+/// How far back the two tables go.
+pub(in crate::store::local) const MEMORY: Duration = Duration::from_hours(24);
+/// Seconds that one entry of `AGES` stands for.
+const MINUTE: u64 = 60;
+
+/// Seconds since 1970; a clock before that is taken for one that was never set.
+pub(in crate::store::local) fn now() -> u64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed();
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// Notes that pack `id` had `len` bytes until now.
+pub(super) fn note_age(txn: &WriteTransaction, id: u32, len: u64) -> Result<(), redb::Error> {
+    let mut ages = txn.open_table(AGES)?;
+    let minute = now() / MINUTE * MINUTE;
+    if ages.get((id, minute))?.is_none() {
+        ages.insert((id, minute), len)?;
+        let forgotten = minute.saturating_sub(MEMORY.as_secs());
+        ages.retain_in((id, 0)..(id, forgotten), |_, _| false)?;
+    }
+    Ok(())
+}
+
+/// Notes that the root `name` was `entry` until now.
+pub(super) fn note_past_root(
+    txn: &WriteTransaction,
+    name: &[u8],
+    entry: &[u8],
+) -> Result<(), redb::Error> {
+    let mut past = txn.open_table(PAST_ROOTS)?;
+    let now = now();
+    past.insert((now, name), entry)?;
+    let forgotten = now.saturating_sub(MEMORY.as_secs());
+    past.retain_in((0, &[][..])..(forgotten, &[][..]), |_, _| false)?;
+    Ok(())
+}
+
+impl Snapshot {
+    pub(in crate::store::local) fn each_blob(
+        &self,
+        visit: impl FnMut(Digest, Location),
+    ) -> Result<(), Error> {
+        self.each(&self.blobs, visit)
+    }
+
+    pub(in crate::store::local) fn each_directory(
+        &self,
+        visit: impl FnMut(Digest, Location),
+    ) -> Result<(), Error> {
+        self.each(&self.directories, visit)
+    }
+
+    fn each(&self, table: &Objects, mut visit: impl FnMut(Digest, Location)) -> Result<(), Error> {
+        let senseless = guarded(&self.folder, || {
+            for found in table.iter()? {
+                let (digest, location) = found?;
+                let digest = Digest::from(*digest.value());
+                match Location::decode(location.value()) {
+                    Some(location) => visit(digest, location),
+                    None => return Ok(Some(digest)),
+                }
+            }
+            Ok(None)
+        })?;
+        match senseless {
+            None => Ok(()),
+            Some(digest) => Err(damaged(
+                &self.folder,
+                format!("its entry for {digest} makes no sense"),
+            )),
+        }
+    }
+
+    /// For each pack that got something since `cutoff` (seconds since 1970), where that starts.
+    pub(in crate::store::local) fn young(&self, cutoff: u64) -> Result<Vec<(u32, u64)>, Error> {
+        guarded(&self.folder, || {
+            let mut young: Vec<(u32, u64)> = Vec::new();
+            for found in self.ages.iter()? {
+                let (key, len) = found?;
+                let ((pack, minute), len) = (key.value(), len.value());
+                // The entries of a pack are in the order of time: the first is the lowest.
+                let known = young.last().is_some_and(|(last, _)| *last == pack);
+                if minute + MINUTE > cutoff && !known {
+                    young.push((pack, len));
+                }
+            }
+            Ok(young)
+        })
+    }
+
+    /// The roots that went away since `cutoff` (seconds since 1970), and are held a while.
+    pub(in crate::store::local) fn past_roots(&self, cutoff: u64) -> Result<Vec<Root>, Error> {
+        let entries = guarded(&self.folder, || {
+            let mut entries = Vec::new();
+            for found in self.past_roots.range((cutoff, &[][..])..)? {
+                let (key, entry) = found?;
+                entries.push((key.value().1.to_vec(), entry.value().to_vec()));
+            }
+            Ok(entries)
+        })?;
+        entries
+            .iter()
+            .map(|(name, entry)| self.decode_root(name, entry))
+            .collect()
+    }
+}
+
+impl Change<'_> {
+    /// Removes objects, which are there, and packs that have nothing else.
+    pub(in crate::store::local) fn remove(
+        &mut self,
+        blobs: &[Digest],
+        directories: &[Digest],
+        packs: &[u32],
+    ) -> Result<(), Error> {
+        self.run(|txn| {
+            let mut removed = [(META_BLOBS, 0), (META_BLOB_BYTES, 0), (META_DIRECTORIES, 0)];
+            let mut table = txn.open_table(BLOBS)?;
+            for digest in blobs {
+                if let Some(old) = table.remove(digest.as_bytes())? {
+                    removed[0].1 += 1;
+                    removed[1].1 += Location::decode(old.value()).map_or(0, |old| old.len);
+                }
+            }
+            let mut table = txn.open_table(DIRECTORIES)?;
+            for digest in directories {
+                removed[2].1 += u64::from(table.remove(digest.as_bytes())?.is_some());
+            }
+            let mut meta = txn.open_table(META)?;
+            for (key, less) in removed {
+                let before = meta.get(key)?.map_or(0, |found| found.value());
+                meta.insert(key, before.saturating_sub(less))?;
+            }
+            let before = meta.get(META_REMOVALS)?.map_or(0, |found| found.value());
+            meta.insert(META_REMOVALS, before + 1)?;
+            let mut table = txn.open_table(PACKS)?;
+            let mut ages = txn.open_table(AGES)?;
+            for pack in packs {
+                table.remove(pack)?;
+                ages.retain_in((*pack, 0)..=(*pack, u64::MAX), |_, _| false)?;
+                let next = meta.get(META_NEXT_PACK)?.map_or(0, |found| found.value());
+                meta.insert(META_NEXT_PACK, next.max(u64::from(*pack) + 1))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes back what the index says of whole trees: something below may be gone.
+    pub(in crate::store::local) fn doubt(&mut self, directories: &[Digest]) -> Result<(), Error> {
+        self.run(|txn| {
+            let mut table = txn.open_table(DIRECTORIES)?;
+            for digest in directories {
+                let old = table
+                    .get(digest.as_bytes())?
+                    .and_then(|old| Location::decode(old.value()));
+                if let Some(old) = old.filter(|old| old.kind == Kind::Whole) {
+                    let kind = Kind::Partial;
+                    table.insert(digest.as_bytes(), &Location { kind, ..old }.encode())?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// A root node's `Entry`, as it is kept.
+pub(super) fn encode(root: &Root) -> Vec<u8> {
+    Entry::from(root).encode_to_vec()
+}

@@ -1,0 +1,646 @@
+//! Several stores that hold the same: who is asked, and who is asked next.
+//!
+//! **One is asked, the next when that takes long.** A question goes to the best member. When no
+//! answer came within the time in which that member gives 19 of 20 answers, it goes to the next as
+//! well (a *hedge*), and the first answer is taken. Hedges are bounded ([`budget`]): a tenth of the
+//! questions, and one a second. An error moves on to the next at once, and costs nothing of that.
+//!
+//! **Who fails is left alone.** A member that runs into a deadline, that fails three times in a row,
+//! or that others overtake five times in a row is taken out of the circuit; those who wait for it at
+//! that moment move on as well, so that one hanging member costs nobody two deadlines. After a rest,
+//! which doubles from a second to half a minute with a random part, a question is put to it beside
+//! the one that was asked (a *probe*): no reader waits for it. If it answers, it has its place
+//! again. One that is merely slow is still asked when the others cannot answer.
+//!
+//! **"Not found" takes everybody's word.** Only when every member says so is there nothing; if any
+//! failed, or is out of the circuit, the answer is an error: it may be that one that has it. A store
+//! of equals that lags behind is asked on, then, for what it lacks.
+//!
+//! **A liar is heard last.** Every member verifies what it hands out, so a wrong byte arrives here as
+//! [`Error::Damaged`], and never leaves. Who sent it is marked when that is beyond doubt: a Directory
+//! that is another than the one asked for, or a blob that another member then gave rightly for the
+//! same question. (A blob that fits nobody's copy has a wrong size in the Directory that names it,
+//! and nobody is to blame.) For ten minutes, then for twice that and so on, a marked member is asked
+//! only when nobody else can answer, and has no say in whether something exists.
+//!
+//! **Lists come from one.** [`roots`](Store::roots) is the list of the first that answers: they are
+//! equals, and a union would take an answer of each. **Nothing can be added**: a member that was
+//! written to would no longer be the equal of the others. Write to one, and let it be copied.
+
+mod budget;
+mod member;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use self::budget::Budget;
+use self::member::{Change, Kind, Member, Standing};
+use super::root_versions::RootVersions;
+use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage};
+use crate::castore::{Digest, Directory, GroupTable, Root};
+use crate::nix::PathInfo;
+
+/// Who is asked first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The members in their order: the first as long as it is well.
+    #[default]
+    Listed,
+    /// The one that answers fastest.
+    Fastest,
+    /// All at once, the first answer counts: the load of all for the speed of the fastest.
+    Racing,
+}
+
+/// Several stores that hold the same. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Mirrors(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    url: String,
+    members: Vec<Member>,
+    order: Order,
+    budget: Budget,
+    versions: RootVersions,
+    /// How often a member came back: its list of roots may be another.
+    returns: AtomicU64,
+    /// Changes when a member goes out of the circuit.
+    openings: watch::Sender<u64>,
+}
+
+/// A question on its way to one member.
+type Asking<T> = Pin<Box<dyn Future<Output = Result<Option<T>, Error>> + Send>>;
+
+/// What came of it.
+struct Attempt<T> {
+    member: usize,
+    began: Instant,
+    outcome: Result<Option<T>, Error>,
+}
+
+impl Mirrors {
+    /// The `members`, by name, which hold the same. `url` is what logs and errors call the whole.
+    ///
+    /// Questions that wait do so on the runtime of whoever asks, which has to have a clock.
+    pub fn new(url: String, members: Vec<(String, Arc<dyn Store>)>, order: Order) -> Self {
+        Self(Arc::new(Shared {
+            url,
+            order,
+            budget: Budget::new(),
+            versions: RootVersions::new(members.len()),
+            returns: AtomicU64::new(0),
+            openings: watch::Sender::new(0),
+            members: members
+                .into_iter()
+                .map(|(name, store)| Member::new(name, store))
+                .collect(),
+        }))
+    }
+
+    fn stores(&self) -> impl Iterator<Item = &Arc<dyn Store>> {
+        self.0.members.iter().map(|member| &member.store)
+    }
+
+    /// The first answer that a member has at hand. Whatever else there is to say (nobody has it,
+    /// somebody failed) takes asking.
+    fn at_hand<T>(
+        &self,
+        mut question: impl FnMut(&dyn Store) -> Result<Answer<T>, Error>,
+    ) -> Answer<T> {
+        for store in self.stores() {
+            if let Ok(Answer::Found(found)) = question(store.as_ref()) {
+                return Answer::Found(found);
+            }
+        }
+        Answer::Wait
+    }
+
+    /// Puts `question` to the members until one has an answer. `request` says what it is.
+    async fn ask<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        request: impl Fn() -> String + Send + Sync,
+        question: impl Fn(Arc<dyn Store>) -> Asking<T> + Send + Sync,
+    ) -> Result<Option<T>, Error> {
+        let mut openings = self.0.openings.subscribe();
+        let mut round = Round::begin(&self.0, kind, &question);
+        while !round.pending.is_empty() {
+            tokio::select! {
+                biased;
+                Some(attempt) = round.pending.next() => {
+                    if let Some(found) = round.answer(attempt) {
+                        return Ok(Some(found));
+                    }
+                }
+                () = until(round.hedge_at) => round.hedge(),
+                Ok(()) = openings.changed() => round.move_on(),
+            }
+        }
+        round.end(request)
+    }
+
+    /// As [`ask`](Self::ask), for questions that every member has an answer to.
+    async fn ask_any<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        request: impl Fn() -> String + Send + Sync,
+        question: impl Fn(Arc<dyn Store>) -> Asking<T> + Send + Sync,
+    ) -> Result<T, Error> {
+        let answer = self.ask(kind, &request, question).await?;
+        answer.ok_or_else(|| Error::Remote {
+            store: self.0.url.clone(),
+            request: request(),
+            why: "there is nobody to ask".to_owned(),
+        })
+    }
+}
+
+/// Waits for `when`; for ever if that is never.
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Shared {
+    /// Members by standing, best first: healthy ones, slow ones, those that are out, liars.
+    fn standings(&self, kind: Kind, now: Instant) -> [Vec<usize>; 4] {
+        let mut standings = [const { Vec::new() }; 4];
+        for (index, member) in self.members.iter().enumerate() {
+            let place = match member.standing(now) {
+                Standing::Healthy => 0,
+                Standing::Slow => 1,
+                Standing::Out => 2,
+                Standing::Liar => 3,
+            };
+            standings[place].push(index);
+        }
+        if self.order == Order::Fastest {
+            // Who was never asked has no median and comes first: else it would never be known.
+            standings[0].sort_by_cached_key(|&index| self.members[index].median(kind));
+        }
+        standings
+    }
+
+    fn answered(&self, index: usize, kind: Kind, began: Instant) {
+        let member = &self.members[index];
+        let now = Instant::now();
+        if member.answered(kind, now - began, now) == Change::Closed {
+            self.returns.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(
+                STORE = self.url,
+                MEMBER = member.name,
+                "a mirror is well again"
+            );
+        }
+    }
+
+    fn failed(&self, index: usize, began: Instant, error: &Error) {
+        let member = &self.members[index];
+        if member::is_proof(error) {
+            self.lied(index, error);
+        }
+        let change = member.failed(error, began, Instant::now());
+        if change == Change::Opened {
+            tracing::warn!(
+                STORE = self.url, MEMBER = member.name, %error,
+                "a mirror failed and is left alone for a while"
+            );
+            self.openings.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn overtaken(&self, index: usize) {
+        let member = &self.members[index];
+        if member.overtaken(Instant::now()) == Change::Opened {
+            tracing::warn!(
+                STORE = self.url,
+                MEMBER = member.name,
+                "a mirror is slower than the others and is left alone for a while"
+            );
+            self.openings.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn lied(&self, index: usize, error: &Error) {
+        let member = &self.members[index];
+        let mark = member.lied(Instant::now());
+        tracing::error!(
+            STORE = self.url, MEMBER = member.name, %error,
+            "a mirror sent wrong bytes, which were thrown away; it is avoided for {mark:?}"
+        );
+        self.openings.send_modify(|count| *count += 1);
+    }
+}
+
+/// One question, and whom it was put to.
+struct Round<'a, T, Q> {
+    shared: &'a Arc<Shared>,
+    kind: Kind,
+    question: &'a Q,
+    /// Who can still be asked, and whose word counts; best first.
+    next: VecDeque<usize>,
+    /// Who is asked when nobody else can answer.
+    liars: VecDeque<usize>,
+    /// Who is being asked, since when, and when that began to take long.
+    asked: Vec<(usize, Instant, Instant)>,
+    pending: FuturesUnordered<Pin<Box<dyn Future<Output = Attempt<T>> + Send>>>,
+    /// When another is asked as well.
+    hedge_at: Option<Instant>,
+    /// Members whose word counts that do not have it.
+    absent: usize,
+    failures: Vec<(usize, Error)>,
+    /// Members whose word counts that are not asked.
+    unheard: Vec<usize>,
+}
+
+impl<'a, T, Q> Round<'a, T, Q>
+where
+    T: Send + 'static,
+    Q: Fn(Arc<dyn Store>) -> Asking<T>,
+{
+    fn begin(shared: &'a Arc<Shared>, kind: Kind, question: &'a Q) -> Self {
+        shared.budget.earn();
+        let now = Instant::now();
+        let [healthy, slow, mut out, liars] = shared.standings(kind, now);
+        let (mut first, someone_is_well) = (Vec::new(), !healthy.is_empty());
+        for &index in slow.iter().chain(&out) {
+            if !shared.members[index].take_probe(now) {
+                continue;
+            }
+            match someone_is_well {
+                true => Self::probe(shared.clone(), index, kind, question),
+                // Whoever asks has nobody better.
+                false => first.push(index),
+            }
+        }
+        out.retain(|index| !first.contains(index));
+        let slow = slow.into_iter().filter(|index| !first.contains(index));
+        let next = first.iter().copied().chain(healthy).chain(slow).collect();
+        let mut round = Self {
+            shared,
+            kind,
+            question,
+            next,
+            liars: liars.into(),
+            asked: Vec::new(),
+            pending: FuturesUnordered::new(),
+            hedge_at: None,
+            absent: 0,
+            failures: Vec::new(),
+            unheard: out,
+        };
+        match shared.order {
+            Order::Racing => round.ask_all(),
+            Order::Listed | Order::Fastest => round.ask_next(),
+        }
+        round.ask_liars();
+        round
+    }
+
+    /// Puts the question to a member that is left alone, beside the one that is asked: to see how
+    /// it does. Nobody waits for it.
+    fn probe(shared: Arc<Shared>, index: usize, kind: Kind, question: &Q) {
+        let member = &shared.members[index];
+        member.asked();
+        let began = Instant::now();
+        let asking = question(member.store.clone());
+        tokio::spawn(async move {
+            match asking.await {
+                Ok(_) => shared.answered(index, kind, began),
+                Err(error) => shared.failed(index, began, &error),
+            }
+        });
+    }
+
+    fn ask_next(&mut self) {
+        if let Some(index) = self.next.pop_front() {
+            self.put_to(index);
+        }
+    }
+
+    fn ask_all(&mut self) {
+        while !self.next.is_empty() {
+            self.ask_next();
+        }
+    }
+
+    /// Asks those that lied, one after the other, when there is nobody else.
+    fn ask_liars(&mut self) {
+        if self.pending.is_empty()
+            && let Some(index) = self.liars.pop_front()
+        {
+            self.put_to(index);
+        }
+    }
+
+    fn put_to(&mut self, index: usize) {
+        let member = &self.shared.members[index];
+        member.asked();
+        let began = Instant::now();
+        let late = began + member.patience(self.kind);
+        self.asked.push((index, began, late));
+        let can_hedge = !self.next.is_empty() && self.shared.order != Order::Racing;
+        self.hedge_at = can_hedge.then_some(late);
+        let asking = (self.question)(member.store.clone());
+        self.pending.push(Box::pin(async move {
+            Attempt {
+                member: index,
+                began,
+                outcome: asking.await,
+            }
+        }));
+    }
+
+    /// Asks another as well, if that can be afforded.
+    fn hedge(&mut self) {
+        let Some(&(index, began, late)) = self.asked.last() else {
+            return;
+        };
+        let member = &self.shared.members[index];
+        if self.shared.budget.take() {
+            member.hedged();
+            self.ask_next();
+        } else {
+            self.hedge_at = Some(Instant::now() + (late - began));
+        }
+    }
+
+    /// Somebody is out of the circuit now. If it is who is being asked, the next is asked as well:
+    /// that is no hedge.
+    fn move_on(&mut self) {
+        let now = Instant::now();
+        let well = |&(index, ..): &(usize, Instant, Instant)| {
+            self.shared.members[index].standing(now) == Standing::Healthy
+        };
+        if !self.asked.iter().any(well) {
+            self.ask_next();
+        }
+    }
+
+    /// Takes what a member said. Gives the answer, if it is one.
+    fn answer(&mut self, attempt: Attempt<T>) -> Option<T> {
+        let Attempt {
+            member,
+            began,
+            outcome,
+        } = attempt;
+        self.asked.retain(|(index, ..)| *index != member);
+        match outcome {
+            Ok(Some(found)) => {
+                self.shared.answered(member, self.kind, began);
+                self.settle();
+                return Some(found);
+            }
+            Ok(None) => {
+                self.shared.answered(member, self.kind, began);
+                let standing = self.shared.members[member].standing(Instant::now());
+                self.absent += usize::from(standing != Standing::Liar);
+                // It takes everybody's word now.
+                self.ask_all();
+            }
+            Err(error) => {
+                self.shared.failed(member, began, &error);
+                self.failures.push((member, error));
+                self.ask_next();
+            }
+        }
+        if !self.failures.is_empty() || !self.unheard.is_empty() || self.absent == 0 {
+            self.ask_liars();
+        }
+        None
+    }
+
+    /// There is an answer: what does that say of the others?
+    fn settle(&mut self) {
+        let now = Instant::now();
+        for &(index, _, late) in &self.asked {
+            if now >= late && self.shared.order != Order::Racing {
+                self.shared.overtaken(index);
+            }
+        }
+        for (index, error) in &self.failures {
+            if matches!(error, Error::Damaged { .. }) && !member::is_proof(error) {
+                self.shared.lied(*index, error);
+            }
+        }
+    }
+
+    /// Nobody has an answer: nothing, or why not.
+    fn end(mut self, request: impl Fn() -> String) -> Result<Option<T>, Error> {
+        if self.failures.is_empty() && self.unheard.is_empty() && self.absent > 0 {
+            return Ok(None);
+        }
+        if self.failures.len() == 1
+            && self.unheard.is_empty()
+            && let Some((_, error)) = self.failures.pop()
+        {
+            return Err(error);
+        }
+        let mut deadlines = Vec::new();
+        let mut reasons = Vec::new();
+        for (_, error) in &self.failures {
+            deadlines.push(match error {
+                Error::Timeout { after, .. } => Some(*after),
+                _ => None,
+            });
+            reasons.push(error.to_string());
+        }
+        for &index in &self.unheard {
+            let member = &self.shared.members[index];
+            let last = member.last_failure();
+            deadlines.push(last.as_ref().and_then(|last| last.deadline));
+            let text = last.map_or_else(|| "it does not answer".to_owned(), |last| last.text);
+            reasons.push(format!("{} is left alone, since {text}", member.name));
+        }
+        if reasons.is_empty() {
+            reasons.push("all who could be asked sent wrong bytes before".to_owned());
+        }
+        let store = self.shared.url.clone();
+        let by_deadline: Option<Vec<Duration>> = deadlines.into_iter().collect();
+        match by_deadline.and_then(|deadlines| deadlines.into_iter().max()) {
+            Some(after) => Err(Error::Timeout { store, after }),
+            None => Err(Error::Remote {
+                store,
+                request: request(),
+                why: reasons.join("; "),
+            }),
+        }
+    }
+}
+
+/// What a request is called in errors.
+fn of(action: &str, what: impl fmt::Display) -> String {
+    format!("{action} {what}")
+}
+
+#[async_trait]
+impl Store for Mirrors {
+    fn url(&self) -> &str {
+        &self.0.url
+    }
+
+    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
+        Ok(self.at_hand(|store| store.directory_now(digest)))
+    }
+
+    fn read_now(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Answer<usize>, Error> {
+        Ok(self.at_hand(|store| store.read_now(digest, size, offset, buffer)))
+    }
+
+    /// Tells the member that will be asked first.
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        let standings = self.0.standings(Kind::Bulk, Instant::now());
+        if let Some(best) = standings.iter().flatten().next() {
+            self.0.members[*best].store.will_need(blobs);
+        }
+    }
+
+    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
+        Ok(self.at_hand(|store| store.root_now(name)))
+    }
+
+    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
+        // Whoever has none, or failed: the bytes can be had by reading.
+        let mut files = self.stores().map(|store| store.backing_file(digest, size));
+        Ok(files.find_map(|file| file.ok().flatten()))
+    }
+
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        let asked = *digest;
+        let question = move |store: Arc<dyn Store>| -> Asking<Directory> {
+            Box::pin(async move { store.directory(&asked).await })
+        };
+        self.ask(Kind::Small, || of("reading directory", asked), question)
+            .await
+    }
+
+    async fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<Option<Bytes>, Error> {
+        let asked = *digest;
+        let question = move |store: Arc<dyn Store>| -> Asking<Bytes> {
+            Box::pin(async move { store.read(&asked, size, offset, length).await })
+        };
+        self.ask(Kind::Bulk, || of("reading blob", asked), question)
+            .await
+    }
+
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        let asked = Bytes::copy_from_slice(name);
+        let question = move |store: Arc<dyn Store>| -> Asking<Root> {
+            let asked = asked.clone();
+            Box::pin(async move { store.root(&asked).await })
+        };
+        let request = || of("looking up root", name.escape_ascii());
+        self.ask(Kind::Small, request, question).await
+    }
+
+    async fn roots(&self) -> Result<Vec<Root>, Error> {
+        let question = |store: Arc<dyn Store>| -> Asking<Vec<Root>> {
+            Box::pin(async move { store.roots().await.map(Some) })
+        };
+        self.ask_any(Kind::Bulk, || of("listing", "the roots"), question)
+            .await
+    }
+
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+        let asked = Bytes::copy_from_slice(name);
+        let question = move |store: Arc<dyn Store>| -> Asking<PathInfo> {
+            let asked = asked.clone();
+            Box::pin(async move { store.path_info(&asked).await })
+        };
+        let request = || of("asking about", name.escape_ascii());
+        self.ask(Kind::Small, request, question).await
+    }
+
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        let asked = *digest;
+        let question = move |store: Arc<dyn Store>| -> Asking<()> {
+            Box::pin(async move { Ok(store.has_blob(&asked).await?.then_some(())) })
+        };
+        let found = self.ask(Kind::Small, || of("asking for blob", asked), question);
+        Ok(found.await?.is_some())
+    }
+
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        let asked = *digest;
+        let question = move |store: Arc<dyn Store>| -> Asking<u64> {
+            Box::pin(async move { store.blob_size(&asked).await })
+        };
+        self.ask(Kind::Small, || of("asking for blob", asked), question)
+            .await
+    }
+
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        let asked = *digest;
+        let question = move |store: Arc<dyn Store>| -> Asking<GroupTable> {
+            Box::pin(async move { store.group_table(&asked, size).await })
+        };
+        self.ask(Kind::Bulk, || of("reading blob", asked), question)
+            .await
+    }
+
+    /// What one of them holds: they hold the same.
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        let mut usages = self.stores().map(|store| store.usage());
+        Ok(usages.find_map(|usage| usage.ok().flatten()))
+    }
+
+    fn health(&self) -> Health {
+        let now = Instant::now();
+        let members = self.0.members.iter();
+        Health {
+            endpoint: None,
+            members: members.map(|member| member.health(now)).collect(),
+        }
+    }
+
+    fn roots_version(&self) -> Result<u64, Error> {
+        let returns = self.0.returns.load(Ordering::Relaxed);
+        Ok(self.0.versions.now(self.stores()).wrapping_add(returns))
+    }
+
+    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
+        let stores: Vec<&Arc<dyn Store>> = self.stores().collect();
+        let now = || {
+            let returns = self.0.returns.load(Ordering::Relaxed);
+            self.0.versions.now(self.stores()).wrapping_add(returns)
+        };
+        Ok(self.0.versions.wait(&stores, seen, timeout, now))
+    }
+
+    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+        let names: Vec<&str> = self.0.members.iter().map(|m| m.name.as_str()).collect();
+        Err(Error::ReadOnly {
+            store: self.0.url.clone(),
+            why: format!(
+                "it is made of equals: write to one of {}, and copy to the others",
+                names.join(", ")
+            ),
+        })
+    }
+}

@@ -1,0 +1,82 @@
+//! How many questions may be asked twice.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// A second question, in the unit that is counted in: thousandths.
+const HEDGE: u64 = 1000;
+/// What a question earns: of the questions asked, a tenth may be asked a second time.
+const SHARE: u64 = HEDGE / 10;
+/// What a millisecond earns: however few are asked, one a second. Without it a store that nobody had
+/// asked for a while would wait out the first member that hangs.
+const A_MILLISECOND: u64 = HEDGE / 1000;
+/// The most that is saved up.
+const MOST: u64 = 10 * HEDGE;
+
+/// Lets a second question through as often as that keeps the load near what it would be without.
+#[derive(Debug)]
+pub(super) struct Budget(Mutex<Saved>);
+
+#[derive(Debug)]
+struct Saved {
+    thousandths: u64,
+    when: Instant,
+}
+
+impl Budget {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Saved {
+            thousandths: MOST,
+            when: Instant::now(),
+        }))
+    }
+
+    /// A question is asked.
+    pub(super) fn earn(&self) {
+        self.0.lock().add(SHARE);
+    }
+
+    /// Whether it may be asked of another as well.
+    pub(super) fn take(&self) -> bool {
+        let mut saved = self.0.lock();
+        let passed = saved.when.elapsed().as_millis() as u64;
+        saved.when += Duration::from_millis(passed);
+        saved.add(passed.saturating_mul(A_MILLISECOND));
+        let enough = saved.thousandths >= HEDGE;
+        if enough {
+            saved.thousandths -= HEDGE;
+        }
+        enough
+    }
+}
+
+impl Saved {
+    fn add(&mut self, thousandths: u64) {
+        self.thousandths = (self.thousandths.saturating_add(thousandths)).min(MOST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenth_of_the_questions_and_one_a_second() {
+        let budget = Budget::new();
+        let taken = |asked: u32| {
+            let taken = (0..asked).filter(|_| {
+                budget.earn();
+                budget.take()
+            });
+            taken.count()
+        };
+        // What was saved up, and a tenth.
+        assert!((108..=110).contains(&taken(1000)));
+        assert!((99..=101).contains(&taken(1000)));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        // And what was left of the tenth.
+        assert!((3..=4).contains(&taken(9)));
+    }
+}

@@ -1,0 +1,328 @@
+//! One of several equals: what is known of how it fares, and whether it is asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::castore::DirectoryError;
+use crate::store::health::{MemberHealth, MemberState};
+use crate::store::latency::Latencies;
+use crate::store::{Damage, Error, Store};
+
+/// Failures in a row, without waiting, until a member is left alone.
+const FAILURES: u32 = 3;
+/// Times in a row that another was faster, though asked later, until a member is left alone.
+const OVERTAKEN: u32 = 5;
+/// How long a member is left alone first, and at most; it doubles, and a random part is added.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(30);
+/// How long wrong bytes are held against a member first, and at most; it doubles.
+const FIRST_MARK: Duration = Duration::from_secs(10 * 60);
+const LONGEST_MARK: Duration = Duration::from_secs(24 * 3600);
+/// Answers that it takes to know how fast a member is.
+const KNOWN: usize = 16;
+/// How long a member of which that is not known may take before another is asked as well.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// The bounds of that time for the others: below, it is the scheduler that is measured; above,
+/// readers lose their patience.
+const SHORTEST: Duration = Duration::from_millis(5);
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// What a question asks for: how long an answer takes depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A Directory, a root node, a yes or no.
+    Small,
+    /// Parts of blobs, lists.
+    Bulk,
+}
+
+/// How a member stands when a question comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Healthy,
+    /// Others were faster.
+    Slow,
+    /// It failed, and is left alone.
+    Out,
+    /// It sent wrong bytes.
+    Liar,
+}
+
+/// Why a member cannot be asked: what it failed with last.
+#[derive(Clone, Debug)]
+pub(super) struct LastFailure {
+    pub(super) text: String,
+    /// The deadline, if that is what it failed by.
+    pub(super) deadline: Option<Duration>,
+}
+
+/// A change that others want to know of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    None,
+    /// It is left alone from now on.
+    Opened,
+    /// It is asked again.
+    Closed,
+}
+
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) name: String,
+    pub(super) store: Arc<dyn Store>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    circuit: Circuit,
+    /// How long it is left alone when it fails again.
+    rest: Duration,
+    /// How long it is avoided when it lies again.
+    mark: Duration,
+    failures_in_a_row: u32,
+    overtaken_in_a_row: u32,
+    last_success: Option<Instant>,
+    last_failure: Option<LastFailure>,
+    small: Latencies,
+    bulk: Latencies,
+    requests: u64,
+    failures: u64,
+    hedges: u64,
+    lies: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Circuit {
+    Closed,
+    /// `slow`: others were faster; else it failed.
+    Open {
+        slow: bool,
+        since: Instant,
+        probe_at: Instant,
+    },
+    Marked {
+        until: Instant,
+    },
+}
+
+impl State {
+    fn latencies(&mut self, kind: Kind) -> &mut Latencies {
+        match kind {
+            Kind::Small => &mut self.small,
+            Kind::Bulk => &mut self.bulk,
+        }
+    }
+
+    fn open(&mut self, slow: bool, now: Instant) {
+        let rest = self.rest.mul_f64(0.75 + fastrand::f64() / 2.0);
+        self.circuit = Circuit::Open {
+            slow,
+            since: now,
+            probe_at: now + rest,
+        };
+        self.rest = (self.rest * 2).min(LONGEST_REST);
+        self.failures_in_a_row = 0;
+        self.overtaken_in_a_row = 0;
+    }
+}
+
+impl Member {
+    pub(super) fn new(name: String, store: Arc<dyn Store>) -> Self {
+        Self {
+            name,
+            store,
+            state: Mutex::new(State {
+                circuit: Circuit::Closed,
+                rest: FIRST_REST,
+                mark: FIRST_MARK,
+                failures_in_a_row: 0,
+                overtaken_in_a_row: 0,
+                last_success: None,
+                last_failure: None,
+                small: Latencies::default(),
+                bulk: Latencies::default(),
+                requests: 0,
+                failures: 0,
+                hedges: 0,
+                lies: 0,
+            }),
+        }
+    }
+
+    pub(super) fn standing(&self, now: Instant) -> Standing {
+        let mut state = self.state.lock();
+        match state.circuit {
+            Circuit::Closed => Standing::Healthy,
+            Circuit::Open { slow: true, .. } => Standing::Slow,
+            Circuit::Open { slow: false, .. } => Standing::Out,
+            Circuit::Marked { until } if now < until => Standing::Liar,
+            Circuit::Marked { .. } => {
+                state.circuit = Circuit::Closed;
+                Standing::Healthy
+            }
+        }
+    }
+
+    /// Whether it is time to see how a member does that is left alone. Only one who asks is told
+    /// so; the next, a rest later.
+    pub(super) fn take_probe(&self, now: Instant) -> bool {
+        let mut state = self.state.lock();
+        let rest = state.rest;
+        match &mut state.circuit {
+            Circuit::Open { probe_at, .. } if *probe_at <= now => {
+                *probe_at = now + rest;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// How long to wait for its answer before another is asked as well.
+    pub(super) fn patience(&self, kind: Kind) -> Duration {
+        let mut state = self.state.lock();
+        let latencies = state.latencies(kind);
+        match latencies.percentile(95) {
+            Some(p95) if latencies.count() >= KNOWN => p95.clamp(SHORTEST, LONGEST),
+            _ => PATIENCE,
+        }
+    }
+
+    /// Half of its answers came within this; nothing if it has given none.
+    pub(super) fn median(&self, kind: Kind) -> Option<Duration> {
+        self.state.lock().latencies(kind).percentile(50)
+    }
+
+    pub(super) fn asked(&self) {
+        self.state.lock().requests += 1;
+    }
+
+    /// It took so long that another was asked as well.
+    pub(super) fn hedged(&self) {
+        self.state.lock().hedges += 1;
+    }
+
+    /// It answered, whatever it said.
+    pub(super) fn answered(&self, kind: Kind, took: Duration, now: Instant) -> Change {
+        let in_time = took <= self.patience(kind);
+        let mut state = self.state.lock();
+        state.latencies(kind).add(took);
+        state.last_success = Some(now);
+        state.failures_in_a_row = 0;
+        state.overtaken_in_a_row = 0;
+        match state.circuit {
+            Circuit::Open { slow: true, .. } if !in_time => {
+                state.open(true, now);
+                Change::None
+            }
+            Circuit::Open { .. } => {
+                state.circuit = Circuit::Closed;
+                state.rest = FIRST_REST;
+                Change::Closed
+            }
+            Circuit::Closed | Circuit::Marked { .. } => Change::None,
+        }
+    }
+
+    /// The question that was put to it at `began` ended with `error`.
+    pub(super) fn failed(&self, error: &Error, began: Instant, now: Instant) -> Change {
+        let mut state = self.state.lock();
+        state.failures += 1;
+        let deadline = match error {
+            Error::Timeout { after, .. } => Some(*after),
+            _ => None,
+        };
+        state.last_failure = Some(LastFailure {
+            text: error.to_string(),
+            deadline,
+        });
+        if matches!(error, Error::Damaged { .. }) {
+            // It is there; what it sent is another matter.
+            return Change::None;
+        }
+        match state.circuit {
+            Circuit::Marked { .. } => Change::None,
+            // A probe, unless it was asked before all this.
+            Circuit::Open { since, .. } => {
+                if began >= since {
+                    state.open(false, now);
+                }
+                Change::None
+            }
+            Circuit::Closed => {
+                state.failures_in_a_row += 1;
+                // Others got answers meanwhile: it is this question that hangs, not the member.
+                let hangs = deadline.is_some() && state.last_success.is_none_or(|at| at <= began);
+                if !hangs && state.failures_in_a_row < FAILURES {
+                    return Change::None;
+                }
+                state.open(false, now);
+                Change::Opened
+            }
+        }
+    }
+
+    /// Another was faster, though it was asked later.
+    pub(super) fn overtaken(&self, now: Instant) -> Change {
+        let mut state = self.state.lock();
+        state.overtaken_in_a_row += 1;
+        if state.circuit != Circuit::Closed || state.overtaken_in_a_row < OVERTAKEN {
+            return Change::None;
+        }
+        state.open(true, now);
+        Change::Opened
+    }
+
+    /// It sent wrong bytes: gives how long it is avoided.
+    pub(super) fn lied(&self, now: Instant) -> Duration {
+        let mut state = self.state.lock();
+        let mark = state.mark;
+        state.lies += 1;
+        state.circuit = Circuit::Marked { until: now + mark };
+        state.mark = (mark * 2).min(LONGEST_MARK);
+        mark
+    }
+
+    pub(super) fn last_failure(&self) -> Option<LastFailure> {
+        self.state.lock().last_failure.clone()
+    }
+
+    pub(super) fn health(&self, now: Instant) -> MemberHealth {
+        let standing = self.standing(now);
+        let state = self.state.lock();
+        MemberHealth {
+            name: self.name.clone(),
+            state: match standing {
+                Standing::Healthy => MemberState::Up,
+                Standing::Slow => MemberState::Slow,
+                Standing::Out => MemberState::Open,
+                Standing::Liar => MemberState::Liar,
+            },
+            requests: state.requests,
+            failures: state.failures,
+            hedges: state.hedges,
+            lies: state.lies,
+            median_micros: state.small.median_micros(),
+            p95_micros: state.small.p95_micros(),
+            last_failure: state.last_failure.as_ref().map(|last| last.text.clone()),
+        }
+    }
+}
+
+/// Whether `error` alone shows that the member lied: another Directory than the one asked for does.
+/// A blob that does not fit does not: it may be the size, which a Directory says, that is wrong, and
+/// only another member's answer can tell.
+pub(super) fn is_proof(error: &Error) -> bool {
+    match error {
+        Error::Damaged { damage, .. } => {
+            matches!(
+                **damage,
+                Damage::Directory(DirectoryError::WrongDigest { .. })
+            )
+        }
+        _ => false,
+    }
+}

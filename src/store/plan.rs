@@ -1,0 +1,265 @@
+//! From a description to a store: URLs, and stores made of other stores.
+//!
+//! A [`Plan`] is the whole tree, down to URLs; two that are equal make the same store. So who opens
+//! the stores of a changed description ([`open_all`]) keeps those whose plan is what it was, and
+//! opens the others; a store that several are made of is opened once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::measured::Measured;
+use super::needs::{Needs, needs};
+use super::{
+    Cache, CacheOptions, Error, Filter, Join, LocalStore, Mirrors, Order, Pattern, Store, url,
+};
+
+/// A store under the name that it has in a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The name.
+    pub name: String,
+    /// What it is made of.
+    pub plan: Plan,
+}
+
+/// What a store is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// What [`open`](super::open) opens.
+    Url(String),
+    /// What was read of one, kept in another.
+    Cache {
+        /// Where it is kept: has to be a local store.
+        near: Box<Named>,
+        /// What is read.
+        far: Box<Named>,
+        /// How much is kept, and how long.
+        options: CacheOptions,
+    },
+    /// Several that hold the same.
+    Mirrors {
+        /// Which, best first.
+        members: Vec<Named>,
+        /// Who is asked first.
+        order: Order,
+    },
+    /// Some of a store's root nodes.
+    Filter {
+        /// Of which store.
+        of: Box<Named>,
+        /// With which names.
+        roots: Vec<Pattern>,
+    },
+    /// Several as one.
+    Join {
+        /// Which; of root nodes of the same name the first's is seen.
+        members: Vec<Named>,
+    },
+}
+
+impl Plan {
+    /// Which of the kinds it is, as a configuration calls them.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Plan::Url(_) => "url",
+            Plan::Cache { .. } => "cache",
+            Plan::Mirrors { .. } => "mirrors",
+            Plan::Filter { .. } => "filter",
+            Plan::Join { .. } => "join",
+        }
+    }
+
+    /// The stores that it is made of itself.
+    pub fn members(&self) -> Vec<&Named> {
+        match self {
+            Plan::Url(_) => Vec::new(),
+            Plan::Mirrors { members, .. } | Plan::Join { members } => members.iter().collect(),
+            Plan::Filter { of, .. } => vec![of],
+            Plan::Cache { near, far, .. } => vec![near, far],
+        }
+    }
+
+    /// What it needs of the system to be read.
+    pub fn needs(&self) -> Needs {
+        if let Plan::Url(url) = self {
+            return needs(url);
+        }
+        let mut all = Needs::default();
+        for member in self.members() {
+            let needs = member.plan.needs();
+            all.network |= needs.network;
+            all.read.extend(needs.read);
+            all.write.extend(needs.write);
+        }
+        if let Plan::Cache { near, .. } = self {
+            all.write.extend(near.plan.needs().read);
+        }
+        all.read.sort();
+        all.read.dedup();
+        all
+    }
+
+    /// What is shown by it, less how it is reached and how much is kept: two with the same text show
+    /// the same.
+    pub fn identity(&self) -> String {
+        let list = |members: &[Named]| {
+            let plans = members.iter().map(|named| named.plan.identity());
+            plans.collect::<Vec<_>>().join(", ")
+        };
+        match self {
+            // The query of the others may say where a store is.
+            Plan::Url(url) if url.starts_with("grpc+") => url
+                .split_once('?')
+                .map_or(url.as_str(), |(url, _)| url)
+                .to_owned(),
+            Plan::Url(url) => url.clone(),
+            Plan::Cache { far, .. } => format!("cache({})", far.plan.identity()),
+            Plan::Mirrors { members, .. } => format!("mirrors({})", list(members)),
+            Plan::Filter { of, roots } => format!("filter({}, {roots:?})", of.plan.identity()),
+            Plan::Join { members } => format!("join({})", list(members)),
+        }
+    }
+
+    /// Fails if a folder that it would be read from is no store yet, which opening would make. The
+    /// near store of a cache may be made.
+    pub fn must_exist(&self) -> Result<(), Error> {
+        match self {
+            Plan::Url(url) => url::must_exist(url),
+            Plan::Cache { far, .. } => far.plan.must_exist(),
+            _ => {
+                let members = self.members().into_iter();
+                members.map(|member| member.plan.must_exist()).collect()
+            }
+        }
+    }
+
+    /// The URLs that it comes down to.
+    pub fn urls(&self) -> Vec<&str> {
+        match self {
+            Plan::Url(url) => vec![url],
+            _ => {
+                let members = self.members().into_iter();
+                members.flat_map(|member| member.plan.urls()).collect()
+            }
+        }
+    }
+}
+
+/// A store that is open.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// What it is made of.
+    pub plan: Plan,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The same, if it is a local one.
+    pub local: Option<LocalStore>,
+    /// The same, if it is a cache.
+    pub cache: Option<Cache>,
+}
+
+/// Stores that are open, by name.
+pub type OpenStores = BTreeMap<String, Opened>;
+
+/// A store that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("the store {name:?}: {source}")]
+pub struct OpenError {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub source: Box<Error>,
+}
+
+/// Opens the stores of `wanted` and those that they are made of. Those that are open in `before` with
+/// the same plan are taken from there.
+pub fn open_all(wanted: &[Named], before: &OpenStores) -> Result<OpenStores, OpenError> {
+    let mut now = OpenStores::new();
+    for named in wanted {
+        open_named(named, before, &mut now)?;
+    }
+    Ok(now)
+}
+
+fn open_named(
+    named: &Named,
+    before: &OpenStores,
+    now: &mut OpenStores,
+) -> Result<Opened, OpenError> {
+    let Named { name, plan } = named;
+    if let Some(opened) = now.get(name) {
+        return Ok(opened.clone());
+    }
+    // Its members as well, even if it has them already: they are stores of their own.
+    for member in plan.members() {
+        open_named(member, before, now)?;
+    }
+    let opened = match before.get(name) {
+        Some(opened) if opened.plan == *plan => opened.clone(),
+        _ => {
+            let made = make(name, plan, |member| open_named(member, before, now))?;
+            tracing::info!(STORE = name, url = made.store.url(), "opened a store");
+            made
+        }
+    };
+    now.insert(name.clone(), opened.clone());
+    Ok(opened)
+}
+
+fn make(
+    name: &str,
+    plan: &Plan,
+    mut open: impl FnMut(&Named) -> Result<Opened, OpenError>,
+) -> Result<Opened, OpenError> {
+    let failed = |source| OpenError {
+        name: name.to_owned(),
+        source: Box::new(source),
+    };
+    let mut stores = |members: &[Named]| -> Result<Vec<(String, Arc<dyn Store>)>, OpenError> {
+        let stores = members.iter();
+        stores
+            .map(|member| Ok((member.name.clone(), open(member)?.store)))
+            .collect()
+    };
+    // As the command line calls it.
+    let called = format!("store:{name}");
+    let (mut local, mut cache) = (None, None);
+    let store: Arc<dyn Store> = match plan {
+        Plan::Url(url) => {
+            local = url::open_local(url).map_err(failed)?;
+            match &local {
+                Some(local) => Arc::new(local.clone()),
+                None => {
+                    let store = url::open(url).map_err(failed)?;
+                    match needs(url).network {
+                        true => Arc::new(Measured::new(store)),
+                        false => store,
+                    }
+                }
+            }
+        }
+        Plan::Cache { near, far, options } => {
+            let near = open(near)?;
+            let not_local = || Error::Url {
+                url: near.plan.identity(),
+                why: "a cache is kept in a folder: its near store has to be local:PATH".to_owned(),
+            };
+            let near = near.local.clone().ok_or_else(|| failed(not_local()))?;
+            let far = open(far)?.store;
+            let made = Cache::new(near, far, options.clone()).map_err(failed)?;
+            cache = Some(made.clone());
+            Arc::new(made)
+        }
+        Plan::Mirrors { members, order } => {
+            Arc::new(Mirrors::new(called, stores(members)?, *order))
+        }
+        Plan::Filter { of, roots } => Arc::new(Filter::new(called, open(of)?.store, roots.clone())),
+        Plan::Join { members } => Arc::new(Join::new(called, stores(members)?)),
+    };
+    Ok(Opened {
+        plan: plan.clone(),
+        store,
+        local,
+        cache,
+    })
+}

@@ -1,0 +1,61 @@
+//! Noticing a change of the root nodes of any of several stores.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::Store;
+
+/// How late a change in one store may be noticed while another is looked at.
+const LATE: Duration = Duration::from_millis(250);
+
+/// The versions of several stores' root nodes, as they were last heard.
+#[derive(Debug)]
+pub(super) struct RootVersions(Vec<AtomicU64>);
+
+impl RootVersions {
+    /// Of so many stores.
+    pub(super) fn new(stores: usize) -> Self {
+        Self((0..stores).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// One number for all. Versions only grow, so that their sum changes when any does. A store that
+    /// cannot say counts with what it said last.
+    pub(super) fn now<'a>(&self, stores: impl Iterator<Item = &'a Arc<dyn Store>>) -> u64 {
+        let versions = self.0.iter().zip(stores).map(|(last, store)| {
+            if let Ok(version) = store.roots_version() {
+                last.store(version, Ordering::Relaxed);
+            }
+            last.load(Ordering::Relaxed)
+        });
+        versions.fold(0, u64::wrapping_add)
+    }
+
+    /// Blocks until `now` gives another number than `seen`, or `timeout` has passed; gives the
+    /// number of that moment.
+    pub(super) fn wait(
+        &self,
+        stores: &[&Arc<dyn Store>],
+        seen: u64,
+        timeout: Duration,
+        now: impl Fn() -> u64,
+    ) -> u64 {
+        let deadline = Instant::now() + timeout;
+        let slice = LATE / stores.len().max(1) as u32;
+        let mut turns = self.0.iter().zip(stores).cycle();
+        loop {
+            let version = now();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if version != seen || left.is_zero() {
+                return version;
+            }
+            let slice = slice.min(left);
+            let waited = turns
+                .next()
+                .map(|(last, store)| store.wait_for_roots(last.load(Ordering::Relaxed), slice));
+            if !matches!(waited, Some(Ok(_))) {
+                std::thread::sleep(slice);
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Blobs that will soon be read, fetched together.
+//!
+//! One round trip for each small file is what makes a walk over a far tree slow. Who sees a walk
+//! says what it will read ([`Segments::will_need`]); small blobs then come many in one answer, and
+//! from a source that has no such answer many at once. Of a larger blob its first segments are
+//! fetched, after which its reader is seen to go through it.
+//!
+//! What was announced is under way for all who ask: a reader who comes early waits for the answer
+//! that brings its blob, and causes no second one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+
+use super::{Claim, Segments, Source};
+use crate::castore::{Digest, part_size};
+use crate::store::failure::Failure;
+use crate::store::flights::Flight;
+
+/// Blobs that are asked for in one question, and their bytes, at most: an answer should not be so
+/// long that the first blobs of the next wait behind it.
+const MOST_TOGETHER: usize = 1024;
+const MOST_BYTES: u64 = 1 << 20;
+/// Blobs fetched at once one by one: servers allow some hundreds of calls at once, and readers
+/// want some of these for themselves.
+const AT_ONCE: usize = 64;
+/// Bytes from the start of a larger blob that are fetched ahead.
+pub(in crate::store) const HEAD: u64 = 1 << 20;
+
+/// A blob that others may be waiting for already.
+type Awaited = (
+    Claim,
+    Option<Flight<(Claim, u64), Result<Option<Bytes>, Failure>>>,
+);
+
+impl<S: Source> Segments<S> {
+    /// Fetches `blobs`, which will soon be read, the first of them first.
+    pub(in crate::store) fn will_need(self: &Arc<Self>, blobs: &[Claim]) {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        for &(digest, size) in blobs {
+            if size == 0 || self.witnesses.is_quarantined(&digest) {
+                continue;
+            }
+            let part = part_size(size);
+            if size > part {
+                for index in 0..size.min(HEAD).div_ceil(part) {
+                    if !self.segments.lock().contains(&((digest, size), index)) {
+                        self.depart(digest, size, index);
+                    }
+                }
+                continue;
+            }
+            let key = ((digest, size), 0);
+            if self.segments.lock().contains(&key) {
+                continue;
+            }
+            let Some(flight) = self.fetching.announce(key) else {
+                continue;
+            };
+            if batch.len() >= MOST_TOGETHER || bytes + size > MOST_BYTES {
+                self.fly_together(std::mem::take(&mut batch));
+                bytes = 0;
+            }
+            bytes += size;
+            batch.push((key.0, Some(flight)));
+        }
+        self.fly_together(batch);
+    }
+
+    fn fly_together(self: &Arc<Self>, batch: Vec<Awaited>) {
+        if !batch.is_empty() {
+            let segments = self.clone();
+            let runtime = self.source.runtime();
+            runtime.spawn(async move { segments.fetch_together(batch).await });
+        }
+    }
+
+    async fn fetch_together(self: Arc<Self>, mut batch: Vec<Awaited>) {
+        let claims: Vec<Claim> = batch.iter().map(|(claim, _)| *claim).collect();
+        let came = match &claims[..] {
+            [_only] => Ok(()),
+            claims => {
+                let mut sink = |index: usize, bytes: Bytes| {
+                    let awaited = batch.get_mut(index);
+                    if let Some((claim, flight)) = awaited
+                        && let Some(flight) = flight.take()
+                    {
+                        flight.land(self.whole_came(claim, bytes).map(Some));
+                    }
+                };
+                self.source.together(claims, &mut sink).await
+            }
+        };
+        let left = batch
+            .into_iter()
+            .filter_map(|(claim, flight)| Some((claim, flight?)));
+        if let Err(failure) = came {
+            left.for_each(|(_, flight)| flight.land(Err(failure.clone())));
+            return;
+        }
+        let alone = left.map(|((digest, size), flight)| {
+            let segments = self.clone();
+            async move {
+                let _turn = segments.alone.acquire().await;
+                flight.land(segments.clone().fetch(digest, size, 0).await);
+            }
+        });
+        stream::iter(alone)
+            .for_each_concurrent(AT_ONCE, |fetch| fetch)
+            .await;
+    }
+
+    /// A small blob that came with others.
+    fn whole_came(&self, claim: &Claim, bytes: Bytes) -> Result<Bytes, Failure> {
+        let (digest, size) = claim;
+        if bytes.len() as u64 != *size {
+            return Err(self.wrong_size(digest, *size, bytes.len() as u64));
+        }
+        if Digest::of(&bytes) != *digest {
+            return Err(self.wrong_bytes(digest, 0));
+        }
+        self.keep(digest, *size, 0, &bytes);
+        Ok(bytes)
+    }
+
+    /// As many turns as blobs that are fetched one by one.
+    pub(super) fn turns() -> tokio::sync::Semaphore {
+        tokio::sync::Semaphore::new(AT_ONCE)
+    }
+}

@@ -1,0 +1,161 @@
+//! Whole blobs, held back until they were hashed.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{Segments, Source};
+use crate::castore::{BlobHasher, Digest, GroupTable, part_size};
+use crate::store::failure::{Failure, found};
+
+/// Blobs up to this many bytes are held in memory until they are bound to their digest.
+pub(super) const MAX_HELD: u64 = 8 << 20;
+
+/// A whole blob, bound to its digest.
+#[derive(Clone, Debug)]
+pub(super) enum Whole {
+    Held(Bytes),
+    Spooled(Arc<Spool>),
+}
+
+/// A whole blob in a file that has no name and goes with us.
+#[derive(Debug)]
+pub(super) struct Spool {
+    file: File,
+    pub(super) table: GroupTable,
+}
+
+impl<S: Source> Segments<S> {
+    /// The whole blob, held until it is bound to its digest.
+    pub(super) async fn whole(
+        self: &Arc<Self>,
+        digest: Digest,
+        size: u64,
+    ) -> Result<Option<Whole>, Failure> {
+        let runtime = self.source.runtime();
+        let fetched = self.spooling.join((digest, size), runtime, || {
+            let blobs = self.clone();
+            async move {
+                if size <= MAX_HELD {
+                    let held = blobs.whole_in_memory(&digest, size).await?;
+                    if let Some((bytes, _)) = &held {
+                        blobs.keep_all(&digest, size, bytes);
+                    }
+                    return Ok(held.map(|(bytes, _)| Whole::Held(bytes)));
+                }
+                Ok(blobs.spool(&digest, size).await?.map(Whole::Spooled))
+            }
+        });
+        fetched.await.unwrap_or_else(|| Err(Failure::crashed()))
+    }
+
+    fn keep_all(&self, digest: &Digest, size: u64, bytes: &Bytes) {
+        let segment = part_size(size);
+        for (index, start) in (0..size).step_by(segment as usize).enumerate() {
+            let part = start as usize..(start + segment).min(size) as usize;
+            self.keep(digest, size, index as u64, &bytes.slice(part));
+        }
+    }
+
+    pub(super) async fn whole_in_memory(
+        &self,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Option<(Bytes, GroupTable)>, Failure> {
+        // Room for what was promised, but no more than a source can make us take for a lie.
+        let mut all = BytesMut::new();
+        let mut only = None;
+        let mut came = 0;
+        let mut sink = |bytes: Bytes| {
+            came += bytes.len() as u64;
+            if came > size {
+                return Err(self.wrong_size(digest, size, came));
+            }
+            if only.is_none() && all.is_empty() {
+                only = Some(bytes);
+                return Ok(());
+            }
+            if let Some(first) = only.take() {
+                all.reserve(size.min(MAX_HELD) as usize);
+                all.extend_from_slice(&first);
+            }
+            all.extend_from_slice(&bytes);
+            Ok(())
+        };
+        if !found(self.source.whole(digest, size, &mut sink).await)?.unwrap_or(false) {
+            return Ok(None);
+        }
+        let bytes = only.unwrap_or_else(|| all.freeze());
+        let mut hasher = BlobHasher::new();
+        hasher.update(&bytes);
+        let table = self.bind(digest, size, bytes.len() as u64, hasher)?;
+        Ok(Some((bytes, table)))
+    }
+
+    pub(super) async fn spool(
+        &self,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Option<Arc<Spool>>, Failure> {
+        let failed = |error: std::io::Error| Failure::Spool(std::env::temp_dir(), error.kind());
+        let mut file = tempfile::tempfile().map_err(failed)?;
+        let mut hasher = BlobHasher::new();
+        let mut came = 0;
+        let mut sink = |bytes: Bytes| {
+            came += bytes.len() as u64;
+            if came > size {
+                return Err(self.wrong_size(digest, size, came));
+            }
+            hasher.update(&bytes);
+            file.write_all(&bytes).map_err(failed)
+        };
+        if !found(self.source.whole(digest, size, &mut sink).await)?.unwrap_or(false) {
+            return Ok(None);
+        }
+        let table = self.bind(digest, size, came, hasher)?;
+        let spool = Arc::new(Spool { file, table });
+        let cost = usize::try_from(size).unwrap_or(usize::MAX);
+        self.spools
+            .lock()
+            .insert((*digest, size), spool.clone(), cost);
+        Ok(Some(spool))
+    }
+
+    pub(super) fn read_spool(
+        &self,
+        spool: &Spool,
+        digest: &Digest,
+        size: u64,
+        start: u64,
+        length: u64,
+    ) -> Result<Bytes, Failure> {
+        let mut bytes = vec![0; length as usize];
+        spool
+            .file
+            .read_exact_at(&mut bytes, start)
+            .map_err(|error| Failure::Spool(std::env::temp_dir(), error.kind()))?;
+        self.check(&spool.table, digest, size, start, &bytes)?;
+        Ok(bytes.into())
+    }
+
+    /// Checks what was hashed against what was promised.
+    fn bind(
+        &self,
+        digest: &Digest,
+        expected: u64,
+        actual: u64,
+        hasher: BlobHasher,
+    ) -> Result<GroupTable, Failure> {
+        if actual != expected {
+            return Err(self.wrong_size(digest, expected, actual));
+        }
+        let (hashed, table) = hasher.finish();
+        if hashed != *digest {
+            return Err(self.wrong_bytes(digest, 0));
+        }
+        Ok(table)
+    }
+}

@@ -1,0 +1,437 @@
+//! Several stores that hold the same.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use castore_fs::castore::{Digest, Directory};
+use castore_fs::store::{
+    Answer, Error, MemberHealth, MemberState, MemoryStore, Mirrors, Order, Store,
+};
+use futures_util::future::join_all;
+use tokio::time::{Instant, advance};
+
+use super::double::{DEADLINE, Double, Trouble, put};
+
+/// Mirrors `a` and `b` of a store with the root node `tree`.
+struct Pair {
+    a: Arc<Double>,
+    b: Arc<Double>,
+    mirrors: Mirrors,
+    tree: Directory,
+}
+
+const CONTENTS: &str = "what the file says";
+
+impl Pair {
+    fn new(order: Order) -> Self {
+        let store = MemoryStore::new();
+        let tree = put(&store, "tree", CONTENTS);
+        let (a, b) = (Double::with("a", &store), Double::with("b", &store));
+        let mirrors = mirrors(&[&a, &b], order);
+        Self {
+            a,
+            b,
+            mirrors,
+            tree,
+        }
+    }
+
+    async fn directory(&self) -> Result<Option<Directory>, Error> {
+        self.mirrors.directory(&self.tree.digest()).await
+    }
+
+    /// How long an answer, which has to be right, takes.
+    async fn takes(&self) -> Duration {
+        let began = Instant::now();
+        let found = self.directory().await.unwrap();
+        assert_eq!(found.as_ref(), Some(&self.tree));
+        began.elapsed()
+    }
+
+    async fn read(&self, size: usize) -> Result<Option<bytes::Bytes>, Error> {
+        let digest = Digest::of(CONTENTS.as_bytes());
+        self.mirrors.read(&digest, size as u64, 0, 1000).await
+    }
+
+    fn asked(&self) -> (u64, u64) {
+        (self.a.asked(), self.b.asked())
+    }
+
+    fn health(&self) -> [MemberHealth; 2] {
+        self.mirrors.health().members.try_into().unwrap()
+    }
+
+    fn states(&self) -> [MemberState; 2] {
+        self.health().map(|member| member.state)
+    }
+}
+
+fn mirrors(members: &[&Arc<Double>], order: Order) -> Mirrors {
+    let members = members.iter().map(|double| {
+        let store: Arc<dyn Store> = Arc::<Double>::clone(double);
+        (double.url().to_owned(), store)
+    });
+    Mirrors::new("store:main".to_owned(), members.collect(), order)
+}
+
+use MemberState::{Liar, Open, Slow, Up};
+
+#[tokio::test(start_paused = true)]
+async fn the_first_is_asked_alone_while_it_is_well() {
+    let pair = Pair::new(Order::Listed);
+    for _ in 0..100 {
+        assert_eq!(pair.takes().await, Duration::ZERO);
+    }
+    assert_eq!(pair.asked(), (100, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_costs_nothing_and_who_fails_is_left_alone_until_it_is_well() {
+    let pair = Pair::new(Order::Listed);
+    pair.a.trouble(Trouble::Fails);
+    for _ in 0..10 {
+        assert_eq!(pair.takes().await, Duration::ZERO);
+    }
+    assert_eq!(pair.asked(), (3, 10));
+    let [a, b] = pair.health();
+    assert_eq!((a.state, a.failures, b.state), (Open, 3, Up));
+    assert!(a.last_failure.unwrap().contains("on fire"));
+    // One probe in a rest, which doubles; its failure delays nobody.
+    advance(Duration::from_secs(2)).await;
+    for _ in 0..10 {
+        assert_eq!(pair.takes().await, Duration::ZERO);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(pair.asked(), (1, 10));
+    advance(Duration::from_millis(1400)).await;
+    pair.takes().await;
+    assert_eq!(pair.asked(), (0, 1), "the second rest is longer");
+    // It comes back: the preferred one, with the first probe.
+    pair.a.trouble(Trouble::None);
+    let version = pair.mirrors.roots_version().unwrap();
+    advance(Duration::from_secs(2)).await;
+    pair.takes().await;
+    tokio::task::yield_now().await;
+    assert_eq!((pair.asked(), pair.states()), ((1, 1), [Up, Up]));
+    assert_ne!(version, pair.mirrors.roots_version().unwrap());
+    pair.takes().await;
+    assert_eq!(pair.asked(), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_is_asked_as_well_after_the_observed_p95() {
+    let pair = Pair::new(Order::Listed);
+    let usual = Duration::from_millis(20);
+    pair.a.trouble(Trouble::Slow(usual));
+    for _ in 0..64 {
+        assert_eq!(pair.takes().await, usual);
+    }
+    assert_eq!(
+        pair.asked(),
+        (64, 0),
+        "nobody else is asked for what is usual"
+    );
+    pair.a.trouble(Trouble::Slow(Duration::from_secs(3)));
+    let took = pair.takes().await;
+    assert!(took >= usual && took < 2 * usual, "{took:?}");
+    assert_eq!(pair.asked(), (1, 1));
+    assert_eq!(pair.health()[0].hedges, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_overtaken_again_and_again_is_left_alone_and_probed() {
+    let pair = Pair::new(Order::Listed);
+    pair.a.trouble(Trouble::Slow(Duration::from_secs(3)));
+    for _ in 0..5 {
+        assert!(pair.takes().await >= Duration::from_millis(500));
+    }
+    assert_eq!(pair.states(), [Slow, Up]);
+    pair.asked();
+    assert_eq!(pair.takes().await, Duration::ZERO);
+    assert_eq!(pair.asked(), (0, 1));
+    // A probe that is as slow as before changes nothing, and nobody waits for it.
+    advance(Duration::from_secs(2)).await;
+    assert_eq!(pair.takes().await, Duration::ZERO);
+    advance(Duration::from_secs(4)).await;
+    assert_eq!((pair.asked(), pair.states()), ((1, 1), [Slow, Up]));
+    // The slow one is still better than none.
+    pair.b.trouble(Trouble::Fails);
+    assert_eq!(pair.takes().await, Duration::from_secs(3));
+    // Well again.
+    pair.b.trouble(Trouble::None);
+    pair.a.trouble(Trouble::None);
+    // A probe that is still under way lands first.
+    advance(Duration::from_secs(3)).await;
+    advance(Duration::from_secs(60)).await;
+    pair.takes().await;
+    tokio::task::yield_now().await;
+    assert_eq!(pair.states(), [Up, Up]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn asking_twice_cannot_double_the_load() {
+    let pair = Pair::new(Order::Listed);
+    // The first answers later and later, so that every question takes longer than usual; the second
+    // never helps.
+    pair.b.trouble(Trouble::Slow(Duration::from_secs(3600)));
+    let (began, mut late) = (Instant::now(), Duration::from_millis(10));
+    for _ in 0..500 {
+        late += Duration::from_millis(1);
+        pair.a.trouble(Trouble::Slow(late));
+        pair.takes().await;
+    }
+    let (a, b) = pair.asked();
+    let allowed = 10 + a / 10 + began.elapsed().as_secs();
+    assert!(b > 50 && b <= allowed, "{b} of {a}, {allowed} allowed");
+    assert!(allowed < 300, "this shows something");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_behind_one_that_hangs_moves_on_together() {
+    let pair = Pair::new(Order::Listed);
+    pair.a.trouble(Trouble::Hangs);
+    // More than may be asked twice.
+    let all = join_all((0..100).map(|_| pair.takes())).await;
+    let longest = all.into_iter().max().unwrap();
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_deadline_twice() {
+    let pair = Pair::new(Order::Listed);
+    pair.a.trouble(Trouble::Hangs);
+    pair.b.trouble(Trouble::Hangs);
+    let began = Instant::now();
+    let error = pair.directory().await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    assert!(began.elapsed() < DEADLINE + Duration::from_secs(1));
+    let began = Instant::now();
+    let error = pair.directory().await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(pair.states(), [Open, Open]);
+    // With nobody better, whoever asks makes the probe.
+    pair.b.trouble(Trouble::None);
+    advance(Duration::from_secs(2)).await;
+    pair.takes().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_there_only_if_every_member_says_so() {
+    let pair = Pair::new(Order::Listed);
+    let missing = Digest::of(b"missing");
+    assert_eq!(pair.mirrors.directory(&missing).await.unwrap(), None);
+    assert_eq!(pair.asked(), (1, 1));
+    assert!(!pair.mirrors.has_blob(&missing).await.unwrap());
+    assert_eq!(pair.mirrors.root(b"missing").await.unwrap(), None);
+    assert_eq!(pair.mirrors.read(&missing, 1, 0, 1).await.unwrap(), None);
+    // At hand it is never said: it takes asking.
+    assert_eq!(pair.mirrors.root_now(b"missing").unwrap(), Answer::Wait);
+    for double in [&pair.a, &pair.b] {
+        double.trouble(Trouble::Fails);
+        // Later, when it is left alone, that is no "not found" either.
+        for _ in 0..5 {
+            let error = pair.mirrors.root(b"missing").await.unwrap_err();
+            assert!(matches!(error, Error::Remote { .. }), "{error}");
+            assert!(error.to_string().contains("on fire"), "{error}");
+        }
+        double.trouble(Trouble::Hangs);
+        advance(Duration::from_secs(100)).await;
+        let error = pair.mirrors.root(b"missing").await.unwrap_err();
+        tokio::task::yield_now().await;
+        double.trouble(Trouble::None);
+        advance(Duration::from_secs(100)).await;
+        let _ = (error, pair.mirrors.root(b"missing").await);
+        tokio::task::yield_now().await;
+        assert_eq!(pair.mirrors.root(b"missing").await.unwrap(), None);
+    }
+    pair.b.trouble(Trouble::Hangs);
+    let error = pair.mirrors.root(b"missing").await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_lacks_another_has() {
+    let (a, b) = (Double::new("a"), Double::new("b"));
+    let tree = put(&b.inner, "tree", CONTENTS);
+    let mirrors = mirrors(&[&a, &b], Order::Listed);
+    assert_eq!(mirrors.directory(&tree.digest()).await.unwrap(), Some(tree));
+    assert!(mirrors.root(b"tree").await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_liar_gets_nothing_through_is_marked_and_heard_last() {
+    let pair = Pair::new(Order::Listed);
+    pair.a.trouble(Trouble::Lies);
+    pair.takes().await;
+    assert_eq!(pair.states(), [Liar, Up]);
+    assert_eq!(pair.health()[0].lies, 1);
+    pair.a.trouble(Trouble::None);
+    pair.asked();
+    pair.takes().await;
+    assert_eq!(pair.asked(), (0, 1), "it is avoided");
+    // It has no say in whether something exists.
+    assert_eq!(pair.mirrors.root(b"missing").await.unwrap(), None);
+    assert_eq!(pair.asked(), (0, 1));
+    // It is better than nobody: what it sends is verified.
+    pair.b.trouble(Trouble::Fails);
+    pair.takes().await;
+    assert!(pair.mirrors.root(b"missing").await.is_err());
+    pair.b.trouble(Trouble::None);
+    advance(Duration::from_secs(9 * 60)).await;
+    assert_eq!(pair.states()[0], Liar);
+    advance(Duration::from_secs(2 * 60)).await;
+    assert_eq!(pair.states()[0], Up);
+    // The next time it takes longer.
+    pair.a.trouble(Trouble::Lies);
+    pair.takes().await;
+    advance(Duration::from_secs(15 * 60)).await;
+    assert_eq!(pair.states()[0], Liar);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_another_has_right_shows_who_lies() {
+    for trouble in [Trouble::Lies, Trouble::Truncates] {
+        let pair = Pair::new(Order::Listed);
+        pair.a.trouble(trouble);
+        let bytes = pair.read(CONTENTS.len()).await.unwrap().unwrap();
+        assert_eq!(bytes, CONTENTS);
+        assert_eq!(pair.states(), [Liar, Up], "{trouble:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_to_blame_for_a_node_that_lies() {
+    let pair = Pair::new(Order::Listed);
+    // The memory stores themselves object to the size.
+    let error = pair.read(CONTENTS.len() + 1).await.unwrap_err();
+    assert!(matches!(error, Error::Remote { .. }), "{error}");
+    assert!(error.to_string().contains("bytes instead of"), "{error}");
+    assert_eq!(pair.states(), [Up, Up]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_fastest_is_asked_first_if_that_is_wanted() {
+    let pair = Pair::new(Order::Fastest);
+    pair.a.trouble(Trouble::Slow(Duration::from_millis(20)));
+    pair.b.trouble(Trouble::Slow(Duration::from_millis(10)));
+    for _ in 0..20 {
+        pair.takes().await;
+    }
+    assert_eq!(pair.asked(), (1, 19));
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_race_all_are_asked_and_the_fastest_counts() {
+    let pair = Pair::new(Order::Racing);
+    pair.a.trouble(Trouble::Slow(Duration::from_millis(20)));
+    pair.b.trouble(Trouble::Slow(Duration::from_millis(10)));
+    for _ in 0..20 {
+        assert_eq!(pair.takes().await, Duration::from_millis(10));
+    }
+    assert_eq!(pair.asked(), (20, 20));
+    pair.b.trouble(Trouble::Fails);
+    assert_eq!(pair.takes().await, Duration::from_millis(20));
+    // Nobody was overtaken: they were asked at the same time.
+    assert_eq!(pair.states(), [Up, Up]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_at_hand_anywhere_is_answered_in_place() {
+    let store = MemoryStore::new();
+    let tree = put(&store, "tree", CONTENTS);
+    let far = Double::with("far", &store);
+    let mut near = Arc::into_inner(Double::with("near", &store)).unwrap();
+    near.near = true;
+    let near = Arc::new(near);
+    let mirrors = mirrors(&[&far, &near], Order::Listed);
+    let now = mirrors.directory_now(&tree.digest()).unwrap();
+    assert_eq!(now, Answer::Found(tree));
+    let mut buffer = [0; 100];
+    let (digest, size) = (Digest::of(CONTENTS.as_bytes()), CONTENTS.len());
+    let now = mirrors
+        .read_now(&digest, size as u64, 0, &mut buffer)
+        .unwrap();
+    assert_eq!(
+        (now, &buffer[..size]),
+        (Answer::Found(size), CONTENTS.as_bytes())
+    );
+    assert!(matches!(
+        mirrors.root_now(b"tree").unwrap(),
+        Answer::Found(_)
+    ));
+    assert_eq!((far.asked(), near.asked()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_list_of_roots_is_the_first_healthy_ones() {
+    let (a, b) = (Double::new("a"), Double::new("b"));
+    put(&a.inner, "one", "1");
+    put(&b.inner, "one", "1");
+    put(&b.inner, "two", "2");
+    let mirrors = mirrors(&[&a, &b], Order::Listed);
+    assert_eq!(mirrors.roots().await.unwrap().len(), 1);
+    a.trouble(Trouble::Fails);
+    assert_eq!(mirrors.roots().await.unwrap().len(), 2);
+    b.trouble(Trouble::Fails);
+    assert!(mirrors.roots().await.is_err());
+}
+
+#[test]
+fn a_change_of_any_members_roots_is_noticed() {
+    let (a, b) = (Double::new("a"), Double::new("b"));
+    let mirrors = mirrors(&[&a, &b], Order::Listed);
+    for double in [&a, &b] {
+        let seen = mirrors.roots_version().unwrap();
+        let waiting = mirrors.clone();
+        let patience = Duration::from_secs(20);
+        let waiter = std::thread::spawn(move || waiting.wait_for_roots(seen, patience).unwrap());
+        put(&double.inner, "new", "1");
+        assert_ne!(waiter.join().unwrap(), seen);
+    }
+    let seen = mirrors.roots_version().unwrap();
+    let now = mirrors
+        .wait_for_roots(seen, Duration::from_millis(1))
+        .unwrap();
+    assert_eq!(now, seen);
+}
+
+#[test]
+fn mirrors_are_written_to_one_by_one() {
+    let (a, b) = (Double::new("a"), Double::new("b"));
+    let error = mirrors(&[&a, &b], Order::Listed).ingest().err().unwrap();
+    assert!(matches!(error, Error::ReadOnly { .. }), "{error}");
+    assert!(error.to_string().contains("one of a, b"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_question_survives_every_trouble_of_one_member() {
+    let troubles = [
+        Trouble::Fails,
+        Trouble::Hangs,
+        Trouble::Slow(Duration::from_secs(5)),
+        Trouble::Lies,
+        Trouble::Truncates,
+    ];
+    for order in [Order::Listed, Order::Fastest, Order::Racing] {
+        for trouble in troubles {
+            let pair = Pair::new(order);
+            pair.a.trouble(trouble);
+            let mirrors = &pair.mirrors;
+            let digest = Digest::of(CONTENTS.as_bytes());
+            let size = CONTENTS.len() as u64;
+            for _ in 0..10 {
+                assert_eq!(pair.directory().await.unwrap().as_ref(), Some(&pair.tree));
+                let read = pair.read(CONTENTS.len()).await.unwrap();
+                assert_eq!(read.unwrap(), CONTENTS);
+                assert!(mirrors.root(b"tree").await.unwrap().is_some());
+                assert_eq!(mirrors.roots().await.unwrap().len(), 1);
+                assert!(mirrors.has_blob(&digest).await.unwrap());
+                assert_eq!(mirrors.blob_size(&digest).await.unwrap(), Some(size));
+                let table = mirrors.group_table(&digest, size).await.unwrap();
+                assert!(table.is_some());
+                assert_eq!(mirrors.path_info(b"tree").await.unwrap_or(None), None);
+            }
+        }
+    }
+}

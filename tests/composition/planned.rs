@@ -1,0 +1,97 @@
+//! From descriptions to stores.
+
+use std::sync::Arc;
+
+use castore_fs::castore::Digest;
+use castore_fs::store::{CacheOptions, EndpointState, Named, OpenStores, Order, Plan, open_all};
+
+fn named(name: &str, plan: Plan) -> Named {
+    Named {
+        name: name.to_owned(),
+        plan,
+    }
+}
+
+fn memory(name: &str) -> Named {
+    named(name, Plan::Url("memory:".to_owned()))
+}
+
+fn mirrors(name: &str, members: &[&Named]) -> Named {
+    let members = members.iter().map(|named| Named::clone(named)).collect();
+    let order = Order::Listed;
+    named(name, Plan::Mirrors { members, order })
+}
+
+fn is_same(a: &OpenStores, b: &OpenStores, name: &str) -> bool {
+    Arc::ptr_eq(&a[name].store, &b[name].store)
+}
+
+#[test]
+fn a_changed_description_opens_what_changed_and_keeps_the_rest() {
+    let (a, b, c) = (memory("a"), memory("b"), memory("c"));
+    let main = mirrors("main", &[&a, &b]);
+    let before = open_all(&[a.clone(), b.clone(), main.clone()], &OpenStores::new()).unwrap();
+    // A member is opened once, whoever it is part of.
+    let same = open_all(&[main, a.clone(), b.clone()], &before).unwrap();
+    for name in ["a", "b", "main"] {
+        assert!(is_same(&before, &same, name), "{name}");
+    }
+    let main = mirrors("main", &[&a, &b, &c]);
+    let after = open_all(&[a, b, c, main], &before).unwrap();
+    assert!(is_same(&before, &after, "a") && is_same(&before, &after, "b"));
+    assert!(!is_same(&before, &after, "main"));
+    let members = after["main"].store.health().members;
+    assert_eq!(members.len(), 3);
+    // A change deep down is a change.
+    let a = named("a", Plan::Url("memory://".to_owned()));
+    let main = mirrors("main", &[&a, &memory("b"), &memory("c")]);
+    let again = open_all(&[a, main], &after).unwrap();
+    assert!(!is_same(&after, &again, "main") && is_same(&after, &again, "b"));
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_is_named() {
+    let bad = named("upstream", Plan::Url("grpc+http://a/path".to_owned()));
+    let main = mirrors("main", &[&memory("a"), &bad]);
+    let error = open_all(&[main], &OpenStores::new()).unwrap_err();
+    assert_eq!(error.name, "upstream");
+    let cache = Plan::Cache {
+        near: Box::new(memory("a")),
+        far: Box::new(memory("b")),
+        options: CacheOptions::default(),
+    };
+    let error = open_all(&[named("main", cache)], &OpenStores::new()).unwrap_err();
+    assert!(error.to_string().contains("local:PATH"), "{error}");
+}
+
+#[tokio::test]
+async fn a_store_far_away_is_measured() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("grpc+http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let far = named("far", Plan::Url(url));
+    let stores = open_all(&[far, memory("here")], &OpenStores::new()).unwrap();
+    assert_eq!(stores["here"].store.health().endpoint, None);
+    let far = &stores["far"].store;
+    let before = far.health().endpoint.unwrap();
+    assert_eq!((before.state, before.requests), (EndpointState::Unknown, 0));
+    assert_eq!(far.usage().unwrap(), None, "that is not nothing");
+    far.directory(&Digest::of(b"x")).await.unwrap_err();
+    let after = far.health().endpoint.unwrap();
+    assert_eq!((after.state, after.requests), (EndpointState::Failing, 1));
+    assert_eq!((after.failures, after.in_flight), (1, 0));
+    assert!(after.last_failure.unwrap().contains("refused"));
+}
+
+#[test]
+fn what_is_needed_is_what_all_of_it_needs() {
+    let disk = named("disk", Plan::Url("local:/srv/a".to_owned()));
+    let far = named("far", Plan::Url("grpc+https://example.org".to_owned()));
+    let both = mirrors("both", &[&disk, &far]);
+    let needs = both.plan.needs();
+    assert!(needs.network && needs.read.contains(&"/srv/a".into()));
+    assert_eq!(
+        both.plan.urls(),
+        ["local:/srv/a", "grpc+https://example.org"]
+    );
+}
