@@ -79,6 +79,9 @@ pub struct Options {
     pub root_timeout: Duration,
     /// Bytes of Directories to keep in memory, at most.
     pub directory_limit: usize,
+    /// Directories that the kernel may know at once; the next lookup gets ENOMEM. This machine's
+    /// kernel forgets when memory is short, a guest's need not.
+    pub most_directories: usize,
     /// Requests that take longer are logged, with where the time went; none without this.
     pub slow_requests: Option<Duration>,
 }
@@ -92,6 +95,7 @@ impl Default for Options {
             xattr: false,
             root_timeout: FOREVER,
             directory_limit: DEFAULT_DIRECTORY_LIMIT,
+            most_directories: usize::MAX,
             slow_requests: None,
         }
     }
@@ -148,7 +152,8 @@ impl CastoreFs {
     ) -> Self {
         let (digest, size) = options.top_directory();
         Self {
-            nodes: Nodes::new(digest, size, options.directory_limit, ledger.clone()),
+            nodes: Nodes::new(digest, size, options.directory_limit, ledger.clone())
+                .bounded(options.most_directories),
             store,
             options,
             roots: Roots::new(ledger),
@@ -169,7 +174,8 @@ impl CastoreFs {
         let (digest, _) = options.top_directory();
         let roots = ledger.roots()?;
         Ok(Self {
-            nodes: Nodes::adopt(digest, options.directory_limit, ledger.clone(), &roots)?,
+            nodes: Nodes::adopt(digest, options.directory_limit, ledger.clone(), &roots)?
+                .bounded(options.most_directories),
             store,
             options,
             roots: Roots::adopt(roots, ledger),
@@ -339,10 +345,11 @@ impl CastoreFs {
         ino: u64,
         node: NodeRef<'_>,
         timeout: Duration,
-    ) -> Entry {
+    ) -> io::Result<Entry> {
         let (inode, attr, attr_timeout) = match node {
             NodeRef::Directory { digest, size } => {
                 let child = self.nodes.child(slot, index, ino, &digest, size);
+                let child = child.ok_or_else(|| failure(libc::ENOMEM))?;
                 let directory = child.directory.clone().or_else(|| {
                     match self.store.directory_now(&digest) {
                         Ok(Answer::Found(directory)) => {
@@ -382,14 +389,14 @@ impl CastoreFs {
                 FOREVER,
             ),
         };
-        Entry {
+        Ok(Entry {
             inode: inode.into(),
             generation: 0,
             attr,
             attr_flags: 0,
             attr_timeout,
             entry_timeout: timeout,
-        }
+        })
     }
 
     /// The root node `name`, if there is one.

@@ -133,7 +133,8 @@ impl Virtiofs {
 
     /// The life of the process that was started.
     fn keep(self) -> Result<(), Failure> {
-        self.store.place()?.must_exist()?;
+        let place = self.store.place()?;
+        place.must_exist()?;
         let sockets = self.sockets()?;
         let supervisor = Supervisor::connect()?;
         let own = |socket: &Socket| socket.as_fd().try_clone_to_owned();
@@ -149,7 +150,14 @@ impl Virtiofs {
         if !self.no_sandbox {
             sandbox::give_up_privileges()?;
         }
-        parent::run(given, &supervisor)
+        parent::run(given, |url| {
+            for path in &self.socket {
+                say(&format!("{url} is at {}", path.display()));
+            }
+            supervisor.tell("READY=1");
+        })?;
+        supervisor.tell("STOPPING=1");
+        Ok(())
     }
 
     /// The life of a process that serves.
@@ -169,7 +177,6 @@ impl Virtiofs {
         }
         // The configuration file can no longer be read: what it says is known by now.
         let opened = place.open_or_make()?;
-        let url = opened.store.url().to_owned();
         let options = Options {
             top: top(&opened.store, self.root.as_deref(), !self.no_list_root)?,
             owner: Owner {
@@ -211,10 +218,7 @@ impl Virtiofs {
             }
             None => None,
         };
-        for path in &self.socket {
-            say(&format!("{url} is at {}", path.display()));
-        }
-        parent.ready();
+        parent.ready(opened.store.url());
         let waiting = parent.clone();
         std::thread::spawn(move || {
             waiting.wait_for_death();

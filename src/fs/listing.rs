@@ -52,8 +52,10 @@ impl CastoreFs {
             };
             let ino = attributes::ino(node.ino, entry.name, entry.node);
             let listed = dir_entry(index as u64, entry.name, ino, entry.node);
-            let looked_up =
-                plus.then(|| self.look_up(slot, index as u32, ino, entry.node, FOREVER));
+            let looked_up = plus.then(|| {
+                self.look_up(slot, index as u32, ino, entry.node, FOREVER)
+                    .unwrap_or_else(|_| no_node())
+            });
             if !self.take(listed, looked_up, take)? {
                 return Ok(());
             }
@@ -81,7 +83,10 @@ impl CastoreFs {
             let ino = attributes::ino(ROOT_INO, &root.name, node);
             let listed = dir_entry(u64::from(index), &root.name, ino, node);
             let timeout = self.options.root_timeout;
-            let looked_up = plus.then(|| self.look_up(0, index, ino, node, timeout));
+            let looked_up = plus.then(|| {
+                self.look_up(0, index, ino, node, timeout)
+                    .unwrap_or_else(|_| no_node())
+            });
             if !self.take(listed, looked_up, take)? {
                 break;
             }
@@ -120,16 +125,20 @@ impl CastoreFs {
                 type_: u32::from(libc::DT_DIR),
                 name,
             };
-            let no_node = Entry {
-                attr_timeout: NOT_AT_ALL,
-                entry_timeout: NOT_AT_ALL,
-                ..Entry::default()
-            };
-            if take(listed, Some(no_node))? == 0 {
+            if take(listed, Some(no_node()))? == 0 {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+}
+
+/// What is listed without being looked up: the kernel asks for it by its name if anybody wants it.
+fn no_node() -> Entry {
+    Entry {
+        attr_timeout: NOT_AT_ALL,
+        entry_timeout: NOT_AT_ALL,
+        ..Entry::default()
     }
 }
 

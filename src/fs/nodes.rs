@@ -45,6 +45,8 @@ pub struct Nodes {
     table: RwLock<Table>,
     /// Bytes of Directories to keep, at most.
     limit: usize,
+    /// Directories to know at once, at most.
+    most: usize,
 }
 
 /// What the table knows of a directory.
@@ -95,6 +97,7 @@ impl Nodes {
         Self {
             table: RwLock::new(table),
             limit,
+            most: usize::MAX,
         }
     }
 
@@ -137,6 +140,7 @@ impl Nodes {
         Ok(Self {
             table: RwLock::new(table),
             limit,
+            most: usize::MAX,
         })
     }
 
@@ -204,7 +208,8 @@ impl Nodes {
         id
     }
 
-    /// The directory at `index` in the directory in `slot`, counting one lookup.
+    /// The directory at `index` in the directory in `slot`, counting one lookup. Nothing if there
+    /// are as many directories as there may be.
     pub fn child(
         &self,
         slot: u32,
@@ -212,22 +217,29 @@ impl Nodes {
         ino: u64,
         digest: &Digest,
         size: u64,
-    ) -> DirectoryNode {
+    ) -> Option<DirectoryNode> {
         {
             let table = self.table.read();
             if let Some((child, node)) = table.find_child(slot, index) {
                 node.counts.lookups().fetch_add(1, Ordering::Relaxed);
-                return node.known_as(child);
+                return Some(node.known_as(child));
             }
         }
         let mut table = self.table.write();
         let child = match table.find_child(slot, index) {
             Some((child, _)) => child,
+            None if table.slots.len() - table.free.len() >= self.most => return None,
             None => table.add_child(slot, index, ino, *digest, size),
         };
         let node = table.slot(child).expect("found or added just now");
         node.counts.lookups().fetch_add(1, Ordering::Relaxed);
-        node.known_as(child)
+        Some(node.known_as(child))
+    }
+
+    /// With at most `most` directories known at once.
+    pub fn bounded(mut self, most: usize) -> Self {
+        self.most = most;
+        self
     }
 
     /// Takes back `count` lookups of `id`.

@@ -49,7 +49,7 @@ impl FileSystem for CastoreFs {
             let node = root.node.borrow();
             let ino = attributes::ino(attributes::ROOT_INO, name, node);
             let timeout = self.options.root_timeout;
-            return Ok(self.look_up(slot, index, ino, node, timeout));
+            return self.look_up(slot, index, ino, node, timeout);
         }
         let (parent, directory) = self.directory(slot)?;
         let found = directory
@@ -64,7 +64,7 @@ impl FileSystem for CastoreFs {
         };
         let ino = attributes::ino(parent.ino, name, entry.node);
         let index = index as u32;
-        Ok(self.look_up(slot, index, ino, entry.node, FOREVER))
+        self.look_up(slot, index, ino, entry.node, FOREVER)
     }
 
     fn forget(&self, _: &Context, id: NodeId, count: u64) {

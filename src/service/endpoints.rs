@@ -186,7 +186,7 @@ pub fn serve_guests(
         gid: None,
     };
     let socket = Socket::bind(&config.socket, access)?;
-    let keeper = GuestKeeper::new(name);
+    let keeper = GuestKeeper::of_device(name);
     let left = match &keeper {
         Some(keeper) => Left::read(left, &**keeper),
         None => Vec::new(),

@@ -152,7 +152,7 @@ pub struct GuestKeeper {
 
 impl GuestKeeper {
     /// Of the guests of `device`; nobody, where there is no systemd.
-    pub fn new(device: &str) -> Option<Arc<dyn Keeper>> {
+    pub fn of_device(device: &str) -> Option<Arc<dyn Keeper>> {
         std::env::var_os("NOTIFY_SOCKET")?;
         let device = device.to_owned();
         Some(Arc::new(Self { device }))

@@ -47,5 +47,9 @@ pub use endpoint::{
 pub use record::{Keeper, Left, LeftError};
 pub use socket::{Access, Socket, SocketError};
 
+/// Directories that a guest may know at once: about 250 MB here if it never forgets. Linux forgets
+/// when its memory is short, and needs more than that for as many; beyond it a lookup gets ENOMEM.
+pub const MOST_DIRECTORIES: usize = 1 << 20;
+
 /// How long a guest may keep the name of a root node.
 pub const ROOT_TIMEOUT: Duration = Duration::from_secs(1);

@@ -275,6 +275,15 @@ impl FrontEnd {
         Some((id as u16, length))
     }
 
+    /// Whether the last that was given back cannot be, by which a guest's driver takes the device
+    /// for broken.
+    pub fn is_broken_off(&self, number: usize) -> bool {
+        let used = self.queues[number].used();
+        let index: u16 = self.memory.read_obj(GuestAddress(used + 2)).unwrap();
+        let last = u64::from(index.wrapping_sub(1) % ENTRIES);
+        self.read(used + 4 + last * 8, 4) == [0xff; 4]
+    }
+
     /// The reply to the request `head`.
     pub fn reply(&self, number: usize, head: u16, length: u32) -> Vec<u8> {
         self.read(self.queues[number].reply(head), length as usize)

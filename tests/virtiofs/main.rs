@@ -10,6 +10,7 @@ mod handover;
 #[path = "../kit/model.rs"]
 mod model;
 mod process;
+mod service;
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -44,14 +45,18 @@ struct Served {
 
 impl Served {
     fn new(store: Arc<dyn Store>, top: Top) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("socket");
-        let listening = Socket::bind(&socket, Access::default()).unwrap();
         let options = Options {
             top,
             root_timeout: ROOT_TIMEOUT,
             ..Options::default()
         };
+        Self::with(store, options)
+    }
+
+    fn with(store: Arc<dyn Store>, options: Options) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("socket");
+        let listening = Socket::bind(&socket, Access::default()).unwrap();
         let device = DeviceOptions {
             tag: Some(Tag::new("castore").unwrap()),
             request_queues: 2,
@@ -491,6 +496,37 @@ fn a_panic_in_a_store_is_one_requests_eio() {
     }
     let fine = guest.look_up(ROOT, "fine");
     assert_eq!(guest.content(fine.node, 2), b"ok");
+}
+
+/// A guest that never forgets: it gets ENOMEM, here after two directories beside the top.
+#[test]
+fn a_guest_knows_no_more_directories_than_it_may() {
+    let store = Arc::new(MemoryStore::new());
+    let inside = directory([("file", file("content"))]);
+    let tree = directory((0..5).map(|n| (format!("{n}"), inside.clone())));
+    let node = tree.put_root(&*store, "root");
+    let options = Options {
+        top: top_of(&node),
+        most_directories: 3,
+        ..Options::default()
+    };
+    let served = Served::with(store, options);
+    let mut guest = served.mounted();
+    let nodes: Vec<u64> = (0..2)
+        .map(|n| guest.look_up(ROOT, &n.to_string()).node)
+        .collect();
+    let third = guest.request(1, &fuse::lookup(ROOT, b"3"), ROOM);
+    assert_eq!(fuse::body(&third), Err(libc::ENOMEM));
+    // What is listed and cannot be known is listed all the same.
+    let listed = guest.request(1, &fuse::read_directory(ROOT, 0, ROOM), ROOM + 100);
+    let listed = fuse::body(&listed).unwrap();
+    let length = (2 + 5) * (128 + 24 + 8);
+    assert_eq!(listed.len(), length);
+    assert_eq!(guest.look_up(nodes[1], "file").size, 7);
+    // Looked up twice: by name, and by the listing.
+    guest.send(0, &fuse::forget(nodes[0], 2), 0);
+    guest.receive(0);
+    guest.look_up(ROOT, "3");
 }
 
 /// Also what a front end does that crashes: no goodbye, and the next one is at the door.

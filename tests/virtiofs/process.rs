@@ -89,6 +89,8 @@ impl Program {
     /// As [`start`](Self::start), `changed`.
     pub fn start_with(&self, arguments: &[&str], changed: impl FnOnce(&mut Command)) -> Running {
         let notify = UnixDatagram::bind(self.path("notify")).unwrap();
+        let everybody = fs::Permissions::from_mode(0o777);
+        fs::set_permissions(self.path("notify"), everybody).unwrap();
         notify
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
@@ -350,7 +352,7 @@ fn metrics_are_told_like_those_of_the_service() {
     let text = ask();
     for line in [
         "castore_fs_virtiofs_guests{device=\"0\"} 1\n",
-        "castore_fs_virtiofs_requests{device=\"0\",kind=\"lookup\"} 1\n",
+        "castore_fs_virtiofs_requests{device=\"0\",kind=\"LOOKUP\"} 1\n",
         "castore_fs_store_blobs{store=\"store\"} 2\n",
     ] {
         assert!(text.contains(line), "{line} in {text}");

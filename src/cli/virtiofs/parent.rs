@@ -19,7 +19,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use castore_fs::transport::virtiofs::Keeper;
 use parking_lot::Mutex;
@@ -29,16 +29,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::super::failure::{Failure, failure, say};
 use super::super::interrupt::on_interrupt;
-use super::super::supervisor::Supervisor;
 use super::passing::{receive, send};
 
 /// Says to this program that it is a worker.
 const WORKER: &str = "CASTORE_FS_VIRTIOFS_WORKER";
-/// A worker that lived for less died of its start, for all we know.
-const SHORT_LIFE: Duration = Duration::from_secs(1);
-/// How long to wait before the next worker then: this long for each in a row.
-const PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long to wait before the next worker, as in the service's unit: guests wait, too.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a worker is given.
 #[derive(Default)]
@@ -51,8 +47,9 @@ pub(super) struct Given {
     pub(super) kept: BTreeMap<String, OwnedFd>,
 }
 
-/// Runs workers until one has ended as it should.
-pub(super) fn run(mut given: Given, supervisor: &Supervisor) -> Result<(), Failure> {
+/// Runs workers until one has ended as it should; calls `ready` with the store's URL when the first
+/// can be connected to.
+pub(super) fn run(mut given: Given, ready: impl FnOnce(&str)) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -67,28 +64,24 @@ pub(super) fn run(mut given: Given, supervisor: &Supervisor) -> Result<(), Failu
             let _ = pidfd_send_signal(worker, Signal::TERM);
         }
     })?;
-    let mut ready = false;
-    let mut short_lives = 0;
+    let mut ready = Some(ready);
     loop {
-        let started = Instant::now();
         let (mut child, link) = start(&given)?;
         *worker.lock() = Some(pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?);
         if stopping.load(Ordering::Relaxed) {
             let _ = child.kill();
         }
-        listen(&link, &mut given, || {
-            if !ready {
-                ready = true;
-                supervisor.tell("READY=1");
+        listen(&link, &mut given, |url| {
+            if let Some(ready) = ready.take() {
+                ready(url);
             }
         });
         let ended = child.wait()?;
         *worker.lock() = None;
         if stopping.load(Ordering::Relaxed) || ended.success() {
-            supervisor.tell("STOPPING=1");
             return Ok(());
         }
-        if !ready {
+        if ready.is_some() {
             return Err(match ended.code() {
                 // It has said why.
                 Some(_) => Failure::Reported,
@@ -100,11 +93,7 @@ pub(super) fn run(mut given: Given, supervisor: &Supervisor) -> Result<(), Failu
             words(ended),
             given.kept.len()
         ));
-        short_lives = match started.elapsed() < SHORT_LIFE {
-            true => short_lives + 1,
-            false => 0,
-        };
-        std::thread::sleep((PAUSE * short_lives).min(LONGEST_PAUSE));
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -154,7 +143,7 @@ fn start(given: &Given) -> Result<(Child, OwnedFd), Failure> {
 }
 
 /// Does what the worker says until it has died.
-fn listen(link: &OwnedFd, given: &mut Given, mut ready: impl FnMut()) {
+fn listen(link: &OwnedFd, given: &mut Given, mut ready: impl FnMut(&str)) {
     loop {
         let (text, descriptor) = match receive(link) {
             Ok(Some(message)) => message,
@@ -166,7 +155,7 @@ fn listen(link: &OwnedFd, given: &mut Given, mut ready: impl FnMut()) {
                 given.kept.insert(name.to_owned(), descriptor);
             }
             (Some(("forget", name)), _) => drop(given.kept.remove(name)),
-            (None, _) if text == "ready" => ready(),
+            (Some(("ready", url)), _) => ready(url),
             _ => say("the process that serves says what nobody understands"),
         }
     }
@@ -201,10 +190,10 @@ impl Parent {
         }
     }
 
-    /// Tells it that guests can connect.
-    pub(super) fn ready(&self) {
+    /// Tells it that guests can connect, to see the store at `url`.
+    pub(super) fn ready(&self, url: &str) {
         // One that has died is noticed elsewhere.
-        let _ = send(&*self.0, "ready", None);
+        let _ = send(&*self.0, &format!("ready {url}"), None);
     }
 
     /// Returns when it has died.

@@ -10,7 +10,7 @@ use rustix::net::{
 };
 
 /// Bytes of a message, at most.
-const LONGEST: usize = 512;
+const LONGEST: usize = 4096;
 
 /// Sends a message.
 pub(super) fn send(

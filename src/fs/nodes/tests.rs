@@ -16,7 +16,9 @@ fn directory_of(files: impl Iterator<Item = u64>) -> Directory {
 /// Looks up `directory` as the `index`-th child of the top, and all files in it.
 fn look_up(nodes: &Nodes, index: u32, directory: &Directory) -> (NodeId, Vec<NodeId>) {
     let (digest, size) = (directory.digest(), directory.size());
-    let child = nodes.child(TOP, index, u64::from(index) + 2, &digest, size);
+    let child = nodes
+        .child(TOP, index, u64::from(index) + 2, &digest, size)
+        .unwrap();
     nodes.keep(child.slot, directory.clone());
     let files = directory.iter().enumerate().map(|(at, entry)| {
         let content = Content::of(entry.node).unwrap();
@@ -140,12 +142,16 @@ fn directories_that_were_not_used_go_first() {
 #[test]
 fn a_guest_that_forgets_too_much_sets_no_child_adrift() {
     let nodes = Nodes::new(Digest::of(b"top"), 0, usize::MAX, None);
-    let parent = nodes.child(TOP, 0, 2, &Digest::of(b"parent"), 0);
-    let child = nodes.child(parent.slot, 0, 3, &Digest::of(b"child"), 0);
+    let parent = nodes.child(TOP, 0, 2, &Digest::of(b"parent"), 0).unwrap();
+    let child = nodes
+        .child(parent.slot, 0, 3, &Digest::of(b"child"), 0)
+        .unwrap();
     nodes.forget(NodeId::entry(parent.slot, 7), u64::MAX);
     nodes.forget(NodeId::directory(parent.slot), u64::MAX);
     assert!(nodes.directory(parent.slot).is_some());
-    let other = nodes.child(child.slot, 0, 4, &Digest::of(b"other"), 0);
+    let other = nodes
+        .child(child.slot, 0, 4, &Digest::of(b"other"), 0)
+        .unwrap();
     assert_eq!(nodes.trail(NodeId::directory(other.slot)).len(), 3);
     // Once the children go, so does the parent.
     nodes.forget(NodeId::directory(other.slot), 1);
@@ -158,13 +164,13 @@ fn a_guest_that_forgets_too_much_sets_no_child_adrift() {
 #[test]
 fn a_slot_that_is_held_goes_to_no_other_directory() {
     let nodes = Nodes::new(Digest::of(b"top"), 0, usize::MAX, None);
-    let first = nodes.child(TOP, 0, 2, &Digest::of(b"first"), 0);
+    let first = nodes.child(TOP, 0, 2, &Digest::of(b"first"), 0).unwrap();
     assert_eq!(nodes.hold(first.slot).unwrap().digest, first.digest);
     nodes.forget(NodeId::directory(first.slot), 1);
-    let second = nodes.child(TOP, 1, 3, &Digest::of(b"second"), 0);
+    let second = nodes.child(TOP, 1, 3, &Digest::of(b"second"), 0).unwrap();
     assert_ne!(second.slot, first.slot);
     nodes.forget(NodeId::entry(first.slot, 0), 1);
-    let third = nodes.child(TOP, 2, 4, &Digest::of(b"third"), 0);
+    let third = nodes.child(TOP, 2, 4, &Digest::of(b"third"), 0).unwrap();
     assert_eq!(third.slot, first.slot);
 }
 
@@ -174,19 +180,23 @@ fn a_successor_goes_on_with_the_table() {
     let ledger = Arc::new(Ledger::create().unwrap());
     let top = Digest::of(b"top");
     let nodes = Nodes::new(top, 0, usize::MAX, Some(ledger.clone()));
-    let parent = nodes.child(TOP, 0, 2, &Digest::of(b"parent"), 0);
-    let child = nodes.child(parent.slot, 5, 3, &Digest::of(b"child"), 7);
-    let gone = nodes.child(TOP, 1, 4, &Digest::of(b"gone"), 0);
+    let parent = nodes.child(TOP, 0, 2, &Digest::of(b"parent"), 0).unwrap();
+    let child = nodes
+        .child(parent.slot, 5, 3, &Digest::of(b"child"), 7)
+        .unwrap();
+    let gone = nodes.child(TOP, 1, 4, &Digest::of(b"gone"), 0).unwrap();
     nodes.symlink(child.slot, 9);
     nodes.forget(NodeId::directory(gone.slot), 1);
     nodes.forget(NodeId::directory(parent.slot), 1);
     drop(nodes);
     let successor = Nodes::adopt(top, usize::MAX, ledger.clone(), &[]).unwrap();
     assert_eq!(successor.count().directories, 3);
-    let again = successor.child(parent.slot, 5, 3, &Digest::of(b"child"), 7);
+    let again = successor
+        .child(parent.slot, 5, 3, &Digest::of(b"child"), 7)
+        .unwrap();
     assert_eq!((again.slot, again.ino), (child.slot, 3));
     // A free slot is used again, and what is forgotten goes with its ancestors.
-    let new = successor.child(TOP, 2, 5, &Digest::of(b"new"), 0);
+    let new = successor.child(TOP, 2, 5, &Digest::of(b"new"), 0).unwrap();
     assert_eq!(new.slot, gone.slot);
     successor.forget(NodeId::directory(new.slot), 1);
     successor.forget(NodeId::directory(child.slot), 2);
@@ -224,4 +234,21 @@ fn a_walk_over_a_million_files_stays_within_its_limit() {
     // The table has 64 bytes a node for what the kernel knows, and the limit holds the rest.
     assert!(most < LIMIT + KNOWN * FILES as usize * 64, "{most}");
     assert!(seen > 8 * LIMIT, "{seen}");
+}
+
+/// Equal directories never share: a few make more places than any memory has room for.
+#[test]
+fn no_more_directories_are_known_than_may_be() {
+    let nodes = Nodes::new(Digest::of(b""), 0, 1 << 20, None).bounded(3);
+    let child = |index| nodes.child(TOP, index, 7, &Digest::of(b"child"), 0);
+    let first = child(0).unwrap();
+    child(1).unwrap();
+    assert!(child(2).is_none());
+    assert_eq!(
+        child(0).unwrap().slot,
+        first.slot,
+        "what is known stays known"
+    );
+    nodes.forget(NodeId::directory(first.slot), 2);
+    child(2).unwrap();
 }

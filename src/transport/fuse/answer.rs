@@ -47,11 +47,6 @@ impl Answerer {
         }
     }
 
-    /// What sends notifications.
-    pub(super) fn server(&self) -> &Server<Arc<CastoreFs>> {
-        &self.rare
-    }
-
     /// Answers `request`, whose header is `header`, on `device`. `reply` is room for the answer: of the
     /// largest READ, and a header. Says why if the kernel has no answer now.
     pub fn answer(

@@ -19,6 +19,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 use vhost::vhost_user::Error as ProtocolError;
 
+use super::MOST_DIRECTORIES;
 use super::connection::{Connection, CutOff};
 use super::device::{Device, TAG_BYTES};
 use super::record::{Keeper, Left, Record};
@@ -152,9 +153,13 @@ impl Endpoint {
         keeper: Option<Arc<dyn Keeper>>,
         left: Vec<Left>,
     ) -> io::Result<Self> {
+        let most_directories = options.most_directories.min(MOST_DIRECTORIES);
         let shown = Shown {
             store,
-            options,
+            options: Options {
+                most_directories,
+                ..options
+            },
             runtime,
         };
         let device = DeviceOptions {
@@ -171,6 +176,10 @@ impl Endpoint {
             gone: Condvar::new(),
             connections: AtomicU64::new(0),
         });
+        // One after the other, and last those that may be what the process before died of: nobody
+        // else is to be blamed if it happens again.
+        let mut left = left;
+        left.sort_by_key(|left| left.inflight.was_busy());
         for left in left {
             if let Err(error) = shared.clone().go_on(left) {
                 tracing::error!(error, "a guest of the process before cannot be served on");
@@ -287,34 +296,40 @@ impl Shared {
             None => Record::own().map_err(said)?,
         };
         let (connection, connected) = self.device(front, record).map_err(said)?;
-        self.start(connected, || Ok(connection))
+        let number = connected.number;
+        self.guests.lock().push(connected);
+        tracing::info!(number, "a front end has connected");
+        self.start(number, connection)
     }
 
-    /// Goes on with a predecessor's in a thread of its own.
+    /// Catches up with a predecessor's, and serves it in a thread of its own.
     fn go_on(self: Arc<Self>, mut left: Left) -> Result<(), String> {
         let said = |error: io::Error| error.to_string();
         let Some(keeper) = &self.keeper else {
             return Err("nobody keeps it".to_owned());
         };
-        let attempts = left.inflight.attempts() + 1;
-        if attempts > MOST_ATTEMPTS {
+        if left.inflight.attempts() >= MOST_ATTEMPTS {
             left.forget(&**keeper);
             return Err(format!(
                 "{MOST_ATTEMPTS} processes in a row have died before they answered it anything"
             ));
         }
-        left.inflight.set_attempts(attempts);
+        left.inflight.begins();
         let record = Record::adopt(keeper.clone(), &left).map_err(said)?;
         let front = left.front.try_clone().map_err(said)?;
         let (mut connection, connected) = self.device(front, record).map_err(said)?;
         if let Some(session) = left.session.take() {
             connected.guest.resume(session);
         }
-        self.start(connected, move || {
-            connection.catch_up(left)?;
-            tracing::info!("a guest of the process before is served on");
-            Ok(connection)
-        })
+        let (number, inflight) = (connected.number, left.inflight.clone());
+        self.guests.lock().push(connected);
+        if let Err(error) = connection.catch_up(left) {
+            self.disconnected(number);
+            return Err(error.to_string());
+        }
+        inflight.has_caught_up();
+        tracing::info!(number, "a guest of the process before is served on");
+        self.start(number, connection)
     }
 
     fn device(&self, front: OwnedFd, record: Arc<Record>) -> io::Result<(Connection, Connected)> {
@@ -333,17 +348,10 @@ impl Shared {
         Ok((Connection::new(front, device, record)?, connected))
     }
 
-    fn start(
-        self: Arc<Self>,
-        connected: Connected,
-        begin: impl FnOnce() -> Result<Connection, CutOff> + Send + 'static,
-    ) -> Result<(), String> {
-        let number = connected.number;
-        self.guests.lock().push(connected);
-        tracing::info!(number, "a front end has connected");
+    fn start(self: Arc<Self>, number: u64, connection: Connection) -> Result<(), String> {
         let shared = self.clone();
         let serve = move || {
-            match begin().and_then(Connection::serve) {
+            match connection.serve() {
                 Ok(()) => tracing::info!(number, "a front end has left"),
                 Err(CutOff::Protocol(ProtocolError::Disconnected)) => {
                     tracing::info!(number, "a front end has left");

@@ -18,15 +18,16 @@
 //! ever taken.
 //!
 //! **Layout**, version [`VERSION`]: words of 64 bits in native order. The header has the magic
-//! number, the version, how many messages of the front end were handled, and how many processes in a
-//! row have begun to serve the guest and never answered anything. Then for each queue:
-//! whether it runs, where it begins, what is on its way back, and [`SLOTS`] requests.
+//! number, the version, how many messages of the front end were handled, how many processes in a row
+//! died over the guest and never answered it anything, and whether one is catching up with its front
+//! end. Then for each queue: whether it runs, where it begins, what is on its way back, whether it is
+//! being touched, and [`SLOTS`] requests.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use thiserror::Error;
@@ -45,11 +46,13 @@ const QUEUES: usize = 64;
 const VERSION_AT: usize = 1;
 const HANDLED_AT: usize = 2;
 const ATTEMPTS_AT: usize = 3;
+const CATCHING_UP_AT: usize = 4;
 const QUEUES_AT: usize = 8;
 /// Words of a queue.
 const RUNS_AT: usize = 0;
 const BASE_AT: usize = 1;
 const SETTLING_AT: usize = 2;
+const TOUCHED_AT: usize = 3;
 const SLOTS_AT: usize = 8;
 const QUEUE_WORDS: usize = SLOTS_AT + SLOTS;
 const BYTES: usize = (QUEUES_AT + QUEUES * QUEUE_WORDS) * size_of::<u64>();
@@ -169,14 +172,35 @@ impl Inflight {
         self.store(HANDLED_AT, count);
     }
 
-    /// How many processes have begun to serve this guest since one has answered it anything.
+    /// How many processes in a row have died over this guest and never answered it anything; to be
+    /// asked when one begins to serve it.
     pub fn attempts(&self) -> u64 {
+        // One that rested had no part in the death.
+        if !self.was_busy() {
+            self.store(ATTEMPTS_AT, 0);
+        }
         self.load(ATTEMPTS_AT)
     }
 
-    /// Another one begins.
-    pub fn set_attempts(&self, attempts: u64) {
-        self.store(ATTEMPTS_AT, attempts);
+    /// Whether anything was done for this guest when the process before died.
+    pub fn was_busy(&self) -> bool {
+        let queues = (0..QUEUES).map(|queue| QUEUES_AT + queue * QUEUE_WORDS);
+        let mut busy = queues.flat_map(|start| {
+            let slots = start + SLOTS_AT..start + SLOTS_AT + SLOTS;
+            slots.chain([start + TOUCHED_AT])
+        });
+        self.load(CATCHING_UP_AT) != 0 || busy.any(|word| self.load(word) != 0)
+    }
+
+    /// Another one begins to catch up.
+    pub fn begins(&self) {
+        self.store(CATCHING_UP_AT, 1);
+        self.store(ATTEMPTS_AT, self.load(ATTEMPTS_AT) + 1);
+    }
+
+    /// It has caught up.
+    pub fn has_caught_up(&self) {
+        self.store(CATCHING_UP_AT, 0);
     }
 
     /// The record of a queue; there are 64.
@@ -198,8 +222,11 @@ impl Inflight {
     fn store(&self, word: usize, value: u64) {
         let words = self.words.as_volatile_slice();
         words
-            .store(value, word * size_of::<u64>(), Ordering::SeqCst)
+            .store(value, word * size_of::<u64>(), Ordering::Release)
             .expect("the word is in the mapping");
+        // A death comes between two instructions: their order is all that counts, and nobody reads
+        // this while we live.
+        compiler_fence(Ordering::SeqCst);
     }
 }
 
@@ -227,6 +254,7 @@ impl QueueInflight {
     /// Notes that it runs from here on, with nothing taken.
     pub fn starts(&self) {
         self.store(SETTLING_AT, 0);
+        self.store(TOUCHED_AT, 0);
         for slot in 0..SLOTS {
             self.store(SLOTS_AT + slot, 0);
         }
@@ -237,6 +265,14 @@ impl QueueInflight {
     pub fn stops(&self, base: u16) {
         self.set_base(base);
         self.store(RUNS_AT, 0);
+    }
+
+    /// Does something with the guest's memory, which the front end may have taken away.
+    pub fn touch<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.store(TOUCHED_AT, 1);
+        let outcome = work();
+        self.store(TOUCHED_AT, 0);
+        outcome
     }
 
     /// Where the queue is to begin when it starts.
@@ -271,8 +307,8 @@ impl QueueInflight {
 
     /// It is there: the guest can be served.
     pub fn settled(&self, slot: u8) {
-        if self.inflight.attempts() != 0 {
-            self.inflight.set_attempts(0);
+        if self.inflight.load(ATTEMPTS_AT) != 0 {
+            self.inflight.store(ATTEMPTS_AT, 0);
         }
         self.store(SLOTS_AT + usize::from(slot), 0);
         self.store(SETTLING_AT, 0);
@@ -337,6 +373,25 @@ mod tests {
         queue.stops(9);
         assert!(!after.runs());
         assert_eq!(after.base(), 9);
+    }
+
+    #[test]
+    fn a_guest_that_rested_had_no_part_in_a_death() {
+        let inflight = Arc::new(Inflight::create().unwrap());
+        let queue = inflight.queue(1);
+        for begun in 1..4 {
+            inflight.begins();
+            inflight.has_caught_up();
+            queue.take(0, 1, false, 1, 1);
+            assert_eq!(successor(&inflight).unwrap().attempts(), begun);
+        }
+        queue.settled(0);
+        assert_eq!(successor(&inflight).unwrap().attempts(), 0);
+        inflight.begins();
+        assert_eq!(successor(&inflight).unwrap().attempts(), 1);
+        inflight.has_caught_up();
+        queue.touch(|| assert_eq!(successor(&inflight).unwrap().attempts(), 1));
+        assert_eq!(successor(&inflight).unwrap().attempts(), 0);
     }
 
     /// A death between the used ring and the strike: the ring's index tells.

@@ -481,3 +481,118 @@ impl Kept {
         self.keeper.keep(&self.name.text(), kept.as_fd())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Memory(Mutex<BTreeMap<String, OwnedFd>>);
+
+    impl Keeper for Memory {
+        fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+            let descriptor = descriptor.try_clone_to_owned()?;
+            self.0.lock().insert(name.to_owned(), descriptor);
+            Ok(())
+        }
+
+        fn forget(&self, name: &str) {
+            self.0.lock().remove(name);
+        }
+    }
+
+    impl Memory {
+        fn lists(&self) -> Vec<(String, OwnedFd)> {
+            let kept = self.0.lock();
+            let lists = kept.iter();
+            lists
+                .map(|(name, list)| (name.clone(), list.try_clone().unwrap()))
+                .collect()
+        }
+    }
+
+    fn message(request: u32, body: &[u32]) -> Message {
+        let words = [request, 1, body.len() as u32 * 4];
+        let words = words.iter().chain(body);
+        Message::new(words.flat_map(|word| word.to_ne_bytes()).collect(), vec![])
+    }
+
+    fn said(left: &Left) -> usize {
+        left.setup.messages().count()
+    }
+
+    #[test]
+    fn a_successor_finds_what_was_said_and_what_was_not_answered() {
+        let keeper = Arc::new(Memory::default());
+        let (front, _other) = UnixStream::pair().unwrap();
+        let record = Record::new(keeper.clone(), front.as_fd()).unwrap();
+        // Number of entries, of queue after queue; often enough for several lists.
+        for round in 0..3 * LONG as u32 {
+            let message = message(8, &[round % 5, 1 << (round % 9)]);
+            record.arrived(&message);
+            record.handled(message);
+        }
+        record.session(Some(&Arc::new(Ledger::create().unwrap())));
+        record.arrived(&message(11, &[0, 0]));
+        assert_eq!(keeper.0.lock().len(), 1, "one list at a time");
+        // A successor that dies while it reads takes nothing away from the next.
+        for _ in 0..2 {
+            let left = Left::read(keeper.lists(), &*keeper).pop().unwrap();
+            assert_eq!(said(&left), 5);
+            assert!(matches!(left.session, Some(Ok(_))));
+            assert_eq!(left.pending.unwrap().bytes, message(11, &[0, 0]).bytes);
+        }
+        let left = Left::read(keeper.lists(), &*keeper).pop().unwrap();
+        let record = Record::adopt(keeper.clone(), &left).unwrap();
+        record.handled(left.pending.unwrap());
+        let next = Left::read(keeper.lists(), &*keeper).pop().unwrap();
+        assert_eq!(said(&next), 5);
+        assert!(next.pending.is_none());
+        record.end();
+        assert!(keeper.0.lock().is_empty());
+    }
+
+    /// A death after the new list was kept and before the old one was forgotten.
+    #[test]
+    fn of_two_lists_the_newer_counts() {
+        let keeper = Arc::new(Memory::default());
+        let (front, _other) = UnixStream::pair().unwrap();
+        let record = Record::new(keeper.clone(), front.as_fd()).unwrap();
+        let (old, list) = keeper.lists().pop().unwrap();
+        let left = Left::read(keeper.lists(), &*keeper).pop().unwrap();
+        let _next = Record::adopt(keeper.clone(), &left).unwrap();
+        keeper.keep(&old, list.as_fd()).unwrap();
+        let left = Left::read(keeper.lists(), &*keeper);
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].name.generation, 1);
+        assert_eq!(keeper.0.lock().len(), 1);
+        drop(record);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_forgotten_and_said() {
+        let keeper = Memory::default();
+        let flags = SocketFlags::CLOEXEC;
+        for entry in [
+            &b"H\xff\xff\xff\xff01234567"[..],
+            b"H",
+            b"M",
+            b"X1234567890123",
+        ] {
+            let kind = SocketType::SEQPACKET;
+            let (send, list) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+            message::send(&send, entry, &[], SendFlags::DONTWAIT).unwrap();
+            keeper.keep("1-0", list.as_fd()).unwrap();
+            assert!(Left::read(keeper.lists(), &keeper).is_empty());
+            assert!(keeper.0.lock().is_empty());
+        }
+        keeper
+            .keep("what", UnixStream::pair().unwrap().0.as_fd())
+            .unwrap();
+        assert!(Left::read(keeper.lists(), &keeper).is_empty());
+        assert!(keeper.0.lock().is_empty());
+    }
+}

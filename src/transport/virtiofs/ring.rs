@@ -151,10 +151,12 @@ impl Ring {
     /// Takes the next request into `request`.
     pub fn take(&self, request: &mut Vec<u8>) -> Took {
         let mut state = self.0.state.lock();
-        if state.stopping || state.abandoned || !state.enabled || !state.queue.ready() {
+        let stopping = state.stopping && state.again.is_empty();
+        if stopping || state.abandoned || !state.enabled || !state.queue.ready() {
             return Took::Stopped;
         }
-        self.next(&mut state, request)
+        let inflight = &self.0.inflight;
+        inflight.touch(|| self.next(&mut state, request))
     }
 
     fn next(&self, state: &mut State, request: &mut Vec<u8>) -> Took {
@@ -184,6 +186,9 @@ impl Ring {
                 }
                 begun => return begun,
             }
+        }
+        if state.stopping {
+            return Took::Stopped;
         }
         // There is one for each thread that could want one.
         let Some(slot) = state.free.last().copied() else {
@@ -254,7 +259,7 @@ impl Ring {
         let mut state = self.0.state.lock();
         state.copying -= 1;
         self.give_back(&mut state, outstanding.slot, outstanding.head, written);
-        if state.taken.is_empty() && state.copying == 0 {
+        if state.is_settled() {
             self.0.settled.notify_all();
         }
     }
@@ -280,7 +285,7 @@ impl Ring {
         let mut state = self.0.state.lock();
         state.stopping = true;
         let deadline = Instant::now() + patience;
-        while !(state.taken.is_empty() && state.copying == 0) {
+        while !state.is_settled() {
             if self.0.settled.wait_until(&mut state, deadline).timed_out() {
                 break;
             }
@@ -295,7 +300,27 @@ impl Ring {
         for outstanding in late.into_values() {
             self.fail(&mut state, &outstanding);
         }
+        if !state.again.is_empty() {
+            self.fail_all(&mut state);
+        }
         state
+    }
+
+    /// Answers EIO to what a predecessor had taken, and, unless the queue is being stopped, to what
+    /// there is to take.
+    fn fail_all(&self, state: &mut State) {
+        let mut request = Vec::new();
+        loop {
+            match self.next(state, &mut request) {
+                Took::Request { ticket, .. } => {
+                    if let Some(outstanding) = state.taken.remove(&ticket) {
+                        self.fail(state, &outstanding);
+                    }
+                }
+                Took::Malformed(_) => {}
+                Took::Nothing | Took::Stopped | Took::Broken => return,
+            }
+        }
     }
 
     fn fail(&self, state: &mut State, outstanding: &Outstanding) {
@@ -327,18 +352,8 @@ impl Ring {
         if state.abandoned || !state.queue.ready() {
             return;
         }
-        let mut request = Vec::new();
-        loop {
-            match self.next(&mut state, &mut request) {
-                Took::Request { ticket, .. } => {
-                    if let Some(outstanding) = state.taken.remove(&ticket) {
-                        self.fail(&mut state, &outstanding);
-                    }
-                }
-                Took::Malformed(_) => {}
-                Took::Nothing | Took::Stopped | Took::Broken => break,
-            }
-        }
+        state.stopping = false;
+        self.fail_all(&mut state);
         state.abandoned = true;
         let entries = u64::from(state.queue.size().max(1));
         let used = state.queue.next_used();
@@ -359,10 +374,10 @@ impl Ring {
     pub fn want_kicks(&self, wanted: bool) -> bool {
         let memory = self.memory();
         let queue = &mut self.0.state.lock().queue;
-        let outcome = match wanted {
+        let outcome = self.0.inflight.touch(|| match wanted {
             true => queue.enable_notification(&*memory),
             false => queue.disable_notification(&*memory).map(|()| false),
-        };
+        });
         // Rings that are not in memory hold nothing.
         outcome.unwrap_or(false)
     }
@@ -468,10 +483,6 @@ impl Ring {
     /// Stops the queue; gives where it is to go on.
     pub fn stop(&self) -> u16 {
         let mut state = self.settle(STOP_PATIENCE);
-        while let Some(again) = state.again.pop_front() {
-            // Only if it was never enabled again: what the predecessor had taken is given back.
-            self.give_back(&mut state, again.slot, again.head, 0);
-        }
         let base = state.queue.next_avail();
         self.0.inflight.stops(base);
         state.queue.set_ready(false);
@@ -485,6 +496,13 @@ impl Ring {
 }
 
 impl State {
+    /// Whether all that was taken is given back. What a predecessor had taken counts as long as
+    /// somebody could serve it.
+    fn is_settled(&self) -> bool {
+        let is_served = self.enabled && self.queue.ready();
+        self.taken.is_empty() && self.copying == 0 && (self.again.is_empty() || !is_served)
+    }
+
     /// Kicks the queue, if it runs: what lay in it when it was stopped has no kick any more.
     fn kick(&self) {
         if let Some(kick) = &self.kick
