@@ -35,7 +35,7 @@ pub enum AdoptError {
     About(String),
     /// The kernel does not send requests again.
     #[error("the kernel does not repeat requests (Linux 6.9 is needed): {0}")]
-    Resend(String),
+    Resend(#[source] io::Error),
     /// The system refused.
     #[error("cannot serve the mount: {0}")]
     System(#[from] io::Error),

@@ -10,7 +10,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::InHeader;
-use fuse_backend_rs::transport::FuseDevWriter;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::{Mode, OFlags};
 use tokio::runtime::Handle;
@@ -202,7 +201,7 @@ impl Session {
         // Until it is known to work, a failure must not end the mount: the caller decides.
         session.leave();
         // Before anybody reads: what a worker of ours has read would be sent again as well.
-        session.shared.ask_again().map_err(AdoptError::Resend)?;
+        notices::resend(&session.shared.device).map_err(AdoptError::Resend)?;
         session.shared.start_workers(mount.threads)?;
         page_cache::start(&session.shared)?;
         root_watch::start(&session.shared)?;
@@ -381,15 +380,6 @@ impl Shared {
 
     fn start_workers(self: &Arc<Self>, count: usize) -> io::Result<()> {
         (0..count.max(1)).try_for_each(|_| self.start_worker(false))
-    }
-
-    /// Has the kernel send every request again that was read and not answered.
-    fn ask_again(&self) -> Result<(), String> {
-        let mut buffer = [0; 64];
-        let writer = FuseDevWriter::<()>::new(device::number(&self.device), &mut buffer)
-            .map_err(|error| error.to_string())?;
-        let sent = self.answerer.server().notify_resend(writer);
-        sent.map_err(|error| error.to_string())
     }
 
     fn start_worker(self: &Arc<Self>, spare: bool) -> io::Result<()> {
