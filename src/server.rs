@@ -14,6 +14,7 @@
 //! [`Options::writable`]. Messages over [`MAX_MESSAGE_BYTES`]. More than
 //! [`Options::streams`] calls at once on a connection wait for their turn.
 
+mod access;
 mod authorize;
 mod blobs;
 mod directories;
@@ -28,6 +29,7 @@ use std::collections::hash_map::RandomState;
 use std::future::Future;
 use std::hash::BuildHasher;
 use std::io;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +52,7 @@ use crate::proto::store::services::path_info_service_server::PathInfoServiceServ
 use crate::proto::{DESCRIPTORS, Generation, MAX_MESSAGE_BYTES, with_generation};
 use crate::store::Store;
 
+pub use access::{Access, AccessError};
 pub use authorize::{Tokens, TokensError};
 pub use listen::{ListenError, Listener};
 
@@ -58,13 +61,16 @@ pub use listen::{ListenError, Listener};
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
 
+/// Calls at once on a connection, unless told otherwise.
+pub const DEFAULT_STREAMS: NonZeroU32 = NonZeroU32::new(256).expect("256 is not 0");
+
 /// How a store is served.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Whether clients may add to the store.
     pub writable: bool,
     /// Calls at once on a connection.
-    pub streams: u32,
+    pub streams: NonZeroU32,
     /// How long calls that run may go on once the server was told to stop.
     pub drain: Duration,
     /// TLS on the TCP listeners.
@@ -94,7 +100,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             writable: false,
-            streams: 256,
+            streams: DEFAULT_STREAMS,
             drain: Duration::from_secs(20),
             tls: None,
             tokens: None,
@@ -210,7 +216,7 @@ async fn serve_one(
     let mut server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(options.streams)
+        .max_concurrent_streams(options.streams.get())
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)));
     if let (Some(tls), Listener::Tcp(_)) = (&options.tls, &listener) {

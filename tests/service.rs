@@ -520,6 +520,35 @@ fn an_empty_configuration_serves_the_embedded_store_on_its_own_socket() {
 }
 
 #[test]
+fn a_listener_demands_a_token_if_it_is_told_to() {
+    let mut manager = Manager::new(
+        "state-dir = '@/store'\n[listen.l]\naddress = 'unix:@/castore.sock'\n\
+         token-file = '@/tokens'\n",
+    );
+    fs::write(manager.join("tokens"), "an-old-one\nsesame\n").unwrap();
+    fs::write(manager.join("token"), "sesame\n").unwrap();
+    let tree = manager.join("tree");
+    make_tree(&tree, 1);
+    manager.import(&tree, "tree");
+    manager.start_and_wait();
+    let socket = manager.join("castore.sock");
+    let refused = list_over(&socket);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success(), "{refused:?}");
+    assert!(said.contains("token"), "{said}");
+    let token = manager.join("token");
+    let with_token = format!("{}?token-file={}", socket.display(), token.display());
+    let listed = list_over(Path::new(&with_token));
+    assert_eq!(
+        String::from_utf8_lossy(&listed.stdout),
+        "tree\n",
+        "{listed:?}"
+    );
+    manager.signal(libc::SIGTERM);
+    assert!(manager.wait(), "{}", manager.log());
+}
+
+#[test]
 fn a_reload_changes_listeners_and_devices_and_leaves_the_others() {
     const BASE: &str = "[stores.disk]\nurl = 'local:@/store'\n[listen.a]\naddress = 'unix:@/a'\n";
     let mut manager = Manager::new(&format!("{BASE}[virtiofs.vm]\nsocket = '@/vm'\n"));

@@ -1,14 +1,15 @@
 //! `castore-fs serve`.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use castore_fs::server::{self, Listener, Options, Tls, Tokens};
+use castore_fs::server::{self, Access, Listener, Options};
 use clap::Args;
 use tokio::sync::Notify;
 
-use super::failure::{Failure, failure};
+use super::failure::Failure;
 use super::interrupt::on_interrupt;
 use super::store::StoreArguments;
 
@@ -42,9 +43,8 @@ pub(super) struct Serve {
     #[arg(long, value_name = "PATH")]
     token_file: Option<PathBuf>,
     /// Calls at once on a connection; more wait for their turn
-    #[arg(long, value_name = "CALLS", default_value_t = 256,
-        value_parser = clap::value_parser!(u32).range(1..))]
-    max_calls: u32,
+    #[arg(long, value_name = "CALLS", default_value_t = server::DEFAULT_STREAMS)]
+    max_calls: NonZeroU32,
     /// Seconds that running calls get after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     drain: u64,
@@ -61,25 +61,13 @@ impl Serve {
         for address in &self.listen {
             listeners.extend(Listener::bind(address)?);
         }
-        let read = |path: &PathBuf| {
-            std::fs::read(path)
-                .map_err(|error| failure(format!("cannot read {}: {error}", path.display())))
+        let access = Access {
+            certificate: self.tls_cert,
+            key: self.tls_key,
+            client_authority: self.tls_client_ca,
+            tokens: self.token_file,
         };
-        let tls = match (&self.tls_cert, &self.tls_key) {
-            (Some(certificate), Some(key)) => Some(Tls {
-                certificate: read(certificate)?,
-                key: read(key)?,
-                client_authority: self.tls_client_ca.as_ref().map(read).transpose()?,
-            }),
-            _ => None,
-        };
-        let tokens = match &self.token_file {
-            Some(path) => Some(
-                Tokens::parse(&read(path)?)
-                    .map_err(|error| failure(format!("{}: {error}", path.display())))?,
-            ),
-            None => None,
-        };
+        let (tls, tokens) = access.load()?;
         let options = Options {
             writable: self.writable,
             streams: self.max_calls,

@@ -17,14 +17,17 @@ mod stores;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::server::{self, Access};
+
 pub use problem::Problem;
 pub use quantity::{Mode, Size, Span};
-pub use stores::{Cache, Filter, MirrorOrder, Mirrors, Store};
+pub use stores::{Cache, Filter, MirrorOrder, Mirrors, Store, Verify};
 
 /// The name of the store that there is when the file names none.
 pub const DEFAULT_STORE: &str = "default";
@@ -153,10 +156,38 @@ pub struct Listen {
     /// Whether clients may add to the store.
     #[serde(default)]
     pub writable: bool,
+    /// TLS on `HOST:PORT`: the file with the certificate chain (PEM).
+    pub tls_cert_path: Option<PathBuf>,
+    /// TLS on `HOST:PORT`: the file with the certificate's private key (PEM).
+    pub tls_key_path: Option<PathBuf>,
+    /// Demand of clients a certificate that an authority in this file (PEM) signed.
+    pub tls_client_ca_path: Option<PathBuf>,
+    /// Demand of clients one of the bearer tokens in this file, one a line; on `HOST:PORT` only with
+    /// TLS.
+    pub token_file: Option<PathBuf>,
+    /// Calls at once on a connection; more wait for their turn.
+    #[serde(default = "max_calls")]
+    pub max_calls: NonZeroU32,
     /// Who may connect to a unix socket: its permissions, in octal.
     #[cfg_attr(test, schemars(with = "String", default = "socket_mode_text"))]
     #[serde(default = "socket_mode")]
     pub socket_mode: Mode,
+}
+
+impl Listen {
+    /// Who may call, and how they know us.
+    pub fn access(&self) -> Access {
+        Access {
+            certificate: self.tls_cert_path.clone(),
+            key: self.tls_key_path.clone(),
+            client_authority: self.tls_client_ca_path.clone(),
+            tokens: self.token_file.clone(),
+        }
+    }
+}
+
+fn max_calls() -> NonZeroU32 {
+    server::DEFAULT_STREAMS
 }
 
 /// A virtiofs device, as a vhost-user socket to which a virtual machine's monitor connects.
@@ -381,6 +412,11 @@ impl Config {
                 store: Some(self.store_of(None)),
                 address: format!("unix:{}", socket.display()),
                 writable: true,
+                tls_cert_path: None,
+                tls_key_path: None,
+                tls_client_ca_path: None,
+                token_file: None,
+                max_calls: max_calls(),
                 socket_mode: socket_mode(),
             };
             listeners.insert(DEFAULT_STORE.to_owned(), listen);

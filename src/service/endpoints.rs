@@ -19,7 +19,7 @@ use super::config;
 use super::mounts::{Host, StartError, find_top};
 use super::systemd::GuestKeeper;
 use crate::fs::{self as castore_fs, Owner};
-use crate::server::{self, ListenError, Listener};
+use crate::server::{self, AccessError, ListenError, Listener};
 use crate::store::{Blocking, Store};
 use crate::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, ROOT_TIMEOUT, Socket, SocketError, Tag, TagError,
@@ -34,6 +34,9 @@ pub enum EndpointError {
     /// The address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Who may call.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// systemd passed on no socket of that name.
     #[error(
         "systemd passed on no socket named {0:?}: see FileDescriptorName= in systemd.socket(5)"
@@ -75,10 +78,13 @@ impl Listening {
     ) -> Result<Self, EndpointError> {
         let listeners = bind(config, passed)?;
         let (stop, stopped) = oneshot::channel();
+        let (tls, tokens) = config.access().load()?;
         let options = server::Options {
             writable: config.writable,
+            streams: config.max_calls,
             drain: DRAIN,
-            ..server::Options::default()
+            tls,
+            tokens,
         };
         let (name, address) = (name.to_owned(), config.address.clone());
         let serve = async move {

@@ -1,5 +1,6 @@
 //! Who may call a server, how much, and until when.
 
+use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -214,7 +215,7 @@ async fn calls_over_the_limit_wait_for_their_turn() {
         ..Double::default()
     });
     let options = Options {
-        streams: 3,
+        streams: NonZeroU32::new(3).unwrap(),
         ..Options::default()
     };
     let server = Server::with(slow.clone(), "127.0.0.1:0", options);

@@ -31,14 +31,15 @@ async fn connected(link: &Link) -> GrpcStore {
     client
 }
 
-/// Prints what a thing took, and fails if it took longer than so many round trips and `work`.
-fn within(what: &str, started: Instant, round_trips: u32, work: Duration) {
-    let took = started.elapsed();
-    println!("{what}: {took:?} at {ROUND_TRIP:?} a round trip");
-    assert!(
-        took < ROUND_TRIP * round_trips + work,
-        "{what} took {took:?}"
-    );
+/// Does `work` over `client`, which may take so many calls and no more; prints how long that took.
+/// A call is a round trip at most.
+async fn within<T>(what: &str, client: &GrpcStore, most: u64, work: impl Future<Output = T>) -> T {
+    let (before, started) = (client.calls(), Instant::now());
+    let outcome = work.await;
+    let (calls, took) = (client.calls() - before, started.elapsed());
+    println!("{what}: {calls} calls, {took:?} at {ROUND_TRIP:?} a round trip");
+    assert!(calls <= most, "{what} took {calls} calls");
+    outcome
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,39 +53,30 @@ async fn what_is_far_away_costs_few_round_trips() {
     });
     let server = Server::tcp(Arc::new(store));
     let link = long_way_to(&server.url);
-    let slack = Duration::from_secs(2);
 
     let client = connected(&link).await;
-    let (calls, started) = (client.calls(), Instant::now());
-    assert_eq!(walk(&client, &root.node).await, 5221);
-    within("find over 5,221 directories", started, 20, slack);
-    assert!(
-        client.calls() - calls <= 10,
-        "{} calls",
-        client.calls() - calls
-    );
+    let found = walk(&client, &root.node);
+    let found = within("find over 5,221 directories", &client, 10, found).await;
+    assert_eq!(found, 5221);
 
     let (digest, size) = (Digest::of(&large), large.len() as u64);
     let client = connected(&link).await;
-    let started = Instant::now();
-    let read = client.read(&digest, size, 0, 1).await.unwrap().unwrap();
-    within("the first byte of a cold 64 MiB blob", started, 3, slack);
-    assert_eq!(read, large[..1]);
+    let first = client.read(&digest, size, 0, 1);
+    let first = within("the first byte of a cold 64 MiB blob", &client, 3, first).await;
+    assert_eq!(first.unwrap().unwrap(), large[..1]);
 
     let client = connected(&link).await;
-    let started = Instant::now();
-    let mut at = 0;
-    while at < size {
-        let read = client
-            .read(&digest, size, at, 128 << 10)
-            .await
-            .unwrap()
-            .unwrap();
-        assert_eq!(read, large[at as usize..at as usize + read.len()]);
-        at += read.len() as u64;
-    }
-    // 512 reads of 128 KiB one after the other, each a round trip, would take 5 s.
-    within("64 MiB from front to back", started, 100, slack);
+    let all = async {
+        let mut at = 0;
+        while at < size {
+            let read = client.read(&digest, size, at, 128 << 10).await;
+            let read = read.unwrap().unwrap();
+            assert_eq!(read, large[at as usize..at as usize + read.len()]);
+            at += read.len() as u64;
+        }
+    };
+    // In 512 reads of 128 KiB. How many of these calls overlap, the time that is printed tells.
+    within("64 MiB from front to back", &client, 256, all).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,23 +87,17 @@ async fn a_copy_to_far_away_waits_by_the_batch() {
     let server = Server::tcp(Arc::new(target.clone()));
     let link = long_way_to(&server.url);
     let client = connected(&link).await;
-    let started = Instant::now();
     let runtime = tokio::runtime::Handle::current();
+    let far = client.clone();
     let copied = tokio::task::spawn_blocking(move || {
         use castore_fs::store::Blocking;
         let from = Blocking::new(Arc::new(source), runtime.clone());
-        let to = Blocking::new(Arc::new(client), runtime);
+        let to = Blocking::new(Arc::new(far), runtime);
         copy(&from, &to, &[root], &Progress::default()).unwrap()
     });
-    let copied = copied.await.unwrap();
+    let what = "a copy of 820 directories with a file each";
+    let copied = within(what, &client, 40, copied).await.unwrap();
     assert_eq!((copied.directories, copied.blobs), (820, 820));
-    // One after the other, as many puts as objects would take 16 s.
-    within(
-        "a copy of 820 directories with a file each",
-        started,
-        40,
-        Duration::from_secs(2),
-    );
     assert_eq!(target.roots().await.unwrap().len(), 1);
 }
 
@@ -130,10 +116,9 @@ async fn a_way_that_is_cut_costs_what_is_not_here_and_nothing_once_it_is_mended(
     };
     assert_eq!(read(0).await.unwrap().unwrap(), large[..1000]);
     link.cut();
-    // Wherever it breaks off, it is told within the time that a few attempts take.
-    let started = Instant::now();
-    read(size - 1000).await.unwrap_err();
-    assert!(started.elapsed() < Duration::from_secs(5));
+    // Wherever it breaks off, it is told, and nobody waits for ever.
+    let told = tokio::time::timeout(Duration::from_secs(40), read(size - 1000)).await;
+    told.expect("a reader hangs").unwrap_err();
     assert_eq!(read(10).await.unwrap().unwrap(), large[10..1010]);
     link.mend();
     let started = Instant::now();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::problem::{Source, nearest};
 use super::{Config, DEFAULT_STORE, Problem, composition};
+use crate::server::Access;
 use crate::transport::virtiofs::{MOST_QUEUES, Tag};
 
 /// Bytes of a name, at most: it becomes part of a descriptor's name in systemd.
@@ -50,6 +51,10 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
             problems.push(source.at(&key("store"), what));
         }
         let passed = listen.address.strip_prefix("systemd:");
+        let tcp = passed.is_none() && !listen.address.starts_with("unix:");
+        for (key_name, what) in bad_access(&listen.access(), tcp) {
+            problems.push(source.at(&key(key_name), what));
+        }
         if let Some(what) = bad_address(&listen.address).filter(|_| passed.is_none()) {
             problems.push(source.at(&key("address"), what));
         }
@@ -66,6 +71,51 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// What is wrong with who may call, by key.
+fn bad_access(access: &Access, tcp: bool) -> Vec<(&'static str, &'static str)> {
+    let files = [
+        ("tls-cert-path", &access.certificate),
+        ("tls-key-path", &access.key),
+        ("tls-client-ca-path", &access.client_authority),
+        ("token-file", &access.tokens),
+    ];
+    let relative = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
+    let mut bad: Vec<_> = files
+        .into_iter()
+        .filter(|(_, path)| relative(path))
+        .map(|(key, _)| (key, "this must be an absolute path"))
+        .collect();
+    match (&access.certificate, &access.key, &access.client_authority) {
+        (Some(_), None, _) => {
+            bad.push((
+                "tls-cert-path",
+                "a certificate is of use only with its key: tls-key-path",
+            ));
+        }
+        (None, Some(_), _) => {
+            bad.push((
+                "tls-key-path",
+                "a key is of use only with its certificate: tls-cert-path",
+            ));
+        }
+        (None, None, Some(_)) => {
+            bad.push((
+                "tls-client-ca-path",
+                "certificates are shown over TLS: give tls-cert-path and tls-key-path",
+            ));
+        }
+        (None, None, None) if tcp && access.tokens.is_some() => {
+            bad.push((
+                "token-file",
+                "tokens would travel in the clear: give tls-cert-path and tls-key-path, or listen on \
+                 unix:/PATH",
+            ));
+        }
+        _ => {}
+    }
+    bad
 }
 
 fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {

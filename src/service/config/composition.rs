@@ -64,6 +64,11 @@ fn url(store: &Store, say: &mut impl FnMut(&[&str], String)) {
     {
         return say(&["url"], what);
     }
+    let far = scheme.starts_with("grpc+") || scheme.starts_with("objectstore+");
+    if store.verify.is_some() && !far {
+        let what = "only what comes from a store far away is yet to be verified";
+        say(&["verify"], what.to_owned());
+    }
     for (key, path) in store.files() {
         let Some(path) = path else { continue };
         let what = match key {

@@ -27,6 +27,8 @@ pub struct Store {
     pub tls_client_cert_path: Option<PathBuf>,
     /// For `grpc+https`: the key of that certificate (PEM).
     pub tls_client_key_path: Option<PathBuf>,
+    /// For stores far away that tell chunks and no proofs: when bytes are handed out.
+    pub verify: Option<Verify>,
     /// What is read of other stores is kept in a local one.
     pub cache: Option<Cache>,
     /// Several stores that hold the same, for when one of them fails or is slow.
@@ -36,6 +38,19 @@ pub struct Store {
     /// Several stores as one, by their names in this file. Of root nodes of the same name the first
     /// store's is seen. It cannot be written to; its members can.
     pub join: Option<Vec<String>>,
+}
+
+/// When bytes of a blob are handed out of which a server tells only the chunks. (Ours proves every
+/// part, and this changes nothing.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Verify {
+    /// Once the whole blob is there and is what its digest says. The default.
+    Root,
+    /// As soon as their chunk is what the server said it would be. If the whole turns out to be
+    /// something else, the blob is not read any more, and the log says so.
+    Chunks,
 }
 
 /// What is read of the far stores stays in the near one, across restarts.
@@ -132,10 +147,15 @@ impl Store {
     /// The URL to open, if it has one: with what does not belong into logs.
     pub fn full_url(&self) -> Option<String> {
         let mut full = self.url.clone()?;
-        for (name, path) in self.files() {
-            let Some(path) = path else { continue };
+        let files = self.files().into_iter();
+        let files = files.filter_map(|(name, path)| Some((name, path?.to_string_lossy())));
+        let verify = self.verify.map(|verify| match verify {
+            Verify::Root => ("verify", "root".into()),
+            Verify::Chunks => ("verify", "chunks".into()),
+        });
+        for (name, value) in files.chain(verify) {
             let query: String = url::form_urlencoded::Serializer::new(String::new())
-                .append_pair(name, &path.to_string_lossy())
+                .append_pair(name, &value)
                 .finish();
             let separator = if full.contains('?') { '&' } else { '?' };
             full = format!("{full}{separator}{query}");

@@ -32,6 +32,10 @@ fn a_token_file_becomes_part_of_the_url_that_is_opened() {
         config.stores["a"].full_url().unwrap(),
         "grpc+https://host?stall-timeout=3&token-file=%2Fa+b"
     );
+    let text = "[stores.a]\nurl = 'objectstore+s3://bucket'\nverify = 'chunks'\n";
+    let url = parse(text).unwrap().stores["a"].full_url().unwrap();
+    assert_eq!(url, "objectstore+s3://bucket?verify=chunks");
+    assert_eq!(crate::store::check_url(&url), Ok(()));
     let text = "[stores.a]\nurl = 'grpc+https://host'\ntls-ca-cert-path = '/ca'\n\
                 tls-client-cert-path = '/c'\ntls-client-key-path = '/k'\n";
     let url = parse(text).unwrap().stores["a"].full_url().unwrap();
@@ -101,6 +105,26 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
         (
             "[stores.a]\nurl = 'memory:'\ntoken-file = '/t'\n",
             "test.toml:3: stores.a.token-file: only a gRPC server wants a token",
+        ),
+        (
+            "[stores.a]\nurl = 'memory:'\nverify = 'chunks'\n",
+            "test.toml:3: stores.a.verify: only what comes from a store far away is yet to be verified",
+        ),
+        (
+            "[listen.l]\naddress = '[::]:8000'\ntoken-file = '/t'\n",
+            "test.toml:3: listen.l.token-file: tokens would travel in the clear: give tls-cert-path \
+             and tls-key-path, or listen on unix:/PATH",
+        ),
+        (
+            "[listen.l]\naddress = '[::]:8000'\ntls-cert-path = '/c'\n",
+            "test.toml:3: listen.l.tls-cert-path: a certificate is of use only with its key: \
+             tls-key-path",
+        ),
+        (
+            "[listen.l]\naddress = '[::]:8000'\ntls-client-ca-path = 'ca'\n",
+            "test.toml:3: listen.l.tls-client-ca-path: this must be an absolute path\n\
+             test.toml:3: listen.l.tls-client-ca-path: certificates are shown over TLS: give \
+             tls-cert-path and tls-key-path",
         ),
         (
             "[virtiofs.v]\nsocket = '/s'\nsocket-mode = 'rw'\n",

@@ -1,0 +1,70 @@
+//! Who may call, as files say it.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::{Tls, Tokens, TokensError};
+
+/// Files that say who may call.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// The server's certificate chain (PEM).
+    pub certificate: Option<PathBuf>,
+    /// Its private key (PEM).
+    pub key: Option<PathBuf>,
+    /// Who signs the certificates that clients must show (PEM).
+    pub client_authority: Option<PathBuf>,
+    /// Bearer tokens, one a line, one of which clients must show.
+    pub tokens: Option<PathBuf>,
+}
+
+/// Why it cannot be known who may call.
+#[derive(Debug, Error)]
+pub enum AccessError {
+    /// A file.
+    #[error("cannot read {}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file of tokens.
+    #[error("{}: {source}", path.display())]
+    Tokens {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TokensError,
+    },
+}
+
+impl Access {
+    /// Reads the files.
+    pub fn load(&self) -> Result<(Option<Tls>, Option<Tokens>), AccessError> {
+        let tls = match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => Some(Tls {
+                certificate: read(certificate)?,
+                key: read(key)?,
+                client_authority: self.client_authority.as_ref().map(read).transpose()?,
+            }),
+            _ => None,
+        };
+        let tokens = |path: &PathBuf| {
+            Tokens::parse(&read(path)?).map_err(|source| AccessError::Tokens {
+                path: path.clone(),
+                source,
+            })
+        };
+        Ok((tls, self.tokens.as_ref().map(tokens).transpose()?))
+    }
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>, AccessError> {
+    std::fs::read(path).map_err(|source| AccessError::File {
+        path: path.clone(),
+        source,
+    })
+}
