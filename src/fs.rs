@@ -301,9 +301,8 @@ impl CastoreFs {
         }
     }
 
-    /// What stat says of a top that shows root nodes. A kernel that cannot be told of changes
-    /// (which is why it keeps root nodes for a while only) sees by the mtime that its listing is
-    /// stale.
+    /// What stat says of a top that shows root nodes. By the mtime a kernel sees that its listing is
+    /// stale, should it not have been told yet, or should it be one that cannot be told.
     fn stat_roots(&self) -> io::Result<stat64> {
         let node = NodeRef::Directory {
             digest: Digest::of(b""),
@@ -312,11 +311,9 @@ impl CastoreFs {
         let subdirectories = self.roots.subdirectories();
         let owner = self.options.owner;
         let mut stat = attributes::attributes(node, attributes::ROOT_INO, subdirectories, owner);
-        if self.options.root_timeout != FOREVER {
-            let version = self.store.roots_version();
-            let version = version.map_err(|error| self.failed(NodeId::ROOT, None, &error))?;
-            stat.st_mtime_nsec = (version % 1_000_000_000) as i64;
-        }
+        let version = self.store.roots_version();
+        let version = version.map_err(|error| self.failed(NodeId::ROOT, None, &error))?;
+        stat.st_mtime_nsec = (version % 1_000_000_000) as i64;
         Ok(stat)
     }
 

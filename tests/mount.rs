@@ -408,6 +408,29 @@ fn no_entry_is_lost_in_a_listing_of_any_size() {
     }
 }
 
+/// As `ls` does, which looks at a directory before it lists it. The kernel is told of new root nodes a
+/// moment after they are there; until then it must not take its old listing for the new one.
+#[test]
+fn a_new_root_node_is_listed_before_the_kernel_was_told_of_it() {
+    if !can_mount() {
+        return;
+    }
+    let store = Arc::new(Double::near("double:", MemoryStore::new()));
+    store.set(&store.silent, true);
+    let mount = Mounted::new(store.clone(), Options::default());
+    let list = || {
+        assert!(fs::metadata(mount.path()).unwrap().is_dir());
+        fs::read_dir(mount.path()).unwrap().count()
+    };
+    let mut roots = 0;
+    for _ in 0..20 {
+        assert_eq!((list(), list()), (roots, roots));
+        directory([("file", file("x"))]).put_root(&*store, &format!("root {roots}"));
+        roots += 1;
+    }
+    assert_eq!(list(), roots);
+}
+
 #[test]
 fn a_directory_of_200_000_entries_lists_and_answers_quickly() {
     if !can_mount() {
