@@ -10,8 +10,10 @@
 
 mod cat;
 mod check_config;
+mod control;
 mod copy;
 mod daemon;
+mod drop_cache;
 mod export;
 mod failure;
 mod gc;
@@ -23,6 +25,8 @@ mod ls;
 mod mount;
 mod mount_helper;
 mod output;
+mod pin;
+mod prefetch;
 mod progress;
 mod serve;
 mod stat;
@@ -73,6 +77,10 @@ enum Verb {
     Daemon(daemon::Daemon),
     CheckConfig(check_config::CheckConfig),
     Status(status::Status),
+    Prefetch(prefetch::Prefetch),
+    Pin(pin::Pin),
+    Unpin(pin::Unpin),
+    DropCache(drop_cache::DropCache),
     Generate(generate::Generate),
 }
 
@@ -109,6 +117,10 @@ pub fn main() -> ExitCode {
         Verb::Daemon(verb) => verb.run(),
         Verb::CheckConfig(verb) => verb.run(),
         Verb::Status(verb) => verb.run(),
+        Verb::Prefetch(verb) => verb.run(),
+        Verb::Pin(verb) => verb.run(),
+        Verb::Unpin(verb) => verb.run(),
+        Verb::DropCache(verb) => verb.run(),
         Verb::Generate(verb) => verb.run(),
     };
     match result {

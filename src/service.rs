@@ -5,6 +5,7 @@
 //! a crash or an upgrade is a pause for those who read and nothing else.
 
 pub mod config;
+mod control;
 mod daemon;
 mod endpoints;
 mod log;
@@ -19,7 +20,8 @@ mod systemd;
 mod watchdog;
 
 pub use config::{Config, Problem};
+pub use control::{CachedRoots, Done, Request, ask_status, tell};
 pub use daemon::{DaemonError, run};
 pub use reach::{Outcome, Reached, reach};
-pub use sockets::{Ask, Serving, SocketError, ask_status, listen_for_metrics, metrics_on};
-pub use status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};
+pub use sockets::{Ask, Serving, SocketError, listen_for_metrics, metrics_on};
+pub use status::{ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus};

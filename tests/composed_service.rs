@@ -303,3 +303,62 @@ fn check_config_online_tells_what_answers_and_what_does_not() {
     assert!(stderr.contains("is the server running"), "{stderr}");
     assert!(!folder.path().join("new").exists());
 }
+
+#[test]
+fn a_running_service_is_told_what_to_keep_in_its_cache() {
+    let mut manager = Manager::new(
+        "[stores.near]\nurl = 'local:@/near'\n[stores.far]\nurl = 'grpc+unix:@/far'\n\
+         [stores.main]\ncache = { near = 'near', far = ['far'] }\n\
+         [listen.l]\nstore = 'main'\naddress = 'unix:@/castore.sock'\n",
+    );
+    let server = Server::start(manager.path(), "far");
+    manager.start_and_wait();
+    let control = manager.join("control").display().to_string();
+    let tell = |words: &[&str]| succeeds(&[words, &["--socket", &control]].concat());
+    let tree = manager.join("tree").display().to_string();
+    let far = format!("local:{}", manager.join("store-far").display());
+    // What cannot be is told, and by name.
+    let refused = |words: &[&str]| {
+        let output = castore_fs(&[words, &["--socket", &control]].concat());
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = refused(&["prefetch", "nothing"]);
+    assert!(said.contains("no root of that name"), "{said}");
+    let said = refused(&["pin", "--store", "near", "tree"]);
+    let expected = "there is no cache named \"near\"; there is main";
+    assert!(said.contains(expected), "{said}");
+
+    succeeds(&["import", "--store", &far, "--name", "again", &tree]);
+    let fetched = tell(&["prefetch", "tree", "--json"]);
+    let fetched: serde_json::Value = serde_json::from_str(&fetched).unwrap();
+    assert_eq!(fetched["blobs"], FOLDERS, "{fetched}");
+    assert_eq!(fetched["total_blobs"], FOLDERS, "{fetched}");
+    assert_eq!(tell(&["pin", "tree"]), "tree\n");
+    tell(&["drop-cache"]);
+    // What is pinned is there with nobody behind it, and after that went as well it is not.
+    drop(server);
+    let cat = |number: usize| {
+        let url = format!("grpc+unix:{}", manager.join("castore.sock").display());
+        let file = format!("tree/folder-{number}/file");
+        castore_fs(&["cat", "--store", &url, &file])
+    };
+    for number in 0..FOLDERS {
+        let read = cat(number);
+        let right = read.stdout == contents(number).as_bytes();
+        assert!(
+            right,
+            "{}: {}",
+            read.status,
+            String::from_utf8_lossy(&read.stderr)
+        );
+    }
+    assert_eq!(manager.status()["prefetches"], serde_json::json!([]));
+    assert_eq!(tell(&["unpin", "tree"]), "");
+    let dropped = tell(&["drop-cache", "--json"]);
+    let dropped: serde_json::Value = serde_json::from_str(&dropped).unwrap();
+    assert_eq!(dropped["blobs"], FOLDERS, "{dropped}");
+    assert!(!cat(0).status.success());
+    manager.signal(libc::SIGTERM);
+    assert!(manager.wait(), "{}", manager.log());
+}

@@ -1,7 +1,6 @@
 //! `castore-fs status`.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use castore_fs::service::{self, Status as Answer, StoreStatus};
@@ -10,6 +9,7 @@ use castore_fs::tree::Printable;
 use clap::Args;
 use indicatif::HumanBytes;
 
+use super::control::ControlArguments;
 use super::failure::Failure;
 use super::output::Output;
 
@@ -22,13 +22,8 @@ use super::output::Output;
   castore-fs status --watch
   castore-fs status --json | jq .mounts")]
 pub(super) struct Status {
-    /// The control socket
-    #[arg(
-        long,
-        value_name = "PATH",
-        default_value = "/run/castore-fs/control.sock"
-    )]
-    socket: PathBuf,
+    #[command(flatten)]
+    control: ControlArguments,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -40,7 +35,7 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn run(self) -> Result<(), Failure> {
         loop {
-            let status = service::ask_status(&self.socket)?;
+            let status = service::ask_status(&self.control.socket)?;
             let mut output = Output::open()?;
             match self.json {
                 true => output.json(&status)?,
@@ -159,6 +154,15 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
     )?;
     for (name, store) in &status.stores {
         show_store(name, store, &mut text)?;
+    }
+    for prefetch in &status.prefetches {
+        let (into, roots) = (&prefetch.store, prefetch.roots.join(", "));
+        let (blobs, total) = (prefetch.blobs, prefetch.total_blobs);
+        let bytes = HumanBytes(prefetch.bytes);
+        writeln!(
+            text,
+            "fetching {roots} into {into}: {blobs} of {total} blobs, {bytes}"
+        )?;
     }
     for (name, mount) in &status.mounts {
         let path = mount.path.display();

@@ -30,10 +30,13 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::{self, Config};
+use super::control::{self, Control, Prefetches};
 use super::endpoints::{self, EndpointError, Listening};
 use super::mounts::{self, Host, Served, StartError, Wanted};
 use super::sockets::{self, Ask, Serving, SocketError};
-use super::status::{ListenStatus, MountStatus, Status, StoreStatus, VirtiofsStatus};
+use super::status::{
+    ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus,
+};
 use super::watchdog::{self, Watched};
 use super::{log, panics, repeats, systemd};
 use crate::store::{self, OpenStores, Plan};
@@ -142,6 +145,7 @@ struct Daemon {
     runtime: Runtime,
     host: Host,
     started: Instant,
+    prefetches: Prefetches,
     stores: OpenStores,
     mounts: BTreeMap<String, Served>,
     /// Out of the tree and still used.
@@ -195,6 +199,7 @@ fn run_once(file: &Path) -> Result<(), DaemonError> {
         config,
         runtime,
         started,
+        prefetches: Prefetches::default(),
         stores: BTreeMap::new(),
         mounts: BTreeMap::new(),
         leaving: Vec::new(),
@@ -262,11 +267,14 @@ impl Daemon {
         }
         self.refresh();
         let handle = self.runtime.handle().clone();
-        self.control = Some(sockets::control(
-            &self.config.control_socket(),
-            self.ask(),
-            &handle,
-        )?);
+        let view = self.view.clone();
+        let control = Control {
+            ask: self.ask(),
+            stores: Arc::new(move || view.lock().stores.clone()),
+            prefetches: self.prefetches.clone(),
+        };
+        let socket = self.config.control_socket();
+        self.control = Some(control::serve(&socket, control, &handle)?);
         self.metrics = self.start_metrics(&self.config)?;
         Ok(())
     }
@@ -660,14 +668,15 @@ impl Daemon {
 
     fn ask(&self) -> Ask {
         let (view, started) = (self.view.clone(), self.started);
+        let prefetches = self.prefetches.clone();
         Arc::new(move || {
             let view = view.lock().clone();
-            status(&view, started)
+            status(&view, started, prefetches.status())
         })
     }
 }
 
-fn status(view: &View, started: Instant) -> Status {
+fn status(view: &View, started: Instant, prefetches: Vec<PrefetchStatus>) -> Status {
     let of_store = StoreStatus::of;
     let of_mount = |viewed: &ViewedMount| {
         let nodes = viewed.session.nodes();
@@ -711,5 +720,6 @@ fn status(view: &View, started: Instant) -> Status {
             .collect(),
         listen: view.listen.clone(),
         leaving: view.leaving,
+        prefetches,
     }
 }

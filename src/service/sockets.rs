@@ -1,23 +1,17 @@
-//! The two small sockets of the service: the control socket, and metrics over HTTP.
-//!
-//! **Control**: a client sends one line with a JSON object, `{"ask": "status"}`, and gets one line
-//! back: `{"status": …}` or `{"error": "…"}`. Only who may write to the socket's file can ask; it
-//! is made for the service's own user.
-//!
-//! **Metrics**: as much of HTTP/1.1 as a scraper needs: `GET /metrics`, one request a connection.
+//! The small sockets of the service, and metrics over HTTP: as much of HTTP/1.1 as a scraper needs,
+//! `GET /metrics`, one request a connection.
 
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -61,24 +55,18 @@ pub enum SocketError {
     },
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Request {
-    ask: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Reply {
-    Status(Box<Status>),
-    Error(String),
-}
-
 /// A socket that is served until this is dropped.
 pub struct Serving {
     task: JoinHandle<()>,
     /// The file to remove then.
     path: Option<PathBuf>,
+}
+
+impl Serving {
+    /// What `task` serves at `path`, which is removed at the end.
+    pub(super) fn new(task: JoinHandle<()>, path: Option<PathBuf>) -> Self {
+        Self { task, path }
+    }
 }
 
 impl Drop for Serving {
@@ -88,32 +76,6 @@ impl Drop for Serving {
             let _ = fs::remove_file(path);
         }
     }
-}
-
-/// Serves the control socket at `path`.
-pub fn control(path: &Path, ask: Ask, runtime: &Handle) -> Result<Serving, SocketError> {
-    let failed = |source| SocketError::Listen {
-        address: path.display().to_string(),
-        source,
-    };
-    let _inside = runtime.enter();
-    let listener = bind(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    let serve = async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let ask = ask.clone();
-                    tokio::spawn(tokio::time::timeout(PATIENCE, answer_control(stream, ask)));
-                }
-                Err(error) => complain_of_accept(&error).await,
-            }
-        }
-    };
-    Ok(Serving {
-        task: runtime.spawn(serve),
-        path: Some(path.to_owned()),
-    })
 }
 
 /// Serves metrics at `address`: `HOST:PORT` or `unix:/PATH`.
@@ -180,12 +142,12 @@ enum MetricsListener {
     Tcp(TcpListener),
 }
 
-async fn complain_of_accept(error: &io::Error) {
+pub(super) async fn complain_of_accept(error: &io::Error) {
     tracing::warn!(%error, "cannot take a connection");
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-fn bind(path: &Path) -> io::Result<UnixListener> {
+pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
     let listener = bind_path(path)?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
@@ -210,31 +172,6 @@ fn bind_path(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
         fs::remove_file(path)?;
     }
     std::os::unix::net::UnixListener::bind(path)
-}
-
-async fn answer_control(stream: UnixStream, ask: Ask) {
-    let (read, mut write) = stream.into_split();
-    let mut line = String::new();
-    let mut read = BufReader::new(read.take(LONGEST_REQUEST));
-    let reply = match read.read_line(&mut line).await {
-        Ok(_) => match serde_json::from_str::<Request>(&line) {
-            Ok(request) if request.ask == "status" => {
-                let status = tokio::task::spawn_blocking(move || ask()).await;
-                match status {
-                    Ok(status) => Reply::Status(Box::new(status)),
-                    Err(error) => Reply::Error(error.to_string()),
-                }
-            }
-            Ok(request) => Reply::Error(format!("cannot {:?}; can \"status\"", request.ask)),
-            Err(error) => Reply::Error(format!("that is no request: {error}")),
-        },
-        Err(error) => Reply::Error(format!("that is no request: {error}")),
-    };
-    if let Ok(mut bytes) = serde_json::to_vec(&reply) {
-        bytes.push(b'\n');
-        // A client that does not wait for its answer is no concern of ours.
-        let _ = write.write_all(&bytes).await;
-    }
 }
 
 async fn answer_http(stream: impl AsyncRead + AsyncWrite + Unpin, ask: Ask) {
@@ -269,30 +206,4 @@ async fn answer_http(stream: impl AsyncRead + AsyncWrite + Unpin, ask: Ask) {
         let _ = write.shutdown().await;
     };
     let _ = tokio::time::timeout(PATIENCE, answer).await;
-}
-
-/// Asks the service whose control socket is `socket` how it is.
-pub fn ask_status(socket: &Path) -> Result<Status, SocketError> {
-    use std::io::{BufRead, Write};
-    let failed = |source| SocketError::NoService {
-        socket: socket.to_owned(),
-        source,
-    };
-    let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-    stream
-        .write_all(b"{\"ask\":\"status\"}\n")
-        .map_err(failed)?;
-    let mut line = String::new();
-    let mut read = io::BufReader::new(stream);
-    read.read_line(&mut line).map_err(failed)?;
-    let wrong = |what| SocketError::Answer {
-        socket: socket.to_owned(),
-        what,
-    };
-    match serde_json::from_str(&line) {
-        Ok(Reply::Status(status)) => Ok(*status),
-        Ok(Reply::Error(what)) => Err(wrong(what)),
-        Err(error) => Err(wrong(error.to_string())),
-    }
 }

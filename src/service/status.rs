@@ -30,6 +30,28 @@ pub struct Status {
     pub listen: BTreeMap<String, ListenStatus>,
     /// Mounts that are out of the tree and still used.
     pub leaving: u64,
+    /// What is being fetched into caches because somebody asked for it.
+    #[serde(default)]
+    pub prefetches: Vec<PrefetchStatus>,
+}
+
+/// How far a prefetch is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefetchStatus {
+    /// The name of the cache.
+    pub store: String,
+    /// The names of the roots.
+    pub roots: Vec<String>,
+    /// Directories below them that were found so far.
+    pub directories: u64,
+    /// Blobs that are in the cache.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blobs below the roots; 0 as long as not all Directories are known.
+    pub total_blobs: u64,
+    /// Their bytes.
+    pub total_bytes: u64,
 }
 
 /// A store.

@@ -479,6 +479,8 @@ impl Store for Cache {
         Ok(roots)
     }
 
+    /// Of a root that is remembered nothing more may be known while the far store is out of reach: it
+    /// is served without.
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
         let inner = &self.0.inner;
         if let Some(info) = inner.near.path_info(name).await? {
@@ -492,6 +494,7 @@ impl Store for Cache {
             Ok(None) => Ok(None),
             Err(error) => match inner.writer.roots.path_info(name) {
                 Some(info) => Ok(Some(info)),
+                None if inner.writer.roots.remembers(name) => Ok(None),
                 None => Err(error.again()),
             },
         }

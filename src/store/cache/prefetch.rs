@@ -65,6 +65,8 @@ impl Cache {
                 what: format!("to fetch \"{name}\""),
                 why: "there is no root of that name".to_owned(),
             })?;
+            // It stays with the root.
+            self.path_info(name).await?;
             nodes.push(root.node);
         }
         let (inner, progress) = (self.0.inner.clone(), progress.clone());

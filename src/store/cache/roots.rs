@@ -193,6 +193,13 @@ impl Roots {
         state.known.get(name)?.kept.path_info.as_deref().cloned()
     }
 
+    /// Whether the root `name` is known, however old.
+    pub(super) fn remembers(&self, name: &[u8]) -> bool {
+        let state = self.state.lock();
+        let known = state.known.get(name);
+        known.is_some_and(|known| known.kept.root.is_some())
+    }
+
     /// Every root that is known, in the order of nothing.
     pub(super) fn all(&self) -> Vec<Root> {
         let state = self.state.lock();

@@ -29,7 +29,7 @@ mod space;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub(in crate::store) use self::evict::Keep;
 use self::mark::Marks;
@@ -62,7 +62,7 @@ impl Default for GcOptions {
 }
 
 /// What a garbage collection removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
     /// Blobs.
     pub blobs: u64,

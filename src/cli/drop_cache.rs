@@ -1,0 +1,52 @@
+//! `castore-fs drop-cache`.
+
+use std::io::Write;
+
+use castore_fs::service::{Done, Request};
+use clap::Args;
+use indicatif::{HumanBytes, HumanCount};
+
+use super::control::{CacheArguments, not_that};
+use super::failure::Failure;
+use super::output::Output;
+
+/// Have the running service let go of everything in its cache that is not pinned
+///
+/// Readers notice no more than that it is fetched again.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs drop-cache
+  castore-fs drop-cache --store main")]
+pub(super) struct DropCache {
+    #[command(flatten)]
+    cache: CacheArguments,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl DropCache {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let request = Request::DropCache {
+            store: self.cache.store.clone(),
+        };
+        let done = self.cache.tell(&request, |_| {})?;
+        let Done::Dropped(dropped) = done else {
+            return Err(not_that(&done));
+        };
+        let mut output = Output::open()?;
+        match self.json {
+            true => output.json(&dropped)?,
+            false => writeln!(
+                output,
+                "let go of {} blobs, parts of {} blobs and {} directories; the disk has {} back",
+                HumanCount(dropped.blobs),
+                HumanCount(dropped.parts),
+                HumanCount(dropped.directories),
+                HumanBytes(dropped.freed)
+            )?,
+        }
+        output.flush()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! `castore-fs pin` and `castore-fs unpin`.
+
+use std::io::Write;
+
+use castore_fs::service::{Done, Request};
+use clap::Args;
+
+use super::control::{CacheArguments, not_that};
+use super::failure::Failure;
+use super::output::Output;
+
+/// Have the running service keep in its cache what was read below some roots
+///
+/// Whatever the cache's size, and whatever else is read. Prints the names that are pinned now, a line
+/// each. `castore-fs prefetch` fetches what was not read yet.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs pin tree
+  castore-fs pin --store main app-1 app-2")]
+pub(super) struct Pin {
+    #[command(flatten)]
+    pins: PinArguments,
+}
+
+/// Take back `castore-fs pin`
+///
+/// What is below these roots goes when there is need of its room, as everything else does. Prints the
+/// names that are pinned still, a line each.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs unpin tree")]
+pub(super) struct Unpin {
+    #[command(flatten)]
+    pins: PinArguments,
+}
+
+#[derive(Debug, Args)]
+struct PinArguments {
+    #[command(flatten)]
+    cache: CacheArguments,
+    /// Names of root nodes; they need not be there yet
+    #[arg(value_name = "NAME", required = true)]
+    roots: Vec<String>,
+}
+
+impl Pin {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let request = Request::Pin(self.pins.cache.roots(&self.pins.roots));
+        self.pins.tell(&request)
+    }
+}
+
+impl Unpin {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let request = Request::Unpin(self.pins.cache.roots(&self.pins.roots));
+        self.pins.tell(&request)
+    }
+}
+
+impl PinArguments {
+    fn tell(&self, request: &Request) -> Result<(), Failure> {
+        let done = self.cache.tell(request, |_| {})?;
+        let Done::Pinned(pins) = done else {
+            return Err(not_that(&done));
+        };
+        let mut output = Output::open()?;
+        for pin in pins {
+            writeln!(output, "{pin}")?;
+        }
+        output.flush()?;
+        Ok(())
+    }
+}

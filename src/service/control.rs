@@ -1,0 +1,365 @@
+//! The control socket: how the running service is asked and told things.
+//!
+//! A client sends one line with a JSON object (`{"ask": "status"}`) and gets one line back:
+//! `{"status": …}`, `{"done": …}` or `{"error": "…"}`. A prefetch tells how far it is, a line at a
+//! time, before its last one; it ends early if nobody reads them. Only who may write to the socket's
+//! file can ask; it is made for the service's own user.
+
+use std::fs;
+use std::io::{self, BufRead, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::runtime::Handle;
+
+use super::sockets::{Ask, Serving, SocketError, bind, complain_of_accept};
+use super::status::{PrefetchStatus, Status};
+use crate::castore::Name;
+use crate::store::{Cache, Collected, OpenStores, Prefetch};
+
+/// Bytes of a request, at most.
+const LONGEST_REQUEST: u64 = 1 << 20;
+/// How long a client may take to ask, and the service to say how it is.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a prefetch tells how far it is.
+const PROGRESS: Duration = Duration::from_millis(200);
+
+/// What the service can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub enum Request {
+    /// How it is.
+    Status,
+    /// To fetch everything below some roots into a cache.
+    Prefetch(CachedRoots),
+    /// To keep what is below some roots, whatever a cache's size.
+    Pin(CachedRoots),
+    /// To keep it no longer than anything else.
+    Unpin(CachedRoots),
+    /// To let go of everything in a cache that is not pinned.
+    DropCache {
+        /// The cache, by its name in the configuration. Can be left out where there is only one.
+        store: Option<String>,
+    },
+}
+
+/// Roots of a cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedRoots {
+    /// The cache, by its name in the configuration. Can be left out where there is only one.
+    pub store: Option<String>,
+    /// The names of the roots.
+    pub roots: Vec<String>,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Done {
+    /// Everything below the roots is in the cache.
+    Fetched(PrefetchStatus),
+    /// The roots that are pinned now.
+    Pinned(Vec<String>),
+    /// What was let go of.
+    Dropped(Collected),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Reply {
+    Status(Box<Status>),
+    Progress(PrefetchStatus),
+    Done(Done),
+    Error(String),
+}
+
+/// The stores that are open now.
+pub type Stores = Arc<dyn Fn() -> OpenStores + Send + Sync>;
+
+/// Prefetches under way, for who asks how the service is.
+#[derive(Clone, Default)]
+pub struct Prefetches(Arc<Mutex<Vec<Arc<Running>>>>);
+
+struct Running {
+    store: String,
+    roots: Vec<String>,
+    progress: Arc<Prefetch>,
+}
+
+/// Takes a prefetch off the list, however it ended; whoever still works on it stops.
+struct Listed {
+    list: Prefetches,
+    running: Arc<Running>,
+}
+
+impl Running {
+    fn status(&self) -> PrefetchStatus {
+        let load = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        PrefetchStatus {
+            store: self.store.clone(),
+            roots: self.roots.clone(),
+            directories: load(&self.progress.directories),
+            blobs: load(&self.progress.blobs),
+            bytes: load(&self.progress.bytes),
+            total_blobs: load(&self.progress.total_blobs),
+            total_bytes: load(&self.progress.total_bytes),
+        }
+    }
+}
+
+impl Prefetches {
+    /// How far each of them is.
+    pub fn status(&self) -> Vec<PrefetchStatus> {
+        let running = self.0.lock().clone();
+        running.iter().map(|running| running.status()).collect()
+    }
+
+    fn add(&self, running: Arc<Running>) -> Listed {
+        self.0.lock().push(running.clone());
+        let list = self.clone();
+        Listed { list, running }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.running.progress.stop.store(true, Ordering::Relaxed);
+        let mut list = self.list.0.lock();
+        list.retain(|other| !Arc::ptr_eq(other, &self.running));
+    }
+}
+
+/// What the control socket answers from.
+#[derive(Clone)]
+pub struct Control {
+    /// How the service is.
+    pub ask: Ask,
+    /// Its stores.
+    pub stores: Stores,
+    /// What it fetches ahead.
+    pub prefetches: Prefetches,
+}
+
+/// Serves the control socket at `path`.
+pub fn serve(path: &Path, control: Control, runtime: &Handle) -> Result<Serving, SocketError> {
+    let failed = |source| SocketError::Listen {
+        address: path.display().to_string(),
+        source,
+    };
+    let _inside = runtime.enter();
+    let listener = bind(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    let serve = async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let control = control.clone();
+                    tokio::spawn(async move { control.answer(stream).await });
+                }
+                Err(error) => complain_of_accept(&error).await,
+            }
+        }
+    };
+    Ok(Serving::new(runtime.spawn(serve), Some(path.to_owned())))
+}
+
+impl Control {
+    async fn answer(self, stream: UnixStream) {
+        let (read, mut write) = stream.into_split();
+        let mut line = String::new();
+        let mut read = BufReader::new(read.take(LONGEST_REQUEST));
+        let asked = match tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await {
+            Ok(Ok(_)) => serde_json::from_str(&line).map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => return,
+        };
+        let reply = match asked {
+            Ok(request) => self.obey(request, &mut write).await,
+            Err(error) => Err(format!("that is no request: {error}")),
+        };
+        // A client that does not wait for its answer is no concern of ours.
+        let _ = say(&mut write, &reply.unwrap_or_else(Reply::Error)).await;
+    }
+
+    async fn obey(&self, request: Request, write: &mut OwnedWriteHalf) -> Result<Reply, String> {
+        match request {
+            Request::Status => {
+                let ask = self.ask.clone();
+                let status = tokio::task::spawn_blocking(move || ask()).await;
+                let status = status.map_err(|error| error.to_string())?;
+                Ok(Reply::Status(Box::new(status)))
+            }
+            Request::Prefetch(wanted) => self.prefetch(wanted, write).await,
+            Request::Pin(wanted) => self.pin(wanted, Cache::pin).await,
+            Request::Unpin(wanted) => self.pin(wanted, Cache::unpin).await,
+            Request::DropCache { store } => {
+                let (_, cache) = self.cache(store.as_deref())?;
+                let dropped = blocking(move || cache.drop_cache()).await?;
+                Ok(Reply::Done(Done::Dropped(dropped)))
+            }
+        }
+    }
+
+    async fn pin(
+        &self,
+        wanted: CachedRoots,
+        set: fn(&Cache, &Name) -> Result<bool, crate::store::Error>,
+    ) -> Result<Reply, String> {
+        let (_, cache) = self.cache(wanted.store.as_deref())?;
+        let names = names(&wanted.roots)?;
+        let pins = blocking(move || {
+            for name in &names {
+                set(&cache, name)?;
+            }
+            Ok(cache.pins())
+        });
+        let pins = pins.await?.iter().map(Name::to_string).collect();
+        Ok(Reply::Done(Done::Pinned(pins)))
+    }
+
+    async fn prefetch(
+        &self,
+        wanted: CachedRoots,
+        write: &mut OwnedWriteHalf,
+    ) -> Result<Reply, String> {
+        let (store, cache) = self.cache(wanted.store.as_deref())?;
+        let names = names(&wanted.roots)?;
+        let running = Arc::new(Running {
+            store,
+            roots: wanted.roots,
+            progress: Arc::default(),
+        });
+        let listed = self.prefetches.add(running.clone());
+        let work = cache.prefetch(&names, &running.progress);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                outcome = &mut work => {
+                    outcome.map_err(|error| error.to_string())?;
+                    drop(listed);
+                    return Ok(Reply::Done(Done::Fetched(running.status())));
+                }
+                () = tokio::time::sleep(PROGRESS) => {
+                    let told = say(write, &Reply::Progress(running.status())).await;
+                    told.map_err(|error| format!("nobody waits any more: {error}"))?;
+                }
+            }
+        }
+    }
+
+    /// The cache of that name, or the only one; and its name.
+    fn cache(&self, named: Option<&str>) -> Result<(String, Cache), String> {
+        let caches: Vec<(String, Cache)> = (self.stores)()
+            .into_iter()
+            .filter_map(|(name, opened)| Some((name, opened.cache?)))
+            .collect();
+        let names = caches.iter().map(|(name, _)| name.as_str());
+        let names = names.collect::<Vec<_>>().join(", ");
+        if caches.is_empty() {
+            return Err("no store of this service is a cache".to_owned());
+        }
+        let mut matching = caches
+            .into_iter()
+            .filter(|(name, _)| named.is_none_or(|named| named == name));
+        match (matching.next(), matching.next(), named) {
+            (Some(cache), None, _) => Ok(cache),
+            (None, _, Some(named)) => Err(format!(
+                "there is no cache named {named:?}; there is {names}"
+            )),
+            _ => Err(format!("there are several caches ({names}): say which")),
+        }
+    }
+}
+
+fn names(roots: &[String]) -> Result<Vec<Name>, String> {
+    if roots.is_empty() {
+        return Err("name a root".to_owned());
+    }
+    roots
+        .iter()
+        .map(|root| Name::new(root.as_bytes()).map_err(|error| format!("{root:?}: {error}")))
+        .collect()
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, crate::store::Error> + Send + 'static,
+) -> Result<T, String> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.map_err(|error| error.to_string())?;
+    done.map_err(|error| error.to_string())
+}
+
+async fn say(write: &mut OwnedWriteHalf, reply: &Reply) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(reply)?;
+    bytes.push(b'\n');
+    write.write_all(&bytes).await
+}
+
+/// Asks the service whose control socket is `socket` how it is.
+pub fn ask_status(socket: &Path) -> Result<Status, SocketError> {
+    match exchange(socket, &Request::Status, Some(PATIENCE), |_| {})? {
+        Reply::Status(status) => Ok(*status),
+        other => Err(unexpected(socket, &other)),
+    }
+}
+
+/// Has the service whose control socket is `socket` do as `request` says; `progress` is told how far
+/// a prefetch is.
+pub fn tell(
+    socket: &Path,
+    request: &Request,
+    progress: impl FnMut(&PrefetchStatus),
+) -> Result<Done, SocketError> {
+    match exchange(socket, request, None, progress)? {
+        Reply::Done(done) => Ok(done),
+        other => Err(unexpected(socket, &other)),
+    }
+}
+
+fn unexpected(socket: &Path, reply: &Reply) -> SocketError {
+    SocketError::Answer {
+        socket: socket.to_owned(),
+        what: match reply {
+            Reply::Error(what) => what.clone(),
+            _ => "something else than was asked".to_owned(),
+        },
+    }
+}
+
+fn exchange(
+    socket: &Path,
+    request: &Request,
+    patience: Option<Duration>,
+    mut progress: impl FnMut(&PrefetchStatus),
+) -> Result<Reply, SocketError> {
+    let failed = |source| SocketError::NoService {
+        socket: socket.to_owned(),
+        source,
+    };
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
+    stream.set_read_timeout(patience).map_err(failed)?;
+    let mut asked = serde_json::to_vec(request).map_err(|error| failed(error.into()))?;
+    asked.push(b'\n');
+    stream.write_all(&asked).map_err(failed)?;
+    for line in io::BufReader::new(stream).lines() {
+        match serde_json::from_str(&line.map_err(failed)?) {
+            Ok(Reply::Progress(status)) => progress(&status),
+            Ok(reply) => return Ok(reply),
+            Err(error) => {
+                return Err(SocketError::Answer {
+                    socket: socket.to_owned(),
+                    what: error.to_string(),
+                });
+            }
+        }
+    }
+    Err(failed(io::ErrorKind::UnexpectedEof.into()))
+}
