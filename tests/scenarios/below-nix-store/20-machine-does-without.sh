@@ -10,7 +10,11 @@ for program in ls cat systemctl castore-fs; do
     }
 done
 systemctl kill --signal=SIGCONT castore-fs.service
+killed=$(systemctl show --property=MainPID castore-fs.service)
 systemctl kill --signal=SIGKILL castore-fs.service
 forget
+# A stop that comes before systemd starts a successor would leave a dead mount.
+another() { [ "$(systemctl show --property=MainPID castore-fs.service)" != "$killed" ]; }
+within 30 another
 within 30 systemctl is-active castore-fs.service
 timeout 60 cat "/nix/store/00000000000000000000000000000000-tree/file"
