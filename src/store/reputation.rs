@@ -15,9 +15,10 @@ use parking_lot::Mutex;
 
 use super::failure::Failure;
 
-/// How long an endpoint rests first, and at most; it doubles.
+/// How long an endpoint rests first, and at most; it doubles. Who comes back is noticed within the
+/// longest rest, at the price of a call now and then.
 const FIRST_REST: Duration = Duration::from_millis(500);
-const LONGEST_REST: Duration = Duration::from_secs(30);
+const LONGEST_REST: Duration = Duration::from_secs(5);
 
 /// How an endpoint has behaved.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use crate::store::Error;
 
 /// How long it rests first, and at most; the time doubles.
 const FIRST: Duration = Duration::from_millis(500);
-const LONGEST: Duration = Duration::from_secs(15);
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// Whether the far store answers.
 #[derive(Debug, Default)]
