@@ -6,6 +6,8 @@ mod double;
 mod model;
 #[path = "kit/mounted.rs"]
 mod mounted;
+#[path = "kit/patience.rs"]
+mod patience;
 #[path = "kit/skip.rs"]
 mod skip;
 
@@ -28,6 +30,7 @@ use double::{Double, Fate};
 use model::{Model, directory, file, program, symlink};
 use mounted::{Mounted, can_mount, top_of};
 use parking_lot::RwLock;
+use patience::wait_until;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -576,13 +579,7 @@ fn a_root_node_is_seen_as_soon_as_it_is_there_and_gone_as_soon_as_it_is_not() {
         names
     };
     let eventually = |expected: &[&str]| {
-        for _ in 0..200 {
-            if names() == expected {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        panic!("{:?} instead of {expected:?}", names());
+        wait_until(&format!("{expected:?}"), || names() == expected);
     };
     assert_eq!(names(), [""; 0]);
     assert!(!mount.join("one").exists());
@@ -595,13 +592,9 @@ fn a_root_node_is_seen_as_soon_as_it_is_there_and_gone_as_soon_as_it_is_not() {
     directory([("f", file("second"))]).put_root(&*store, "one");
     file("two").put_root(&*store, "two");
     eventually(&["one", "two"]);
-    for _ in 0..200 {
-        if fs::read(mount.join("one/f")).unwrap() == b"second" {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    assert_eq!(fs::read(mount.join("one/f")).unwrap(), b"second");
+    wait_until("the new contents", || {
+        fs::read(mount.join("one/f")).unwrap() == b"second"
+    });
     let mut text = String::new();
     (&held).read_to_string(&mut text).unwrap();
     assert_eq!(text, "first");
@@ -609,7 +602,8 @@ fn a_root_node_is_seen_as_soon_as_it_is_there_and_gone_as_soon_as_it_is_not() {
     ingest.remove_root(&Name::new(b"one").unwrap()).unwrap();
     ingest.commit().unwrap();
     eventually(&["two"]);
-    assert!(!mount.join("one").exists());
+    // A listing is asked for anew; that a name it knew is gone, the kernel is told.
+    wait_until("the end of a name", || !mount.join("one").exists());
 }
 
 // Attributes.

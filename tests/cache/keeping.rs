@@ -1,5 +1,6 @@
 //! What was read stays.
 
+use crate::patience::wait_until;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -115,15 +116,6 @@ trait Now<T> {
 impl<T, F: Future<Output = Result<T, castore_fs::store::Error>>> Now<T> for F {
     fn now(self) -> T {
         RUNTIME.block_on(self).unwrap()
-    }
-}
-
-#[track_caller]
-pub fn wait_until(what: &str, done: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(std::time::Instant::now() < deadline, "{what}: never");
-        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -10,6 +10,8 @@ mod model;
 #[path = "../kit/mounted.rs"]
 #[allow(dead_code)]
 mod mounted;
+#[path = "../kit/patience.rs"]
+mod patience;
 mod room;
 mod roots;
 #[path = "../kit/skip.rs"]

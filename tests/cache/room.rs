@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use castore_fs::store::{Cache, CacheOptions, GcOptions, LocalStore, Store};
 
-use crate::keeping::wait_until;
+use crate::patience::wait_until;
 use crate::tree::*;
 use crate::trouble::small_disk;
 

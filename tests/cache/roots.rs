@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use castore_fs::store::{Answer, CacheOptions, LocalStore, Store};
 
-use crate::keeping::wait_until;
+use crate::patience::wait_until;
 use crate::tree::*;
 
 #[test]

@@ -14,8 +14,8 @@ use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store, ope
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::double::Double;
-use crate::keeping::wait_until;
 use crate::model::file;
+use crate::patience::wait_until;
 use crate::skip::skip;
 use crate::tree::*;
 

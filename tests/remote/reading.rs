@@ -220,7 +220,7 @@ async fn what_a_walk_will_read_comes_together() {
         let read = client.read(&digest, size, at as u64, 1000).await;
         assert_eq!(read.unwrap().unwrap(), large[at..at + 1000]);
         let made = client.calls() - before;
-        assert!(made <= calls, "{made} calls");
+        assert!(made <= calls, "{made} calls instead of {calls}");
         for blob in small.iter() {
             let (digest, size) = claim(blob);
             let mut buffer = vec![0; blob.len()];

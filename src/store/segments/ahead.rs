@@ -53,12 +53,13 @@ impl<S: Source> Segments<S> {
                 continue;
             }
             let key = ((digest, size), 0);
-            if self.segments.lock().contains(&key) {
-                continue;
-            }
             let Some(flight) = self.fetching.announce(key) else {
                 continue;
             };
+            if let Some(bytes) = self.segments.lock().get(&key) {
+                flight.land(Ok(Some(bytes)));
+                continue;
+            }
             if batch.len() >= MOST_TOGETHER || bytes + size > MOST_BYTES {
                 self.fly_together(std::mem::take(&mut batch));
                 bytes = 0;

@@ -39,6 +39,9 @@ impl<S: Source> Segments<S> {
         let fetched = self.spooling.join((digest, size), runtime, || {
             let blobs = self.clone();
             async move {
+                if let Some(whole) = blobs.whole_here(&digest, size) {
+                    return Ok(Some(whole));
+                }
                 if size <= MAX_HELD {
                     let held = blobs.whole_in_memory(&digest, size).await?;
                     if let Some((bytes, _)) = &held {
@@ -50,6 +53,21 @@ impl<S: Source> Segments<S> {
             }
         });
         fetched.await.unwrap_or_else(|| Err(Failure::crashed()))
+    }
+
+    /// The whole blob, if an earlier flight has brought it: one that landed between a look and a
+    /// departure.
+    fn whole_here(&self, digest: &Digest, size: u64) -> Option<Whole> {
+        if size > MAX_HELD {
+            return self.spools.lock().get(&(*digest, size)).map(Whole::Spooled);
+        }
+        let mut segments = self.segments.lock();
+        let indices = 0..size.div_ceil(part_size(size));
+        let mut all = BytesMut::new();
+        for index in indices {
+            all.extend_from_slice(&segments.get(&((*digest, size), index))?);
+        }
+        Some(Whole::Held(all.freeze()))
     }
 
     fn keep_all(&self, digest: &Digest, size: u64, bytes: &Bytes) {
