@@ -29,23 +29,21 @@
 
 mod budget;
 mod member;
+mod round;
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::budget::Budget;
 use self::member::{Change, Kind, Member, Standing};
+use self::round::{Asking, Round};
 use super::root_versions::RootVersions;
 use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage};
 use crate::castore::{Digest, Directory, GroupTable, Root};
@@ -78,16 +76,6 @@ struct Shared {
     returns: AtomicU64,
     /// Changes when a member goes out of the circuit.
     openings: watch::Sender<u64>,
-}
-
-/// A question on its way to one member.
-type Asking<T> = Pin<Box<dyn Future<Output = Result<Option<T>, Error>> + Send>>;
-
-/// What came of it.
-struct Attempt<T> {
-    member: usize,
-    began: Instant,
-    outcome: Result<Option<T>, Error>,
 }
 
 impl Mirrors {
@@ -134,21 +122,9 @@ impl Mirrors {
         request: impl Fn() -> String + Send + Sync,
         question: impl Fn(Arc<dyn Store>) -> Asking<T> + Send + Sync,
     ) -> Result<Option<T>, Error> {
-        let mut openings = self.0.openings.subscribe();
-        let mut round = Round::begin(&self.0, kind, &question);
-        while !round.pending.is_empty() {
-            tokio::select! {
-                biased;
-                Some(attempt) = round.pending.next() => {
-                    if let Some(found) = round.answer(attempt) {
-                        return Ok(Some(found));
-                    }
-                }
-                () = until(round.hedge_at) => round.hedge(),
-                Ok(()) = openings.changed() => round.move_on(),
-            }
-        }
-        round.end(request)
+        let openings = self.0.openings.subscribe();
+        let round = Round::begin(&self.0, kind, &question);
+        round.run(openings, request).await
     }
 
     /// As [`ask`](Self::ask), for questions that every member has an answer to.
@@ -164,14 +140,6 @@ impl Mirrors {
             request: request(),
             why: "there is nobody to ask".to_owned(),
         })
-    }
-}
-
-/// Waits for `when`; for ever if that is never.
-async fn until(when: Option<Instant>) {
-    match when {
-        Some(when) => tokio::time::sleep_until(when).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -243,250 +211,6 @@ impl Shared {
             "a mirror sent wrong bytes, which were thrown away; it is avoided for {mark:?}"
         );
         self.openings.send_modify(|count| *count += 1);
-    }
-}
-
-/// One question, and whom it was put to.
-struct Round<'a, T, Q> {
-    shared: &'a Arc<Shared>,
-    kind: Kind,
-    question: &'a Q,
-    /// Who can still be asked, and whose word counts; best first.
-    next: VecDeque<usize>,
-    /// Who is asked when nobody else can answer.
-    liars: VecDeque<usize>,
-    /// Who is being asked, since when, and when that began to take long.
-    asked: Vec<(usize, Instant, Instant)>,
-    pending: FuturesUnordered<Pin<Box<dyn Future<Output = Attempt<T>> + Send>>>,
-    /// When another is asked as well.
-    hedge_at: Option<Instant>,
-    /// Members whose word counts that do not have it.
-    absent: usize,
-    failures: Vec<(usize, Error)>,
-    /// Members whose word counts that are not asked.
-    unheard: Vec<usize>,
-}
-
-impl<'a, T, Q> Round<'a, T, Q>
-where
-    T: Send + 'static,
-    Q: Fn(Arc<dyn Store>) -> Asking<T>,
-{
-    fn begin(shared: &'a Arc<Shared>, kind: Kind, question: &'a Q) -> Self {
-        shared.budget.earn();
-        let now = Instant::now();
-        let [healthy, slow, mut out, liars] = shared.standings(kind, now);
-        let (mut first, someone_is_well) = (Vec::new(), !healthy.is_empty());
-        for &index in slow.iter().chain(&out) {
-            if !shared.members[index].take_probe(now) {
-                continue;
-            }
-            match someone_is_well {
-                true => Self::probe(shared.clone(), index, kind, question),
-                // Whoever asks has nobody better.
-                false => first.push(index),
-            }
-        }
-        out.retain(|index| !first.contains(index));
-        let slow = slow.into_iter().filter(|index| !first.contains(index));
-        let next = first.iter().copied().chain(healthy).chain(slow).collect();
-        let mut round = Self {
-            shared,
-            kind,
-            question,
-            next,
-            liars: liars.into(),
-            asked: Vec::new(),
-            pending: FuturesUnordered::new(),
-            hedge_at: None,
-            absent: 0,
-            failures: Vec::new(),
-            unheard: out,
-        };
-        match shared.order {
-            Order::Racing => round.ask_all(),
-            Order::Listed | Order::Fastest => round.ask_next(),
-        }
-        round.ask_liars();
-        round
-    }
-
-    /// Puts the question to a member that is left alone, beside the one that is asked: to see how
-    /// it does. Nobody waits for it.
-    fn probe(shared: Arc<Shared>, index: usize, kind: Kind, question: &Q) {
-        let member = &shared.members[index];
-        member.asked();
-        let began = Instant::now();
-        let asking = question(member.store.clone());
-        tokio::spawn(async move {
-            match asking.await {
-                Ok(_) => shared.answered(index, kind, began),
-                Err(error) => shared.failed(index, began, &error),
-            }
-        });
-    }
-
-    fn ask_next(&mut self) {
-        if let Some(index) = self.next.pop_front() {
-            self.put_to(index);
-        }
-    }
-
-    fn ask_all(&mut self) {
-        while !self.next.is_empty() {
-            self.ask_next();
-        }
-    }
-
-    /// Asks those that lied, one after the other, when there is nobody else.
-    fn ask_liars(&mut self) {
-        if self.pending.is_empty()
-            && let Some(index) = self.liars.pop_front()
-        {
-            self.put_to(index);
-        }
-    }
-
-    fn put_to(&mut self, index: usize) {
-        let member = &self.shared.members[index];
-        member.asked();
-        let began = Instant::now();
-        let late = began + member.patience(self.kind);
-        self.asked.push((index, began, late));
-        let can_hedge = !self.next.is_empty() && self.shared.order != Order::Racing;
-        self.hedge_at = can_hedge.then_some(late);
-        let asking = (self.question)(member.store.clone());
-        self.pending.push(Box::pin(async move {
-            Attempt {
-                member: index,
-                began,
-                outcome: asking.await,
-            }
-        }));
-    }
-
-    /// Asks another as well, if that can be afforded.
-    fn hedge(&mut self) {
-        let Some(&(index, began, late)) = self.asked.last() else {
-            return;
-        };
-        let member = &self.shared.members[index];
-        if self.shared.budget.take() {
-            member.hedged();
-            self.ask_next();
-        } else {
-            self.hedge_at = Some(Instant::now() + (late - began));
-        }
-    }
-
-    /// Somebody is out of the circuit now. If it is who is being asked, the next is asked as well:
-    /// that is no hedge.
-    fn move_on(&mut self) {
-        let now = Instant::now();
-        let well = |&(index, ..): &(usize, Instant, Instant)| {
-            self.shared.members[index].standing(now) == Standing::Healthy
-        };
-        if !self.asked.iter().any(well) {
-            self.ask_next();
-        }
-    }
-
-    /// Takes what a member said. Gives the answer, if it is one.
-    fn answer(&mut self, attempt: Attempt<T>) -> Option<T> {
-        let Attempt {
-            member,
-            began,
-            outcome,
-        } = attempt;
-        self.asked.retain(|(index, ..)| *index != member);
-        match outcome {
-            Ok(Some(found)) => {
-                self.shared.answered(member, self.kind, began);
-                self.settle();
-                return Some(found);
-            }
-            Ok(None) => {
-                self.shared.answered(member, self.kind, began);
-                let standing = self.shared.members[member].standing(Instant::now());
-                self.absent += usize::from(standing != Standing::Liar);
-                // It takes everybody's word now.
-                self.ask_all();
-            }
-            Err(error) => {
-                self.shared.failed(member, began, &error);
-                self.failures.push((member, error));
-                self.ask_next();
-            }
-        }
-        if !self.failures.is_empty() || !self.unheard.is_empty() || self.absent == 0 {
-            self.ask_liars();
-        }
-        None
-    }
-
-    /// There is an answer: what does that say of the others?
-    fn settle(&mut self) {
-        let now = Instant::now();
-        for &(index, _, late) in &self.asked {
-            if now >= late && self.shared.order != Order::Racing {
-                self.shared.overtaken(index);
-            }
-        }
-        for (index, error) in &self.failures {
-            if matches!(error, Error::Damaged { .. }) && !member::is_proof(error) {
-                self.shared.lied(*index, error);
-            }
-        }
-    }
-
-    /// Nobody has an answer: nothing, or why not.
-    fn end(mut self, request: impl Fn() -> String) -> Result<Option<T>, Error> {
-        if self.failures.is_empty() && self.unheard.is_empty() && self.absent > 0 {
-            return Ok(None);
-        }
-        if self.failures.len() == 1
-            && self.unheard.is_empty()
-            && self.absent == 0
-            && let Some((_, error)) = self.failures.pop()
-        {
-            return Err(error);
-        }
-        let mut deadlines = Vec::new();
-        let mut reasons = Vec::new();
-        for (_, error) in &self.failures {
-            deadlines.push(error.deadline());
-            reasons.push(error.to_string());
-        }
-        for &index in &self.unheard {
-            let member = &self.shared.members[index];
-            let last = member.last_failure();
-            deadlines.push(last.as_ref().and_then(|last| last.deadline));
-            let text = last.map_or_else(|| "it does not answer".to_owned(), |last| last.text);
-            reasons.push(format!("{} is left alone, since {text}", member.name));
-        }
-        if reasons.is_empty() {
-            deadlines.push(None);
-            reasons.push("all who could be asked sent wrong bytes before".to_owned());
-        }
-        let store = self.shared.url.clone();
-        let why = reasons.join("; ");
-        let deadlines: Option<Vec<Duration>> = deadlines.into_iter().collect();
-        let late = deadlines.and_then(|deadlines| deadlines.into_iter().max());
-        Err(match late {
-            // Who answered is there, and was asked for nothing that it has.
-            _ if self.absent > 0 => Error::Undecided {
-                store,
-                request: request(),
-                why,
-                late: late.is_some(),
-            },
-            Some(after) => Error::Timeout { store, after },
-            None => Error::Remote {
-                store,
-                request: request(),
-                why,
-            },
-        })
     }
 }
 
