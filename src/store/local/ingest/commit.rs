@@ -1,0 +1,234 @@
+//! The commit of an addition: what came goes to the disk, in order, and then into the index.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use super::{FEW_LARGE, Session, Staged};
+use crate::castore::{Digest, Directory, NodeRef};
+use crate::store::local::closure::Closure;
+use crate::store::local::index::{Change, CommitError, RootChange};
+use crate::store::local::large;
+use crate::store::local::location::{Kind, Location};
+use crate::store::local::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Records};
+use crate::store::{Added, Error};
+
+/// Room that a commit needs in the index, in bytes: for itself, and for each entry. Generous: redb
+/// copies every page on the way to a changed one.
+const INDEX_ROOM: u64 = 4 << 20;
+const ENTRY_ROOM: u64 = 256;
+
+impl Session {
+    pub(super) fn commit(&self) -> Result<Added, Error> {
+        let mut staged = {
+            let staged = &mut *self.staged.lock();
+            std::mem::replace(
+                staged,
+                Staged {
+                    ended: true,
+                    ..Staged::default()
+                },
+            )
+        };
+        let error = match self.commit_staged(&mut staged) {
+            Ok(added) => return Ok(added),
+            Err(CommitError::Undone(error)) => {
+                staged.discard();
+                error
+            }
+            // What reached the disk, the index will tell.
+            Err(CommitError::Unknown(error)) => error,
+        };
+        drop(staged);
+        self.store.reclaim_again();
+        Err(error)
+    }
+
+    fn commit_staged(&self, staged: &mut Staged) -> Result<Added, CommitError> {
+        let prepared = self.prepare(staged).map_err(CommitError::Undone)?;
+        let Some(directories) = prepared else {
+            return Ok(Added::default());
+        };
+        let store = &*self.store;
+        let mut change = store.index.change().map_err(CommitError::Undone)?;
+        if let Some(tmp) = &staged.tmp {
+            // From here on, until the commit is through, its files tell what was linked.
+            tmp.abandon(true);
+        }
+        let added = self
+            .enter(&mut change, staged, &directories)
+            .map_err(CommitError::Undone)?;
+        change.commit()?;
+        if let Some(tmp) = &staged.tmp {
+            tmp.abandon(false);
+        }
+        for digest in &staged.replaced {
+            store.files.forget(digest);
+        }
+        Ok(added)
+    }
+
+    /// Everything before the index: checks, lays out and syncs. Nothing if nothing is new.
+    fn prepare(&self, staged: &mut Staged) -> Result<Option<Vec<(Digest, Location)>>, Error> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(self.refuse("the import", "a part of it could not be written"));
+        }
+        let store = &*self.store;
+        let snapshot = store.index.fresh()?;
+        let mut closure = Closure::new(store, &snapshot, staged);
+        for change in &staged.roots {
+            if let RootChange::Put(root, _) = change {
+                closure
+                    .check(root)?
+                    .map_err(|why| self.refuse(format!("root node \"{}\"", root.name), why))?;
+            }
+        }
+        let partial = closure.finish()?;
+        let (layout, completed) = (lay_out(staged), partial.completed);
+        let mut unchanged = completed.is_empty() && staged.blobs.is_empty() && layout.is_empty();
+        for change in &staged.roots {
+            unchanged = unchanged && change.is_in(&snapshot)?;
+        }
+        if unchanged {
+            return Ok(None);
+        }
+        let mut directories = self.write_directories(staged, &layout, &partial.missing)?;
+        directories.extend(completed);
+        self.sync(staged)?;
+        let entries = staged.blobs.len() + directories.len() + staged.roots.len();
+        store
+            .folder
+            .check_room(INDEX_ROOM + ENTRY_ROOM * entries as u64)?;
+        Ok(Some(directories))
+    }
+
+    fn write_directories(
+        &self,
+        staged: &mut Staged,
+        layout: &[Digest],
+        partial: &HashSet<Digest>,
+    ) -> Result<Vec<(Digest, Location)>, Error> {
+        let mut at = Vec::with_capacity(layout.len());
+        let directories: Vec<_> = layout
+            .iter()
+            .filter_map(|digest| staged.directories.get(digest).cloned())
+            .collect();
+        let length = |directory: &Directory| directory.as_bytes().len() as u64;
+        let total = directories
+            .iter()
+            .map(|directory| RECORD_HEADER + length(directory))
+            .sum();
+        if total == 0 {
+            return Ok(at);
+        }
+        let space = self.reserve(staged, PackKind::Directories, total)?;
+        let (pack, mut offset) = (space.pack, space.offset);
+        let mut records = Records::new(&self.store.folder, space, total);
+        for directory in &directories {
+            let digest = directory.digest();
+            records.put(Record::Directory, &digest, &[directory.as_bytes()])?;
+            offset += RECORD_HEADER;
+            let kind = match partial.contains(&digest) {
+                true => Kind::Partial,
+                false => Kind::Whole,
+            };
+            let len = length(directory);
+            at.push((
+                digest,
+                Location {
+                    kind,
+                    pack,
+                    offset,
+                    len,
+                },
+            ));
+            offset += len;
+        }
+        records.finish()?;
+        Ok(at)
+    }
+
+    /// Makes blobs and Directories durable.
+    fn sync(&self, staged: &Staged) -> Result<(), Error> {
+        let folder = &self.store.folder;
+        if let (Some(tmp), true) = (&staged.tmp, staged.large.len() > FEW_LARGE) {
+            return tmp.sync_disk(folder);
+        }
+        for pack in &staged.packs {
+            pack.sync(folder)?;
+        }
+        if staged.packs.iter().any(PackWriter::is_new) {
+            folder.sync(&folder.packs())?;
+        }
+        for large in &staged.large {
+            if let Some(file) = &large.file {
+                file.sync_all().map_err(folder.io("sync", &large.path))?;
+            }
+        }
+        if let Some(tmp) = &staged.tmp {
+            folder.sync(tmp.path())?;
+            folder.sync(&folder.tmp())?;
+        }
+        Ok(())
+    }
+
+    /// Enters everything into the index, large files first.
+    fn enter(
+        &self,
+        change: &mut Change<'_>,
+        staged: &Staged,
+        directories: &[(Digest, Location)],
+    ) -> Result<Added, Error> {
+        let mut missing = Vec::new();
+        for file in &staged.large {
+            // Another process may have brought it since.
+            if staged.replaced.contains(&file.digest) || change.blob(&file.digest)?.is_none() {
+                missing.push(file);
+            }
+        }
+        if let (Some(tmp), false) = (&staged.tmp, missing.is_empty()) {
+            large::place(&self.store.folder, tmp, missing.into_iter())?;
+        }
+        // In the order of their keys, the index changes each of its pages once.
+        let mut blobs: Vec<_> = staged.blobs.iter().map(|(key, at)| (*key, *at)).collect();
+        blobs.sort_unstable_by_key(|(digest, _)| *digest);
+        let mut directories = directories.to_vec();
+        directories.sort_unstable_by_key(|(digest, _)| *digest);
+        let added = change.add(&blobs, &directories, &staged.replaced)?;
+        for pack in &staged.packs {
+            change.set_pack(pack.id, pack.kind, pack.end())?;
+        }
+        change.set_roots(&staged.roots)?;
+        Ok(added)
+    }
+}
+
+/// The order in which a walk from the roots meets the Directories; then those that no root leads
+/// to, as they came.
+fn lay_out(staged: &Staged) -> Vec<Digest> {
+    let mut seen = HashSet::with_capacity(staged.directories.len());
+    let mut order = Vec::with_capacity(staged.directories.len());
+    let roots = staged.roots.iter().filter_map(|change| match change {
+        RootChange::Put(root, _) => root.node.digest(),
+        RootChange::Remove(_) => None,
+    });
+    // They came children first.
+    for start in roots.chain(staged.order.iter().rev().copied()) {
+        let mut stack = vec![start];
+        while let Some(digest) = stack.pop() {
+            let Some(directory) = staged.directories.get(&digest) else {
+                continue;
+            };
+            if !seen.insert(digest) {
+                continue;
+            }
+            order.push(digest);
+            let from = stack.len();
+            stack.extend(directory.iter().filter_map(|entry| match entry.node {
+                NodeRef::Directory { digest, .. } => Some(digest),
+                _ => None,
+            }));
+            stack[from..].reverse();
+        }
+    }
+    order
+}
