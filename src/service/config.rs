@@ -108,6 +108,10 @@ pub struct Mount {
     #[cfg_attr(test, schemars(with = "String", default = "read_ahead_text"))]
     #[serde(default = "read_ahead")]
     pub read_ahead: Size,
+    /// Whether processors are kept from sleeping while a program asks one thing after the other, as
+    /// `find` does in a cold tree: twice as fast where nothing else runs, for the power of
+    /// processors that spin meanwhile. By default where there are two to eight of them.
+    pub stay_awake: Option<bool>,
     /// How much memory may hold Directories.
     #[cfg_attr(test, schemars(with = "String", default = "directory_memory_text"))]
     #[serde(default = "directory_memory")]

@@ -250,6 +250,7 @@ impl Wanted {
             allow_other: self.config.allow_other,
             threads: self.config.threads.map_or(defaults.threads, usize::from),
             read_ahead_kib: read_ahead_kib.unwrap_or(u32::MAX),
+            stay_awake: self.config.stay_awake.unwrap_or(defaults.stay_awake),
             name: Some(name.to_owned()),
             store_name: Some(self.store.clone()),
             tag: Some(self.tag()),

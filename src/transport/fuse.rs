@@ -18,6 +18,7 @@ mod page_cache;
 mod pulse;
 mod root_watch;
 mod session;
+mod vigil;
 
 pub use super::requests::{RequestCounts, RequestTimes};
 pub use answer::Answerer;

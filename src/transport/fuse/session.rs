@@ -21,6 +21,7 @@ use super::handover::{self, AdoptError, Inherited, Kept};
 use super::mountpoint::{self, Maker, MountError, Mountpoint};
 use super::notices::{self, Notices, Nursery};
 use super::pulse::{self, Pulse, Stamps, Stuck};
+use super::vigil::Vigil;
 use super::{page_cache, root_watch};
 use crate::fs::{CastoreFs, Ledger, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
 use crate::store::Store;
@@ -37,7 +38,11 @@ const MOST_SPARES: usize = 256;
 /// every answer: a program that makes one small request after the other is served in 30 µs instead of
 /// 55 µs each. For that 20 µs are enough; a walk, for which the kernel makes the inodes of a listing
 /// before it asks for the next, comes back later: with 200 µs a cold `find` takes 0.76 of the time.
+/// Who comes back again and again is kept awake for by other means ([`Vigil`]).
 const LOOK_OUT: Duration = Duration::from_micros(200);
+
+/// Cores that may all spin for the sake of one walk; where there are more, only if told to.
+const FEW_CORES: usize = 8;
 
 /// How to mount.
 #[derive(Clone, Debug)]
@@ -48,6 +53,9 @@ pub struct MountOptions {
     pub threads: usize,
     /// How far the kernel reads ahead of sequential readers, in KiB.
     pub read_ahead_kib: u32,
+    /// Whether processors are kept from sleeping while a program asks one thing after the other,
+    /// where this process may.
+    pub stay_awake: bool,
     /// What log lines call it.
     pub name: Option<String>,
     /// What log lines call its store.
@@ -68,6 +76,7 @@ impl Default for MountOptions {
             allow_other: false,
             threads: cores.clamp(2, 16),
             read_ahead_kib: 1024,
+            stay_awake: (2..=FEW_CORES).contains(&cores),
             name: None,
             store_name: None,
             tag: None,
@@ -111,6 +120,7 @@ pub(super) struct Shared {
     span: tracing::Span,
     /// Whether a worker that stays awake leaves another core to whom it waits for.
     many_cores: bool,
+    vigil: Option<Vigil>,
     pool: Arc<Pool>,
     nursery: Option<Arc<Nursery>>,
     state: Mutex<State>,
@@ -233,6 +243,7 @@ impl Session {
                 None => tracing::Span::none(),
             },
             many_cores: std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
+            vigil: mount.stay_awake.then(Vigil::new),
             pool: pool.clone(),
             nursery: mount.nursery.clone(),
             state: Mutex::default(),
@@ -449,13 +460,23 @@ impl Shared {
         let pool = &self.pool;
         if !self.many_cores
             || pool.last_asked.swap(thread, Ordering::Relaxed) != thread
+            || self.vigil.as_ref().is_some_and(Vigil::is_kept)
             || pool.looking_out.swap(true, Ordering::Relaxed)
         {
             return;
         }
         let begin = Instant::now();
-        while !device::has_request(&self.device) && begin.elapsed() < LOOK_OUT {}
+        let soon = loop {
+            if device::has_request(&self.device) {
+                break true;
+            } else if begin.elapsed() >= LOOK_OUT {
+                break false;
+            }
+        };
         pool.looking_out.store(false, Ordering::Relaxed);
+        if let Some(vigil) = &self.vigil {
+            vigil.saw(soon);
+        }
     }
 
     fn answer(&self, request: &mut [u8], reply: &mut [u8]) {
