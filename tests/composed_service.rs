@@ -362,3 +362,45 @@ fn a_running_service_is_told_what_to_keep_in_its_cache() {
     manager.signal(libc::SIGTERM);
     assert!(manager.wait(), "{}", manager.log());
 }
+
+#[test]
+fn command_lines_use_the_stores_of_a_running_service_and_do_without_when_it_is_gone() {
+    let mut manager = Manager::new(
+        "[stores.near]\nurl = 'local:@/near'\n[stores.other]\nurl = 'local:@/other'\n\
+         [stores.far]\nurl = 'grpc+unix:@/far'\n\
+         [stores.main]\ncache = { near = 'near', far = ['far'] }\n\
+         [stores.same]\ncache = { near = 'other', far = ['far'] }\n\
+         [listen.l]\nstore = 'main'\naddress = 'unix:@/castore.sock'\n",
+    );
+    let server = Server::start(manager.path(), "far");
+    manager.start_and_wait();
+    let config = manager.join("config.toml").display().to_string();
+    let on = |store: &str, words: &[&str]| {
+        succeeds(&[words, &["--config", &config, "--store", store]].concat())
+    };
+    assert_eq!(on("store:main", &["ls"]), "tree\n");
+    let cat = |store, number: usize| {
+        let file = format!("tree/folder-{number}/file");
+        assert!(on(store, &["cat", &file]) == contents(number));
+    };
+    cat("store:main", 1);
+    cat("store:same", 2);
+    let status = manager.status();
+    let listeners = status["listen"].as_object().unwrap();
+    assert_eq!(listeners.keys().collect::<Vec<_>>(), ["l"]);
+    // What they read, the service has read for them, and has it when the far store is gone.
+    drop(server);
+    cat("store:main", 1);
+    cat("store:same", 2);
+    manager.signal(libc::SIGTERM);
+    assert!(manager.wait(), "{}", manager.log());
+    assert_eq!(fs::read_dir(manager.join("stores")).unwrap().count(), 0);
+    let is_there = |store: &str, number: usize| {
+        let file = format!("tree/folder-{number}/file");
+        let read = castore_fs(&["cat", "--config", &config, "--store", store, &file]);
+        read.status.success()
+    };
+    // Alone, each has what its own near store has: nothing, where the service had read for both.
+    assert!(is_there("store:main", 1) && is_there("store:main", 2));
+    assert!(!is_there("store:same", 2));
+}

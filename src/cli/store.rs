@@ -1,5 +1,6 @@
 //! Which store a command works on: a URL, or the name of a store in a configuration file.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +19,8 @@ const DEFAULT_CONFIG: &str = "/etc/castore-fs/config.toml";
 pub(super) struct StoreArguments {
     /// The store: local:PATH, grpc+{http,https,unix}:…, objectstore+{file,s3,gs,az,http,https}:…,
     /// memory:, or store:NAME, which a configuration file describes
+    ///
+    /// A store:NAME that is made of others is used through the running service, if there is one.
     ///
     /// Without it, local: in $XDG_DATA_HOME/castore-fs, by default ~/.local/share/castore-fs; for
     /// root /var/lib/castore-fs.
@@ -95,7 +98,8 @@ impl ConfigArguments {
     }
 }
 
-/// The store `name` of the configuration `file`.
+/// The store `name` of the configuration `file`: as the running service has it, if that is made of
+/// others and lets us.
 fn find(name: &str, file: &Path) -> Result<Named, Failure> {
     let config = Config::load(file).map_err(|problems| {
         problems
@@ -103,13 +107,23 @@ fn find(name: &str, file: &Path) -> Result<Named, Failure> {
             .for_each(|problem| say(&problem.to_string()));
         Failure::Reported
     })?;
-    config.plan(name).ok_or_else(|| {
+    let named = config.plan(name).ok_or_else(|| {
         let names = config.all_stores().into_keys().collect::<Vec<_>>();
         failure(format!(
             "{} describes no store {name:?}; it has {}",
             file.display(),
             names.join(", ")
         ))
+    })?;
+    let Some(socket) = config.store_socket(&named.plan) else {
+        return Ok(named);
+    };
+    Ok(match UnixStream::connect(&socket) {
+        Ok(_) => Named {
+            name: named.name,
+            plan: Plan::Url(format!("grpc+unix:{}", socket.display())),
+        },
+        Err(_) => named,
     })
 }
 

@@ -24,6 +24,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::server::{self, Access};
+use crate::store::Plan;
 
 pub use problem::Problem;
 pub use quantity::{Mode, Size, Span};
@@ -176,9 +177,28 @@ pub struct Listen {
     #[cfg_attr(test, schemars(with = "String", default = "socket_mode_text"))]
     #[serde(default = "socket_mode")]
     pub socket_mode: Mode,
+    /// Made by us, for command lines: nobody needs to be told of it.
+    #[serde(skip)]
+    pub unnamed: bool,
 }
 
 impl Listen {
+    /// What our own clients on this machine find at `socket`, where the service's user alone gets in.
+    fn at_home(store: String, socket: &Path, unnamed: bool) -> Self {
+        Self {
+            store: Some(store),
+            address: format!("unix:{}", socket.display()),
+            writable: true,
+            tls_cert_path: None,
+            tls_key_path: None,
+            tls_client_ca_path: None,
+            token_file: None,
+            max_calls: max_calls(),
+            socket_mode: socket_mode(),
+            unnamed,
+        }
+    }
+
     /// Who may call, and how they know us.
     pub fn access(&self) -> Access {
         Access {
@@ -407,25 +427,43 @@ impl Config {
         stores
     }
 
-    /// The listeners, the implied one included.
+    /// The listeners, the implied ones included.
     pub fn all_listeners(&self) -> BTreeMap<String, Listen> {
         let mut listeners = self.listen.clone();
         if listeners.is_empty() && self.mounts.is_empty() && self.virtiofs.is_empty() {
             let socket = runtime_dir().join("castore.sock");
-            let listen = Listen {
-                store: Some(self.store_of(None)),
-                address: format!("unix:{}", socket.display()),
-                writable: true,
-                tls_cert_path: None,
-                tls_key_path: None,
-                tls_client_ca_path: None,
-                token_file: None,
-                max_calls: max_calls(),
-                socket_mode: socket_mode(),
-            };
+            let listen = Listen::at_home(self.store_of(None), &socket, false);
             listeners.insert(DEFAULT_STORE.to_owned(), listen);
         }
+        for name in self.stores.keys() {
+            let plan = self.plan(name).map(|named| named.plan);
+            if let Some(socket) = plan.and_then(|plan| self.store_socket(&plan)) {
+                // No name in the file has a colon.
+                let listen = Listen::at_home(name.clone(), &socket, true);
+                // Two that show the same are one.
+                if listeners
+                    .values()
+                    .all(|other| other.address != listen.address)
+                {
+                    listeners.insert(format!("store:{name}"), listen);
+                }
+            }
+        }
         listeners
+    }
+
+    /// Where the service that this file describes lets command lines use a store that is made of
+    /// others: they share what it knows of them, and only one process should fill a cache. A store
+    /// that is a place they use by themselves.
+    pub fn store_socket(&self, plan: &Plan) -> Option<PathBuf> {
+        if matches!(plan, Plan::Url(_)) {
+            return None;
+        }
+        // By what it is: another file can mean something else by the same name.
+        let identity = blake3::hash(plan.identity().as_bytes()).to_hex();
+        let file = format!("{}.sock", &identity.as_str()[..16]);
+        let folder = self.control_socket().with_file_name("stores");
+        Some(folder.join(file))
     }
 
     /// The name of the store that `named` means: what it says, or the only one.

@@ -649,6 +649,7 @@ impl Daemon {
             listen: self
                 .listeners
                 .iter()
+                .filter(|(_, listener)| !listener.config.unnamed)
                 .map(|(name, listener)| {
                     let status = ListenStatus {
                         address: listener.config.address.clone(),

@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ pub enum EndpointError {
 pub struct Listening {
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
+    /// The file of a socket that is ours.
+    path: Option<PathBuf>,
 }
 
 impl Listening {
@@ -97,11 +100,16 @@ impl Listening {
             }
         };
         let task = runtime.spawn(serve);
-        Ok(Self { stop, task })
+        let path = config.address.strip_prefix("unix:").map(PathBuf::from);
+        Ok(Self { stop, task, path })
     }
 
     /// Takes no more calls, and waits a while for those that run.
     pub fn stop(self, runtime: &Handle) {
+        // First, so that nobody waits for an answer of who is about to go. Nothing depends on it.
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
+        }
         // Fails if it has ended by itself.
         let _ = self.stop.send(());
         // The timer needs the runtime around it from the start.
