@@ -697,6 +697,7 @@ fn status(view: &View, started: Instant, prefetches: Vec<PrefetchStatus>) -> Sta
             shared_files: nodes.files as u64,
             directory_bytes: nodes.directory_bytes as u64,
             table_bytes: nodes.table_bytes as u64,
+            open: viewed.session.open_files().map(Into::into),
         }
     };
     let of_device = |viewed: &ViewedDevice| {

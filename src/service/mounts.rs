@@ -270,12 +270,18 @@ impl Wanted {
             uid,
             gid,
             xattr,
+            reads,
             ..
         } = &self.config;
         let store = self.plan.identity();
+        let reads = match reads {
+            // Said by the versions that kept no other mounts, too.
+            config::Reads::PageCache => "",
+            config::Reads::Passthrough => ", passthrough",
+        };
         format!(
             "{store} on {path:?}: root {root:?}, list {list_root}, others {allow_other}, \
-             owner {uid}:{gid}, xattr {xattr}"
+             owner {uid}:{gid}, xattr {xattr}{reads}"
         )
     }
 }

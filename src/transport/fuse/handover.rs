@@ -8,8 +8,8 @@
 //! The descriptor must be the one that was mounted, or a duplicate: one made by
 //! `FUSE_DEV_IOC_CLONE` has requests of its own, which end with it.
 //!
-//! A mount with [`Reads::Passthrough`](crate::fs::Reads) is not kept: the numbers of files that the
-//! kernel holds open are known to the process alone.
+//! The files that the kernel holds open for a mount with passthrough are the connection's too, and
+//! the ledger says which they are (`fs::passthrough`).
 
 use std::ffi::OsString;
 use std::io;
