@@ -9,6 +9,8 @@ mod manager;
 #[path = "kit/mounted.rs"]
 #[allow(dead_code)]
 mod mounted;
+#[path = "service/passthrough.rs"]
+mod passthrough;
 #[path = "kit/skip.rs"]
 mod skip;
 
