@@ -40,6 +40,11 @@ fn is_right(file: usize, from: usize, bytes: &[u8]) -> bool {
     bytes.all(|(at, found)| *found == byte(file, from + at))
 }
 
+/// Where some page of so many bytes starts.
+fn page_at(place: usize, bytes: usize) -> usize {
+    place % bytes / 4096 * 4096
+}
+
 fn make_files(at: &Path) {
     fs::create_dir_all(at.join("again")).unwrap();
     for file in 0..LARGE + SMALL {
@@ -105,7 +110,7 @@ impl Map {
     }
 
     fn page(&self, at: usize) -> &[u8] {
-        let from = at % self.bytes & !4095;
+        let from = page_at(at, self.bytes);
         let length = 4096.min(self.bytes - from);
         // SAFETY: inside the mapping, which lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.start.add(from), length) }
@@ -146,7 +151,7 @@ fn use_files(tree: &Path, seed: usize, stop: &AtomicBool) -> (Vec<String>, u64) 
                 let map = Map::new(&opened, size(file))?;
                 drop(opened);
                 for step in 0..8 {
-                    let page = (at + step * 99_991) % size(file) & !4095;
+                    let page = page_at(at + step * 99_991, size(file));
                     if !is_right(file, page, map.page(page)) {
                         wrong.push("a mapped file");
                     }
@@ -255,7 +260,7 @@ fn open_files_outlive_the_process_again_and_again() {
                         assert!(is_right(file, from, &part), "file {file}");
                     }
                 }
-                let page = round as usize * 8191 % size(3) & !4095;
+                let page = page_at(round as usize * 8191, size(3));
                 assert!(is_right(3, page, map.page(page)));
             }
         }));

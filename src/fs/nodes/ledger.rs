@@ -545,6 +545,23 @@ mod tests {
         assert_eq!(after.about().unwrap(), b"a mount");
     }
 
+    /// Every version of this program understands it.
+    #[test]
+    fn a_mount_without_open_files_has_the_first_layout_to_the_byte() {
+        let ledger = Ledger::create().unwrap();
+        let length = |ledger: &Ledger| rustix::fs::fstat(ledger.memory()).unwrap().st_size;
+        assert_eq!(length(&ledger), (1 << 36) + (80 << 32));
+        let starts = read_exact(&ledger.memory, 0, 16).unwrap();
+        assert_eq!(starts, b"castore\x01\x01\0\0\0\0\0\0\0");
+        assert!(!successor(&ledger).unwrap().keeps_open_files());
+        let with_more = Ledger::create_with_open_files().unwrap();
+        assert!(length(&with_more) > length(&ledger));
+        // It is not settled whether the kernel has passthrough.
+        let after = successor(&with_more).unwrap();
+        assert!(after.keeps_open_files());
+        assert!(matches!(after.left_open(), Err(LedgerError::Damaged(_))));
+    }
+
     #[test]
     fn what_is_not_understood_is_refused() {
         let ledger = Ledger::create().unwrap();

@@ -276,7 +276,7 @@ fn with_record<R: Shared, T>(
     place: u32,
     work: impl FnOnce(&R) -> T,
 ) -> io::Result<T> {
-    const { assert!(MOST as usize % SEGMENT_RECORDS == 0) };
+    const { assert!((MOST as usize).is_multiple_of(SEGMENT_RECORDS)) };
     if place >= MOST {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
