@@ -315,7 +315,7 @@ fn live(acts: &[Act], first: u32, second: u32, withdrawn: bool) -> bool {
 #[test]
 fn whenever_a_server_dies_its_successor_knows_what_is_open() {
     let mut deaths = 0;
-    for seed in 0..6 {
+    for seed in 0..4 {
         let acts = acts(seed, 20);
         let mut first = 0;
         while live(&acts, first, u32::MAX, false) {
@@ -331,7 +331,7 @@ fn whenever_a_server_dies_its_successor_knows_what_is_open() {
         deaths += first;
     }
     println!("{deaths} different deaths of the first server");
-    assert!(deaths > 500, "{deaths}");
+    assert!(deaths > 300, "{deaths}");
 }
 
 /// What a withdrawn OPEN holds goes once nobody knows the node.
