@@ -465,6 +465,13 @@ fn a_mount_that_was_lost_is_made_again() {
     assert!(fs::read_dir(manager.join("mnt")).is_err());
     manager.start_and_wait();
     assert_eq!(fs::read_dir(manager.join("mnt/tree")).unwrap().count(), 2);
+    // It is not on top of the one that is dead, which would be back at the end.
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mnt = manager.join("mnt").display().to_string();
+    assert_eq!(mounts.lines().filter(|line| line.contains(&mnt)).count(), 1);
+    manager.signal(libc::SIGTERM);
+    assert!(manager.wait(), "{}", manager.log());
+    assert_eq!(fs::read_dir(manager.join("mnt")).unwrap().count(), 0);
 }
 
 #[test]

@@ -134,7 +134,7 @@ impl Wanted {
             }
         }
         mount.device = self.device(host)?;
-        let session = self.mount(name, store, options, &mount, runtime)?;
+        let session = self.mount(store, options, &mount, runtime)?;
         if let Some(kept) = session.kept() {
             systemd::keep(name, kept.device, kept.table);
         }
@@ -183,40 +183,18 @@ impl Wanted {
 
     fn mount(
         &self,
-        name: &str,
         store: Arc<dyn Store>,
         options: Options,
         mount: &MountOptions,
         runtime: &Handle,
     ) -> Result<Session, StartError> {
         let path = &self.config.path;
-        let again = (store.clone(), options.clone());
-        let folder = match mount.device {
-            // Whoever mounts has found it.
-            Some(_) => Ok(()),
-            None => make_folder(path),
-        };
-        let first = folder.and_then(|()| {
-            Ok(Session::mount(
-                store,
-                path,
-                options,
-                mount,
-                runtime.clone(),
-            )?)
-        });
-        let is_dead = matches!(&first, Err(StartError::Mount(MountError::DeadMount(_))));
-        if !is_dead || !detach(name, path) {
-            return first;
+        // Whoever has mounted a device that was given has found the folder.
+        if mount.device.is_none() {
+            make_folder(path)?;
         }
-        let (store, options) = again;
-        Ok(Session::mount(
-            store,
-            path,
-            options,
-            mount,
-            runtime.clone(),
-        )?)
+        let runtime = runtime.clone();
+        Ok(Session::mount(store, path, options, mount, runtime)?)
     }
 
     fn options(&self, store: &Arc<dyn Store>, host: &Host) -> Result<Options, StartError> {
