@@ -474,6 +474,31 @@ fn a_mount_that_was_lost_is_made_again() {
     assert_eq!(fs::read_dir(manager.join("mnt")).unwrap().count(), 0);
 }
 
+/// At first a successor could come that does better; once it is told to stop, none will.
+#[test]
+fn a_stop_while_the_successor_cannot_start_ends_the_mounts() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(1);
+    manager.start_and_wait();
+    let mounts = || fs::read_to_string("/proc/self/mounts").unwrap();
+    let mnt = manager.join("mnt").display().to_string();
+    manager.kill();
+    manager.configure("[mounts.tree]\npaht = '@/mnt'\n");
+    manager.start();
+    assert!(!manager.wait());
+    assert_eq!(manager.kept(), ["mount.tree", "nodes.tree"]);
+    assert!(mounts().contains(&mnt));
+    let before = manager.count("STATUS=cannot start");
+    manager.start();
+    manager.wait_for("STATUS=cannot start", before + 1);
+    manager.signal(libc::SIGTERM);
+    assert!(!manager.wait());
+    assert!(manager.kept().is_empty());
+    assert!(!mounts().contains(&mnt));
+}
+
 #[test]
 fn a_start_that_fails_names_what_failed_and_leaves_nothing() {
     if !can_mount() {

@@ -278,6 +278,23 @@ pub fn end_left(name: &str, left: KeptPair) {
     }
 }
 
+/// Where the mounts are that a predecessor left, by name.
+pub fn places(left: &BTreeMap<String, KeptPair>) -> Vec<(String, PathBuf)> {
+    let place = |(name, left): (&String, &KeptPair)| {
+        let table = left.table.as_ref()?.try_clone().ok()?;
+        Some((name.clone(), Inherited::place(table).ok()?))
+    };
+    left.iter().filter_map(place).collect()
+}
+
+/// Ends mounts that a predecessor left and that nobody will go on with.
+pub fn end_unserved(left: Vec<(String, PathBuf)>) {
+    for (name, path) in left {
+        systemd::forget(&name);
+        detach(&name, &path);
+    }
+}
+
 /// Takes a mount of ours that nobody serves out of the tree; whether there was one.
 fn detach(name: &str, path: &Path) -> bool {
     match fuse::detach(path) {
