@@ -42,7 +42,7 @@ use crate::store::{Answer, Error, Store};
 pub use attributes::Owner;
 pub use node_id::NodeId;
 pub use nodes::{Ledger, LedgerError, NodeCount};
-pub use passthrough::{BackingDevice, Passthrough, Reads};
+pub use passthrough::{BackingDevice, Handle, OpenCount, OpenRequest, Opened, Passthrough, Reads};
 pub use top::{RootChanges, Top};
 pub use waiting::{Uncounted, Waiting, Workers};
 pub use walk_ahead::PageCache;
@@ -164,22 +164,32 @@ impl CastoreFs {
         }
     }
 
-    /// Goes on where the process that kept `ledger` ended, for the same store and options.
+    /// Goes on where the process that kept `ledger` ended, for the same store and options. Backing
+    /// files are registered with the same `device`, where there were any.
     pub fn adopt(
         store: Arc<dyn Store>,
         options: Options,
         waiting: Waiting,
+        device: Option<Box<dyn BackingDevice>>,
         ledger: Arc<Ledger>,
     ) -> Result<Self, LedgerError> {
         let (digest, _) = options.top_directory();
         let roots = ledger.roots()?;
+        let nodes = Nodes::adopt(digest, options.directory_limit, ledger.clone(), &roots)?
+            .bounded(options.most_directories);
+        let passthrough = match device {
+            Some(device) if ledger.keeps_open_files() => {
+                let is_known = |id| nodes.may_be_known(id);
+                Some(Passthrough::adopt(device, ledger.clone(), is_known)?)
+            }
+            _ => None,
+        };
         Ok(Self {
-            nodes: Nodes::adopt(digest, options.directory_limit, ledger.clone(), &roots)?
-                .bounded(options.most_directories),
+            nodes,
             store,
             options,
             roots: Roots::adopt(roots, ledger),
-            passthrough: None,
+            passthrough,
             walk_ahead: WalkAhead::default(),
             scout: Scout::default(),
             waiting,

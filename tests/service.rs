@@ -9,6 +9,8 @@ mod manager;
 #[path = "kit/mounted.rs"]
 #[allow(dead_code)]
 mod mounted;
+#[path = "service/passthrough.rs"]
+mod passthrough;
 #[path = "kit/skip.rs"]
 mod skip;
 
@@ -463,6 +465,38 @@ fn a_mount_that_was_lost_is_made_again() {
     assert!(fs::read_dir(manager.join("mnt")).is_err());
     manager.start_and_wait();
     assert_eq!(fs::read_dir(manager.join("mnt/tree")).unwrap().count(), 2);
+    // It is not on top of the one that is dead, which would be back at the end.
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mnt = manager.join("mnt").display().to_string();
+    assert_eq!(mounts.lines().filter(|line| line.contains(&mnt)).count(), 1);
+    manager.signal(libc::SIGTERM);
+    assert!(manager.wait(), "{}", manager.log());
+    assert_eq!(fs::read_dir(manager.join("mnt")).unwrap().count(), 0);
+}
+
+/// At first a successor could come that does better; once it is told to stop, none will.
+#[test]
+fn a_stop_while_the_successor_cannot_start_ends_the_mounts() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(1);
+    manager.start_and_wait();
+    let mounts = || fs::read_to_string("/proc/self/mounts").unwrap();
+    let mnt = manager.join("mnt").display().to_string();
+    manager.kill();
+    manager.configure("[mounts.tree]\npaht = '@/mnt'\n");
+    manager.start();
+    assert!(!manager.wait());
+    assert_eq!(manager.kept(), ["mount.tree", "nodes.tree"]);
+    assert!(mounts().contains(&mnt));
+    let before = manager.count("STATUS=cannot start");
+    manager.start();
+    manager.wait_for("STATUS=cannot start", before + 1);
+    manager.signal(libc::SIGTERM);
+    assert!(!manager.wait());
+    assert!(manager.kept().is_empty());
+    assert!(!mounts().contains(&mnt));
 }
 
 #[test]

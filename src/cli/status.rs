@@ -178,6 +178,13 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
             "  {} directories live, {} bytes of Directories, {} bytes of node table",
             mount.live_directories, mount.directory_bytes, mount.table_bytes
         )?;
+        if let Some(open) = &mount.open {
+            writeln!(
+                text,
+                "  {} files open, {} of them read by the kernel itself",
+                open.files, open.backed
+            )?;
+        }
         let mut kinds: Vec<_> = mount.requests.iter().collect();
         kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
         for (kind, count) in kinds {

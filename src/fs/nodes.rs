@@ -35,6 +35,7 @@ use crate::castore::{Digest, Directory, Root};
 pub use content::Content;
 use ledger::Kept;
 pub use ledger::{Ledger, LedgerError};
+pub(super) use ledger::{LeftOpen, OpenFile, Registration};
 use table::{Slot, Table};
 
 /// The slot of the mount's top.
@@ -150,6 +151,14 @@ impl Nodes {
         let node = table.slot(slot)?;
         node.used.store(true, Ordering::Relaxed);
         Some(node.known_as(slot))
+    }
+
+    /// Whether the kernel can know `id`: what it knows is in a slot that is used.
+    pub fn may_be_known(&self, id: NodeId) -> bool {
+        let Some(Place::Directory(slot) | Place::Entry { slot, .. }) = id.place() else {
+            return false;
+        };
+        self.table.read().slot(slot).is_some()
     }
 
     /// As [`directory`](Self::directory), and the slot stays that directory's until an entry of it is

@@ -8,22 +8,69 @@
 //! bytes are those that the disk has, verified when they were stored and not again when they are
 //! read. So it is the mount's choice.
 //!
-//! The kernel has two rules: an inode that is open has one backing file (another, or an open
-//! without any, gives EIO), and a registered file stays open in the kernel until it is released.
-//! Registrations are therefore kept by digest, counted while open, and up to [`MOST_IDLE`] of them
-//! beyond their last close, since registering costs as much as everything else in an OPEN.
+//! **The kernel's rules.** All opens of an inode at a time are of one kind: backed by one and the
+//! same registered file, or all read through the page cache; another open fails with EIO. A
+//! registration has a number, which counts up, and lasts until it is ended or the mount is. Ending
+//! it takes nothing from files that are open by it, but registering the file again makes another
+//! one, which those rules forbid while they are open.
+//!
+//! So a blob that is open by a registration keeps it, and who opens it gets it; an inode that is open
+//! through the page cache is opened so again, even if its blob has meanwhile come to have a file (a
+//! cache has fetched it). Registrations are kept by digest, counted while open, and up to
+//! [`MOST_IDLE`] of them beyond their last close, since registering costs as much as everything else
+//! in an OPEN.
+//!
+//! **A successor** has to know all that, since the kernel keeps open files and registrations over the
+//! death of a process as long as the mount lives. It is written down in the mount's ledger as it
+//! happens, under the lock that makes it happen, so that a death finds one thing half done at most:
+//!
+//! | opening, step by step | what a successor makes of a death after it |
+//! |---|---|
+//! | the file is registered | its number is beyond the last that is known of: ended |
+//! | the registration is written down | idle: kept for the next OPEN |
+//! | up to its number, all is known | the same |
+//! | the open file is written down, with the number of its request | if the kernel repeats the OPEN, it was not answered and gets the same answer; else it was |
+//! | OPEN is answered | open |
+//!
+//! | closing | |
+//! |---|---|
+//! | the open file is struck out | the RELEASE is repeated: its handle is not known, and nothing happens |
+//! | RELEASE is answered | closed |
+//!
+//! | ending a registration that nobody uses | |
+//! |---|---|
+//! | it is marked as ending | ended (again, which the kernel does not mind: numbers do not come back) |
+//! | the kernel ends it | the same |
+//! | it is struck out | gone |
+//!
+//! One thing cannot be known: an OPEN that was written down and not answered, and whose program is
+//! killed before the kernel repeats it, looks like one that was answered. It counts as open, and
+//! keeps a registration, until the kernel forgets the directory that it is in (seen by the next
+//! successor) or the mount ends. Too many are held, then, and never one too few.
 
-use std::collections::{HashMap, VecDeque};
+#[cfg(test)]
+pub(in crate::fs) mod death;
+mod table;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use self::table::Table;
+use super::node_id::NodeId;
+use super::nodes::{Ledger, LedgerError, LeftOpen, OpenFile};
 use crate::castore::Digest;
 
 /// Registrations that are kept although nobody has the file open.
 const MOST_IDLE: usize = 512;
+/// Registrations that a death can have left without a trace: one, and what is tried before a mount
+/// is settled. A gap that is wider is no such thing.
+const MOST_LOST: u32 = 64;
 
 /// How the bytes of files come to their readers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,55 +84,152 @@ pub enum Reads {
 
 /// Where backing files are registered: the kernel's side of a mount.
 pub trait BackingDevice: Send + Sync {
-    /// Registers a file; gives the number for OPEN's answer.
+    /// Registers a file; gives its number, for OPEN's answer.
     fn register(&self, file: &OwnedFd) -> io::Result<u32>;
-    /// Ends a registration.
-    fn release(&self, id: u32);
+    /// Ends a registration. `NotFound` if there is none of that number.
+    fn end(&self, id: u32) -> io::Result<()>;
+    /// Registers any file and ends that again; gives the number that it had.
+    fn probe(&self) -> io::Result<u32>;
 }
 
-/// The registrations of a mount.
+/// An OPEN, as far as it matters which one it is.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenRequest {
+    /// Its number, which no other request of the mount ever has.
+    pub unique: u64,
+    /// Whether the kernel has sent it before, to a process that did not answer.
+    pub repeated: bool,
+}
+
+/// How the kernel names an open file in RELEASE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handle(u64);
+
+impl Handle {
+    fn new(place: u32, generation: u32) -> Self {
+        Self(u64::from(generation) << 32 | u64::from(place))
+    }
+
+    fn place(self) -> u32 {
+        self.0 as u32
+    }
+
+    fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+impl From<u64> for Handle {
+    fn from(handle: u64) -> Self {
+        Self(handle)
+    }
+}
+
+impl From<Handle> for u64 {
+    fn from(handle: Handle) -> Self {
+        handle.0
+    }
+}
+
+/// What an OPEN is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The open file.
+    pub handle: Handle,
+    /// The number of the file that backs it; without one the kernel asks with READ.
+    pub backing: Option<u32>,
+}
+
+/// How much is open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenCount {
+    /// Open files.
+    pub files: usize,
+    /// Those of them that the kernel reads without us.
+    pub backed: usize,
+    /// Registered files, idle ones included.
+    pub registered: usize,
+}
+
+/// What is open on a mount, and what backs it.
 pub struct Passthrough {
     device: Box<dyn BackingDevice>,
     /// Whether there is passthrough; unset until the kernel and we have agreed.
     enabled: OnceLock<bool>,
+    /// Where a successor finds it, if there can be one.
+    ledger: Option<Arc<Ledger>>,
     table: Mutex<Table>,
-}
-
-#[derive(Default)]
-struct Table {
-    registered: HashMap<Digest, Registered>,
-    /// Digests whose last user closed, the longest ago first. One that was opened again since
-    /// stands here in vain and is skipped.
-    idle: VecDeque<Digest>,
-}
-
-struct Registered {
-    id: u32,
-    opens: u32,
-    /// How often it stands in the queue of idle ones.
-    queued: u32,
+    complained: AtomicBool,
 }
 
 impl Passthrough {
-    /// No registrations yet, on `device`.
-    pub fn new(device: Box<dyn BackingDevice>) -> Self {
+    /// Nothing is open yet on `device`; a successor finds what will be in `ledger`.
+    pub fn new(device: Box<dyn BackingDevice>, ledger: Option<Arc<Ledger>>) -> Self {
+        Self::new_with(device, ledger, MOST_IDLE)
+    }
+
+    fn new_with(
+        device: Box<dyn BackingDevice>,
+        ledger: Option<Arc<Ledger>>,
+        most_idle: usize,
+    ) -> Self {
         Self {
             device,
             enabled: OnceLock::new(),
-            table: Mutex::default(),
+            table: Mutex::new(Table::new(ledger.clone(), most_idle)),
+            ledger,
+            complained: AtomicBool::new(false),
         }
     }
 
+    /// Goes on with what a predecessor left in `ledger`. The kernel knows no nodes but those that
+    /// `is_known` says.
+    pub fn adopt(
+        device: Box<dyn BackingDevice>,
+        ledger: Arc<Ledger>,
+        is_known: impl Fn(NodeId) -> bool,
+    ) -> Result<Self, LedgerError> {
+        Self::adopt_with(device, ledger, MOST_IDLE, is_known)
+    }
+
+    fn adopt_with(
+        device: Box<dyn BackingDevice>,
+        ledger: Arc<Ledger>,
+        most_idle: usize,
+        is_known: impl Fn(NodeId) -> bool,
+    ) -> Result<Self, LedgerError> {
+        let left = ledger.left_open()?;
+        if left.passthrough {
+            end_lost(&*device, &ledger, &left);
+        }
+        let table = Table::adopt(ledger.clone(), most_idle, &left, is_known)?;
+        let passthrough = Self {
+            device,
+            enabled: OnceLock::from(left.passthrough),
+            table: Mutex::new(table),
+            ledger: Some(ledger),
+            complained: AtomicBool::new(false),
+        };
+        passthrough.end_idle(&mut passthrough.table.lock());
+        Ok(passthrough)
+    }
+
     /// Finds out whether files can be registered, and uses passthrough if so; says why if not.
-    pub fn enable(&self, probe: &OwnedFd) -> io::Result<()> {
-        let id = self.device.register(probe)?;
-        self.device.release(id);
+    pub fn enable(&self) -> io::Result<()> {
+        let id = self.device.probe()?;
+        if let Some(ledger) = &self.ledger {
+            ledger.settle(id);
+            ledger.settle_passthrough(true);
+        }
         let _ = self.enabled.set(true);
         Ok(())
     }
 
     /// Uses no passthrough, for good.
     pub fn disable(&self) {
+        if let Some(ledger) = &self.ledger {
+            ledger.settle_passthrough(false);
+        }
         let _ = self.enabled.set(false);
     }
 
@@ -95,132 +239,121 @@ impl Passthrough {
         *self.enabled.wait()
     }
 
-    /// Counts an open of the blob `digest`, whose file `open` finds if it is not registered; gives
-    /// the number for OPEN's answer, or nothing if the blob has no file of its own.
-    pub fn open<E: From<io::Error>>(
+    /// Opens the inode `node`, in which the blob `digest` is, and whose file `find` finds if it is not
+    /// registered.
+    pub fn open<E>(
         &self,
+        request: OpenRequest,
+        node: NodeId,
         digest: &Digest,
-        open: impl FnOnce() -> Result<Option<Arc<OwnedFd>>, E>,
-    ) -> Result<Option<u32>, E> {
-        if let Some(registered) = self.table.lock().registered.get_mut(digest) {
-            registered.opens += 1;
-            return Ok(Some(registered.id));
+        find: impl FnOnce() -> Result<Option<Arc<OwnedFd>>, E>,
+    ) -> Result<Opened, E> {
+        let unique = request.unique;
+        {
+            let mut table = self.table.lock();
+            if request.repeated
+                && let Some(opened) = table.opened_by(unique, node)
+            {
+                return Ok(opened);
+            }
+            if let Some(opened) = table.open_as_others(unique, node, digest) {
+                return Ok(opened);
+            }
         }
-        let Some(file) = open()? else {
-            return Ok(None);
-        };
-        let id = self.device.register(&file)?;
+        let file = find()?;
         let mut table = self.table.lock();
-        // Another thread may have registered it meanwhile; an inode has one number.
-        if let Some(registered) = table.registered.get_mut(digest) {
-            registered.opens += 1;
-            let first = registered.id;
-            drop(table);
-            self.device.release(id);
-            return Ok(Some(first));
+        // Others may have opened it meanwhile.
+        if let Some(opened) = table.open_as_others(unique, node, digest) {
+            return Ok(opened);
         }
-        let registered = Registered {
-            id,
-            opens: 1,
-            queued: 0,
-        };
-        table.registered.insert(*digest, registered);
-        Ok(Some(id))
+        let backing = file.and_then(|file| self.register(&mut table, &file, digest));
+        Ok(table.open(OpenFile {
+            node,
+            request: unique,
+            digest: *digest,
+            backing,
+        }))
     }
 
-    /// Counts a close of the blob `digest`, if it is registered.
-    pub fn close(&self, digest: &Digest) {
-        let mut release = Vec::new();
-        {
-            let mut guard = self.table.lock();
-            let Table { registered, idle } = &mut *guard;
-            let Some(closed) = registered.get_mut(digest) else {
-                return;
-            };
-            closed.opens = closed.opens.saturating_sub(1);
-            if closed.opens == 0 {
-                closed.queued += 1;
-                idle.push_back(*digest);
+    /// Registers `file`, which has the blob `digest`. The table stays locked, so that of all
+    /// registrations but the last it is always known what they are.
+    fn register(&self, table: &mut Table, file: &OwnedFd, digest: &Digest) -> Option<u32> {
+        match self.device.register(file) {
+            Ok(id) => {
+                table.register(id, digest);
+                Some(id)
             }
-            while idle.len() > MOST_IDLE {
-                let Some(oldest) = idle.pop_front() else {
-                    break;
-                };
-                if let Some(candidate) = registered.get_mut(&oldest) {
-                    candidate.queued -= 1;
-                    if candidate.opens == 0 && candidate.queued == 0 {
-                        release.push(candidate.id);
-                        registered.remove(&oldest);
-                    }
+            Err(error) => {
+                if !self.complained.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        %digest, %error,
+                        "a file cannot be handed to the kernel; it is read through the page cache"
+                    );
                 }
+                None
             }
         }
-        release.into_iter().for_each(|id| self.device.release(id));
+    }
+
+    /// Closes a file. Nothing happens if it is not open: a RELEASE comes twice if the process that
+    /// got the first one died before it answered.
+    pub fn close(&self, handle: Handle) {
+        let mut table = self.table.lock();
+        if table.close(handle) {
+            self.end_idle(&mut table);
+        }
+    }
+
+    /// Ends registrations that have not been used the longest, as far as there are too many.
+    fn end_idle(&self, table: &mut Table) {
+        while let Some(registration) = table.next_idle() {
+            if let Some(ledger) = &self.ledger {
+                ledger.note_ending(registration.place);
+            }
+            // Under the lock too: a number is given up before another is written down.
+            if let Err(error) = self.device.end(registration.id) {
+                tracing::warn!(id = registration.id, %error, "cannot release a backing file");
+            }
+            table.ended(&registration);
+        }
+    }
+
+    /// How much is open.
+    pub fn count(&self) -> OpenCount {
+        self.table.lock().count()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Device {
-        registered: AtomicU32,
-        released: AtomicU32,
+/// Ends the registrations that nobody can have: those that were being ended, and those that were made
+/// and not written down.
+fn end_lost(device: &dyn BackingDevice, ledger: &Ledger, left: &LeftOpen) {
+    for registration in &left.ending {
+        end_if_there(device, registration.id);
+        ledger.note_ended(registration.place);
     }
-
-    impl BackingDevice for Arc<Device> {
-        fn register(&self, _: &OwnedFd) -> io::Result<u32> {
-            Ok(self.registered.fetch_add(1, Ordering::Relaxed))
+    let next = match device.probe() {
+        Ok(next) => next,
+        Err(error) => {
+            tracing::warn!(%error, "no more files can be handed to the kernel");
+            return;
         }
-        fn release(&self, _: u32) {
-            self.released.fetch_add(1, Ordering::Relaxed);
+    };
+    let lost = left.settled.saturating_add(1)..next;
+    if lost.len() <= MOST_LOST as usize {
+        for id in lost {
+            if left.registered.iter().all(|known| known.id != id) {
+                end_if_there(device, id);
+            }
         }
     }
+    ledger.settle(next);
+}
 
-    fn some_file() -> Arc<OwnedFd> {
-        Arc::new(std::fs::File::open("/dev/null").unwrap().into())
-    }
-
-    #[test]
-    fn a_blob_keeps_its_number_while_it_is_open_and_a_while_after() {
-        let device = Arc::new(Device::default());
-        let passthrough = Passthrough::new(Box::new(device.clone()));
-        let open = |content: u32| {
-            let digest = Digest::of(&content.to_le_bytes());
-            let found = passthrough.open(&digest, || Ok::<_, io::Error>(Some(some_file())));
-            (digest, found.unwrap().unwrap())
-        };
-        let (first, number) = open(0);
-        assert_eq!(open(0), (first, number));
-        for other in 1..=2 * MOST_IDLE as u32 {
-            let (digest, _) = open(other);
-            passthrough.close(&digest);
+fn end_if_there(device: &dyn BackingDevice, id: u32) {
+    match device.end(id) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(id, %error, "cannot release a backing file");
         }
-        // Still open, whatever came and went.
-        assert_eq!(open(0), (first, number));
-        assert_eq!(device.released.load(Ordering::Relaxed), MOST_IDLE as u32);
-        for _ in 0..3 {
-            passthrough.close(&first);
-        }
-        assert_eq!(open(0), (first, number));
-        passthrough.close(&first);
-        for other in 5000..5000 + 2 * MOST_IDLE as u32 {
-            let (digest, _) = open(other);
-            passthrough.close(&digest);
-        }
-        assert_ne!(open(0).1, number);
-    }
-
-    #[test]
-    fn a_blob_without_a_file_is_not_registered() {
-        let device = Arc::new(Device::default());
-        let passthrough = Passthrough::new(Box::new(device));
-        let digest = Digest::of(b"in a pack");
-        let opened = passthrough.open(&digest, || Ok::<_, io::Error>(None));
-        assert_eq!(opened.unwrap(), None);
-        passthrough.close(&digest);
+        _ => {}
     }
 }

@@ -5,20 +5,17 @@
 
 use std::io;
 
-use fuse_backend_rs::api::filesystem::{OpenOptions, ZeroCopyWriter};
+use fuse_backend_rs::api::filesystem::ZeroCopyWriter;
 use fuse_backend_rs::file_buf::FileVolatileSlice;
 use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 
 use super::CastoreFs;
 use super::errno::failure;
 use super::node_id::{NodeId, Place};
-use super::passthrough::Passthrough;
+use super::passthrough::{OpenRequest, Opened, Passthrough};
 use super::walk_ahead;
 use crate::castore::{Digest, Node};
 use crate::store::Answer;
-
-/// `FOPEN_PASSTHROUGH` of the kernel's `fuse.h`, which the crate does not know.
-const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 
 impl CastoreFs {
     /// Writes up to `length` bytes of the file `id` from `offset` on to `out`; gives how many.
@@ -76,37 +73,24 @@ impl CastoreFs {
         }
     }
 
-    /// Opens the file `id` in a mount that uses passthrough.
-    pub(super) fn open_file(
+    /// Opens the file `id` with the flags of open(2), in a mount that uses `passthrough`.
+    pub fn open_file(
         &self,
-        id: NodeId,
         passthrough: &Passthrough,
-    ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        request: OpenRequest,
+        id: NodeId,
+        flags: u32,
+    ) -> io::Result<Opened> {
+        if flags as i32 & libc::O_ACCMODE != libc::O_RDONLY {
+            return Err(failure(libc::EROFS));
+        }
         let (digest, size) = self.file(id)?;
-        let opened = passthrough.open(&digest, || {
+        passthrough.open(request, id, &digest, || {
             self.store
                 .backing_file(&digest, size)
                 .map(|found| found.map(|found| found.file))
                 .map_err(|error| self.failed(id, Some(&digest), &error))
-        });
-        match opened {
-            Ok(Some(backing)) => {
-                // SAFETY: the crate's flags are a transparent u32, and this one is the kernel's.
-                let option = unsafe { OpenOptions::from_bits_unchecked(FOPEN_PASSTHROUGH) };
-                Ok((None, option, Some(backing)))
-            }
-            Ok(None) => Ok((None, OpenOptions::KEEP_CACHE, None)),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Counts a close of the file `id`.
-    pub(super) fn close_file(&self, id: NodeId) {
-        if let Some(passthrough) = &self.passthrough
-            && let Ok((digest, _)) = self.file(id)
-        {
-            passthrough.close(&digest);
-        }
+        })
     }
 
     /// The digest and size of the file `id`.

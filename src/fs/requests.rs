@@ -89,20 +89,18 @@ impl FileSystem for CastoreFs {
         }
     }
 
+    /// A transport that has passthrough opens files by [`open_file`](CastoreFs::open_file).
     fn open(
         &self,
         _: &Context,
-        id: NodeId,
+        _: NodeId,
         flags: u32,
         _: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         if flags as i32 & libc::O_ACCMODE != libc::O_RDONLY {
             return read_only();
         }
-        match &self.passthrough {
-            Some(passthrough) if passthrough.is_enabled() => self.open_file(id, passthrough),
-            _ => never_ask_again(),
-        }
+        never_ask_again()
     }
 
     fn opendir(&self, _: &Context, _: NodeId, _: u32) -> io::Result<(Option<u64>, OpenOptions)> {
@@ -203,14 +201,13 @@ impl FileSystem for CastoreFs {
     fn release(
         &self,
         _: &Context,
-        id: NodeId,
+        _: NodeId,
         _: u32,
         _: u64,
         _: bool,
         _: bool,
         _: Option<u64>,
     ) -> io::Result<()> {
-        self.close_file(id);
         Ok(())
     }
 

@@ -14,7 +14,8 @@
 //!
 //! **A stop is not a restart.** At a stop mounts are taken down; busy ones leave the tree and are
 //! served until their users have finished, for [`Config::drain`] at most. When a successor comes,
-//! or at a sudden death, they stay, and the successor goes on with them.
+//! or at a sudden death, they stay, and the successor goes on with them. If that cannot start and is told
+//! to stop, nobody will: it takes them down instead.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -37,6 +38,7 @@ use super::sockets::{self, Ask, Serving, SocketError};
 use super::status::{
     ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus,
 };
+use super::systemd::Passed;
 use super::watchdog::{self, Watched};
 use super::{log, panics, repeats, systemd};
 use crate::store::{self, OpenStores, Plan};
@@ -165,21 +167,32 @@ struct Daemon {
 
 /// Runs the service that `file` describes until it is told to stop.
 pub fn run(file: &Path) -> Result<(), DaemonError> {
-    let outcome = run_once(file);
+    let failed = |action| move |source| DaemonError::System { action, source };
+    let started = Instant::now();
+    let passed = systemd::passed().map_err(failed("take what systemd passed on"))?;
+    // Before there are threads.
+    let nursery = Nursery::start().map_err(failed("start a process for notifications"))?;
+    let events = listen_to_signals().map_err(failed("listen to signals"))?;
+    let left = mounts::places(&passed.mounts);
+    let outcome = serve(file, started, passed, nursery, &events);
     if outcome.is_err() && systemd::is_there() {
         // systemd starts it again at once, which is right after a crash.
         systemd::status("cannot start");
-        std::thread::sleep(RETRY);
+        if events.recv_timeout(RETRY) == Ok(Event::Stop) && !systemd::is_restart() {
+            mounts::end_unserved(left);
+        }
     }
     outcome
 }
 
-fn run_once(file: &Path) -> Result<(), DaemonError> {
+fn serve(
+    file: &Path,
+    started: Instant,
+    mut passed: Passed,
+    nursery: Nursery,
+    events: &Receiver<Event>,
+) -> Result<(), DaemonError> {
     let failed = |action| move |source| DaemonError::System { action, source };
-    let started = Instant::now();
-    let mut passed = systemd::passed().map_err(failed("take what systemd passed on"))?;
-    // Before there are threads.
-    let nursery = Nursery::start().map_err(failed("start a process for notifications"))?;
     let config = Config::load(file).map_err(DaemonError::Config)?;
     log::start(&config.log)?;
     panics::abort_in_vital_threads();
@@ -187,7 +200,6 @@ fn run_once(file: &Path) -> Result<(), DaemonError> {
         .enable_all()
         .build()
         .map_err(failed("start threads"))?;
-    let events = listen_to_signals(&runtime).map_err(failed("listen to signals"))?;
     let mut daemon = Daemon {
         file: file.to_owned(),
         host: Host {
@@ -222,15 +234,19 @@ fn run_once(file: &Path) -> Result<(), DaemonError> {
     systemd::ready(&daemon.said);
     let pause = started.elapsed().as_millis() as u64;
     tracing::info!(milliseconds = pause, "ready: {}", daemon.said);
-    daemon.serve(&events);
-    daemon.stop(&events);
+    daemon.serve(events);
+    daemon.stop(events);
     Ok(())
 }
 
-fn listen_to_signals(runtime: &Runtime) -> io::Result<Receiver<Event>> {
+/// Signals are heard from here to the end of the process, by a thread of their own.
+fn listen_to_signals() -> io::Result<Receiver<Event>> {
     let (sender, receiver) = mpsc::channel();
-    let _inside = runtime.enter();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
     let listen = |kind, event, sender: Sender<Event>| -> io::Result<()> {
+        let _inside = runtime.enter();
         let mut signals = signal(kind)?;
         runtime.spawn(async move {
             while signals.recv().await.is_some() {
@@ -243,6 +259,9 @@ fn listen_to_signals(runtime: &Runtime) -> io::Result<Receiver<Event>> {
     listen(SignalKind::terminate(), Event::Stop, sender.clone())?;
     listen(SignalKind::interrupt(), Event::Stop, sender.clone())?;
     listen(SignalKind::hangup(), Event::Reload, sender)?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     Ok(receiver)
 }
 
@@ -698,6 +717,7 @@ fn status(view: &View, started: Instant, prefetches: Vec<PrefetchStatus>) -> Sta
             shared_files: nodes.files as u64,
             directory_bytes: nodes.directory_bytes as u64,
             table_bytes: nodes.table_bytes as u64,
+            open: viewed.session.open_files().map(Into::into),
         }
     };
     let of_device = |viewed: &ViewedDevice| {

@@ -134,7 +134,7 @@ impl Wanted {
             }
         }
         mount.device = self.device(host)?;
-        let session = self.mount(name, store, options, &mount, runtime)?;
+        let session = self.mount(store, options, &mount, runtime)?;
         if let Some(kept) = session.kept() {
             systemd::keep(name, kept.device, kept.table);
         }
@@ -183,40 +183,18 @@ impl Wanted {
 
     fn mount(
         &self,
-        name: &str,
         store: Arc<dyn Store>,
         options: Options,
         mount: &MountOptions,
         runtime: &Handle,
     ) -> Result<Session, StartError> {
         let path = &self.config.path;
-        let again = (store.clone(), options.clone());
-        let folder = match mount.device {
-            // Whoever mounts has found it.
-            Some(_) => Ok(()),
-            None => make_folder(path),
-        };
-        let first = folder.and_then(|()| {
-            Ok(Session::mount(
-                store,
-                path,
-                options,
-                mount,
-                runtime.clone(),
-            )?)
-        });
-        let is_dead = matches!(&first, Err(StartError::Mount(MountError::DeadMount(_))));
-        if !is_dead || !detach(name, path) {
-            return first;
+        // Whoever has mounted a device that was given has found the folder.
+        if mount.device.is_none() {
+            make_folder(path)?;
         }
-        let (store, options) = again;
-        Ok(Session::mount(
-            store,
-            path,
-            options,
-            mount,
-            runtime.clone(),
-        )?)
+        let runtime = runtime.clone();
+        Ok(Session::mount(store, path, options, mount, runtime)?)
     }
 
     fn options(&self, store: &Arc<dyn Store>, host: &Host) -> Result<Options, StartError> {
@@ -270,12 +248,18 @@ impl Wanted {
             uid,
             gid,
             xattr,
+            reads,
             ..
         } = &self.config;
         let store = self.plan.identity();
+        let reads = match reads {
+            // Said by the versions that kept no other mounts, too.
+            config::Reads::PageCache => "",
+            config::Reads::Passthrough => ", passthrough",
+        };
         format!(
             "{store} on {path:?}: root {root:?}, list {list_root}, others {allow_other}, \
-             owner {uid}:{gid}, xattr {xattr}"
+             owner {uid}:{gid}, xattr {xattr}{reads}"
         )
     }
 }
@@ -291,6 +275,23 @@ pub fn end_left(name: &str, left: KeptPair) {
         && let Ok(inherited) = Inherited::read(device, table)
     {
         detach(name, &inherited.path());
+    }
+}
+
+/// Where the mounts are that a predecessor left, by name.
+pub fn places(left: &BTreeMap<String, KeptPair>) -> Vec<(String, PathBuf)> {
+    let place = |(name, left): (&String, &KeptPair)| {
+        let table = left.table.as_ref()?.try_clone().ok()?;
+        Some((name.clone(), Inherited::place(table).ok()?))
+    };
+    left.iter().filter_map(place).collect()
+}
+
+/// Ends mounts that a predecessor left and that nobody will go on with.
+pub fn end_unserved(left: Vec<(String, PathBuf)>) {
+    for (name, path) in left {
+        systemd::forget(&name);
+        detach(&name, &path);
     }
 }
 

@@ -11,7 +11,7 @@ use std::process;
 use std::thread;
 
 /// The threads without which there is no service.
-const VITAL: &[&str] = &["main", "watchdog", "walk-ahead", "root-watch"];
+const VITAL: &[&str] = &["main", "signals", "watchdog", "walk-ahead", "root-watch"];
 
 /// From now on a panic in a vital thread aborts the process, once it was told.
 pub fn abort_in_vital_threads() {

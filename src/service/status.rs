@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fs::OpenCount;
 use crate::store::{Cache, CacheStatus, Health, Opened};
 use crate::transport::fuse::RequestTimes;
 use crate::transport::virtiofs::EndpointStatus;
@@ -102,6 +103,30 @@ pub struct MountStatus {
     pub directory_bytes: u64,
     /// Bytes of the node table.
     pub table_bytes: u64,
+    /// What is open, of a mount with passthrough; others are not asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<OpenStatus>,
+}
+
+/// What is open on a mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenStatus {
+    /// Open files.
+    pub files: u64,
+    /// Those of them that the kernel reads by itself.
+    pub backed: u64,
+    /// Files of the store that the kernel has been handed, those that are open no more included.
+    pub registered: u64,
+}
+
+impl From<OpenCount> for OpenStatus {
+    fn from(count: OpenCount) -> Self {
+        Self {
+            files: count.files as u64,
+            backed: count.backed as u64,
+            registered: count.registered as u64,
+        }
+    }
 }
 
 /// How long requests of a kind took.

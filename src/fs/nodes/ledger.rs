@@ -13,13 +13,17 @@
 //! between two instructions leaves at most a count that is too high: a slot that lives until the
 //! mount ends, never one that goes while the kernel knows it.
 //!
-//! **Layout**, native byte order, version [`VERSION`]: a header ([`Header`]), whoever made the mount
-//! says about it what he likes (`about`, from [`ABOUT_AT`]), the root nodes from [`ROOTS_AT`]
-//! (each: u32 length, then name and node as [`encode_root`] writes them), the slots from [`SLOTS_AT`]
-//! ([`Record`], one a slot). The file is as large as it can ever be from the start, which costs
-//! nothing while it is not written, and sealed against resizing.
+//! **Layout**, native byte order: a header ([`Header`]), whoever made the mount says about it what he
+//! likes (`about`, from [`ABOUT_AT`]), the root nodes from [`ROOTS_AT`] (each: u32 length, then name
+//! and node as [`encode_root`] writes them), the slots from [`SLOTS_AT`] ([`Record`], one a slot).
+//! That is layout [`NODES`], of mounts that are asked for no OPEN. Behind it, layout [`OPEN_FILES`]
+//! has what is open and what backs it (`open_files`); a mount with passthrough needs that. Both are
+//! understood, and each mount gets the lowest that does, so that versions of this program which know
+//! only the first can go on with most mounts of this one. The file is as large as it can ever be
+//! from the start, which costs nothing while it is not written, and sealed against resizing.
 
 mod mapping;
+mod open_files;
 mod roots;
 
 use std::io;
@@ -31,24 +35,29 @@ use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use thiserror::Error;
 
-use self::mapping::Mapping;
+use self::mapping::{Mapping, Shared};
+pub(in crate::fs) use self::open_files::{LeftOpen, OpenFile, Registration};
 use self::roots::{decode_root, encode_root, take_entry};
 use crate::castore::{Digest, Root};
 
 /// What every such file starts with.
 const MAGIC: u64 = u64::from_le_bytes(*b"castore\x01");
-/// The version of the layout. Another one is not read.
-pub const VERSION: u32 = 1;
+/// The layout without open files.
+const NODES: u32 = 1;
+/// The layout with them.
+const OPEN_FILES: u32 = 2;
 const ABOUT_AT: u64 = 4096;
 /// Room for `about`, in bytes.
 const ABOUT_BYTES: usize = 60 << 10;
 const ROOTS_AT: u64 = 64 << 10;
 const SLOTS_AT: u64 = 1 << 36;
+/// Bytes of a record of any kind.
+const RECORD_BYTES: usize = 80;
 /// A slot has a number of 32 bits.
-const BYTES: u64 = SLOTS_AT + (size_of::<Record>() as u64) * (1 << 32);
-/// Slots that are mapped in one go. Their records fill whole pages.
-const SEGMENT_SLOTS: usize = 4096;
-const SEGMENT_BYTES: usize = SEGMENT_SLOTS * size_of::<Record>();
+const NODES_END: u64 = SLOTS_AT + (RECORD_BYTES as u64) * (1 << 32);
+/// Records that are mapped in one go. They fill whole pages.
+const SEGMENT_RECORDS: usize = 4096;
+const SEGMENT_BYTES: usize = SEGMENT_RECORDS * RECORD_BYTES;
 
 /// Why a predecessor's ledger cannot be used.
 #[derive(Debug, Error)]
@@ -57,7 +66,9 @@ pub enum LedgerError {
     #[error("the kept node table: {0}")]
     System(#[from] io::Error),
     /// Made by another version of this program.
-    #[error("the kept node table has layout {found}, and this version knows {VERSION}")]
+    #[error(
+        "the kept node table has layout {found}, and this version knows {NODES} to {OPEN_FILES}"
+    )]
     Version {
         /// The version that it says.
         found: u32,
@@ -79,6 +90,7 @@ struct Header {
     roots: AtomicU64,
     /// Slots below this were used at some time.
     slots: AtomicU64,
+    open_files: open_files::Header,
 }
 
 /// A slot of the table.
@@ -95,6 +107,11 @@ pub(super) struct Record {
     lookups: AtomicU64,
     held: AtomicU64,
 }
+
+const _: () = assert!(size_of::<Record>() == RECORD_BYTES);
+
+// SAFETY: atomics only, without padding.
+unsafe impl Shared for Record {}
 
 /// What a slot says about its directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +143,7 @@ impl Counts {
     pub(super) fn lookups(&self) -> &AtomicU64 {
         match self {
             Self::Own { lookups, .. } => lookups,
-            Self::Kept { segment, at } => &segment.record(*at).lookups,
+            Self::Kept { segment, at } => &segment.record::<Record>(*at).lookups,
         }
     }
 
@@ -134,8 +151,45 @@ impl Counts {
     pub(super) fn held(&self) -> &AtomicU64 {
         match self {
             Self::Own { held, .. } => held,
-            Self::Kept { segment, at } => &segment.record(*at).held,
+            Self::Kept { segment, at } => &segment.record::<Record>(*at).held,
         }
+    }
+}
+
+/// Records of one kind: where they start, and those that are mapped already.
+struct Area {
+    from: u64,
+    segments: Mutex<Vec<Option<Arc<Mapping>>>>,
+}
+
+impl Area {
+    fn new(from: u64) -> Self {
+        Self {
+            from,
+            segments: Mutex::default(),
+        }
+    }
+
+    /// The segment of `memory` that has the record `number`, and the record's place in it.
+    fn place(&self, memory: &OwnedFd, number: u32) -> io::Result<(Arc<Mapping>, u32)> {
+        let (of, at) = (
+            number as usize / SEGMENT_RECORDS,
+            number as usize % SEGMENT_RECORDS,
+        );
+        let mut segments = self.segments.lock();
+        if segments.len() <= of {
+            segments.resize(of + 1, None);
+        }
+        let segment = match &segments[of] {
+            Some(segment) => segment.clone(),
+            None => {
+                let from = self.from + (of * SEGMENT_BYTES) as u64;
+                let segment = Arc::new(Mapping::new(memory, from, SEGMENT_BYTES)?);
+                segments[of] = Some(segment.clone());
+                segment
+            }
+        };
+        Ok((segment, at as u32))
     }
 }
 
@@ -143,25 +197,36 @@ impl Counts {
 pub struct Ledger {
     memory: OwnedFd,
     header: Mapping,
-    segments: Mutex<Vec<Option<Arc<Mapping>>>>,
+    slots: Area,
+    files: Area,
+    registrations: Area,
     appending: Mutex<()>,
     complained: AtomicBool,
 }
 
 impl Ledger {
-    /// An empty one.
+    /// An empty one, for a mount that is asked for no OPEN.
     pub fn create() -> io::Result<Self> {
+        Self::create_as(NODES)
+    }
+
+    /// An empty one with room for open files and what backs them.
+    pub fn create_with_open_files() -> io::Result<Self> {
+        Self::create_as(OPEN_FILES)
+    }
+
+    fn create_as(layout: u32) -> io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
         let memory = rustix::fs::memfd_create(c"castore-fs-nodes", flags)
             // Kernels before 6.3 do not know NOEXEC_SEAL.
             .or_else(|_| {
                 rustix::fs::memfd_create(c"castore-fs-nodes", flags & !MemfdFlags::NOEXEC_SEAL)
             })?;
-        rustix::fs::ftruncate(&memory, BYTES)?;
+        rustix::fs::ftruncate(&memory, bytes_of(layout).unwrap_or(NODES_END))?;
         rustix::fs::fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW)?;
         let ledger = Self::map(memory)?;
         let header = ledger.header.header();
-        header.version.store(VERSION, Ordering::Relaxed);
+        header.version.store(layout, Ordering::Relaxed);
         header.magic.store(MAGIC, Ordering::Release);
         Ok(ledger)
     }
@@ -180,10 +245,8 @@ impl Ledger {
             return Err(LedgerError::Damaged("it starts with other bytes"));
         }
         let found = header.version.load(Ordering::Relaxed);
-        if found != VERSION {
-            return Err(LedgerError::Version { found });
-        }
-        if length != BYTES {
+        let bytes = bytes_of(found).ok_or(LedgerError::Version { found })?;
+        if length != bytes {
             return Err(LedgerError::Damaged("its length is another"));
         }
         if header.incomplete.load(Ordering::Relaxed) != 0 {
@@ -198,7 +261,9 @@ impl Ledger {
         Ok(Self {
             header: Mapping::new(&memory, 0, 4096)?,
             memory,
-            segments: Mutex::default(),
+            slots: Area::new(SLOTS_AT),
+            files: Area::new(open_files::FILES_AT),
+            registrations: Area::new(open_files::REGISTRATIONS_AT),
             appending: Mutex::default(),
             complained: AtomicBool::new(false),
         })
@@ -243,21 +308,14 @@ impl Ledger {
     }
 
     fn try_claim(&self, slot: u32, kept: &Kept) -> io::Result<Counts> {
-        let (segment, at) = self.place(slot)?;
-        let record = segment.record(at);
+        let (segment, at) = self.slots.place(&self.memory, slot)?;
+        let record = segment.record::<Record>(at);
         record.state.store(0, Ordering::Release);
         record.parent.store(kept.parent, Ordering::Relaxed);
         record.index.store(kept.index, Ordering::Relaxed);
         record.ino.store(kept.ino, Ordering::Relaxed);
         record.size.store(kept.size, Ordering::Relaxed);
-        for (word, bytes) in record
-            .digest
-            .iter()
-            .zip(kept.digest.as_bytes().chunks_exact(8))
-        {
-            let bytes = bytes.try_into().expect("chunks of 8 bytes");
-            word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
-        }
+        store_digest(&record.digest, &kept.digest);
         record.lookups.store(0, Ordering::Relaxed);
         record.held.store(0, Ordering::Relaxed);
         let header = self.header.header();
@@ -270,27 +328,30 @@ impl Ledger {
 
     /// Notes that `slot` is free.
     pub(super) fn release(&self, slot: u32) {
-        if let Ok((segment, at)) = self.place(slot) {
-            segment.record(at).state.store(0, Ordering::Release);
+        if let Ok((segment, at)) = self.slots.place(&self.memory, slot) {
+            segment
+                .record::<Record>(at)
+                .state
+                .store(0, Ordering::Release);
         }
     }
 
     /// Gives the memory of the slots from `used` on back; all are free.
     pub(super) fn trim(&self, used: usize) {
-        let first = used.next_multiple_of(SEGMENT_SLOTS);
-        let mut segments = self.segments.lock();
-        if segments.len() * SEGMENT_SLOTS <= first {
+        let first = used.next_multiple_of(SEGMENT_RECORDS);
+        let mut segments = self.slots.segments.lock();
+        if segments.len() * SEGMENT_RECORDS <= first {
             return;
         }
-        segments.truncate(first / SEGMENT_SLOTS);
+        segments.truncate(first / SEGMENT_RECORDS);
         self.header
             .header()
             .slots
             .store(first as u64, Ordering::Relaxed);
-        let from = SLOTS_AT + (first * size_of::<Record>()) as u64;
+        let from = SLOTS_AT + (first * RECORD_BYTES) as u64;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         // Only memory is lost if this fails; the records say themselves that they are free.
-        let _ = rustix::fs::fallocate(&self.memory, flags, from, BYTES - from);
+        let _ = rustix::fs::fallocate(&self.memory, flags, from, NODES_END - from);
     }
 
     /// Every slot that is used, in order.
@@ -299,20 +360,16 @@ impl Ledger {
         let slots = u32::try_from(slots).map_err(|_| LedgerError::Damaged("too many slots"))?;
         let mut found = Vec::new();
         for slot in 0..slots {
-            let (segment, at) = self.place(slot)?;
-            let record = segment.record(at);
+            let (segment, at) = self.slots.place(&self.memory, slot)?;
+            let record = segment.record::<Record>(at);
             if record.state.load(Ordering::Acquire) != 1 {
                 continue;
-            }
-            let mut digest = [0; 32];
-            for (bytes, word) in digest.chunks_exact_mut(8).zip(&record.digest) {
-                bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
             }
             let kept = Kept {
                 parent: record.parent.load(Ordering::Relaxed),
                 index: record.index.load(Ordering::Relaxed),
                 ino: record.ino.load(Ordering::Relaxed),
-                digest: Digest::from(digest),
+                digest: load_digest(&record.digest),
                 size: record.size.load(Ordering::Relaxed),
             };
             found.push((slot, kept, Counts::Kept { segment, at }));
@@ -357,24 +414,6 @@ impl Ledger {
         Ok(roots)
     }
 
-    fn place(&self, slot: u32) -> io::Result<(Arc<Mapping>, u32)> {
-        let (number, at) = (slot as usize / SEGMENT_SLOTS, slot as usize % SEGMENT_SLOTS);
-        let mut segments = self.segments.lock();
-        if segments.len() <= number {
-            segments.resize(number + 1, None);
-        }
-        let segment = match &segments[number] {
-            Some(segment) => segment.clone(),
-            None => {
-                let from = SLOTS_AT + (number * SEGMENT_BYTES) as u64;
-                let segment = Arc::new(Mapping::new(&self.memory, from, SEGMENT_BYTES)?);
-                segments[number] = Some(segment.clone());
-                segment
-            }
-        };
-        Ok((segment, at as u32))
-    }
-
     /// From here on a successor has to start anew.
     fn give_up(&self, error: &io::Error) {
         self.header.header().incomplete.store(1, Ordering::Release);
@@ -385,6 +424,30 @@ impl Ledger {
             );
         }
     }
+}
+
+/// The length of a file of this layout; nothing if it is not known.
+fn bytes_of(layout: u32) -> Option<u64> {
+    match layout {
+        NODES => Some(NODES_END),
+        OPEN_FILES => Some(open_files::END),
+        _ => None,
+    }
+}
+
+fn store_digest(words: &[AtomicU64; 4], digest: &Digest) {
+    for (word, bytes) in words.iter().zip(digest.as_bytes().chunks_exact(8)) {
+        let bytes = bytes.try_into().expect("chunks of 8 bytes");
+        word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+    }
+}
+
+fn load_digest(words: &[AtomicU64; 4]) -> Digest {
+    let mut digest = [0; 32];
+    for (bytes, word) in digest.chunks_exact_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+    }
+    Digest::from(digest)
 }
 
 fn write_all(file: &OwnedFd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
@@ -430,7 +493,7 @@ mod tests {
     #[test]
     fn a_successor_finds_the_slots_and_their_counts() {
         let ledger = Ledger::create().unwrap();
-        let far = SEGMENT_SLOTS as u32 * 3 + 5;
+        let far = SEGMENT_RECORDS as u32 * 3 + 5;
         for slot in [0, 1, 2, far] {
             let counts = ledger.claim(slot, &kept(0, slot));
             counts
@@ -482,18 +545,38 @@ mod tests {
         assert_eq!(after.about().unwrap(), b"a mount");
     }
 
+    /// Every version of this program understands it.
+    #[test]
+    fn a_mount_without_open_files_has_the_first_layout_to_the_byte() {
+        let ledger = Ledger::create().unwrap();
+        let length = |ledger: &Ledger| rustix::fs::fstat(ledger.memory()).unwrap().st_size;
+        assert_eq!(length(&ledger), (1 << 36) + (80 << 32));
+        let starts = read_exact(&ledger.memory, 0, 16).unwrap();
+        assert_eq!(starts, b"castore\x01\x01\0\0\0\0\0\0\0");
+        assert!(!successor(&ledger).unwrap().keeps_open_files());
+        let with_more = Ledger::create_with_open_files().unwrap();
+        assert!(length(&with_more) > length(&ledger));
+        // It is not settled whether the kernel has passthrough.
+        let after = successor(&with_more).unwrap();
+        assert!(after.keeps_open_files());
+        assert!(matches!(after.left_open(), Err(LedgerError::Damaged(_))));
+    }
+
     #[test]
     fn what_is_not_understood_is_refused() {
         let ledger = Ledger::create().unwrap();
         let header = ledger.header.header();
-        header.version.store(VERSION + 1, Ordering::Relaxed);
+        header.version.store(OPEN_FILES + 1, Ordering::Relaxed);
         let error = successor(&ledger).err().unwrap();
-        assert!(matches!(error, LedgerError::Version { found } if found == VERSION + 1));
-        header.version.store(VERSION, Ordering::Relaxed);
+        assert!(matches!(error, LedgerError::Version { found } if found == OPEN_FILES + 1));
+        // It says that it has open files, and no room for them.
+        header.version.store(OPEN_FILES, Ordering::Relaxed);
+        assert!(matches!(successor(&ledger), Err(LedgerError::Damaged(_))));
+        header.version.store(NODES, Ordering::Relaxed);
         ledger.give_up(&io::ErrorKind::OutOfMemory.into());
         assert!(matches!(successor(&ledger), Err(LedgerError::Damaged(_))));
         let unsealed = rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC).unwrap();
-        rustix::fs::ftruncate(&unsealed, BYTES).unwrap();
+        rustix::fs::ftruncate(&unsealed, NODES_END).unwrap();
         assert!(matches!(
             Ledger::open(unsealed),
             Err(LedgerError::Damaged(_))

@@ -1,6 +1,7 @@
 //! Answering requests.
 //!
-//! LOOKUP, GETATTR, READ, READDIR, READDIRPLUS and the FORGETs are nearly all that a kernel sends.
+//! LOOKUP, GETATTR, READ, READDIR, READDIRPLUS and the FORGETs are nearly all that a kernel sends, and
+//! OPEN and RELEASE where there is passthrough.
 //! They are decoded where they lie and answered into the worker's reply buffer, with nothing
 //! allocated on the way (`tests/allocations.rs`); a blob is verified in the place from which the
 //! kernel takes it. Everything else is rare, and the crate's to decode and encode.
@@ -11,8 +12,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use fuse_backend_rs::abi::fuse_abi::{
-    AttrOut, BatchForgetIn, Dirent, EntryOut, ForgetIn, ForgetOne, InHeader, Opcode, OutHeader,
-    ReadIn,
+    AttrOut, BatchForgetIn, Dirent, EntryOut, ForgetIn, ForgetOne, InHeader, Opcode, OpenIn,
+    OpenOut, OutHeader, ReadIn, ReleaseIn,
 };
 use fuse_backend_rs::api::filesystem::{Context, DirEntry, Entry, FileSystem};
 use fuse_backend_rs::api::server::Server;
@@ -20,7 +21,14 @@ use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 use vm_memory::ByteValued;
 
 use super::device;
-use crate::fs::{CastoreFs, NodeId};
+use crate::fs::{CastoreFs, Handle, NodeId, OpenRequest, Opened, Passthrough};
+
+/// `FUSE_UNIQUE_RESEND` of the kernel's `fuse.h`: this request was sent before.
+const REPEATED: u64 = 1 << 63;
+/// `FOPEN_KEEP_CACHE`.
+const KEEP_CACHE: u32 = 1 << 1;
+/// `FOPEN_PASSTHROUGH`.
+const PASSTHROUGH: u32 = 1 << 7;
 
 /// Answers the requests for one file system.
 pub struct Answerer {
@@ -32,6 +40,8 @@ pub struct Answerer {
 enum Outcome {
     /// It is answered with so many bytes behind the header, or with an errno.
     Reply(io::Result<usize>),
+    /// It is answered with so many bytes, by which the kernel has a file open.
+    Open(usize, Handle),
     /// It wants no answer.
     Silent,
     /// It is one for the crate.
@@ -64,14 +74,17 @@ impl Answerer {
             Outcome::Silent => return Ok(()),
             Outcome::Rare => return self.rare(device, request, reply),
             Outcome::Reply(Ok(length)) => {
-                let whole = head.len() + length;
-                let out = OutHeader {
-                    len: whole as u32,
-                    error: 0,
-                    unique: header.unique,
-                };
-                head.copy_from_slice(out.as_slice());
+                let whole = put_header(head, header.unique, length);
                 device::send(device, &reply[..whole])
+            }
+            Outcome::Open(length, handle) => {
+                let whole = put_header(head, header.unique, length);
+                device::send(device, &reply[..whole]).inspect_err(|_| {
+                    // The kernel did not take it, and will not close what it knows nothing of.
+                    if let Some(passthrough) = self.passthrough() {
+                        passthrough.close(handle);
+                    }
+                })
             }
             Outcome::Reply(Err(error)) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
@@ -100,6 +113,8 @@ impl Answerer {
         const READ: u32 = Opcode::Read as u32;
         const READDIR: u32 = Opcode::Readdir as u32;
         const READDIRPLUS: u32 = Opcode::Readdirplus as u32;
+        const OPEN: u32 = Opcode::Open as u32;
+        const RELEASE: u32 = Opcode::Release as u32;
         const FORGET: u32 = Opcode::Forget as u32;
         const BATCH_FORGET: u32 = Opcode::BatchForget as u32;
         let id = NodeId::from(header.nodeid);
@@ -109,6 +124,14 @@ impl Answerer {
             READ => self.read(id, body, out),
             READDIR => self.list(id, false, body, out),
             READDIRPLUS => self.list(id, true, body, out),
+            OPEN => match self.passthrough() {
+                Some(passthrough) => return self.open(passthrough, header, body, out),
+                None => return Outcome::Rare,
+            },
+            RELEASE => match self.passthrough() {
+                Some(passthrough) => release(passthrough, body),
+                None => return Outcome::Rare,
+            },
             FORGET => return self.forget(id, body),
             BATCH_FORGET => return self.forget_many(body),
             _ => return Outcome::Rare,
@@ -159,6 +182,46 @@ impl Answerer {
         Ok(listing.written)
     }
 
+    /// What is open, where the kernel asks at all.
+    fn passthrough(&self) -> Option<&Passthrough> {
+        let passthrough = self.fs.passthrough()?;
+        passthrough.is_enabled().then_some(passthrough)
+    }
+
+    fn open(
+        &self,
+        passthrough: &Passthrough,
+        header: &InHeader,
+        body: &[u8],
+        out: &mut [u8],
+    ) -> Outcome {
+        let Some((asked, _)) = take::<OpenIn>(body) else {
+            return Outcome::Reply(Err(malformed()));
+        };
+        let request = OpenRequest {
+            unique: header.unique & !REPEATED,
+            repeated: header.unique & REPEATED != 0,
+        };
+        let id = NodeId::from(header.nodeid);
+        let opened = self.fs.open_file(passthrough, request, id, asked.flags);
+        let Opened { handle, backing } = match opened {
+            Ok(opened) => opened,
+            Err(error) => return Outcome::Reply(Err(error)),
+        };
+        let answer = OpenOut {
+            fh: handle.into(),
+            open_flags: backing.map_or(KEEP_CACHE, |_| PASSTHROUGH),
+            passthrough: backing.unwrap_or(0),
+        };
+        match put(out, &answer) {
+            Ok(length) => Outcome::Open(length, handle),
+            Err(error) => {
+                passthrough.close(handle);
+                Outcome::Reply(Err(error))
+            }
+        }
+    }
+
     fn forget(&self, id: NodeId, body: &[u8]) -> Outcome {
         if let Some((forgotten, _)) = take::<ForgetIn>(body) {
             self.fs.forget(&Context::default(), id, forgotten.nlookup);
@@ -177,6 +240,12 @@ impl Answerer {
         }
         Outcome::Silent
     }
+}
+
+fn release(passthrough: &Passthrough, body: &[u8]) -> io::Result<usize> {
+    let (released, _) = take::<ReleaseIn>(body).ok_or_else(malformed)?;
+    passthrough.close(Handle::from(released.fh));
+    Ok(0)
 }
 
 /// The entries of a READDIR or READDIRPLUS, as far as there is room.
@@ -219,6 +288,18 @@ fn take<T: ByteValued + Default>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let mut value = T::default();
     value.as_mut_slice().copy_from_slice(head);
     Some((value, rest))
+}
+
+/// Puts the header of a reply with `length` bytes behind it into `head`; gives the length of both.
+fn put_header(head: &mut [u8], unique: u64, length: usize) -> usize {
+    let whole = head.len() + length;
+    let out = OutHeader {
+        len: whole as u32,
+        error: 0,
+        unique,
+    };
+    head.copy_from_slice(out.as_slice());
+    whole
 }
 
 /// Puts `value` at the start of `out`; gives its length.

@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::fs::MemfdFlags;
+
 use crate::fs::BackingDevice;
 
 /// `FUSE_DEV_IOC_BACKING_OPEN`: `_IOW(229, 1, struct fuse_backing_map)`.
@@ -34,12 +36,20 @@ impl BackingDevice for FuseDevice {
         u32::try_from(id).map_err(|_| io::Error::last_os_error())
     }
 
-    fn release(&self, id: u32) {
+    fn end(&self, id: u32) -> io::Result<()> {
         // SAFETY: the ioctl reads one u32, which `id` is.
         let outcome = unsafe { libc::ioctl(self.0.as_raw_fd(), BACKING_CLOSE as _, &raw const id) };
         if outcome < 0 {
-            let error = io::Error::last_os_error();
-            tracing::warn!(id, %error, "cannot release a backing file");
+            return Err(io::Error::last_os_error());
         }
+        Ok(())
+    }
+
+    fn probe(&self) -> io::Result<u32> {
+        // Of memory: what this program lies on may be a file system that cannot back another.
+        let file = rustix::fs::memfd_create(c"castore-fs-probe", MemfdFlags::CLOEXEC)?;
+        let id = self.register(&file)?;
+        self.end(id)?;
+        Ok(id)
     }
 }

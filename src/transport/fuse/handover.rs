@@ -8,8 +8,8 @@
 //! The descriptor must be the one that was mounted, or a duplicate: one made by
 //! `FUSE_DEV_IOC_CLONE` has requests of its own, which end with it.
 //!
-//! A mount with [`Reads::Passthrough`](crate::fs::Reads) is not kept: the numbers of files that the
-//! kernel holds open are known to the process alone.
+//! The files that the kernel holds open for a mount with passthrough are the connection's too, and
+//! the ledger says which they are (`fs::passthrough`).
 
 use std::ffi::OsString;
 use std::io;
@@ -50,6 +50,17 @@ struct About {
     tag: String,
 }
 
+impl About {
+    fn read(ledger: &Ledger) -> Result<Self, AdoptError> {
+        let about = ledger.about().map_err(LedgerError::from)?;
+        serde_json::from_slice(&about).map_err(|error| AdoptError::About(error.to_string()))
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(OsString::from_vec(self.path.clone()))
+    }
+}
+
 /// A mount that another process left.
 pub struct Inherited {
     pub(super) device: OwnedFd,
@@ -61,19 +72,21 @@ impl Inherited {
     /// Reads what the predecessor left: the connection's descriptor and the node table's.
     pub fn read(device: OwnedFd, table: OwnedFd) -> Result<Self, AdoptError> {
         let ledger = Ledger::open(table)?;
-        let about = ledger.about().map_err(LedgerError::from)?;
-        let about =
-            serde_json::from_slice(&about).map_err(|error| AdoptError::About(error.to_string()))?;
         Ok(Self {
             device,
+            about: About::read(&ledger)?,
             ledger: Arc::new(ledger),
-            about,
         })
+    }
+
+    /// Where the mount of a node table is.
+    pub fn place(table: OwnedFd) -> Result<PathBuf, AdoptError> {
+        Ok(About::read(&Ledger::open(table)?)?.path())
     }
 
     /// Where it is mounted.
     pub fn path(&self) -> PathBuf {
-        PathBuf::from(OsString::from_vec(self.about.path.clone()))
+        self.about.path()
     }
 
     /// What [`MountOptions::tag`](super::MountOptions) was.

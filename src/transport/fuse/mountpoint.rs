@@ -14,6 +14,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -30,6 +32,8 @@ use super::device;
 const FS_TYPE: &str = "fuse.castore-fs";
 /// The device number of `/dev/fuse` (the kernel's `Documentation/admin-guide/devices.txt`).
 const FUSE_DEVICE: (u32, u32) = (10, 229);
+/// How long a mount may take to show that somebody serves it.
+const LIFE_SIGN: Duration = Duration::from_secs(1);
 /// The largest READ, in bytes.
 const MAX_READ: u32 = 1 << 20;
 
@@ -42,7 +46,7 @@ pub enum MountError {
     /// It is not a folder.
     #[error("{} is not a folder, and only a folder can be mounted on", .0.display())]
     NotAFolder(PathBuf),
-    /// A mount whose server is gone is in the way.
+    /// A mount whose server is gone is in the way, and cannot be taken out of it.
     #[error("{} holds a mount whose server is gone; remove it with umount --lazy", .0.display())]
     DeadMount(PathBuf),
     /// There is no FUSE.
@@ -118,6 +122,7 @@ pub struct Request<'a> {
 /// Mounts on `path`; gives the descriptor on which requests come.
 pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint), MountError> {
     let path = absolute(path)?;
+    take_away_dead(&path)?;
     let is_root = rustix::process::geteuid().is_root();
     let opened = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let mounted = match opened {
@@ -384,6 +389,34 @@ pub fn detach(path: &Path) -> io::Result<bool> {
         outcome => outcome?,
     }
     Ok(true)
+}
+
+/// Takes mounts of ours whose server is gone away from `path`. mount(2) would put the new mount on top of
+/// them, and they would be back when that ends.
+fn take_away_dead(path: &Path) -> Result<(), MountError> {
+    while find_mount(path).is_some_and(|mount| mount.fs_type == FS_TYPE) && is_dead(path) {
+        match detach(path) {
+            Ok(true) => {
+                let path = path.display();
+                tracing::warn!(%path, "took a mount whose server is gone out of the way");
+            }
+            Ok(false) | Err(_) => return Err(MountError::DeadMount(path.to_owned())),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the server of the mount at `path` is gone for good: nobody has its descriptor.
+fn is_dead(path: &Path) -> bool {
+    let (tell, told) = mpsc::channel();
+    let path = path.to_owned();
+    // In a thread of its own, which nobody waits for: a mount that somebody serves can take its time.
+    let asked = std::thread::Builder::new()
+        .name("life-sign".into())
+        .spawn(move || {
+            let _ = tell.send(rustix::fs::statfs(&path).map(drop));
+        });
+    asked.is_ok() && told.recv_timeout(LIFE_SIGN) == Ok(Err(Errno::NOTCONN))
 }
 
 /// A line of `/proc/self/mountinfo`.

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::InHeader;
 use parking_lot::{Condvar, Mutex};
-use rustix::fs::{Mode, OFlags};
 use tokio::runtime::Handle;
 
 use super::answer::Answerer;
@@ -23,7 +22,9 @@ use super::notices::{self, Notices, Nursery};
 use super::pulse::{self, Pulse, Stamps, Stuck};
 use super::vigil::Vigil;
 use super::{page_cache, root_watch};
-use crate::fs::{CastoreFs, Ledger, NodeCount, Options, Passthrough, Reads, Waiting, Workers};
+use crate::fs::{
+    CastoreFs, Ledger, NodeCount, OpenCount, Options, Passthrough, Reads, Waiting, Workers,
+};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
 use crate::transport::requests::{self, Counters, RequestCounts, RequestTimes};
@@ -176,12 +177,11 @@ impl Session {
                 (Arc::new(device), mountpoint)
             }
         };
-        let passthrough = (options.reads == Reads::Passthrough)
-            .then(|| Passthrough::new(Box::new(FuseDevice(device.clone()))));
-        let ledger = match (&mount.tag, &passthrough) {
-            (Some(tag), None) => keep(&mountpoint, tag),
-            _ => None,
-        };
+        let has_opens = options.reads == Reads::Passthrough;
+        let tag = mount.tag.as_deref();
+        let ledger = tag.and_then(|tag| keep(&mountpoint, tag, has_opens));
+        let passthrough = has_opens
+            .then(|| Passthrough::new(Box::new(FuseDevice(device.clone())), ledger.clone()));
         let fs = CastoreFs::with_ledger(store, options, waiting, passthrough, ledger.clone());
         if ledger.is_none() {
             notices::leave_unkept(mount.nursery.as_deref(), &device);
@@ -206,8 +206,9 @@ impl Session {
         let waiting = Waiting::new(runtime, pool.clone());
         let mountpoint = inherited.mountpoint();
         let Inherited { device, ledger, .. } = inherited;
-        let fs = CastoreFs::adopt(store, options, waiting, ledger.clone())?;
         let device = Arc::new(device);
+        let backing = Box::new(FuseDevice(device.clone()));
+        let fs = CastoreFs::adopt(store, options, waiting, Some(backing), ledger.clone())?;
         let session = Self::new(device, mountpoint, fs, pool, Some(ledger), mount);
         // Until it is known to work, a failure must not end the mount: the caller decides.
         session.leave();
@@ -294,6 +295,12 @@ impl Session {
             Some(passthrough) if passthrough.is_enabled() => Reads::Passthrough,
             _ => Reads::PageCache,
         }
+    }
+
+    /// What is open, where the kernel asks before it opens.
+    pub fn open_files(&self) -> Option<OpenCount> {
+        let passthrough = self.shared.fs.passthrough()?;
+        passthrough.is_enabled().then(|| passthrough.count())
     }
 
     /// Nodes that the kernel knows.
@@ -551,8 +558,12 @@ impl Shared {
 }
 
 /// A table that a successor can go on with. Without one the mount works, and ends with this process.
-fn keep(mountpoint: &Mountpoint, tag: &str) -> Option<Arc<Ledger>> {
-    let ledger = Ledger::create().and_then(|ledger| {
+fn keep(mountpoint: &Mountpoint, tag: &str, has_opens: bool) -> Option<Arc<Ledger>> {
+    let ledger = match has_opens {
+        true => Ledger::create_with_open_files(),
+        false => Ledger::create(),
+    };
+    let ledger = ledger.and_then(|ledger| {
         handover::describe(&ledger, mountpoint, tag)?;
         Ok(ledger)
     });
@@ -568,18 +579,12 @@ fn keep(mountpoint: &Mountpoint, tag: &str) -> Option<Arc<Ledger>> {
 /// Turns passthrough on if the kernel knows it and lets us; else says once why not.
 fn enable(passthrough: &Passthrough, known: bool) {
     let outcome = if known {
-        // Any file does: this program's own is always there.
-        rustix::fs::open(
-            "/proc/self/exe",
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(io::Error::from)
-        .and_then(|probe| passthrough.enable(&probe))
-        .map_err(|error| match error.raw_os_error() {
-            Some(libc::EPERM) => "it needs CAP_SYS_ADMIN".to_owned(),
-            _ => error.to_string(),
-        })
+        passthrough
+            .enable()
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EPERM) => "it needs CAP_SYS_ADMIN".to_owned(),
+                _ => error.to_string(),
+            })
     } else {
         Err("the kernel is older than 6.9, or built without it".to_owned())
     };

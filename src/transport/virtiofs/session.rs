@@ -108,8 +108,15 @@ impl Guest {
     /// Goes on with the session that a predecessor left, or with none if that cannot be.
     pub fn resume(&self, session: Result<Arc<Ledger>, LedgerError>) {
         let Shown { store, options, .. } = &*self.shown;
-        let adopt =
-            |ledger| CastoreFs::adopt(store.clone(), options.clone(), self.shown.waiting(), ledger);
+        let adopt = |ledger| {
+            CastoreFs::adopt(
+                store.clone(),
+                options.clone(),
+                self.shown.waiting(),
+                None,
+                ledger,
+            )
+        };
         match session.and_then(adopt) {
             Ok(fs) => *self.session.write() = Some(Session::new(fs)),
             Err(error) => {

@@ -6,7 +6,15 @@ use std::ptr::NonNull;
 
 use rustix::mm::{MapFlags, ProtFlags};
 
-use super::{Header, Record};
+use super::{Header, RECORD_BYTES};
+
+/// What the file holds many of.
+///
+/// # Safety
+///
+/// It has [`RECORD_BYTES`], which is a multiple of its alignment, and consists of atomics, for
+/// which any bytes are a value.
+pub(super) unsafe trait Shared {}
 
 /// A part of the file in this process's memory. Holds only atomics, which others may change.
 pub(in crate::fs::nodes) struct Mapping {
@@ -47,11 +55,11 @@ impl Mapping {
     }
 
     /// The record at a place of a segment.
-    pub(super) fn record(&self, at: u32) -> &Record {
-        assert!((at as usize) < self.bytes / size_of::<Record>());
+    pub(super) fn record<R: Shared>(&self, at: u32) -> &R {
+        assert!((at as usize) < self.bytes / RECORD_BYTES);
         // SAFETY: inside the mapping, by the line above; as for `header` otherwise. Records are
         // aligned, since their size is a multiple of their alignment and the start is a page's.
-        unsafe { self.start.cast::<Record>().add(at as usize).as_ref() }
+        unsafe { self.start.cast::<R>().add(at as usize).as_ref() }
     }
 }
 

@@ -1,0 +1,292 @@
+//! What is open, and what backs it: the part of the ledger that mounts with passthrough need.
+//!
+//! A record for every open file, whose number and generation make the handle that the kernel gives
+//! back in RELEASE, and a record for every file that is registered with the kernel. Why a successor
+//! needs just this, and why in this order, is told in `fs::passthrough`; here is how it is written.
+//!
+//! A record's state is written after all else that it says, and taken back before any of that is
+//! written again. A generation is never taken back: it outlives the file, so that a RELEASE that comes
+//! twice is known by it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::{
+    Area, Ledger, LedgerError, NODES_END, OPEN_FILES, RECORD_BYTES, SEGMENT_RECORDS, Shared,
+    load_digest, store_digest,
+};
+use crate::castore::Digest;
+use crate::fs::node_id::NodeId;
+
+/// Records of each kind, at most: far more than a kernel opens files.
+const MOST: u32 = 1 << 28;
+pub(super) const FILES_AT: u64 = NODES_END;
+pub(super) const REGISTRATIONS_AT: u64 = FILES_AT + (RECORD_BYTES as u64) * MOST as u64;
+pub(super) const END: u64 = REGISTRATIONS_AT + (RECORD_BYTES as u64) * MOST as u64;
+
+const FREE: u32 = 0;
+const USED: u32 = 1;
+/// A registration that is being ended.
+const ENDING: u32 = 2;
+
+/// What the file's header says for this part.
+#[repr(C)]
+pub(super) struct Header {
+    /// Whether there is passthrough: 0 while that is not settled, 1 if so, 2 if not.
+    passthrough: AtomicU32,
+    /// The last number of which it is known who has it.
+    settled: AtomicU32,
+    /// Open files below this were there at some time.
+    files: AtomicU64,
+    /// Registrations likewise.
+    registrations: AtomicU64,
+}
+
+#[repr(C)]
+struct FileRecord {
+    state: AtomicU32,
+    generation: AtomicU32,
+    node: AtomicU64,
+    request: AtomicU64,
+    /// 0 for none.
+    backing: AtomicU32,
+    reserved: AtomicU32,
+    digest: [AtomicU64; 4],
+    reserved_too: [AtomicU64; 2],
+}
+
+#[repr(C)]
+struct RegistrationRecord {
+    state: AtomicU32,
+    id: AtomicU32,
+    digest: [AtomicU64; 4],
+    reserved: [AtomicU64; 5],
+}
+
+const _: () = assert!(size_of::<FileRecord>() == RECORD_BYTES);
+const _: () = assert!(size_of::<RegistrationRecord>() == RECORD_BYTES);
+
+// SAFETY: atomics only, without padding.
+unsafe impl Shared for FileRecord {}
+// SAFETY: as above.
+unsafe impl Shared for RegistrationRecord {}
+
+/// An open file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::fs) struct OpenFile {
+    /// The inode.
+    pub(in crate::fs) node: NodeId,
+    /// The number of the OPEN that it was opened by. No two requests of a mount have the same.
+    pub(in crate::fs) request: u64,
+    /// What is in it.
+    pub(in crate::fs) digest: Digest,
+    /// The kernel's number of the file that backs it; without one it is read by READ.
+    pub(in crate::fs) backing: Option<u32>,
+}
+
+/// A file that is registered with the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::fs) struct Registration {
+    /// Its record.
+    pub(in crate::fs) place: u32,
+    /// The kernel's number of it.
+    pub(in crate::fs) id: u32,
+    /// What is in it.
+    pub(in crate::fs) digest: Digest,
+}
+
+/// What a predecessor left open.
+#[derive(Debug, Default)]
+pub(in crate::fs) struct LeftOpen {
+    /// Whether there is passthrough.
+    pub(in crate::fs) passthrough: bool,
+    /// Every handle that was ever given: its generation, and what is open by it.
+    pub(in crate::fs) files: Vec<(u32, Option<OpenFile>)>,
+    /// What is registered.
+    pub(in crate::fs) registered: Vec<Registration>,
+    /// What was registered, and may be still.
+    pub(in crate::fs) ending: Vec<Registration>,
+    /// How many records of registrations there are.
+    pub(in crate::fs) places: u32,
+    /// Up to here, numbers that are not in the lists are nobody's.
+    pub(in crate::fs) settled: u32,
+}
+
+impl Ledger {
+    /// Whether this has room for open files.
+    pub(in crate::fs) fn keeps_open_files(&self) -> bool {
+        self.header.header().version.load(Ordering::Relaxed) == OPEN_FILES
+    }
+
+    fn open_files(&self) -> &Header {
+        &self.header.header().open_files
+    }
+
+    /// Notes whether there is passthrough.
+    pub(in crate::fs) fn settle_passthrough(&self, enabled: bool) {
+        let said = if enabled { 1 } else { 2 };
+        let header = self.open_files();
+        header.passthrough.store(said, Ordering::Release);
+    }
+
+    /// Notes that a file is open by the handle of `place` and `generation`.
+    pub(in crate::fs) fn note_open(&self, place: u32, generation: u32, file: &OpenFile) {
+        let written = self.with_file(place, |record| {
+            record.generation.store(generation, Ordering::Relaxed);
+            step();
+            record.node.store(file.node.into(), Ordering::Relaxed);
+            record.request.store(file.request, Ordering::Relaxed);
+            let backing = file.backing.unwrap_or(0);
+            record.backing.store(backing, Ordering::Relaxed);
+            store_digest(&record.digest, &file.digest);
+            let files = &self.open_files().files;
+            files.fetch_max(u64::from(place) + 1, Ordering::Relaxed);
+            step();
+            record.state.store(USED, Ordering::Release);
+            step();
+        });
+        self.unless_written(written);
+    }
+
+    /// Notes that nothing is open by the handle of `place`.
+    pub(in crate::fs) fn note_closed(&self, place: u32) {
+        let written = self.with_file(place, |record| {
+            record.state.store(FREE, Ordering::Release);
+            step();
+        });
+        self.unless_written(written);
+    }
+
+    /// Notes that a file has just been registered, and that of all numbers up to its own it is known
+    /// who has them.
+    pub(in crate::fs) fn note_registered(&self, registration: &Registration) {
+        let written = self.with_registration(registration.place, |record| {
+            step();
+            record.id.store(registration.id, Ordering::Relaxed);
+            store_digest(&record.digest, &registration.digest);
+            let registrations = &self.open_files().registrations;
+            registrations.fetch_max(u64::from(registration.place) + 1, Ordering::Relaxed);
+            step();
+            record.state.store(USED, Ordering::Release);
+            step();
+        });
+        self.unless_written(written);
+        self.settle(registration.id);
+    }
+
+    /// Notes that of all numbers up to `id` it is known who has them.
+    pub(in crate::fs) fn settle(&self, id: u32) {
+        self.open_files().settled.store(id, Ordering::Release);
+        step();
+    }
+
+    /// Notes that a registration is about to end.
+    pub(in crate::fs) fn note_ending(&self, place: u32) {
+        let written = self.with_registration(place, |record| {
+            record.state.store(ENDING, Ordering::Release);
+            step();
+        });
+        self.unless_written(written);
+    }
+
+    /// Notes that a registration has ended.
+    pub(in crate::fs) fn note_ended(&self, place: u32) {
+        let written = self.with_registration(place, |record| {
+            record.state.store(FREE, Ordering::Release);
+            step();
+        });
+        self.unless_written(written);
+    }
+
+    /// What the predecessor left open.
+    pub(in crate::fs) fn left_open(&self) -> Result<LeftOpen, LedgerError> {
+        let header = self.open_files();
+        let passthrough = match header.passthrough.load(Ordering::Acquire) {
+            1 => true,
+            2 => false,
+            _ => return Err(LedgerError::Damaged("it does not say how files are read")),
+        };
+        let within = |count: &AtomicU64| {
+            let count = u32::try_from(count.load(Ordering::Relaxed)).ok();
+            count
+                .filter(|count| *count <= MOST)
+                .ok_or(LedgerError::Damaged("too many open files"))
+        };
+        let mut left = LeftOpen {
+            passthrough,
+            settled: header.settled.load(Ordering::Acquire),
+            places: within(&header.registrations)?,
+            ..LeftOpen::default()
+        };
+        for place in 0..within(&header.files)? {
+            left.files.push(self.with_file(place, |record| {
+                let file = (record.state.load(Ordering::Acquire) == USED).then(|| OpenFile {
+                    node: record.node.load(Ordering::Relaxed).into(),
+                    request: record.request.load(Ordering::Relaxed),
+                    digest: load_digest(&record.digest),
+                    backing: match record.backing.load(Ordering::Relaxed) {
+                        0 => None,
+                        backing => Some(backing),
+                    },
+                });
+                (record.generation.load(Ordering::Relaxed), file)
+            })?);
+        }
+        for place in 0..left.places {
+            let (state, registration) = self.with_registration(place, |record| {
+                let registration = Registration {
+                    place,
+                    id: record.id.load(Ordering::Relaxed),
+                    digest: load_digest(&record.digest),
+                };
+                (record.state.load(Ordering::Acquire), registration)
+            })?;
+            match state {
+                USED => left.registered.push(registration),
+                ENDING => left.ending.push(registration),
+                _ => {}
+            }
+        }
+        Ok(left)
+    }
+
+    fn with_file<T>(&self, place: u32, work: impl FnOnce(&FileRecord) -> T) -> io::Result<T> {
+        with_record(&self.files, &self.memory, place, work)
+    }
+
+    fn with_registration<T>(
+        &self,
+        place: u32,
+        work: impl FnOnce(&RegistrationRecord) -> T,
+    ) -> io::Result<T> {
+        with_record(&self.registrations, &self.memory, place, work)
+    }
+
+    fn unless_written(&self, written: io::Result<()>) {
+        if let Err(error) = written {
+            self.give_up(&error);
+        }
+    }
+}
+
+fn with_record<R: Shared, T>(
+    area: &Area,
+    memory: &OwnedFd,
+    place: u32,
+    work: impl FnOnce(&R) -> T,
+) -> io::Result<T> {
+    const { assert!((MOST as usize).is_multiple_of(SEGMENT_RECORDS)) };
+    if place >= MOST {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let (segment, at) = area.place(memory, place)?;
+    Ok(work(segment.record(at)))
+}
+
+/// Between two writes, where the process may die.
+#[cfg(not(test))]
+fn step() {}
+
+#[cfg(test)]
+use crate::fs::passthrough::death::step;
