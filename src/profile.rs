@@ -127,6 +127,11 @@ impl Profile {
         &self.files
     }
 
+    /// The same of another subject.
+    pub fn renamed(self, subject: Subject) -> Self {
+        Self { subject, ..self }
+    }
+
     /// What of them was touched, in that order.
     pub fn runs(&self) -> &[Run] {
         &self.runs

@@ -35,6 +35,7 @@ impl CastoreFs {
             return Ok(0);
         }
         self.note_read(id, size, offset);
+        self.touch(id, &digest, offset, rest as u64);
         let mut blob = BlobFile {
             fs: self,
             id,
@@ -60,6 +61,7 @@ impl CastoreFs {
             return Ok(0);
         }
         self.note_read(id, size, offset);
+        self.touch(id, &digest, offset, rest as u64);
         self.read_blob(id, &digest, size, offset, &mut buffer[..rest])
     }
 
@@ -91,6 +93,8 @@ impl CastoreFs {
         });
         match opened {
             Ok(Some(backing)) => {
+                // The kernel does not tell what it reads; it begins to.
+                self.touch(id, &digest, 0, size.min(1));
                 // SAFETY: the crate's flags are a transparent u32, and this one is the kernel's.
                 let option = unsafe { OpenOptions::from_bits_unchecked(FOPEN_PASSTHROUGH) };
                 Ok((None, option, Some(backing)))

@@ -17,7 +17,8 @@
 use thiserror::Error;
 
 use super::{
-    LONGEST_PATH, MOST_FILES, MOST_RUNS, MOST_STRETCHES, Profile, Recording, Run, Subject,
+    LONGEST_PATH, MOST_FILES, MOST_PATH_BYTES, MOST_RUNS, MOST_STRETCHES, Profile, Recording, Run,
+    Subject,
 };
 use crate::castore::Digest;
 
@@ -113,11 +114,16 @@ fn decode_body(from: &mut Reader<'_>) -> Result<Profile, &'static str> {
     let digest = Digest::from(*from.chunk::<{ Digest::LEN }>()?);
     let count = from.count(MOST_FILES, "it names too many files")?;
     let mut files: Vec<(Vec<u8>, u8)> = Vec::new();
+    let mut path_bytes = 0;
     for _ in 0..count {
         let before = files.last().map_or(&[][..], |(path, _)| path);
         let shared = from.count(before.len(), "a path repeats more than there is")?;
         let mut path = before[..shared].to_vec();
         path.extend_from_slice(from.bytes(LONGEST_PATH - shared.min(LONGEST_PATH))?);
+        path_bytes += path.len();
+        if path_bytes > MOST_PATH_BYTES {
+            return Err("its paths are too long");
+        }
         let [missed] = *from.chunk()?;
         files.push((path, missed));
     }

@@ -39,6 +39,7 @@ use super::status::{
 };
 use super::watchdog::{self, Watched};
 use super::{log, panics, repeats, systemd};
+use crate::profile::Profiles;
 use crate::store::{self, OpenStores, Plan};
 use crate::transport::fuse::{Nursery, Session, Unmounted};
 use crate::transport::virtiofs::Endpoint;
@@ -195,6 +196,7 @@ fn run_once(file: &Path) -> Result<(), DaemonError> {
             nursery: Arc::new(nursery),
             devices: Arc::new(Mutex::new(std::mem::take(&mut passed.devices))),
             slow_requests: Some(config.log.slow_requests.0).filter(|span| !span.is_zero()),
+            profiles: Arc::new(Profiles::new(config.profiles())),
         },
         config,
         runtime,
@@ -267,11 +269,16 @@ impl Daemon {
         }
         self.refresh();
         let handle = self.runtime.handle().clone();
-        let view = self.view.clone();
+        let (view, mounts) = (self.view.clone(), self.view.clone());
         let control = Control {
             ask: self.ask(),
             stores: Arc::new(move || view.lock().stores.clone()),
             prefetches: self.prefetches.clone(),
+            profiles: self.host.profiles.clone(),
+            remember: Arc::new(move || {
+                let mounts = mounts.lock().mounts.clone();
+                mounts.values().for_each(|viewed| viewed.session.remember());
+            }),
         };
         let socket = self.config.control_socket();
         self.control = Some(control::serve(&socket, control, &handle)?);

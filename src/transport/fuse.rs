@@ -18,6 +18,7 @@ mod page_cache;
 mod pulse;
 mod root_watch;
 mod session;
+mod warm_up;
 
 pub use super::requests::{RequestCounts, RequestTimes};
 pub use answer::Answerer;
