@@ -10,7 +10,7 @@ use castore_fs::service::{
 };
 use clap::{Args, Subcommand};
 use data_encoding::BASE64;
-use indicatif::{HumanBytes, HumanCount};
+use indicatif::HumanCount;
 
 use super::control::{ControlArguments, not_that};
 use super::failure::{Failure, failure, say};
@@ -37,7 +37,8 @@ pub(super) struct ProfileVerb {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// List the profiles that there are
+    /// List the profiles that there are: of each how many files it names, and how many stretches of
+    /// them, of up to 1 MiB
     List {
         #[command(flatten)]
         place: Place,
@@ -135,12 +136,8 @@ fn list(place: &Place, json: bool) -> Result<(), Failure> {
 }
 
 fn line(profile: &ProfileStatus) -> String {
-    format!(
-        "{}: {} files, up to {}",
-        profile.name,
-        HumanCount(profile.files),
-        HumanBytes(profile.bytes)
-    )
+    let (files, stretches) = (HumanCount(profile.files), HumanCount(profile.stretches));
+    format!("{}: {files} files, {stretches} stretches", profile.name)
 }
 
 fn export(place: &Place, name: String) -> Result<(), Failure> {

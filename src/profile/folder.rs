@@ -92,8 +92,8 @@ pub struct Summary {
     pub digest: Digest,
     /// Files that it names.
     pub files: u64,
-    /// Bytes that it names, at most: the last stretch of a file may be short.
-    pub bytes: u64,
+    /// Stretches of them, which are fetched.
+    pub stretches: u64,
 }
 
 impl Summary {
@@ -104,7 +104,7 @@ impl Summary {
             subject: profile.subject().clone(),
             digest: *profile.digest(),
             files: profile.files().len() as u64,
-            bytes: stretches.sum::<u64>() * super::STRETCH,
+            stretches: stretches.sum(),
         }
     }
 }
@@ -145,12 +145,12 @@ impl Profiles {
             return Ok(Some(Found { profile, own: true }));
         }
         let mut best: Option<((Likeness, SystemTime), Subject)> = None;
-        for (path, written) in self.files()? {
+        for path in self.files()? {
             let Some(other) = subject_of(&path) else {
                 continue;
             };
             if let Some(likeness) = likeness(subject, &other) {
-                let rank = (likeness, written);
+                let rank = (likeness, written(&path));
                 if best.as_ref().is_none_or(|(best, _)| *best < rank) {
                     best = Some((rank, other));
                 }
@@ -222,7 +222,7 @@ impl Profiles {
     /// What there is, by subject; and what of it is no good.
     pub fn list(&self) -> Result<(Vec<Summary>, Vec<ProfileError>), ProfileError> {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
-        for (path, _) in self.files()? {
+        for path in self.files()? {
             match read(&path) {
                 Ok(Some(profile)) if self.path(profile.subject()) == path => {
                     good.push(Summary::of(&profile));
@@ -240,8 +240,8 @@ impl Profiles {
         Ok((good, bad))
     }
 
-    /// The files of profiles, and when each was written.
-    fn files(&self) -> Result<Vec<(PathBuf, SystemTime)>, ProfileError> {
+    /// The files of profiles.
+    fn files(&self) -> Result<Vec<PathBuf>, ProfileError> {
         let failed = |source| ProfileError::Io {
             action: "list",
             path: self.folder.clone(),
@@ -255,8 +255,7 @@ impl Profiles {
         for entry in entries {
             let entry = entry.map_err(failed)?;
             if entry.file_name().as_bytes().ends_with(SUFFIX) {
-                let written = entry.metadata().and_then(|about| about.modified());
-                files.push((entry.path(), written.unwrap_or(SystemTime::UNIX_EPOCH)));
+                files.push(entry.path());
             }
         }
         Ok(files)
@@ -265,8 +264,8 @@ impl Profiles {
     fn make_room(&self) -> Result<(), ProfileError> {
         let mut files = self.files()?;
         if files.len() >= MOST_PROFILES {
-            files.sort_by_key(|(_, written)| *written);
-            for (path, _) in &files[..=files.len() - MOST_PROFILES] {
+            files.sort_by_cached_key(|path| written(path));
+            for path in &files[..=files.len() - MOST_PROFILES] {
                 // Whatever it is that keeps it there: it is one too many, and no more.
                 let _ = fs::remove_file(path);
             }
@@ -287,6 +286,12 @@ impl Profiles {
         name.push_str(".profile");
         self.folder.join(name)
     }
+}
+
+/// When a file was written; long ago if it is gone.
+fn written(path: &Path) -> SystemTime {
+    let written = fs::metadata(path).and_then(|about| about.modified());
+    written.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// The profile in the file `path`; none if there is no such file.

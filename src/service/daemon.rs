@@ -517,6 +517,9 @@ impl Daemon {
         if (&config.control, &config.log) != (&self.config.control, &self.config.log) {
             tracing::warn!("changes of the control socket and of the log take a restart");
         }
+        if config.profiles() != self.host.profiles.folder() {
+            tracing::warn!("that profiles are kept in another folder takes a restart");
+        }
         let mut wanted = self.wanted(&config, &stores);
         let old: Vec<String> = self.mounts.keys().cloned().collect();
         for name in old {

@@ -60,8 +60,8 @@ pub struct ProfileStatus {
     pub digest: String,
     /// Files that it names.
     pub files: u64,
-    /// Bytes that are fetched by it, at most.
-    pub bytes: u64,
+    /// Stretches of them, of up to 1 MiB, which are fetched.
+    pub stretches: u64,
 }
 
 impl From<Summary> for ProfileStatus {
@@ -70,7 +70,7 @@ impl From<Summary> for ProfileStatus {
             name: summary.subject.to_string(),
             digest: summary.digest.to_string(),
             files: summary.files,
-            bytes: summary.bytes,
+            stretches: summary.stretches,
         }
     }
 }

@@ -23,6 +23,8 @@ use crate::store::{Answer, Error, Store};
 /// Bytes of a window while somebody waits, and at most: 50 ms and half a second of 20 MB/s.
 const FIRST_WINDOW: u64 = 1 << 20;
 const MAX_WINDOW: u64 = 8 << 20;
+/// Bytes that are fetched ahead for one root, at most.
+const MOST_AHEAD: u64 = 4 << 30;
 /// Stretches in a window, at most.
 const MOST_PIECES: usize = 512;
 /// Stretches read at once.
@@ -76,7 +78,7 @@ impl Ahead {
             next: 0,
             pieces: VecDeque::new(),
             window: FIRST_WINDOW,
-            left: most,
+            left: most.min(MOST_AHEAD),
             began: Instant::now(),
             fetched: 0,
             bytes: 0,
@@ -106,6 +108,12 @@ impl Ahead {
             ..
         } = self;
         match &self.failed {
+            None if *fetched == 0 => {
+                tracing::debug!(
+                    absent,
+                    "all is at hand that the users of \"{name}\" read first{like}"
+                );
+            }
             None => tracing::info!(
                 milliseconds,
                 absent,
@@ -224,15 +232,20 @@ impl CastoreFs {
                 Err(_) => {}
             }
         }
-        ahead.window = match self.waiting.count() {
-            0 => (ahead.window * 2).min(MAX_WINDOW),
-            _ => FIRST_WINDOW,
-        };
+        ahead.window = next_window_size(ahead.window, self.waiting.count());
         if ahead.is_done() {
             ahead.tell();
             return None;
         }
         Some(ahead)
+    }
+}
+
+/// Bytes of the window after one of `size`, while so many requests wait.
+fn next_window_size(size: u64, waiting: usize) -> u64 {
+    match waiting {
+        0 => (size * 2).min(MAX_WINDOW),
+        _ => FIRST_WINDOW,
     }
 }
 
@@ -314,5 +327,78 @@ async fn directory(store: &dyn Store, digest: &Digest) -> Option<Directory> {
         Ok(Answer::Found(directory)) => Some(directory),
         Ok(Answer::Wait) => store.directory(digest).await.ok().flatten(),
         Ok(Answer::Absent) | Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::castore::{Name, Root};
+    use crate::store::MemoryStore;
+
+    #[test]
+    fn windows_are_small_while_somebody_waits() {
+        let mut size = FIRST_WINDOW;
+        for _ in 0..10 {
+            size = next_window_size(size, 0);
+        }
+        assert_eq!(size, MAX_WINDOW);
+        assert_eq!(next_window_size(size, 1), FIRST_WINDOW);
+        assert_eq!(next_window_size(FIRST_WINDOW, 3), FIRST_WINDOW);
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    fn file(content: &str) -> Node {
+        Node::File {
+            digest: Digest::of(content.as_bytes()),
+            size: content.len() as u64,
+            executable: false,
+        }
+    }
+
+    /// A tree that has its own files `a/x`, `a-b/x` and `a/c/x`, and what looks like them.
+    fn stored() -> (MemoryStore, Node) {
+        let store = MemoryStore::new();
+        let ingest = store.ingest().unwrap();
+        let put = |entries: Vec<(&str, Node)>| {
+            let entries = entries.into_iter();
+            let entries = entries.map(|(text, node)| (name(text), node)).collect();
+            let directory = Directory::from_entries(entries).unwrap();
+            ingest.put_directory(&directory).unwrap();
+            directory.node()
+        };
+        let deep = put(vec![("x", file("a/c/x"))]);
+        let a = put(vec![("c", deep), ("x", file("a/x"))]);
+        let other = put(vec![("x", file("a-b/x"))]);
+        let top = put(vec![("a", a), ("a-b", other), ("x", file("x"))]);
+        let root = Root {
+            name: name("tree"),
+            node: top.clone(),
+        };
+        ingest.put_root(&root, None).unwrap();
+        ingest.commit().unwrap();
+        (store, top)
+    }
+
+    #[tokio::test]
+    async fn files_are_found_by_their_paths_and_nothing_else_is() {
+        let (store, top) = stored();
+        let paths = [
+            "x", "a/x", "a", "a-b/x", "a/c/x", "a/c", "x/x", "", "a/x", "b", "a/c/y", "a/c/x/y",
+            "a/",
+        ];
+        let paths: Vec<&[u8]> = paths.iter().map(|path| path.as_bytes()).collect();
+        let found = look_up(&store, &top, &paths).await;
+        for (path, found) in paths.iter().zip(found) {
+            let text = std::str::from_utf8(path).unwrap();
+            let there = ["x", "a/x", "a-b/x", "a/c/x"].contains(&text);
+            let expected = there.then(|| (Digest::of(path), path.len() as u64));
+            assert_eq!(found, expected, "{text}");
+        }
+        let found = look_up(&store, &file("alone"), &[b"", b"x"]).await;
+        assert_eq!(found, [Some((Digest::of(b"alone"), 5)), None]);
     }
 }

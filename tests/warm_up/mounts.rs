@@ -1,56 +1,21 @@
 //! What a mount learns of its users, and what the next one does with it.
 
-#[path = "kit/double.rs"]
-#[allow(dead_code)]
-mod double;
-#[path = "kit/model.rs"]
-#[allow(dead_code)]
-mod model;
-#[path = "kit/mounted.rs"]
-#[allow(dead_code)]
-mod mounted;
-#[path = "kit/patience.rs"]
-mod patience;
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use castore_fs::castore::{Digest, Node};
 use castore_fs::fs::{Options, Top, WarmUp};
-use castore_fs::profile::{Profile, Profiles, Subject};
+use castore_fs::profile::{Profile, Profiles};
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
-use double::Double;
-use model::{Model, directory, file};
-use mounted::{Mounted, can_mount, top_of};
-use patience::wait_until;
 
-const FOLDERS: usize = 12;
-
-/// What the file in `folder` of version `version` holds.
-fn contents(version: u32, folder: usize) -> String {
-    format!("version {version}, folder {folder}\n").repeat(100)
-}
-
-/// A tree with files `FOLDER/file` and `FOLDER/other`.
-fn tree(version: u32) -> Model {
-    let folder = |folder| {
-        let files = [
-            ("file", file(contents(version, folder))),
-            ("other", file(format!("{version} other {folder}"))),
-        ];
-        (format!("folder-{folder}"), directory(files))
-    };
-    directory((0..FOLDERS).map(folder))
-}
-
-/// The folders whose files a program reads when it starts, in its order.
-const STARTS_WITH: [usize; 6] = [7, 3, 11, 0, 8, 2];
+use super::double::Double;
+use super::model::{directory, file};
+use super::mounted::{Mounted, can_mount, top_of};
+use super::patience::wait_until;
+use super::{STARTS_WITH, contents, start, subject_of, tree};
 
 /// A store far away, a folder for profiles, and for caches.
 struct Scene {
@@ -97,21 +62,9 @@ impl Scene {
     }
 }
 
-fn subject_of(text: &str) -> Subject {
-    Subject::new(text.as_bytes()).unwrap()
-}
-
 fn paths(profile: &Profile) -> Vec<String> {
     let path = |file: &castore_fs::profile::File| String::from_utf8(file.path.to_vec()).unwrap();
     profile.files().iter().map(path).collect()
-}
-
-/// Reads as a program does when it starts.
-fn start(at: &Path, version: u32) {
-    for folder in STARTS_WITH {
-        let read = fs::read_to_string(at.join(format!("folder-{folder}/file"))).unwrap();
-        assert_eq!(read, contents(version, folder));
-    }
 }
 
 /// The files of a start, as digests, in order.
