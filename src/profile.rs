@@ -12,7 +12,7 @@
 //! aligned stretches of [`STRETCH`] bytes.
 //!
 //! **It follows its root.** Each recording comes before what was known, so that the order is that of the
-//! last start ([`Profile::follow`]); what [`MOST_MISSED`] whole recordings in a row did not touch is
+//! last start ([`Recording::follow`]); what [`MOST_MISSED`] whole recordings in a row did not touch is
 //! forgotten.
 //!
 //! A profile is a hint. One that is damaged or wrong costs what it would have saved, and nothing else.

@@ -351,3 +351,12 @@ fn what_is_saved_comes_before_what_was_known() {
         owned(&[("c", 0, 1), ("b", 0, 1), ("a", 0, 1)])
     );
 }
+
+/// What the fuzzer starts with is a profile.
+#[test]
+fn the_seed_of_the_fuzzer_is_read() {
+    let seed = include_bytes!("../../fuzz/seeds/profile/two-files");
+    let profile = Profile::decode(&headed(seed)).unwrap();
+    let expected = [("bin/a", 0, 1), ("bin/b", 5, 2), ("bin/a", 1, 1)];
+    assert_eq!(order(&profile), owned(&expected));
+}

@@ -113,7 +113,7 @@ pub struct Mount {
     #[serde(default = "directory_memory")]
     pub directory_memory: Size,
     /// Whether it is learned which files the users of a root read first, and they are fetched ahead, in
-    /// that order, when the root is mounted anew: [warmup.md](warmup.md).
+    /// that order, when the root is mounted anew: [warmup.md](warmup.md). By default neither is done.
     #[serde(default)]
     pub warmup: Warmup,
 }

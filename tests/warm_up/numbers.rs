@@ -42,7 +42,8 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
 
 /// The size of file `number`: 1 KiB to 256 KiB, most of them small.
 fn size(number: u64) -> usize {
-    1 << (10 + (number * 7 + number / 5) % 5 + 2 * u64::from(number % 17 == 0) * 2)
+    let larger = u64::from(number.is_multiple_of(17));
+    1 << (10 + (number * 7 + number / 5) % 5 + 4 * larger)
 }
 
 /// A tree of `directories`, and what a start reads of it, in its order: one file in ten.
