@@ -27,6 +27,7 @@ mod mount_helper;
 mod output;
 mod pin;
 mod prefetch;
+mod profile;
 mod progress;
 mod serve;
 mod stat;
@@ -81,6 +82,7 @@ enum Verb {
     Pin(pin::Pin),
     Unpin(pin::Unpin),
     DropCache(drop_cache::DropCache),
+    Profile(profile::ProfileVerb),
     Generate(generate::Generate),
 }
 
@@ -121,6 +123,7 @@ pub fn main() -> ExitCode {
         Verb::Pin(verb) => verb.run(),
         Verb::Unpin(verb) => verb.run(),
         Verb::DropCache(verb) => verb.run(),
+        Verb::Profile(verb) => verb.run(),
         Verb::Generate(verb) => verb.run(),
     };
     match result {

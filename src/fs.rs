@@ -27,6 +27,7 @@ mod slow;
 mod top;
 mod waiting;
 mod walk_ahead;
+mod warm_up;
 mod xattr;
 
 use std::io;
@@ -46,6 +47,7 @@ pub use passthrough::{BackingDevice, Handle, OpenCount, OpenRequest, Opened, Pas
 pub use top::{RootChanges, Top};
 pub use waiting::{Uncounted, Waiting, Workers};
 pub use walk_ahead::PageCache;
+pub use warm_up::{LEARNS_FOR, WarmUp};
 
 use errno::failure;
 use node_id::Place;
@@ -53,6 +55,7 @@ use nodes::{Content, DirectoryNode, Nodes};
 use scout::Scout;
 use top::Roots;
 use walk_ahead::WalkAhead;
+use warm_up::Learner;
 
 /// How long the kernel may keep what cannot change: more than a hundred million years, and still
 /// well inside the kernel's arithmetic of seconds.
@@ -84,6 +87,8 @@ pub struct Options {
     pub most_directories: usize,
     /// Requests that take longer are logged, with where the time went; none without this.
     pub slow_requests: Option<Duration>,
+    /// Learn what is touched first, and fetch ahead what was; not without this.
+    pub warm_up: Option<WarmUp>,
 }
 
 impl Default for Options {
@@ -97,6 +102,7 @@ impl Default for Options {
             directory_limit: DEFAULT_DIRECTORY_LIMIT,
             most_directories: usize::MAX,
             slow_requests: None,
+            warm_up: None,
         }
     }
 }
@@ -121,6 +127,7 @@ pub struct CastoreFs {
     passthrough: Option<Passthrough>,
     walk_ahead: WalkAhead,
     scout: Scout,
+    learner: Option<Learner>,
     waiting: Waiting,
 }
 
@@ -154,6 +161,7 @@ impl CastoreFs {
         Self {
             nodes: Nodes::new(digest, size, options.directory_limit, ledger.clone())
                 .bounded(options.most_directories),
+            learner: options.warm_up.clone().map(|told| Learner::new(told, 0)),
             store,
             options,
             roots: Roots::new(ledger),
@@ -184,7 +192,11 @@ impl CastoreFs {
             }
             _ => None,
         };
+        // Of what was used before, the kernel has in its cache what else would be learned.
+        let told = options.warm_up.clone();
+        let told = told.filter(|_| matches!(options.top, Top::Roots { .. }));
         Ok(Self {
+            learner: told.map(|told| Learner::new(told, roots.len() as u32)),
             nodes,
             store,
             options,

@@ -7,6 +7,7 @@
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
 //! | 0 | [`sandbox`] | giving up privileges, files and system calls |
 //! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
+//! | 2 | [`profile`] | what was touched first below a root, for the next mount |
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
 //! | 3 | [`fs`] | the file system: nodes, lookups, listings, reads |
 //! | 3 | [`import`], [`tree`] | trees into a store, and back out of one |
@@ -21,6 +22,7 @@ pub mod fs;
 pub mod import;
 pub mod nar;
 pub mod nix;
+pub mod profile;
 pub mod proto;
 pub mod sandbox;
 pub mod server;

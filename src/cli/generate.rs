@@ -94,6 +94,10 @@ fn reference() -> String {
     for verb in command.get_subcommands_mut().filter(visible) {
         let name = format!("castore-fs {}", verb.get_name());
         section(verb, &name, &mut text);
+        for part in verb.get_subcommands_mut() {
+            let name = format!("{name} {}", part.get_name());
+            section(part, &name, &mut text);
+        }
     }
     text
 }

@@ -1,11 +1,13 @@
 //! `castore-fs mount`.
 
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use castore_fs::castore::Node;
-use castore_fs::fs::{Options, Owner, Reads, Top};
+use castore_fs::fs::{Options, Owner, Reads, Top, WarmUp};
+use castore_fs::profile::{Profiles, Subject};
 use castore_fs::store::Blocking;
 use castore_fs::transport::fuse::{MountOptions, Nursery, Session, Unmounted};
 use castore_fs::tree::{Preference, Target};
@@ -15,7 +17,7 @@ use super::failure::{Failure, failure, say};
 use super::import::{Current, How};
 use super::interrupt::on_interrupt;
 use super::mount_helper;
-use super::store::{Opened, StoreArguments};
+use super::store::{Opened, StoreArguments, default_folder};
 use super::supervisor::Supervisor;
 
 /// Mount a store, and serve it until it is unmounted
@@ -71,6 +73,16 @@ pub(super) struct Mount {
     /// How bytes come to their readers
     #[arg(long, value_enum, default_value_t = ReadMode::PageCache)]
     reads: ReadMode,
+    /// Whether to learn which files the users of a root read first, and to fetch them ahead, in that
+    /// order, when the root is mounted anew
+    #[arg(long, value_enum, default_value_t = Learning::Off)]
+    warmup: Learning,
+    /// The folder for what is learned
+    ///
+    /// Without it, profiles in $XDG_DATA_HOME/castore-fs, by default ~/.local/share/castore-fs; for root
+    /// /var/lib/castore-fs.
+    #[arg(long, value_name = "PATH")]
+    profiles: Option<PathBuf>,
     /// Where to mount: a folder, or /dev/fd/N for a descriptor of /dev/fuse that was passed on
     ///
     /// With a descriptor, whoever has opened it has also mounted it, or leaves that to us; this process
@@ -85,6 +97,14 @@ enum ReadMode {
     /// The kernel reads large files from the store's disk itself, unverified; best for large files.
     /// Needs Linux 6.9 and CAP_SYS_ADMIN, else page-cache is used
     Passthrough,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Learning {
+    /// Neither
+    Off,
+    /// Both
+    Learn,
 }
 
 impl Mount {
@@ -107,6 +127,7 @@ impl Mount {
                 ReadMode::Passthrough => Reads::Passthrough,
             },
             xattr: self.xattr,
+            warm_up: self.warm_up(&opened)?,
             ..Options::default()
         };
         let defaults = MountOptions::default();
@@ -142,6 +163,28 @@ impl Mount {
         }
         session.wait();
         Ok(())
+    }
+
+    fn warm_up(&self, opened: &Opened) -> Result<Option<WarmUp>, Failure> {
+        if self.warmup == Learning::Off {
+            return Ok(None);
+        }
+        let folder = match &self.profiles {
+            // The helper of mount(8) changes to another folder; the mount outlives its own.
+            Some(folder) => std::path::absolute(folder)?,
+            None => {
+                let folder = default_folder().map_err(|_| {
+                    failure("neither XDG_DATA_HOME nor HOME is set: give --profiles PATH")
+                })?;
+                folder.join("profiles")
+            }
+        };
+        let root = self.root.as_deref().map(Path::as_os_str);
+        Ok(Some(WarmUp {
+            profiles: Arc::new(Profiles::new(folder)),
+            subject: root.and_then(|root| Subject::new(root.as_bytes())),
+            most_ahead: opened.described.plan.room_ahead(),
+        }))
     }
 
     /// Imports what `--import` names; gives the root's name.

@@ -114,7 +114,10 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Vec<OsStrin
             ("xattr", None) => wanted.push("--xattr".into()),
             ("list-root", None) => wanted.push("--list-root".into()),
             ("no-list-root", None) => wanted.push("--no-list-root".into()),
-            ("config" | "root" | "uid" | "gid" | "threads" | "reads", Some(value)) => {
+            (
+                "config" | "root" | "uid" | "gid" | "threads" | "reads" | "warmup" | "profiles",
+                Some(value),
+            ) => {
                 wanted.push(format!("--{key}={value}").into());
             }
             _ if key.starts_with("x-") || key.starts_with("comment") => {}
@@ -123,7 +126,8 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Vec<OsStrin
             _ => {
                 return Err(failure(format!(
                     "the mount option {text:?} is not known: allow_other, list-root, no-list-root, \
-                     xattr, root=NAME, uid=N, gid=N, threads=N, reads=page-cache|passthrough"
+                     xattr, root=NAME, uid=N, gid=N, threads=N, reads=page-cache|passthrough, \
+                     warmup=off|learn, profiles=PATH"
                 )));
             }
         }
@@ -203,10 +207,14 @@ mod tests {
 
     #[test]
     fn the_words_of_mount_become_ours() {
-        let words = "local:/s /m -o rw,nosuid,_netdev,nofail,x-systemd.automount,uid=7,allow_other";
+        let words = "local:/s /m -o rw,nosuid,_netdev,nofail,x-systemd.automount,uid=7,allow_other,\
+                     warmup=learn";
         let words: Vec<&str> = words.split(' ').collect();
         let said = parsed(&words).unwrap().unwrap();
-        assert_eq!(said, "mount --store local:/s --uid=7 --allow-other -- /m");
+        assert_eq!(
+            said,
+            "mount --store local:/s --uid=7 --allow-other --warmup=learn -- /m"
+        );
         assert_eq!(parsed(&["local:/s", "/m", "-f"]).unwrap(), None);
     }
 

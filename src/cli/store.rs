@@ -185,7 +185,8 @@ impl Place {
     }
 }
 
-fn default_url() -> Result<String, Failure> {
+/// The folder for what is kept where nothing else is said.
+pub(super) fn default_folder() -> Result<PathBuf, Failure> {
     let folder = if rustix::process::geteuid().is_root() {
         PathBuf::from("/var/lib")
     } else {
@@ -196,14 +197,18 @@ fn default_url() -> Result<String, Failure> {
         };
         set("XDG_DATA_HOME")
             .or_else(|| Some(set("HOME")?.join(".local/share")))
-            .ok_or_else(|| {
-                failure(
-                    "there is no default store, since neither XDG_DATA_HOME nor HOME is set: \
-                     give one with --store local:PATH",
-                )
-            })?
+            .ok_or_else(|| failure("neither XDG_DATA_HOME nor HOME is set"))?
     };
-    let path = folder.join("castore-fs");
+    Ok(folder.join("castore-fs"))
+}
+
+fn default_url() -> Result<String, Failure> {
+    let path = default_folder().map_err(|_| {
+        failure(
+            "there is no default store, since neither XDG_DATA_HOME nor HOME is set: \
+             give one with --store local:PATH",
+        )
+    })?;
     match path.to_str() {
         Some(path) => Ok(format!("local:{path}")),
         None => Err(failure(format!(

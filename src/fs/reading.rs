@@ -32,6 +32,7 @@ impl CastoreFs {
             return Ok(0);
         }
         self.note_read(id, size, offset);
+        self.touch(id, &digest, offset, rest as u64);
         let mut blob = BlobFile {
             fs: self,
             id,
@@ -57,6 +58,7 @@ impl CastoreFs {
             return Ok(0);
         }
         self.note_read(id, size, offset);
+        self.touch(id, &digest, offset, rest as u64);
         self.read_blob(id, &digest, size, offset, &mut buffer[..rest])
     }
 
@@ -85,12 +87,17 @@ impl CastoreFs {
             return Err(failure(libc::EROFS));
         }
         let (digest, size) = self.file(id)?;
-        passthrough.open(request, id, &digest, || {
+        let opened = passthrough.open(request, id, &digest, || {
             self.store
                 .backing_file(&digest, size)
                 .map(|found| found.map(|found| found.file))
                 .map_err(|error| self.failed(id, Some(&digest), &error))
-        })
+        })?;
+        if opened.backing.is_some() {
+            // The kernel does not tell what it reads; it begins to.
+            self.touch(id, &digest, 0, size.min(1));
+        }
+        Ok(opened)
     }
 
     /// The digest and size of the file `id`.

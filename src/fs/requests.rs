@@ -46,6 +46,7 @@ impl FileSystem for CastoreFs {
             // A root node of this name can come at any moment: nothing is said of how long.
             let root = self.find_root(name)?.ok_or(failure(libc::ENOENT))?;
             let index = self.roots.index(&root);
+            self.touch_root(index);
             let node = root.node.borrow();
             let ino = attributes::ino(attributes::ROOT_INO, name, node);
             let timeout = self.options.root_timeout;

@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -27,12 +28,28 @@ pub trait Workers: Send + Sync {
 pub struct Waiting {
     runtime: Handle,
     workers: Arc<dyn Workers>,
+    /// Requests that wait at this moment.
+    count: Arc<AtomicUsize>,
 }
 
 impl Waiting {
     /// Waits on `runtime`, telling `workers`.
     pub fn new(runtime: Handle, workers: Arc<dyn Workers>) -> Self {
-        Self { runtime, workers }
+        Self {
+            runtime,
+            workers,
+            count: Arc::default(),
+        }
+    }
+
+    /// What requests wait on.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// How many requests wait at this moment.
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
     }
 
     /// The outcome of `work`: at once if it is ready, else after a wait.
@@ -47,7 +64,9 @@ impl Waiting {
         }
         let began = Instant::now();
         self.workers.wait_begins();
+        self.count.fetch_add(1, Ordering::Relaxed);
         let outcome = self.runtime.block_on(work);
+        self.count.fetch_sub(1, Ordering::Relaxed);
         self.workers.wait_ends();
         slow::waited(began.elapsed());
         outcome

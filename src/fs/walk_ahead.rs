@@ -241,6 +241,8 @@ impl CastoreFs {
             }
             let node = self.nodes.file(ahead.slot, index, content);
             cache.store(node, contents);
+            // Its reader will not ask.
+            self.touch(node, &content.digest, 0, content.size);
             pushed.push((node, 1));
         }
         // What cannot be pushed yet is at least on its way when it is asked for.

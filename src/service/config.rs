@@ -117,6 +117,23 @@ pub struct Mount {
     #[cfg_attr(test, schemars(with = "String", default = "directory_memory_text"))]
     #[serde(default = "directory_memory")]
     pub directory_memory: Size,
+    /// Whether it is learned which files the users of a root read first, and they are fetched ahead, in
+    /// that order, when the root is mounted anew: [warmup.md](warmup.md). By default neither is done.
+    #[serde(default)]
+    pub warmup: Warmup,
+}
+
+/// What is done about the first reads below a root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Warmup {
+    /// Nothing.
+    #[default]
+    Off,
+    /// They are kept as the root's profile, in `profiles` in the state folder, and what a profile names
+    /// is fetched ahead.
+    Learn,
 }
 
 /// A descriptor by its name among those passed on (sd_listen_fds_with_names(3)).
@@ -409,6 +426,11 @@ impl Config {
         let of_systemd = || std::env::var_os("STATE_DIRECTORY").map(first_path);
         let chosen = self.state_dir.clone().or_else(of_systemd);
         chosen.unwrap_or_else(|| PathBuf::from("/var/lib/castore-fs"))
+    }
+
+    /// The folder for profiles.
+    pub fn profiles(&self) -> PathBuf {
+        self.state_dir().join("profiles")
     }
 
     /// The control socket.

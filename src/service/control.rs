@@ -20,13 +20,15 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::runtime::Handle;
 
+use super::profiles::{self, ProfileDone, ProfileRequest, Remember};
 use super::sockets::{Ask, Serving, SocketError, bind, complain_of_accept};
 use super::status::{PrefetchStatus, Status};
 use crate::castore::Name;
+use crate::profile::Profiles;
 use crate::store::{Cache, Collected, OpenStores, Prefetch};
 
-/// Bytes of a request, at most.
-const LONGEST_REQUEST: u64 = 1 << 20;
+/// Bytes of a request, at most: a profile of 8 MiB in base64, and a little more.
+const LONGEST_REQUEST: u64 = 12 << 20;
 /// How long a client may take to ask, and the service to say how it is.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a prefetch tells how far it is.
@@ -49,6 +51,8 @@ pub enum Request {
         /// The cache, by its name in the configuration. Can be left out where there is only one.
         store: Option<String>,
     },
+    /// About profiles.
+    Profile(ProfileRequest),
 }
 
 /// Roots of a cache.
@@ -70,6 +74,8 @@ pub enum Done {
     Pinned(Vec<String>),
     /// What was let go of.
     Dropped(Collected),
+    /// What was done about profiles.
+    Profile(ProfileDone),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -146,6 +152,10 @@ pub struct Control {
     pub stores: Stores,
     /// What it fetches ahead.
     pub prefetches: Prefetches,
+    /// What is known of the users of roots.
+    pub profiles: Arc<Profiles>,
+    /// Has the mounts write what they have learned.
+    pub remember: Remember,
 }
 
 /// Serves the control socket at `path`.
@@ -204,6 +214,16 @@ impl Control {
                 let (_, cache) = self.cache(store.as_deref())?;
                 let dropped = blocking(move || cache.drop_cache()).await?;
                 Ok(Reply::Done(Done::Dropped(dropped)))
+            }
+            Request::Profile(request) => {
+                let (profiles, remember) = (self.profiles.clone(), self.remember.clone());
+                let obey = move || {
+                    remember();
+                    profiles::obey(&profiles, request)
+                };
+                let done = tokio::task::spawn_blocking(obey).await;
+                let done = done.map_err(|error| error.to_string())?;
+                Ok(Reply::Done(Done::Profile(done?)))
             }
         }
     }

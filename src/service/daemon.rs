@@ -41,6 +41,7 @@ use super::status::{
 use super::systemd::Passed;
 use super::watchdog::{self, Watched};
 use super::{log, panics, repeats, systemd};
+use crate::profile::Profiles;
 use crate::store::{self, OpenStores, Plan};
 use crate::transport::fuse::{Nursery, Session, Unmounted};
 use crate::transport::virtiofs::Endpoint;
@@ -207,6 +208,7 @@ fn serve(
             nursery: Arc::new(nursery),
             devices: Arc::new(Mutex::new(std::mem::take(&mut passed.devices))),
             slow_requests: Some(config.log.slow_requests.0).filter(|span| !span.is_zero()),
+            profiles: Arc::new(Profiles::new(config.profiles())),
         },
         config,
         runtime,
@@ -286,11 +288,16 @@ impl Daemon {
         }
         self.refresh();
         let handle = self.runtime.handle().clone();
-        let view = self.view.clone();
+        let (view, mounts) = (self.view.clone(), self.view.clone());
         let control = Control {
             ask: self.ask(),
             stores: Arc::new(move || view.lock().stores.clone()),
             prefetches: self.prefetches.clone(),
+            profiles: self.host.profiles.clone(),
+            remember: Arc::new(move || {
+                let mounts = mounts.lock().mounts.clone();
+                mounts.values().for_each(|viewed| viewed.session.remember());
+            }),
         };
         let socket = self.config.control_socket();
         self.control = Some(control::serve(&socket, control, &handle)?);
@@ -528,6 +535,9 @@ impl Daemon {
         }
         if (&config.control, &config.log) != (&self.config.control, &self.config.log) {
             tracing::warn!("changes of the control socket and of the log take a restart");
+        }
+        if config.profiles() != self.host.profiles.folder() {
+            tracing::warn!("that profiles are kept in another folder takes a restart");
         }
         let mut wanted = self.wanted(&config, &stores);
         let old: Vec<String> = self.mounts.keys().cloned().collect();

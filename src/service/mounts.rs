@@ -15,7 +15,8 @@ use tokio::runtime::Handle;
 use super::config;
 use super::systemd::{self, KeptPair};
 use crate::castore::Node;
-use crate::fs::{Options, Owner, Reads, Top};
+use crate::fs::{Options, Owner, Reads, Top, WarmUp};
+use crate::profile::{Profiles, Subject};
 use crate::store::{Blocking, Plan, Store};
 use crate::transport::fuse::{self, Inherited, MountError, MountOptions, Nursery, Session};
 use crate::tree::{self, Preference, Target};
@@ -75,6 +76,8 @@ pub struct Host {
     pub slow_requests: Option<Duration>,
     /// Descriptors of `/dev/fuse` that the service was started with, by name. Each serves one mount.
     pub devices: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
+    /// What is known of the users of roots.
+    pub profiles: Arc<Profiles>,
 }
 
 /// A mount that is served.
@@ -217,7 +220,18 @@ impl Wanted {
             xattr: self.config.xattr,
             directory_limit: usize::try_from(self.config.directory_memory.0).unwrap_or(usize::MAX),
             slow_requests: host.slow_requests,
+            warm_up: self.warm_up(host),
             ..Options::default()
+        })
+    }
+
+    fn warm_up(&self, host: &Host) -> Option<WarmUp> {
+        let learns = self.config.warmup == config::Warmup::Learn;
+        let subject = self.config.root.as_deref();
+        learns.then(|| WarmUp {
+            profiles: host.profiles.clone(),
+            subject: subject.and_then(|root| Subject::new(root.as_bytes())),
+            most_ahead: self.plan.room_ahead(),
         })
     }
 

@@ -13,6 +13,9 @@ use super::{
     Cache, CacheOptions, Error, Filter, Join, LocalStore, Mirrors, Order, Pattern, Store, url,
 };
 
+/// Half of what stores far away keep in memory, unless their URL says otherwise.
+const MEMORY_AHEAD: u64 = 64 << 20;
+
 /// A store under the name that it has in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
@@ -129,6 +132,20 @@ impl Plan {
             _ => {
                 let mut members = self.members().into_iter();
                 members.try_for_each(|member| member.plan.must_exist())
+            }
+        }
+    }
+
+    /// Bytes that can be fetched ahead of their reader and are still there when that comes: half of a
+    /// cache, and of what a far store without one keeps in memory.
+    pub fn room_ahead(&self) -> u64 {
+        match self {
+            Plan::Cache { options, .. } => options.size.map_or(u64::MAX, |size| size / 2),
+            Plan::Url(_) => MEMORY_AHEAD,
+            _ => {
+                let members = self.members().into_iter();
+                let rooms = members.map(|member| member.plan.room_ahead());
+                rooms.min().unwrap_or(MEMORY_AHEAD)
             }
         }
     }

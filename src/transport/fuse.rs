@@ -19,6 +19,7 @@ mod pulse;
 mod root_watch;
 mod session;
 mod vigil;
+mod warm_up;
 
 pub use super::requests::{RequestCounts, RequestTimes};
 pub use answer::Answerer;

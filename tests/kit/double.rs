@@ -51,6 +51,8 @@ pub struct Double {
     /// Reads of blobs that had to be waited for, and their bytes.
     pub reads: AtomicU64,
     pub bytes: AtomicU64,
+    /// Which blobs, in order.
+    pub read: std::sync::Mutex<Vec<Digest>>,
     /// Questions that wait for their answer.
     pub waiting: AtomicU64,
     /// Whether reads of blobs go through, and how many stand before it.
@@ -85,6 +87,7 @@ impl Double {
             asked: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            read: std::sync::Mutex::default(),
             waiting: AtomicU64::new(0),
             gate: watch::Sender::new(true),
             at_gate: watch::Sender::new(0),
@@ -264,6 +267,7 @@ impl Store for Double {
         length: usize,
     ) -> Result<Option<Bytes>, Error> {
         self.reads.fetch_add(1, Ordering::Relaxed);
+        self.read.lock().unwrap().push(*digest);
         self.trouble().await?;
         if !self.ask(Object::Blob, digest)? {
             return Ok(None);

@@ -2,14 +2,16 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use castore_fs::castore::{Digest, Directory, Node, Root};
-use castore_fs::fs::{CastoreFs, Options, Top, Waiting, Workers};
+use castore_fs::fs::{CastoreFs, Options, Top, Waiting, WarmUp, Workers};
 use castore_fs::nix::PathInfo;
+use castore_fs::profile::Profiles;
 use castore_fs::store::{Answer, Error, Ingest, LocalStore, Store, Usage};
 use castore_fs::transport::fuse::Answerer;
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode};
@@ -34,6 +36,22 @@ pub struct Requests {
 
 impl Requests {
     pub fn new() -> Self {
+        Self::with(|_| None)
+    }
+
+    /// As [`new`](Self::new), in a mount that learns what is touched first.
+    #[allow(dead_code)] // not everybody compares
+    pub fn learning() -> Self {
+        Self::with(|folder| {
+            Some(WarmUp {
+                profiles: Arc::new(Profiles::new(folder.join("profiles"))),
+                subject: None,
+                most_ahead: 0,
+            })
+        })
+    }
+
+    fn with(warm_up: impl FnOnce(&Path) -> Option<WarmUp>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = LocalStore::open(&folder.path().join("store")).unwrap();
         let small = (0..FILES).map(|number| {
@@ -47,6 +65,7 @@ impl Requests {
         };
         let options = Options {
             top: Top::Directory { digest, size },
+            warm_up: warm_up(folder.path()),
             ..Options::default()
         };
         let runtime = tokio::runtime::Builder::new_current_thread()

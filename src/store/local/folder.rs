@@ -20,7 +20,7 @@ use crate::store::Error;
 const FORMAT: u32 = 1;
 
 /// What a folder may hold that a crash left half made.
-const OUR_NAMES: [&str; 10] = [
+const OUR_NAMES: [&str; 11] = [
     "format.new",
     "index.redb",
     "index.redb.new",
@@ -30,6 +30,8 @@ const OUR_NAMES: [&str; 10] = [
     "tmp",
     "additions",
     "parts",
+    // The service's default store shares its folder with what else it keeps.
+    "profiles",
     // A file system of our own may come with it.
     "lost+found",
 ];

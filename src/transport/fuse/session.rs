@@ -21,7 +21,7 @@ use super::mountpoint::{self, Maker, MountError, Mountpoint};
 use super::notices::{self, Notices, Nursery};
 use super::pulse::{self, Pulse, Stamps, Stuck};
 use super::vigil::Vigil;
-use super::{page_cache, root_watch};
+use super::{page_cache, root_watch, warm_up};
 use crate::fs::{
     CastoreFs, Ledger, NodeCount, OpenCount, Options, Passthrough, Reads, Waiting, Workers,
 };
@@ -118,7 +118,7 @@ pub(super) struct Shared {
     counters: Counters,
     stamps: Stamps,
     /// Names the mount in what is logged while a request is answered.
-    span: tracing::Span,
+    pub(super) span: tracing::Span,
     /// Whether a worker that stays awake leaves another core to whom it waits for.
     many_cores: bool,
     vigil: Option<Vigil>,
@@ -217,6 +217,7 @@ impl Session {
         session.shared.start_workers(mount.threads)?;
         page_cache::start(&session.shared)?;
         root_watch::start(&session.shared)?;
+        warm_up::start(&session.shared)?;
         session.left.store(false, Ordering::Relaxed);
         Ok(session)
     }
@@ -271,7 +272,8 @@ impl Session {
             .map_err(|why| failed(io::Error::other(why)))?;
         self.mountpoint.set_read_ahead(mount.read_ahead_kib);
         page_cache::start(&self.shared).map_err(failed)?;
-        root_watch::start(&self.shared).map_err(failed)
+        root_watch::start(&self.shared).map_err(failed)?;
+        warm_up::start(&self.shared).map_err(failed)
     }
 
     /// Where it is mounted.
@@ -331,7 +333,13 @@ impl Session {
 
     /// From now on somebody else is to go on with the mount: it stays when this session is dropped.
     pub fn leave(&self) {
+        self.remember();
         self.left.store(true, Ordering::Relaxed);
+    }
+
+    /// Writes what was learned so far, if the mount learns ([`Options::warm_up`]).
+    pub fn remember(&self) {
+        self.shared.fs.remember();
     }
 
     /// Whether the workers have been stuck for `bound`, as far as `pulse` has seen it.
@@ -346,6 +354,8 @@ impl Session {
 
     /// Takes the mount out of the tree; lazily if it is busy.
     pub fn unmount(&self) -> io::Result<Unmounted> {
+        // While the kernel still knows its nodes.
+        self.remember();
         if self.shared.ended.load(Ordering::Relaxed) || !self.mountpoint.is_mounted() {
             return Ok(Unmounted::Already);
         }

@@ -1,0 +1,273 @@
+//! Learning what is touched first below a root, and fetching it ahead on the next cold mount.
+//!
+//! A mount that learns notes the first touch of every stretch of every file ([`touched`]), in the order
+//! in which requests come, and keeps that as the root's profile ([`crate::profile`]). A mount with a
+//! profile of what it shows, or of something similar, fetches what that names, in that order
+//! ([`ahead`]): the directory at its top when it comes up, a root node of a mount that shows those when
+//! it is first looked up by name or read from.
+//!
+//! A request pays for a look at a table of bits, and for a place in a list where nobody has touched a
+//! stretch before. Everything else is done by a thread of the mount's own ([`CastoreFs::warm_up`]). It
+//! writes a profile every few seconds while there is something new, and when the mount ends or somebody
+//! asks for it ([`CastoreFs::remember`]): a process that dies suddenly loses its last seconds.
+//!
+//! A recording ends [`LEARNS_FOR`] after its beginning: what a program reads later was not in the way of
+//! its start. A successor that goes on with a mount does not go on with its recordings: what the kernel
+//! has in its cache is not asked of it.
+
+mod ahead;
+mod touched;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
+
+use self::ahead::Ahead;
+use self::touched::{Note, Touched, piece};
+use super::{CastoreFs, NodeId, Top};
+use crate::castore::{Digest, Node};
+use crate::profile::{Profiles, Recording, Subject};
+
+/// How long a recording goes on.
+pub const LEARNS_FOR: Duration = Duration::from_secs(600);
+/// How often profiles are written while there is something new.
+const SAVES: Duration = Duration::from_secs(2);
+/// How long touches may wait to be looked at.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long to wait for the next one: the mount's end is noticed in between.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Root nodes of which a mount learns, at most.
+const MOST_ROOTS: usize = 4096;
+
+/// What a mount that learns is told.
+#[derive(Clone, Debug)]
+pub struct WarmUp {
+    /// Where profiles are kept.
+    pub profiles: Arc<Profiles>,
+    /// What the directory at the top is called, where that is fixed.
+    pub subject: Option<Subject>,
+    /// Bytes that are fetched ahead for one root, at most: what the store keeps until it is read.
+    pub most_ahead: u64,
+}
+
+/// A mount's learning.
+pub(super) struct Learner {
+    options: WarmUp,
+    touched: Touched,
+    learning: Mutex<Learning>,
+    /// Root nodes with a lower index were used before this process came.
+    first_root: u32,
+}
+
+struct Learning {
+    /// By the index of the root node; 0 for a fixed top.
+    roots: HashMap<u32, Learnt>,
+    /// Fetches that begin.
+    begun: Vec<Ahead>,
+    /// A list that takes the place of the one that touches are noted in.
+    notes: Vec<Note>,
+    saved: Instant,
+    complained: bool,
+}
+
+/// What is known of the users of a root.
+struct Learnt {
+    /// Until it is whole.
+    recording: Option<Recording>,
+    began: Instant,
+    unsaved: bool,
+}
+
+impl Learner {
+    pub(super) fn new(options: WarmUp, first_root: u32) -> Self {
+        Self {
+            options,
+            touched: Touched::default(),
+            learning: Mutex::new(Learning {
+                roots: HashMap::new(),
+                begun: Vec::new(),
+                notes: touched::list(),
+                saved: Instant::now(),
+                complained: false,
+            }),
+            first_root,
+        }
+    }
+
+    /// Begins with the root `node`: notes what is touched below it, and has fetched what is known to be.
+    fn begin(&self, learning: &mut Learning, root: u32, subject: Subject, node: Node) {
+        let (Node::Directory { digest, .. } | Node::File { digest, .. }) = node else {
+            return;
+        };
+        if learning.roots.contains_key(&root) || learning.roots.len() >= MOST_ROOTS {
+            return;
+        }
+        match self.options.profiles.find(&subject) {
+            Ok(Some(found)) => {
+                let most = self.options.most_ahead;
+                learning.begun.push(Ahead::new(found, &subject, node, most));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(
+                %error,
+                "nothing is fetched ahead of the users of \"{subject}\"; what they touch is learned anew"
+            ),
+        }
+        let learnt = Learnt {
+            recording: Some(Recording::new(subject, digest)),
+            began: Instant::now(),
+            unsaved: false,
+        };
+        learning.roots.insert(root, learnt);
+    }
+
+    /// Writes what is new, if it is time to, and in any case what is complete.
+    fn save(&self, learning: &mut Learning, now: bool) {
+        let due = now || learning.saved.elapsed() >= SAVES;
+        for learnt in learning.roots.values_mut() {
+            let Some(recording) = &learnt.recording else {
+                continue;
+            };
+            let whole = recording.is_full() || learnt.began.elapsed() >= LEARNS_FOR;
+            if learnt.unsaved && (due || whole) || whole && !recording.profile().files().is_empty()
+            {
+                let saved = self.options.profiles.save(recording, whole);
+                learning.saved = Instant::now();
+                if let Err(error) = saved
+                    && !std::mem::replace(&mut learning.complained, true)
+                {
+                    tracing::warn!(%error, "what was learned is not kept");
+                }
+                learnt.unsaved = false;
+            }
+            if whole {
+                learnt.recording = None;
+            }
+        }
+    }
+}
+
+impl CastoreFs {
+    /// Whether what is touched first is learned here.
+    pub fn learns(&self) -> bool {
+        self.learner.is_some()
+    }
+
+    /// Notes that bytes of the file `id` are wanted.
+    pub(super) fn touch(&self, id: NodeId, digest: &Digest, offset: u64, length: u64) {
+        if let Some(learner) = &self.learner {
+            learner.touched.note(id, digest, offset, length);
+        }
+    }
+
+    /// Notes that the root node at `index` was looked up by its name.
+    pub(super) fn touch_root(&self, index: u32) {
+        if let Some(learner) = &self.learner {
+            learner.touched.note_root(index);
+        }
+    }
+
+    /// Learns, and fetches ahead, until `ended` says so. For a thread of its own: it waits for the store
+    /// and for the disk.
+    pub fn warm_up(&self, ended: impl Fn() -> bool) {
+        let Some(learner) = &self.learner else { return };
+        if let (Some(subject), Top::Directory { digest, size }) =
+            (&learner.options.subject, &self.options.top)
+        {
+            let node = Node::Directory {
+                digest: *digest,
+                size: *size,
+            };
+            let mut learning = learner.learning.lock();
+            learner.begin(&mut learning, 0, subject.clone(), node);
+        }
+        self.waiting
+            .runtime()
+            .block_on(self.keep_warm(learner, ended));
+        self.remember();
+    }
+
+    async fn keep_warm(&self, learner: &Learner, ended: impl Fn() -> bool) {
+        let mut queue = VecDeque::new();
+        let mut steps = FuturesUnordered::new();
+        while !ended() {
+            queue.extend(learner.learning.lock().begun.drain(..));
+            // A step at a time, of each root in turn.
+            if steps.is_empty()
+                && let Some(ahead) = queue.pop_front()
+            {
+                steps.push(self.go_ahead(ahead));
+            }
+            tokio::select! {
+                Some(ahead) = steps.next(), if !steps.is_empty() => queue.extend(ahead),
+                () = learner.touched.stirred(PATIENCE, PAUSE) => {}
+            }
+            self.take_notes(learner);
+            let mut learning = learner.learning.lock();
+            learner.save(&mut learning, false);
+        }
+    }
+
+    /// Writes what was learned so far.
+    pub fn remember(&self) {
+        if let Some(learner) = &self.learner {
+            self.take_notes(learner);
+            learner.save(&mut learner.learning.lock(), true);
+        }
+    }
+
+    /// Takes over what was noted.
+    fn take_notes(&self, learner: &Learner) {
+        let mut learning = learner.learning.lock();
+        let mut notes = std::mem::take(&mut learning.notes);
+        learner.touched.take(&mut notes);
+        for note in notes.drain(..) {
+            let Some((root, path)) = self.place(&note) else {
+                continue;
+            };
+            if self.shows_roots()
+                && root >= learner.first_root
+                && !learning.roots.contains_key(&root)
+                && let Some(found) = self.roots.get(root)
+                && let Some(subject) = Subject::new(found.name.as_bytes())
+            {
+                learner.begin(&mut learning, root, subject, found.node);
+            }
+            if let Some(stretch) = note.stretch()
+                && let Some(learnt) = learning.roots.get_mut(&root)
+                && let Some(recording) = &mut learnt.recording
+            {
+                learnt.unsaved |= recording.touch(&path, stretch);
+            }
+        }
+        learning.notes = notes;
+    }
+
+    /// The root that a node is below, and its path from there. Nothing if the kernel has forgotten the
+    /// node since, whose id may mean another by now, or if its Directories are not in memory any more.
+    fn place(&self, note: &Note) -> Option<(u32, Vec<u8>)> {
+        let mut trail = self.nodes.trail(note.id).into_iter();
+        let mut root = 0;
+        let mut path = Vec::new();
+        let mut last = None;
+        if self.shows_roots() {
+            root = trail.next()?.1;
+            last = self.roots.get(root)?.node.digest();
+        }
+        for (directory, index) in trail {
+            let directory = directory?;
+            let entry = directory.get(index as usize)?;
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(entry.name);
+            last = entry.node.digest();
+        }
+        let is_it = note.stretch().is_none() || last.is_some_and(|last| piece(&last) == note.piece);
+        is_it.then_some((root, path))
+    }
+}

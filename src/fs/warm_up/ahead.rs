@@ -1,0 +1,404 @@
+//! Fetching what a profile names before anybody asks.
+//!
+//! In the profile's order and by windows: the paths of some hundred files are looked up, a level of
+//! directories at a time, and then their stretches are read through the store, which keeps them as it
+//! keeps what others read. What is at hand is left out. While one window is read the store is told of
+//! the next ([`Store::will_need`]), so that the way to it does not fall idle.
+//!
+//! **Readers go first.** While a request waits for the store, a window is small: a reader of something
+//! else has no more in front of it on the way than [`FIRST_WINDOW`] bytes, and as many that were
+//! announced. While nobody waits, windows double.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Instant;
+
+use futures_util::{StreamExt, stream};
+
+use super::super::{CastoreFs, errno};
+use crate::castore::{Digest, Directory, Node, NodeRef};
+use crate::profile::{Found, Profile, STRETCH, Subject};
+use crate::store::{Answer, Error, Store};
+
+/// Bytes of a window while somebody waits, and at most: 50 ms and half a second of 20 MB/s.
+const FIRST_WINDOW: u64 = 1 << 20;
+const MAX_WINDOW: u64 = 8 << 20;
+/// Bytes that are fetched ahead for one root, at most.
+const MOST_AHEAD: u64 = 4 << 30;
+/// Stretches in a window, at most.
+const MOST_PIECES: usize = 512;
+/// Stretches read at once.
+const READS: usize = 64;
+/// Runs of stretches whose files are looked up together.
+const LOOKED_UP: usize = 512;
+/// Directories fetched at once.
+const DIRECTORIES: usize = 32;
+
+/// A stretch of a blob.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    digest: Digest,
+    size: u64,
+    offset: u64,
+    length: u64,
+}
+
+/// A profile on its way.
+pub(super) struct Ahead {
+    /// Whom it is for, and whose it is.
+    subject: Subject,
+    profile: Profile,
+    own: bool,
+    node: Node,
+    /// The next run to look up.
+    next: usize,
+    /// Stretches that were looked up, in order.
+    pieces: VecDeque<Piece>,
+    window: u64,
+    /// Bytes that may still be fetched.
+    left: u64,
+    began: Instant,
+    /// Stretches that were fetched, and their bytes.
+    fetched: u64,
+    bytes: u64,
+    /// Files that the root does not have.
+    absent: u64,
+    /// Why it ended early.
+    failed: Option<Error>,
+}
+
+impl Ahead {
+    /// For the users of `node`, which is called `subject`; no more than `most` bytes.
+    pub(super) fn new(found: Found, subject: &Subject, node: Node, most: u64) -> Self {
+        Self {
+            subject: subject.clone(),
+            profile: found.profile,
+            own: found.own,
+            node,
+            next: 0,
+            pieces: VecDeque::new(),
+            window: FIRST_WINDOW,
+            left: most.min(MOST_AHEAD),
+            began: Instant::now(),
+            fetched: 0,
+            bytes: 0,
+            absent: 0,
+            failed: None,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let all = self.next >= self.profile.runs().len() && self.pieces.is_empty();
+        all || self.left == 0 || self.failed.is_some()
+    }
+
+    fn tell(&self) {
+        let like = match self.own {
+            true => String::new(),
+            false => format!(
+                ", as the users of \"{}\" touched it",
+                self.profile.subject()
+            ),
+        };
+        let (name, milliseconds) = (&self.subject, self.began.elapsed().as_millis() as u64);
+        let Self {
+            fetched,
+            bytes,
+            absent,
+            ..
+        } = self;
+        match &self.failed {
+            None if *fetched == 0 => {
+                tracing::debug!(
+                    absent,
+                    "all is at hand that the users of \"{name}\" read first{like}"
+                );
+            }
+            None => tracing::info!(
+                milliseconds,
+                absent,
+                "fetched {fetched} stretches ({bytes} bytes) ahead of the users of \"{name}\"{like}"
+            ),
+            Some(error) => tracing::warn!(
+                %error,
+                "gave up to fetch ahead of the users of \"{name}\" after {fetched} stretches{like}"
+            ),
+        }
+    }
+
+    /// Looks up the next files.
+    async fn look_up(&mut self, store: &dyn Store) {
+        let runs = self.profile.runs().iter().skip(self.next).take(LOOKED_UP);
+        let runs: Vec<_> = runs.copied().collect();
+        self.next += runs.len();
+        let path = |file: u32| {
+            self.profile
+                .files()
+                .get(file as usize)
+                .map(|file| &*file.path)
+        };
+        let paths: Vec<&[u8]> = runs
+            .iter()
+            .map(|run| path(run.file).unwrap_or_default())
+            .collect();
+        let found = look_up(store, &self.node, &paths).await;
+        for (run, found) in runs.into_iter().zip(found) {
+            let Some((digest, size)) = found else {
+                self.absent += 1;
+                continue;
+            };
+            // A file of another version may be shorter.
+            let end = u64::from(run.first + run.count) * STRETCH;
+            let mut offset = u64::from(run.first) * STRETCH;
+            while offset < end.min(size) {
+                self.pieces.push_back(Piece {
+                    digest,
+                    size,
+                    offset,
+                    length: STRETCH.min(size - offset),
+                });
+                offset += STRETCH;
+            }
+        }
+    }
+
+    /// Takes the next stretches that are not at hand: a window of them.
+    fn next_window(&mut self, store: &dyn Store) -> Vec<Piece> {
+        let mut window = Vec::new();
+        let mut bytes = 0;
+        while window.len() < MOST_PIECES
+            && bytes < self.window
+            && let Some(piece) = self.pieces.pop_front()
+        {
+            if piece.is_wanting(store) {
+                bytes += piece.length;
+                window.push(piece);
+            }
+        }
+        window
+    }
+
+    /// Tells `store` of `window`, and of what comes behind it.
+    fn announce(&self, window: &[Piece], store: &dyn Store) {
+        let mut bytes = 0;
+        let next = self.pieces.iter().take(MOST_PIECES).take_while(|piece| {
+            bytes += piece.length;
+            bytes <= self.window
+        });
+        // Of a large file the store would fetch the beginning.
+        let whole = window.iter().chain(next).filter(|piece| piece.offset == 0);
+        let blobs: Vec<_> = whole.map(|piece| (piece.digest, piece.size)).collect();
+        store.will_need(&blobs);
+    }
+}
+
+impl Piece {
+    /// Whether something of it has to be waited for. What cannot be had at all is somebody else's to
+    /// tell.
+    fn is_wanting(&self, store: &dyn Store) -> bool {
+        let last = self.offset + self.length - 1;
+        [self.offset, last].into_iter().any(|at| {
+            let read = store.read_now(&self.digest, self.size, at, &mut [0]);
+            matches!(read, Ok(Answer::Wait))
+        })
+    }
+}
+
+impl CastoreFs {
+    /// Fetches the next window of `ahead`, and gives it back if there is more to do.
+    pub(super) async fn go_ahead(&self, mut ahead: Ahead) -> Option<Ahead> {
+        let store = self.store.as_ref();
+        while ahead.pieces.len() < MOST_PIECES && ahead.next < ahead.profile.runs().len() {
+            ahead.look_up(store).await;
+        }
+        let window = ahead.next_window(store);
+        ahead.announce(&window, store);
+        let reads = window.iter().map(|piece| async move {
+            let length = piece.length as usize;
+            let read = store.read(&piece.digest, piece.size, piece.offset, length);
+            read.await
+                .map(|read| read.map_or(0, |bytes| bytes.len() as u64))
+        });
+        let mut reads = stream::iter(reads).buffer_unordered(READS);
+        while let Some(read) = reads.next().await {
+            match read {
+                Ok(length) => {
+                    ahead.fetched += 1;
+                    ahead.bytes += length;
+                    ahead.left = ahead.left.saturating_sub(length);
+                }
+                // Nobody answers; those who read are told of what else is wrong.
+                Err(error) if errno::endpoint(&error).is_some() => ahead.failed = Some(error),
+                Err(_) => {}
+            }
+        }
+        ahead.window = next_window_size(ahead.window, self.waiting.count());
+        if ahead.is_done() {
+            ahead.tell();
+            return None;
+        }
+        Some(ahead)
+    }
+}
+
+/// Bytes of the window after one of `size`, while so many requests wait.
+fn next_window_size(size: u64, waiting: usize) -> u64 {
+    match waiting {
+        0 => (size * 2).min(MAX_WINDOW),
+        _ => FIRST_WINDOW,
+    }
+}
+
+/// A directory that has to be fetched for some of the paths, sorted; of which so many bytes lead to it.
+struct Step {
+    digest: Digest,
+    paths: Range<usize>,
+    skip: usize,
+}
+
+/// The files at `paths` below `node`: digest and size of each that is there, a level of directories at a
+/// time.
+async fn look_up(store: &dyn Store, node: &Node, paths: &[&[u8]]) -> Vec<Option<(Digest, u64)>> {
+    let mut found = vec![None; paths.len()];
+    let top = match node {
+        Node::Directory { digest, .. } => *digest,
+        Node::File { digest, size, .. } => {
+            for (found, path) in found.iter_mut().zip(paths) {
+                *found = path.is_empty().then_some((*digest, *size));
+            }
+            return found;
+        }
+        Node::Symlink { .. } => return found,
+    };
+    let mut order: Vec<usize> = (0..paths.len()).collect();
+    order.sort_by_key(|&at| paths[at]);
+    let sorted: Vec<&[u8]> = order.iter().map(|&at| paths[at]).collect();
+    let mut level = vec![Step {
+        digest: top,
+        paths: 0..sorted.len(),
+        skip: 0,
+    }];
+    while !level.is_empty() {
+        let fetches = std::mem::take(&mut level)
+            .into_iter()
+            .map(|step| async move {
+                let directory = directory(store, &step.digest).await;
+                directory.map(|directory| (directory, step))
+            });
+        let mut fetches = stream::iter(fetches).buffer_unordered(DIRECTORIES);
+        while let Some(fetched) = fetches.next().await {
+            let Some((directory, step)) = fetched else {
+                continue;
+            };
+            let mut at = step.paths.start;
+            while at < step.paths.end {
+                let rest = &sorted[at][step.skip..];
+                let end = rest.iter().position(|byte| *byte == b'/');
+                let name = &rest[..end.unwrap_or(rest.len())];
+                // Sorted, all paths through one directory stand together.
+                let skip = step.skip + name.len() + 1;
+                let leads_on =
+                    |path: &&&[u8]| end.is_some() && path.get(..skip) == sorted[at].get(..skip);
+                let together = sorted[at..step.paths.end]
+                    .iter()
+                    .take_while(leads_on)
+                    .count();
+                let behind = at + together.max(1);
+                match (directory.lookup(name), end) {
+                    (Some(NodeRef::File { digest, size, .. }), None) => {
+                        found[order[at]] = Some((digest, size));
+                    }
+                    (Some(NodeRef::Directory { digest, .. }), Some(_)) => level.push(Step {
+                        digest,
+                        paths: at..behind,
+                        skip,
+                    }),
+                    _ => {}
+                }
+                at = behind;
+            }
+        }
+    }
+    found
+}
+
+async fn directory(store: &dyn Store, digest: &Digest) -> Option<Directory> {
+    match store.directory_now(digest) {
+        Ok(Answer::Found(directory)) => Some(directory),
+        Ok(Answer::Wait) => store.directory(digest).await.ok().flatten(),
+        Ok(Answer::Absent) | Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::castore::{Name, Root};
+    use crate::store::MemoryStore;
+
+    #[test]
+    fn windows_are_small_while_somebody_waits() {
+        let mut size = FIRST_WINDOW;
+        for _ in 0..10 {
+            size = next_window_size(size, 0);
+        }
+        assert_eq!(size, MAX_WINDOW);
+        assert_eq!(next_window_size(size, 1), FIRST_WINDOW);
+        assert_eq!(next_window_size(FIRST_WINDOW, 3), FIRST_WINDOW);
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    fn file(content: &str) -> Node {
+        Node::File {
+            digest: Digest::of(content.as_bytes()),
+            size: content.len() as u64,
+            executable: false,
+        }
+    }
+
+    /// A tree that has its own files `a/x`, `a-b/x` and `a/c/x`, and what looks like them.
+    fn stored() -> (MemoryStore, Node) {
+        let store = MemoryStore::new();
+        let ingest = store.ingest().unwrap();
+        let put = |entries: Vec<(&str, Node)>| {
+            let entries = entries.into_iter();
+            let entries = entries.map(|(text, node)| (name(text), node)).collect();
+            let directory = Directory::from_entries(entries).unwrap();
+            ingest.put_directory(&directory).unwrap();
+            directory.node()
+        };
+        let deep = put(vec![("x", file("a/c/x"))]);
+        let a = put(vec![("c", deep), ("x", file("a/x"))]);
+        let other = put(vec![("x", file("a-b/x"))]);
+        let top = put(vec![("a", a), ("a-b", other), ("x", file("x"))]);
+        let root = Root {
+            name: name("tree"),
+            node: top.clone(),
+        };
+        ingest.put_root(&root, None).unwrap();
+        ingest.commit().unwrap();
+        (store, top)
+    }
+
+    #[tokio::test]
+    async fn files_are_found_by_their_paths_and_nothing_else_is() {
+        let (store, top) = stored();
+        let paths = [
+            "x", "a/x", "a", "a-b/x", "a/c/x", "a/c", "x/x", "", "a/x", "b", "a/c/y", "a/c/x/y",
+            "a/",
+        ];
+        let paths: Vec<&[u8]> = paths.iter().map(|path| path.as_bytes()).collect();
+        let found = look_up(&store, &top, &paths).await;
+        for (path, found) in paths.iter().zip(found) {
+            let text = std::str::from_utf8(path).unwrap();
+            let there = ["x", "a/x", "a-b/x", "a/c/x"].contains(&text);
+            let expected = there.then(|| (Digest::of(path), path.len() as u64));
+            assert_eq!(found, expected, "{text}");
+        }
+        let found = look_up(&store, &file("alone"), &[b"", b"x"]).await;
+        assert_eq!(found, [Some((Digest::of(b"alone"), 5)), None]);
+    }
+}

@@ -1,0 +1,253 @@
+//! Profiles: what the users of a root read first, in that order.
+//!
+//! Programs that start from a root read the same files in the same order each time, one after the
+//! other, and at a distance that order is what their start takes. A profile keeps it: the next cold
+//! mount fetches what it names before anybody asks.
+//!
+//! **Paths, not digests.** A profile names files by their paths below the root. So it serves the same
+//! root and the one that an upgrade puts in its place alike, and can have nothing fetched that the root
+//! does not lead to, wherever the profile came from.
+//!
+//! **Stretches, not files.** Of a large file a program may need little: what was read is noted by
+//! aligned stretches of [`STRETCH`] bytes.
+//!
+//! **It follows its root.** Each recording comes before what was known, so that the order is that of the
+//! last start ([`Recording::follow`]); what [`MOST_MISSED`] whole recordings in a row did not touch is
+//! forgotten.
+//!
+//! A profile is a hint. One that is damaged or wrong costs what it would have saved, and nothing else.
+
+mod codec;
+mod folder;
+mod similar;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use crate::castore::{Digest, check_name};
+
+pub use codec::FormatError;
+pub use folder::{Found, ProfileError, Profiles, Summary};
+
+/// Bytes of a stretch.
+pub const STRETCH: u64 = 1 << 20;
+/// Files in a profile, at most.
+pub const MOST_FILES: usize = 16 << 10;
+/// Runs of stretches in a profile, at most.
+pub const MOST_RUNS: usize = 32 << 10;
+/// Stretches in a profile, at most: of files of a stretch or less, all that fit.
+pub const MOST_STRETCHES: u64 = 64 << 10;
+/// Bytes of all paths in a profile, at most.
+const MOST_PATH_BYTES: usize = 4 << 20;
+/// The longest path, in bytes.
+const LONGEST_PATH: usize = 4096;
+/// Whole recordings that did not touch a file, after which it is forgotten.
+pub const MOST_MISSED: u8 = 4;
+
+/// What a profile is of: the name of a root node, or `NAME/PATH` of a directory below one, or a digest,
+/// as a mount's `root` names it. 1 to 4096 bytes, no NUL.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Subject(Box<[u8]>);
+
+impl Subject {
+    /// What `bytes` name: slashes around it and a leading `/nix/store/` say nothing.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.strip_prefix(b"/nix/store/").unwrap_or(bytes);
+        let is_slash = |byte: &u8| *byte == b'/';
+        let start = bytes.iter().position(|byte| !is_slash(byte))?;
+        let end = bytes.iter().rposition(|byte| !is_slash(byte))? + 1;
+        let trimmed = &bytes[start..end];
+        (trimmed.len() <= LONGEST_PATH && !trimmed.contains(&0)).then(|| Self(trimmed.into()))
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Subject {
+    /// Bytes that are not printable ASCII are escaped.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match std::str::from_utf8(&self.0) {
+            Ok(text) if !text.chars().any(char::is_control) => f.write_str(text),
+            _ => write!(f, "{}", self.0.escape_ascii()),
+        }
+    }
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0.escape_ascii())
+    }
+}
+
+/// A file of a profile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    /// Its path below the root: names with slashes between them. Empty if the root is the file.
+    pub path: Box<[u8]>,
+    /// Whole recordings in a row that did not touch it, up to the last one.
+    pub missed: u8,
+}
+
+/// Stretches of a file that were touched one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The file, by its place among the profile's.
+    pub file: u32,
+    /// The first stretch.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// What was touched first below a root, and in which order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    subject: Subject,
+    digest: Digest,
+    files: Vec<File>,
+    runs: Vec<Run>,
+}
+
+impl Profile {
+    /// What it is of.
+    pub fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    /// The digest of the root node that it was last recorded of.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Its files, in the order in which they were first touched.
+    pub fn files(&self) -> &[File] {
+        &self.files
+    }
+
+    /// The same of another subject.
+    pub fn renamed(self, subject: Subject) -> Self {
+        Self { subject, ..self }
+    }
+
+    /// What of them was touched, in that order.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+}
+
+/// A profile that is being recorded.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    profile: Profile,
+    files: HashMap<Box<[u8]>, u32>,
+    stretches: HashSet<(u32, u32)>,
+    path_bytes: usize,
+    full: bool,
+}
+
+impl Recording {
+    /// Of the root node of `digest`.
+    pub fn new(subject: Subject, digest: Digest) -> Self {
+        Self {
+            profile: Profile {
+                subject,
+                digest,
+                files: Vec::new(),
+                runs: Vec::new(),
+            },
+            files: HashMap::new(),
+            stretches: HashSet::new(),
+            path_bytes: 0,
+            full: false,
+        }
+    }
+
+    /// What was recorded so far.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Whether there was no room for something.
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Notes that a stretch of the file at `path` was touched; whether that is news.
+    pub fn touch(&mut self, path: &[u8], stretch: u32) -> bool {
+        self.take(path, stretch, 0)
+    }
+
+    fn take(&mut self, path: &[u8], stretch: u32, missed: u8) -> bool {
+        let known = self.files.get(path).copied();
+        let file = known.unwrap_or(self.profile.files.len() as u32);
+        // The end of every run is a number, too.
+        if stretch == u32::MAX || self.stretches.contains(&(file, stretch)) || !is_path(path) {
+            return false;
+        }
+        let last = self.profile.runs.last_mut();
+        let follows = last
+            .filter(|run| run.file == file && run.first.checked_add(run.count) == Some(stretch));
+        let needs_run = follows.is_none();
+        self.full |= self.stretches.len() as u64 >= MOST_STRETCHES
+            || needs_run && self.profile.runs.len() >= MOST_RUNS
+            || known.is_none()
+                && (self.profile.files.len() >= MOST_FILES
+                    || self.path_bytes + path.len() > MOST_PATH_BYTES);
+        if self.full {
+            return false;
+        }
+        match self.profile.runs.last_mut() {
+            Some(run) if !needs_run => run.count += 1,
+            _ => self.profile.runs.push(Run {
+                file,
+                first: stretch,
+                count: 1,
+            }),
+        }
+        self.stretches.insert((file, stretch));
+        if known.is_none() {
+            self.path_bytes += path.len();
+            self.files.insert(path.into(), file);
+            self.profile.files.push(File {
+                path: path.into(),
+                missed,
+            });
+        }
+        true
+    }
+
+    /// The profile that follows `before`: what was recorded now, then what was known and not touched.
+    /// A recording that is `whole` saw a start to its end: what it did not touch was missed by it.
+    pub fn follow(&self, before: &Profile, whole: bool) -> Profile {
+        let mut all = self.clone();
+        for run in &before.runs {
+            let Some(file) = before.files.get(run.file as usize) else {
+                continue;
+            };
+            let touched = self.files.contains_key(&file.path);
+            let missed = file.missed.saturating_add(u8::from(whole));
+            if (touched && whole) || missed >= MOST_MISSED {
+                continue;
+            }
+            for stretch in run.first..run.first.saturating_add(run.count) {
+                all.take(&file.path, stretch, missed);
+            }
+        }
+        all.profile
+    }
+}
+
+/// Whether `path` is names with slashes between them, or empty.
+fn is_path(path: &[u8]) -> bool {
+    path.is_empty()
+        || path.len() <= LONGEST_PATH
+            && path
+                .split(|byte| *byte == b'/')
+                .all(|name| check_name(name).is_ok())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! Profiles, as the control socket and the command line see them.
+
+use std::sync::Arc;
+
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize};
+
+use crate::profile::{Profile, ProfileError, Profiles, Subject, Summary};
+
+/// What can be asked about profiles.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum ProfileRequest {
+    /// Which there are.
+    List,
+    /// The bytes of one, with what was learned up to now.
+    Export {
+        /// What it is of.
+        name: String,
+    },
+    /// To put one in the place of what there is.
+    Import {
+        /// Its bytes, in base64.
+        profile: String,
+        /// What it is of, if not of what it says.
+        name: Option<String>,
+    },
+    /// To forget one.
+    Remove {
+        /// What it is of.
+        name: String,
+    },
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProfileDone {
+    /// Those that there are.
+    Listed {
+        /// What there is to say of each.
+        profiles: Vec<ProfileStatus>,
+        /// What is wrong with others.
+        bad: Vec<String>,
+    },
+    /// The bytes of one, in base64.
+    Exported(String),
+    /// The one that was put there.
+    Imported(ProfileStatus),
+    /// What the one that is gone was of.
+    Removed(String),
+}
+
+/// What there is to say of a profile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileStatus {
+    /// What it is of: a root's name, or the `root` of a mount.
+    pub name: String,
+    /// The digest of the root node that it was last learned of.
+    pub digest: String,
+    /// Files that it names.
+    pub files: u64,
+    /// Stretches of them, of up to 1 MiB, which are fetched.
+    pub stretches: u64,
+}
+
+impl From<Summary> for ProfileStatus {
+    fn from(summary: Summary) -> Self {
+        Self {
+            name: summary.subject.to_string(),
+            digest: summary.digest.to_string(),
+            files: summary.files,
+            stretches: summary.stretches,
+        }
+    }
+}
+
+/// Has those who learn write what they know.
+pub type Remember = Arc<dyn Fn() + Send + Sync>;
+
+/// Does with `profiles` as `request` says. Blocks.
+pub fn obey(profiles: &Profiles, request: ProfileRequest) -> Result<ProfileDone, String> {
+    let said = |error: ProfileError| error.to_string();
+    match request {
+        ProfileRequest::List => {
+            let (good, bad) = profiles.list().map_err(said)?;
+            Ok(ProfileDone::Listed {
+                profiles: good.into_iter().map(Into::into).collect(),
+                bad: bad.iter().map(ToString::to_string).collect(),
+            })
+        }
+        ProfileRequest::Export { name } => {
+            let subject = subject(&name)?;
+            let profile = profiles.load(&subject).map_err(said)?;
+            let none = || {
+                said(ProfileError::None {
+                    subject: subject.clone(),
+                    folder: profiles.folder().to_owned(),
+                })
+            };
+            let bytes = profile.ok_or_else(none)?.encode();
+            Ok(ProfileDone::Exported(BASE64.encode(&bytes)))
+        }
+        ProfileRequest::Import { profile, name } => {
+            let bytes = BASE64.decode(profile.as_bytes());
+            let bytes = bytes.map_err(|error| error.to_string())?;
+            let mut profile = Profile::decode(&bytes).map_err(|error| error.to_string())?;
+            if let Some(name) = name {
+                profile = profile.renamed(subject(&name)?);
+            }
+            profiles.put(&profile).map_err(said)?;
+            Ok(ProfileDone::Imported(Summary::of(&profile).into()))
+        }
+        ProfileRequest::Remove { name } => {
+            let subject = subject(&name)?;
+            profiles.remove(&subject).map_err(said)?;
+            Ok(ProfileDone::Removed(subject.to_string()))
+        }
+    }
+}
+
+fn subject(name: &str) -> Result<Subject, String> {
+    Subject::new(name.as_bytes()).ok_or_else(|| format!("{name:?} is the name of no root"))
+}

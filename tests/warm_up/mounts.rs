@@ -1,0 +1,297 @@
+//! What a mount learns of its users, and what the next one does with it.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use castore_fs::castore::{Digest, Node};
+use castore_fs::fs::{Options, Top, WarmUp};
+use castore_fs::profile::{Profile, Profiles};
+use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
+
+use super::double::Double;
+use super::model::{directory, file};
+use super::mounted::{Mounted, can_mount, top_of};
+use super::patience::wait_until;
+use super::{STARTS_WITH, contents, start, subject_of, tree};
+
+/// A store far away, a folder for profiles, and for caches.
+struct Scene {
+    memory: MemoryStore,
+    folder: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self {
+            memory: MemoryStore::new(),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// The far store, and a cache in front of it that has nothing.
+    fn cold(&self) -> (Arc<Double>, Arc<dyn Store>) {
+        let far = Arc::new(Double::far("double:", self.memory.clone()));
+        let near = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
+        let near = LocalStore::open(&near.join("near")).unwrap();
+        let cache = Cache::new(near, far.clone(), CacheOptions::default()).unwrap();
+        (far, Arc::new(cache))
+    }
+
+    fn profiles(&self) -> Arc<Profiles> {
+        Arc::new(Profiles::new(self.folder.path().join("profiles")))
+    }
+
+    fn learning(&self, top: Top, subject: Option<&str>) -> Options {
+        let warm_up = WarmUp {
+            profiles: self.profiles(),
+            subject: subject.map(subject_of),
+            most_ahead: u64::MAX,
+        };
+        Options {
+            top,
+            warm_up: Some(warm_up),
+            ..Options::default()
+        }
+    }
+
+    fn profile(&self, subject: &str) -> Option<Profile> {
+        self.profiles().load(&subject_of(subject)).unwrap()
+    }
+}
+
+fn paths(profile: &Profile) -> Vec<String> {
+    let path = |file: &castore_fs::profile::File| String::from_utf8(file.path.to_vec()).unwrap();
+    profile.files().iter().map(path).collect()
+}
+
+/// The files of a start, as digests, in order.
+fn digests(version: u32) -> Vec<Digest> {
+    let digest = |folder: &usize| Digest::of(contents(version, *folder).as_bytes());
+    STARTS_WITH.iter().map(digest).collect()
+}
+
+fn sorted_digests(version: u32) -> Vec<Digest> {
+    let mut digests = digests(version);
+    digests.sort();
+    digests
+}
+
+/// What was read of `far`.
+fn sorted(far: &Double) -> Vec<Digest> {
+    let mut read = far.read.lock().unwrap().clone();
+    read.sort();
+    read
+}
+
+/// Learns a start of the tree `name`, shown as the top.
+fn learn(scene: &Scene, name: &str, version: u32) -> Node {
+    let node = tree(version).put_root(&scene.memory, name);
+    let (_, store) = scene.cold();
+    let mount = Mounted::new(store, scene.learning(top_of(&node), Some(name)));
+    start(mount.path(), version);
+    drop(mount);
+    node
+}
+
+#[test]
+fn the_next_cold_mount_fetches_what_was_touched_before_anybody_asks() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let node = learn(&scene, "tree", 1);
+    let expected: Vec<_> = STARTS_WITH
+        .map(|folder| format!("folder-{folder}/file"))
+        .into();
+    assert_eq!(paths(&scene.profile("tree").unwrap()), expected);
+
+    let (far, store) = scene.cold();
+    let mount = Mounted::new(store, scene.learning(top_of(&node), Some("tree")));
+    wait_until("all is fetched", || far.reads.load(Ordering::Relaxed) == 6);
+    assert_eq!(sorted(&far), sorted_digests(1));
+    far.set(&far.unreachable, true);
+    start(mount.path(), 1);
+    let others = fs::read(mount.join("folder-7/other"));
+    assert_eq!(others.unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert!(fs::read(mount.join("folder-1/file")).is_err());
+}
+
+#[test]
+fn it_is_fetched_in_the_order_in_which_it_was_touched() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let node = learn(&scene, "tree", 1);
+    // With nothing in between that asks from threads of its own.
+    let far = Arc::new(Double::far("double:", scene.memory.clone()));
+    let mount = Mounted::new(far.clone(), scene.learning(top_of(&node), Some("tree")));
+    wait_until("all is fetched", || far.reads.load(Ordering::Relaxed) == 6);
+    assert_eq!(*far.read.lock().unwrap(), digests(1));
+    drop(mount);
+}
+
+#[test]
+fn the_order_is_that_of_the_last_start() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let node = learn(&scene, "tree", 1);
+    let (_, store) = scene.cold();
+    let mount = Mounted::new(store, scene.learning(top_of(&node), Some("tree")));
+    for path in ["folder-5/other", "folder-2/file", "folder-7/file"] {
+        fs::read(mount.join(path)).unwrap();
+    }
+    drop(mount);
+    let known = paths(&scene.profile("tree").unwrap());
+    assert_eq!(
+        known[..3],
+        ["folder-5/other", "folder-2/file", "folder-7/file"]
+    );
+    assert_eq!(known.len(), STARTS_WITH.len() + 1);
+}
+
+#[test]
+fn who_does_not_learn_writes_nothing_and_fetches_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let node = tree(1).put_root(&scene.memory, "tree");
+    let (_, store) = scene.cold();
+    let mount = Mounted::top(store, &node);
+    start(mount.path(), 1);
+    drop(mount);
+    assert!(!scene.profiles().folder().exists());
+    learn(&scene, "tree", 1);
+    let (far, store) = scene.cold();
+    let mount = Mounted::top(store, &node);
+    fs::metadata(mount.join("folder-1/file")).unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(far.reads.load(Ordering::Relaxed), 0);
+}
+
+/// A mount that shows root nodes learns of each by itself, and a new version of one is served by what is
+/// known of another.
+#[test]
+fn the_users_of_another_version_are_served_by_path() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    tree(1).put_root(&scene.memory, "app-1");
+    tree(2).put_root(&scene.memory, "app-2");
+    tree(3).put_root(&scene.memory, "else");
+    let roots = || Top::Roots { list: true };
+    let (_, store) = scene.cold();
+    let mount = Mounted::new(store, scene.learning(roots(), None));
+    start(&mount.join("app-1"), 1);
+    fs::read(mount.join("else/folder-4/other")).unwrap();
+    drop(mount);
+    assert_eq!(paths(&scene.profile("else").unwrap()), ["folder-4/other"]);
+    assert!(scene.profile("app-2").is_none());
+
+    let (far, store) = scene.cold();
+    let mount = Mounted::new(store, scene.learning(roots(), None));
+    let read = || far.read.lock().unwrap().clone();
+    // To list the names is no use of what they name.
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 3);
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(read(), []);
+    drop(mount);
+
+    let (far, store) = scene.cold();
+    let mount = Mounted::new(store, scene.learning(roots(), None));
+    let read = || far.read.lock().unwrap().clone();
+    fs::metadata(mount.join("app-2")).unwrap();
+    wait_until("all is fetched", || read().len() == STARTS_WITH.len());
+    assert_eq!(sorted(&far), sorted_digests(2));
+    far.set(&far.unreachable, true);
+    start(&mount.join("app-2"), 2);
+    drop(mount);
+    // It has its own profile from now on.
+    let own = scene.profile("app-2").unwrap();
+    assert_eq!(paths(&own).len(), STARTS_WITH.len());
+}
+
+#[test]
+fn of_a_large_file_that_is_fetched_which_was_read() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let large: Vec<u8> = (0..20 << 20).map(|at: u32| (at / 999) as u8).collect();
+    let node = directory([("large", file(large.clone()))]).put_root(&scene.memory, "tree");
+    let (far, store) = scene.cold();
+    let mount = Mounted::new(store, scene.learning(top_of(&node), Some("tree")));
+    let read_at = |mount: &Mounted, at: usize| {
+        let mut buffer = [0; 100];
+        let file = fs::File::open(mount.join("large")).unwrap();
+        // Without the kernel's reading ahead.
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+        let read = file.read_exact_at(&mut buffer, at as u64);
+        read.map(|()| assert_eq!(buffer, large[at..at + 100]))
+    };
+    for at in [15 << 20, 5 << 20, (5 << 20) + 700_000] {
+        read_at(&mount, at).unwrap();
+    }
+    drop(mount);
+    let once = far.bytes.load(Ordering::Relaxed);
+
+    let (far, store) = scene.cold();
+    let mount = Mounted::new(store, scene.learning(top_of(&node), Some("tree")));
+    let bytes = || far.bytes.load(Ordering::Relaxed);
+    wait_until("two stretches are fetched", || bytes() >= 2 << 20);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(bytes(), 2 << 20, "the first time it was {once}");
+    far.set(&far.unreachable, true);
+    for at in [15 << 20, 5 << 20, (5 << 20) + 700_000] {
+        read_at(&mount, at).unwrap();
+    }
+    assert!(read_at(&mount, 10 << 20).is_err());
+}
+
+#[test]
+fn no_more_is_fetched_than_may_be() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let files = (0..4).map(|number| (format!("{number}"), file(vec![number as u8; 3 << 20])));
+    let node = directory(files).put_root(&scene.memory, "tree");
+    let (_, store) = scene.cold();
+    let mount = Mounted::new(store, scene.learning(top_of(&node), Some("tree")));
+    for number in 0..4 {
+        fs::read(mount.join(number.to_string())).unwrap();
+    }
+    drop(mount);
+    let (far, store) = scene.cold();
+    let mut options = scene.learning(top_of(&node), Some("tree"));
+    options.warm_up.as_mut().unwrap().most_ahead = 2 << 20;
+    let mount = Mounted::new(store, options);
+    std::thread::sleep(Duration::from_millis(700));
+    let fetched = far.bytes.load(Ordering::Relaxed);
+    assert!((2 << 20..=3 << 20).contains(&fetched), "{fetched}");
+    drop(mount);
+}
+
+#[test]
+fn a_profile_of_what_is_not_there_does_no_harm() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    learn(&scene, "tree", 1);
+    let other = directory([("folder-7", file("a file")), ("else", file("x"))]);
+    let node = other.put_root(&scene.memory, "tree");
+    let (far, store) = scene.cold();
+    let mount = Mounted::new(store, scene.learning(top_of(&node), Some("tree")));
+    assert_eq!(fs::read(mount.join("folder-7")).unwrap(), b"a file");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(far.reads.load(Ordering::Relaxed), 1);
+    drop(mount);
+}

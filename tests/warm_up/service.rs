@@ -1,0 +1,175 @@
+//! The service that learns, and the commands that ship what it learned.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use castore_fs::profile::Profiles;
+use castore_fs::store::MemoryStore;
+
+use super::manager::Manager;
+use super::mounted::can_mount;
+use super::patience::wait_until;
+use super::server::Server;
+use super::{STARTS_WITH, start, subject_of, tree};
+
+fn castore_fs(words: &[&str]) -> Output {
+    let program = env!("CARGO_BIN_EXE_castore-fs");
+    Command::new(program).args(words).output().unwrap()
+}
+
+fn succeeds(words: &[&str]) -> Vec<u8> {
+    let output = castore_fs(words);
+    assert!(output.status.success(), "{words:?}: {output:?}");
+    output.stdout
+}
+
+/// A machine with an empty cache in front of `server`, which learns or not.
+fn machine(server: &Server, warmup: &str) -> Manager {
+    Manager::new(&format!(
+        "state-dir = '@/state'\n\
+         [stores.near]\nurl = 'local:@/near'\n[stores.far]\nurl = '{}'\n\
+         [stores.main]\ncache = {{ near = 'near', far = ['far'] }}\n\
+         [mounts.tree]\nstore = 'main'\npath = '@/mnt'\nwarmup = '{warmup}'\n",
+        server.url
+    ))
+}
+
+fn profiles(at: &Manager) -> Profiles {
+    Profiles::new(at.join("state/profiles"))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_profile_is_learned_shipped_and_used_with_nobody_far_away() {
+    if !can_mount() {
+        return;
+    }
+    let memory = MemoryStore::new();
+    tree(1).put_root(&memory, "tree");
+    let server = Server::read_only(Arc::new(memory));
+    let mut first = machine(&server, "learn");
+    first.start_and_wait();
+    start(&first.join("mnt/tree"), 1);
+    // It is there although nobody is asked for it: a sudden death loses the last seconds only.
+    let known = profiles(&first);
+    let known = || known.load(&subject_of("tree")).unwrap();
+    wait_until("the profile is written", || {
+        known().is_some_and(|profile| profile.files().len() == STARTS_WITH.len())
+    });
+    first.kill();
+    let before = known();
+    // A successor goes on with the mount, and not with the recording.
+    first.start_and_wait();
+    fs::read(first.join("mnt/tree/folder-5/other")).unwrap();
+    let control = first.join("control");
+    let control = ["--socket", text(&control)];
+    let listed = succeeds(&[&["profile", "list"], &control[..]].concat());
+    let listed = String::from_utf8(listed).unwrap();
+    assert_eq!(listed, "tree: 6 files, 6 stretches\n");
+    let exported = succeeds(&[&["profile", "export", "tree"], &control[..]].concat());
+    assert_eq!(known(), before);
+    assert_eq!(exported, before.unwrap().encode());
+    first.signal(libc::SIGTERM);
+    assert!(first.wait(), "{}", first.log());
+
+    let mut second = machine(&server, "learn");
+    let file = second.join("tree.profile");
+    fs::write(&file, exported).unwrap();
+    let folder = second.join("state/profiles");
+    let folder = ["--folder", text(&folder)];
+    succeeds(&[&["profile", "import", text(&file)], &folder[..]].concat());
+    second.start_and_wait();
+    let tree = second.join("mnt/tree");
+    fs::metadata(&tree).unwrap();
+    let told = "fetched 6 stretches";
+    wait_until("all is fetched", || second.log().contains(told));
+    drop(server);
+    start(&tree, 1);
+    assert!(fs::read(tree.join("folder-5/file")).is_err());
+    // What was learned meanwhile is in what is exported.
+    let socket = second.join("control");
+    let control = ["--socket", text(&socket)];
+    let exported = succeeds(&[&["profile", "export", "tree"], &control[..]].concat());
+    fs::write(&file, exported).unwrap();
+    let import = ["profile", "import", "--as", "bush", text(&file)];
+    succeeds(&[&import[..], &control[..]].concat());
+    succeeds(&[&["profile", "rm", "bush", "tree"], &control[..]].concat());
+    let none = castore_fs(&[&["profile", "rm", "tree"], &control[..]].concat());
+    let said = String::from_utf8_lossy(&none.stderr).into_owned();
+    assert_eq!(none.status.code(), Some(1));
+    assert!(
+        said.contains("there is no profile of \"tree\" in"),
+        "{said}"
+    );
+    second.signal(libc::SIGTERM);
+    assert!(second.wait(), "{}", second.log());
+}
+
+#[test]
+fn a_stop_writes_what_was_learned_and_off_learns_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let memory = MemoryStore::new();
+    tree(1).put_root(&memory, "tree");
+    let server = Server::read_only(Arc::new(memory));
+    for (warmup, files) in [("learn", Some(STARTS_WITH.len())), ("off", None)] {
+        let mut machine = machine(&server, warmup);
+        machine.start_and_wait();
+        start(&machine.join("mnt/tree"), 1);
+        machine.signal(libc::SIGTERM);
+        assert!(machine.wait(), "{}", machine.log());
+        let profile = profiles(&machine).load(&subject_of("tree")).unwrap();
+        let known = profile.map(|profile| profile.files().len());
+        assert_eq!(known, files, "{warmup}");
+    }
+}
+
+#[test]
+fn a_damaged_profile_is_named_and_ignored() {
+    if !can_mount() {
+        return;
+    }
+    let memory = MemoryStore::new();
+    tree(1).put_root(&memory, "tree");
+    let server = Server::read_only(Arc::new(memory));
+    let mut machine = machine(&server, "learn");
+    let folder = machine.join("state/profiles");
+    fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("tree.profile");
+    fs::write(&file, "something else").unwrap();
+    let place = ["--folder", text(&folder)];
+    for words in [
+        vec!["profile", "list"],
+        vec!["profile", "export", "tree"],
+        vec!["profile", "import", text(&file)],
+    ] {
+        let output = castore_fs(&[&words[..], &place[..]].concat());
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let says = format!(
+            "castore-fs: the profile {}: it does not begin",
+            file.display()
+        );
+        assert!(said.starts_with(&says), "{words:?}: {said}");
+    }
+    machine.start_and_wait();
+    start(&machine.join("mnt/tree"), 1);
+    let log = machine.log();
+    let says = format!("the profile {}: it does not begin", file.display());
+    wait_until("it is said", || machine.log().contains(&says));
+    assert!(
+        log.contains("WARN") || machine.log().contains("WARN"),
+        "{log}"
+    );
+    // The next one takes its place.
+    machine.signal(libc::SIGTERM);
+    assert!(machine.wait(), "{}", machine.log());
+    let profile = profiles(&machine).load(&subject_of("tree")).unwrap();
+    assert_eq!(profile.unwrap().files().len(), STARTS_WITH.len());
+}
