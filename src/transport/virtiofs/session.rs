@@ -26,7 +26,7 @@ use super::reply::ReplyBuffer;
 use crate::fs::{CastoreFs, Ledger, LedgerError, NodeCount, Options, Waiting};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
-use crate::transport::requests::{self, Counters, RequestCounts};
+use crate::transport::requests::{self, Counters};
 
 /// Where `struct fuse_in_header` has the request's number.
 pub const UNIQUE: Range<usize> = 8..16;
@@ -41,6 +41,8 @@ pub struct Shown {
     pub options: Options,
     /// Where requests wait for the store.
     pub runtime: Handle,
+    /// Requests of all guests, of those that have left too.
+    pub counters: Counters,
 }
 
 /// A guest, for the length of a connection.
@@ -50,7 +52,6 @@ pub struct Guest {
     record: Arc<Record>,
     session: RwLock<Option<Session>>,
     buffers: Mutex<Vec<Buffers>>,
-    counters: Counters,
     /// The guest is not to be served any more.
     dismissed: AtomicBool,
     /// Whether somebody was told of this guest's malformed requests.
@@ -93,7 +94,6 @@ impl Guest {
             record,
             session: RwLock::new(None),
             buffers: Mutex::default(),
-            counters: Counters::default(),
             dismissed: AtomicBool::new(false),
             told: AtomicBool::new(false),
         }
@@ -149,7 +149,7 @@ impl Guest {
         let Some(header) = header(request) else {
             return send(&[]);
         };
-        let _answering = self.counters.begin(&header);
+        let _answering = self.shown.counters.begin(&header);
         let outcome = self.checked(&header, request).and_then(|request| {
             catch_unwind(AssertUnwindSafe(|| {
                 self.handle(&header, request, reply, room)
@@ -274,11 +274,6 @@ impl Guest {
     pub fn dismiss(&self) {
         self.dismissed.store(true, Ordering::Relaxed);
         self.end_session();
-    }
-
-    /// Requests so far.
-    pub fn requests(&self) -> RequestCounts {
-        self.counters.now()
     }
 
     /// Nodes that the guest knows.
