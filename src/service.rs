@@ -24,4 +24,6 @@ pub use control::{CachedRoots, Done, Request, ask_status, tell};
 pub use daemon::{DaemonError, run};
 pub use reach::{Outcome, Reached, reach};
 pub use sockets::{Ask, Serving, SocketError, listen_for_metrics, metrics_on};
-pub use status::{ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus};
+pub use status::{
+    LatencyStatus, ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus,
+};
