@@ -17,6 +17,7 @@ mod repeats;
 mod sockets;
 mod status;
 mod systemd;
+mod telemetry;
 mod watchdog;
 
 pub use config::{Config, Problem};

@@ -164,6 +164,7 @@ impl Endpoint {
                 ..options
             },
             runtime,
+            span: tracing::Span::current(),
             counters: Counters::default(),
         };
         let device = DeviceOptions {

@@ -84,6 +84,7 @@ impl Target {
                 store: Arc::new(store),
                 options,
                 runtime: runtime.handle().clone(),
+                span: tracing::Span::none(),
                 counters: Counters::default(),
             }),
             _runtime: runtime,

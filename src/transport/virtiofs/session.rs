@@ -41,6 +41,8 @@ pub struct Shown {
     pub options: Options,
     /// Where requests wait for the store.
     pub runtime: Handle,
+    /// What is logged while a request is answered, or done for it, lies within.
+    pub span: tracing::Span,
     /// Requests of all guests, of those that have left too.
     pub counters: Counters,
 }
@@ -120,6 +122,11 @@ impl Guest {
                 self.record.session(None);
             }
         }
+    }
+
+    /// What is logged while a request is answered lies within.
+    pub fn span(&self) -> &tracing::Span {
+        &self.shown.span
     }
 
     /// Buffers for a request; to be given back.
