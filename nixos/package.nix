@@ -55,6 +55,7 @@ rustPlatform.buildRustPackage {
 
   postInstall = ''
     install -Dm444 -t "$out/lib/systemd/system" systemd/*
+    install -Dm444 -t "$out/share/castore-fs/grafana" docs/grafana/*
     substituteInPlace "$out"/lib/systemd/system/* --replace-quiet /usr/bin/ "$out/bin/"
     for helper in mount.castore-fs mount.fuse.castore-fs; do
       ln -s castore-fs "$out/bin/$helper"

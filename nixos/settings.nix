@@ -115,6 +115,7 @@ in
           "text"
           "json"
         ]) "In what shape; null for the journal's.";
+        otlp = optional types.str "`http://HOST:PORT` of an OpenTelemetry collector for spans; none if null.";
         slow-requests = optional types.str "How long a request may take without being logged.";
       };
       default = { };

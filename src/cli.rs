@@ -10,6 +10,7 @@
 
 mod cat;
 mod check_config;
+mod confine;
 mod control;
 mod copy;
 mod daemon;

@@ -27,12 +27,16 @@ pub mod proto;
 pub mod sandbox;
 pub mod server;
 pub mod service;
+pub mod spans;
 pub mod store;
 pub mod transport;
 pub mod tree;
 
 #[cfg(test)]
 extern crate self as castore_fs;
+#[cfg(test)]
+#[path = "../tests/kit/collector.rs"]
+mod collector;
 #[cfg(test)]
 #[path = "../tests/kit/double.rs"]
 mod double;

@@ -48,6 +48,14 @@ pub mod store {
     }
 }
 
+/// What OpenTelemetry's collectors are sent: messages and the service, of which we are a client.
+pub mod opentelemetry {
+    include!(concat!(
+        env!("OUT_DIR"),
+        "/opentelemetry/opentelemetry.proto.collector.trace.v1.rs"
+    ));
+}
+
 /// Where the generated code of other packages looks for the two above.
 mod snix {
     pub use super::{castore, store};

@@ -1,8 +1,8 @@
 //! Giving up what is not needed, before anybody hostile is listened to.
 //!
-//! A process that serves guests parses what they write. Should one of them ever take it over, it
-//! should find nothing there but what it was being shown anyway: the store. So the process, once
-//! its sockets are made, gives up
+//! A process that serves guests or clients parses what they send. Should one of them ever take it
+//! over, it should find nothing there but what it was being shown anyway: the store. So the process, once its sockets
+//! are made, gives up
 //!
 //! | what | by |
 //! |---|---|
@@ -41,8 +41,8 @@ pub struct Sandbox {
     pub write: Vec<PathBuf>,
     /// Whether to connect to other machines, and to the sockets of this one.
     pub network: bool,
-    /// Descriptors to have open, at most.
-    pub open_files: u64,
+    /// Descriptors to have open, at most; as many as before if it is none.
+    pub open_files: Option<u64>,
 }
 
 /// What came of it.
@@ -50,6 +50,8 @@ pub struct Sandbox {
 pub struct Sandboxed {
     /// Whether files are out of reach: not on kernels older than 5.13, or without Landlock.
     pub files: bool,
+    /// Whether system calls are: not on kernels without seccomp.
+    pub system_calls: bool,
 }
 
 /// A layer of the sandbox that could not be put up although the kernel has it.
@@ -75,13 +77,26 @@ impl Sandbox {
         self.limit_open_files()?;
         give_up_privileges()?;
         let files = self.confine_files()?;
-        syscalls::confine(self.network)?;
-        Ok(Sandboxed { files })
+        let system_calls = match syscalls::confine(self.network) {
+            Err(seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error))
+                if lacks_seccomp(&error) =>
+            {
+                false
+            }
+            confined => confined.map(|()| true)?,
+        };
+        Ok(Sandboxed {
+            files,
+            system_calls,
+        })
     }
 
     fn limit_open_files(&self) -> Result<(), SandboxError> {
+        let Some(open_files) = self.open_files else {
+            return Ok(());
+        };
         let most = getrlimit(Resource::Nofile).maximum;
-        let wanted = most.map_or(self.open_files, |most| most.min(self.open_files));
+        let wanted = most.map_or(open_files, |most| most.min(open_files));
         let limit = Rlimit {
             current: Some(wanted),
             maximum: Some(wanted),
@@ -106,6 +121,11 @@ impl Sandbox {
             .restrict_self()?;
         Ok(status.ruleset != RulesetStatus::NotEnforced)
     }
+}
+
+/// Whether `error` is what a kernel that was built without seccomp says of it.
+fn lacks_seccomp(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS))
 }
 
 /// Gives up all capabilities, and every way to gain some: for who has to start programs.

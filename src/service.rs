@@ -18,6 +18,7 @@ mod repeats;
 mod sockets;
 mod status;
 mod systemd;
+mod telemetry;
 mod watchdog;
 
 pub use config::{Config, Problem};
@@ -26,4 +27,6 @@ pub use daemon::{DaemonError, run};
 pub use profiles::{ProfileDone, ProfileRequest, ProfileStatus, obey as obey_profile_request};
 pub use reach::{Outcome, Reached, reach};
 pub use sockets::{Ask, Serving, SocketError, listen_for_metrics, metrics_on};
-pub use status::{ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus};
+pub use status::{
+    LatencyStatus, ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus,
+};

@@ -1,5 +1,7 @@
 //! Stores made of stores, from a configuration file to a mount and a command line.
 
+#[path = "kit/collector.rs"]
+mod collector;
 #[path = "kit/manager.rs"]
 #[allow(dead_code)]
 mod manager;
@@ -17,6 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use castore_fs::castore::Digest;
+use collector::{Collector, said};
 use manager::Manager;
 use mounted::can_mount;
 
@@ -182,6 +186,56 @@ fn a_mount_of_mirrors_reads_on_when_one_hangs_and_when_it_dies() {
     assert!(stores["a"].is_null() && stores["main"]["kind"] == "filter");
     // `b` stayed as it was: it knows what it was asked before.
     assert!(stores["b"]["endpoint"]["bytes_in"].as_u64() >= bytes);
+}
+
+#[test]
+fn a_collector_is_told_what_was_fetched_for_which_request() {
+    if !can_mount() {
+        return;
+    }
+    let collector = Collector::start();
+    let mut manager = Manager::new(&format!(
+        "[stores.a]\nurl = 'grpc+unix:@/a'\n[stores.disk]\nurl = 'local:@/disk'\n\
+         [stores.main]\ncache = {{ near = 'disk', far = ['a'] }}\n{TREE}\
+         [log]\nslow-requests = '0s'\notlp = '{}'\n",
+        collector.url()
+    ));
+    let _server = Server::start(manager.path(), "a");
+    manager.start_and_wait();
+    let file = manager.join("mnt/tree/folder-7/file");
+    assert!(fs::read_to_string(file).unwrap() == contents(7));
+    // Sends what it still has.
+    manager.signal(libc::SIGTERM);
+    assert!(manager.wait());
+    let spans = collector.spans();
+    let digest = Digest::of(contents(7).as_bytes()).to_string();
+    let of_file = |name: &str| {
+        let found = spans.iter().find(|span| {
+            span.name == name && said(&span.attributes).get("DIGEST") == Some(&digest)
+        });
+        found.unwrap_or_else(|| panic!("no {name} of {digest} in {spans:#?}"))
+    };
+    let (read, fetch) = (of_file("READ"), of_file("fetch blob"));
+    assert_eq!(fetch.trace_id, read.trace_id);
+    assert_eq!(fetch.parent_span_id, read.span_id);
+    assert!(read.parent_span_id.is_empty());
+    assert!(read.start_time_unix_nano <= fetch.start_time_unix_nano);
+    assert!(read.end_time_unix_nano >= fetch.start_time_unix_nano);
+    let endpoint = format!("grpc+unix:{}", manager.join("a").display());
+    for span in [read, fetch] {
+        let said = said(&span.attributes);
+        assert_eq!((&*said["MOUNT"], &*said["STORE"]), ("tree", "main"));
+        // A request waits for the mount's store, which asks the endpoint.
+        assert!(said["ENDPOINT"].contains(&endpoint), "{said:?}");
+    }
+    assert_eq!(said(&fetch.attributes)["ENDPOINT"], endpoint);
+    let said = said(&read.attributes);
+    assert_eq!(said["PATH"], "/tree/folder-7/file");
+    assert!(said["ENDPOINT_MS"].parse::<f64>().unwrap() > 0.0);
+    for name in ["look up root", "fetch directory"] {
+        let found = spans.iter().find(|span| span.name == name);
+        assert!(!found.unwrap().parent_span_id.is_empty(), "{name}");
+    }
 }
 
 #[test]

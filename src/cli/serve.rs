@@ -9,6 +9,7 @@ use castore_fs::server::{self, Access, Listener, Options};
 use clap::Args;
 use tokio::sync::Notify;
 
+use super::confine::{Added, confine};
 use super::failure::Failure;
 use super::interrupt::on_interrupt;
 use super::store::StoreArguments;
@@ -17,6 +18,9 @@ use super::store::StoreArguments;
 ///
 /// Speaks the castore protocol in both its generations, and what castore-fs adds to it. Takes
 /// no additions unless told so. SIGTERM lets calls that run come to their end.
+///
+/// Before the first client is served the process gives up its privileges, all files but the store's,
+/// and the system calls that it does not need.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs serve --listen unix:/run/castore.sock
@@ -48,15 +52,18 @@ pub(super) struct Serve {
     /// Seconds that running calls get after SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     drain: u64,
+    /// Keep all privileges
+    #[arg(long)]
+    no_sandbox: bool,
 }
 
 impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
+        let place = self.store.place()?;
         // A server that adds may start with an empty store.
-        let opened = match self.writable {
-            true => self.store.open_or_make()?,
-            false => self.store.open()?,
-        };
+        if !self.writable {
+            place.must_exist()?;
+        }
         let mut listeners = Vec::new();
         for address in &self.listen {
             listeners.extend(Listener::bind(address)?);
@@ -68,6 +75,15 @@ impl Serve {
             tokens: self.token_file,
         };
         let (tls, tokens) = access.load()?;
+        // Before the store and its runtime start threads, which it would not cover.
+        if !self.no_sandbox {
+            let added = match self.writable {
+                true => Added::ByClients,
+                false => Added::Never,
+            };
+            confine(place.needs(), added, None)?;
+        }
+        let opened = place.open_or_make()?;
         let options = Options {
             writable: self.writable,
             streams: self.max_calls,

@@ -1,9 +1,10 @@
 //! `castore-fs status`.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use castore_fs::service::{self, Status as Answer, StoreStatus};
+use castore_fs::service::{self, LatencyStatus, Status as Answer, StoreStatus};
 use castore_fs::store::{EndpointState, MemberState};
 use castore_fs::tree::Printable;
 use clap::Args;
@@ -131,6 +132,22 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
     Ok(())
 }
 
+/// Requests by kind, the most frequent first, and how long they took.
+fn show_requests(
+    requests: &BTreeMap<String, u64>,
+    latencies: &BTreeMap<String, LatencyStatus>,
+    text: &mut Vec<u8>,
+) -> io::Result<()> {
+    let mut kinds: Vec<_> = requests.iter().collect();
+    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    for (kind, count) in kinds {
+        let latency = latencies.get(kind).cloned().unwrap_or_default();
+        let times = times(latency.median_micros, latency.p95_micros);
+        writeln!(text, "  {kind}: {count}{times}")?;
+    }
+    Ok(())
+}
+
 /// How long half of them took, and how long 19 of 20.
 fn times(median: Option<u64>, p95: Option<u64>) -> String {
     let shown = |micros: u64| match micros {
@@ -185,13 +202,21 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
                 open.files, open.backed
             )?;
         }
-        let mut kinds: Vec<_> = mount.requests.iter().collect();
-        kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-        for (kind, count) in kinds {
-            let latency = mount.latencies.get(kind).cloned().unwrap_or_default();
-            let times = times(latency.median_micros, latency.p95_micros);
-            writeln!(text, "  {kind}: {count}{times}")?;
-        }
+        show_requests(&mount.requests, &mount.latencies, &mut text)?;
+    }
+    for (name, device) in &status.virtiofs {
+        let (store, socket) = (&device.store, device.socket.display());
+        writeln!(
+            text,
+            "virtiofs {name}: {store} on {socket}, {} connected, {} so far",
+            device.guests, device.connections
+        )?;
+        writeln!(
+            text,
+            "  {} directories live, {} bytes of Directories, {} bytes of node tables",
+            device.live_directories, device.directory_bytes, device.table_bytes
+        )?;
+        show_requests(&device.requests, &device.latencies, &mut text)?;
     }
     for (name, listen) in &status.listen {
         writeln!(

@@ -10,17 +10,18 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use castore_fs::fs::{Options, Owner};
-use castore_fs::sandbox::{self, Sandbox};
+use castore_fs::sandbox;
 use castore_fs::service::{
     Ask, Status, StoreStatus, VirtiofsStatus, listen_for_metrics, metrics_on,
 };
-use castore_fs::store::{self, Needs};
+use castore_fs::store;
 use castore_fs::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, MOST_QUEUES, ROOT_TIMEOUT, Socket, Tag,
 };
 use clap::Args;
 use parent::{Given, Parent};
 
+use super::confine::{Added, confine};
 use super::failure::{Failure, failure, say};
 use super::interrupt::on_interrupt;
 use super::mount::top;
@@ -173,7 +174,8 @@ impl Virtiofs {
             .collect();
         // Before the store and its runtime start threads.
         if !self.no_sandbox {
-            self.sandbox(place.needs(), given.sockets.len())?;
+            let most = Some(self.open_files(given.sockets.len()));
+            confine(place.needs(), Added::Never, most)?;
         }
         // The configuration file can no longer be read: what it says is known by now.
         let opened = place.open_or_make()?;
@@ -288,28 +290,9 @@ impl Virtiofs {
         }
     }
 
-    fn sandbox(&self, needs: Needs, sockets: usize) -> Result<(), Failure> {
-        for folder in &needs.write {
-            // What is not there cannot be allowed.
-            std::fs::create_dir_all(folder).map_err(|error| {
-                failure(format!(
-                    "cannot make the folder {}: {error}",
-                    folder.display()
-                ))
-            })?;
-        }
+    fn open_files(&self, sockets: usize) -> u64 {
         let queues = 1 + u64::from(self.queues);
-        let sandbox = Sandbox {
-            read: needs.read,
-            write: needs.write,
-            network: needs.network,
-            open_files: OPEN_FILES + sockets as u64 * queues * OPEN_FILES_OF_A_QUEUE,
-        };
-        let sandboxed = sandbox.enter()?;
-        if !sandboxed.files {
-            say("this kernel has no Landlock: a guest that takes this process over can read files");
-        }
-        Ok(())
+        OPEN_FILES + sockets as u64 * queues * OPEN_FILES_OF_A_QUEUE
     }
 }
 

@@ -4,17 +4,62 @@
 //! waited for an endpoint (what came from there was verified meanwhile, by others), what it hashed
 //! itself, and the rest, which is what the store at hand took: memory, disk, cache. Two looks at the
 //! clock are all that a fast request pays, and nothing where no threshold is set.
+//!
+//! The same story is told to who follows spans ([`spans`]), of every request that has waited or was
+//! slow. Its span is made when it first waits, so that what is fetched for it lies within.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
+
+use tracing::Span;
+use tracing::field::{Empty, display};
 
 use super::node_id::Place;
 use super::{CastoreFs, NodeId};
 use crate::castore::{Digest, NodeRef, effort};
+use crate::spans;
 
 thread_local! {
     /// How long the request that this thread answers has waited.
     static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// When that request began, if spans are wanted, and its span, once it has one.
+    static FOLLOWED: RefCell<Option<(Instant, Option<Span>)>> = const { RefCell::new(None) };
+}
+
+/// The span of the request that this thread answers; none if nobody wants it.
+pub(super) fn span() -> Span {
+    if !spans::wanted() {
+        return Span::none();
+    }
+    FOLLOWED.with_borrow_mut(|followed| match followed {
+        Some((began, span)) => span.get_or_insert_with(|| request_span(*began)).clone(),
+        None => Span::none(),
+    })
+}
+
+/// A span for a request that began at `began`, of which the rest is told when it is over.
+fn request_span(began: Instant) -> Span {
+    tracing::trace_span!(
+        target: spans::TARGET,
+        "request",
+        otel.kind = "server",
+        otel.ago = began.elapsed().as_micros() as u64,
+        otel.name = Empty,
+        path = Empty,
+        digest = Empty,
+        endpoint = Empty,
+        total_ms = Empty,
+        endpoint_ms = Empty,
+        verify_ms = Empty,
+        cache_ms = Empty,
+    )
+}
+
+/// Where the time of a request went.
+struct Parts {
+    total: Duration,
+    waited: Duration,
+    hashed: Duration,
 }
 
 /// Notes that the request which this thread answers has waited for `long`.
@@ -31,41 +76,72 @@ impl CastoreFs {
         node: u64,
         work: impl FnOnce() -> T,
     ) -> T {
-        let Some(threshold) = self.options.slow_requests else {
+        let threshold = self.options.slow_requests;
+        if threshold.is_none() && !spans::wanted() {
             return work();
-        };
+        }
         WAITED.set(Duration::ZERO);
         let began = Instant::now();
+        if spans::wanted() {
+            FOLLOWED.set(Some((began, None)));
+        }
         let (outcome, hashed) = effort::measure(work);
-        let took = began.elapsed();
-        if took >= threshold {
-            self.tell_slow(kind(), node, took, WAITED.get(), hashed);
+        let total = began.elapsed();
+        let slow = threshold.is_some_and(|threshold| total >= threshold);
+        let mut span = Span::none();
+        if spans::wanted() {
+            let made = FOLLOWED.take().and_then(|(_, span)| span);
+            span = match made {
+                None if slow => request_span(began),
+                made => made.unwrap_or_else(Span::none),
+            };
+        }
+        if slow || !span.is_none() {
+            let parts = Parts {
+                total,
+                waited: WAITED.get(),
+                hashed,
+            };
+            self.tell(kind(), node, &parts, slow, &span);
         }
         outcome
     }
 
-    fn tell_slow(
-        &self,
-        request: &str,
-        node: u64,
-        took: Duration,
-        waited: Duration,
-        hashed: Duration,
-    ) {
+    fn tell(&self, request: &str, node: u64, parts: &Parts, slow: bool, span: &Span) {
+        let Parts {
+            total,
+            waited,
+            hashed,
+        } = *parts;
         let id = NodeId::from(node);
         let digest = match id.place() {
             Some(Place::Directory(slot)) => self.nodes.directory(slot).map(|node| node.digest),
             _ => self.file_at_hand(id),
         };
         let endpoint = (!waited.is_zero()).then(|| self.store.url());
-        let at_hand = took.saturating_sub(waited).saturating_sub(hashed);
+        let at_hand = total.saturating_sub(waited).saturating_sub(hashed);
         let millis = |span: Duration| span.as_micros() as f64 / 1000.0;
+        let path = self.path(id);
+        if !span.is_none() {
+            span.record("otel.name", request)
+                .record("path", display(&path))
+                .record("digest", digest.map(display))
+                .record("endpoint", endpoint)
+                .record("total_ms", millis(total))
+                .record("endpoint_ms", millis(waited))
+                .record("verify_ms", millis(hashed))
+                .record("cache_ms", millis(at_hand));
+        }
+        if !slow {
+            return;
+        }
+        let _in_span = span.enter();
         tracing::warn!(
             request,
-            path = %self.path(id),
-            digest = digest.map(tracing::field::display),
+            %path,
+            digest = digest.map(display),
             endpoint,
-            total_ms = millis(took),
+            total_ms = millis(total),
             endpoint_ms = millis(waited),
             verify_ms = millis(hashed),
             cache_ms = millis(at_hand),

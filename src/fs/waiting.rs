@@ -54,6 +54,8 @@ impl Waiting {
 
     /// The outcome of `work`: at once if it is ready, else after a wait.
     pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        let span = slow::span();
+        let _in_span = span.enter();
         let mut work = pin!(work);
         // Work that needs the runtime's timers or sockets must be polled inside it.
         let inside = self.runtime.enter();

@@ -118,7 +118,7 @@ const FILES: &[i64] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Sockets that are there already, and those of front ends that connect.
+/// Sockets that are there already, and those of whoever connects.
 const SOCKETS: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_getpeername,
@@ -128,6 +128,7 @@ const SOCKETS: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
+    libc::SYS_setsockopt,
     libc::SYS_shutdown,
     libc::SYS_socketpair,
 ];
@@ -138,7 +139,6 @@ const NETWORK: &[i64] = &[
     libc::SYS_connect,
     libc::SYS_recvmmsg,
     libc::SYS_sendmmsg,
-    libc::SYS_setsockopt,
     libc::SYS_socket,
 ];
 

@@ -299,6 +299,10 @@ pub struct Log {
     #[cfg_attr(test, schemars(with = "String", default = "slow_requests_text"))]
     #[serde(default = "slow_requests")]
     pub slow_requests: Span,
+    /// The address of an OpenTelemetry collector, `http://HOST:PORT` or `https://HOST:PORT`, to which
+    /// spans are sent (OTLP over gRPC; its port is 4317): one for each request of a mount or of a
+    /// guest that had to wait for a store far away or was slow, and in it what was fetched.
+    pub otlp: Option<String>,
 }
 
 impl Default for Log {
@@ -307,6 +311,7 @@ impl Default for Log {
             format: LogFormat::default(),
             level: None,
             slow_requests: slow_requests(),
+            otlp: None,
         }
     }
 }

@@ -195,7 +195,7 @@ fn serve(
 ) -> Result<(), DaemonError> {
     let failed = |action| move |source| DaemonError::System { action, source };
     let config = Config::load(file).map_err(DaemonError::Config)?;
-    log::start(&config.log)?;
+    let _spans = log::start(&config.log)?;
     panics::abort_in_vital_threads();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -402,7 +402,10 @@ impl Daemon {
             }
             let left = self.left_guests.remove(&name).unwrap_or_default();
             let store_of = opened.store.clone();
-            match endpoints::serve_guests(&name, &config, store_of, left, &self.host) {
+            // Names the device in what is logged while a guest's request is answered.
+            let span = tracing::error_span!("device", DEVICE = name, STORE = store);
+            let serve = || endpoints::serve_guests(&name, &config, store_of, left, &self.host);
+            match span.in_scope(serve) {
                 Ok(endpoint) => {
                     let plan = opened.plan.clone();
                     let running = Running {

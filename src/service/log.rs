@@ -3,18 +3,21 @@
 //! Started by systemd, events go to the journal with their fields (`MOUNT`, `STORE`, `PATH`,
 //! `DIGEST`, `ERRNO`, …: the names that the code gives them, in capitals), so that
 //! `journalctl MOUNT=tree` finds what concerns a mount. Elsewhere they are lines of text, or JSON.
-//! Trouble that repeats itself is told once and then counted ([`Repeats`]).
+//! Trouble that repeats itself is told once and then counted ([`Repeats`]). Spans go to a collector if
+//! there is one ([`telemetry`]).
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 
 use thiserror::Error;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use super::config::{Log, LogFormat};
 use super::repeats::Repeats;
+use super::telemetry::{self, CollectorError, Exporter};
 
 /// Why there can be no log as it was asked for.
 #[derive(Debug, Error)]
@@ -22,13 +25,17 @@ pub enum LogError {
     /// The journal does not take it.
     #[error("cannot write to the journal: {0}")]
     Journal(io::Error),
+    /// There can be no spans.
+    #[error("log.otlp: {0}")]
+    Spans(#[from] CollectorError),
     /// `level` is no filter.
     #[error("log.level: {0}")]
     Level(String),
 }
 
-/// Starts to log as `log` says.
-pub fn start(log: &Log) -> Result<(), LogError> {
+/// Starts to log as `log` says. If spans are exported, what this gives sends the last of them when it
+/// is dropped.
+pub fn start(log: &Log) -> Result<Option<Exporter>, LogError> {
     let level = log.level.as_deref().unwrap_or("info");
     let filter = match std::env::var("RUST_LOG") {
         Ok(variable) => EnvFilter::builder().parse_lossy(variable),
@@ -57,12 +64,21 @@ pub fn start(log: &Log) -> Result<(), LogError> {
             .without_time()
             .boxed(),
     };
+    let (exporter, traces) = match &log.otlp {
+        Some(collector) => {
+            let (exporter, traces) = Exporter::start(collector)?;
+            (Some(exporter), Some(traces))
+        }
+        None => (None, None),
+    };
+    let traces = traces.map(|traces| traces.with_filter(filter_fn(telemetry::is_followed)));
     // Fails only if somebody has set another one, which the command line does not.
     let _ = tracing_subscriber::registry()
         .with(layer.with_filter(filter))
+        .with(traces)
         .with(Repeats::of_this_process())
         .try_init();
-    Ok(())
+    Ok(exporter)
 }
 
 /// Whether standard error leads to the journal: systemd says which file that is.

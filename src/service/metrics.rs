@@ -3,10 +3,13 @@
 //! [`METRICS`] is the one list of them: what is not there does not exist, and `docs/metrics.md` is
 //! made of it. They are read from the same [`Status`] that `castore-fs status` shows.
 
+#[cfg(test)]
+mod dashboard;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::status::{LatencyStatus, Status, StoreStatus};
+use super::status::{LatencyStatus, PrefetchStatus, Status, StoreStatus};
 use crate::store::{CacheStatus, EndpointHealth, EndpointState, MemberHealth, MemberState};
 use crate::transport::fuse::RequestTimes;
 
@@ -221,14 +224,27 @@ const METRICS: &[Metric] = &[
         },
     },
     Metric {
-        name: "castore_fs_virtiofs_requests",
-        kind: Kind::Gauge,
+        name: "castore_fs_virtiofs_requests_total",
+        kind: Kind::Counter,
         labels: "device, kind",
-        help: "Requests of the guests that are connected, since this process serves them.",
+        help: "Requests of guests since this process serves the device.",
         read: |status, to| {
             for (name, device) in &status.virtiofs {
                 for (kind, count) in &device.requests {
                     to.put(&[("device", name), ("kind", kind)], *count);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_request_seconds",
+        kind: Kind::Histogram,
+        labels: "device, kind",
+        help: "How long requests of guests took, from being taken from the queue to being answered.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                for (kind, latency) in &device.latencies {
+                    to.put_histogram(&[("device", name), ("kind", kind)], latency);
                 }
             }
         },
@@ -533,6 +549,41 @@ const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "castore_fs_cache_prefetches",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "Prefetches into a cache that are under way.",
+        read: |status, to| {
+            for (name, _) in caches(status) {
+                to.put(&[("store", name)], prefetches(status, name).count() as u64);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_prefetched_bytes",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "Bytes that those have so far.",
+        read: |status, to| {
+            for (name, _) in caches(status) {
+                let bytes = prefetches(status, name).map(|prefetch| prefetch.bytes);
+                to.put(&[("store", name)], bytes.sum());
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_prefetch_bytes",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "Bytes that they will have; 0 as long as not all Directories are known.",
+        read: |status, to| {
+            for (name, _) in caches(status) {
+                let bytes = prefetches(status, name).map(|prefetch| prefetch.total_bytes);
+                to.put(&[("store", name)], bytes.sum());
+            }
+        },
+    },
+    Metric {
         name: "castore_fs_cache_degraded",
         kind: Kind::Gauge,
         labels: "store",
@@ -588,6 +639,12 @@ fn caches(status: &Status) -> impl Iterator<Item = (&str, &CacheStatus)> {
     caches.filter_map(|(name, cache)| Some((name, cache?)))
 }
 
+/// The prefetches that are under way into the cache `store`.
+fn prefetches<'a>(status: &'a Status, store: &'a str) -> impl Iterator<Item = &'a PrefetchStatus> {
+    let all = status.prefetches.iter();
+    all.filter(move |prefetch| prefetch.store == store)
+}
+
 /// `status` in Prometheus' text format (version 0.0.4).
 pub fn render(status: &Status) -> String {
     let mut text = String::new();
@@ -616,7 +673,7 @@ pub fn render(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::status::MountStatus;
+    use crate::service::status::{MountStatus, VirtiofsStatus};
     use crate::store::Health;
 
     const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
@@ -643,6 +700,89 @@ mod tests {
             written == text,
             "docs/metrics.md is not current; run this test with CASTORE_FS_REGENERATE=1"
         );
+    }
+
+    fn liar() -> MemberHealth {
+        MemberHealth {
+            name: "far".to_owned(),
+            state: MemberState::Liar,
+            requests: 3,
+            failures: 1,
+            hedges: 0,
+            lies: 1,
+            median_micros: None,
+            p95_micros: None,
+            last_failure: None,
+        }
+    }
+
+    /// A service with one of everything.
+    fn everything() -> Status {
+        let latency = LatencyStatus {
+            buckets: vec![1; 21],
+            ..LatencyStatus::default()
+        };
+        let mount = MountStatus {
+            requests: [("READ".to_owned(), 1)].into(),
+            latencies: [("READ".to_owned(), latency.clone())].into(),
+            ..MountStatus::default()
+        };
+        let device = VirtiofsStatus {
+            requests: [("READ".to_owned(), 1)].into(),
+            latencies: [("READ".to_owned(), latency)].into(),
+            ..VirtiofsStatus::default()
+        };
+        let store = StoreStatus {
+            health: Health {
+                endpoint: Some(EndpointHealth {
+                    state: EndpointState::Up,
+                    median_micros: Some(1),
+                    p95_micros: Some(2),
+                    ..EndpointHealth::default()
+                }),
+                members: vec![liar()],
+            },
+            cache: Some(CacheStatus {
+                limit: Some(1),
+                ..CacheStatus::default()
+            }),
+            blobs: Some(1),
+            blob_bytes: Some(1),
+            directories: Some(1),
+            ..StoreStatus::default()
+        };
+        Status {
+            mounts: [("tree".to_owned(), mount)].into(),
+            virtiofs: [("vm".to_owned(), device)].into(),
+            stores: [("main".to_owned(), store)].into(),
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn every_metric_has_the_labels_that_its_entry_says() {
+        let text = render(&everything());
+        for metric in METRICS {
+            let suffix = match metric.kind {
+                Kind::Histogram => "_count",
+                _ => "",
+            };
+            let series = format!("{}{suffix}", metric.name);
+            let of_it = text.lines().find_map(|line| {
+                let rest = line.strip_prefix(&series)?;
+                rest.starts_with(['{', ' ']).then_some(rest)
+            });
+            let line = of_it.unwrap_or_else(|| panic!("no sample of {series}"));
+            let inside = line
+                .strip_prefix('{')
+                .and_then(|rest| rest.split_once('}'))
+                .map_or("", |(inside, _)| inside);
+            let labels: Vec<_> = inside
+                .split(',')
+                .map(|label| label.split('=').next().unwrap_or_default())
+                .collect();
+            assert_eq!(labels.join(", "), metric.labels, "{series}");
+        }
     }
 
     #[test]
@@ -675,21 +815,10 @@ mod tests {
             ..StoreStatus::default()
         };
         status.stores.insert("far".to_owned(), far);
-        let member = MemberHealth {
-            name: "far".to_owned(),
-            state: MemberState::Liar,
-            requests: 3,
-            failures: 1,
-            hedges: 0,
-            lies: 1,
-            median_micros: None,
-            p95_micros: None,
-            last_failure: None,
-        };
         let main = StoreStatus {
             health: Health {
                 endpoint: None,
-                members: vec![member],
+                members: vec![liar()],
             },
             cache: Some(CacheStatus {
                 size: 10,

@@ -158,7 +158,7 @@ impl From<RequestTimes> for LatencyStatus {
 }
 
 /// A device for virtual machines.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtiofsStatus {
     /// Its socket.
     pub socket: PathBuf,
@@ -168,10 +168,13 @@ pub struct VirtiofsStatus {
     pub connections: u64,
     /// Guests that are connected.
     pub guests: u64,
-    /// Requests of those since this process serves them, by kind.
+    /// Requests of guests since this process serves the device, by kind.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,
-    /// Directories that they know.
+    /// How long they took, by kind.
+    #[serde(default)]
+    pub latencies: BTreeMap<String, LatencyStatus>,
+    /// Directories that the connected guests know.
     #[serde(default)]
     pub live_directories: u64,
     /// Bytes of Directories in memory.
@@ -204,19 +207,20 @@ impl StoreStatus {
 impl VirtiofsStatus {
     /// Of the device at `socket`, which shows `store`.
     pub fn of(socket: PathBuf, store: String, status: &EndpointStatus) -> Self {
-        let mut requests = BTreeMap::new();
-        for guest in &status.guests {
-            for (kind, count) in &guest.requests.0 {
-                *requests.entry((*kind).to_owned()).or_default() += count;
-            }
-        }
+        let requests = status.requests.0.iter();
+        let times = status.times.iter();
         let nodes = || status.guests.iter().map(|guest| &guest.nodes);
         Self {
             socket,
             store,
             connections: status.connections,
             guests: status.guests.len() as u64,
-            requests,
+            requests: requests
+                .map(|(kind, count)| ((*kind).to_owned(), *count))
+                .collect(),
+            latencies: times
+                .map(|(kind, times)| ((*kind).to_owned(), times.clone().into()))
+                .collect(),
             live_directories: nodes().map(|nodes| nodes.directories as u64).sum(),
             directory_bytes: nodes().map(|nodes| nodes.directory_bytes as u64).sum(),
             table_bytes: nodes().map(|nodes| nodes.table_bytes as u64).sum(),

@@ -12,12 +12,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use tracing::field::{Empty, display};
+use tracing::{Instrument, Span};
 
 use super::failure::Failure;
 use super::segments::{self, Segments, Source};
 use super::{Answer, Error, Ingest, Store, Usage};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
+use crate::spans;
 
 /// What is asked far away.
 #[async_trait]
@@ -90,9 +93,11 @@ impl<B> Far<B> {
 
 #[expect(private_bounds, reason = "all of it is private")]
 impl<B: Behind> Far<B> {
-    /// Does `work` on the network's runtime; a failure is that of `request`.
+    /// Does `work`, called `name`, on the network's runtime; a failure is that of `request`.
     async fn ask<T, F>(
         &self,
+        name: &'static str,
+        digest: Option<&Digest>,
         request: impl FnOnce() -> String,
         work: impl FnOnce(Arc<B>) -> F,
     ) -> Result<T, Error>
@@ -100,9 +105,30 @@ impl<B: Behind> Far<B> {
         T: Send + 'static,
         F: Future<Output = Result<T, Failure>> + Send + 'static,
     {
-        let done = self.0.runtime().spawn(work(self.0.clone())).await;
+        let span = match spans::wanted() {
+            true => self.span(name, digest),
+            false => Span::none(),
+        };
+        let work = work(self.0.clone()).instrument(span.clone());
+        let done = self.0.runtime().spawn(work).await;
         done.unwrap_or_else(|_| Err(Failure::crashed()))
             .map_err(|failure| failure.of(self.0.url(), request()))
+            .inspect_err(|error| {
+                span.record("error", display(error));
+            })
+    }
+
+    fn span(&self, name: &'static str, digest: Option<&Digest>) -> Span {
+        tracing::trace_span!(
+            target: spans::TARGET,
+            "fetch",
+            otel.kind = "client",
+            otel.name = name,
+            endpoint = self.0.url(),
+            digest = digest.map(display),
+            blobs = Empty,
+            error = Empty,
+        )
     }
 
     fn check_empty(&self, digest: &Digest, size: u64) -> Result<(), Error> {
@@ -168,7 +194,12 @@ impl<B: Behind> Store for Far<B> {
     }
 
     fn will_need(&self, blobs: &[(Digest, u64)]) {
-        self.0.segments().will_need(blobs);
+        let span = match spans::wanted() {
+            true => self.span("fetch ahead", None),
+            false => Span::none(),
+        };
+        span.record("blobs", blobs.len());
+        span.in_scope(|| self.0.segments().will_need(blobs));
     }
 
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
@@ -181,9 +212,12 @@ impl<B: Behind> Store for Far<B> {
         }
         let wanted = *digest;
         let request = || format!("reading directory {digest}");
-        self.ask(request, move |behind| async move {
-            behind.directory(&wanted).await
-        })
+        self.ask(
+            "fetch directory",
+            Some(digest),
+            request,
+            move |behind| async move { behind.directory(&wanted).await },
+        )
         .await
     }
 
@@ -201,33 +235,39 @@ impl<B: Behind> Store for Far<B> {
         }
         let wanted = *digest;
         let request = || format!("reading blob {digest}");
-        self.ask(request, move |behind| async move {
-            let segments = behind.segments();
-            segments.read(&wanted, size, offset, length).await
-        })
+        self.ask(
+            "fetch blob",
+            Some(digest),
+            request,
+            move |behind| async move {
+                let segments = behind.segments();
+                segments.read(&wanted, size, offset, length).await
+            },
+        )
         .await
     }
 
     async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
         let wanted = name.to_vec();
         let request = || format!("looking up root \"{}\"", name.escape_ascii());
-        self.ask(
-            request,
-            move |behind| async move { behind.root(&wanted).await },
-        )
+        self.ask("look up root", None, request, move |behind| async move {
+            behind.root(&wanted).await
+        })
         .await
     }
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
         let request = || "listing the roots".to_owned();
-        self.ask(request, |behind| async move { behind.roots().await })
-            .await
+        self.ask("list roots", None, request, |behind| async move {
+            behind.roots().await
+        })
+        .await
     }
 
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
         let wanted = name.to_vec();
         let request = || format!("asking about \"{}\"", name.escape_ascii());
-        self.ask(request, move |behind| async move {
+        self.ask("ask about path", None, request, move |behind| async move {
             behind.path_info(&wanted).await
         })
         .await
@@ -239,9 +279,12 @@ impl<B: Behind> Store for Far<B> {
         }
         let wanted = *digest;
         let request = || format!("asking for blob {digest}");
-        self.ask(request, move |behind| async move {
-            behind.has_blob(&wanted).await
-        })
+        self.ask(
+            "ask for blob",
+            Some(digest),
+            request,
+            move |behind| async move { behind.has_blob(&wanted).await },
+        )
         .await
     }
 
@@ -251,18 +294,24 @@ impl<B: Behind> Store for Far<B> {
         }
         let wanted = *digest;
         let request = || format!("asking for blob {digest}");
-        self.ask(request, move |behind| async move {
-            behind.blob_size(&wanted).await
-        })
+        self.ask(
+            "ask for size",
+            Some(digest),
+            request,
+            move |behind| async move { behind.blob_size(&wanted).await },
+        )
         .await
     }
 
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         let wanted = *digest;
         let request = || format!("reading blob {digest}");
-        self.ask(request, move |behind| async move {
-            behind.segments().group_table(&wanted, size).await
-        })
+        self.ask(
+            "fetch table",
+            Some(digest),
+            request,
+            move |behind| async move { behind.segments().group_table(&wanted, size).await },
+        )
         .await
     }
 

@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use crate::spans;
+
 type Landing<V> = watch::Receiver<Option<V>>;
 
 /// Fetches that are under way, by what they fetch.
@@ -55,7 +57,7 @@ where
         let (landing, new) = self.board(key);
         if let Some(flight) = new {
             let fetch = fetch();
-            runtime.spawn(async move { flight.land(fetch.await) });
+            runtime.spawn(spans::follow(async move { flight.land(fetch.await) }));
         }
         landing
     }

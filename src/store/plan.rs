@@ -91,11 +91,12 @@ impl Plan {
         for member in self.members() {
             let needs = member.plan.needs();
             all.network |= needs.network;
+            all.folders.extend(needs.folders);
             all.read.extend(needs.read);
             all.write.extend(needs.write);
         }
         if let Plan::Cache { near, .. } = self {
-            all.write.extend(near.plan.needs().read);
+            all.write.extend(near.plan.needs().folders);
         }
         all.read.sort();
         all.read.dedup();

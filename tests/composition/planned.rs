@@ -117,7 +117,7 @@ fn what_is_needed_is_what_all_of_it_needs() {
     let far = named("far", Plan::Url("grpc+https://example.org".to_owned()));
     let both = mirrors("both", &[&disk, &far]);
     let needs = both.plan.needs();
-    assert!(needs.network && needs.read.contains(&"/srv/a".into()));
+    assert!(needs.network && needs.folders.contains(&"/srv/a".into()));
     assert_eq!(
         both.plan.urls(),
         ["local:/srv/a", "grpc+https://example.org"]

@@ -26,8 +26,8 @@ use super::{digest_and_size, memory, name, noise, put_file, put_root, put_tree};
 
 const NIX_NAME: &str = "yra1qha6bp2fm0mrb0qspjzsh9ismik0-tree";
 
-type Call = http::Request<tonic::body::Body>;
-type Client = MapRequest<Channel, fn(Call) -> Call>;
+pub(crate) type Call = http::Request<tonic::body::Body>;
+pub(crate) type Client = MapRequest<Channel, fn(Call) -> Call>;
 
 fn current(call: Call) -> Call {
     call
@@ -40,9 +40,9 @@ fn older(mut call: Call) -> Call {
     call
 }
 
-/// Clients of both generations.
-async fn clients(server: &Server) -> [Client; 2] {
-    let url = server.url.trim_start_matches("grpc+").to_owned();
+/// Clients of both generations for the server at `url`.
+pub(crate) async fn clients(url: &str) -> [Client; 2] {
+    let url = url.trim_start_matches("grpc+").to_owned();
     let channel = tonic::transport::Endpoint::try_from(url).unwrap();
     let channel = channel.connect().await.unwrap();
     let generations: [fn(Call) -> Call; 2] = [current, older];
@@ -54,7 +54,7 @@ fn bytes(digest: &Digest) -> Bytes {
 }
 
 /// The messages of a stream, or how it ended.
-async fn all<T>(
+pub(crate) async fn all<T>(
     answer: Result<tonic::Response<tonic::Streaming<T>>, Status>,
 ) -> Result<Vec<T>, Code> {
     let mut stream = answer.map_err(|status| status.code())?.into_inner();
@@ -92,7 +92,7 @@ async fn questions_about_blobs() {
     let missing = bytes(&Digest::of(b"missing"));
     let short = Bytes::from_static(b"short");
     let blob = bytes(&Digest::of(&there.blob));
-    for client in clients(&there.server).await {
+    for client in clients(&there.server.url).await {
         let mut client = BlobServiceClient::new(client);
         for (digest, expected) in [
             (&blob, None),
@@ -147,7 +147,7 @@ fn ask_directory(digest: &[u8], recursive: bool) -> GetDirectoryRequest {
 #[tokio::test(flavor = "multi_thread")]
 async fn questions_for_directories() {
     let there = there();
-    for client in clients(&there.server).await {
+    for client in clients(&there.server.url).await {
         let mut client = DirectoryServiceClient::new(client);
         let missing = Digest::of(b"missing");
         let mut get = async |digest: &[u8], recursive| {
@@ -241,7 +241,7 @@ async fn directories_are_put_leaves_first_connected_with_right_sizes_or_not_at_a
             refused,
         ),
     ];
-    for client in clients(&there.server).await {
+    for client in clients(&there.server.url).await {
         let mut client = DirectoryServiceClient::new(client)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -268,7 +268,7 @@ async fn directories_are_put_leaves_first_connected_with_right_sizes_or_not_at_a
 async fn questions_about_store_paths() {
     let there = there();
     let hash = castore_fs::nix::output_hash(NIX_NAME.as_bytes()).unwrap();
-    for client in clients(&there.server).await {
+    for client in clients(&there.server.url).await {
         let mut client = PathInfoServiceClient::new(client);
         for (hash, expected) in [
             (&hash[..], None),
@@ -290,7 +290,7 @@ async fn questions_about_store_paths() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_takes_nothing_says_so_to_the_fields_clients() {
     let server = Server::read_only(Arc::new(memory()));
-    for client in clients(&server).await {
+    for client in clients(&server.url).await {
         let mut blobs = BlobServiceClient::new(client.clone());
         let put = blobs.put(tokio_stream::empty()).await;
         assert_eq!(put.unwrap_err().code(), Code::PermissionDenied);

@@ -3,6 +3,7 @@
 
 mod access;
 mod answers;
+mod confined;
 mod copying;
 mod distance;
 #[path = "../kit/double.rs"]

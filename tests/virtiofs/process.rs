@@ -352,10 +352,16 @@ fn metrics_are_told_like_those_of_the_service() {
     let text = ask();
     for line in [
         "castore_fs_virtiofs_guests{device=\"0\"} 1\n",
-        "castore_fs_virtiofs_requests{device=\"0\",kind=\"LOOKUP\"} 1\n",
+        "castore_fs_virtiofs_requests_total{device=\"0\",kind=\"LOOKUP\"} 1\n",
         "castore_fs_store_blobs{store=\"store\"} 2\n",
     ] {
         assert!(text.contains(line), "{line} in {text}");
+    }
+    // Timed once the reply is out, which the guest may see first.
+    let timed = "castore_fs_virtiofs_request_seconds_count{device=\"0\",kind=\"LOOKUP\"} 1\n";
+    let until = Instant::now() + Duration::from_secs(10);
+    while !ask().contains(timed) {
+        assert!(Instant::now() < until, "{timed} in {}", ask());
     }
     // The next process tells them as well.
     running.kill_worker();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::problem::{Source, nearest};
 use super::{Config, DEFAULT_STORE, Problem, composition};
 use crate::server::Access;
+use crate::service::telemetry::Exporter;
 use crate::transport::virtiofs::{MOST_QUEUES, Tag};
 
 /// Bytes of a name, at most: it becomes part of a descriptor's name in systemd.
@@ -44,6 +45,9 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
         if let Some(Err(error)) = virtiofs.tag.as_deref().map(Tag::new) {
             problems.push(source.at(&key("tag"), error.to_string()));
         }
+    }
+    if let Some(Err(error)) = config.log.otlp.as_deref().map(Exporter::check) {
+        problems.push(source.at(&["log", "otlp"], error.to_string()));
     }
     for (name, listen) in &config.listen {
         let key = |last| ["listen", name.as_str(), last];

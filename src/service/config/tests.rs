@@ -89,6 +89,11 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
             "test.toml:5: mounts.m.store: there are several stores (a, b): say which",
         ),
         (
+            "[log]\notlp = 'localhost:4317'\n",
+            "test.toml:2: log.otlp: \"localhost:4317\" is no collector's address: write \
+             http://HOST:PORT or https://HOST:PORT",
+        ),
+        (
             "[listen.l]\naddress = 'nowhere'\n",
             "test.toml:2: listen.l.address: \"nowhere\" is no address: write unix:/PATH or HOST:PORT",
         ),

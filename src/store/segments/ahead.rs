@@ -15,6 +15,7 @@ use futures_util::{StreamExt, stream};
 
 use super::{Claim, Segments, Source};
 use crate::castore::{Digest, part_size};
+use crate::spans;
 use crate::store::failure::Failure;
 use crate::store::flights::Flight;
 
@@ -74,7 +75,9 @@ impl<S: Source> Segments<S> {
         if !batch.is_empty() {
             let segments = self.clone();
             let runtime = self.source.runtime();
-            runtime.spawn(async move { segments.fetch_together(batch).await });
+            runtime.spawn(spans::follow(async move {
+                segments.fetch_together(batch).await
+            }));
         }
     }
 

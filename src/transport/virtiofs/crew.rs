@@ -228,6 +228,7 @@ pub fn serve(ring: &Ring, guest: &Arc<Guest>) {
         return;
     };
     SERVED.set(Some((ring.clone(), guest.clone())));
+    let _in_span = guest.span().enter();
     'more: loop {
         ring.want_kicks(false);
         loop {

@@ -6,6 +6,7 @@
 //!
 //! A guest outlives the process if there is a [`Keeper`]; see `record`.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -28,7 +29,7 @@ use super::session::{Guest, Shown};
 use super::socket::Socket;
 use crate::fs::{NodeCount, Options};
 use crate::store::Store;
-use crate::transport::requests::RequestCounts;
+use crate::transport::requests::{Counters, RequestCounts, RequestTimes};
 
 /// Request queues, at most: a bit for each in the protocol, and one is for FORGET.
 pub const MOST_QUEUES: usize = 63;
@@ -116,6 +117,10 @@ struct Connected {
 pub struct EndpointStatus {
     /// Front ends that connected so far.
     pub connections: u64,
+    /// Requests of all of them.
+    pub requests: RequestCounts,
+    /// How long those took that were answered.
+    pub times: BTreeMap<&'static str, RequestTimes>,
     /// Those that are connected.
     pub guests: Vec<GuestStatus>,
 }
@@ -123,8 +128,6 @@ pub struct EndpointStatus {
 /// What one guest does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestStatus {
-    /// Requests so far.
-    pub requests: RequestCounts,
     /// Nodes that it knows.
     pub nodes: NodeCount,
 }
@@ -161,6 +164,8 @@ impl Endpoint {
                 ..options
             },
             runtime,
+            span: tracing::Span::current(),
+            counters: Counters::default(),
         };
         let device = DeviceOptions {
             request_queues: device.request_queues.clamp(1, MOST_QUEUES),
@@ -220,10 +225,11 @@ impl Endpoint {
         let guests = self.shared.guests.lock();
         EndpointStatus {
             connections: self.shared.connections.load(Ordering::Relaxed),
+            requests: self.shared.shown.counters.now(),
+            times: self.shared.shown.counters.times(),
             guests: guests
                 .iter()
                 .map(|Connected { guest, .. }| GuestStatus {
-                    requests: guest.requests(),
                     nodes: guest.nodes(),
                 })
                 .collect(),

@@ -17,6 +17,7 @@ use super::session::{Guest, Shown};
 use crate::castore::{Digest, Directory, Name, Node, Root, SymlinkTarget};
 use crate::fs::{Options, Top};
 use crate::store::{MemoryStore, Store};
+use crate::transport::requests::Counters;
 
 /// The guest's memory: two pieces with a hole between them.
 const LOW: (u64, usize) = (0, 0x2_0000);
@@ -83,6 +84,8 @@ impl Target {
                 store: Arc::new(store),
                 options,
                 runtime: runtime.handle().clone(),
+                span: tracing::Span::none(),
+                counters: Counters::default(),
             }),
             _runtime: runtime,
         })

@@ -26,7 +26,7 @@ use super::reply::ReplyBuffer;
 use crate::fs::{CastoreFs, Ledger, LedgerError, NodeCount, Options, Waiting};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
-use crate::transport::requests::{self, Counters, RequestCounts};
+use crate::transport::requests::{self, Counters};
 
 /// Where `struct fuse_in_header` has the request's number.
 pub const UNIQUE: Range<usize> = 8..16;
@@ -41,6 +41,10 @@ pub struct Shown {
     pub options: Options,
     /// Where requests wait for the store.
     pub runtime: Handle,
+    /// What is logged while a request is answered, or done for it, lies within.
+    pub span: tracing::Span,
+    /// Requests of all guests, of those that have left too.
+    pub counters: Counters,
 }
 
 /// A guest, for the length of a connection.
@@ -50,7 +54,6 @@ pub struct Guest {
     record: Arc<Record>,
     session: RwLock<Option<Session>>,
     buffers: Mutex<Vec<Buffers>>,
-    counters: Counters,
     /// The guest is not to be served any more.
     dismissed: AtomicBool,
     /// Whether somebody was told of this guest's malformed requests.
@@ -93,7 +96,6 @@ impl Guest {
             record,
             session: RwLock::new(None),
             buffers: Mutex::default(),
-            counters: Counters::default(),
             dismissed: AtomicBool::new(false),
             told: AtomicBool::new(false),
         }
@@ -129,6 +131,11 @@ impl Guest {
         }
     }
 
+    /// What is logged while a request is answered lies within.
+    pub fn span(&self) -> &tracing::Span {
+        &self.shown.span
+    }
+
     /// Buffers for a request; to be given back.
     pub fn buffers(&self) -> Option<Buffers> {
         if let Some(buffers) = self.buffers.lock().pop() {
@@ -156,7 +163,7 @@ impl Guest {
         let Some(header) = header(request) else {
             return send(&[]);
         };
-        let _answering = self.counters.begin(&header);
+        let _answering = self.shown.counters.begin(&header);
         let outcome = self.checked(&header, request).and_then(|request| {
             catch_unwind(AssertUnwindSafe(|| {
                 self.handle(&header, request, reply, room)
@@ -281,11 +288,6 @@ impl Guest {
     pub fn dismiss(&self) {
         self.dismissed.store(true, Ordering::Relaxed);
         self.end_session();
-    }
-
-    /// Requests so far.
-    pub fn requests(&self) -> RequestCounts {
-        self.counters.now()
     }
 
     /// Nodes that the guest knows.

@@ -1,0 +1,251 @@
+//! Sending spans to a collector.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tonic::Code;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+
+use super::layer::Traces;
+use crate::proto::opentelemetry::any_value::Value;
+use crate::proto::opentelemetry::trace_service_client::TraceServiceClient;
+use crate::proto::opentelemetry::{
+    AnyValue, ExportTraceServiceRequest, InstrumentationScope, KeyValue, Resource, ResourceSpans,
+    ScopeSpans, Span,
+};
+use crate::spans;
+
+/// Spans that wait to be sent, at most.
+const MOST_WAITING: usize = 4096;
+/// Spans that are sent at once, at most.
+const MOST_AT_ONCE: usize = 512;
+/// How long spans come together before they are sent.
+const GATHER: Duration = Duration::from_secs(1);
+/// How long a call may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a call is tried that fails for the moment, and the pause before the second time, which
+/// doubles.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long the end of the process waits for the last spans.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Why spans cannot be exported.
+#[derive(Debug, Error)]
+pub enum CollectorError {
+    /// The text is no address.
+    #[error("{0:?} is no collector's address: write http://HOST:PORT or https://HOST:PORT")]
+    Address(String),
+    /// TLS cannot be had.
+    #[error("cannot reach a collector over TLS: {0}")]
+    Tls(tonic::transport::Error),
+    /// There is no thread for it.
+    #[error("cannot start to export spans: {0}")]
+    Start(#[from] std::io::Error),
+}
+
+/// Where spans wait.
+pub(super) struct Queue {
+    waiting: mpsc::Sender<Span>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Queue {
+    /// Puts `span` there, if there is room.
+    pub(super) fn put(&self, span: Span) {
+        if self.waiting.try_send(span).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Sends spans to a collector, until this is dropped.
+pub struct Exporter {
+    thread: Option<JoinHandle<()>>,
+    end: Option<mpsc::Sender<()>>,
+}
+
+impl Exporter {
+    /// Checks that `address` can be a collector's.
+    pub fn check(address: &str) -> Result<(), CollectorError> {
+        endpoint(address).map(drop)
+    }
+
+    /// Sends to the collector at `address`, `http://HOST:PORT` or `https://…`, what [`Traces`] sees.
+    /// It need not be there yet.
+    pub fn start(address: &str) -> Result<(Self, Traces), CollectorError> {
+        let endpoint = endpoint(address)?;
+        let (waiting, mut spans) = mpsc::channel(MOST_WAITING);
+        let (end, mut ended) = mpsc::channel::<()>(1);
+        let lost = Arc::new(AtomicU64::new(0));
+        let runtime: Runtime = Builder::new_current_thread().enable_all().build()?;
+        let queue = Queue {
+            waiting,
+            lost: lost.clone(),
+        };
+        let address = address.to_owned();
+        let export = async move {
+            let mut collector = Collector {
+                client: TraceServiceClient::new(endpoint.connect_lazy()),
+                address,
+                lost,
+            };
+            loop {
+                let mut batch = Vec::new();
+                tokio::select! {
+                    some = spans.recv_many(&mut batch, MOST_AT_ONCE) => if some == 0 { break },
+                    _ = ended.recv() => break,
+                }
+                let more = async {
+                    while batch.len() < MOST_AT_ONCE {
+                        let room = MOST_AT_ONCE - batch.len();
+                        if spans.recv_many(&mut batch, room).await == 0 {
+                            break;
+                        }
+                    }
+                };
+                let over = tokio::select! {
+                    _ = timeout(GATHER, more) => false,
+                    _ = ended.recv() => true,
+                };
+                let mut sent = pin!(collector.send(batch));
+                if !over {
+                    tokio::select! {
+                        () = &mut sent => continue,
+                        _ = ended.recv() => {}
+                    }
+                }
+                let _ = timeout(FAREWELL, sent).await;
+                break;
+            }
+            let mut rest = Vec::new();
+            while let Ok(span) = spans.try_recv() {
+                rest.push(span);
+            }
+            if !rest.is_empty() {
+                let _ = timeout(FAREWELL, collector.send(rest)).await;
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("castore-otlp".to_owned())
+            .spawn(move || runtime.block_on(export))?;
+        spans::want();
+        let exporter = Self {
+            thread: Some(thread),
+            end: Some(end),
+        };
+        Ok((exporter, Traces::new(queue)))
+    }
+}
+
+impl Drop for Exporter {
+    /// Sends what is left, for a moment.
+    fn drop(&mut self) {
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, CollectorError> {
+    let wrong = || CollectorError::Address(address.to_owned());
+    let uri: http::Uri = address.parse().map_err(|_| wrong())?;
+    if uri.host().is_none() || !matches!(uri.path(), "" | "/") {
+        return Err(wrong());
+    }
+    let endpoint = match uri.scheme_str() {
+        Some("http") => Endpoint::from(uri),
+        Some("https") => Endpoint::from(uri)
+            .tls_config(ClientTlsConfig::new().with_native_roots())
+            .map_err(CollectorError::Tls)?,
+        _ => return Err(wrong()),
+    };
+    Ok(endpoint.timeout(PATIENCE).connect_timeout(PATIENCE))
+}
+
+/// The other end.
+struct Collector {
+    client: TraceServiceClient<Channel>,
+    address: String,
+    /// Spans that could not be sent, and were not told of yet.
+    lost: Arc<AtomicU64>,
+}
+
+impl Collector {
+    async fn send(&mut self, batch: Vec<Span>) {
+        let count = batch.len() as u64;
+        let request = request(batch);
+        let mut pause = PAUSE;
+        for attempt in 1.. {
+            let failed = match self.client.export(request.clone()).await {
+                Ok(_) => break,
+                Err(status) => status,
+            };
+            // What the protocol says can be tried again.
+            let passes = matches!(
+                failed.code(),
+                Code::Unavailable
+                    | Code::DeadlineExceeded
+                    | Code::Cancelled
+                    | Code::Aborted
+                    | Code::ResourceExhausted
+            );
+            if !passes || attempt == TRIES {
+                self.lost.fetch_add(count, Ordering::Relaxed);
+                let why = failed.message();
+                tracing::warn!(
+                    COLLECTOR = self.address,
+                    why,
+                    "the collector takes no spans"
+                );
+                break;
+            }
+            sleep(pause).await;
+            pause *= 2;
+        }
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            tracing::warn!(COLLECTOR = self.address, lost, "spans were lost");
+        }
+    }
+}
+
+/// `spans`, and who sends them.
+fn request(spans: Vec<Span>) -> ExportTraceServiceRequest {
+    let text = |key: &str, value: String| KeyValue {
+        key: key.to_owned(),
+        value: Some(AnyValue {
+            value: Some(Value::StringValue(value)),
+        }),
+    };
+    let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+    let mut attributes = vec![
+        text("service.name", name.to_owned()),
+        text("service.version", version.to_owned()),
+        text("service.instance.id", std::process::id().to_string()),
+    ];
+    // A unit that sees processes and nothing else of /proc has no name to tell.
+    if let Ok(host) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
+        attributes.push(text("host.name", host.trim().to_owned()));
+    }
+    ExportTraceServiceRequest {
+        resource_spans: vec![ResourceSpans {
+            resource: Some(Resource { attributes }),
+            scope_spans: vec![ScopeSpans {
+                scope: Some(InstrumentationScope {
+                    name: name.to_owned(),
+                    version: version.to_owned(),
+                }),
+                spans,
+            }],
+        }],
+    }
+}

@@ -1,0 +1,233 @@
+//! From `tracing`'s spans to OpenTelemetry's.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber, span};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::registry::{LookupSpan, SpanRef};
+
+use super::exporter::Queue;
+use crate::proto::opentelemetry::any_value::Value;
+use crate::proto::opentelemetry::span::SpanKind;
+use crate::proto::opentelemetry::status::StatusCode;
+use crate::proto::opentelemetry::{AnyValue, KeyValue, Span, Status, span as otlp};
+use crate::spans;
+
+/// Bytes of a name of a trace and of a span.
+const TRACE_ID: usize = 16;
+const SPAN_ID: usize = 8;
+/// Events that are kept with a span, at most.
+const MOST_EVENTS: usize = 32;
+
+/// Makes spans of what happens, and queues them.
+pub struct Traces {
+    queue: Queue,
+}
+
+impl Traces {
+    /// For the exporter behind `queue`.
+    pub(super) fn new(queue: Queue) -> Self {
+        Self { queue }
+    }
+}
+
+/// Whether [`Traces`] has to see it: our spans, those around them, and trouble within.
+pub fn is_followed(metadata: &Metadata<'_>) -> bool {
+    let ours = metadata.target().starts_with("castore_fs");
+    ours && (metadata.is_span() || *metadata.level() <= Level::WARN)
+}
+
+/// A span that has not ended.
+struct Open {
+    span: Span,
+    fields: Fields,
+}
+
+/// What a span around others says of them.
+struct Around(Fields);
+
+/// Fields, and what those mean that are for the exporter.
+#[derive(Default)]
+struct Fields {
+    attributes: Vec<KeyValue>,
+    name: Option<String>,
+    kind: SpanKind,
+    ago: Duration,
+    error: Option<String>,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: Value) {
+        match (field.name(), value) {
+            ("otel.name" | "message", Value::StringValue(name)) => self.name = Some(name),
+            ("otel.kind", Value::StringValue(kind)) => {
+                self.kind = match kind.as_str() {
+                    "server" => SpanKind::Server,
+                    "client" => SpanKind::Client,
+                    _ => SpanKind::Internal,
+                };
+            }
+            ("otel.ago", Value::IntValue(micros)) => {
+                self.ago = Duration::from_micros(micros.max(0) as u64);
+            }
+            (name, value) => {
+                if let ("error", Value::StringValue(error)) = (name, &value) {
+                    self.error = Some(error.clone());
+                }
+                self.attributes.push(KeyValue {
+                    key: name.to_uppercase(),
+                    value: Some(AnyValue { value: Some(value) }),
+                });
+            }
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, Value::DoubleValue(value));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, Value::IntValue(value));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        match i64::try_from(value) {
+            Ok(value) => self.put(field, Value::IntValue(value)),
+            Err(_) => self.put(field, Value::StringValue(value.to_string())),
+        }
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, Value::BoolValue(value));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, Value::StringValue(value.to_owned()));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, Value::StringValue(format!("{value:?}")));
+    }
+}
+
+/// A name that no other has: random, and not all zeros, which means none.
+fn fresh<const BYTES: usize>() -> Vec<u8> {
+    let mut name = vec![0; BYTES];
+    while name.iter().all(|byte| *byte == 0) {
+        fastrand::fill(&mut name);
+    }
+    name
+}
+
+fn nanos(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_nanos() as u64
+}
+
+/// The nearest span of ours around `span`.
+fn parent<'a, S: LookupSpan<'a>>(span: &SpanRef<'a, S>) -> Option<(Vec<u8>, Vec<u8>)> {
+    span.scope().skip(1).find_map(|outer| {
+        let extensions = outer.extensions();
+        let open = extensions.get::<Open>()?;
+        Some((open.span.trace_id.clone(), open.span.span_id.clone()))
+    })
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Traces {
+    fn on_new_span(
+        &self,
+        attributes: &span::Attributes<'_>,
+        id: &span::Id,
+        context: Context<'_, S>,
+    ) {
+        let Some(span) = context.span(id) else {
+            return;
+        };
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        if span.metadata().target() != spans::TARGET {
+            span.extensions_mut().insert(Around(fields));
+            return;
+        }
+        let (trace_id, parent_span_id) =
+            parent(&span).unwrap_or_else(|| (fresh::<TRACE_ID>(), Vec::new()));
+        let began = SystemTime::now()
+            .checked_sub(fields.ago)
+            .unwrap_or(UNIX_EPOCH);
+        let open = Open {
+            span: Span {
+                trace_id,
+                span_id: fresh::<SPAN_ID>(),
+                parent_span_id,
+                start_time_unix_nano: nanos(began),
+                ..Span::default()
+            },
+            fields,
+        };
+        span.extensions_mut().insert(open);
+    }
+
+    fn on_record(&self, id: &span::Id, values: &span::Record<'_>, context: Context<'_, S>) {
+        if let Some(span) = context.span(id)
+            && let Some(open) = span.extensions_mut().get_mut::<Open>()
+        {
+            values.record(&mut open.fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut scope = context.event_scope(event).into_iter().flatten();
+        let Some(span) = scope.find(|span| span.extensions().get::<Open>().is_some()) else {
+            return;
+        };
+        let mut extensions = span.extensions_mut();
+        let Some(open) = extensions.get_mut::<Open>() else {
+            return;
+        };
+        if open.span.events.len() < MOST_EVENTS {
+            let mut fields = Fields::default();
+            event.record(&mut fields);
+            open.span.events.push(otlp::Event {
+                time_unix_nano: nanos(SystemTime::now()),
+                name: fields.name.unwrap_or_default(),
+                attributes: fields.attributes,
+            });
+        }
+    }
+
+    fn on_close(&self, id: span::Id, context: Context<'_, S>) {
+        let Some(span) = context.span(&id) else {
+            return;
+        };
+        let Some(Open {
+            span: mut ended,
+            fields,
+        }) = span.extensions_mut().remove::<Open>()
+        else {
+            return;
+        };
+        ended.end_time_unix_nano = nanos(SystemTime::now());
+        ended.name = fields.name.unwrap_or_else(|| span.name().to_owned());
+        ended.set_kind(fields.kind);
+        ended.attributes = fields.attributes;
+        for outer in span.scope().skip(1) {
+            if let Some(Around(around)) = outer.extensions().get::<Around>() {
+                ended.attributes.extend(around.attributes.iter().cloned());
+            }
+        }
+        ended.status = fields.error.map(|message| {
+            let mut status = Status {
+                message,
+                ..Status::default()
+            };
+            status.set_code(StatusCode::Error);
+            status
+        });
+        self.queue.put(ended);
+    }
+}
