@@ -98,7 +98,8 @@ mod tests {
             path.display()
         );
         let needed = needs(&url).read;
-        assert_eq!(needed.last(), Some(&path));
-        assert_eq!(needed.len(), SYSTEM.len() + 1, "{needed:?}");
+        // What variables of this machine name may be there as well.
+        assert!(needed.contains(&path), "{needed:?}");
+        assert!(!needed.contains(&"/no/file".into()), "{needed:?}");
     }
 }
