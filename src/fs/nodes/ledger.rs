@@ -25,6 +25,8 @@
 mod mapping;
 mod open_files;
 mod roots;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -469,117 +471,4 @@ fn read_exact(file: &OwnedFd, offset: u64, length: usize) -> io::Result<Vec<u8>>
         }
     }
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::castore::{Name, Node, SymlinkTarget};
-
-    fn kept(parent: u32, index: u32) -> Kept {
-        Kept {
-            parent,
-            index,
-            ino: u64::from(index) + 1000,
-            digest: Digest::of(&index.to_ne_bytes()),
-            size: 17,
-        }
-    }
-
-    fn successor(ledger: &Ledger) -> Result<Ledger, LedgerError> {
-        Ledger::open(ledger.memory().try_clone_to_owned().unwrap())
-    }
-
-    #[test]
-    fn a_successor_finds_the_slots_and_their_counts() {
-        let ledger = Ledger::create().unwrap();
-        let far = SEGMENT_RECORDS as u32 * 3 + 5;
-        for slot in [0, 1, 2, far] {
-            let counts = ledger.claim(slot, &kept(0, slot));
-            counts
-                .lookups()
-                .store(u64::from(slot) * 2, Ordering::Relaxed);
-            counts.held().store(7, Ordering::Relaxed);
-        }
-        ledger.release(1);
-        let after = successor(&ledger).unwrap();
-        drop(ledger);
-        let slots = after.slots().unwrap();
-        let numbers: Vec<u32> = slots.iter().map(|(slot, ..)| *slot).collect();
-        assert_eq!(numbers, [0, 2, far]);
-        let (_, last, counts) = slots.last().unwrap();
-        assert_eq!(*last, kept(0, far));
-        assert_eq!(counts.lookups().load(Ordering::Relaxed), u64::from(far) * 2);
-        assert_eq!(counts.held().load(Ordering::Relaxed), 7);
-        after.trim(3);
-        assert_eq!(successor(&after).unwrap().slots().unwrap().len(), 2);
-    }
-
-    #[test]
-    fn a_successor_finds_the_root_nodes_and_what_was_said() {
-        let ledger = Ledger::create().unwrap();
-        let node = |kind| match kind {
-            0 => Node::Directory {
-                digest: Digest::of(b"d"),
-                size: 3,
-            },
-            1 | 2 => Node::File {
-                digest: Digest::of(b"f"),
-                size: 1,
-                executable: kind == 2,
-            },
-            _ => Node::Symlink {
-                target: SymlinkTarget::new(b"/some/where").unwrap(),
-            },
-        };
-        let roots: Vec<Root> = (0..4)
-            .map(|kind| Root {
-                name: Name::new(&[b'n', kind + 1]).unwrap(),
-                node: node(kind),
-            })
-            .collect();
-        roots.iter().for_each(|root| ledger.append_root(root));
-        ledger.set_about(b"a mount").unwrap();
-        let after = successor(&ledger).unwrap();
-        assert_eq!(after.roots().unwrap(), roots);
-        assert_eq!(after.about().unwrap(), b"a mount");
-    }
-
-    /// Every version of this program understands it.
-    #[test]
-    fn a_mount_without_open_files_has_the_first_layout_to_the_byte() {
-        let ledger = Ledger::create().unwrap();
-        let length = |ledger: &Ledger| rustix::fs::fstat(ledger.memory()).unwrap().st_size;
-        assert_eq!(length(&ledger), (1 << 36) + (80 << 32));
-        let starts = read_exact(&ledger.memory, 0, 16).unwrap();
-        assert_eq!(starts, b"castore\x01\x01\0\0\0\0\0\0\0");
-        assert!(!successor(&ledger).unwrap().keeps_open_files());
-        let with_more = Ledger::create_with_open_files().unwrap();
-        assert!(length(&with_more) > length(&ledger));
-        // It is not settled whether the kernel has passthrough.
-        let after = successor(&with_more).unwrap();
-        assert!(after.keeps_open_files());
-        assert!(matches!(after.left_open(), Err(LedgerError::Damaged(_))));
-    }
-
-    #[test]
-    fn what_is_not_understood_is_refused() {
-        let ledger = Ledger::create().unwrap();
-        let header = ledger.header.header();
-        header.version.store(OPEN_FILES + 1, Ordering::Relaxed);
-        let error = successor(&ledger).err().unwrap();
-        assert!(matches!(error, LedgerError::Version { found } if found == OPEN_FILES + 1));
-        // It says that it has open files, and no room for them.
-        header.version.store(OPEN_FILES, Ordering::Relaxed);
-        assert!(matches!(successor(&ledger), Err(LedgerError::Damaged(_))));
-        header.version.store(NODES, Ordering::Relaxed);
-        ledger.give_up(&io::ErrorKind::OutOfMemory.into());
-        assert!(matches!(successor(&ledger), Err(LedgerError::Damaged(_))));
-        let unsealed = rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC).unwrap();
-        rustix::fs::ftruncate(&unsealed, NODES_END).unwrap();
-        assert!(matches!(
-            Ledger::open(unsealed),
-            Err(LedgerError::Damaged(_))
-        ));
-    }
 }
