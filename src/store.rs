@@ -12,6 +12,7 @@
 //! **Absent is not broken.** "This store does not have it" is `None` or [`Answer::Absent`];
 //! [`Error`] means the question could not be answered.
 
+mod authorities;
 mod blocking;
 mod bounded;
 mod cache;

@@ -853,3 +853,33 @@ fn gc_removes_what_no_root_leads_to_and_says_how_much() {
     let long = place.run(&["gc", "--grace", "2d"]);
     assert_eq!(long.status.code(), Some(2));
 }
+
+/// As in a container made of nothing.
+#[test]
+fn a_machine_without_certificates_of_authorities_is_told_what_it_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let nothing = folder.path().join("nothing");
+    for url in [
+        "grpc+https://store.example.org",
+        "objectstore+s3://bucket/path?region=us-east-1",
+        "objectstore+https://store.example.org/path",
+    ] {
+        let output = Command::new(PROGRAM)
+            .args(["ls", "--store", url])
+            .env("SSL_CERT_FILE", &nothing)
+            .env("SSL_CERT_DIR", &nothing)
+            .env("AWS_ACCESS_KEY_ID", "id")
+            .env("AWS_SECRET_ACCESS_KEY", "secret")
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{url}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        for part in [
+            url.split('?').next().unwrap(),
+            "ca-certificates",
+            "SSL_CERT_FILE",
+        ] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+    }
+}

@@ -614,6 +614,16 @@ fn a_reload_changes_listeners_and_devices_and_leaves_the_others() {
     );
     assert!(std::os::unix::net::UnixStream::connect(manager.join("vm")).is_err());
     assert!(manager.status()["virtiofs"].as_object().unwrap().is_empty());
+    assert!(!manager.join("vm").exists(), "what is gone leaves no file");
+    manager.configure("[stores.disk]\nurl = 'local:@/store'\n[virtiofs.vm]\nsocket = '@/vm'\n");
+    let ready = manager.count("READY=1");
+    manager.signal(libc::SIGHUP);
+    manager.wait_for("READY=1", ready + 1);
+    assert!(manager.join("vm").exists());
+    assert!(!manager.join("a").exists() && !manager.join("b").exists());
+    manager.signal(libc::SIGTERM);
+    assert!(manager.wait());
+    assert!(!manager.join("vm").exists());
 }
 
 #[test]

@@ -32,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::{self, Config};
 use super::control::{self, Control, Prefetches};
-use super::endpoints::{self, EndpointError, Listening};
+use super::endpoints::{self, Device, EndpointError, Listening};
 use super::mounts::{self, Host, Served, StartError, Wanted};
 use super::sockets::{self, Ask, Serving, SocketError};
 use super::status::{
@@ -154,7 +154,7 @@ struct Daemon {
     /// Out of the tree and still used.
     leaving: Vec<Arc<Session>>,
     listeners: BTreeMap<String, Running<config::Listen, Listening>>,
-    devices: BTreeMap<String, Running<config::Virtiofs, Arc<Endpoint>>>,
+    devices: BTreeMap<String, Running<config::Virtiofs, Device>>,
     /// What a predecessor left of guests, by device, until that device is started.
     left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// What systemd's socket units passed on.
@@ -315,7 +315,7 @@ impl Daemon {
             }
         }
         for device in self.devices.values() {
-            device.running.leave();
+            device.running.endpoint.leave();
         }
     }
 
@@ -406,13 +406,13 @@ impl Daemon {
             let span = tracing::error_span!("device", DEVICE = name, STORE = store);
             let serve = || endpoints::serve_guests(&name, &config, store_of, left, &self.host);
             match span.in_scope(serve) {
-                Ok(endpoint) => {
+                Ok(running) => {
                     let plan = opened.plan.clone();
                     let running = Running {
                         config,
                         store,
                         plan,
-                        running: Arc::new(endpoint),
+                        running,
                     };
                     self.devices.insert(name, running);
                 }
@@ -456,8 +456,9 @@ impl Daemon {
                     && config.store_of(wanted.store.as_deref()) == device.store
                     && same_store(&device.store, &device.plan)
             });
-            if same {
-                self.devices.insert(name, device);
+            match same {
+                true => drop(self.devices.insert(name, device)),
+                false => device.running.remove_socket(),
             }
         }
     }
@@ -614,8 +615,11 @@ impl Daemon {
         }
         for device in std::mem::take(&mut self.devices).into_values() {
             match restart {
-                true => device.running.leave(),
-                false => device.running.break_off(),
+                true => device.running.endpoint.leave(),
+                false => {
+                    device.running.remove_socket();
+                    device.running.endpoint.break_off();
+                }
             }
         }
         self.refresh();
@@ -673,7 +677,7 @@ impl Daemon {
                     let viewed = ViewedDevice {
                         socket: device.config.socket.clone(),
                         store: device.store.clone(),
-                        endpoint: device.running.clone(),
+                        endpoint: device.running.endpoint.clone(),
                     };
                     (name.clone(), viewed)
                 })

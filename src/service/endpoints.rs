@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::config;
 use super::mounts::{Host, StartError, find_top};
+use super::socket_file::SocketFile;
 use super::systemd::GuestKeeper;
 use crate::fs::{self as castore_fs, Owner};
 use crate::server::{self, AccessError, ListenError, Listener};
@@ -67,7 +68,21 @@ pub struct Listening {
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
     /// The file of a socket that is ours.
-    path: Option<PathBuf>,
+    file: Option<SocketFile>,
+}
+
+/// A virtiofs device that is being served.
+pub struct Device {
+    /// What serves it.
+    pub endpoint: Arc<Endpoint>,
+    file: Option<SocketFile>,
+}
+
+impl Device {
+    /// Takes its socket away.
+    pub fn remove_socket(&self) {
+        self.file.iter().for_each(SocketFile::remove);
+    }
 }
 
 impl Listening {
@@ -80,6 +95,8 @@ impl Listening {
         runtime: &Handle,
     ) -> Result<Self, EndpointError> {
         let listeners = bind(config, passed)?;
+        let path = config.address.strip_prefix("unix:");
+        let file = path.and_then(|path| SocketFile::at(Path::new(path)));
         let (stop, stopped) = oneshot::channel();
         let (tls, tokens) = config.access().load()?;
         let options = server::Options {
@@ -100,16 +117,13 @@ impl Listening {
             }
         };
         let task = runtime.spawn(serve);
-        let path = config.address.strip_prefix("unix:").map(PathBuf::from);
-        Ok(Self { stop, task, path })
+        Ok(Self { stop, task, file })
     }
 
     /// Takes no more calls, and waits a while for those that run.
     pub fn stop(self, runtime: &Handle) {
         // First, so that nobody waits for an answer of who is about to go. Nothing depends on it.
-        if let Some(path) = &self.path {
-            let _ = fs::remove_file(path);
-        }
+        self.file.iter().for_each(SocketFile::remove);
         // Fails if it has ended by itself.
         let _ = self.stop.send(());
         // The timer needs the runtime around it from the start.
@@ -143,7 +157,7 @@ fn bind(
         };
     }
     if let Some(path) = config.address.strip_prefix("unix:") {
-        let path = std::path::Path::new(path);
+        let path = Path::new(path);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(failed)?;
         }
@@ -170,7 +184,7 @@ pub fn serve_guests(
     store: Arc<dyn Store>,
     left: Vec<(String, OwnedFd)>,
     host: &Host,
-) -> Result<Endpoint, EndpointError> {
+) -> Result<Device, EndpointError> {
     let runtime = &host.runtime;
     let blocking = Blocking::new(store.clone(), runtime.clone());
     let options = castore_fs::Options {
@@ -200,11 +214,16 @@ pub fn serve_guests(
         gid: None,
     };
     let socket = Socket::bind(&config.socket, access)?;
+    let file = SocketFile::at(&config.socket);
     let keeper = GuestKeeper::of_device(name);
     let left = match &keeper {
         Some(keeper) => Left::read(left, &**keeper),
         None => Vec::new(),
     };
     let runtime = runtime.clone();
-    Endpoint::serve_on(store, socket, options, device, runtime, keeper, left).map_err(failed)
+    let endpoint = Endpoint::serve_on(store, socket, options, device, runtime, keeper, left);
+    Ok(Device {
+        endpoint: Arc::new(endpoint.map_err(failed)?),
+        file,
+    })
 }

@@ -26,6 +26,7 @@ use tower::service_fn;
 use url::Url;
 
 use super::endpoint::Deadlines;
+use crate::store::authorities::with_causes;
 use crate::store::credential::read;
 use crate::store::segments::Verify;
 
@@ -174,10 +175,7 @@ impl Address {
 
     /// How to connect: nothing is sent before the first call. Call it within a runtime.
     pub(super) fn channel(&self) -> Result<Channel, String> {
-        let failed = |error: tonic::transport::Error| {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            format!("{error}{}", cause.unwrap_or_default())
-        };
+        let failed = |error: tonic::transport::Error| with_causes(&error);
         let uri = match &self.target {
             Target::Unix(_) => "http://localhost",
             Target::Tcp(uri) => uri,

@@ -17,6 +17,7 @@ use tonic::Code;
 use url::Url;
 
 use crate::castore::Digest;
+use crate::store::authorities::with_causes;
 use crate::store::credential;
 use crate::store::failure::{Failure, found};
 use crate::store::reputation::Reputation;
@@ -93,7 +94,7 @@ impl Bucket {
         inner.set_query(None);
         // Whoever has chosen already has chosen well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let (store, base) = open(&inner, options).map_err(|error| error.to_string())?;
+        let (store, base) = open(&inner, options).map_err(|error| with_causes(&error))?;
         let base = match base.is_root() {
             true => String::new(),
             false => format!("{base}/"),
@@ -282,20 +283,6 @@ fn credentials(path: &FilePath) -> Result<Vec<(String, String)>, String> {
         ));
     }
     Ok(options)
-}
-
-/// What went wrong, down to its first cause.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let why = error.to_string();
-        if !text.contains(&why) {
-            text = format!("{text}: {why}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 fn in_the_environment(what: &str) -> String {

@@ -1,0 +1,57 @@
+//! The file of a socket that others connect to, for who has to take it away again.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The file of a socket that was just bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    /// The file at `path`, if it is there.
+    pub fn at(path: &Path) -> Option<Self> {
+        let found = fs::symlink_metadata(path).ok()?;
+        Some(Self {
+            path: path.to_owned(),
+            device: found.dev(),
+            inode: found.ino(),
+        })
+    }
+
+    /// Removes it, unless another has taken its place: that is somebody else's.
+    pub fn remove(&self) {
+        if Self::at(&self.path).as_ref() == Some(self) {
+            let removed = fs::remove_file(&self.path);
+            if let Err(error) = removed {
+                tracing::warn!(path = %self.path.display(), %error, "cannot remove a socket");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_file_itself_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        assert_eq!(SocketFile::at(&path), None);
+        let first = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let file = SocketFile::at(&path).unwrap();
+        fs::rename(&path, folder.path().join("elsewhere")).unwrap();
+        let second = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        file.remove();
+        assert!(path.exists(), "it is another's");
+        SocketFile::at(&path).unwrap().remove();
+        assert!(!path.exists());
+        file.remove();
+        drop((first, second));
+    }
+}
