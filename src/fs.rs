@@ -47,7 +47,7 @@ pub use passthrough::{BackingDevice, Handle, OpenCount, OpenRequest, Opened, Pas
 pub use top::{RootChanges, Top};
 pub use waiting::{Uncounted, Waiting, Workers};
 pub use walk_ahead::PageCache;
-pub use warm_up::{LEARNS_FOR, WarmUp};
+pub use warm_up::{WarmUp, WarmUpCount};
 
 use errno::failure;
 use node_id::Place;

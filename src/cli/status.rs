@@ -202,6 +202,15 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
                 open.files, open.backed
             )?;
         }
+        if let Some(warmup) = &mount.warmup {
+            writeln!(
+                text,
+                "  warm-up: {} roots watched, {} profiles under way, {} fetched ahead",
+                warmup.learning,
+                warmup.fetching,
+                HumanBytes(warmup.bytes)
+            )?;
+        }
         show_requests(&mount.requests, &mount.latencies, &mut text)?;
     }
     for (name, device) in &status.virtiofs {

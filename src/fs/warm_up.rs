@@ -20,6 +20,7 @@ mod touched;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -33,7 +34,7 @@ use crate::castore::{Digest, Node};
 use crate::profile::{Profiles, Recording, Subject};
 
 /// How long a recording goes on.
-pub const LEARNS_FOR: Duration = Duration::from_secs(600);
+const LEARNS_FOR: Duration = Duration::from_secs(600);
 /// How often profiles are written while there is something new.
 const SAVES: Duration = Duration::from_secs(2);
 /// How long touches may wait to be looked at.
@@ -54,11 +55,28 @@ pub struct WarmUp {
     pub most_ahead: u64,
 }
 
+/// How a mount's learning fares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WarmUpCount {
+    /// Roots whose users are being watched.
+    pub learning: u64,
+    /// Profiles that are being fetched.
+    pub fetching: u64,
+    /// Stretches that were fetched ahead.
+    pub stretches: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 /// A mount's learning.
 pub(super) struct Learner {
     options: WarmUp,
     touched: Touched,
     learning: Mutex<Learning>,
+    watched: AtomicU64,
+    fetching: AtomicU64,
+    stretches: AtomicU64,
+    bytes: AtomicU64,
     /// Root nodes with a lower index were used before this process came.
     first_root: u32,
 }
@@ -78,7 +96,8 @@ struct Learning {
 struct Learnt {
     /// Until it is whole.
     recording: Option<Recording>,
-    began: Instant,
+    /// When something was touched first.
+    began: Option<Instant>,
     unsaved: bool,
 }
 
@@ -94,6 +113,10 @@ impl Learner {
                 saved: Instant::now(),
                 complained: false,
             }),
+            watched: AtomicU64::new(0),
+            fetching: AtomicU64::new(0),
+            stretches: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
             first_root,
         }
     }
@@ -119,7 +142,7 @@ impl Learner {
         }
         let learnt = Learnt {
             recording: Some(Recording::new(subject, digest)),
-            began: Instant::now(),
+            began: None,
             unsaved: false,
         };
         learning.roots.insert(root, learnt);
@@ -132,7 +155,10 @@ impl Learner {
             let Some(recording) = &learnt.recording else {
                 continue;
             };
-            let whole = recording.is_full() || learnt.began.elapsed() >= LEARNS_FOR;
+            let over = learnt
+                .began
+                .is_some_and(|began| began.elapsed() >= LEARNS_FOR);
+            let whole = over || recording.is_full();
             if learnt.unsaved && (due || whole) || whole && !recording.profile().files().is_empty()
             {
                 let saved = self.options.profiles.save(recording, whole);
@@ -148,6 +174,9 @@ impl Learner {
                 learnt.recording = None;
             }
         }
+        let watched = |learnt: &&Learnt| learnt.recording.is_some();
+        let watched = learning.roots.values().filter(watched).count();
+        self.watched.store(watched as u64, Ordering::Relaxed);
     }
 }
 
@@ -155,6 +184,19 @@ impl CastoreFs {
     /// Whether what is touched first is learned here.
     pub fn learns(&self) -> bool {
         self.learner.is_some()
+    }
+
+    /// How that fares.
+    pub fn warm_up_count(&self) -> Option<WarmUpCount> {
+        let learner = self.learner.as_ref()?;
+        // Without the lock, which is held while profiles are written.
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Some(WarmUpCount {
+            learning: load(&learner.watched),
+            fetching: load(&learner.fetching),
+            stretches: load(&learner.stretches),
+            bytes: load(&learner.bytes),
+        })
     }
 
     /// Notes that bytes of the file `id` are wanted.
@@ -200,12 +242,14 @@ impl CastoreFs {
             if steps.is_empty()
                 && let Some(ahead) = queue.pop_front()
             {
-                steps.push(self.go_ahead(ahead));
+                steps.push(self.go_ahead(learner, ahead));
             }
             tokio::select! {
                 Some(ahead) = steps.next(), if !steps.is_empty() => queue.extend(ahead),
                 () = learner.touched.stirred(PATIENCE, PAUSE) => {}
             }
+            let fetching = (queue.len() + steps.len()) as u64;
+            learner.fetching.store(fetching, Ordering::Relaxed);
             self.take_notes(learner);
             let mut learning = learner.learning.lock();
             learner.save(&mut learning, false);
@@ -240,8 +284,10 @@ impl CastoreFs {
             if let Some(stretch) = note.stretch()
                 && let Some(learnt) = learning.roots.get_mut(&root)
                 && let Some(recording) = &mut learnt.recording
+                && recording.touch(&path, stretch)
             {
-                learnt.unsaved |= recording.touch(&path, stretch);
+                learnt.unsaved = true;
+                learnt.began.get_or_insert_with(Instant::now);
             }
         }
         learning.notes = notes;

@@ -735,6 +735,7 @@ fn status(view: &View, started: Instant, prefetches: Vec<PrefetchStatus>) -> Sta
             directory_bytes: nodes.directory_bytes as u64,
             table_bytes: nodes.table_bytes as u64,
             open: viewed.session.open_files().map(Into::into),
+            warmup: viewed.session.warm_up_count().map(Into::into),
         }
     };
     let of_device = |viewed: &ViewedDevice| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs::OpenCount;
+use crate::fs::{OpenCount, WarmUpCount};
 use crate::store::{Cache, CacheStatus, Health, Opened};
 use crate::transport::fuse::RequestTimes;
 use crate::transport::virtiofs::EndpointStatus;
@@ -106,6 +106,33 @@ pub struct MountStatus {
     /// What is open, of a mount with passthrough; others are not asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open: Option<OpenStatus>,
+    /// What is learned and fetched ahead, of a mount with `warmup = "learn"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<WarmupStatus>,
+}
+
+/// How learning and fetching ahead fare.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmupStatus {
+    /// Roots whose users are being watched.
+    pub learning: u64,
+    /// Profiles that are being fetched.
+    pub fetching: u64,
+    /// Stretches of files that were fetched ahead, of up to 1 MiB.
+    pub stretches: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl From<WarmUpCount> for WarmupStatus {
+    fn from(count: WarmUpCount) -> Self {
+        Self {
+            learning: count.learning,
+            fetching: count.fetching,
+            stretches: count.stretches,
+            bytes: count.bytes,
+        }
+    }
 }
 
 /// What is open on a mount.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use castore_fs::castore::{Digest, Node};
-use castore_fs::fs::{Options, Top, WarmUp};
+use castore_fs::fs::{Options, Reads, Top, WarmUp};
 use castore_fs::profile::{Profile, Profiles};
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
 
@@ -15,6 +15,7 @@ use super::double::Double;
 use super::model::{directory, file};
 use super::mounted::{Mounted, can_mount, top_of};
 use super::patience::wait_until;
+use super::skip::skip;
 use super::{STARTS_WITH, contents, start, subject_of, tree};
 
 /// A store far away, a folder for profiles, and for caches.
@@ -294,4 +295,31 @@ fn a_profile_of_what_is_not_there_does_no_harm() {
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(far.reads.load(Ordering::Relaxed), 1);
     drop(mount);
+}
+
+#[test]
+fn a_file_that_the_kernel_reads_by_itself_is_learned_of_too() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let local = LocalStore::open(&scene.folder.path().join("local")).unwrap();
+    let large = directory([("large", file(vec![7; 8 << 20]))]);
+    let node = large.put_root(&local, "tree");
+    let options = Options {
+        reads: Reads::Passthrough,
+        ..scene.learning(top_of(&node), Some("tree"))
+    };
+    let mount = Mounted::new(Arc::new(local), options);
+    if mount.session.reads() != Reads::Passthrough {
+        return skip("it needs passthrough: Linux 6.9 and CAP_SYS_ADMIN");
+    }
+    let (requests, read) = mount.requests_of(|| fs::read(mount.join("large")).unwrap());
+    assert_eq!((read.len(), requests.0.get("READ")), (8 << 20, None));
+    drop(mount);
+    let known = scene.profile("tree").unwrap();
+    assert_eq!(
+        (paths(&known), known.runs().len()),
+        (vec!["large".to_owned()], 1)
+    );
 }

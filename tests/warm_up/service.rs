@@ -88,6 +88,17 @@ fn a_profile_is_learned_shipped_and_used_with_nobody_far_away() {
     fs::metadata(&tree).unwrap();
     let told = "fetched 6 stretches";
     wait_until("all is fetched", || second.log().contains(told));
+    let status = || second.status()["mounts"]["tree"]["warmup"].clone();
+    wait_until("the status says so", || status()["fetching"] == 0);
+    let warmup = status();
+    assert_eq!(
+        (&warmup["learning"], &warmup["stretches"]),
+        (&1.into(), &6.into())
+    );
+    let shown = succeeds(&["status", "--socket", text(&second.join("control"))]);
+    let shown = String::from_utf8(shown).unwrap();
+    let says = "warm-up: 1 roots watched, 0 profiles under way, 11.82 KiB fetched";
+    assert!(shown.contains(says), "{shown}");
     drop(server);
     start(&tree, 1);
     assert!(fs::read(tree.join("folder-5/file")).is_err());

@@ -11,11 +11,13 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use futures_util::{StreamExt, stream};
 
 use super::super::{CastoreFs, errno};
+use super::Learner;
 use crate::castore::{Digest, Directory, Node, NodeRef};
 use crate::profile::{Found, Profile, STRETCH, Subject};
 use crate::store::{Answer, Error, Store};
@@ -206,7 +208,7 @@ impl Piece {
 
 impl CastoreFs {
     /// Fetches the next window of `ahead`, and gives it back if there is more to do.
-    pub(super) async fn go_ahead(&self, mut ahead: Ahead) -> Option<Ahead> {
+    pub(super) async fn go_ahead(&self, learner: &Learner, mut ahead: Ahead) -> Option<Ahead> {
         let store = self.store.as_ref();
         while ahead.pieces.len() < MOST_PIECES && ahead.next < ahead.profile.runs().len() {
             ahead.look_up(store).await;
@@ -222,9 +224,13 @@ impl CastoreFs {
         let mut reads = stream::iter(reads).buffer_unordered(READS);
         while let Some(read) = reads.next().await {
             match read {
+                // It is not there; whoever reads it is told.
+                Ok(0) => {}
                 Ok(length) => {
                     ahead.fetched += 1;
                     ahead.bytes += length;
+                    learner.stretches.fetch_add(1, Ordering::Relaxed);
+                    learner.bytes.fetch_add(length, Ordering::Relaxed);
                     ahead.left = ahead.left.saturating_sub(length);
                 }
                 // Nobody answers; those who read are told of what else is wrong.

@@ -23,7 +23,8 @@ use super::pulse::{self, Pulse, Stamps, Stuck};
 use super::vigil::Vigil;
 use super::{page_cache, root_watch, warm_up};
 use crate::fs::{
-    CastoreFs, Ledger, NodeCount, OpenCount, Options, Passthrough, Reads, Waiting, Workers,
+    CastoreFs, Ledger, NodeCount, OpenCount, Options, Passthrough, Reads, Waiting, WarmUpCount,
+    Workers,
 };
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
@@ -335,6 +336,11 @@ impl Session {
     pub fn leave(&self) {
         self.remember();
         self.left.store(true, Ordering::Relaxed);
+    }
+
+    /// How learning and fetching ahead fare, if the mount does that.
+    pub fn warm_up_count(&self) -> Option<WarmUpCount> {
+        self.shared.fs.warm_up_count()
     }
 
     /// Writes what was learned so far, if the mount learns ([`Options::warm_up`]).
