@@ -240,7 +240,8 @@ impl CastoreFs {
             queue.extend(learner.learning.lock().begun.drain(..));
             // A step at a time, of each root in turn.
             if steps.is_empty()
-                && let Some(ahead) = queue.pop_front()
+                && let Some(due) = queue.iter().position(Ahead::is_due)
+                && let Some(ahead) = queue.remove(due)
             {
                 steps.push(self.go_ahead(learner, ahead));
             }

@@ -323,3 +323,24 @@ fn a_file_that_the_kernel_reads_by_itself_is_learned_of_too() {
         (vec!["large".to_owned()], 1)
     );
 }
+
+#[test]
+fn a_store_that_does_not_answer_yet_is_asked_again() {
+    if !can_mount() {
+        return;
+    }
+    let scene = Scene::new();
+    let node = learn(&scene, "tree", 1);
+    let (far, store) = scene.cold();
+    far.set(&far.unreachable, true);
+    let mount = Mounted::new(store, scene.learning(top_of(&node), Some("tree")));
+    let count = || mount.session.warm_up_count().unwrap();
+    wait_until("it has begun", || count().fetching == 1);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!((count().fetching, count().stretches), (1, 0));
+    far.set(&far.unreachable, false);
+    wait_until("all is fetched", || count().stretches == 6);
+    wait_until("and it is done", || count().fetching == 0);
+    far.set(&far.unreachable, true);
+    start(mount.path(), 1);
+}

@@ -8,11 +8,14 @@
 //! **Readers go first.** While a request waits for the store, a window is small: a reader of something
 //! else has no more in front of it on the way than [`FIRST_WINDOW`] bytes, and as many that were
 //! announced. While nobody waits, windows double.
+//!
+//! A store that does not answer is asked again every [`RETRY`], as it may be the network of a machine
+//! that is just starting; whoever has waited [`GIVES_UP`] for nothing ends.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 
@@ -27,6 +30,9 @@ const FIRST_WINDOW: u64 = 1 << 20;
 const MAX_WINDOW: u64 = 8 << 20;
 /// Bytes that are fetched ahead for one root, at most.
 const MOST_AHEAD: u64 = 4 << 30;
+/// How long a store is left in peace that did not answer, and for how long it is asked again.
+const RETRY: Duration = Duration::from_secs(2);
+const GIVES_UP: Duration = Duration::from_secs(600);
 /// Stretches in a window, at most.
 const MOST_PIECES: usize = 512;
 /// Stretches read at once.
@@ -65,8 +71,8 @@ pub(super) struct Ahead {
     bytes: u64,
     /// Files that the root does not have.
     absent: u64,
-    /// Why it ended early.
-    failed: Option<Error>,
+    /// Why it does not go on at the moment, and since when.
+    failed: Option<(Error, Instant)>,
 }
 
 impl Ahead {
@@ -91,7 +97,21 @@ impl Ahead {
 
     fn is_done(&self) -> bool {
         let all = self.next >= self.profile.runs().len() && self.pieces.is_empty();
-        all || self.left == 0 || self.failed.is_some()
+        all || self.left == 0 || self.failed.is_some() && self.began.elapsed() >= GIVES_UP
+    }
+
+    /// Whether it is time to go on.
+    pub(super) fn is_due(&self) -> bool {
+        let failed = self.failed.as_ref();
+        failed.is_none_or(|(_, since)| since.elapsed() >= RETRY)
+    }
+
+    /// Notes that the store gave an error. Only one that does not answer is in the way: of what else is
+    /// wrong those are told who read it.
+    fn note(&mut self, error: Error) {
+        if errno::endpoint(&error).is_some() {
+            self.failed = Some((error, Instant::now()));
+        }
     }
 
     fn tell(&self) {
@@ -121,7 +141,7 @@ impl Ahead {
                 absent,
                 "fetched {fetched} stretches ({bytes} bytes) ahead of the users of \"{name}\"{like}"
             ),
-            Some(error) => tracing::warn!(
+            Some((error, _)) => tracing::warn!(
                 %error,
                 "gave up to fetch ahead of the users of \"{name}\" after {fetched} stretches{like}"
             ),
@@ -132,7 +152,6 @@ impl Ahead {
     async fn look_up(&mut self, store: &dyn Store) {
         let runs = self.profile.runs().iter().skip(self.next).take(LOOKED_UP);
         let runs: Vec<_> = runs.copied().collect();
-        self.next += runs.len();
         let path = |file: u32| {
             self.profile
                 .files()
@@ -143,7 +162,11 @@ impl Ahead {
             .iter()
             .map(|run| path(run.file).unwrap_or_default())
             .collect();
-        let found = look_up(store, &self.node, &paths).await;
+        let found = match look_up(store, &self.node, &paths).await {
+            Ok(found) => found,
+            Err(error) => return self.note(error),
+        };
+        self.next += runs.len();
         for (run, found) in runs.into_iter().zip(found) {
             let Some((digest, size)) = found else {
                 self.absent += 1;
@@ -210,7 +233,11 @@ impl CastoreFs {
     /// Fetches the next window of `ahead`, and gives it back if there is more to do.
     pub(super) async fn go_ahead(&self, learner: &Learner, mut ahead: Ahead) -> Option<Ahead> {
         let store = self.store.as_ref();
-        while ahead.pieces.len() < MOST_PIECES && ahead.next < ahead.profile.runs().len() {
+        ahead.failed = None;
+        while ahead.pieces.len() < MOST_PIECES
+            && ahead.next < ahead.profile.runs().len()
+            && ahead.failed.is_none()
+        {
             ahead.look_up(store).await;
         }
         let window = ahead.next_window(store);
@@ -233,9 +260,14 @@ impl CastoreFs {
                     learner.bytes.fetch_add(length, Ordering::Relaxed);
                     ahead.left = ahead.left.saturating_sub(length);
                 }
-                // Nobody answers; those who read are told of what else is wrong.
-                Err(error) if errno::endpoint(&error).is_some() => ahead.failed = Some(error),
-                Err(_) => {}
+                Err(error) => ahead.note(error),
+            }
+        }
+        drop(reads);
+        if ahead.failed.is_some() {
+            // What has come of it is at hand.
+            for piece in window.into_iter().rev() {
+                ahead.pieces.push_front(piece);
             }
         }
         ahead.window = next_window_size(ahead.window, self.waiting.count());
@@ -264,7 +296,11 @@ struct Step {
 
 /// The files at `paths` below `node`: digest and size of each that is there, a level of directories at a
 /// time.
-async fn look_up(store: &dyn Store, node: &Node, paths: &[&[u8]]) -> Vec<Option<(Digest, u64)>> {
+async fn look_up(
+    store: &dyn Store,
+    node: &Node,
+    paths: &[&[u8]],
+) -> Result<Vec<Option<(Digest, u64)>>, Error> {
     let mut found = vec![None; paths.len()];
     let top = match node {
         Node::Directory { digest, .. } => *digest,
@@ -272,9 +308,9 @@ async fn look_up(store: &dyn Store, node: &Node, paths: &[&[u8]]) -> Vec<Option<
             for (found, path) in found.iter_mut().zip(paths) {
                 *found = path.is_empty().then_some((*digest, *size));
             }
-            return found;
+            return Ok(found);
         }
-        Node::Symlink { .. } => return found,
+        Node::Symlink { .. } => return Ok(found),
     };
     let mut order: Vec<usize> = (0..paths.len()).collect();
     order.sort_by_key(|&at| paths[at]);
@@ -289,11 +325,11 @@ async fn look_up(store: &dyn Store, node: &Node, paths: &[&[u8]]) -> Vec<Option<
             .into_iter()
             .map(|step| async move {
                 let directory = directory(store, &step.digest).await;
-                directory.map(|directory| (directory, step))
+                directory.map(|directory| Some((directory?, step)))
             });
         let mut fetches = stream::iter(fetches).buffer_unordered(DIRECTORIES);
         while let Some(fetched) = fetches.next().await {
-            let Some((directory, step)) = fetched else {
+            let Some((directory, step)) = fetched? else {
                 continue;
             };
             let mut at = step.paths.start;
@@ -325,14 +361,20 @@ async fn look_up(store: &dyn Store, node: &Node, paths: &[&[u8]]) -> Vec<Option<
             }
         }
     }
-    found
+    Ok(found)
 }
 
-async fn directory(store: &dyn Store, digest: &Digest) -> Option<Directory> {
-    match store.directory_now(digest) {
-        Ok(Answer::Found(directory)) => Some(directory),
-        Ok(Answer::Wait) => store.directory(digest).await.ok().flatten(),
-        Ok(Answer::Absent) | Err(_) => None,
+/// The Directory `digest`, if it can be had; an error if the store does not answer.
+async fn directory(store: &dyn Store, digest: &Digest) -> Result<Option<Directory>, Error> {
+    let found = match store.directory_now(digest) {
+        Ok(Answer::Found(directory)) => return Ok(Some(directory)),
+        Ok(Answer::Wait) => store.directory(digest).await,
+        Ok(Answer::Absent) => Ok(None),
+        Err(error) => Err(error),
+    };
+    match found {
+        Err(error) if errno::endpoint(&error).is_none() => Ok(None),
+        found => found,
     }
 }
 
@@ -397,14 +439,14 @@ mod tests {
             "a/",
         ];
         let paths: Vec<&[u8]> = paths.iter().map(|path| path.as_bytes()).collect();
-        let found = look_up(&store, &top, &paths).await;
+        let found = look_up(&store, &top, &paths).await.unwrap();
         for (path, found) in paths.iter().zip(found) {
             let text = std::str::from_utf8(path).unwrap();
             let there = ["x", "a/x", "a-b/x", "a/c/x"].contains(&text);
             let expected = there.then(|| (Digest::of(path), path.len() as u64));
             assert_eq!(found, expected, "{text}");
         }
-        let found = look_up(&store, &file("alone"), &[b"", b"x"]).await;
+        let found = look_up(&store, &file("alone"), &[b"", b"x"]).await.unwrap();
         assert_eq!(found, [Some((Digest::of(b"alone"), 5)), None]);
     }
 }
