@@ -1,5 +1,7 @@
 //! Giving up what a store's server does not need; for the verbs that serve a store to strangers.
 
+use std::fs::File;
+
 use castore_fs::sandbox::Sandbox;
 use castore_fs::store::Needs;
 
@@ -32,6 +34,10 @@ pub(super) fn confine(needs: Needs, added: Added, open_files: Option<u64>) -> Re
                 folder.display()
             ))
         })?;
+        // The store that is made in it cannot reach what is above it to make that durable.
+        if let Some(above) = folder.parent().and_then(|above| File::open(above).ok()) {
+            let _ = above.sync_all();
+        }
     }
     let sandbox = Sandbox {
         read,
