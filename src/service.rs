@@ -20,6 +20,7 @@ mod sockets;
 mod status;
 mod systemd;
 mod telemetry;
+mod view;
 mod watchdog;
 
 pub use config::{Config, Problem};

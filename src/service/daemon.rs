@@ -35,16 +35,14 @@ use super::control::{self, Control, Prefetches};
 use super::endpoints::{self, Device, EndpointError, Listening};
 use super::mounts::{self, Host, Served, StartError, Wanted};
 use super::sockets::{self, Ask, Serving, SocketError};
-use super::status::{
-    ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus,
-};
+use super::status::ListenStatus;
 use super::systemd::Passed;
+use super::view::{View, ViewedDevice, ViewedMount};
 use super::watchdog::{self, Watched};
 use super::{log, panics, repeats, systemd};
 use crate::profile::Profiles;
 use crate::store::{self, OpenStores, Plan};
 use crate::transport::fuse::{Nursery, Session, Unmounted};
-use crate::transport::virtiofs::Endpoint;
 
 /// How often the status line is looked at, and whether mounts are still there.
 const TICK: Duration = Duration::from_secs(2);
@@ -107,31 +105,6 @@ fn lines(problems: &[config::Problem]) -> String {
 enum Event {
     Stop,
     Reload,
-}
-
-/// What others may look at at any time.
-#[derive(Clone, Default)]
-struct View {
-    stores: OpenStores,
-    mounts: BTreeMap<String, ViewedMount>,
-    devices: BTreeMap<String, ViewedDevice>,
-    listen: BTreeMap<String, ListenStatus>,
-    leaving: u64,
-}
-
-#[derive(Clone)]
-struct ViewedDevice {
-    socket: PathBuf,
-    store: String,
-    endpoint: Arc<Endpoint>,
-}
-
-#[derive(Clone)]
-struct ViewedMount {
-    path: PathBuf,
-    store: String,
-    session: Arc<Session>,
-    adopted: bool,
 }
 
 /// Something that others connect to, as it was wanted.
@@ -708,57 +681,7 @@ impl Daemon {
         let prefetches = self.prefetches.clone();
         Arc::new(move || {
             let view = view.lock().clone();
-            status(&view, started, prefetches.status())
+            view.status(started, prefetches.status())
         })
-    }
-}
-
-fn status(view: &View, started: Instant, prefetches: Vec<PrefetchStatus>) -> Status {
-    let of_store = StoreStatus::of;
-    let of_mount = |viewed: &ViewedMount| {
-        let nodes = viewed.session.nodes();
-        let requests = viewed.session.requests().0.into_iter();
-        let latencies = viewed.session.request_times().into_iter();
-        MountStatus {
-            path: viewed.path.clone(),
-            store: viewed.store.clone(),
-            mounted: viewed.session.is_in_place(),
-            adopted: viewed.adopted,
-            requests: requests
-                .map(|(kind, count)| (kind.to_owned(), count))
-                .collect(),
-            latencies: latencies
-                .map(|(kind, times)| (kind.to_owned(), times.into()))
-                .collect(),
-            live_directories: nodes.directories as u64,
-            shared_files: nodes.files as u64,
-            directory_bytes: nodes.directory_bytes as u64,
-            table_bytes: nodes.table_bytes as u64,
-            open: viewed.session.open_files().map(Into::into),
-            warmup: viewed.session.warm_up_count().map(Into::into),
-        }
-    };
-    let of_device = |viewed: &ViewedDevice| {
-        let status = viewed.endpoint.status();
-        VirtiofsStatus::of(viewed.socket.clone(), viewed.store.clone(), &status)
-    };
-    let (stores, mounts) = (view.stores.iter(), view.mounts.iter());
-    let devices = view.devices.iter();
-    Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: std::process::id(),
-        uptime_seconds: started.elapsed().as_secs(),
-        stores: stores
-            .map(|(name, store)| (name.clone(), of_store(store)))
-            .collect(),
-        mounts: mounts
-            .map(|(name, mount)| (name.clone(), of_mount(mount)))
-            .collect(),
-        virtiofs: devices
-            .map(|(name, device)| (name.clone(), of_device(device)))
-            .collect(),
-        listen: view.listen.clone(),
-        leaving: view.leaving,
-        prefetches,
     }
 }

@@ -1,0 +1,590 @@
+//! The list of metrics, and how each is read.
+
+use super::{Kind, Metric};
+use crate::service::status::{PrefetchStatus, Status, StoreStatus};
+use crate::store::{CacheStatus, EndpointHealth, EndpointState, MemberHealth, MemberState};
+
+/// Every metric that there is.
+pub(super) const METRICS: &[Metric] = &[
+    Metric {
+        name: "castore_fs_info",
+        kind: Kind::Gauge,
+        labels: "version",
+        help: "Always 1; the label tells the version.",
+        read: |status, to| to.put(&[("version", &status.version)], 1),
+    },
+    Metric {
+        name: "castore_fs_uptime_seconds",
+        kind: Kind::Gauge,
+        labels: "",
+        help: "Seconds since this process started.",
+        read: |status, to| to.put(&[], status.uptime_seconds),
+    },
+    Metric {
+        name: "castore_fs_mount_up",
+        kind: Kind::Gauge,
+        labels: "mount",
+        help: "1 while the mount is where it was mounted.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                to.put(&[("mount", name)], u64::from(mount.mounted));
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mount_adopted",
+        kind: Kind::Gauge,
+        labels: "mount",
+        help: "1 if the mount was made by an earlier process.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                to.put(&[("mount", name)], u64::from(mount.adopted));
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_requests_total",
+        kind: Kind::Counter,
+        labels: "mount, kind",
+        help: "Requests of the kernel since this process serves the mount.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                for (kind, count) in &mount.requests {
+                    to.put(&[("mount", name), ("kind", kind)], *count);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_request_seconds",
+        kind: Kind::Histogram,
+        labels: "mount, kind",
+        help: "How long requests took, from being read to being answered.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                for (kind, latency) in &mount.latencies {
+                    to.put_histogram(&[("mount", name), ("kind", kind)], latency);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_live_directories",
+        kind: Kind::Gauge,
+        labels: "mount",
+        help: "Directories that the kernel knows.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                to.put(&[("mount", name)], mount.live_directories);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_shared_files",
+        kind: Kind::Gauge,
+        labels: "mount",
+        help: "Files in the index of shared content.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                to.put(&[("mount", name)], mount.shared_files);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_directory_bytes",
+        kind: Kind::Gauge,
+        labels: "mount",
+        help: "Bytes of Directories in memory.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                to.put(&[("mount", name)], mount.directory_bytes);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_node_table_bytes",
+        kind: Kind::Gauge,
+        labels: "mount",
+        help: "Bytes of the node table.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                to.put(&[("mount", name)], mount.table_bytes);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_open_files",
+        kind: Kind::Gauge,
+        labels: "mount",
+        help: "Files that are open on a mount with passthrough; other mounts are not asked for it.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                if let Some(open) = &mount.open {
+                    to.put(&[("mount", name)], open.files);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_backed_files",
+        kind: Kind::Gauge,
+        labels: "mount",
+        help: "Those of them that the kernel reads by itself.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                if let Some(open) = &mount.open {
+                    to.put(&[("mount", name)], open.backed);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_leaving_mounts",
+        kind: Kind::Gauge,
+        labels: "",
+        help: "Mounts that are out of the tree and still used.",
+        read: |status, to| to.put(&[], status.leaving),
+    },
+    Metric {
+        name: "castore_fs_virtiofs_connections_total",
+        kind: Kind::Counter,
+        labels: "device",
+        help: "Front ends of virtual machines that connected since this process serves the device.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                to.put(&[("device", name)], device.connections);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_guests",
+        kind: Kind::Gauge,
+        labels: "device",
+        help: "Front ends that are connected.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                to.put(&[("device", name)], device.guests);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_requests_total",
+        kind: Kind::Counter,
+        labels: "device, kind",
+        help: "Requests of guests since this process serves the device.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                for (kind, count) in &device.requests {
+                    to.put(&[("device", name), ("kind", kind)], *count);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_request_seconds",
+        kind: Kind::Histogram,
+        labels: "device, kind",
+        help: "How long requests of guests took, from being taken from the queue to being answered.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                for (kind, latency) in &device.latencies {
+                    to.put_histogram(&[("device", name), ("kind", kind)], latency);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_live_directories",
+        kind: Kind::Gauge,
+        labels: "device",
+        help: "Directories that the guests know.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                to.put(&[("device", name)], device.live_directories);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_directory_bytes",
+        kind: Kind::Gauge,
+        labels: "device",
+        help: "Bytes of Directories in memory for the guests.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                to.put(&[("device", name)], device.directory_bytes);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_virtiofs_node_table_bytes",
+        kind: Kind::Gauge,
+        labels: "device",
+        help: "Bytes of the guests' node tables.",
+        read: |status, to| {
+            for (name, device) in &status.virtiofs {
+                to.put(&[("device", name)], device.table_bytes);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_store_blobs",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "Blobs in the store; absent where that is not known.",
+        read: |status, to| {
+            for (name, store) in &status.stores {
+                if let Some(blobs) = store.blobs {
+                    to.put(&[("store", name)], blobs);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_store_blob_bytes",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "Bytes of the blobs in the store.",
+        read: |status, to| {
+            for (name, store) in &status.stores {
+                if let Some(bytes) = store.blob_bytes {
+                    to.put(&[("store", name)], bytes);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_store_directories",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "Directories in the store.",
+        read: |status, to| {
+            for (name, store) in &status.stores {
+                if let Some(directories) = store.directories {
+                    to.put(&[("store", name)], directories);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_up",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "1 if the last question to a store far away was answered, 0 if it failed; absent before the first.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                if endpoint.state != EndpointState::Unknown {
+                    let up = endpoint.state == EndpointState::Up;
+                    to.put(&[("store", name)], u64::from(up));
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_requests_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Questions to a store far away: those that memory could not answer.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                to.put(&[("store", name)], endpoint.requests);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_failures_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Those of them that got an error.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                to.put(&[("store", name)], endpoint.failures);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_in_flight",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "Those of them that wait for their answer.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                to.put(&[("store", name)], endpoint.in_flight);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_received_bytes_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Bytes of blobs and Directories in the answers.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                to.put(&[("store", name)], endpoint.bytes_in);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_median_seconds",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "The time within which half of the latest 64 answers came.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                if let Some(micros) = endpoint.median_micros {
+                    to.put_micros(&[("store", name)], micros);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_endpoint_p95_seconds",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "The time within which 19 of 20 of the latest 64 answers came.",
+        read: |status, to| {
+            for (name, endpoint) in endpoints(status) {
+                if let Some(micros) = endpoint.p95_micros {
+                    to.put_micros(&[("store", name)], micros);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mirror_state",
+        kind: Kind::Gauge,
+        labels: "store, member, state",
+        help: "1 for the state that a mirror is in: up, open (it failed and is left alone), slow, liar (it sent wrong bytes).",
+        read: |status, to| {
+            for (name, member) in mirrors(status) {
+                for (state, label) in MEMBER_STATES {
+                    let labels = [("store", name), ("member", &member.name), ("state", label)];
+                    to.put(&labels, u64::from(member.state == state));
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mirror_requests_total",
+        kind: Kind::Counter,
+        labels: "store, member",
+        help: "Questions that a mirror was asked.",
+        read: |status, to| {
+            for (name, member) in mirrors(status) {
+                to.put(
+                    &[("store", name), ("member", &member.name)],
+                    member.requests,
+                );
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mirror_failures_total",
+        kind: Kind::Counter,
+        labels: "store, member",
+        help: "Those of them that got an error.",
+        read: |status, to| {
+            for (name, member) in mirrors(status) {
+                to.put(
+                    &[("store", name), ("member", &member.name)],
+                    member.failures,
+                );
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mirror_hedges_total",
+        kind: Kind::Counter,
+        labels: "store, member",
+        help: "Questions that another was asked as well because the mirror took long.",
+        read: |status, to| {
+            for (name, member) in mirrors(status) {
+                to.put(&[("store", name), ("member", &member.name)], member.hedges);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mirror_lies_total",
+        kind: Kind::Counter,
+        labels: "store, member",
+        help: "Answers of a mirror that were not what their digest promises.",
+        read: |status, to| {
+            for (name, member) in mirrors(status) {
+                to.put(&[("store", name), ("member", &member.name)], member.lies);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_size_bytes",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "What a cache takes on its disk.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.size);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_limit_bytes",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "What a cache may take on its disk; absent where that is not bounded.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                if let Some(limit) = cache.limit {
+                    to.put(&[("store", name)], limit);
+                }
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_hits_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Directories and parts of blobs that a cache had.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.hits);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_misses_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Those that the far store was asked for.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.misses);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_evictions_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Objects that had to make room for others.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.evictions);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_not_kept_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Objects that were not kept, because the disk was too slow, full or failing.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.not_kept);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_repairs_total",
+        kind: Kind::Counter,
+        labels: "store",
+        help: "Objects of a cache that were damaged, and fetched anew.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], cache.repairs);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_prefetches",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "Prefetches into a cache that are under way.",
+        read: |status, to| {
+            for (name, _) in caches(status) {
+                to.put(&[("store", name)], prefetches(status, name).count() as u64);
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_prefetched_bytes",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "Bytes that those have so far.",
+        read: |status, to| {
+            for (name, _) in caches(status) {
+                let bytes = prefetches(status, name).map(|prefetch| prefetch.bytes);
+                to.put(&[("store", name)], bytes.sum());
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_prefetch_bytes",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "Bytes that they will have; 0 as long as not all Directories are known.",
+        read: |status, to| {
+            for (name, _) in caches(status) {
+                let bytes = prefetches(status, name).map(|prefetch| prefetch.total_bytes);
+                to.put(&[("store", name)], bytes.sum());
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_degraded",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "1 while a cache keeps nothing of what comes.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], u64::from(cache.degraded.is_some()));
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_cache_far_down",
+        kind: Kind::Gauge,
+        labels: "store",
+        help: "1 while the far store was last found out of reach.",
+        read: |status, to| {
+            for (name, cache) in caches(status) {
+                to.put(&[("store", name)], u64::from(cache.far_down.is_some()));
+            }
+        },
+    },
+];
+
+/// The states of a mirror, by their labels.
+const MEMBER_STATES: [(MemberState, &str); 4] = [
+    (MemberState::Up, "up"),
+    (MemberState::Open, "open"),
+    (MemberState::Slow, "slow"),
+    (MemberState::Liar, "liar"),
+];
+
+/// The stores of `status` that have what `of` looks for.
+fn stores<'a, T: 'a>(
+    status: &'a Status,
+    of: impl Fn(&'a StoreStatus) -> T,
+) -> impl Iterator<Item = (&'a str, T)> {
+    let stores = status.stores.iter();
+    stores.map(move |(name, store)| (name.as_str(), of(store)))
+}
+
+fn endpoints(status: &Status) -> impl Iterator<Item = (&str, &EndpointHealth)> {
+    let endpoints = stores(status, |store| store.health.endpoint.as_ref());
+    endpoints.filter_map(|(name, endpoint)| Some((name, endpoint?)))
+}
+
+fn mirrors(status: &Status) -> impl Iterator<Item = (&str, &MemberHealth)> {
+    let members = stores(status, |store| &store.health.members);
+    members.flat_map(|(name, members)| members.iter().map(move |member| (name, member)))
+}
+
+fn caches(status: &Status) -> impl Iterator<Item = (&str, &CacheStatus)> {
+    let caches = stores(status, |store| store.cache.as_ref());
+    caches.filter_map(|(name, cache)| Some((name, cache?)))
+}
+
+/// The prefetches that are under way into the cache `store`.
+fn prefetches<'a>(status: &'a Status, store: &'a str) -> impl Iterator<Item = &'a PrefetchStatus> {
+    let all = status.prefetches.iter();
+    all.filter(move |prefetch| prefetch.store == store)
+}

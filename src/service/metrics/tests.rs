@@ -1,0 +1,207 @@
+use super::*;
+use crate::service::status::{MountStatus, OpenStatus, StoreStatus, VirtiofsStatus};
+use crate::store::{CacheStatus, EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+
+#[test]
+fn the_table_of_metrics_is_current() {
+    let mut text = String::from(
+        "<!-- Made of the list in src/service/metrics/table.rs by the test \
+         `the_table_of_metrics_is_current`; write with CASTORE_FS_REGENERATE=1. -->\n\
+         # Metrics\n\nServed at `/metrics` of the `address` under `[metrics]`, \
+         or by `castore-fs virtiofs --metrics ADDRESS`.\n\n\
+         | metric | kind | labels | meaning |\n|---|---|---|---|\n",
+    );
+    for metric in METRICS {
+        let kind = format!("{:?}", metric.kind).to_lowercase();
+        let (name, labels, help) = (metric.name, metric.labels, metric.help);
+        writeln!(text, "| `{name}` | {kind} | {labels} | {help} |").unwrap();
+    }
+    if std::env::var_os("CASTORE_FS_REGENERATE").is_some() {
+        std::fs::write(FILE, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(FILE).unwrap_or_default();
+    assert!(
+        written == text,
+        "docs/metrics.md is not current; run this test with CASTORE_FS_REGENERATE=1"
+    );
+}
+
+fn liar() -> MemberHealth {
+    MemberHealth {
+        name: "far".to_owned(),
+        state: MemberState::Liar,
+        requests: 3,
+        failures: 1,
+        hedges: 0,
+        lies: 1,
+        median_micros: None,
+        p95_micros: None,
+        last_failure: None,
+    }
+}
+
+/// A service with one of everything.
+fn everything() -> Status {
+    let latency = LatencyStatus {
+        buckets: vec![1; 21],
+        ..LatencyStatus::default()
+    };
+    let mount = MountStatus {
+        requests: [("READ".to_owned(), 1)].into(),
+        latencies: [("READ".to_owned(), latency.clone())].into(),
+        open: Some(OpenStatus::default()),
+        ..MountStatus::default()
+    };
+    let device = VirtiofsStatus {
+        requests: [("READ".to_owned(), 1)].into(),
+        latencies: [("READ".to_owned(), latency)].into(),
+        ..VirtiofsStatus::default()
+    };
+    let store = StoreStatus {
+        health: Health {
+            endpoint: Some(EndpointHealth {
+                state: EndpointState::Up,
+                median_micros: Some(1),
+                p95_micros: Some(2),
+                ..EndpointHealth::default()
+            }),
+            members: vec![liar()],
+        },
+        cache: Some(CacheStatus {
+            limit: Some(1),
+            ..CacheStatus::default()
+        }),
+        blobs: Some(1),
+        blob_bytes: Some(1),
+        directories: Some(1),
+        ..StoreStatus::default()
+    };
+    Status {
+        mounts: [("tree".to_owned(), mount)].into(),
+        virtiofs: [("vm".to_owned(), device)].into(),
+        stores: [("main".to_owned(), store)].into(),
+        ..Status::default()
+    }
+}
+
+#[test]
+fn every_metric_has_the_labels_that_its_entry_says() {
+    let text = render(&everything());
+    for metric in METRICS {
+        let suffix = match metric.kind {
+            Kind::Histogram => "_count",
+            _ => "",
+        };
+        let series = format!("{}{suffix}", metric.name);
+        let of_it = text.lines().find_map(|line| {
+            let rest = line.strip_prefix(&series)?;
+            rest.starts_with(['{', ' ']).then_some(rest)
+        });
+        let line = of_it.unwrap_or_else(|| panic!("no sample of {series}"));
+        let inside = line
+            .strip_prefix('{')
+            .and_then(|rest| rest.split_once('}'))
+            .map_or("", |(inside, _)| inside);
+        let labels: Vec<_> = inside
+            .split(',')
+            .map(|label| label.split('=').next().unwrap_or_default())
+            .collect();
+        assert_eq!(labels.join(", "), metric.labels, "{series}");
+    }
+}
+
+#[test]
+fn labels_are_escaped_and_counters_say_so() {
+    let status = Status {
+        version: "1 \"2\"\\".to_owned(),
+        ..Status::default()
+    };
+    let text = render(&status);
+    assert!(
+        text.contains("castore_fs_info{version=\"1 \\\"2\\\"\\\\\"} 1\n"),
+        "{text}"
+    );
+    assert!(text.contains("# TYPE castore_fs_requests_total counter\n"));
+}
+
+#[test]
+fn stores_tell_what_they_know_and_nothing_else() {
+    let mut status = Status::default();
+    let far = StoreStatus {
+        health: Health {
+            endpoint: Some(EndpointHealth {
+                state: EndpointState::Failing,
+                requests: 7,
+                p95_micros: Some(1500),
+                ..EndpointHealth::default()
+            }),
+            members: Vec::new(),
+        },
+        ..StoreStatus::default()
+    };
+    status.stores.insert("far".to_owned(), far);
+    let main = StoreStatus {
+        health: Health {
+            endpoint: None,
+            members: vec![liar()],
+        },
+        cache: Some(CacheStatus {
+            size: 10,
+            degraded: Some("the disk is full".to_owned()),
+            ..CacheStatus::default()
+        }),
+        ..StoreStatus::default()
+    };
+    status.stores.insert("main".to_owned(), main);
+    let text = render(&status);
+    for line in [
+        "castore_fs_endpoint_up{store=\"far\"} 0",
+        "castore_fs_endpoint_requests_total{store=\"far\"} 7",
+        "castore_fs_endpoint_p95_seconds{store=\"far\"} 0.0015",
+        "castore_fs_mirror_state{store=\"main\",member=\"far\",state=\"liar\"} 1",
+        "castore_fs_mirror_state{store=\"main\",member=\"far\",state=\"up\"} 0",
+        "castore_fs_mirror_lies_total{store=\"main\",member=\"far\"} 1",
+        "castore_fs_cache_size_bytes{store=\"main\"} 10",
+        "castore_fs_cache_degraded{store=\"main\"} 1",
+    ] {
+        assert!(text.lines().any(|there| there == line), "{line}\n{text}");
+    }
+    for absent in [
+        "castore_fs_store_blobs{",
+        "castore_fs_endpoint_median_seconds{",
+        "castore_fs_cache_limit_bytes{",
+        "castore_fs_endpoint_up{store=\"main\"}",
+    ] {
+        assert!(!text.contains(absent), "{absent}\n{text}");
+    }
+}
+
+#[test]
+fn a_histogram_adds_up() {
+    let mut status = Status::default();
+    let latency = LatencyStatus {
+        total_micros: 1_500_000,
+        buckets: [vec![2, 3], vec![0; 18], vec![1]].concat(),
+        ..LatencyStatus::default()
+    };
+    let mount = MountStatus {
+        latencies: [("READ".to_owned(), latency)].into(),
+        ..MountStatus::default()
+    };
+    status.mounts.insert("tree".to_owned(), mount);
+    let text = render(&status);
+    let of = "mount=\"tree\",kind=\"READ\"";
+    for line in [
+        format!("castore_fs_request_seconds_bucket{{{of},le=\"0.000008192\"}} 2"),
+        format!("castore_fs_request_seconds_bucket{{{of},le=\"0.000016384\"}} 5"),
+        format!("castore_fs_request_seconds_bucket{{{of},le=\"4.294967296\"}} 5"),
+        format!("castore_fs_request_seconds_bucket{{{of},le=\"+Inf\"}} 6"),
+        format!("castore_fs_request_seconds_sum{{{of}}} 1.5"),
+        format!("castore_fs_request_seconds_count{{{of}}} 6"),
+    ] {
+        assert!(text.lines().any(|there| there == line), "{line}\n{text}");
+    }
+    assert!(text.contains("# TYPE castore_fs_request_seconds histogram\n"));
+}

@@ -1,0 +1,92 @@
+//! What the service shows of itself: to who asks how it is, and to who works with its stores and mounts
+//! beside the one thread that owns them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::status::{
+    ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus,
+};
+use crate::store::OpenStores;
+use crate::transport::fuse::Session;
+use crate::transport::virtiofs::Endpoint;
+
+/// What others may look at at any time.
+#[derive(Clone, Default)]
+pub(super) struct View {
+    pub(super) stores: OpenStores,
+    pub(super) mounts: BTreeMap<String, ViewedMount>,
+    pub(super) devices: BTreeMap<String, ViewedDevice>,
+    pub(super) listen: BTreeMap<String, ListenStatus>,
+    pub(super) leaving: u64,
+}
+
+#[derive(Clone)]
+pub(super) struct ViewedDevice {
+    pub(super) socket: PathBuf,
+    pub(super) store: String,
+    pub(super) endpoint: Arc<Endpoint>,
+}
+
+#[derive(Clone)]
+pub(super) struct ViewedMount {
+    pub(super) path: PathBuf,
+    pub(super) store: String,
+    pub(super) session: Arc<Session>,
+    pub(super) adopted: bool,
+}
+
+impl View {
+    /// How the service is that has been up since `started`.
+    pub(super) fn status(&self, started: Instant, prefetches: Vec<PrefetchStatus>) -> Status {
+        let of_store = StoreStatus::of;
+        let of_mount = |viewed: &ViewedMount| {
+            let nodes = viewed.session.nodes();
+            let requests = viewed.session.requests().0.into_iter();
+            let latencies = viewed.session.request_times().into_iter();
+            MountStatus {
+                path: viewed.path.clone(),
+                store: viewed.store.clone(),
+                mounted: viewed.session.is_in_place(),
+                adopted: viewed.adopted,
+                requests: requests
+                    .map(|(kind, count)| (kind.to_owned(), count))
+                    .collect(),
+                latencies: latencies
+                    .map(|(kind, times)| (kind.to_owned(), times.into()))
+                    .collect(),
+                live_directories: nodes.directories as u64,
+                shared_files: nodes.files as u64,
+                directory_bytes: nodes.directory_bytes as u64,
+                table_bytes: nodes.table_bytes as u64,
+                open: viewed.session.open_files().map(Into::into),
+                warmup: viewed.session.warm_up_count().map(Into::into),
+            }
+        };
+        let of_device = |viewed: &ViewedDevice| {
+            let status = viewed.endpoint.status();
+            VirtiofsStatus::of(viewed.socket.clone(), viewed.store.clone(), &status)
+        };
+        let (stores, mounts) = (self.stores.iter(), self.mounts.iter());
+        let devices = self.devices.iter();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: started.elapsed().as_secs(),
+            stores: stores
+                .map(|(name, store)| (name.clone(), of_store(store)))
+                .collect(),
+            mounts: mounts
+                .map(|(name, mount)| (name.clone(), of_mount(mount)))
+                .collect(),
+            virtiofs: devices
+                .map(|(name, device)| (name.clone(), of_device(device)))
+                .collect(),
+            listen: self.listen.clone(),
+            leaving: self.leaving,
+            prefetches,
+        }
+    }
+}
