@@ -73,6 +73,11 @@ in
           "page-cache"
           "passthrough"
         ]) "How bytes come to their readers; null for `page-cache`, which verifies every byte.";
+        warmup = optional (types.enum [
+          "learn"
+          "off"
+        ]) "Whether what is read first is learned, and fetched first the next time; null for `off`.";
+        stay-awake = optional types.bool "Whether processors are kept from sleeping during a walk; null for machines with two to eight of them.";
       };
       default = { };
       description = "Mounts; see {option}`services.castore-fs.mounts`.";
