@@ -178,7 +178,7 @@ pub fn serve(path: &Path, control: Control, runtime: &Handle) -> Result<Serving,
             }
         }
     };
-    Ok(Serving::new(runtime.spawn(serve), Some(path.to_owned())))
+    Ok(Serving::new(runtime.spawn(serve), Some(path)))
 }
 
 impl Control {

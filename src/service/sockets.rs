@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::metrics;
+use super::socket_file::SocketFile;
 use super::status::Status;
 
 /// Bytes of a request, at most.
@@ -59,22 +60,21 @@ pub enum SocketError {
 pub struct Serving {
     task: JoinHandle<()>,
     /// The file to remove then.
-    path: Option<PathBuf>,
+    file: Option<SocketFile>,
 }
 
 impl Serving {
     /// What `task` serves at `path`, which is removed at the end.
-    pub(super) fn new(task: JoinHandle<()>, path: Option<PathBuf>) -> Self {
-        Self { task, path }
+    pub(super) fn new(task: JoinHandle<()>, path: Option<&Path>) -> Self {
+        let file = path.and_then(SocketFile::at);
+        Self { task, file }
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
         self.task.abort();
-        if let Some(path) = &self.path {
-            let _ = fs::remove_file(path);
-        }
+        self.file.iter().for_each(SocketFile::remove);
     }
 }
 
@@ -82,7 +82,8 @@ impl Drop for Serving {
 pub fn metrics(address: &str, ask: Ask, runtime: &Handle) -> Result<Serving, SocketError> {
     let socket = listen_for_metrics(address)?;
     let mut serving = metrics_on(socket, ask, runtime)?;
-    serving.path = address.strip_prefix("unix:").map(PathBuf::from);
+    let path = address.strip_prefix("unix:").map(Path::new);
+    serving.file = path.and_then(SocketFile::at);
     Ok(serving)
 }
 
@@ -133,7 +134,7 @@ pub fn metrics_on(socket: OwnedFd, ask: Ask, runtime: &Handle) -> Result<Serving
     };
     Ok(Serving {
         task: runtime.spawn(serve),
-        path: None,
+        file: None,
     })
 }
 
