@@ -16,6 +16,7 @@
 
 mod attributes;
 mod errno;
+mod listers;
 mod listing;
 mod node_id;
 mod nodes;
@@ -50,6 +51,7 @@ pub use walk_ahead::PageCache;
 pub use warm_up::{WarmUp, WarmUpCount};
 
 use errno::failure;
+use listers::Listers;
 use node_id::Place;
 use nodes::{Content, DirectoryNode, Nodes};
 use scout::Scout;
@@ -127,6 +129,7 @@ pub struct CastoreFs {
     passthrough: Option<Passthrough>,
     walk_ahead: WalkAhead,
     scout: Scout,
+    listers: Listers,
     learner: Option<Learner>,
     waiting: Waiting,
 }
@@ -168,6 +171,7 @@ impl CastoreFs {
             passthrough,
             walk_ahead: WalkAhead::default(),
             scout: Scout::default(),
+            listers: Listers::default(),
             waiting,
         }
     }
@@ -204,6 +208,7 @@ impl CastoreFs {
             passthrough,
             walk_ahead: WalkAhead::default(),
             scout: Scout::default(),
+            listers: Listers::default(),
             waiting,
         })
     }

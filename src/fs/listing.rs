@@ -10,10 +10,11 @@ use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
 
 use super::attributes::{self, ROOT_INO};
 use super::errno::failure;
+use super::listers::LeaveOut;
 use super::node_id::{NodeId, Place};
 use super::top::Top;
 use super::{CastoreFs, FOREVER, NOT_AT_ALL};
-use crate::castore::NodeRef;
+use crate::castore::{Directory, NodeRef};
 
 /// The cookie after `.` and `..`: that of the first entry is one more.
 const DOTS: u64 = 2;
@@ -22,12 +23,13 @@ const DOTS: u64 = 2;
 type Take<'a> = dyn FnMut(DirEntry<'_>, Option<Entry>) -> io::Result<usize> + 'a;
 
 impl CastoreFs {
-    /// Lists the directory `id` from the cookie `offset` on. With `plus`, entries are looked up.
+    /// Lists the directory `id` from the cookie `offset` on. For a thread that may want attributes,
+    /// entries are looked up.
     pub(super) fn list(
         &self,
         id: NodeId,
         offset: u64,
-        plus: bool,
+        plus: Option<u32>,
         take: &mut Take<'_>,
     ) -> io::Result<()> {
         let Some(Place::Directory(slot)) = id.place() else {
@@ -39,20 +41,24 @@ impl CastoreFs {
             if !list {
                 return Err(failure(libc::EPERM));
             }
-            return self.list_roots(offset, plus, take);
+            return self.list_roots(offset, plus.is_some(), take);
         }
         let (node, directory) = self.directory(slot)?;
         if !self.list_dots(offset, node.ino, take)? {
             return Ok(());
         }
         let first = offset.saturating_sub(DOTS) as usize;
+        let leave_out = plus.map(|thread| self.left_out_for(thread, slot, first, &directory));
         for index in first..directory.len() {
             let Some(entry) = directory.get(index) else {
                 break;
             };
             let ino = attributes::ino(node.ino, entry.name, entry.node);
             let listed = dir_entry(index as u64, entry.name, ino, entry.node);
-            let looked_up = plus.then(|| {
+            let looked_up = leave_out.map(|leave_out| {
+                if is_left_out(leave_out, index, entry.node) {
+                    return no_node();
+                }
                 self.look_up(slot, index as u32, ino, entry.node, FOREVER)
                     .unwrap_or_else(|_| no_node())
             });
@@ -60,11 +66,27 @@ impl CastoreFs {
                 return Ok(());
             }
         }
-        if plus && first < directory.len() {
+        if plus.is_some() && first < directory.len() {
             self.walk_ahead.listed(slot);
             self.walk_passes(id);
         }
         Ok(())
+    }
+
+    /// What to leave out of a listing of `directory`, which is in `slot`, for `thread`.
+    fn left_out_for(
+        &self,
+        thread: u32,
+        slot: u32,
+        first: usize,
+        directory: &Directory,
+    ) -> LeaveOut {
+        if first > 0 {
+            return self.listers.goes_on(thread);
+        }
+        let subdirectories = directory.subdirectories() as usize;
+        let leaves = directory.len() - subdirectories;
+        self.listers.begins(thread, slot, leaves, subdirectories)
     }
 
     fn list_roots(&self, offset: u64, plus: bool, take: &mut Take<'_>) -> io::Result<()> {
@@ -139,6 +161,15 @@ fn no_node() -> Entry {
         attr_timeout: NOT_AT_ALL,
         entry_timeout: NOT_AT_ALL,
         ..Entry::default()
+    }
+}
+
+/// Whether `node`, at `index` of its directory, is among what is left out.
+fn is_left_out(leave_out: LeaveOut, index: usize, node: NodeRef<'_>) -> bool {
+    match leave_out {
+        LeaveOut::Nothing => false,
+        LeaveOut::First => index == 0,
+        LeaveOut::Leaves => !matches!(node, NodeRef::Directory { .. }),
     }
 }
 

@@ -13,6 +13,7 @@ use fuse_backend_rs::api::filesystem::{
 use super::errno::failure;
 use super::node_id::{NodeId, Place};
 use super::{CastoreFs, FOREVER, attributes};
+use crate::castore::NodeRef;
 
 /// The unit of `statfs`, in bytes.
 const STATFS_BLOCK: u64 = 4096;
@@ -21,6 +22,11 @@ const NAME_MAX: u64 = 255;
 
 fn read_only<T>() -> io::Result<T> {
     Err(failure(libc::EROFS))
+}
+
+/// The thread that asks.
+fn thread(context: &Context) -> u32 {
+    context.pid.cast_unsigned()
 }
 
 /// "Not implemented": the kernel remembers, and does without.
@@ -37,7 +43,7 @@ impl FileSystem for CastoreFs {
         Ok(capable)
     }
 
-    fn lookup(&self, _: &Context, parent: NodeId, name: &CStr) -> io::Result<Entry> {
+    fn lookup(&self, context: &Context, parent: NodeId, name: &CStr) -> io::Result<Entry> {
         let Some(Place::Directory(slot)) = parent.place() else {
             return Err(failure(libc::ENOTDIR));
         };
@@ -65,6 +71,9 @@ impl FileSystem for CastoreFs {
         };
         let ino = attributes::ino(parent.ino, name, entry.node);
         let index = index as u32;
+        if !matches!(entry.node, NodeRef::Directory { .. }) {
+            self.listers.asks(thread(context), slot);
+        }
         self.look_up(slot, index, ino, entry.node, FOREVER)
     }
 
@@ -131,19 +140,20 @@ impl FileSystem for CastoreFs {
         offset: u64,
         add_entry: &mut dyn FnMut(DirEntry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        self.list(id, offset, false, &mut |listed, _| add_entry(listed))
+        self.list(id, offset, None, &mut |listed, _| add_entry(listed))
     }
 
     fn readdirplus(
         &self,
-        _: &Context,
+        context: &Context,
         id: NodeId,
         _: u64,
         _: u32,
         offset: u64,
         add_entry: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        self.list(id, offset, true, &mut |listed, looked_up| {
+        let thread = Some(thread(context));
+        self.list(id, offset, thread, &mut |listed, looked_up| {
             add_entry(listed, looked_up.unwrap_or_default())
         })
     }

@@ -119,11 +119,11 @@ impl Answerer {
         const BATCH_FORGET: u32 = Opcode::BatchForget as u32;
         let id = NodeId::from(header.nodeid);
         let reply = match header.opcode {
-            LOOKUP => self.look_up(id, body, out),
+            LOOKUP => self.look_up(header, body, out),
             GETATTR => self.get_attributes(id, out),
             READ => self.read(id, body, out),
-            READDIR => self.list(id, false, body, out),
-            READDIRPLUS => self.list(id, true, body, out),
+            READDIR => self.list(header, false, body, out),
+            READDIRPLUS => self.list(header, true, body, out),
             OPEN => match self.passthrough() {
                 Some(passthrough) => return self.open(passthrough, header, body, out),
                 None => return Outcome::Rare,
@@ -139,9 +139,11 @@ impl Answerer {
         Outcome::Reply(reply)
     }
 
-    fn look_up(&self, parent: NodeId, body: &[u8], out: &mut [u8]) -> io::Result<usize> {
+    fn look_up(&self, header: &InHeader, body: &[u8], out: &mut [u8]) -> io::Result<usize> {
         let name = CStr::from_bytes_until_nul(body).map_err(|_| malformed())?;
-        let entry = self.fs.lookup(&Context::default(), parent, name)?;
+        let entry = self
+            .fs
+            .lookup(&Context::from(header), header.nodeid.into(), name)?;
         put(out, &EntryOut::from(entry))
     }
 
@@ -162,14 +164,20 @@ impl Answerer {
         self.fs.read_into(id, asked.offset, &mut out[..length])
     }
 
-    fn list(&self, id: NodeId, plus: bool, body: &[u8], out: &mut [u8]) -> io::Result<usize> {
+    fn list(
+        &self,
+        header: &InHeader,
+        plus: bool,
+        body: &[u8],
+        out: &mut [u8],
+    ) -> io::Result<usize> {
         let (asked, _) = take::<ReadIn>(body).ok_or_else(malformed)?;
         let length = out.len().min(asked.size as usize);
         let mut listing = Listing {
             room: &mut out[..length],
             written: 0,
         };
-        let context = Context::default();
+        let (context, id) = (Context::from(header), header.nodeid.into());
         let (size, offset) = (asked.size, asked.offset);
         if plus {
             let mut add = |listed: DirEntry<'_>, entry| Ok(listing.add(&listed, Some(entry)));

@@ -1,0 +1,315 @@
+//! What programs that list directories want: names alone, or attributes too.
+//!
+//! READDIRPLUS gives the attributes of every entry, and the kernel makes an inode of each. That takes
+//! it a few microseconds, well spent if the program asks for them next, as `ls -l`, `du` and `tar` do:
+//! each would be a LOOKUP otherwise. A plain `find`, `fd`, `rg --files` or a pattern with stars asks
+//! for none, and the disk's own file system reads no inode for it.
+//!
+//! What a program wants is seen by leaving something out. Of a directory without subdirectories,
+//! which a walk finishes before it goes on, the first entry's attributes are left out now and then:
+//! one LOOKUP comes if they are wanted. A thread that has gone on [`PROOFS`] times without asking is
+//! trusted to want names only, and gets no attributes of files and links any more. What it, or
+//! whoever works for it, asks for nevertheless is paid from a credit that grows with what nobody asks
+//! for ([`LOOKUP_COSTS`]); once that is used up it gets everything again, and is put to the proof more
+//! and more rarely.
+//!
+//! Directories are never left out: whoever walks opens them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+/// Threads that are remembered.
+const LISTERS: usize = 8;
+/// Directories of which it is remembered who listed them, for each thread.
+const RECENT: usize = 8;
+/// Proofs in a row that make a thread trusted.
+const PROOFS: u32 = 4;
+/// Inodes that could be made in the time of one LOOKUP, roughly.
+const LOOKUP_COSTS: u32 = 8;
+/// The credit of a thread that has just earned it, and the most that it can have, in inodes.
+const FIRST_CREDIT: u32 = 16 * LOOKUP_COSTS;
+const MOST_CREDIT: u32 = 64 * LOOKUP_COSTS;
+/// Directories between two proofs, at most.
+const MOST_PATIENCE: u32 = 256;
+/// Where nobody has listed.
+const NOWHERE: u32 = u32::MAX;
+
+/// Entries of a listing whose attributes are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeaveOut {
+    Nothing,
+    /// The first one of the directory.
+    First,
+    /// All that are not directories.
+    Leaves,
+}
+
+/// The threads that listed last.
+#[derive(Default)]
+pub(super) struct Listers {
+    /// Whether attributes were left out that somebody may ask for: spares every other LOOKUP the
+    /// lock.
+    left_out: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    listers: [Lister; LISTERS],
+    /// Directories listed so far.
+    now: u64,
+}
+
+struct Lister {
+    thread: u32,
+    /// When it last listed.
+    at: u64,
+    /// Whether something was left out of the directory that it listed last, for which nobody has
+    /// asked since.
+    on_trial: bool,
+    /// Proofs in a row.
+    proofs: u32,
+    /// Directories to list before the next proof.
+    patience: u32,
+    /// What patience will be when this proof fails.
+    next_patience: u32,
+    /// Inodes that its LOOKUPs may yet cost while it is trusted.
+    credit: u32,
+    /// Directories that it listed and of which something was left out.
+    recent: [u32; RECENT],
+    next_recent: usize,
+}
+
+impl Default for Lister {
+    fn default() -> Self {
+        Self {
+            thread: 0,
+            at: 0,
+            on_trial: false,
+            proofs: 0,
+            patience: 0,
+            next_patience: 1,
+            credit: 0,
+            recent: [NOWHERE; RECENT],
+            next_recent: 0,
+        }
+    }
+}
+
+impl Listers {
+    /// `thread` lists the directory in `slot` from its start, with `leaves` files and links and so
+    /// many `subdirectories`: what to leave out.
+    pub(super) fn begins(
+        &self,
+        thread: u32,
+        slot: u32,
+        leaves: usize,
+        subdirectories: usize,
+    ) -> LeaveOut {
+        let mut state = self.state.lock();
+        let left_out = state.lister(thread).begins(slot, leaves, subdirectories);
+        if left_out != LeaveOut::Nothing {
+            self.left_out.store(true, Ordering::Relaxed);
+        }
+        left_out
+    }
+
+    /// `thread` goes on with a listing.
+    pub(super) fn goes_on(&self, thread: u32) -> LeaveOut {
+        let state = self.state.lock();
+        let mut listers = state.listers.iter();
+        match listers.any(|lister| lister.at > 0 && lister.thread == thread && lister.is_trusted())
+        {
+            true => LeaveOut::Leaves,
+            false => LeaveOut::Nothing,
+        }
+    }
+
+    /// `thread` looks up what is no directory, in the directory in `slot`.
+    pub(super) fn asks(&self, thread: u32, slot: u32) {
+        if !self.left_out.load(Ordering::Relaxed) {
+            return;
+        }
+        let listers = &mut self.state.lock().listers;
+        // Another thread may do what the one that lists has found to be done.
+        let has_listed = |lister: &Lister| lister.recent.contains(&slot);
+        let is_asking = |lister: &Lister| lister.thread == thread;
+        let asked = listers.iter().position(has_listed);
+        if let Some(asked) = asked.or_else(|| listers.iter().position(is_asking)) {
+            listers[asked].is_asked();
+        }
+        let has_left_out = |lister: &Lister| lister.on_trial || lister.is_trusted();
+        let any = listers.iter().any(has_left_out);
+        self.left_out.store(any, Ordering::Relaxed);
+    }
+}
+
+impl State {
+    /// That of `thread`, in the place of whoever has not listed for longest.
+    fn lister(&mut self, thread: u32) -> &mut Lister {
+        self.now += 1;
+        let now = self.now;
+        let is_known = |lister: &Lister| lister.at > 0 && lister.thread == thread;
+        let known = self.listers.iter().position(is_known);
+        let ages = self.listers.iter().enumerate();
+        let oldest = ages
+            .min_by_key(|(_, lister)| lister.at)
+            .map_or(0, |(index, _)| index);
+        let lister = &mut self.listers[known.unwrap_or(oldest)];
+        if known.is_none() {
+            *lister = Lister {
+                thread,
+                ..Lister::default()
+            };
+        }
+        lister.at = now;
+        lister
+    }
+}
+
+impl Lister {
+    fn is_trusted(&self) -> bool {
+        self.credit > 0
+    }
+
+    fn begins(&mut self, slot: u32, leaves: usize, subdirectories: usize) -> LeaveOut {
+        if self.on_trial {
+            self.on_trial = false;
+            self.proofs += 1;
+            if self.proofs == PROOFS {
+                self.credit = FIRST_CREDIT;
+                self.next_patience = 1;
+            }
+        }
+        if leaves == 0 {
+            return LeaveOut::Nothing;
+        }
+        let leave_out = if self.is_trusted() {
+            let earned = u32::try_from(leaves).unwrap_or(MOST_CREDIT);
+            self.credit = self.credit.saturating_add(earned).min(MOST_CREDIT);
+            LeaveOut::Leaves
+        } else if subdirectories > 0 {
+            return LeaveOut::Nothing;
+        } else if self.patience > 0 {
+            self.patience -= 1;
+            return LeaveOut::Nothing;
+        } else {
+            self.on_trial = true;
+            LeaveOut::First
+        };
+        self.recent[self.next_recent] = slot;
+        self.next_recent = (self.next_recent + 1) % RECENT;
+        leave_out
+    }
+
+    /// Somebody asks for what it was not given.
+    fn is_asked(&mut self) {
+        self.credit = self.credit.saturating_sub(LOOKUP_COSTS);
+        if !self.is_trusted() {
+            self.on_trial = false;
+            self.proofs = 0;
+            self.patience = self.next_patience;
+            self.next_patience = (self.next_patience * 2).min(MOST_PATIENCE);
+            self.recent = [NOWHERE; RECENT];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// LOOKUPs of a program that walks over `directories` of `leaves` files each, and asks for each of
+    /// them if it wants attributes; and how many files' attributes were left out.
+    fn walk(
+        listers: &Listers,
+        thread: u32,
+        directories: u32,
+        leaves: usize,
+        wants: bool,
+    ) -> (usize, usize) {
+        let (mut asked, mut left_out) = (0, 0);
+        for slot in 0..directories {
+            let missing = match listers.begins(thread, slot, leaves, 0) {
+                LeaveOut::Nothing => 0,
+                LeaveOut::First => 1,
+                LeaveOut::Leaves => leaves,
+            };
+            left_out += missing;
+            if wants {
+                (0..missing).for_each(|_| listers.asks(thread, slot));
+                asked += missing;
+            }
+        }
+        (asked, left_out)
+    }
+
+    #[test]
+    fn who_wants_names_only_gets_names_only() {
+        let listers = Listers::default();
+        let (_, left_out) = walk(&listers, 7, 1000, 100, false);
+        assert_eq!(left_out, 4 + 996 * 100);
+        assert_eq!(listers.goes_on(7), LeaveOut::Leaves);
+        assert_eq!(listers.goes_on(8), LeaveOut::Nothing, "another thread");
+    }
+
+    #[test]
+    fn who_wants_attributes_asks_for_next_to_none_of_them() {
+        let listers = Listers::default();
+        let (asked, _) = walk(&listers, 7, 5000, 10, true);
+        assert_eq!(
+            asked,
+            9 + 5000 / 257 - 1,
+            "1 + 2 + 4 + ... directories, then one in 257"
+        );
+    }
+
+    #[test]
+    fn directories_with_subdirectories_prove_nothing() {
+        let listers = Listers::default();
+        for slot in 0..100 {
+            assert_eq!(listers.begins(7, slot, 5, 1), LeaveOut::Nothing);
+        }
+    }
+
+    #[test]
+    fn who_changes_his_mind_pays_for_a_short_time() {
+        let listers = Listers::default();
+        walk(&listers, 7, 1000, 10, false);
+        let (asked, _) = walk(&listers, 7, 100, 10, true);
+        let paid = (MOST_CREDIT / LOOKUP_COSTS) as usize;
+        assert!(asked < 2 * paid, "{asked} lookups until it was noticed");
+    }
+
+    #[test]
+    fn who_asks_for_a_few_of_many_stays_trusted() {
+        let listers = Listers::default();
+        walk(&listers, 7, 10, 100, false);
+        for slot in 10..1000 {
+            assert_eq!(listers.begins(7, slot, 100, 0), LeaveOut::Leaves);
+            (0..5).for_each(|_| listers.asks(7, slot));
+        }
+    }
+
+    #[test]
+    fn what_another_thread_asks_for_counts_for_the_one_that_listed() {
+        let listers = Listers::default();
+        for slot in 0..1000 {
+            assert_ne!(listers.begins(7, slot, 100, 0), LeaveOut::Leaves);
+            listers.asks(8, slot);
+        }
+    }
+
+    #[test]
+    fn threads_do_not_spoil_each_others_walks() {
+        let listers = Listers::default();
+        for slot in 0..1000 {
+            let names = listers.begins(7, 2 * slot, 10, 0);
+            assert_eq!(names == LeaveOut::Leaves, slot >= PROOFS);
+            if listers.begins(8, 2 * slot + 1, 10, 0) != LeaveOut::Nothing {
+                listers.asks(8, 2 * slot + 1);
+            }
+        }
+    }
+}
