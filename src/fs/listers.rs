@@ -13,7 +13,13 @@
 //! for ([`LOOKUP_COSTS`]); once that is used up it gets everything again, and is put to the proof more
 //! and more rarely.
 //!
-//! Directories are never left out: whoever walks opens them.
+//! Directories are never left out, for whoever walks opens them; nor is what is in a directory of a
+//! [`FEW`] files.
+//!
+//! The kernel keeps such a listing like any other, and shows it to those who come later and want
+//! attributes. They are seen by their LOOKUPs in a directory whose listing left something out, and
+//! the listings ahead of them are dropped ([`walk_ahead`](super::walk_ahead)). Where a transport
+//! cannot have the kernel drop a listing, nothing is left out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,6 +29,8 @@ use parking_lot::Mutex;
 const LISTERS: usize = 8;
 /// Directories of which it is remembered who listed them, for each thread.
 const RECENT: usize = 8;
+/// Files and links of a directory of which nothing is left out: to list it anew would cost as much.
+const FEW: usize = 4;
 /// Proofs in a row that make a thread trusted.
 const PROOFS: u32 = 4;
 /// Inodes that could be made in the time of one LOOKUP, roughly.
@@ -48,8 +56,7 @@ pub(super) enum LeaveOut {
 /// The threads that listed last.
 #[derive(Default)]
 pub(super) struct Listers {
-    /// Whether attributes were left out that somebody may ask for: spares every other LOOKUP the
-    /// lock.
+    /// Whether attributes were ever left out: spares every LOOKUP the lock until then.
     left_out: AtomicBool,
     state: Mutex<State>,
 }
@@ -59,6 +66,8 @@ struct State {
     listers: [Lister; LISTERS],
     /// Directories listed so far.
     now: u64,
+    /// The thread that asked last for what was left out, and the directory that it is in.
+    asking: (u32, u32),
 }
 
 struct Lister {
@@ -126,22 +135,26 @@ impl Listers {
         }
     }
 
-    /// `thread` looks up what is no directory, in the directory in `slot`.
-    pub(super) fn asks(&self, thread: u32, slot: u32) {
+    /// `thread` looks up what is no directory, in the directory in `slot`. Whether it seems to want
+    /// attributes, as far as this is not what a trusted thread may ask for now and then.
+    pub(super) fn asks(&self, thread: u32, slot: u32) -> bool {
         if !self.left_out.load(Ordering::Relaxed) {
-            return;
+            return false;
         }
-        let listers = &mut self.state.lock().listers;
+        let mut state = self.state.lock();
+        let listers = &mut state.listers;
         // Another thread may do what the one that lists has found to be done.
         let has_listed = |lister: &Lister| lister.recent.contains(&slot);
         let is_asking = |lister: &Lister| lister.thread == thread;
         let asked = listers.iter().position(has_listed);
         if let Some(asked) = asked.or_else(|| listers.iter().position(is_asking)) {
             listers[asked].is_asked();
+            if listers[asked].is_trusted() {
+                return false;
+            }
         }
-        let has_left_out = |lister: &Lister| lister.on_trial || lister.is_trusted();
-        let any = listers.iter().any(has_left_out);
-        self.left_out.store(any, Ordering::Relaxed);
+        let before = std::mem::replace(&mut state.asking, (thread, slot));
+        before == state.asking
     }
 }
 
@@ -188,6 +201,9 @@ impl Lister {
         let leave_out = if self.is_trusted() {
             let earned = u32::try_from(leaves).unwrap_or(MOST_CREDIT);
             self.credit = self.credit.saturating_add(earned).min(MOST_CREDIT);
+            if leaves < FEW {
+                return LeaveOut::Nothing;
+            }
             LeaveOut::Leaves
         } else if subdirectories > 0 {
             return LeaveOut::Nothing;
@@ -238,8 +254,10 @@ mod tests {
             };
             left_out += missing;
             if wants {
-                (0..missing).for_each(|_| listers.asks(thread, slot));
                 asked += missing;
+                for _ in 0..missing {
+                    listers.asks(thread, slot);
+                }
             }
         }
         (asked, left_out)
@@ -288,7 +306,7 @@ mod tests {
         walk(&listers, 7, 10, 100, false);
         for slot in 10..1000 {
             assert_eq!(listers.begins(7, slot, 100, 0), LeaveOut::Leaves);
-            (0..5).for_each(|_| listers.asks(7, slot));
+            assert!((0..5).all(|_| !listers.asks(7, slot)));
         }
     }
 
@@ -299,6 +317,33 @@ mod tests {
             assert_ne!(listers.begins(7, slot, 100, 0), LeaveOut::Leaves);
             listers.asks(8, slot);
         }
+    }
+
+    #[test]
+    fn who_comes_later_and_wants_attributes_is_seen() {
+        let listers = Listers::default();
+        assert!(
+            !listers.asks(8, 1) && !listers.asks(8, 1),
+            "nothing is left out"
+        );
+        walk(&listers, 7, 100, 10, false);
+        assert!(!listers.asks(8, 1), "one alone says nothing");
+        assert!(!listers.asks(9, 1), "nor do two of two threads");
+        assert!(listers.asks(9, 1) && listers.asks(9, 1));
+        assert!(
+            !listers.asks(7, 1) && !listers.asks(7, 1),
+            "it may ask now and then"
+        );
+        // Until that is more than it was trusted for.
+        assert!((0..100).any(|_| listers.asks(7, 1)));
+    }
+
+    #[test]
+    fn of_a_few_files_nothing_is_left_out() {
+        let listers = Listers::default();
+        walk(&listers, 7, 100, 10, false);
+        assert_eq!(listers.begins(7, 100, 3, 0), LeaveOut::Nothing);
+        assert_eq!(listers.begins(7, 101, 4, 0), LeaveOut::Leaves);
     }
 
     #[test]

@@ -81,12 +81,25 @@ impl CastoreFs {
         first: usize,
         directory: &Directory,
     ) -> LeaveOut {
+        // A listing that was kept must not stay so for ever.
+        if !self.walk_ahead.is_served() {
+            return LeaveOut::Nothing;
+        }
         if first > 0 {
             return self.listers.goes_on(thread);
         }
         let subdirectories = directory.subdirectories() as usize;
         let leaves = directory.len() - subdirectories;
-        self.listers.begins(thread, slot, leaves, subdirectories)
+        let leave_out = self.listers.begins(thread, slot, leaves, subdirectories);
+        self.nodes.list(slot, leave_out == LeaveOut::Leaves);
+        leave_out
+    }
+
+    /// Notes that `thread` looks up what is no directory, in the directory in `slot`.
+    pub(super) fn asks(&self, thread: u32, slot: u32) {
+        if self.listers.asks(thread, slot) && self.nodes.is_bare(slot) {
+            self.walk_ahead.relist(slot);
+        }
     }
 
     fn list_roots(&self, offset: u64, plus: bool, take: &mut Take<'_>) -> io::Result<()> {

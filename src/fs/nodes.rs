@@ -153,6 +153,38 @@ impl Nodes {
         Some(node.known_as(slot))
     }
 
+    /// Notes whether a listing of the directory in `slot`, which the kernel keeps, leaves attributes
+    /// out.
+    pub fn list(&self, slot: u32, is_bare: bool) {
+        if let Some(node) = self.table.read().slot(slot) {
+            node.is_bare.store(is_bare, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the listing of the directory in `slot` leaves attributes out.
+    pub fn is_bare(&self, slot: u32) -> bool {
+        let table = self.table.read();
+        let node = table.slot(slot);
+        node.is_some_and(|node| node.is_bare.load(Ordering::Relaxed))
+    }
+
+    /// The directories whose listings leave attributes out, among that in `slot`, those in it and
+    /// those behind it in its parent: `most` at most. They count as listed in full from now on.
+    pub fn take_bare(&self, slot: u32, most: usize) -> Vec<u32> {
+        let table = self.table.read();
+        let Some(node) = table.slot(slot) else {
+            return Vec::new();
+        };
+        let inside = table.known_below(slot, 0);
+        let behind = table.known_below(node.parent, node.index + 1);
+        let is_bare = |slot: &u32| {
+            let node = table.slot(*slot);
+            node.is_some_and(|node| node.is_bare.swap(false, Ordering::Relaxed))
+        };
+        let all = std::iter::once(slot).chain(inside).chain(behind);
+        all.filter(is_bare).take(most).collect()
+    }
+
     /// Whether the kernel can know `id`: what it knows is in a slot that is used.
     pub fn may_be_known(&self, id: NodeId) -> bool {
         let Some(Place::Directory(slot) | Place::Entry { slot, .. }) = id.place() else {

@@ -72,7 +72,7 @@ impl FileSystem for CastoreFs {
         let ino = attributes::ino(parent.ino, name, entry.node);
         let index = index as u32;
         if !matches!(entry.node, NodeRef::Directory { .. }) {
-            self.listers.asks(thread(context), slot);
+            self.asks(thread(context), slot);
         }
         self.look_up(slot, index, ino, entry.node, FOREVER)
     }

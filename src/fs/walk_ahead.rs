@@ -16,6 +16,10 @@
 //! files pushed once more. So a directory that is being pushed, or waits for it, is not queued
 //! again, the first step after it was pushed is taken for a straggler, and a push leaves out what
 //! its reader has passed.
+//!
+//! The same thread goes ahead of who walks over listings that the kernel keeps without attributes
+//! ([`listers`](super::listers)) and wants them: it has the kernel drop those to come, so that they
+//! are asked for anew.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -43,18 +47,31 @@ const STEP_WARMS: u32 = 4;
 const HOTTEST: u32 = 16;
 /// Directories whose last read is remembered.
 const TRACKS: usize = 64;
+/// Listings dropped for one reason, at most.
+const MOST_RELISTED: usize = 32;
 /// Where nobody has read: far in front of every place, so that none is a step away from it.
 const NOWHERE: u64 = u64::MAX / 2;
 /// Reasons that wait, at most; beyond that the oldest is dropped, as the reader has passed it.
 const MOST_WAITING: usize = 64;
 
-/// Where the contents of files are pushed: the kernel's page cache.
+/// Where the contents of files are pushed: the kernel's page cache. Listings are kept there too.
 pub trait PageCache {
     /// Stores the whole contents of a file, now or soon. Nothing comes of it if the kernel does not
     /// know the node.
     fn store(&self, node: NodeId, contents: &[u8]);
+    /// Drops the listing of a directory, so that it is asked for anew.
+    fn drop_listing(&self, node: NodeId);
     /// Waits until what was stored is there.
     fn settle(&self);
+}
+
+/// What is to be done ahead of a walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    /// Push the files of a directory.
+    Push(Ahead),
+    /// Have directories listed anew, from the one in this slot on.
+    Relist(u32),
 }
 
 /// Files of the directory in `slot`, from the entry at `from` on.
@@ -70,7 +87,7 @@ pub struct WalkAhead {
     /// slot's number gives.
     tracks: [AtomicU64; TRACKS],
     warmth: AtomicU32,
-    waiting: Mutex<VecDeque<Ahead>>,
+    waiting: Mutex<VecDeque<Task>>,
     changed: Condvar,
     /// The slot of the directory that is being pushed, or was last.
     pushed: AtomicU32,
@@ -97,7 +114,7 @@ impl Default for WalkAhead {
 impl WalkAhead {
     /// Notes a read from the start of the small file at `index` in the directory in `slot`.
     pub(super) fn read(&self, slot: u32, index: u32) {
-        if !self.served.load(Ordering::Relaxed) {
+        if !self.is_served() {
             return;
         }
         let track = &self.tracks[slot as usize % TRACKS];
@@ -149,18 +166,33 @@ impl WalkAhead {
     }
 
     fn push(&self, ahead: Ahead) {
+        let is_same = |other: &Task| matches!(other, Task::Push(other) if other.slot == ahead.slot);
+        self.queue(Task::Push(ahead), is_same);
+    }
+
+    /// Notes that a walk in the directory in `slot` wants what its listing left out.
+    pub(super) fn relist(&self, slot: u32) {
+        self.queue(Task::Relist(slot), |other| *other == Task::Relist(slot));
+    }
+
+    /// Whether there is somebody to do what is noted.
+    pub(super) fn is_served(&self) -> bool {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    fn queue(&self, task: Task, is_same: impl Fn(&Task) -> bool) {
         let mut waiting = self.waiting.lock();
-        if waiting.iter().any(|other| other.slot == ahead.slot) {
+        if waiting.iter().any(is_same) {
             return;
         }
         if waiting.len() >= MOST_WAITING {
             waiting.pop_front();
         }
-        waiting.push_back(ahead);
+        waiting.push_back(task);
         self.changed.notify_one();
     }
 
-    fn next(&self, patience: Duration) -> Option<Ahead> {
+    fn next(&self, patience: Duration) -> Option<Task> {
         let mut waiting = self.waiting.lock();
         if waiting.is_empty() {
             self.changed.wait_for(&mut waiting, patience);
@@ -177,12 +209,20 @@ impl CastoreFs {
         self.walk_ahead.served.store(true, Ordering::Relaxed);
         let mut contents = Vec::new();
         while !ended() {
-            if let Some(ahead) = self.walk_ahead.next(PATIENCE) {
-                let walk = &self.walk_ahead;
-                walk.pushed.store(ahead.slot, Ordering::Relaxed);
-                walk.pushing.store(true, Ordering::Relaxed);
-                self.push(ahead, cache, &mut contents);
-                walk.pushing.store(false, Ordering::Relaxed);
+            match self.walk_ahead.next(PATIENCE) {
+                Some(Task::Push(ahead)) => {
+                    let walk = &self.walk_ahead;
+                    walk.pushed.store(ahead.slot, Ordering::Relaxed);
+                    walk.pushing.store(true, Ordering::Relaxed);
+                    self.push(ahead, cache, &mut contents);
+                    walk.pushing.store(false, Ordering::Relaxed);
+                }
+                Some(Task::Relist(slot)) => {
+                    for bare in self.nodes.take_bare(slot, MOST_RELISTED) {
+                        cache.drop_listing(NodeId::directory(bare));
+                    }
+                }
+                None => {}
             }
         }
     }
@@ -266,7 +306,10 @@ mod tests {
         let mut waiting = walk.waiting.lock();
         waiting
             .drain(..)
-            .map(|ahead| (ahead.slot, ahead.from))
+            .map(|task| match task {
+                Task::Push(ahead) => (ahead.slot, ahead.from),
+                Task::Relist(slot) => panic!("{slot} is to be listed anew"),
+            })
             .collect()
     }
 

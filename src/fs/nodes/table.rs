@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 
 use super::ledger::{Counts, Kept, Ledger};
 use super::{Content, DirectoryNode, TOP};
-use crate::castore::{Digest, Directory};
+use crate::castore::{Digest, Directory, NodeRef};
 use crate::fs::node_id::{NodeId, Place};
 
 type Slots = [Option<Box<Slot>>];
@@ -44,6 +44,8 @@ pub(super) struct Slot {
     pub(super) directory: Option<Directory>,
     /// Whether the Directory was used since the hand last passed.
     pub(super) used: AtomicBool,
+    /// Whether its last listing left attributes out.
+    pub(super) is_bare: AtomicBool,
 }
 
 impl Slot {
@@ -58,6 +60,7 @@ impl Slot {
             children: 0,
             directory: None,
             used: AtomicBool::new(false),
+            is_bare: AtomicBool::new(false),
         }
     }
 
@@ -122,6 +125,20 @@ impl Table {
                 .is_some_and(|node| node.parent == parent && node.index == index)
         })?;
         Some((slot, self.slot(slot)?))
+    }
+
+    /// The directories in the one in `slot` that are known, from the entry at `first` on. None where
+    /// its Directory is not in memory.
+    pub(super) fn known_below(&self, slot: u32, first: u32) -> impl Iterator<Item = u32> {
+        let directory = self.slot(slot).and_then(|node| node.directory.as_ref());
+        let entries = directory.into_iter().flat_map(move |directory| {
+            (first..directory.len() as u32)
+                .filter_map(|index| Some((index, directory.get(index as usize)?)))
+        });
+        let is_directory = |node: NodeRef<'_>| matches!(node, NodeRef::Directory { .. });
+        entries
+            .filter(move |(_, entry)| is_directory(entry.node))
+            .filter_map(move |(index, _)| Some(self.find_child(slot, index)?.0))
     }
 
     pub(super) fn add_child(

@@ -212,6 +212,10 @@ impl PageCache for Notices {
         self.tell(STORE, body.as_slice(), contents);
     }
 
+    fn drop_listing(&self, node: NodeId) {
+        self.inval_inode(node);
+    }
+
     fn settle(&self) {
         self.settle();
     }
