@@ -62,6 +62,10 @@ use warm_up::Learner;
 /// How long the kernel may keep what cannot change: more than a hundred million years, and still
 /// well inside the kernel's arithmetic of seconds.
 const FOREVER: Duration = Duration::from_secs(1 << 52);
+/// How long the kernel may keep the attributes of a top that shows root nodes. By their mtime it sees
+/// that its listing is stale; but every path goes through the top, and whoever checks permissions
+/// would ask for its mode each time.
+const TOP_TIMEOUT: Duration = Duration::from_millis(10);
 /// How long the kernel may keep what can change at any moment.
 const NOT_AT_ALL: Duration = Duration::ZERO;
 /// Bytes of Directories that are kept unless the mount says otherwise.
@@ -315,7 +319,7 @@ impl CastoreFs {
     /// The attributes of a node that the kernel knows, and how long they hold.
     fn stat(&self, id: NodeId) -> io::Result<(stat64, Duration)> {
         match id.place().ok_or(failure(libc::ESTALE))? {
-            Place::Directory(0) if self.shows_roots() => Ok((self.stat_roots()?, NOT_AT_ALL)),
+            Place::Directory(0) if self.shows_roots() => Ok((self.stat_roots()?, TOP_TIMEOUT)),
             Place::Directory(slot) => {
                 let (node, directory) = self.directory(slot)?;
                 Ok((self.stat_directory(&node, &directory), FOREVER))
