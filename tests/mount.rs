@@ -439,12 +439,10 @@ fn a_new_root_node_is_listed_although_the_kernel_was_not_told_of_it() {
         assert!(fs::metadata(mount.path()).unwrap().is_dir());
         fs::read_dir(mount.path()).unwrap().count()
     };
-    let mut roots = 0;
-    for _ in 0..20 {
+    for roots in 0..20 {
         wait_until("the new listing", || list() == roots);
         assert_eq!(list(), roots);
         directory([("file", file("x"))]).put_root(&*store, &format!("root {roots}"));
-        roots += 1;
     }
 }
 

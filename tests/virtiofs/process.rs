@@ -1,7 +1,7 @@
 //! The program: its sockets, its supervisor and its sandbox.
 
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -30,10 +30,22 @@ pub struct Running(pub Child);
 impl Running {
     /// The process that serves them.
     pub fn worker(&self) -> u32 {
+        self.has_worker().expect("a worker")
+    }
+
+    fn has_worker(&self) -> Option<u32> {
         let id = self.0.id();
-        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-        let worker = children.split_whitespace().next();
-        worker.expect("a worker").parse().unwrap()
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    }
+
+    /// What it said, if it has ended.
+    fn assert_runs(&mut self) {
+        if let Some(status) = self.0.try_wait().unwrap() {
+            let mut said = String::new();
+            let _ = self.0.stderr.take().unwrap().read_to_string(&mut said);
+            panic!("{status}: {said}");
+        }
     }
 
     /// Kills the process that serves them, at whatever it does.
@@ -45,8 +57,19 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let worker = self.has_worker();
         let _ = self.0.kill();
         let _ = self.0.wait();
+        // The worker follows its parent a moment later; until then the socket is in use.
+        let Some(worker) = worker else { return };
+        let lives = || {
+            let status = fs::read_to_string(format!("/proc/{worker}/stat"));
+            status.is_ok_and(|status| !status.contains(") Z "))
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while lives() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -92,19 +115,25 @@ impl Program {
         let everybody = fs::Permissions::from_mode(0o777);
         fs::set_permissions(self.path("notify"), everybody).unwrap();
         notify
-            .set_read_timeout(Some(Duration::from_secs(20)))
+            .set_read_timeout(Some(Duration::from_millis(200)))
             .unwrap();
         let mut command = self.command(arguments);
         command.arg("--socket").arg(self.path("socket"));
         changed(&mut command);
-        let running = Running(
+        let mut running = Running(
             command
                 .env("NOTIFY_SOCKET", self.path("notify"))
                 .spawn()
                 .unwrap(),
         );
         let mut message = [0; 100];
-        let length = notify.recv(&mut message).expect("READY=1");
+        let length = loop {
+            match notify.recv(&mut message) {
+                Ok(length) => break length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => running.assert_runs(),
+                Err(error) => panic!("READY=1: {error}"),
+            }
+        };
         assert_eq!(&message[..length], b"READY=1");
         fs::remove_file(self.path("notify")).unwrap();
         running
