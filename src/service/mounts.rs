@@ -228,10 +228,12 @@ impl Wanted {
     fn warm_up(&self, host: &Host) -> Option<WarmUp> {
         let learns = self.config.warmup == config::Warmup::Learn;
         let subject = self.config.root.as_deref();
-        learns.then(|| WarmUp {
-            profiles: host.profiles.clone(),
-            subject: subject.and_then(|root| Subject::new(root.as_bytes())),
-            most_ahead: self.plan.room_ahead(),
+        learns.then(|| {
+            WarmUp::new(
+                host.profiles.clone(),
+                subject.and_then(|root| Subject::new(root.as_bytes())),
+                self.plan.room_ahead(),
+            )
         })
     }
 

@@ -21,7 +21,7 @@ const WORDS: usize = 1 << 15;
 /// Touches that wait to be looked at, at most: as many as come in a tenth of a second.
 const MOST_NOTES: usize = 8 << 10;
 /// Touches of a mount, at most: beyond that the table is too full to tell.
-const MOST_NEWS: usize = 256 << 10;
+pub(super) const MOST_NEWS: usize = 256 << 10;
 /// In place of a stretch: a root node was looked up.
 const LOOKED_UP: u32 = u32::MAX;
 
@@ -50,6 +50,12 @@ pub(super) fn list() -> Vec<Note> {
 pub(super) fn piece(digest: &Digest) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// The stretch `stretch` of the file of `piece`, told from others as `piece` is.
+pub(super) fn key(piece: u64, stretch: u32) -> u64 {
+    // Fibonacci hashing: the product's upper bits depend on every bit of what is multiplied.
+    (piece ^ u64::from(stretch).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// What was touched.
@@ -109,10 +115,7 @@ impl Touched {
     }
 
     fn is_news(&self, piece: u64, stretch: u32) -> bool {
-        // Fibonacci hashing: the product's upper bits depend on every bit of what is multiplied.
-        let mixed =
-            (piece ^ u64::from(stretch).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let at = (mixed >> 40) as usize;
+        let at = (key(piece, stretch) >> 40) as usize;
         let (word, bit) = (&self.seen[at / 64 % WORDS], 1 << (at % 64));
         word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
