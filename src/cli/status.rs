@@ -260,6 +260,9 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
             "  {} directories live, {} bytes of Directories, {} bytes of node tables",
             device.live_directories, device.directory_bytes, device.table_bytes
         )?;
+        if let Some(warmup) = &device.warmup {
+            show_warmup(warmup, &mut text)?;
+        }
         show_requests(&device.requests, &device.latencies, &mut text)?;
     }
     for (name, listen) in &status.listen {

@@ -11,6 +11,10 @@
 //! writes a profile every few seconds while there is something new, and when the mount ends or somebody
 //! asks for it ([`CastoreFs::remember`]): a process that dies suddenly loses its last seconds.
 //!
+//! "Mount" is what INIT begins, in a guest as well: a device has a file system for each session of a
+//! guest, and learns of each as of a mount (`transport::virtiofs::warm_up`). All have one count
+//! ([`WarmUpCount`]).
+//!
 //! A recording ends [`LEARNS_FOR`] after its beginning: what a program reads later was not in the way of
 //! its start. A successor that goes on with a mount does not go on with its recordings: what the kernel
 //! has in its cache is not asked of it.
@@ -291,6 +295,13 @@ impl CastoreFs {
         if let Some(learner) = &self.learner {
             self.take_notes(learner);
             learner.save(&mut learner.learning.lock(), true);
+        }
+    }
+
+    /// Has [`warm_up`](Self::warm_up) look at once whether it has ended.
+    pub fn stir(&self) {
+        if let Some(learner) = &self.learner {
+            learner.touched.stir();
         }
     }
 

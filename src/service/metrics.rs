@@ -36,7 +36,9 @@ struct Metric {
 
 /// Every metric that there is.
 fn all() -> impl Iterator<Item = &'static Metric> {
-    [METRICS, warm_up::MOUNTS].into_iter().flatten()
+    [METRICS, warm_up::MOUNTS, warm_up::GUESTS]
+        .into_iter()
+        .flatten()
 }
 
 /// Where a metric puts its values.

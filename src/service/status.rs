@@ -244,6 +244,9 @@ pub struct VirtiofsStatus {
     /// Bytes of their node tables.
     #[serde(default)]
     pub table_bytes: u64,
+    /// What is learned and fetched ahead, of a device with `warmup = "learn"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<WarmupStatus>,
 }
 
 impl StoreStatus {
@@ -285,6 +288,7 @@ impl VirtiofsStatus {
             live_directories: nodes().map(|nodes| nodes.directories as u64).sum(),
             directory_bytes: nodes().map(|nodes| nodes.directory_bytes as u64).sum(),
             table_bytes: nodes().map(|nodes| nodes.table_bytes as u64).sum(),
+            warmup: status.warm_up.map(Into::into),
         }
     }
 }

@@ -66,8 +66,8 @@ pub(super) struct Touched {
     notes: Mutex<Vec<Note>>,
     /// Somebody noted something where nothing was.
     noted: Notify,
-    /// Somebody looked up a root node for the first time.
-    looked_up: Notify,
+    /// Somebody looked up a root node for the first time, or there is no time to wait for more.
+    stirred: Notify,
 }
 
 impl Default for Touched {
@@ -78,7 +78,7 @@ impl Default for Touched {
             news: AtomicUsize::new(0),
             notes: Mutex::new(list()),
             noted: Notify::new(),
-            looked_up: Notify::new(),
+            stirred: Notify::new(),
         }
     }
 }
@@ -110,8 +110,13 @@ impl Touched {
                 piece: 0,
                 stretch: LOOKED_UP,
             });
-            self.looked_up.notify_one();
+            self.stir();
         }
+    }
+
+    /// Ends the waiting for more.
+    pub(super) fn stir(&self) {
+        self.stirred.notify_one();
     }
 
     fn is_news(&self, piece: u64, stretch: u32) -> bool {
@@ -138,7 +143,7 @@ impl Touched {
     }
 
     /// Waits until something was noted, `patience` at most, and then `pause` for more; not so long if
-    /// a root node is looked up.
+    /// a root node is looked up, or somebody [stirs](Self::stir).
     pub(super) async fn stirred(&self, patience: Duration, pause: Duration) {
         let rest = async {
             // Whether it was this or the time: there is a look at the list.
@@ -147,7 +152,7 @@ impl Touched {
         };
         tokio::select! {
             () = rest => {}
-            () = self.looked_up.notified() => {}
+            () = self.stirred.notified() => {}
         }
     }
 }

@@ -58,6 +58,7 @@ fn everything() -> Status {
     let device = VirtiofsStatus {
         requests: [("READ".to_owned(), 1)].into(),
         latencies: [("READ".to_owned(), latency)].into(),
+        warmup: Some(WarmupStatus::default()),
         ..VirtiofsStatus::default()
     };
     let store = StoreStatus {

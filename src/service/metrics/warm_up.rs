@@ -151,7 +151,15 @@ macro_rules! metrics {
 /// Of mounts.
 pub(super) const MOUNTS: &[Metric] = metrics!("castore_fs_", "mount", of_mounts);
 
+/// Of devices for guests.
+pub(super) const GUESTS: &[Metric] = metrics!("castore_fs_virtiofs_", "device", of_devices);
+
 fn of_mounts(status: &Status) -> impl Iterator<Item = (&str, &WarmupStatus)> {
     let mounts = status.mounts.iter();
     mounts.filter_map(|(name, mount)| Some((name.as_str(), mount.warmup.as_ref()?)))
+}
+
+fn of_devices(status: &Status) -> impl Iterator<Item = (&str, &WarmupStatus)> {
+    let devices = status.virtiofs.iter();
+    devices.filter_map(|(name, device)| Some((name.as_str(), device.warmup.as_ref()?)))
 }
