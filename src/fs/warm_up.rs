@@ -249,21 +249,26 @@ impl CastoreFs {
     /// and for the disk.
     pub fn warm_up(&self, ended: impl Fn() -> bool) {
         let Some(learner) = &self.learner else { return };
-        if let (Some(subject), Top::Directory { digest, size }) =
-            (&learner.options.subject, &self.options.top)
-        {
-            let node = Node::Directory {
-                digest: *digest,
-                size: *size,
-            };
-            let mut learning = learner.learning.lock();
-            learner.begin(&mut learning, 0, subject.clone(), node);
-        }
+        self.begin_with_top(learner, &mut learner.learning.lock());
         self.waiting
             .runtime()
             .block_on(self.keep_warm(learner, ended));
         learner.share.set_fetching(0);
         self.remember();
+    }
+
+    /// Begins with the directory at the top, if that has not been done.
+    fn begin_with_top(&self, learner: &Learner, learning: &mut Learning) {
+        if let (Some(subject), Top::Directory { digest, size }) =
+            (&learner.options.subject, &self.options.top)
+            && !learning.roots.contains_key(&0)
+        {
+            let node = Node::Directory {
+                digest: *digest,
+                size: *size,
+            };
+            learner.begin(learning, 0, subject.clone(), node);
+        }
     }
 
     async fn keep_warm(&self, learner: &Learner, ended: impl Fn() -> bool) {
@@ -308,6 +313,8 @@ impl CastoreFs {
     /// Takes over what was noted.
     fn take_notes(&self, learner: &Learner) {
         let mut learning = learner.learning.lock();
+        // Who asks what was learned may come before the thread has begun.
+        self.begin_with_top(learner, &mut learning);
         let mut notes = std::mem::take(&mut learning.notes);
         learner.touched.take(&mut notes);
         for note in notes.drain(..) {
