@@ -252,6 +252,10 @@ map (entry: entry // { message = say entry.message; }) (
     message = ''the guest "${name}" has a socket of another place and a group for it, which the daemon has no privilege to give. Leave out `virtiofs.${name}.socket`, or set `virtiofs.${name}.isolated`.'';
   }) cfg.virtiofs
   ++ lib.mapAttrsToList (name: guest: {
+    assertion = guest.isolated -> guest.warmup != "learn";
+    message = ''the guest "${name}" is isolated, and a process that has given up every file has nowhere to keep what it learns. Leave out `virtiofs.${name}.warmup`, or `virtiofs.${name}.isolated`.'';
+  }) cfg.virtiofs
+  ++ lib.mapAttrsToList (name: guest: {
     assertion = if guest.isolated then guest.settings == { } else guest.extraFlags == [ ];
     message =
       if guest.isolated then

@@ -101,6 +101,7 @@ in
         socket
         tag
         root
+        warmup
         ;
       socket-mode = guest.socketMode;
       list-root = guest.listRoot;

@@ -28,6 +28,10 @@ let
 
   names = types.listOf types.str;
   store = optional types.str "The name of a store; null for the only one.";
+  warmup = optional (types.enum [
+    "learn"
+    "off"
+  ]) "Whether what is read first is learned, and fetched first the next time; null for `off`.";
   friendly = option: "See {option}`services.castore-fs.stores.<name>.${option}`.";
 in
 {
@@ -73,10 +77,7 @@ in
           "page-cache"
           "passthrough"
         ]) "How bytes come to their readers; null for `page-cache`, which verifies every byte.";
-        warmup = optional (types.enum [
-          "learn"
-          "off"
-        ]) "Whether what is read first is learned, and fetched first the next time; null for `off`.";
+        inherit warmup;
         stay-awake = optional types.bool "Whether processors are kept from sleeping during a walk; null for machines with two to eight of them.";
       };
       default = { };
@@ -91,6 +92,7 @@ in
         tag = optional types.str "The tag, for monitors that ask for it.";
         root = optional types.str "The directory to show at the top, instead of the root nodes.";
         list-root = optional types.bool "Whether the root can be listed.";
+        inherit warmup;
       };
       default = { };
       description = "Virtual machines; see {option}`services.castore-fs.virtiofs`.";

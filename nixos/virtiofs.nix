@@ -67,6 +67,21 @@ in
       description = "Whether the guest can list the root nodes, as it can by default.";
     };
 
+    warmup = mkOption {
+      type = types.nullOr (
+        types.enum [
+          "learn"
+          "off"
+        ]
+      );
+      default = null;
+      example = "learn";
+      description = ''
+        Whether what the guest reads first is learned, and fetched ahead the next time that it or a mount
+        of the same root starts cold; null for `off`. An isolated guest has nowhere to keep it.
+      '';
+    };
+
     settings = mkOption {
       type = types.attrsOf types.anything;
       default = { };

@@ -180,11 +180,11 @@ impl Mount {
             }
         };
         let root = self.root.as_deref().map(Path::as_os_str);
-        Ok(Some(WarmUp {
-            profiles: Arc::new(Profiles::new(folder)),
-            subject: root.and_then(|root| Subject::new(root.as_bytes())),
-            most_ahead: opened.described.plan.room_ahead(),
-        }))
+        Ok(Some(WarmUp::new(
+            Arc::new(Profiles::new(folder)),
+            root.and_then(|root| Subject::new(root.as_bytes())),
+            opened.described.plan.room_ahead(),
+        )))
     }
 
     /// Imports what `--import` names; gives the root's name.

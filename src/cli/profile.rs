@@ -19,11 +19,11 @@ use super::output::Output;
 /// Bytes of a file that can be a profile, at most: more is none, and is not read.
 const MOST_BYTES: u64 = 9 << 20;
 
-/// See, ship and forget what mounts with `warmup = "learn"` have learned
+/// See, ship and forget what mounts and guests with `warmup = "learn"` have learned
 ///
 /// A profile says which files the users of a root read first. The next cold mount of that root, or of
-/// another version of it, fetches them ahead in that order; docs/warmup.md has the rest. Without
-/// --folder the running service is asked.
+/// another version of it, in a guest or not, fetches them ahead in that order; docs/warmup.md has the
+/// rest. Without --folder the running service is asked.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs profile list

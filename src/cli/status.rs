@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use castore_fs::service::{self, LatencyStatus, Status as Answer, StoreStatus};
+use castore_fs::service::{self, LatencyStatus, Status as Answer, StoreStatus, WarmupStatus};
 use castore_fs::store::{EndpointState, MemberState};
 use castore_fs::tree::Printable;
 use clap::Args;
@@ -132,6 +132,42 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
     Ok(())
 }
 
+fn show_warmup(warmup: &WarmupStatus, text: &mut Vec<u8>) -> io::Result<()> {
+    write!(
+        text,
+        "  warm-up: {} roots watched, {} profiles under way, {} fetched ahead",
+        warmup.learning,
+        warmup.fetching,
+        HumanBytes(warmup.bytes)
+    )?;
+    match warmup.fetches {
+        0 => writeln!(text)?,
+        fetches => {
+            let mean = warmup.fetch_micros / fetches;
+            writeln!(text, ", {} a profile", shown_micros(mean))?;
+        }
+    }
+    writeln!(
+        text,
+        "    profiles: {} of their own, {} of similar roots, {} without; {} stretches fetched, {} of \
+         them touched, {} learned",
+        warmup.own, warmup.similar, warmup.none, warmup.stretches, warmup.hits, warmup.learned
+    )?;
+    for (count, what) in [
+        (warmup.failed_finds, "could not be read"),
+        (
+            warmup.failed_fetches,
+            "were given up, as the store did not answer",
+        ),
+        (warmup.failed_saves, "could not be written"),
+    ] {
+        if count > 0 {
+            writeln!(text, "    {count} profiles {what}: the log says why")?;
+        }
+    }
+    Ok(())
+}
+
 /// Requests by kind, the most frequent first, and how long they took.
 fn show_requests(
     requests: &BTreeMap<String, u64>,
@@ -150,14 +186,19 @@ fn show_requests(
 
 /// How long half of them took, and how long 19 of 20.
 fn times(median: Option<u64>, p95: Option<u64>) -> String {
-    let shown = |micros: u64| match micros {
+    match (median, p95) {
+        (Some(median), Some(p95)) => {
+            format!(", {} (p95 {})", shown_micros(median), shown_micros(p95))
+        }
+        _ => String::new(),
+    }
+}
+
+fn shown_micros(micros: u64) -> String {
+    match micros {
         0..1000 => format!("{micros} µs"),
         1000..1_000_000 => format!("{:.1} ms", micros as f64 / 1e3),
         _ => format!("{:.1} s", micros as f64 / 1e6),
-    };
-    match (median, p95) {
-        (Some(median), Some(p95)) => format!(", {} (p95 {})", shown(median), shown(p95)),
-        _ => String::new(),
     }
 }
 
@@ -203,13 +244,7 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
             )?;
         }
         if let Some(warmup) = &mount.warmup {
-            writeln!(
-                text,
-                "  warm-up: {} roots watched, {} profiles under way, {} fetched ahead",
-                warmup.learning,
-                warmup.fetching,
-                HumanBytes(warmup.bytes)
-            )?;
+            show_warmup(warmup, &mut text)?;
         }
         show_requests(&mount.requests, &mount.latencies, &mut text)?;
     }
@@ -225,6 +260,9 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
             "  {} directories live, {} bytes of Directories, {} bytes of node tables",
             device.live_directories, device.directory_bytes, device.table_bytes
         )?;
+        if let Some(warmup) = &device.warmup {
+            show_warmup(warmup, &mut text)?;
+        }
         show_requests(&device.requests, &device.latencies, &mut text)?;
     }
     for (name, listen) in &status.listen {

@@ -11,16 +11,20 @@
 //! writes a profile every few seconds while there is something new, and when the mount ends or somebody
 //! asks for it ([`CastoreFs::remember`]): a process that dies suddenly loses its last seconds.
 //!
+//! "Mount" is what INIT begins, in a guest as well: a device has a file system for each session of a
+//! guest, and learns of each as of a mount (`transport::virtiofs::warm_up`). All have one count
+//! ([`WarmUpCount`]).
+//!
 //! A recording ends [`LEARNS_FOR`] after its beginning: what a program reads later was not in the way of
 //! its start. A successor that goes on with a mount does not go on with its recordings: what the kernel
 //! has in its cache is not asked of it.
 
 mod ahead;
+mod count;
 mod touched;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -28,10 +32,13 @@ use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 
 use self::ahead::Ahead;
-use self::touched::{Note, Touched, piece};
+use self::count::{Counters, Share};
+use self::touched::{MOST_NEWS, Note, Touched, key, piece};
 use super::{CastoreFs, NodeId, Top};
 use crate::castore::{Digest, Node};
 use crate::profile::{Profiles, Recording, Subject};
+
+pub use self::count::WarmUpCount;
 
 /// How long a recording goes on.
 const LEARNS_FOR: Duration = Duration::from_secs(600);
@@ -53,19 +60,26 @@ pub struct WarmUp {
     pub subject: Option<Subject>,
     /// Bytes that are fetched ahead for one root, at most: what the store keeps until it is read.
     pub most_ahead: u64,
+    /// What comes of it.
+    counters: Arc<Counters>,
 }
 
-/// How a mount's learning fares.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WarmUpCount {
-    /// Roots whose users are being watched.
-    pub learning: u64,
-    /// Profiles that are being fetched.
-    pub fetching: u64,
-    /// Stretches that were fetched ahead.
-    pub stretches: u64,
-    /// Their bytes.
-    pub bytes: u64,
+impl WarmUp {
+    /// With profiles in `profiles`, the one of `subject` where that is what is at the top, and no more
+    /// than `most_ahead` bytes for a root. Clones count together.
+    pub fn new(profiles: Arc<Profiles>, subject: Option<Subject>, most_ahead: u64) -> Self {
+        Self {
+            profiles,
+            subject,
+            most_ahead,
+            counters: Arc::default(),
+        }
+    }
+
+    /// What came of it so far.
+    pub fn count(&self) -> WarmUpCount {
+        self.counters.now()
+    }
 }
 
 /// A mount's learning.
@@ -73,10 +87,7 @@ pub(super) struct Learner {
     options: WarmUp,
     touched: Touched,
     learning: Mutex<Learning>,
-    watched: AtomicU64,
-    fetching: AtomicU64,
-    stretches: AtomicU64,
-    bytes: AtomicU64,
+    share: Share,
     /// Root nodes with a lower index were used before this process came.
     first_root: u32,
 }
@@ -88,6 +99,8 @@ struct Learning {
     begun: Vec<Ahead>,
     /// A list that takes the place of the one that touches are noted in.
     notes: Vec<Note>,
+    /// Stretches that were fetched ahead and not touched since; no more than touches are noted.
+    ahead: HashSet<u64>,
     saved: Instant,
     complained: bool,
 }
@@ -104,20 +117,33 @@ struct Learnt {
 impl Learner {
     pub(super) fn new(options: WarmUp, first_root: u32) -> Self {
         Self {
+            share: Share::new(options.counters.clone()),
             options,
             touched: Touched::default(),
             learning: Mutex::new(Learning {
                 roots: HashMap::new(),
                 begun: Vec::new(),
                 notes: touched::list(),
+                ahead: HashSet::new(),
                 saved: Instant::now(),
                 complained: false,
             }),
-            watched: AtomicU64::new(0),
-            fetching: AtomicU64::new(0),
-            stretches: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
             first_root,
+        }
+    }
+
+    /// What comes of it.
+    fn counters(&self) -> &Counters {
+        &self.options.counters
+    }
+
+    /// Notes that `length` bytes, which are the stretch `key`, were fetched ahead.
+    fn fetched(&self, key: u64, length: u64) {
+        self.counters().stretches.add(1);
+        self.counters().bytes.add(length);
+        let mut learning = self.learning.lock();
+        if learning.ahead.len() < MOST_NEWS {
+            learning.ahead.insert(key);
         }
     }
 
@@ -131,14 +157,23 @@ impl Learner {
         }
         match self.options.profiles.find(&subject) {
             Ok(Some(found)) => {
+                match found.own {
+                    true => self.counters().own.add(1),
+                    false => self.counters().similar.add(1),
+                }
                 let most = self.options.most_ahead;
                 learning.begun.push(Ahead::new(found, &subject, node, most));
             }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(
-                %error,
-                "nothing is fetched ahead of the users of \"{subject}\"; what they touch is learned anew"
-            ),
+            Ok(None) => self.counters().none.add(1),
+            Err(error) => {
+                self.counters().none.add(1);
+                self.counters().failed_finds.add(1);
+                tracing::warn!(
+                    %error,
+                    "nothing is fetched ahead of the users of \"{subject}\"; what they touch is \
+                     learned anew"
+                );
+            }
         }
         let learnt = Learnt {
             recording: Some(Recording::new(subject, digest)),
@@ -163,10 +198,14 @@ impl Learner {
             {
                 let saved = self.options.profiles.save(recording, whole);
                 learning.saved = Instant::now();
-                if let Err(error) = saved
-                    && !std::mem::replace(&mut learning.complained, true)
-                {
-                    tracing::warn!(%error, "what was learned is not kept");
+                match saved {
+                    Ok(()) => self.counters().saves.add(1),
+                    Err(error) => {
+                        self.counters().failed_saves.add(1);
+                        if !std::mem::replace(&mut learning.complained, true) {
+                            tracing::warn!(%error, "what was learned is not kept");
+                        }
+                    }
                 }
                 learnt.unsaved = false;
             }
@@ -176,7 +215,7 @@ impl Learner {
         }
         let watched = |learnt: &&Learnt| learnt.recording.is_some();
         let watched = learning.roots.values().filter(watched).count();
-        self.watched.store(watched as u64, Ordering::Relaxed);
+        self.share.set_learning(watched as u64);
     }
 }
 
@@ -188,15 +227,8 @@ impl CastoreFs {
 
     /// How that fares.
     pub fn warm_up_count(&self) -> Option<WarmUpCount> {
-        let learner = self.learner.as_ref()?;
         // Without the lock, which is held while profiles are written.
-        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Some(WarmUpCount {
-            learning: load(&learner.watched),
-            fetching: load(&learner.fetching),
-            stretches: load(&learner.stretches),
-            bytes: load(&learner.bytes),
-        })
+        self.learner.as_ref().map(|learner| learner.options.count())
     }
 
     /// Notes that bytes of the file `id` are wanted.
@@ -217,20 +249,26 @@ impl CastoreFs {
     /// and for the disk.
     pub fn warm_up(&self, ended: impl Fn() -> bool) {
         let Some(learner) = &self.learner else { return };
+        self.begin_with_top(learner, &mut learner.learning.lock());
+        self.waiting
+            .runtime()
+            .block_on(self.keep_warm(learner, ended));
+        learner.share.set_fetching(0);
+        self.remember();
+    }
+
+    /// Begins with the directory at the top, if that has not been done.
+    fn begin_with_top(&self, learner: &Learner, learning: &mut Learning) {
         if let (Some(subject), Top::Directory { digest, size }) =
             (&learner.options.subject, &self.options.top)
+            && !learning.roots.contains_key(&0)
         {
             let node = Node::Directory {
                 digest: *digest,
                 size: *size,
             };
-            let mut learning = learner.learning.lock();
-            learner.begin(&mut learning, 0, subject.clone(), node);
+            learner.begin(learning, 0, subject.clone(), node);
         }
-        self.waiting
-            .runtime()
-            .block_on(self.keep_warm(learner, ended));
-        self.remember();
     }
 
     async fn keep_warm(&self, learner: &Learner, ended: impl Fn() -> bool) {
@@ -250,7 +288,7 @@ impl CastoreFs {
                 () = learner.touched.stirred(PATIENCE, PAUSE) => {}
             }
             let fetching = (queue.len() + steps.len()) as u64;
-            learner.fetching.store(fetching, Ordering::Relaxed);
+            learner.share.set_fetching(fetching);
             self.take_notes(learner);
             let mut learning = learner.learning.lock();
             learner.save(&mut learning, false);
@@ -265,12 +303,27 @@ impl CastoreFs {
         }
     }
 
+    /// Has [`warm_up`](Self::warm_up) look at once whether it has ended.
+    pub fn stir(&self) {
+        if let Some(learner) = &self.learner {
+            learner.touched.stir();
+        }
+    }
+
     /// Takes over what was noted.
     fn take_notes(&self, learner: &Learner) {
         let mut learning = learner.learning.lock();
+        // Who asks what was learned may come before the thread has begun.
+        self.begin_with_top(learner, &mut learning);
         let mut notes = std::mem::take(&mut learning.notes);
         learner.touched.take(&mut notes);
         for note in notes.drain(..) {
+            if note
+                .stretch()
+                .is_some_and(|stretch| learning.ahead.remove(&key(note.piece, stretch)))
+            {
+                learner.counters().hits.add(1);
+            }
             let Some((root, path)) = self.place(&note) else {
                 continue;
             };
@@ -287,6 +340,7 @@ impl CastoreFs {
                 && let Some(recording) = &mut learnt.recording
                 && recording.touch(&path, stretch)
             {
+                learner.counters().learned.add(1);
                 learnt.unsaved = true;
                 learnt.began.get_or_insert_with(Instant::now);
             }

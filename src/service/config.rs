@@ -263,6 +263,11 @@ pub struct Virtiofs {
     /// Whether extended attributes are answered.
     #[serde(default)]
     pub xattr: bool,
+    /// Whether it is learned which files the users of a root read first, and they are fetched ahead, in
+    /// that order, when a guest mounts: [warmup.md](warmup.md). Profiles are those of mounts. By default
+    /// neither is done.
+    #[serde(default)]
+    pub warmup: Warmup,
 }
 
 /// The control socket, which `castore-fs status` asks.

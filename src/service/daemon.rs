@@ -261,15 +261,15 @@ impl Daemon {
         }
         self.refresh();
         let handle = self.runtime.handle().clone();
-        let (view, mounts) = (self.view.clone(), self.view.clone());
+        let (view, learning) = (self.view.clone(), self.view.clone());
         let control = Control {
             ask: self.ask(),
             stores: Arc::new(move || view.lock().stores.clone()),
             prefetches: self.prefetches.clone(),
             profiles: self.host.profiles.clone(),
             remember: Arc::new(move || {
-                let mounts = mounts.lock().mounts.clone();
-                mounts.values().for_each(|viewed| viewed.session.remember());
+                let view = learning.lock().clone();
+                view.remember();
             }),
         };
         let socket = self.config.control_socket();
@@ -377,7 +377,9 @@ impl Daemon {
             let store_of = opened.store.clone();
             // Names the device in what is logged while a guest's request is answered.
             let span = tracing::error_span!("device", DEVICE = name, STORE = store);
-            let serve = || endpoints::serve_guests(&name, &config, store_of, left, &self.host);
+            let serve = || {
+                endpoints::serve_guests(&name, &config, store_of, &opened.plan, left, &self.host)
+            };
             match span.in_scope(serve) {
                 Ok(running) => {
                     let plan = opened.plan.clone();

@@ -22,7 +22,7 @@ use super::socket_file::SocketFile;
 use super::systemd::GuestKeeper;
 use crate::fs::{self as castore_fs, Owner};
 use crate::server::{self, AccessError, ListenError, Listener};
-use crate::store::{Blocking, Store};
+use crate::store::{Blocking, Plan, Store};
 use crate::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, ROOT_TIMEOUT, Socket, SocketError, Tag, TagError,
 };
@@ -176,12 +176,13 @@ fn adopt(socket: OwnedFd) -> io::Result<Listener> {
     }
 }
 
-/// Serves `store` to virtual machines as `config` says, and first to those that a predecessor left
+/// Serves `store`, which is made by `plan`, to virtual machines as `config` says, and first to those that a predecessor left
 /// under `name`.
 pub fn serve_guests(
     name: &str,
     config: &config::Virtiofs,
     store: Arc<dyn Store>,
+    plan: &Plan,
     left: Vec<(String, OwnedFd)>,
     host: &Host,
 ) -> Result<Device, EndpointError> {
@@ -196,6 +197,7 @@ pub fn serve_guests(
         xattr: config.xattr,
         root_timeout: ROOT_TIMEOUT,
         slow_requests: host.slow_requests,
+        warm_up: host.warm_up(config.warmup, config.root.as_deref(), plan),
         ..castore_fs::Options::default()
     };
     let device = DeviceOptions {

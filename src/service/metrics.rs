@@ -1,13 +1,13 @@
 //! Numbers for Prometheus.
 //!
-//! [`METRICS`] is the one list of them: what is not there does not exist, and `docs/metrics.md` is
-//! made of it. They are read from the same [`Status`] that `castore-fs status` shows.
+//! [`all`] are all of them: what is not there does not exist, and `docs/metrics.md` is made of it. They are read from the same [`Status`] that `castore-fs status` shows.
 
 #[cfg(test)]
 mod dashboard;
 mod table;
 #[cfg(test)]
 mod tests;
+mod warm_up;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -32,6 +32,13 @@ struct Metric {
     labels: &'static str,
     help: &'static str,
     read: fn(&Status, &mut Samples<'_>),
+}
+
+/// Every metric that there is.
+fn all() -> impl Iterator<Item = &'static Metric> {
+    [METRICS, warm_up::MOUNTS, warm_up::GUESTS]
+        .into_iter()
+        .flatten()
 }
 
 /// Where a metric puts its values.
@@ -92,7 +99,7 @@ fn escape(value: &str) -> String {
 /// `status` in Prometheus' text format (version 0.0.4).
 pub fn render(status: &Status) -> String {
     let mut text = String::new();
-    for metric in METRICS {
+    for metric in all() {
         let kind = match metric.kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",

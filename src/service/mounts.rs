@@ -90,6 +90,25 @@ pub struct Served {
     pub adopted: bool,
 }
 
+impl Host {
+    /// What a mount or device is told that shows `root` of a store made by `plan`.
+    pub fn warm_up(
+        &self,
+        warmup: config::Warmup,
+        root: Option<&str>,
+        plan: &Plan,
+    ) -> Option<WarmUp> {
+        let learns = warmup == config::Warmup::Learn;
+        learns.then(|| {
+            WarmUp::new(
+                self.profiles.clone(),
+                root.and_then(|root| Subject::new(root.as_bytes())),
+                plan.room_ahead(),
+            )
+        })
+    }
+}
+
 impl Wanted {
     /// Goes on with the mount `name` that a predecessor left, or makes it anew. Gives also sessions
     /// of the predecessor's that are out of the tree and still used.
@@ -220,18 +239,8 @@ impl Wanted {
             xattr: self.config.xattr,
             directory_limit: usize::try_from(self.config.directory_memory.0).unwrap_or(usize::MAX),
             slow_requests: host.slow_requests,
-            warm_up: self.warm_up(host),
+            warm_up: host.warm_up(self.config.warmup, self.config.root.as_deref(), &self.plan),
             ..Options::default()
-        })
-    }
-
-    fn warm_up(&self, host: &Host) -> Option<WarmUp> {
-        let learns = self.config.warmup == config::Warmup::Learn;
-        let subject = self.config.root.as_deref();
-        learns.then(|| WarmUp {
-            profiles: host.profiles.clone(),
-            subject: subject.and_then(|root| Subject::new(root.as_bytes())),
-            most_ahead: self.plan.room_ahead(),
         })
     }
 

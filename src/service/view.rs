@@ -39,6 +39,14 @@ pub(super) struct ViewedMount {
 }
 
 impl View {
+    /// Has those who learn write what they know.
+    pub(super) fn remember(&self) {
+        let mounts = self.mounts.values();
+        mounts.for_each(|viewed| viewed.session.remember());
+        let devices = self.devices.values();
+        devices.for_each(|viewed| viewed.endpoint.remember());
+    }
+
     /// How the service is that has been up since `started`.
     pub(super) fn status(&self, started: Instant, prefetches: Vec<PrefetchStatus>) -> Status {
         let of_store = StoreStatus::of;

@@ -38,6 +38,7 @@ mod reply;
 mod ring;
 mod session;
 mod socket;
+mod warm_up;
 
 use std::time::Duration;
 

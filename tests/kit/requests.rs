@@ -43,11 +43,8 @@ impl Requests {
     #[allow(dead_code)] // not everybody compares
     pub fn learning() -> Self {
         Self::with(|folder| {
-            Some(WarmUp {
-                profiles: Arc::new(Profiles::new(folder.join("profiles"))),
-                subject: None,
-                most_ahead: 0,
-            })
+            let profiles = Arc::new(Profiles::new(folder.join("profiles")));
+            Some(WarmUp::new(profiles, None, 0))
         })
     }
 

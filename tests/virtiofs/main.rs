@@ -6,11 +6,22 @@ mod double;
 mod front_end;
 mod fuse;
 mod handover;
+#[allow(dead_code, reason = "the service's own tests use more of it")]
+#[path = "../kit/manager.rs"]
+mod manager;
 #[allow(dead_code, reason = "mounts are compared with it elsewhere")]
 #[path = "../kit/model.rs"]
 mod model;
+#[allow(dead_code, reason = "mounts have tests of their own")]
+#[path = "../kit/mounted.rs"]
+mod mounted;
+#[path = "../kit/patience.rs"]
+mod patience;
 mod process;
 mod service;
+#[path = "../kit/skip.rs"]
+mod skip;
+mod warm_up;
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};

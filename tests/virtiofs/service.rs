@@ -1,12 +1,7 @@
 //! The service dies under a guest, and the next one goes on: systemd keeps what it needs.
 
-#[allow(dead_code, reason = "the service's own tests use more of it")]
-#[path = "../kit/manager.rs"]
-mod manager;
-
-use manager::Manager;
-
 use super::front_end::FrontEnd;
+use super::manager::Manager;
 use super::{ROOT, fuse, pattern};
 
 const CONFIG: &str = r#"

@@ -1,5 +1,6 @@
 //! Profiles: learned by a mount, used by the next one, shipped by a command.
 
+mod counts;
 #[path = "../kit/double.rs"]
 #[allow(dead_code)]
 mod double;

@@ -19,13 +19,13 @@ use super::skip::skip;
 use super::{STARTS_WITH, contents, start, subject_of, tree};
 
 /// A store far away, a folder for profiles, and for caches.
-struct Scene {
-    memory: MemoryStore,
+pub struct Scene {
+    pub memory: MemoryStore,
     folder: tempfile::TempDir,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             memory: MemoryStore::new(),
             folder: tempfile::tempdir().unwrap(),
@@ -33,7 +33,7 @@ impl Scene {
     }
 
     /// The far store, and a cache in front of it that has nothing.
-    fn cold(&self) -> (Arc<Double>, Arc<dyn Store>) {
+    pub fn cold(&self) -> (Arc<Double>, Arc<dyn Store>) {
         let far = Arc::new(Double::far("double:", self.memory.clone()));
         let near = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
         let near = LocalStore::open(&near.join("near")).unwrap();
@@ -41,16 +41,12 @@ impl Scene {
         (far, Arc::new(cache))
     }
 
-    fn profiles(&self) -> Arc<Profiles> {
+    pub fn profiles(&self) -> Arc<Profiles> {
         Arc::new(Profiles::new(self.folder.path().join("profiles")))
     }
 
-    fn learning(&self, top: Top, subject: Option<&str>) -> Options {
-        let warm_up = WarmUp {
-            profiles: self.profiles(),
-            subject: subject.map(subject_of),
-            most_ahead: u64::MAX,
-        };
+    pub fn learning(&self, top: Top, subject: Option<&str>) -> Options {
+        let warm_up = WarmUp::new(self.profiles(), subject.map(subject_of), u64::MAX);
         Options {
             top,
             warm_up: Some(warm_up),
@@ -88,7 +84,7 @@ fn sorted(far: &Double) -> Vec<Digest> {
 }
 
 /// Learns a start of the tree `name`, shown as the top.
-fn learn(scene: &Scene, name: &str, version: u32) -> Node {
+pub fn learn(scene: &Scene, name: &str, version: u32) -> Node {
     let node = tree(version).put_root(&scene.memory, name);
     let (_, store) = scene.cold();
     let mount = Mounted::new(store, scene.learning(top_of(&node), Some(name)));

@@ -78,11 +78,8 @@ fn run(
     let runtime = tokio::runtime::Runtime::new().unwrap();
     // Connecting is no part of what is measured.
     assert!(runtime.block_on(far.root(b"missing")).unwrap().is_none());
-    let warm_up = profiles.map(|profiles| WarmUp {
-        profiles: profiles.clone(),
-        subject: Some(subject_of("tree")),
-        most_ahead: u64::MAX,
-    });
+    let warm_up =
+        profiles.map(|profiles| WarmUp::new(profiles.clone(), Some(subject_of("tree")), u64::MAX));
     let options = Options {
         top: top_of(node),
         warm_up,

@@ -1,6 +1,8 @@
 //! The service that learns, and the commands that ship what it learned.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -28,7 +30,7 @@ fn succeeds(words: &[&str]) -> Vec<u8> {
 /// A machine with an empty cache in front of `server`, which learns or not.
 fn machine(server: &Server, warmup: &str) -> Manager {
     Manager::new(&format!(
-        "state-dir = '@/state'\n\
+        "state-dir = '@/state'\nmetrics.address = 'unix:@/metrics'\n\
          [stores.near]\nurl = 'local:@/near'\n[stores.far]\nurl = '{}'\n\
          [stores.main]\ncache = {{ near = 'near', far = ['far'] }}\n\
          [mounts.tree]\nstore = 'main'\npath = '@/mnt'\nwarmup = '{warmup}'\n",
@@ -42,6 +44,16 @@ fn profiles(at: &Manager) -> Profiles {
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+fn metrics(at: &Manager) -> String {
+    let mut stream = UnixStream::connect(at.join("metrics")).unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut told = String::new();
+    stream.read_to_string(&mut told).unwrap();
+    told
 }
 
 #[test]
@@ -91,16 +103,37 @@ fn a_profile_is_learned_shipped_and_used_with_nobody_far_away() {
     let status = || second.status()["mounts"]["tree"]["warmup"].clone();
     wait_until("the status says so", || status()["fetching"] == 0);
     let warmup = status();
-    assert_eq!(
-        (&warmup["learning"], &warmup["stretches"]),
-        (&1.into(), &6.into())
-    );
+    for (key, value) in [
+        ("learning", 1),
+        ("own", 1),
+        ("fetches", 1),
+        ("stretches", 6),
+    ] {
+        assert_eq!(warmup[key], value, "{key} of {warmup}");
+    }
     let shown = succeeds(&["status", "--socket", text(&second.join("control"))]);
     let shown = String::from_utf8(shown).unwrap();
     let says = "warm-up: 1 roots watched, 0 profiles under way, 11.82 KiB fetched";
     assert!(shown.contains(says), "{shown}");
+    let says = "profiles: 1 of their own, 0 of similar roots, 0 without; 6 stretches fetched, 0 of them \
+                touched, 0 learned";
+    assert!(shown.contains(says), "{shown}");
     drop(server);
     start(&tree, 1);
+    wait_until("the touches are counted", || status()["hits"] == 6);
+    let metrics = metrics(&second);
+    for line in [
+        "castore_fs_warmup_roots_total{mount=\"tree\",profile=\"own\"} 1",
+        "castore_fs_warmup_roots_total{mount=\"tree\",profile=\"none\"} 0",
+        "castore_fs_warmup_fetched_stretches_total{mount=\"tree\"} 6",
+        "castore_fs_warmup_hits_total{mount=\"tree\"} 6",
+        "castore_fs_warmup_failures_total{mount=\"tree\",step=\"fetch\"} 0",
+    ] {
+        assert!(
+            metrics.lines().any(|told| told == line),
+            "{line}\n{metrics}"
+        );
+    }
     assert!(fs::read(tree.join("folder-5/file")).is_err());
     // What was learned meanwhile is in what is exported.
     let socket = second.join("control");

@@ -14,13 +14,14 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 
 use super::super::{CastoreFs, errno};
 use super::Learner;
+use super::count::Counters;
+use super::touched::{key, piece};
 use crate::castore::{Digest, Directory, Node, NodeRef};
 use crate::profile::{Found, Profile, STRETCH, Subject};
 use crate::store::{Answer, Error, Store};
@@ -114,7 +115,15 @@ impl Ahead {
         }
     }
 
-    fn tell(&self) {
+    /// It is over.
+    fn tell(&self, counters: &Counters) {
+        counters.fetches.add(1);
+        counters
+            .fetch_micros
+            .add(self.began.elapsed().as_micros() as u64);
+        if self.failed.is_some() {
+            counters.failed_fetches.add(1);
+        }
         let like = match self.own {
             true => String::new(),
             false => format!(
@@ -218,6 +227,12 @@ impl Ahead {
 }
 
 impl Piece {
+    /// The stretch that it is, as touches are noted.
+    fn key(&self) -> u64 {
+        // Profiles have stretches whose numbers are that small.
+        key(piece(&self.digest), (self.offset / STRETCH) as u32)
+    }
+
     /// Whether something of it has to be waited for. What cannot be had at all is somebody else's to
     /// tell.
     fn is_wanting(&self, store: &dyn Store) -> bool {
@@ -245,19 +260,20 @@ impl CastoreFs {
         let reads = window.iter().map(|piece| async move {
             let length = piece.length as usize;
             let read = store.read(&piece.digest, piece.size, piece.offset, length);
-            read.await
-                .map(|read| read.map_or(0, |bytes| bytes.len() as u64))
+            let read = read.await;
+            read.map(|read| (piece, read.map_or(0, |bytes| bytes.len() as u64)))
         });
         let mut reads = stream::iter(reads).buffer_unordered(READS);
         while let Some(read) = reads.next().await {
             match read {
                 // It is not there; whoever reads it is told.
-                Ok(0) => {}
-                Ok(length) => {
+                Ok((_, 0)) => {}
+                Ok((piece, length)) => {
                     ahead.fetched += 1;
                     ahead.bytes += length;
-                    learner.stretches.fetch_add(1, Ordering::Relaxed);
-                    learner.bytes.fetch_add(length, Ordering::Relaxed);
+                    // Who has touched it by now did not find it there.
+                    self.take_notes(learner);
+                    learner.fetched(piece.key(), length);
                     ahead.left = ahead.left.saturating_sub(length);
                 }
                 Err(error) => ahead.note(error),
@@ -272,7 +288,7 @@ impl CastoreFs {
         }
         ahead.window = next_window_size(ahead.window, self.waiting.count());
         if ahead.is_done() {
-            ahead.tell();
+            ahead.tell(learner.counters());
             return None;
         }
         Some(ahead)

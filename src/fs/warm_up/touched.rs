@@ -21,7 +21,7 @@ const WORDS: usize = 1 << 15;
 /// Touches that wait to be looked at, at most: as many as come in a tenth of a second.
 const MOST_NOTES: usize = 8 << 10;
 /// Touches of a mount, at most: beyond that the table is too full to tell.
-const MOST_NEWS: usize = 256 << 10;
+pub(super) const MOST_NEWS: usize = 256 << 10;
 /// In place of a stretch: a root node was looked up.
 const LOOKED_UP: u32 = u32::MAX;
 
@@ -52,6 +52,12 @@ pub(super) fn piece(digest: &Digest) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
+/// The stretch `stretch` of the file of `piece`, told from others as `piece` is.
+pub(super) fn key(piece: u64, stretch: u32) -> u64 {
+    // Fibonacci hashing: the product's upper bits depend on every bit of what is multiplied.
+    (piece ^ u64::from(stretch).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// What was touched.
 pub(super) struct Touched {
     open: AtomicBool,
@@ -60,8 +66,8 @@ pub(super) struct Touched {
     notes: Mutex<Vec<Note>>,
     /// Somebody noted something where nothing was.
     noted: Notify,
-    /// Somebody looked up a root node for the first time.
-    looked_up: Notify,
+    /// Somebody looked up a root node for the first time, or there is no time to wait for more.
+    stirred: Notify,
 }
 
 impl Default for Touched {
@@ -72,7 +78,7 @@ impl Default for Touched {
             news: AtomicUsize::new(0),
             notes: Mutex::new(list()),
             noted: Notify::new(),
-            looked_up: Notify::new(),
+            stirred: Notify::new(),
         }
     }
 }
@@ -104,15 +110,17 @@ impl Touched {
                 piece: 0,
                 stretch: LOOKED_UP,
             });
-            self.looked_up.notify_one();
+            self.stir();
         }
     }
 
+    /// Ends the waiting for more.
+    pub(super) fn stir(&self) {
+        self.stirred.notify_one();
+    }
+
     fn is_news(&self, piece: u64, stretch: u32) -> bool {
-        // Fibonacci hashing: the product's upper bits depend on every bit of what is multiplied.
-        let mixed =
-            (piece ^ u64::from(stretch).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let at = (mixed >> 40) as usize;
+        let at = (key(piece, stretch) >> 40) as usize;
         let (word, bit) = (&self.seen[at / 64 % WORDS], 1 << (at % 64));
         word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
@@ -135,7 +143,7 @@ impl Touched {
     }
 
     /// Waits until something was noted, `patience` at most, and then `pause` for more; not so long if
-    /// a root node is looked up.
+    /// a root node is looked up, or somebody [stirs](Self::stir).
     pub(super) async fn stirred(&self, patience: Duration, pause: Duration) {
         let rest = async {
             // Whether it was this or the time: there is a look at the list.
@@ -144,7 +152,7 @@ impl Touched {
         };
         tokio::select! {
             () = rest => {}
-            () = self.looked_up.notified() => {}
+            () = self.stirred.notified() => {}
         }
     }
 }

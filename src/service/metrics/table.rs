@@ -1,10 +1,10 @@
-//! The list of metrics, and how each is read.
+//! The list of metrics, and how each is read; but for those of warm-up, which are in `warm_up`.
 
 use super::{Kind, Metric};
 use crate::service::status::{PrefetchStatus, Status, StoreStatus};
 use crate::store::{CacheStatus, EndpointHealth, EndpointState, MemberHealth, MemberState};
 
-/// Every metric that there is.
+/// Every metric but those of warm-up.
 pub(super) const METRICS: &[Metric] = &[
     Metric {
         name: "castore_fs_info",

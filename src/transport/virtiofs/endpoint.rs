@@ -27,7 +27,7 @@ use super::record::{Keeper, Left, Record};
 use super::ring::Ring;
 use super::session::{Guest, Shown};
 use super::socket::Socket;
-use crate::fs::{NodeCount, Options};
+use crate::fs::{NodeCount, Options, WarmUp, WarmUpCount};
 use crate::store::Store;
 use crate::transport::requests::{Counters, RequestCounts, RequestTimes};
 
@@ -123,6 +123,8 @@ pub struct EndpointStatus {
     pub times: BTreeMap<&'static str, RequestTimes>,
     /// Those that are connected.
     pub guests: Vec<GuestStatus>,
+    /// How learning and fetching ahead fare, if the device does that.
+    pub warm_up: Option<WarmUpCount>,
 }
 
 /// What one guest does.
@@ -200,8 +202,16 @@ impl Endpoint {
 
     /// Leaves the guests to a successor; the process has to end soon, or two serve them.
     pub fn leave(&self) {
+        self.remember();
         self.shared.left.store(true, Ordering::Relaxed);
         self.shared.stop_accepting();
+    }
+
+    /// Writes what was learned so far, if the device learns ([`Options::warm_up`]).
+    pub fn remember(&self) {
+        let guests = self.shared.guests.lock();
+        let guests: Vec<_> = guests.iter().map(|one| one.guest.clone()).collect();
+        guests.iter().for_each(|guest| guest.remember());
     }
 
     /// Whether any guest is connected.
@@ -213,6 +223,7 @@ impl Endpoint {
     /// ask until they are started again, gets EIO.
     pub fn break_off(&self) {
         self.shared.stop_accepting();
+        self.remember();
         for connected in self.shared.guests.lock().iter() {
             connected.guest.dismiss();
             connected.rings.iter().for_each(Ring::break_off);
@@ -233,6 +244,13 @@ impl Endpoint {
                     nodes: guest.nodes(),
                 })
                 .collect(),
+            warm_up: self
+                .shared
+                .shown
+                .options
+                .warm_up
+                .as_ref()
+                .map(WarmUp::count),
         }
     }
 }

@@ -23,6 +23,7 @@ use super::chain::HEADER_BYTES;
 use super::crew::CurrentCrew;
 use super::record::Record;
 use super::reply::ReplyBuffer;
+use super::warm_up::WarmUp;
 use crate::fs::{CastoreFs, Ledger, LedgerError, NodeCount, Options, Waiting};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
@@ -53,6 +54,8 @@ pub struct Guest {
     /// Where a successor finds it.
     record: Arc<Record>,
     session: RwLock<Option<Session>>,
+    /// Who learns of its sessions, if the options say so.
+    warm_up: Arc<WarmUp>,
     buffers: Mutex<Vec<Buffers>>,
     /// The guest is not to be served any more.
     dismissed: AtomicBool,
@@ -95,6 +98,7 @@ impl Guest {
             shown,
             record,
             session: RwLock::new(None),
+            warm_up: Arc::default(),
             buffers: Mutex::default(),
             dismissed: AtomicBool::new(false),
             told: AtomicBool::new(false),
@@ -120,7 +124,7 @@ impl Guest {
             )
         };
         match session.and_then(adopt) {
-            Ok(fs) => *self.session.write() = Some(Session::new(fs)),
+            Ok(fs) => self.begin(Session::new(fs)),
             Err(error) => {
                 tracing::error!(
                     %error,
@@ -129,6 +133,13 @@ impl Guest {
                 self.record.session(None);
             }
         }
+    }
+
+    /// From here on the guest's requests are for `session`.
+    fn begin(&self, session: Session) {
+        let mut current = self.session.write();
+        self.warm_up.begin(&session.fs, &self.shown.span);
+        *current = Some(session);
     }
 
     /// What is logged while a request is answered lies within.
@@ -274,13 +285,16 @@ impl Guest {
         );
         // Before the guest hears of it.
         self.record.session(ledger.as_ref());
-        *self.session.write() = Some(Session::new(fs));
+        self.begin(Session::new(fs));
         Ok(reply)
     }
 
     /// Forgets what the guest mounted. Requests that are being served finish with what they have.
     pub fn end_session(&self) {
-        *self.session.write() = None;
+        let mut session = self.session.write();
+        *session = None;
+        self.warm_up.end();
+        drop(session);
         self.record.session(None);
     }
 
@@ -288,6 +302,12 @@ impl Guest {
     pub fn dismiss(&self) {
         self.dismissed.store(true, Ordering::Relaxed);
         self.end_session();
+        self.warm_up.dismiss();
+    }
+
+    /// Writes what was learned of its sessions so far.
+    pub fn remember(&self) {
+        self.warm_up.remember();
     }
 
     /// Nodes that the guest knows.

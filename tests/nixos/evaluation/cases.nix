@@ -61,6 +61,7 @@ in
         store = "disk";
         root = "tree";
         socketGroup = "kvm";
+        warmup = "learn";
       };
       settings = {
         metrics.address = "localhost:9740";
@@ -732,6 +733,14 @@ in
       settings.xattr = true;
     };
     fires = [ "Say it in `virtiofs.guest.extraFlags`" ];
+  };
+
+  refuses-an-isolated-guest-that-learns = {
+    services.virtiofs.guest = {
+      isolated = true;
+      warmup = "learn";
+    };
+    fires = [ "Leave out `virtiofs.guest.warmup`" ];
   };
 
   refuses-a-credential-that-is-not-declared = {

@@ -1,0 +1,165 @@
+//! The metrics of learning what is read first, and of fetching it ahead: of mounts, and of devices for
+//! guests, which have the same under names of their own.
+
+use super::{Kind, Metric};
+use crate::service::status::{Status, WarmupStatus};
+
+/// Those that begin with `$prefix`, of what `$each` finds in a status: each is a `$of`.
+macro_rules! metrics {
+    ($prefix:literal, $of:literal, $each:ident) => {
+        &[
+            Metric {
+                name: concat!($prefix, "warmup_roots_total"),
+                kind: Kind::Counter,
+                labels: concat!($of, ", profile"),
+                help: "Roots whose first reads were looked out for, by whose profile there was for \
+                       them: own, similar (another version's), none (or none that can be read).",
+                read: |status, to| {
+                    for (name, warmup) in $each(status) {
+                        for (profile, count) in [
+                            ("own", warmup.own),
+                            ("similar", warmup.similar),
+                            ("none", warmup.none),
+                        ] {
+                            to.put(&[($of, name), ("profile", profile)], count);
+                        }
+                    }
+                },
+            },
+            Metric {
+                name: concat!($prefix, "warmup_learning"),
+                kind: Kind::Gauge,
+                labels: $of,
+                help: "Roots whose first reads are being learned.",
+                read: |status, to| {
+                    for (name, warmup) in $each(status) {
+                        to.put(&[($of, name)], warmup.learning);
+                    }
+                },
+            },
+            Metric {
+                name: concat!($prefix, "warmup_learned_stretches_total"),
+                kind: Kind::Counter,
+                labels: $of,
+                help: "Stretches of files, of up to 1 MiB, that were learned.",
+                read: |status, to| {
+                    for (name, warmup) in $each(status) {
+                        to.put(&[($of, name)], warmup.learned);
+                    }
+                },
+            },
+            Metric {
+                name: concat!($prefix, "warmup_saves_total"),
+                kind: Kind::Counter,
+                labels: $of,
+                help: "How often a profile was written.",
+                read: |status, to| {
+                    for (name, warmup) in $each(status) {
+                        to.put(&[($of, name)], warmup.saves);
+                    }
+                },
+            },
+            Metric {
+                name: concat!($prefix, "warmup_fetching"),
+                kind: Kind::Gauge,
+                labels: $of,
+                help: "Profiles that are being fetched.",
+                read: |status, to| {
+                    for (name, warmup) in $each(status) {
+                        to.put(&[($of, name)], warmup.fetching);
+                    }
+                },
+            },
+            Metric {
+                name: concat!($prefix, "warmup_fetches_total"),
+                kind: Kind::Counter,
+                labels: $of,
+                help: "Profiles that were fetched to their end, or given up.",
+                read: |status, to| {
+                    for (name, warmup) in $each(status) {
+                        to.put(&[($of, name)], warmup.fetches);
+                    }
+                },
+            },
+            Metric {
+                name: concat!($prefix, "warmup_fetch_seconds_total"),
+                kind: Kind::Counter,
+                labels: $of,
+                help: "How long those took.",
+                read: |status, to| {
+                    for (name, warmup) in $each(status) {
+                        to.put_micros(&[($of, name)], warmup.fetch_micros);
+                    }
+                },
+            },
+            Metric {
+                name: concat!($prefix, "warmup_fetched_stretches_total"),
+                kind: Kind::Counter,
+                labels: $of,
+                help: "Stretches of files that were fetched ahead; not those that were at hand.",
+                read: |status, to| {
+                    for (name, warmup) in $each(status) {
+                        to.put(&[($of, name)], warmup.stretches);
+                    }
+                },
+            },
+            Metric {
+                name: concat!($prefix, "warmup_fetched_bytes_total"),
+                kind: Kind::Counter,
+                labels: $of,
+                help: "Their bytes.",
+                read: |status, to| {
+                    for (name, warmup) in $each(status) {
+                        to.put(&[($of, name)], warmup.bytes);
+                    }
+                },
+            },
+            Metric {
+                name: concat!($prefix, "warmup_hits_total"),
+                kind: Kind::Counter,
+                labels: $of,
+                help: "Those of them that were touched once they were there; of very many a few are \
+                       not noticed.",
+                read: |status, to| {
+                    for (name, warmup) in $each(status) {
+                        to.put(&[($of, name)], warmup.hits);
+                    }
+                },
+            },
+            Metric {
+                name: concat!($prefix, "warmup_failures_total"),
+                kind: Kind::Counter,
+                labels: concat!($of, ", step"),
+                help: "What failed: find (a profile cannot be read), fetch (given up, as the store did \
+                       not answer for ten minutes), save (a profile cannot be written).",
+                read: |status, to| {
+                    for (name, warmup) in $each(status) {
+                        for (step, count) in [
+                            ("find", warmup.failed_finds),
+                            ("fetch", warmup.failed_fetches),
+                            ("save", warmup.failed_saves),
+                        ] {
+                            to.put(&[($of, name), ("step", step)], count);
+                        }
+                    }
+                },
+            },
+        ]
+    };
+}
+
+/// Of mounts.
+pub(super) const MOUNTS: &[Metric] = metrics!("castore_fs_", "mount", of_mounts);
+
+/// Of devices for guests.
+pub(super) const GUESTS: &[Metric] = metrics!("castore_fs_virtiofs_", "device", of_devices);
+
+fn of_mounts(status: &Status) -> impl Iterator<Item = (&str, &WarmupStatus)> {
+    let mounts = status.mounts.iter();
+    mounts.filter_map(|(name, mount)| Some((name.as_str(), mount.warmup.as_ref()?)))
+}
+
+fn of_devices(status: &Status) -> impl Iterator<Item = (&str, &WarmupStatus)> {
+    let devices = status.virtiofs.iter();
+    devices.filter_map(|(name, device)| Some((name.as_str(), device.warmup.as_ref()?)))
+}

@@ -1,0 +1,117 @@
+//! The thread that learns what a guest touches first, and fetches ahead what was.
+//!
+//! A guest has one, from its first session on, however often it mounts: a guest that does nothing but
+//! mount costs no thread each time. When a session ends the thread writes what was learned of it, and
+//! only then goes on to the next. That is a start of its own, which finds the profile that the one
+//! before has left, as the next mount would.
+//!
+//! A session that ends within the moment that this takes is learned of as well. Of several, the last.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::fs::CastoreFs;
+
+/// The sessions of a guest, as the thread sees them.
+#[derive(Default)]
+pub struct WarmUp {
+    state: Mutex<State>,
+    /// Told when there is another session, and when there will be none any more.
+    told: Condvar,
+    /// The number of the session that there is, or another if there is none.
+    session: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    has_thread: bool,
+    dismissed: bool,
+    /// A session that is to be learned of, and its number.
+    next: Option<(Arc<CastoreFs>, u64)>,
+    /// The one that is learned of.
+    current: Option<Arc<CastoreFs>>,
+}
+
+impl WarmUp {
+    /// Learns of the users of `fs` from here on, if they are to be learned of, and of nobody else.
+    pub fn begin(self: &Arc<Self>, fs: &Arc<CastoreFs>, span: &tracing::Span) {
+        let mut state = self.state.lock();
+        let number = self.end_session(&state);
+        if !fs.learns() || state.dismissed {
+            return;
+        }
+        state.next = Some((fs.clone(), number));
+        self.told.notify_one();
+        if !state.has_thread {
+            match self.start(span) {
+                Ok(()) => state.has_thread = true,
+                Err(error) => {
+                    tracing::warn!(%error, "what a guest touches first is not learned");
+                    state.next = None;
+                }
+            }
+        }
+    }
+
+    /// There is no session any more.
+    pub fn end(&self) {
+        self.end_session(&self.state.lock());
+    }
+
+    /// There will be none any more.
+    pub fn dismiss(&self) {
+        let mut state = self.state.lock();
+        state.dismissed = true;
+        self.end_session(&state);
+        self.told.notify_one();
+    }
+
+    /// Writes what was learned so far, also of a session that has just ended.
+    pub fn remember(&self) {
+        let state = self.state.lock();
+        let next = state.next.as_ref().map(|(fs, _)| fs);
+        let learned: Vec<_> = state.current.iter().chain(next).cloned().collect();
+        drop(state);
+        learned.iter().for_each(|fs| fs.remember());
+    }
+
+    /// Has the thread let go of the session that it is at; gives the next one's number.
+    fn end_session(&self, state: &State) -> u64 {
+        let number = self.session.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(current) = &state.current {
+            current.stir();
+        }
+        number
+    }
+
+    fn start(self: &Arc<Self>, span: &tracing::Span) -> io::Result<()> {
+        let (learning, span) = (self.clone(), span.clone());
+        let learn = move || {
+            let _in_span = span.enter();
+            while let Some((fs, number)) = learning.next() {
+                fs.warm_up(|| learning.session.load(Ordering::Relaxed) != number);
+                learning.state.lock().current = None;
+            }
+        };
+        let thread = std::thread::Builder::new().name("warm-up".into());
+        thread.spawn(learn).map(drop)
+    }
+
+    /// Waits for a session to learn of.
+    fn next(&self) -> Option<(Arc<CastoreFs>, u64)> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some((fs, number)) = state.next.take() {
+                state.current = Some(fs.clone());
+                return Some((fs, number));
+            }
+            if state.dismissed {
+                return None;
+            }
+            self.told.wait(&mut state);
+        }
+    }
+}
