@@ -12,9 +12,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, Root};
+use castore_fs::castore::{Digest, Directory, GroupTable, Name, Node, NodeRef, Root};
 use castore_fs::nix::PathInfo;
-use castore_fs::store::{Answer, Error, Ingest, ObjectStore, Store, Usage, open};
+use castore_fs::store::{
+    Answer, BackingFile, Error, Health, Ingest, ObjectStore, Store, Usage, open,
+};
 use serde_json::Value;
 
 fn store_in(folder: &Path) -> ObjectStore {
@@ -482,8 +484,16 @@ impl Store for Forgetful {
         Ok(Answer::Wait)
     }
 
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        self.store().will_need(blobs);
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         self.store().root_now(name)
+    }
+
+    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
+        self.store().backing_file(digest, size)
     }
 
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
@@ -498,6 +508,10 @@ impl Store for Forgetful {
         length: usize,
     ) -> Result<Option<bytes::Bytes>, Error> {
         self.store().read(digest, size, offset, length).await
+    }
+
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        self.store().root(name).await
     }
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
@@ -516,8 +530,16 @@ impl Store for Forgetful {
         self.store().blob_size(digest).await
     }
 
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        self.store().group_table(digest, size).await
+    }
+
     fn usage(&self) -> Result<Option<Usage>, Error> {
         self.store().usage()
+    }
+
+    fn health(&self) -> Health {
+        self.store().health()
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

@@ -54,7 +54,8 @@ use super::bounded::Bounded;
 use super::flights::Flights;
 use super::url::open_local;
 use super::{
-    Answer, BackingFile, Collected, Error, Ingest, LocalStore, Store, Usage, network, segments,
+    Answer, BackingFile, Collected, Error, Health, Ingest, LocalStore, Store, Usage, network,
+    segments,
 };
 use crate::castore::{Digest, Directory, GroupTable, Name, Root, group_size};
 use crate::nix::PathInfo;
@@ -538,6 +539,11 @@ impl Store for Cache {
     /// What the near store holds.
     fn usage(&self) -> Result<Option<Usage>, Error> {
         self.0.inner.near.usage()
+    }
+
+    /// The far store speaks for itself; how the cache fares is its [`status`](Cache::status).
+    fn health(&self) -> Health {
+        Health::default()
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

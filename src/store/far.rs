@@ -17,7 +17,7 @@ use tracing::{Instrument, Span};
 
 use super::failure::Failure;
 use super::segments::{self, Segments, Source};
-use super::{Answer, Error, Ingest, Store, Usage};
+use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 use crate::spans;
@@ -206,6 +206,10 @@ impl<B: Behind> Store for Far<B> {
         Ok(self.0.known_root(name).map_or(Answer::Wait, Answer::from))
     }
 
+    fn backing_file(&self, _: &Digest, _: u64) -> Result<Option<BackingFile>, Error> {
+        Ok(None)
+    }
+
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
         if let Answer::Found(directory) = self.directory_now(digest)? {
             return Ok(Some(directory));
@@ -319,6 +323,11 @@ impl<B: Behind> Store for Far<B> {
     /// requests as it has thousands of them: nobody does.
     fn usage(&self) -> Result<Option<Usage>, Error> {
         Ok(None)
+    }
+
+    /// Who stands before it takes the time ([`Measured`](super::measured::Measured)).
+    fn health(&self) -> Health {
+        Health::default()
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use castore_fs::castore::{Digest, Directory, DirectoryError, GroupTable, Name, Node, Root};
 use castore_fs::nix::PathInfo;
-use castore_fs::store::{Answer, Damage, Error, Ingest, MemoryStore, Object, Store, Usage};
+use castore_fs::store::{
+    Answer, BackingFile, Damage, Error, Health, Ingest, MemoryStore, Object, Store, Usage,
+};
 use parking_lot::Mutex;
 
 /// How long the double waits before it gives up by itself.
@@ -126,11 +128,19 @@ impl Store for Double {
         }
     }
 
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        self.inner.will_need(blobs);
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         match self.near {
             true => self.inner.root_now(name),
             false => Ok(Answer::Wait),
         }
+    }
+
+    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
+        self.inner.backing_file(digest, size)
     }
 
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
@@ -192,6 +202,10 @@ impl Store for Double {
 
     fn usage(&self) -> Result<Option<Usage>, Error> {
         Ok(None)
+    }
+
+    fn health(&self) -> Health {
+        self.inner.health()
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

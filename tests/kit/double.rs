@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use castore_fs::castore::{Digest, Directory, GroupTable, Root};
 use castore_fs::nix::PathInfo;
-use castore_fs::store::{Answer, Damage, Error, Ingest, MemoryStore, Object, Store, Usage};
+use castore_fs::store::{
+    Answer, BackingFile, Damage, Error, Health, Ingest, MemoryStore, Object, Store, Usage,
+};
 use tokio::sync::watch;
 
 /// What becomes of a question for one object.
@@ -241,11 +243,19 @@ impl Store for Double {
         }
     }
 
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        self.inner.will_need(blobs);
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         match self.far {
             true => Ok(Answer::Wait),
             false => self.inner.root_now(name),
         }
+    }
+
+    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
+        self.inner.backing_file(digest, size)
     }
 
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
@@ -314,6 +324,10 @@ impl Store for Double {
 
     fn usage(&self) -> Result<Option<Usage>, Error> {
         self.inner.usage()
+    }
+
+    fn health(&self) -> Health {
+        self.inner.health()
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use castore_fs::castore::{Digest, Directory, Node, Root};
+use castore_fs::castore::{Digest, Directory, GroupTable, Node, Root};
 use castore_fs::fs::{CastoreFs, Options, Top, Waiting, WarmUp, Workers};
 use castore_fs::nix::PathInfo;
 use castore_fs::profile::Profiles;
-use castore_fs::store::{Answer, Error, Ingest, LocalStore, Store, Usage};
+use castore_fs::store::{Answer, BackingFile, Error, Health, Ingest, LocalStore, Store, Usage};
 use castore_fs::transport::fuse::Answerer;
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode};
 use vm_memory::ByteValued;
@@ -159,8 +159,16 @@ impl Store for InPlace {
         self.0.read_now(digest, size, offset, buffer)
     }
 
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        self.0.will_need(blobs);
+    }
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         self.0.root_now(name)
+    }
+
+    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
+        self.0.backing_file(digest, size)
     }
 
     async fn directory(&self, _: &Digest) -> Result<Option<Directory>, Error> {
@@ -191,8 +199,16 @@ impl Store for InPlace {
         panic!("no request here is about sizes")
     }
 
+    async fn group_table(&self, _: &Digest, _: u64) -> Result<Option<GroupTable>, Error> {
+        panic!("no request here is about tables")
+    }
+
     fn usage(&self) -> Result<Option<Usage>, Error> {
         self.0.usage()
+    }
+
+    fn health(&self) -> Health {
+        self.0.health()
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

@@ -30,7 +30,7 @@ use super::location::{Kind, Location};
 use super::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Records, Space};
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root, group_size};
 use crate::nix::PathInfo;
-use crate::store::{Added, BlobWriter, Error, Ingest};
+use crate::store::{Added, BlobWriter, Error, Ingest, at_hand};
 
 /// The longest blob that goes to a pack: what one READ of the kernel asks for at most.
 pub(super) const SMALL: usize = 1 << 20;
@@ -297,6 +297,10 @@ impl Drop for Session {
 impl Ingest for LocalIngest {
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         self.0.has_blob(digest)
+    }
+
+    fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
+        at_hand::missing_blobs(self, digests)
     }
 
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
