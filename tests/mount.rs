@@ -432,8 +432,10 @@ fn a_new_root_node_is_listed_although_the_kernel_was_not_told_of_it() {
     if !can_mount() {
         return;
     }
-    let store = Arc::new(Double::near("double:", MemoryStore::new()));
-    store.set(&store.silent, true);
+    let store = Arc::new(Double {
+        silent: true,
+        ..Double::near("double:", MemoryStore::new())
+    });
     let mount = Mounted::new(store.clone(), Options::default());
     let list = || {
         assert!(fs::metadata(mount.path()).unwrap().is_dir());

@@ -1,5 +1,7 @@
 //! A castore in an object store: the peers' layout, read and written.
 
+#[path = "kit/double.rs"]
+mod double;
 #[path = "kit/fixtures.rs"]
 mod fixtures;
 #[allow(dead_code)] // nothing here counts requests
@@ -12,11 +14,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use castore_fs::castore::{Digest, Directory, GroupTable, Name, Node, NodeRef, Root};
-use castore_fs::nix::PathInfo;
-use castore_fs::store::{
-    Answer, BackingFile, Error, Health, Ingest, ObjectStore, Store, Usage, open,
-};
+use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, Root};
+use castore_fs::store::{Error, ObjectStore, Store, open};
+use double::Double;
 use serde_json::Value;
 
 fn store_in(folder: &Path) -> ObjectStore {
@@ -428,10 +428,9 @@ fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
     }
     let folder = tempfile::tempdir().unwrap();
     let root = two_levels(folder.path());
-    let store = std::sync::Arc::new(Forgetful {
-        folder: folder.path().join("bucket"),
-        now: std::sync::RwLock::new(store_in(&folder.path().join("bucket"))),
-    });
+    let bucket = || store_in(&folder.path().join("bucket"));
+    // Nothing is at hand, so that the file system keeps nothing of what it has not asked for.
+    let store = std::sync::Arc::new(Double::far("forgetful:", bucket()));
     let options = castore_fs::fs::Options {
         top: mounted::top_of(&root.node),
         // The file system, too, forgets what it has not just used.
@@ -445,112 +444,9 @@ fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
     for other in ["a", "b", "c", "d"] {
         assert_eq!(std::fs::read_dir(mount.join(other)).unwrap().count(), 1);
     }
-    store.forget();
+    store.becomes(bucket());
     let listed = std::fs::read_dir(mount.join("below/further")).unwrap();
     assert_eq!(listed.count(), 1);
     let read = std::fs::read(mount.join("below/further/file")).unwrap();
     assert_eq!(read, b"content");
-}
-
-/// A bucket whose process changes now and then.
-#[derive(Debug)]
-struct Forgetful {
-    folder: PathBuf,
-    now: std::sync::RwLock<ObjectStore>,
-}
-
-impl Forgetful {
-    fn forget(&self) {
-        *self.now.write().unwrap() = store_in(&self.folder);
-    }
-
-    fn store(&self) -> ObjectStore {
-        self.now.read().unwrap().clone()
-    }
-}
-
-#[async_trait::async_trait]
-impl Store for Forgetful {
-    fn url(&self) -> &str {
-        "forgetful"
-    }
-
-    /// Nothing is at hand, so that the file system keeps nothing of what it has not asked for.
-    fn directory_now(&self, _: &Digest) -> Result<Answer<Directory>, Error> {
-        Ok(Answer::Wait)
-    }
-
-    fn read_now(&self, _: &Digest, _: u64, _: u64, _: &mut [u8]) -> Result<Answer<usize>, Error> {
-        Ok(Answer::Wait)
-    }
-
-    fn will_need(&self, blobs: &[(Digest, u64)]) {
-        self.store().will_need(blobs);
-    }
-
-    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
-        self.store().root_now(name)
-    }
-
-    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
-        self.store().backing_file(digest, size)
-    }
-
-    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
-        self.store().directory(digest).await
-    }
-
-    async fn read(
-        &self,
-        digest: &Digest,
-        size: u64,
-        offset: u64,
-        length: usize,
-    ) -> Result<Option<bytes::Bytes>, Error> {
-        self.store().read(digest, size, offset, length).await
-    }
-
-    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
-        self.store().root(name).await
-    }
-
-    async fn roots(&self) -> Result<Vec<Root>, Error> {
-        self.store().roots().await
-    }
-
-    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
-        self.store().path_info(name).await
-    }
-
-    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        self.store().has_blob(digest).await
-    }
-
-    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
-        self.store().blob_size(digest).await
-    }
-
-    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
-        self.store().group_table(digest, size).await
-    }
-
-    fn usage(&self) -> Result<Option<Usage>, Error> {
-        self.store().usage()
-    }
-
-    fn health(&self) -> Health {
-        self.store().health()
-    }
-
-    fn roots_version(&self) -> Result<u64, Error> {
-        self.store().roots_version()
-    }
-
-    fn wait_for_roots(&self, seen: u64, timeout: std::time::Duration) -> Result<u64, Error> {
-        self.store().wait_for_roots(seen, timeout)
-    }
-
-    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
-        self.store().ingest()
-    }
 }

@@ -22,7 +22,7 @@ use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::double::Double;
+use super::double::{Double, Trouble};
 use super::server::Server;
 use super::{memory, noise, put_file};
 
@@ -182,17 +182,14 @@ async fn certificates_are_demanded_and_checked_on_both_sides() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_run_to_their_end_when_the_server_is_told_to_stop() {
     let (store, digest) = with_blob();
-    let slow = Arc::new(Double {
-        inner: store,
-        ..Double::default()
-    });
+    let slow = Arc::new(Double::far("double:", store));
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let address = format!("unix:{}", socket.display());
     let mut server = Server::with(slow.clone(), &address, Options::default());
     let client = server.client();
     assert!(client.root(b"missing").await.unwrap().is_none());
-    slow.hang.store(true, Ordering::Relaxed);
+    slow.trouble(Trouble::Hangs);
     let reading = {
         let client = client.clone();
         tokio::spawn(async move { client.read(&digest, 1000, 0, 1000).await })
@@ -201,7 +198,7 @@ async fn calls_run_to_their_end_when_the_server_is_told_to_stop() {
     let stopping = tokio::task::spawn_blocking(move || server.stop());
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!stopping.is_finished(), "a call was cut");
-    slow.hang.store(false, Ordering::Relaxed);
+    slow.trouble(Trouble::None);
     assert_eq!(reading.await.unwrap().unwrap().unwrap().len(), 1000);
     stopping.await.unwrap();
     assert!(std::os::unix::net::UnixStream::connect(&socket).is_err());
@@ -210,10 +207,7 @@ async fn calls_run_to_their_end_when_the_server_is_told_to_stop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_over_the_limit_wait_for_their_turn() {
     let (store, digest) = with_blob();
-    let slow = Arc::new(Double {
-        inner: store,
-        ..Double::default()
-    });
+    let slow = Arc::new(Double::far("double:", store));
     let options = Options {
         streams: NonZeroU32::new(3).unwrap(),
         ..Options::default()
@@ -222,7 +216,7 @@ async fn calls_over_the_limit_wait_for_their_turn() {
     let client = server.client();
     // One stream is the watch of the roots.
     assert!(client.root(b"missing").await.unwrap().is_none());
-    slow.hang.store(true, Ordering::Relaxed);
+    slow.trouble(Trouble::Hangs);
     let calls = (0..10u64).map(|index| {
         let client = client.clone();
         let other = Digest::of(&index.to_le_bytes());
@@ -232,7 +226,7 @@ async fn calls_over_the_limit_wait_for_their_turn() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let waiting = slow.waiting.load(Ordering::Relaxed);
     assert!((1..=3).contains(&waiting), "{waiting} calls at once");
-    slow.hang.store(false, Ordering::Relaxed);
+    slow.trouble(Trouble::None);
     for call in calls {
         assert!(!call.await.unwrap().unwrap());
     }
