@@ -166,8 +166,7 @@ impl<B: Behind> Store for Far<B> {
 
     fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
         if *digest == Digest::empty_blob() {
-            let empty = Directory::decode(Vec::new()).expect("nothing is the empty Directory");
-            return Ok(Answer::Found(empty));
+            return Ok(Answer::Found(Directory::empty()));
         }
         let here = self.0.directory_here(digest);
         Ok(here.map_or(Answer::Wait, Answer::Found))

@@ -116,9 +116,8 @@ async fn right_chunks_of_a_wrong_list_get_no_byte_through_unless_asked_to_and_th
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_directory_than_the_one_asked_for_is_an_error() {
-    let other = Directory::from_entries(Vec::new()).unwrap();
     let liar = Double {
-        swap_directories: Some(other),
+        swap_directories: Some(Directory::empty()),
         ..Double::default()
     };
     let server = Server::tcp(Arc::new(liar));
