@@ -11,10 +11,12 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::super::location::{BLOBS, DIRECTORIES, Kind, Location};
 use super::super::pack::PackKind;
+use super::database::guarded;
 use super::removal::{note_age, note_past_root};
+use super::snapshot::list_packs;
 use super::{
     Index, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_ROOTS_VERSION, PACKS,
-    PATH_INFOS, PackEntry, ROOTS, Snapshot, guarded, list_packs,
+    PATH_INFOS, PackEntry, ROOTS, Snapshot,
 };
 use crate::castore::{Digest, Root};
 use crate::nix::PathInfo;
