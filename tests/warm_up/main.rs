@@ -2,7 +2,6 @@
 
 mod counts;
 #[path = "../kit/double.rs"]
-#[allow(dead_code)]
 mod double;
 #[path = "../kit/link.rs"]
 #[allow(dead_code)]
