@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use super::root_change::RootChange;
 use super::{
     Added, Answer, BackingFile, BlobWriter, Damage, Error, Health, Ingest, Object, Store, Usage,
     at_hand,
@@ -215,11 +216,6 @@ struct Staged {
     roots: Vec<RootChange>,
 }
 
-enum RootChange {
-    Put(Root, Option<Box<PathInfo>>),
-    Remove(Name),
-}
-
 impl Ingest for MemoryIngest {
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         Ok(*digest == Digest::empty_blob()
@@ -259,14 +255,13 @@ impl Ingest for MemoryIngest {
 
     fn remove_root(&self, name: &Name) -> Result<(), Error> {
         let mut staged = self.staged.lock();
-        staged.roots.push(RootChange::Remove(name.clone()));
+        staged.roots.push(RootChange::remove(name));
         Ok(())
     }
 
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         let mut staged = self.staged.lock();
-        let change = RootChange::Put(root.clone(), path_info.cloned().map(Box::new));
-        staged.roots.push(change);
+        staged.roots.push(RootChange::put(root, path_info));
         Ok(())
     }
 

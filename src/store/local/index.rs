@@ -38,7 +38,7 @@ use rustix::fs::inotify;
 
 use self::cached_roots::CACHED_ROOTS;
 pub(in crate::store) use self::cached_roots::CachedRoot;
-pub(super) use self::change::{Change, CommitError, RootChange};
+pub(super) use self::change::{Change, CommitError};
 use self::database::{Handle, builder, file_state, guarded, open_reader, open_writer};
 use self::removal::{AGES, PAST_ROOTS};
 pub(super) use self::removal::{MEMORY, now};
