@@ -7,6 +7,8 @@ mod fixtures;
 #[allow(dead_code)] // nothing here counts requests
 #[path = "kit/mounted.rs"]
 mod mounted;
+#[path = "kit/noise.rs"]
+mod noise;
 #[path = "kit/skip.rs"]
 mod skip;
 
@@ -17,6 +19,7 @@ use std::process::Command;
 use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, Root};
 use castore_fs::store::{Error, ObjectStore, Store, open};
 use double::Double;
+use noise::noise;
 use serde_json::Value;
 
 fn store_in(folder: &Path) -> ObjectStore {
@@ -228,16 +231,6 @@ fn put(store: &dyn Store, blobs: &[Vec<u8>]) -> Root {
     ingest.put_root(&root, None).unwrap();
     ingest.commit().unwrap();
     root
-}
-
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut bytes);
-    bytes
 }
 
 #[tokio::test]

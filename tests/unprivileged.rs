@@ -97,6 +97,15 @@ fn mounted_device(path: &Path, user: u32) -> OwnedFd {
     device
 }
 
+/// Puts the tree of [`stage`] into the user's store.
+fn import_tree(program: &Path, folder: &Path) {
+    let imported = as_nobody(program, folder)
+        .arg("import")
+        .arg(folder.join("tree"))
+        .output();
+    assert!(imported.unwrap().status.success());
+}
+
 fn unmount(path: &Path) {
     let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);
 }
@@ -159,11 +168,7 @@ fn a_process_without_privilege_serves_what_others_have_mounted() {
     }
     let (folder, program) = stage();
     let folder = folder.path();
-    let imported = as_nobody(&program, folder)
-        .arg("import")
-        .arg(folder.join("tree"))
-        .output();
-    assert!(imported.unwrap().status.success());
+    import_tree(&program, folder);
     let mnt = folder.join("mnt");
     let device = mounted_device(&mnt, NOBODY);
     let mut command = as_nobody(&program, folder);
@@ -198,11 +203,7 @@ fn a_process_without_privilege_serves_what_others_have_mounted() {
 fn what_is_no_device_is_refused_with_reason() {
     let (folder, program) = stage();
     let folder = folder.path();
-    let imported = as_nobody(&program, folder)
-        .arg("import")
-        .arg(folder.join("tree"))
-        .output();
-    assert!(imported.unwrap().status.success());
+    import_tree(&program, folder);
     for (place, why) in [
         ("/dev/fd/77", "was not passed on"),
         ("/dev/fd/x", "names no descriptor"),

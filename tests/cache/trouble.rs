@@ -11,36 +11,12 @@ use std::thread;
 use std::time::Duration;
 
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store, open};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::double::{Double, Trouble};
 use crate::model::file;
 use crate::patience::wait_until;
-use crate::skip::skip;
+use crate::small_disk::small_disk;
 use crate::tree::*;
-
-/// A mount that goes with its guard.
-pub struct Disk(PathBuf);
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
-/// Mounts a disk in memory; says why and gives nothing where that is not allowed.
-pub fn small_disk(at: &Path, bytes: u64) -> Option<Disk> {
-    let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
-    match mount("none", at, "tmpfs", MountFlags::empty(), options.as_c_str()) {
-        Ok(()) => Some(Disk(at.to_owned())),
-        Err(error) => {
-            skip(&format!(
-                "a tmpfs cannot be mounted here ({error}); run as root"
-            ));
-            None
-        }
-    }
-}
 
 #[test]
 fn a_full_disk_makes_the_cache_stream_and_it_recovers() {

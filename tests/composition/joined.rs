@@ -1,13 +1,12 @@
 //! Several stores as one, and some of one's root nodes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use castore_fs::castore::{Digest, Name, Root};
 use castore_fs::store::{Answer, Error, Filter, Join, Pattern, Store};
 
 use super::double::{Double, Trouble};
-use super::{empty, put};
+use super::{assert_changes_are_noticed, empty, put};
 
 fn join(members: &[&Arc<Double>]) -> Join {
     let members = members.iter().map(|double| {
@@ -160,15 +159,7 @@ async fn filters_say_which_member_of_a_join_a_name_is_asked_of() {
 #[test]
 fn a_change_of_any_members_roots_is_noticed() {
     let (a, b) = (empty("a"), empty("b"));
-    let joined = join(&[&a, &b]);
-    for double in [&a, &b] {
-        let seen = joined.roots_version().unwrap();
-        let waiting = joined.clone();
-        let patience = Duration::from_secs(20);
-        let waiter = std::thread::spawn(move || waiting.wait_for_roots(seen, patience).unwrap());
-        put(&*double.inner(), "new", "1");
-        assert_ne!(waiter.join().unwrap(), seen);
-    }
+    assert_changes_are_noticed(&join(&[&a, &b]), [&a, &b]);
 }
 
 #[test]

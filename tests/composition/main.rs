@@ -12,6 +12,7 @@ mod model;
 mod planned;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use castore_fs::castore::Directory;
 use castore_fs::store::{Answer, MemoryStore, Store};
@@ -36,5 +37,18 @@ fn put(store: &dyn Store, name: &str, contents: &str) -> Directory {
     match store.directory_now(&digest).unwrap() {
         Answer::Found(directory) => directory,
         other => panic!("{other:?}"),
+    }
+}
+
+/// Fails unless who waits for the roots of `whole` is told when those of one of `members` change.
+fn assert_changes_are_noticed(whole: &dyn Store, members: [&Arc<Double>; 2]) {
+    for member in members {
+        let seen = whole.roots_version().unwrap();
+        std::thread::scope(|scope| {
+            let patience = Duration::from_secs(20);
+            let waiter = scope.spawn(move || whole.wait_for_roots(seen, patience).unwrap());
+            put(&*member.inner(), "new", "1");
+            assert_ne!(waiter.join().unwrap(), seen);
+        });
     }
 }

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, advance};
 
 use super::double::{DEADLINE, Double, Trouble};
-use super::{empty, holding, put};
+use super::{assert_changes_are_noticed, empty, holding, put};
 
 /// Mirrors `a` and `b` of a store with the root node `tree`.
 struct Pair {
@@ -386,14 +386,7 @@ async fn the_list_of_roots_is_the_first_healthy_ones() {
 fn a_change_of_any_members_roots_is_noticed() {
     let (a, b) = (empty("a"), empty("b"));
     let mirrors = mirrors(&[&a, &b], Order::Listed);
-    for double in [&a, &b] {
-        let seen = mirrors.roots_version().unwrap();
-        let waiting = mirrors.clone();
-        let patience = Duration::from_secs(20);
-        let waiter = std::thread::spawn(move || waiting.wait_for_roots(seen, patience).unwrap());
-        put(&*double.inner(), "new", "1");
-        assert_ne!(waiter.join().unwrap(), seen);
-    }
+    assert_changes_are_noticed(&mirrors, [&a, &b]);
     let seen = mirrors.roots_version().unwrap();
     let now = mirrors
         .wait_for_roots(seen, Duration::from_millis(1))

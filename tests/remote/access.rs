@@ -1,8 +1,6 @@
 //! Who may call a server, how much, and until when.
 
 use std::num::NonZeroU32;
-use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
@@ -23,6 +21,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::double::{Double, Trouble};
+use super::passed_on::start_with;
 use super::server::Server;
 use super::{memory, noise, put_file};
 
@@ -292,32 +291,12 @@ async fn the_program_takes_sockets_from_systemd_and_tokens_from_its_credentials(
     let socket = folder.path().join("socket");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let tokens = write(folder.path(), "tokens", TOKEN);
-    // As systemd does it: descriptor 3, and LISTEN_PID, which only the child can know.
-    let line = "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
-    let mut command = Command::new("sh");
+    let mut command = Command::new(program);
     command
-        .args(["-c", line, program, "serve", "--store", &store])
+        .args(["serve", "--store", &store])
         .args(["--listen", "systemd", "--token-file"])
         .arg(&tokens);
-    let number = listener.as_raw_fd();
-    let inherit = move || {
-        // SAFETY: copies a descriptor, or changes a flag of one, which may be done between fork and
-        // exec; what 3 was is the child's copy of something that closes on exec anyway.
-        let done = unsafe {
-            match number {
-                3 => libc::fcntl(3, libc::F_SETFD, 0),
-                _ => libc::dup2(number, 3),
-            }
-        };
-        match done {
-            -1 => Err(std::io::Error::last_os_error()),
-            _ => Ok(()),
-        }
-    };
-    // SAFETY: makes one system call and allocates nothing.
-    unsafe { command.pre_exec(inherit) };
-    let _server = Process(command.spawn().unwrap());
-    drop(listener);
+    let _server = Process(start_with(&command, listener));
 
     // The client is a unit that was given the token as its credential.
     let credentials = folder.path().join("credentials");

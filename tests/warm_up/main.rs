@@ -16,6 +16,8 @@ mod model;
 #[allow(dead_code)]
 mod mounted;
 mod mounts;
+#[path = "../kit/noise.rs"]
+mod noise;
 mod numbers;
 #[path = "../kit/patience.rs"]
 mod patience;
