@@ -5,5 +5,5 @@
 mod outside;
 mod tree;
 
-pub(crate) use outside::fixture;
+pub(crate) use outside::{fixture, unescape};
 pub(crate) use tree::{Tree, any_tree};

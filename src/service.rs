@@ -15,6 +15,7 @@ mod panics;
 mod profiles;
 mod reach;
 mod repeats;
+mod signals;
 mod socket_file;
 mod sockets;
 mod status;

@@ -6,12 +6,16 @@
 //! **Now, or wait.** The file system answers most requests from what is at hand (memory, the local
 //! disk), and a hop through an async runtime would double the cost of such an answer. So every
 //! question exists twice: `…_now` answers in place or says [`Answer::Wait`], and the async method
-//! of the same name goes and gets it. A store whose every answer is at hand implements the first
-//! kind only.
+//! of the same name goes and gets it. A store whose every answer is at hand answers the second
+//! kind by the first (`at_hand`).
+//!
+//! **Every store says everything itself.** No method of [`Store`] and [`Ingest`] has a default: a
+//! store that stands before others would lose what it forgot to hand on, and nobody would notice.
 //!
 //! **Absent is not broken.** "This store does not have it" is `None` or [`Answer::Absent`];
 //! [`Error`] means the question could not be answered.
 
+mod at_hand;
 mod authorities;
 mod blocking;
 mod bounded;
@@ -31,11 +35,13 @@ mod local;
 mod measured;
 mod memory;
 mod mirrors;
+mod missing;
 mod needs;
 mod network;
 mod object;
 mod plan;
 mod reputation;
+mod root_change;
 mod root_versions;
 mod segments;
 mod staged_directories;
@@ -49,7 +55,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root};
+use crate::castore::{Digest, Directory, GroupTable, Name, Root};
 use crate::nix::PathInfo;
 
 pub use blocking::Blocking;
@@ -66,9 +72,6 @@ pub use needs::{Needs, needs};
 pub use object::ObjectStore;
 pub use plan::{Named, OpenError, OpenStores, Opened, Plan, open_all};
 pub use url::{check_url, must_exist, open, open_local};
-
-/// Bytes of a blob that are read at once to hash it.
-const HASHED_AT_ONCE: usize = 1 << 20;
 
 /// What a store answers without waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,23 +133,16 @@ pub trait Store: Debug + Send + Sync {
 
     /// Blobs, with their sizes, that will soon be read, the first of them first: a store far away
     /// fetches them together meanwhile. Returns at once, and tells nothing.
-    fn will_need(&self, blobs: &[(Digest, u64)]) {
-        let _ = blobs;
-    }
+    fn will_need(&self, blobs: &[(Digest, u64)]);
 
     /// The root node `name`.
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error>;
 
     /// The file that holds the blob `digest` of `size` bytes and nothing else, if there is one.
-    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
-        let _ = (digest, size);
-        Ok(None)
-    }
+    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error>;
 
     /// As [`directory_now`](Self::directory_now), waiting where that is needed.
-    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
-        at_hand(self.directory_now(digest)?, self.url())
-    }
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error>;
 
     /// As [`read_now`](Self::read_now), waiting where that is needed: up to `length` bytes.
     async fn read(
@@ -155,19 +151,10 @@ pub trait Store: Debug + Send + Sync {
         size: u64,
         offset: u64,
         length: usize,
-    ) -> Result<Option<Bytes>, Error> {
-        let mut buffer = vec![0; length.min(size.saturating_sub(offset) as usize)];
-        let answer = self.read_now(digest, size, offset, &mut buffer)?;
-        Ok(at_hand(answer, self.url())?.map(|length| {
-            buffer.truncate(length);
-            buffer.into()
-        }))
-    }
+    ) -> Result<Option<Bytes>, Error>;
 
     /// As [`root_now`](Self::root_now), waiting where that is needed.
-    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
-        at_hand(self.root_now(name)?, self.url())
-    }
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error>;
 
     /// Every root node, in the byte order of their names.
     async fn roots(&self) -> Result<Vec<Root>, Error>;
@@ -183,31 +170,13 @@ pub trait Store: Debug + Send + Sync {
 
     /// What verifies the parts of the blob `digest` of `size` bytes, if it is here: for who serves
     /// the store to others. A store that does not keep such tables reads the whole blob for it.
-    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
-        let mut hasher = BlobHasher::new();
-        let mut at = 0;
-        while at < size {
-            let Some(bytes) = self.read(digest, size, at, HASHED_AT_ONCE).await? else {
-                return Ok(None);
-            };
-            at += bytes.len() as u64;
-            hasher.update(&bytes);
-            if bytes.is_empty() {
-                break;
-            }
-        }
-        let (hashed, table) = hasher.finish();
-        // What a store hands out is verified; a mistake of ours should not travel further.
-        Ok((hashed == *digest).then_some(table))
-    }
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error>;
 
     /// How much is here; nothing if the store cannot tell.
     fn usage(&self) -> Result<Option<Usage>, Error>;
 
     /// How the store fares, as far as it knows without asking anybody.
-    fn health(&self) -> Health {
-        Health::default()
-    }
+    fn health(&self) -> Health;
 
     /// A number that changes whenever a root node was added, changed or removed, by whatever
     /// process. Cheap: the file system asks before it answers from what it knows of the roots.
@@ -230,15 +199,7 @@ pub trait Ingest: Send + Sync {
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error>;
 
     /// Which of `digests` neither the store nor this addition has, by index, in order.
-    fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
-        let mut missing = Vec::new();
-        for (index, digest) in digests.iter().enumerate() {
-            if !self.has_blob(digest)? {
-                missing.push(index);
-            }
-        }
-        Ok(missing)
-    }
+    fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error>;
 
     /// Adds blobs that are in memory. Blobs that are there already cost nothing. The order of the
     /// calls is the order in which a store lays them out.
@@ -278,12 +239,4 @@ pub struct Added {
     pub blob_bytes: u64,
     /// Directories.
     pub directories: u64,
-}
-
-fn at_hand<T>(answer: Answer<T>, store: &str) -> Result<Option<T>, Error> {
-    match answer {
-        Answer::Found(found) => Ok(Some(found)),
-        Answer::Absent => Ok(None),
-        Answer::Wait => unreachable!("{store} answers Wait without an async method of its own"),
-    }
 }

@@ -10,6 +10,8 @@ mod mounted;
 mod patience;
 #[path = "kit/skip.rs"]
 mod skip;
+#[path = "kit/xattr.rs"]
+mod xattr;
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
@@ -33,6 +35,7 @@ use parking_lot::RwLock;
 use patience::wait_until;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
+use xattr::xattr;
 
 fn stored(model: &Model) -> (Arc<MemoryStore>, Node) {
     let store = Arc::new(MemoryStore::new());
@@ -432,8 +435,10 @@ fn a_new_root_node_is_listed_although_the_kernel_was_not_told_of_it() {
     if !can_mount() {
         return;
     }
-    let store = Arc::new(Double::near("double:", MemoryStore::new()));
-    store.set(&store.silent, true);
+    let store = Arc::new(Double {
+        silent: true,
+        ..Double::near("double:", MemoryStore::new())
+    });
     let mount = Mounted::new(store.clone(), Options::default());
     let list = || {
         assert!(fs::metadata(mount.path()).unwrap().is_dir());
@@ -772,25 +777,6 @@ fn statfs_tells_what_the_store_holds() {
     assert_eq!(stat.f_files, 3);
     assert_eq!(stat.f_namemax, 255);
     assert_ne!(stat.f_flag & libc::ST_RDONLY, 0);
-}
-
-fn xattr(path: &Path, name: &str) -> Result<String, i32> {
-    let path = CString::new(path.as_os_str().as_bytes()).unwrap();
-    let name = CString::new(name).unwrap();
-    let mut value = [0u8; 256];
-    // SAFETY: both strings end in NUL, and the buffer is as long as is said.
-    let length = unsafe {
-        libc::lgetxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_mut_ptr().cast(),
-            value.len(),
-        )
-    };
-    match usize::try_from(length) {
-        Ok(length) => Ok(String::from_utf8(value[..length].to_vec()).unwrap()),
-        Err(_) => Err(os_error(std::io::Error::last_os_error())),
-    }
 }
 
 fn xattr_names(path: &Path) -> Vec<String> {

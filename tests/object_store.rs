@@ -1,10 +1,14 @@
 //! A castore in an object store: the peers' layout, read and written.
 
+#[path = "kit/double.rs"]
+mod double;
 #[path = "kit/fixtures.rs"]
 mod fixtures;
 #[allow(dead_code)] // nothing here counts requests
 #[path = "kit/mounted.rs"]
 mod mounted;
+#[path = "kit/noise.rs"]
+mod noise;
 #[path = "kit/skip.rs"]
 mod skip;
 
@@ -13,8 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, Root};
-use castore_fs::nix::PathInfo;
-use castore_fs::store::{Answer, Error, Ingest, ObjectStore, Store, Usage, open};
+use castore_fs::store::{Error, ObjectStore, Store, open};
+use double::Double;
+use noise::noise;
 use serde_json::Value;
 
 fn store_in(folder: &Path) -> ObjectStore {
@@ -228,16 +233,6 @@ fn put(store: &dyn Store, blobs: &[Vec<u8>]) -> Root {
     root
 }
 
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut bytes);
-    bytes
-}
-
 #[tokio::test]
 async fn what_was_written_reads_back_in_another_process() {
     let folder = tempfile::tempdir().unwrap();
@@ -426,10 +421,9 @@ fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
     }
     let folder = tempfile::tempdir().unwrap();
     let root = two_levels(folder.path());
-    let store = std::sync::Arc::new(Forgetful {
-        folder: folder.path().join("bucket"),
-        now: std::sync::RwLock::new(store_in(&folder.path().join("bucket"))),
-    });
+    let bucket = || store_in(&folder.path().join("bucket"));
+    // Nothing is at hand, so that the file system keeps nothing of what it has not asked for.
+    let store = std::sync::Arc::new(Double::far("forgetful:", bucket()));
     let options = castore_fs::fs::Options {
         top: mounted::top_of(&root.node),
         // The file system, too, forgets what it has not just used.
@@ -443,92 +437,9 @@ fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
     for other in ["a", "b", "c", "d"] {
         assert_eq!(std::fs::read_dir(mount.join(other)).unwrap().count(), 1);
     }
-    store.forget();
+    store.becomes(bucket());
     let listed = std::fs::read_dir(mount.join("below/further")).unwrap();
     assert_eq!(listed.count(), 1);
     let read = std::fs::read(mount.join("below/further/file")).unwrap();
     assert_eq!(read, b"content");
-}
-
-/// A bucket whose process changes now and then.
-#[derive(Debug)]
-struct Forgetful {
-    folder: PathBuf,
-    now: std::sync::RwLock<ObjectStore>,
-}
-
-impl Forgetful {
-    fn forget(&self) {
-        *self.now.write().unwrap() = store_in(&self.folder);
-    }
-
-    fn store(&self) -> ObjectStore {
-        self.now.read().unwrap().clone()
-    }
-}
-
-#[async_trait::async_trait]
-impl Store for Forgetful {
-    fn url(&self) -> &str {
-        "forgetful"
-    }
-
-    /// Nothing is at hand, so that the file system keeps nothing of what it has not asked for.
-    fn directory_now(&self, _: &Digest) -> Result<Answer<Directory>, Error> {
-        Ok(Answer::Wait)
-    }
-
-    fn read_now(&self, _: &Digest, _: u64, _: u64, _: &mut [u8]) -> Result<Answer<usize>, Error> {
-        Ok(Answer::Wait)
-    }
-
-    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
-        self.store().root_now(name)
-    }
-
-    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
-        self.store().directory(digest).await
-    }
-
-    async fn read(
-        &self,
-        digest: &Digest,
-        size: u64,
-        offset: u64,
-        length: usize,
-    ) -> Result<Option<bytes::Bytes>, Error> {
-        self.store().read(digest, size, offset, length).await
-    }
-
-    async fn roots(&self) -> Result<Vec<Root>, Error> {
-        self.store().roots().await
-    }
-
-    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
-        self.store().path_info(name).await
-    }
-
-    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        self.store().has_blob(digest).await
-    }
-
-    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
-        self.store().blob_size(digest).await
-    }
-
-    fn usage(&self) -> Result<Option<Usage>, Error> {
-        self.store().usage()
-    }
-
-    fn roots_version(&self) -> Result<u64, Error> {
-        self.store().roots_version()
-    }
-
-    fn wait_for_roots(&self, seen: u64, timeout: std::time::Duration) -> Result<u64, Error> {
-        self.store().wait_for_roots(seen, timeout)
-    }
-
-    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
-        self.store().ingest()
-    }
 }

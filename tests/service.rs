@@ -2,7 +2,6 @@
 //! `tests/system`.
 
 #[path = "kit/fixtures.rs"]
-#[allow(dead_code)]
 mod fixtures;
 #[path = "kit/manager.rs"]
 mod manager;

@@ -87,6 +87,9 @@ impl Ingest for Limited {
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         self.inner.has_blob(digest)
     }
+    fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
+        self.inner.missing_blobs(digests)
+    }
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
         take(&self.left, blobs.iter().map(|(_, bytes)| bytes.len()).sum())?;
         self.inner.put_blobs(blobs)

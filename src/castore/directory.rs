@@ -97,6 +97,17 @@ mod tag {
 }
 
 impl Directory {
+    /// The Directory without entries: a message of no bytes, so that its digest is the empty blob's.
+    pub fn empty() -> Self {
+        Self(Arc::new(Inner {
+            digest: Digest::empty_blob(),
+            bytes: Box::default(),
+            entries: Box::default(),
+            subdirectories: 0,
+            size: 0,
+        }))
+    }
+
     /// Reads a Directory from its canonical encoding.
     pub fn decode(bytes: impl Into<Box<[u8]>>) -> Result<Self, DirectoryError> {
         let bytes = bytes.into();

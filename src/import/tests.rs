@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::*;
 use crate::castore::{Digest, Directory, NodeRef};
-use crate::fixtures::{Tree, any_tree, fixture};
+use crate::fixtures::{Tree, any_tree, fixture, unescape};
 use crate::store::{MemoryStore, Store};
 
 /// A fresh store in memory, and the runtime that it is asked on.
@@ -122,18 +122,6 @@ fn fixture_on_disk(folder: &tempfile::TempDir) -> PathBuf {
     let mut archive = ::tar::Archive::new(Cursor::new(fixture_tar()));
     archive.unpack(folder.path()).unwrap();
     folder.path().join("tree")
-}
-
-/// A byte of a name that is not UTF-8 stands as `\udcXX` in the names of `expected.json`.
-fn unescape(text: &str) -> Vec<u8> {
-    let mut parts = text.split("\\udc");
-    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        let (digits, rest) = part.split_at(2);
-        bytes.push(u8::from_str_radix(digits, 16).unwrap());
-        bytes.extend_from_slice(rest.as_bytes());
-    }
-    bytes
 }
 
 fn resolve(store: &Blocking, root: &Node, path: &[u8]) -> Node {
@@ -353,24 +341,25 @@ fn sizes() -> Tree {
     Tree::Directory(entries.collect())
 }
 
-#[test]
-fn small_and_large_files_come_out_as_they_went_in() {
-    let tree = sizes();
+/// Does `with` each source that there is of `tree`: files, a NAR, an archive.
+fn from_everywhere(tree: &Tree, with: impl Fn(Source)) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tree");
     tree.unpack(&path);
-    let (nar, tar) = (tree.nar(), tar_of(&tree));
-    let sources = [
-        Source::Path(&path),
-        Source::Nar(&mut &nar[..]),
-        Source::Tar(&mut &tar[..]),
-    ];
-    for source in sources {
+    with(Source::Path(&path));
+    with(Source::Nar(&mut &tree.nar()[..]));
+    with(Source::Tar(&mut &tar_of(tree)[..]));
+}
+
+#[test]
+fn small_and_large_files_come_out_as_they_went_in() {
+    let tree = sizes();
+    from_everywhere(&tree, |source| {
         let fresh = Fresh::new();
         let node = fresh.import(source).unwrap().root.node;
         assert_eq!(node, tree.node());
-        assert!(fresh.nar(&node) == nar);
-    }
+        assert!(fresh.nar(&node) == tree.nar());
+    });
 }
 
 #[test]
@@ -402,25 +391,15 @@ fn a_stream_cut_short_leaves_nothing() {
 
 #[test]
 fn a_cancelled_import_leaves_nothing() {
-    let tree = sizes();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("tree");
-    tree.unpack(&path);
-    let (nar, tar) = (tree.nar(), tar_of(&tree));
-    let sources = [
-        Source::Path(&path),
-        Source::Nar(&mut &nar[..]),
-        Source::Tar(&mut &tar[..]),
-    ];
     let fresh = Fresh::new();
-    for source in sources {
+    from_everywhere(&sizes(), |source| {
         let progress = Progress::new();
         progress.cancel();
         let naming = Naming::Nix("tree".to_owned());
         let error =
             import(&fresh.store, source, naming, &Options::default(), &progress).unwrap_err();
         assert!(matches!(error, Error::Cancelled), "{error}");
-    }
+    });
     fresh.assert_empty();
 }
 

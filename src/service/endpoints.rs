@@ -1,5 +1,7 @@
 //! What others connect to: sockets that serve a store over gRPC, and virtiofs devices.
 
+mod running;
+
 use std::fs;
 use std::io;
 use std::net::TcpListener;
@@ -16,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+pub use self::running::{Endpoints, NotServed};
 use super::config;
 use super::mounts::{Host, StartError, find_top};
 use super::socket_file::SocketFile;
@@ -176,8 +179,8 @@ fn adopt(socket: OwnedFd) -> io::Result<Listener> {
     }
 }
 
-/// Serves `store`, which is made by `plan`, to virtual machines as `config` says, and first to those that a predecessor left
-/// under `name`.
+/// Serves `store`, which is made by `plan`, to virtual machines as `config` says, and first to those
+/// that a predecessor left under `name`.
 pub fn serve_guests(
     name: &str,
     config: &config::Virtiofs,

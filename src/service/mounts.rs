@@ -1,5 +1,7 @@
 //! The mounts that the service serves: made anew, gone on with, or taken down.
 
+mod running;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -12,6 +14,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::runtime::Handle;
 
+pub use self::running::Mounts;
 use super::config;
 use super::systemd::{self, KeptPair};
 use crate::castore::Node;

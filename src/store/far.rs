@@ -17,7 +17,7 @@ use tracing::{Instrument, Span};
 
 use super::failure::Failure;
 use super::segments::{self, Segments, Source};
-use super::{Answer, Error, Ingest, Store, Usage};
+use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 use crate::spans;
@@ -166,8 +166,7 @@ impl<B: Behind> Store for Far<B> {
 
     fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
         if *digest == Digest::empty_blob() {
-            let empty = Directory::decode(Vec::new()).expect("nothing is the empty Directory");
-            return Ok(Answer::Found(empty));
+            return Ok(Answer::Found(Directory::empty()));
         }
         let here = self.0.directory_here(digest);
         Ok(here.map_or(Answer::Wait, Answer::Found))
@@ -204,6 +203,10 @@ impl<B: Behind> Store for Far<B> {
 
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         Ok(self.0.known_root(name).map_or(Answer::Wait, Answer::from))
+    }
+
+    fn backing_file(&self, _: &Digest, _: u64) -> Result<Option<BackingFile>, Error> {
+        Ok(None)
     }
 
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
@@ -319,6 +322,11 @@ impl<B: Behind> Store for Far<B> {
     /// requests as it has thousands of them: nobody does.
     fn usage(&self) -> Result<Option<Usage>, Error> {
         Ok(None)
+    }
+
+    /// Who stands before it takes the time ([`Measured`](super::measured::Measured)).
+    fn health(&self) -> Health {
+        Health::default()
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 
 use self::hints::Hints;
 use super::root_versions::RootVersions;
-use super::{Answer, BackingFile, Error, Ingest, Store, Usage};
+use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
@@ -345,6 +345,11 @@ impl Store for Join {
             sum.directories += usage.directories;
         }
         Ok(Some(sum))
+    }
+
+    /// Nothing of its own: the stores that it is made of have names, and speak for themselves.
+    fn health(&self) -> Health {
+        Health::default()
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

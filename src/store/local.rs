@@ -55,7 +55,7 @@ pub(super) use self::ingest::LocalIngest;
 use self::location::{Kind, Location};
 use self::parts::Parts;
 use self::read::Files;
-use super::{Answer, BackingFile, Error, Ingest, Store, Usage};
+use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage, at_hand};
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
@@ -235,6 +235,9 @@ impl Store for LocalStore {
         }
     }
 
+    /// Everything is here already.
+    fn will_need(&self, _: &[(Digest, u64)]) {}
+
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         Ok(self.0.index.fresh()?.root(name)?.into())
     }
@@ -245,6 +248,24 @@ impl Store for LocalStore {
             _ => Ok(None),
         })?;
         Ok(file.flatten().map(|file| BackingFile { file }))
+    }
+
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        at_hand::directory(self, digest)
+    }
+
+    async fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<Option<Bytes>, Error> {
+        at_hand::read(self, digest, size, offset, length)
+    }
+
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        at_hand::root(self, name)
     }
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
@@ -277,6 +298,10 @@ impl Store for LocalStore {
 
     fn usage(&self) -> Result<Option<Usage>, Error> {
         self.0.index.fresh()?.usage().map(Some)
+    }
+
+    fn health(&self) -> Health {
+        Health::default()
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

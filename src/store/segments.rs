@@ -15,35 +15,30 @@
 //!   file without a name in the temporary folder. The other serves what matches its chunk's digest,
 //!   and compares with the blob's once it has seen all of it ([`witness`]).
 //!
-//! A reader that goes through a blob from front to back gets segments ahead of time, twice as many
-//! at each step up to [`MAX_AHEAD`].
+//! A reader that goes through a blob from front to back gets segments ahead of time ([`readers`]).
 
 mod ahead;
 mod held;
+mod readers;
+mod source;
 mod witness;
 
-use std::fmt::Debug;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use self::held::Whole;
+use self::readers::Readers;
+pub(super) use self::source::{Claim, Many, Part, Sink, Source};
 use self::witness::Witnesses;
 use super::bounded::Bounded;
 use super::failure::Failure;
 use super::flights::Flights;
 use super::{Damage, Object};
 use crate::castore::{Digest, GroupTable, group_size, part_size, verify_part};
-
-/// Segments fetched ahead of a sequential reader: 8 MiB, a 10 Gbit/s link's 7 ms.
-const MAX_AHEAD: u64 = 32;
-/// Readers whose progress is watched.
-const READERS: usize = 4096;
 
 /// What has to be known of bytes before they are handed out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,70 +62,12 @@ impl Verify {
     }
 }
 
-/// A blob, and the bytes that a node says it has: what is known of the one may be a lie of the
-/// other, so nothing is kept under the digest alone.
-pub(super) type Claim = (Digest, u64);
-
-/// What a whole blob is given to, from front to back.
-pub(super) type Sink<'a> = &'a mut (dyn FnMut(Bytes) -> Result<(), Failure> + Send);
-
-/// What whole small blobs are given to, each with its place among those wanted.
-pub(super) type Many<'a> = &'a mut (dyn FnMut(usize, Bytes) + Send);
-
-/// Where blobs come from. Nothing that it gives is believed.
-#[async_trait]
-pub(super) trait Source: Debug + Send + Sync + 'static {
-    /// On which fetches run.
-    fn runtime(&self) -> &Handle;
-
-    /// Notes that what came for `digest` is not what it promises.
-    fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure;
-
-    /// Whether the source ever lied.
-    fn is_liar(&self) -> bool;
-
-    /// The whole blob, as it comes; false if there is none. A node says that it has `size` bytes.
-    async fn whole(&self, digest: &Digest, size: u64, sink: Sink<'_>) -> Result<bool, Failure>;
-
-    /// The blob's table, if there is one for it, checked against the digest.
-    async fn table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Failure>;
-
-    /// `length` bytes at `start`: a segment. If `chunks_suffice`, chunks may be all that there is.
-    async fn part(
-        &self,
-        digest: &Digest,
-        size: u64,
-        start: u64,
-        length: u64,
-        chunks_suffice: bool,
-    ) -> Result<Part, Failure>;
-
-    /// Many blobs in one answer, each given to `sink` with its place in `wanted` as it comes. What
-    /// is left out has to be asked for by itself.
-    async fn together(&self, wanted: &[Claim], sink: Many<'_>) -> Result<(), Failure> {
-        let _ = (wanted, sink);
-        Ok(())
-    }
-}
-
 /// What is known of a part, after all checks.
 enum Known {
     Found(Bytes),
     Absent,
     /// It cannot be checked by itself.
     OnlyWhole,
-}
-
-/// What a question for a part of a blob came to.
-#[derive(Debug)]
-pub(super) enum Part {
-    /// The bytes, and what proves them ([`verify_part`]).
-    Proven(Bytes, Bytes),
-    /// Of chunks, each of which matches its digest. The blob's table may say more of them.
-    Chunks(Bytes),
-    Absent,
-    /// The source does not do this, or not for this blob.
-    Unavailable,
 }
 
 /// The blobs of a [`Source`].
@@ -144,21 +81,10 @@ pub(super) struct Segments<S> {
     witnesses: Witnesses,
     /// Turns of blobs that are fetched ahead one by one.
     alone: tokio::sync::Semaphore,
-    readers: Mutex<Bounded<Digest, Progress>>,
+    readers: Readers,
     fetching: Flights<(Claim, u64), Result<Option<Bytes>, Failure>>,
     asking: Flights<Claim, Result<Option<Arc<GroupTable>>, Failure>>,
     spooling: Flights<Claim, Result<Option<Whole>, Failure>>,
-}
-
-/// How far a reader of a blob got.
-#[derive(Clone, Copy, Debug)]
-struct Progress {
-    /// The segment that comes next if the reader goes on.
-    next: u64,
-    /// Segments to have ahead.
-    ahead: u64,
-    /// The first segment that was not asked for yet.
-    fetched: u64,
 }
 
 impl<S: Source> Segments<S> {
@@ -177,7 +103,7 @@ impl<S: Source> Segments<S> {
             spools: Mutex::new(Bounded::new(spool_bytes)),
             witnesses: Witnesses::new(),
             alone: Self::turns(),
-            readers: Mutex::new(Bounded::new(READERS)),
+            readers: Readers::new(),
             fetching: Flights::default(),
             asking: Flights::default(),
             spooling: Flights::default(),
@@ -250,45 +176,7 @@ impl<S: Source> Segments<S> {
 
     /// Watches a reader, and fetches ahead of one that goes straight on.
     fn advance(self: &Arc<Self>, digest: &Digest, size: u64, offset: u64, length: u64) {
-        let segment = part_size(size);
-        let segments = size.div_ceil(segment);
-        if segments < 2 {
-            return;
-        }
-        let first = offset / segment;
-        let next = (offset + length).div_ceil(segment);
-        let ahead = {
-            let mut readers = self.readers.lock();
-            let before = readers.get(digest);
-            let progress = match before {
-                // Still where it was: the same segment, or the one after.
-                Some(before) if first + 1 == before.next || first == before.next => Progress {
-                    next,
-                    ahead: match next > before.next {
-                        true => (before.ahead * 2).clamp(1, MAX_AHEAD),
-                        false => before.ahead,
-                    },
-                    fetched: before.fetched.max(next),
-                },
-                _ => Progress {
-                    next,
-                    ahead: u64::from(offset == 0),
-                    fetched: next,
-                },
-            };
-            let until = (next + progress.ahead).min(segments);
-            let ahead = progress.fetched..until;
-            let fetched = progress.fetched.max(until);
-            readers.insert(
-                *digest,
-                Progress {
-                    fetched,
-                    ..progress
-                },
-                1,
-            );
-            ahead
-        };
+        let ahead = self.readers.advance(digest, size, offset, length);
         for index in ahead {
             if !self.segments.lock().contains(&((*digest, size), index)) {
                 self.depart(*digest, size, index);

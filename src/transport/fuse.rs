@@ -10,13 +10,16 @@
 
 mod answer;
 mod backing;
+mod crew;
 mod device;
 mod handover;
+mod look_out;
 mod mountpoint;
 mod notices;
 mod page_cache;
 mod pulse;
 mod root_watch;
+mod serving;
 mod session;
 mod vigil;
 mod warm_up;

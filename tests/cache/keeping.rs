@@ -10,7 +10,7 @@ use castore_fs::castore::{Digest, Node};
 use castore_fs::fs::{Options, Top};
 use castore_fs::store::{Answer, CacheOptions, MemoryStore, Prefetch, Store};
 
-use crate::double::Double;
+use crate::double::{Double, Trouble};
 use crate::model::{directory, file};
 use crate::mounted::{Mounted, can_mount};
 use crate::tree::*;
@@ -21,17 +21,17 @@ fn what_was_read_outlives_the_process_and_the_far_store() {
     let far_store = far([1, 2]);
     let first = cache(near.path(), &far_store, CacheOptions::default());
     read_tree(&blocking(first.clone()), 1).unwrap();
-    let asked = far_store.asked();
+    let asked = far_store.objects.load(Ordering::Relaxed);
     read_tree(&blocking(first.clone()), 1).unwrap();
     assert_eq!(
-        far_store.asked(),
+        far_store.objects.load(Ordering::Relaxed),
         asked,
         "read again, it is not asked for again"
     );
     assert!(first.status().hits > 40 && first.status().misses > 40);
     drop(first);
 
-    far_store.set(&far_store.unreachable, true);
+    far_store.trouble(Trouble::Unreachable);
     let again = cache(near.path(), &far_store, CacheOptions::default());
     let node = tree(1).put_root(&MemoryStore::new(), "x");
     let Node::Directory { digest, .. } = &node else {
@@ -42,7 +42,7 @@ fn what_was_read_outlives_the_process_and_the_far_store() {
         Answer::Found(_)
     ));
     read_tree(&blocking(again.clone()), 1).unwrap();
-    assert_eq!(far_store.asked(), asked);
+    assert_eq!(far_store.objects.load(Ordering::Relaxed), asked);
     assert_eq!(again.status().misses, 0);
     let usage = again.usage().unwrap().unwrap();
     assert_eq!((usage.blobs, usage.directories), (42, 3));
@@ -77,7 +77,7 @@ fn parts_of_a_large_blob_stay_and_become_a_plain_file_when_they_are_all_there() 
     assert_eq!(fs::read_dir(near.path().join("parts")).unwrap().count(), 2);
 
     let again = cache(near.path(), &far_store, CacheOptions::default());
-    far_store.set(&far_store.unreachable, true);
+    far_store.trouble(Trouble::Unreachable);
     let mut buffer = [0; 4096];
     let found = again
         .read_now(&digest, size, 1_000_001, &mut buffer)
@@ -89,7 +89,7 @@ fn parts_of_a_large_blob_stay_and_become_a_plain_file_when_they_are_all_there() 
     let lacking = again.read_now(&digest, size, 0, &mut buffer).unwrap();
     assert_eq!(lacking, Answer::Wait);
     assert!(again.backing_file(&digest, size).unwrap().is_none());
-    far_store.set(&far_store.unreachable, false);
+    far_store.trouble(Trouble::None);
     std::thread::sleep(Duration::from_millis(800));
     let whole = RUNTIME.block_on(again.read(&digest, size, 0, size as usize));
     assert!(whole.unwrap().unwrap()[..] == bytes[..]);
@@ -104,7 +104,7 @@ fn parts_of_a_large_blob_stay_and_become_a_plain_file_when_they_are_all_there() 
     wait_until("its parts are gone", || {
         fs::read_dir(near.path().join("parts")).unwrap().count() == 0
     });
-    far_store.set(&far_store.unreachable, true);
+    far_store.trouble(Trouble::Unreachable);
     read(&again, 12_345, 1 << 20);
 }
 
@@ -127,7 +127,7 @@ fn a_thousand_readers_of_a_cold_blob_cause_one_download() {
     let memory = MemoryStore::new();
     file(bytes.clone()).put_root(&memory, "blob");
     let far_store = Arc::new(Double::far("far:", memory));
-    far_store.delay.store(50, Ordering::Relaxed);
+    far_store.trouble(Trouble::Slow(Duration::from_millis(50)));
     let cache = cache(near.path(), &far_store, CacheOptions::default());
     RUNTIME.block_on(async {
         let mut readers = tokio::task::JoinSet::new();
@@ -168,7 +168,7 @@ fn a_prefetch_brings_everything_and_goes_on_where_it_broke_off() {
         2 * bytes,
         "one tree more"
     );
-    far_store.set(&far_store.unreachable, true);
+    far_store.trouble(Trouble::Unreachable);
     for seed in [1, 2] {
         read_tree(&blocking(cache.clone()), seed).unwrap();
     }
@@ -187,7 +187,7 @@ fn additions_go_through_to_the_far_store() {
     read_tree(&blocking(cache.clone()), 3).unwrap();
     assert!(
         RUNTIME
-            .block_on(far_store.inner.root(b"tree3"))
+            .block_on(far_store.inner().root(b"tree3"))
             .unwrap()
             .is_some()
     );
@@ -231,7 +231,7 @@ fn a_mount_goes_on_without_the_far_store_and_comes_up_again_without_it() {
             1,
             "round {round}"
         );
-        far_store.set(&far_store.unreachable, true);
+        far_store.trouble(Trouble::Unreachable);
         model.assert_is_at(&mount.join("root"));
         cache.flush();
     }

@@ -10,11 +10,15 @@ mod model;
 #[path = "../kit/mounted.rs"]
 #[allow(dead_code)]
 mod mounted;
+#[path = "../kit/noise.rs"]
+mod noise;
 #[path = "../kit/patience.rs"]
 mod patience;
 mod room;
 mod roots;
 #[path = "../kit/skip.rs"]
 mod skip;
+#[path = "../kit/small_disk.rs"]
+mod small_disk;
 mod tree;
 mod trouble;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use castore_fs::store::{Answer, CacheOptions, LocalStore, Store};
 
+use crate::double::Trouble;
 use crate::patience::wait_until;
 use crate::tree::*;
 
@@ -27,8 +28,8 @@ fn a_change_in_the_far_store_is_seen_at_once_if_it_tells() {
             let told = cache.wait_for_roots(version, Duration::from_secs(20));
             (told.unwrap(), begun.elapsed())
         });
-        tree(2).put_root(&far_store.inner, "tree1");
-        tree(2).put_root(&far_store.inner, "other");
+        tree(2).put_root(&*far_store.inner(), "tree1");
+        tree(2).put_root(&*far_store.inner(), "other");
         waiting.join().unwrap()
     });
     assert_ne!(told, version);
@@ -51,10 +52,7 @@ fn without_the_far_store_old_answers_go_on_and_misses_fail_at_once() {
         blocking(cache.clone()).root(b"tree1").unwrap();
         cache
     });
-    far_store.set(&far_store.unreachable, true);
-    far_store
-        .delay
-        .store(400, std::sync::atomic::Ordering::Relaxed);
+    far_store.trouble(Trouble::UnreachableAfter(Duration::from_millis(400)));
     let cache = cache(near.path(), &far_store, options);
     let store = blocking(cache.clone());
     assert!(
@@ -74,12 +72,9 @@ fn without_the_far_store_old_answers_go_on_and_misses_fail_at_once() {
     );
     assert!(cache.status().far_down.is_some());
     // Back again, with another node: whoever holds on to the old one learns of it.
-    far_store
-        .delay
-        .store(0, std::sync::atomic::Ordering::Relaxed);
     let version = cache.roots_version().unwrap();
-    far_store.set(&far_store.unreachable, false);
-    tree(2).put_root(&far_store.inner, "tree1");
+    far_store.trouble(Trouble::None);
+    tree(2).put_root(&*far_store.inner(), "tree1");
     wait_until("the change is noticed", || {
         cache.roots_version().unwrap() > version + 1
     });

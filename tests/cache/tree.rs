@@ -9,16 +9,9 @@ use tokio::runtime::Runtime;
 
 use crate::double::Double;
 use crate::model::{Model, directory, file};
+pub use crate::noise::noise;
 
 pub static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
-
-/// Bytes that look like nothing, the same for the same `seed`.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut bytes = vec![0; len];
-    random.fill(&mut bytes);
-    bytes
-}
 
 pub fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()

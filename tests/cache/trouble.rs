@@ -11,36 +11,12 @@ use std::thread;
 use std::time::Duration;
 
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store, open};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::double::Double;
+use crate::double::{Double, Trouble};
 use crate::model::file;
 use crate::patience::wait_until;
-use crate::skip::skip;
+use crate::small_disk::small_disk;
 use crate::tree::*;
-
-/// A mount that goes with its guard.
-pub struct Disk(PathBuf);
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
-/// Mounts a disk in memory; says why and gives nothing where that is not allowed.
-pub fn small_disk(at: &Path, bytes: u64) -> Option<Disk> {
-    let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
-    match mount("none", at, "tmpfs", MountFlags::empty(), options.as_c_str()) {
-        Ok(()) => Some(Disk(at.to_owned())),
-        Err(error) => {
-            skip(&format!(
-                "a tmpfs cannot be mounted here ({error}); run as root"
-            ));
-            None
-        }
-    }
-}
 
 #[test]
 fn a_full_disk_makes_the_cache_stream_and_it_recovers() {
@@ -87,7 +63,7 @@ fn a_full_disk_makes_the_cache_stream_and_it_recovers() {
         read_tree(&blocking(cache.clone()), seed).unwrap();
     }
     cache.flush();
-    far_store.set(&far_store.unreachable, true);
+    far_store.trouble(Trouble::Unreachable);
     for seed in 0..3 {
         read_tree(&blocking(cache.clone()), seed).unwrap();
     }
@@ -135,7 +111,7 @@ fn a_damaged_byte_in_the_near_store_is_noticed_and_fetched_anew() {
         again.status().repairs >= 40
     });
     drop(again);
-    far_store.set(&far_store.unreachable, true);
+    far_store.trouble(Trouble::Unreachable);
     let again = cache(near.path(), &far_store, CacheOptions::default());
     read_tree(&blocking(again.clone()), 1).unwrap();
     assert_eq!(again.status().repairs, 0);
@@ -223,15 +199,18 @@ fn files(path: &Path) -> Vec<PathBuf> {
 #[test]
 fn a_liar_gets_no_wrong_byte_into_the_near_store() {
     let near = tempfile::tempdir().unwrap();
-    let mut liar = Double::far("liar:", store_with([1]));
-    liar.flip_at = Some(50);
-    let liar = Arc::new(liar);
+    let liar = Arc::new(Double {
+        flip_at: Some(50),
+        ..Double::far("liar:", store_with([1]))
+    });
     let lied = cache(near.path(), &liar, CacheOptions::default());
     let error = read_tree(&blocking(lied.clone()), 1).unwrap_err();
     assert!(error.to_string().contains("liar:"), "{error}");
     drop(lied);
-    let short = far([1]);
-    short.set(&short.truncate, true);
+    let short = Arc::new(Double {
+        cut_short: true,
+        ..Double::far("far:", store_with([1]))
+    });
     let cut = cache(near.path(), &short, CacheOptions::default());
     let error = read_tree(&blocking(cut.clone()), 1)
         .unwrap_err()

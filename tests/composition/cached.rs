@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use castore_fs::castore::Digest;
 use castore_fs::store::{Cache, CacheOptions, Error, Join, Mirrors, Order, Store};
 
-use super::double::{Double, Trouble, put};
+use super::double::{Double, Trouble};
+use super::{empty, put};
 
 fn cache(far: Arc<dyn Store>) -> (Cache, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
@@ -27,15 +28,15 @@ fn members(doubles: [&Arc<Double>; 2]) -> Vec<(String, Arc<dyn Store>)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_member_cannot_say_does_not_make_the_others_unreachable() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
+    let (a, b) = (empty("a"), empty("b"));
     for number in 0..20 {
         put(
-            &b.inner,
+            &*b.inner(),
             &format!("tree-{number}"),
             &format!("file {number}"),
         );
     }
-    a.trouble(Trouble::Fails);
+    a.trouble(Trouble::Unreachable);
     let mirrors = Mirrors::new("store:m".to_owned(), members([&a, &b]), Order::Listed);
     let joined = Join::new("store:j".to_owned(), members([&b, &a]));
     let stores: [Arc<dyn Store>; 2] = [Arc::new(mirrors), Arc::new(joined)];
@@ -58,15 +59,15 @@ async fn what_one_member_cannot_say_does_not_make_the_others_unreachable() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_read_is_there_when_every_member_is_gone() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
-    let tree = put(&a.inner, "tree", "contents");
+    let (a, b) = (empty("a"), empty("b"));
+    let tree = put(&*a.inner(), "tree", "contents");
     let mirrors = Mirrors::new("store:m".to_owned(), members([&a, &b]), Order::Listed);
     let (cache, _folder) = cache(Arc::new(mirrors));
     let (blob, size) = (Digest::of(b"contents"), 8);
     assert!(cache.root(b"tree").await.unwrap().is_some());
     assert!(cache.directory(&tree.digest()).await.unwrap().is_some());
     assert!(cache.read(&blob, size, 0, 8).await.unwrap().is_some());
-    for trouble in [Trouble::Fails, Trouble::Lies] {
+    for trouble in [Trouble::Unreachable, Trouble::Lies] {
         a.trouble(trouble);
         b.trouble(trouble);
         let began = Instant::now();

@@ -1,12 +1,12 @@
 //! Several stores as one, and some of one's root nodes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use castore_fs::castore::{Digest, Name, Root};
 use castore_fs::store::{Answer, Error, Filter, Join, Pattern, Store};
 
-use super::double::{Double, Trouble, put};
+use super::double::{Double, Trouble};
+use super::{assert_changes_are_noticed, empty, put};
 
 fn join(members: &[&Arc<Double>]) -> Join {
     let members = members.iter().map(|double| {
@@ -28,11 +28,11 @@ fn names(roots: &[Root]) -> Vec<String> {
 
 #[tokio::test]
 async fn a_root_is_the_first_members_that_has_one_of_that_name() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
-    let first = put(&a.inner, "both", "the first");
-    put(&b.inner, "both", "the second");
-    let other = put(&b.inner, "other", "another");
-    put(&a.inner, "zebra", "the last");
+    let (a, b) = (empty("a"), empty("b"));
+    let first = put(&*a.inner(), "both", "the first");
+    put(&*b.inner(), "both", "the second");
+    let other = put(&*b.inner(), "other", "another");
+    put(&*a.inner(), "zebra", "the last");
     let joined = join(&[&a, &b]);
     let found = joined.root(b"both").await.unwrap().unwrap();
     assert_eq!(found.node, first.node());
@@ -47,18 +47,18 @@ async fn a_root_is_the_first_members_that_has_one_of_that_name() {
 
 #[tokio::test]
 async fn who_is_out_of_reach_does_not_change_what_a_name_stands_for() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
-    let first = put(&a.inner, "mine", "the first's");
-    put(&b.inner, "both", "the second");
+    let (a, b) = (empty("a"), empty("b"));
+    let first = put(&*a.inner(), "mine", "the first's");
+    put(&*b.inner(), "both", "the second");
     let joined = join(&[&a, &b]);
     assert_eq!(names(&joined.roots().await.unwrap()), ["both", "mine"]);
-    a.trouble(Trouble::Fails);
+    a.trouble(Trouble::Unreachable);
     // The first might have one of that name.
     assert!(joined.root(b"both").await.is_err());
     // A list stays what it was.
     assert_eq!(names(&joined.roots().await.unwrap()), ["both", "mine"]);
     a.trouble(Trouble::None);
-    b.trouble(Trouble::Fails);
+    b.trouble(Trouble::Unreachable);
     let found = joined.root(b"mine").await.unwrap().unwrap();
     assert_eq!(found.node, first.node());
     assert!(joined.root(b"none").await.is_err());
@@ -68,8 +68,8 @@ async fn who_is_out_of_reach_does_not_change_what_a_name_stands_for() {
 
 #[tokio::test]
 async fn content_is_asked_of_who_led_to_it_and_then_of_the_others() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
-    let tree = put(&b.inner, "tree", "contents");
+    let (a, b) = (empty("a"), empty("b"));
+    let tree = put(&*b.inner(), "tree", "contents");
     let (blob, size) = (Digest::of(b"contents"), 8);
     let joined = join(&[&a, &b]);
     // Without a lead, in order.
@@ -83,8 +83,8 @@ async fn content_is_asked_of_who_led_to_it_and_then_of_the_others() {
     assert_eq!(read, "contents");
     assert_eq!((a.asked(), b.asked()), (0, 2));
     // Who led to it fails: anybody's will do.
-    put(&a.inner, "copy", "contents");
-    for trouble in [Trouble::Fails, Trouble::Lies, Trouble::Truncates] {
+    put(&*a.inner(), "copy", "contents");
+    for trouble in [Trouble::Unreachable, Trouble::Lies, Trouble::Truncates] {
         b.trouble(trouble);
         let read = joined.read(&blob, size, 0, 8).await.unwrap().unwrap();
         assert_eq!(read, "contents");
@@ -93,13 +93,13 @@ async fn content_is_asked_of_who_led_to_it_and_then_of_the_others() {
 
 #[tokio::test]
 async fn there_is_nothing_only_if_every_member_says_so() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
+    let (a, b) = (empty("a"), empty("b"));
     let joined = join(&[&a, &b]);
     let missing = Digest::of(b"missing");
     assert_eq!(joined.directory(&missing).await.unwrap(), None);
     assert_eq!(joined.read(&missing, 1, 0, 1).await.unwrap(), None);
     for double in [&a, &b] {
-        double.trouble(Trouble::Fails);
+        double.trouble(Trouble::Unreachable);
         assert!(joined.directory(&missing).await.is_err());
         assert!(joined.read(&missing, 1, 0, 1).await.is_err());
         assert!(joined.has_blob(&missing).await.is_err());
@@ -111,9 +111,9 @@ async fn there_is_nothing_only_if_every_member_says_so() {
 
 #[tokio::test]
 async fn a_filter_shows_and_takes_what_its_patterns_say() {
-    let a = Double::new("a");
-    let app = put(&a.inner, "app-1", "an app");
-    put(&a.inner, "secret", "a secret");
+    let a = empty("a");
+    let app = put(&*a.inner(), "app-1", "an app");
+    put(&*a.inner(), "secret", "a secret");
     let filtered = filter(&a, &["app-*", "doc"]);
     assert!(filtered.root(b"app-1").await.unwrap().is_some());
     a.asked();
@@ -135,44 +135,36 @@ async fn a_filter_shows_and_takes_what_its_patterns_say() {
     let secret = Name::new(b"secret").unwrap();
     assert!(ingest.remove_root(&secret).is_err());
     ingest.commit().unwrap();
-    let all = a.inner.roots().await.unwrap();
+    let all = a.inner().roots().await.unwrap();
     assert_eq!(names(&all), ["app-1", "app-2", "secret"]);
 }
 
 #[tokio::test]
 async fn filters_say_which_member_of_a_join_a_name_is_asked_of() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
-    put(&a.inner, "app-1", "a's app");
-    let theirs = put(&b.inner, "lib-1", "b's library");
-    put(&a.inner, "lib-1", "a's library, which is not shown");
+    let (a, b) = (empty("a"), empty("b"));
+    put(&*a.inner(), "app-1", "a's app");
+    let theirs = put(&*b.inner(), "lib-1", "b's library");
+    put(&*a.inner(), "lib-1", "a's library, which is not shown");
     let members: Vec<(String, Arc<dyn Store>)> = vec![
         ("apps".to_owned(), Arc::new(filter(&a, &["app-*"]))),
         ("rest".to_owned(), b.clone()),
     ];
     let joined = Join::new("store:all".to_owned(), members);
     // The first is out of reach, and has no say in this name.
-    a.trouble(Trouble::Fails);
+    a.trouble(Trouble::Unreachable);
     let found = joined.root(b"lib-1").await.unwrap().unwrap();
     assert_eq!((found.node, a.asked()), (theirs.node(), 0));
 }
 
 #[test]
 fn a_change_of_any_members_roots_is_noticed() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
-    let joined = join(&[&a, &b]);
-    for double in [&a, &b] {
-        let seen = joined.roots_version().unwrap();
-        let waiting = joined.clone();
-        let patience = Duration::from_secs(20);
-        let waiter = std::thread::spawn(move || waiting.wait_for_roots(seen, patience).unwrap());
-        put(&double.inner, "new", "1");
-        assert_ne!(waiter.join().unwrap(), seen);
-    }
+    let (a, b) = (empty("a"), empty("b"));
+    assert_changes_are_noticed(&join(&[&a, &b]), [&a, &b]);
 }
 
 #[test]
 fn a_join_is_written_to_by_its_members() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
+    let (a, b) = (empty("a"), empty("b"));
     let error = join(&[&a, &b]).ingest().err().unwrap();
     assert!(matches!(error, Error::ReadOnly { .. }), "{error}");
 }

@@ -2,7 +2,53 @@
 //! runtime's paused clock: nothing here sleeps.
 
 mod cached;
+#[path = "../kit/double.rs"]
 mod double;
 mod joined;
 mod mirrored;
+#[path = "../kit/model.rs"]
+#[allow(dead_code)] // nothing is mounted
+mod model;
 mod planned;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use castore_fs::castore::Directory;
+use castore_fs::store::{Answer, MemoryStore, Store};
+
+use self::double::Double;
+use self::model::{directory, file};
+
+/// A store far away that holds nothing.
+fn empty(url: &'static str) -> Arc<Double> {
+    holding(url, &MemoryStore::new())
+}
+
+/// A store far away with what `store` holds.
+fn holding(url: &'static str, store: &MemoryStore) -> Arc<Double> {
+    Arc::new(Double::far(url, store.clone()))
+}
+
+/// Adds a root node `name`: a directory with one file, which says `contents`. Gives the directory.
+fn put(store: &dyn Store, name: &str, contents: &str) -> Directory {
+    let node = directory([("file", file(contents))]).put_root(store, name);
+    let digest = node.digest().expect("a directory has a digest");
+    match store.directory_now(&digest).unwrap() {
+        Answer::Found(directory) => directory,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Fails unless who waits for the roots of `whole` is told when those of one of `members` change.
+fn assert_changes_are_noticed(whole: &dyn Store, members: [&Arc<Double>; 2]) {
+    for member in members {
+        let seen = whole.roots_version().unwrap();
+        std::thread::scope(|scope| {
+            let patience = Duration::from_secs(20);
+            let waiter = scope.spawn(move || whole.wait_for_roots(seen, patience).unwrap());
+            put(&*member.inner(), "new", "1");
+            assert_ne!(waiter.join().unwrap(), seen);
+        });
+    }
+}

@@ -10,7 +10,8 @@ use castore_fs::store::{
 use futures_util::future::join_all;
 use tokio::time::{Instant, advance};
 
-use super::double::{DEADLINE, Double, Trouble, put};
+use super::double::{DEADLINE, Double, Trouble};
+use super::{assert_changes_are_noticed, empty, holding, put};
 
 /// Mirrors `a` and `b` of a store with the root node `tree`.
 struct Pair {
@@ -26,7 +27,7 @@ impl Pair {
     fn new(order: Order) -> Self {
         let store = MemoryStore::new();
         let tree = put(&store, "tree", CONTENTS);
-        let (a, b) = (Double::with("a", &store), Double::with("b", &store));
+        let (a, b) = (holding("a", &store), holding("b", &store));
         let mirrors = mirrors(&[&a, &b], order);
         Self {
             a,
@@ -88,14 +89,14 @@ async fn the_first_is_asked_alone_while_it_is_well() {
 #[tokio::test(start_paused = true)]
 async fn a_failure_costs_nothing_and_who_fails_is_left_alone_until_it_is_well() {
     let pair = Pair::new(Order::Listed);
-    pair.a.trouble(Trouble::Fails);
+    pair.a.trouble(Trouble::Unreachable);
     for _ in 0..10 {
         assert_eq!(pair.takes().await, Duration::ZERO);
     }
     assert_eq!(pair.asked(), (3, 10));
     let [a, b] = pair.health();
     assert_eq!((a.state, a.failures, b.state), (Open, 3, Up));
-    assert!(a.last_failure.unwrap().contains("on fire"));
+    assert!(a.last_failure.unwrap().contains("nobody is there"));
     // One probe in a rest, which doubles; its failure delays nobody.
     advance(Duration::from_secs(2)).await;
     for _ in 0..10 {
@@ -155,7 +156,7 @@ async fn who_is_overtaken_again_and_again_is_left_alone_and_probed() {
     advance(Duration::from_secs(4)).await;
     assert_eq!((pair.asked(), pair.states()), ((1, 1), [Slow, Up]));
     // The slow one is still better than none.
-    pair.b.trouble(Trouble::Fails);
+    pair.b.trouble(Trouble::Unreachable);
     assert_eq!(pair.takes().await, Duration::from_secs(3));
     // Well again.
     pair.b.trouble(Trouble::None);
@@ -228,7 +229,7 @@ async fn nothing_is_there_only_if_every_member_says_so() {
     // At hand it is never said: it takes asking.
     assert_eq!(pair.mirrors.root_now(b"missing").unwrap(), Answer::Wait);
     for double in [&pair.a, &pair.b] {
-        double.trouble(Trouble::Fails);
+        double.trouble(Trouble::Unreachable);
         // Later, when it is left alone, that is no "not found" either.
         for _ in 0..5 {
             let error = pair.mirrors.root(b"missing").await.unwrap_err();
@@ -236,7 +237,7 @@ async fn nothing_is_there_only_if_every_member_says_so() {
                 matches!(error, Error::Undecided { late: false, .. }),
                 "{error}"
             );
-            assert!(error.to_string().contains("on fire"), "{error}");
+            assert!(error.to_string().contains("nobody is there"), "{error}");
         }
         double.trouble(Trouble::Hangs);
         advance(Duration::from_secs(100)).await;
@@ -258,8 +259,8 @@ async fn nothing_is_there_only_if_every_member_says_so() {
 
 #[tokio::test(start_paused = true)]
 async fn what_one_lacks_another_has() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
-    let tree = put(&b.inner, "tree", CONTENTS);
+    let (a, b) = (empty("a"), empty("b"));
+    let tree = put(&*b.inner(), "tree", CONTENTS);
     let mirrors = mirrors(&[&a, &b], Order::Listed);
     assert_eq!(mirrors.directory(&tree.digest()).await.unwrap(), Some(tree));
     assert!(mirrors.root(b"tree").await.unwrap().is_some());
@@ -280,7 +281,7 @@ async fn a_liar_gets_nothing_through_is_marked_and_heard_last() {
     assert_eq!(pair.mirrors.root(b"missing").await.unwrap(), None);
     assert_eq!(pair.asked(), (0, 1));
     // It is better than nobody: what it sends is verified.
-    pair.b.trouble(Trouble::Fails);
+    pair.b.trouble(Trouble::Unreachable);
     pair.takes().await;
     assert!(pair.mirrors.root(b"missing").await.is_err());
     pair.b.trouble(Trouble::None);
@@ -336,7 +337,7 @@ async fn in_a_race_all_are_asked_and_the_fastest_counts() {
         assert_eq!(pair.takes().await, Duration::from_millis(10));
     }
     assert_eq!(pair.asked(), (20, 20));
-    pair.b.trouble(Trouble::Fails);
+    pair.b.trouble(Trouble::Unreachable);
     assert_eq!(pair.takes().await, Duration::from_millis(20));
     // Nobody was overtaken: they were asked at the same time.
     assert_eq!(pair.states(), [Up, Up]);
@@ -346,10 +347,8 @@ async fn in_a_race_all_are_asked_and_the_fastest_counts() {
 async fn what_is_at_hand_anywhere_is_answered_in_place() {
     let store = MemoryStore::new();
     let tree = put(&store, "tree", CONTENTS);
-    let far = Double::with("far", &store);
-    let mut near = Arc::into_inner(Double::with("near", &store)).unwrap();
-    near.near = true;
-    let near = Arc::new(near);
+    let far = holding("far", &store);
+    let near = Arc::new(Double::near("near", store));
     let mirrors = mirrors(&[&far, &near], Order::Listed);
     let now = mirrors.directory_now(&tree.digest()).unwrap();
     assert_eq!(now, Answer::Found(tree));
@@ -371,30 +370,23 @@ async fn what_is_at_hand_anywhere_is_answered_in_place() {
 
 #[tokio::test(start_paused = true)]
 async fn the_list_of_roots_is_the_first_healthy_ones() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
-    put(&a.inner, "one", "1");
-    put(&b.inner, "one", "1");
-    put(&b.inner, "two", "2");
+    let (a, b) = (empty("a"), empty("b"));
+    put(&*a.inner(), "one", "1");
+    put(&*b.inner(), "one", "1");
+    put(&*b.inner(), "two", "2");
     let mirrors = mirrors(&[&a, &b], Order::Listed);
     assert_eq!(mirrors.roots().await.unwrap().len(), 1);
-    a.trouble(Trouble::Fails);
+    a.trouble(Trouble::Unreachable);
     assert_eq!(mirrors.roots().await.unwrap().len(), 2);
-    b.trouble(Trouble::Fails);
+    b.trouble(Trouble::Unreachable);
     assert!(mirrors.roots().await.is_err());
 }
 
 #[test]
 fn a_change_of_any_members_roots_is_noticed() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
+    let (a, b) = (empty("a"), empty("b"));
     let mirrors = mirrors(&[&a, &b], Order::Listed);
-    for double in [&a, &b] {
-        let seen = mirrors.roots_version().unwrap();
-        let waiting = mirrors.clone();
-        let patience = Duration::from_secs(20);
-        let waiter = std::thread::spawn(move || waiting.wait_for_roots(seen, patience).unwrap());
-        put(&double.inner, "new", "1");
-        assert_ne!(waiter.join().unwrap(), seen);
-    }
+    assert_changes_are_noticed(&mirrors, [&a, &b]);
     let seen = mirrors.roots_version().unwrap();
     let now = mirrors
         .wait_for_roots(seen, Duration::from_millis(1))
@@ -404,7 +396,7 @@ fn a_change_of_any_members_roots_is_noticed() {
 
 #[test]
 fn mirrors_are_written_to_one_by_one() {
-    let (a, b) = (Double::new("a"), Double::new("b"));
+    let (a, b) = (empty("a"), empty("b"));
     let error = mirrors(&[&a, &b], Order::Listed).ingest().err().unwrap();
     assert!(matches!(error, Error::ReadOnly { .. }), "{error}");
     assert!(error.to_string().contains("one of a, b"), "{error}");
@@ -413,7 +405,7 @@ fn mirrors_are_written_to_one_by_one() {
 #[tokio::test(start_paused = true)]
 async fn every_question_survives_every_trouble_of_one_member() {
     let troubles = [
-        Trouble::Fails,
+        Trouble::Unreachable,
         Trouble::Hangs,
         Trouble::Slow(Duration::from_secs(5)),
         Trouble::Lies,

@@ -1,19 +1,51 @@
-//! A store that stands in for another: it forwards every question, unless it is told to lie, to
+//! A store that stands in for another: it hands on every question, unless it is told to lie, to
 //! lose things, to be slow, to hang or to fail.
+//!
+//! As every store it verifies what it hands out, so that a lie comes out as the error it is; but for
+//! the lies that it does not notice itself, which somebody else has to.
+
+#![allow(dead_code)] // no test needs all of it
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use castore_fs::castore::{Digest, Directory, GroupTable, Root};
+use castore_fs::castore::{Digest, Directory, DirectoryError, GroupTable, Root};
 use castore_fs::nix::PathInfo;
-use castore_fs::store::{Answer, Damage, Error, Ingest, MemoryStore, Object, Store, Usage};
+use castore_fs::store::{
+    Answer, BackingFile, Damage, Error, Health, Ingest, MemoryStore, Object, Store, Usage,
+};
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+/// How long a double that hangs waits before it gives up by itself.
+pub const DEADLINE: Duration = Duration::from_secs(15);
+
+/// What becomes of every question that waits for its answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trouble {
+    #[default]
+    None,
+    /// Every answer is an error of the store's own.
+    Fails,
+    /// Every answer is that nobody is there.
+    Unreachable,
+    /// The same, after this long.
+    UnreachableAfter(Duration),
+    /// No answer comes while this lasts, until the deadline.
+    Hangs,
+    /// Answers come after this long.
+    Slow(Duration),
+    /// Objects are others than those of their digests.
+    Lies,
+    /// Blobs are shorter than they are.
+    Truncates,
+}
+
 /// What becomes of a question for one object.
-#[allow(dead_code)] // no test needs all of it
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Missing,
@@ -25,34 +57,29 @@ pub enum Fate {
 /// The store.
 #[derive(Debug)]
 pub struct Double {
-    pub inner: MemoryStore,
+    pub inner: RwLock<Arc<dyn Store>>,
     pub url: &'static str,
     /// Nothing is at hand: every `…_now` says [`Answer::Wait`].
     pub far: bool,
+    pub trouble: watch::Sender<Trouble>,
     pub fates: HashMap<Digest, Fate>,
-    /// Flips a bit in every part of a blob that holds this offset.
+    /// Flips a bit in every part of a blob that holds this offset, and does not notice.
     pub flip_at: Option<u64>,
-    /// Gives another Directory than the one asked for.
+    /// Gives another Directory than the one asked for, and does not notice.
     pub swap_directories: Option<Directory>,
-    /// Gives a byte less than it was asked for.
-    pub truncate: AtomicBool,
-    /// Every answer is an error of the store's own.
-    pub fail: AtomicBool,
-    /// Every answer is that nobody is there.
-    pub unreachable: AtomicBool,
-    /// No answer ever comes.
-    pub hang: AtomicBool,
+    /// Gives a byte less than it was asked for, and does not notice.
+    pub cut_short: bool,
     /// Nobody who waits is told that root nodes have changed.
-    pub silent: AtomicBool,
-    /// Milliseconds that every answer takes.
-    pub delay: AtomicU64,
-    /// Questions for Directories and blobs, by either way.
+    pub silent: bool,
+    /// Questions that had to wait, since somebody asked for their number.
     pub asked: AtomicU64,
+    /// Questions for Directories and blobs, by either way.
+    pub objects: AtomicU64,
     /// Reads of blobs that had to be waited for, and their bytes.
     pub reads: AtomicU64,
     pub bytes: AtomicU64,
     /// Which blobs, in order.
-    pub read: std::sync::Mutex<Vec<Digest>>,
+    pub read: Mutex<Vec<Digest>>,
     /// Questions that wait for their answer.
     pub waiting: AtomicU64,
     /// Whether reads of blobs go through, and how many stand before it.
@@ -67,27 +94,24 @@ impl Default for Double {
     }
 }
 
-#[allow(dead_code)] // no test needs all of it
 impl Double {
     /// Has at hand what `inner` has.
-    pub fn near(url: &'static str, inner: MemoryStore) -> Self {
+    pub fn near(url: &'static str, inner: impl Store + 'static) -> Self {
         Self {
-            inner,
+            inner: RwLock::new(Arc::new(inner)),
             url,
             far: false,
+            trouble: watch::Sender::default(),
             fates: HashMap::new(),
             flip_at: None,
             swap_directories: None,
-            truncate: AtomicBool::new(false),
-            fail: AtomicBool::new(false),
-            unreachable: AtomicBool::new(false),
-            hang: AtomicBool::new(false),
-            silent: AtomicBool::new(false),
-            delay: AtomicU64::new(0),
+            cut_short: false,
+            silent: false,
             asked: AtomicU64::new(0),
+            objects: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
-            read: std::sync::Mutex::default(),
+            read: Mutex::default(),
             waiting: AtomicU64::new(0),
             gate: watch::Sender::new(true),
             at_gate: watch::Sender::new(0),
@@ -95,7 +119,7 @@ impl Double {
     }
 
     /// Has nothing at hand.
-    pub fn far(url: &'static str, inner: MemoryStore) -> Self {
+    pub fn far(url: &'static str, inner: impl Store + 'static) -> Self {
         let far = true;
         Self {
             far,
@@ -116,13 +140,24 @@ impl Double {
         self.with(digest, Fate::Damaged)
     }
 
-    /// Directories and blobs that were asked for.
-    pub fn asked(&self) -> u64 {
-        self.asked.load(Ordering::Relaxed)
+    /// What it stands in for.
+    pub fn inner(&self) -> Arc<dyn Store> {
+        self.inner.read().clone()
     }
 
-    pub fn set(&self, knob: &AtomicBool, on: bool) {
-        knob.store(on, Ordering::Relaxed);
+    /// Stands in for `inner` from now on.
+    pub fn becomes(&self, inner: impl Store + 'static) {
+        *self.inner.write() = Arc::new(inner);
+    }
+
+    /// Is in this trouble from now on.
+    pub fn trouble(&self, trouble: Trouble) {
+        self.trouble.send_replace(trouble);
+    }
+
+    /// Questions that had to wait, since this was last called.
+    pub fn asked(&self) -> u64 {
+        self.asked.swap(0, Ordering::Relaxed)
     }
 
     /// Reads of blobs wait from now on.
@@ -149,50 +184,76 @@ impl Double {
         }
     }
 
-    fn ask(&self, object: Object, digest: &Digest) -> Result<bool, Error> {
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        let store = self.url.to_owned();
+    fn damaged(&self, object: Object, digest: &Digest, damage: Damage) -> Error {
+        Error::Damaged {
+            store: self.url.to_owned(),
+            object,
+            digest: *digest,
+            damage: Box::new(damage),
+        }
+    }
+
+    /// The error of who found out that `object` is another than `digest`.
+    fn another(&self, object: Object, digest: &Digest) -> Error {
+        let (expected, actual) = (*digest, Digest::of(b"a lie"));
+        let damage = match object {
+            Object::Directory => DirectoryError::WrongDigest { expected, actual }.into(),
+            Object::Blob => Damage::WrongBytes { offset: 0 },
+        };
+        self.damaged(object, digest, damage)
+    }
+
+    fn times_out(&self) -> Error {
+        Error::Timeout {
+            store: self.url.to_owned(),
+            after: DEADLINE,
+        }
+    }
+
+    /// Whether `object` is here; an error if something is to become of it.
+    fn fate(&self, object: Object, digest: &Digest) -> Result<bool, Error> {
+        self.objects.fetch_add(1, Ordering::Relaxed);
         match self.fates.get(digest) {
             None => Ok(true),
             Some(Fate::Missing) => Ok(false),
-            Some(Fate::Damaged) => Err(Error::Damaged {
-                store,
-                object,
-                digest: *digest,
-                damage: Box::new(Damage::WrongBytes { offset: 0 }),
-            }),
-            Some(Fate::TimesOut) => Err(Error::Timeout {
-                store,
-                after: Duration::from_secs(1),
-            }),
+            Some(Fate::Damaged) => Err(self.another(object, digest)),
+            Some(Fate::TimesOut) => Err(self.times_out()),
             Some(Fate::Panics) => panic!("a bug, for the sake of the test"),
         }
     }
 
-    async fn trouble(&self) -> Result<(), Error> {
+    /// Before every answer that is waited for; says in what trouble it is.
+    async fn before(&self) -> Result<Trouble, Error> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        let delay = self.delay.load(Ordering::Relaxed);
-        if delay > 0 {
-            tokio::time::sleep(Duration::from_millis(delay)).await;
-        }
-        while self.hang.load(Ordering::Relaxed) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let trouble = self.hang_and_dawdle().await;
         self.waiting.fetch_sub(1, Ordering::Relaxed);
-        if self.fail.load(Ordering::Relaxed) {
-            return Err(Error::Format {
+        match trouble {
+            Trouble::Hangs => Err(self.times_out()),
+            Trouble::Fails => Err(Error::Format {
                 store: self.url.to_owned(),
                 why: "the disk is on fire".to_owned(),
-            });
-        }
-        if self.unreachable.load(Ordering::Relaxed) {
-            return Err(Error::Remote {
+            }),
+            Trouble::Unreachable | Trouble::UnreachableAfter(_) => Err(Error::Remote {
                 store: self.url.to_owned(),
                 request: "asking".to_owned(),
                 why: "nobody is there".to_owned(),
-            });
+            }),
+            trouble => Ok(trouble),
         }
-        Ok(())
+    }
+
+    async fn hang_and_dawdle(&self) -> Trouble {
+        let mut trouble = self.trouble.subscribe();
+        let over = trouble.wait_for(|trouble| *trouble != Trouble::Hangs);
+        let Ok(trouble) = tokio::time::timeout(DEADLINE, over).await else {
+            return Trouble::Hangs;
+        };
+        let trouble = trouble.map_or(Trouble::None, |trouble| *trouble);
+        if let Trouble::Slow(delay) | Trouble::UnreachableAfter(delay) = trouble {
+            tokio::time::sleep(delay).await;
+        }
+        trouble
     }
 
     fn mangle(&self, offset: u64, bytes: Bytes) -> Bytes {
@@ -201,7 +262,7 @@ impl Double {
         if let Some(byte) = flipped.and_then(|at| bytes.get_mut(at as usize)) {
             *byte ^= 1;
         }
-        if self.truncate.load(Ordering::Relaxed) {
+        if self.cut_short {
             bytes.pop();
         }
         bytes.into()
@@ -218,8 +279,8 @@ impl Store for Double {
         if self.far {
             return Ok(Answer::Wait);
         }
-        match self.ask(Object::Directory, digest)? {
-            true => self.inner.directory_now(digest),
+        match self.fate(Object::Directory, digest)? {
+            true => self.inner().directory_now(digest),
             false => Ok(Answer::Absent),
         }
     }
@@ -234,27 +295,37 @@ impl Store for Double {
         if self.far {
             return Ok(Answer::Wait);
         }
-        match self.ask(Object::Blob, digest)? {
+        match self.fate(Object::Blob, digest)? {
             true if !*self.gate.borrow() => Ok(Answer::Wait),
-            true => self.inner.read_now(digest, size, offset, buffer),
+            true => self.inner().read_now(digest, size, offset, buffer),
             false => Ok(Answer::Absent),
         }
+    }
+
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        self.inner().will_need(blobs);
     }
 
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         match self.far {
             true => Ok(Answer::Wait),
-            false => self.inner.root_now(name),
+            false => self.inner().root_now(name),
         }
     }
 
+    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
+        self.inner().backing_file(digest, size)
+    }
+
     async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
-        self.trouble().await?;
+        if self.before().await? == Trouble::Lies {
+            return Err(self.another(Object::Directory, digest));
+        }
         if let Some(other) = &self.swap_directories {
             return Ok(Some(other.clone()));
         }
-        match self.ask(Object::Directory, digest)? {
-            true => self.inner.directory(digest).await,
+        match self.fate(Object::Directory, digest)? {
+            true => self.inner().directory(digest).await,
             false => Ok(None),
         }
     }
@@ -267,15 +338,23 @@ impl Store for Double {
         length: usize,
     ) -> Result<Option<Bytes>, Error> {
         self.reads.fetch_add(1, Ordering::Relaxed);
-        self.read.lock().unwrap().push(*digest);
-        self.trouble().await?;
-        if !self.ask(Object::Blob, digest)? {
+        self.read.lock().push(*digest);
+        match self.before().await? {
+            Trouble::Lies => return Err(self.another(Object::Blob, digest)),
+            Trouble::Truncates => {
+                let (expected, actual) = (size, size - 1);
+                let shorter = Damage::WrongSize { expected, actual };
+                return Err(self.damaged(Object::Blob, digest, shorter));
+            }
+            _ => {}
+        }
+        if !self.fate(Object::Blob, digest)? {
             return Ok(None);
         }
         self.at_gate.send_modify(|waiting| *waiting += 1);
         let _ = self.gate.subscribe().wait_for(|open| *open).await;
         self.at_gate.send_modify(|waiting| *waiting -= 1);
-        let read = self.inner.read(digest, size, offset, length).await?;
+        let read = self.inner().read(digest, size, offset, length).await?;
         Ok(read.map(|bytes| {
             self.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             self.mangle(offset, bytes)
@@ -283,52 +362,56 @@ impl Store for Double {
     }
 
     async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
-        self.trouble().await?;
-        self.inner.root(name).await
+        self.before().await?;
+        self.inner().root(name).await
     }
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
-        self.trouble().await?;
-        self.inner.roots().await
+        self.before().await?;
+        self.inner().roots().await
     }
 
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
-        self.trouble().await?;
-        self.inner.path_info(name).await
+        self.before().await?;
+        self.inner().path_info(name).await
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        self.trouble().await?;
-        self.inner.has_blob(digest).await
+        self.before().await?;
+        self.inner().has_blob(digest).await
     }
 
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
-        self.trouble().await?;
-        self.inner.blob_size(digest).await
+        self.before().await?;
+        self.inner().blob_size(digest).await
     }
 
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
-        self.trouble().await?;
-        self.inner.group_table(digest, size).await
+        self.before().await?;
+        self.inner().group_table(digest, size).await
     }
 
     fn usage(&self) -> Result<Option<Usage>, Error> {
-        self.inner.usage()
+        self.inner().usage()
+    }
+
+    fn health(&self) -> Health {
+        self.inner().health()
     }
 
     fn roots_version(&self) -> Result<u64, Error> {
-        self.inner.roots_version()
+        self.inner().roots_version()
     }
 
     fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
-        if self.silent.load(Ordering::Relaxed) {
+        if self.silent {
             std::thread::sleep(timeout);
             return Ok(seen);
         }
-        self.inner.wait_for_roots(seen, timeout)
+        self.inner().wait_for_roots(seen, timeout)
     }
 
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
-        self.inner.ingest()
+        self.inner().ingest()
     }
 }

@@ -1,12 +1,13 @@
 //! Data made by other implementations, which lies outside of the repository.
 
+#![allow(dead_code)] // not every test has data of others
+
 use std::path::PathBuf;
 
 use crate::skip::skip;
 
 /// The fixture `name`: in the folder that `CASTORE_FS_FIXTURES` names, or beside the repository.
 /// Without it the test is skipped.
-#[allow(dead_code)] // not every test has data of others
 pub fn fixture(name: &str) -> Option<PathBuf> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/fixtures");
     let folder = std::env::var_os("CASTORE_FS_FIXTURES").unwrap_or_else(|| beside.into());
@@ -21,4 +22,16 @@ pub fn fixture(name: &str) -> Option<PathBuf> {
             None
         }
     }
+}
+
+/// The bytes of a name in `expected.json`, which writes those that are not UTF-8 as `\udcNN`.
+pub fn unescape(text: &str) -> Vec<u8> {
+    let mut parts = text.split(r"\udc");
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at(2);
+        bytes.push(u8::from_str_radix(digits, 16).unwrap());
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    bytes
 }

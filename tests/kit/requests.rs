@@ -4,15 +4,11 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use castore_fs::castore::{Digest, Directory, Node, Root};
+use castore_fs::castore::Node;
 use castore_fs::fs::{CastoreFs, Options, Top, Waiting, WarmUp, Workers};
-use castore_fs::nix::PathInfo;
 use castore_fs::profile::Profiles;
-use castore_fs::store::{Answer, Error, Ingest, LocalStore, Store, Usage};
+use castore_fs::store::LocalStore;
 use castore_fs::transport::fuse::Answerer;
 use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode};
 use vm_memory::ByteValued;
@@ -69,12 +65,7 @@ impl Requests {
             .build()
             .unwrap();
         let waiting = Waiting::new(runtime.handle().clone(), Arc::new(NeverWait));
-        let fs = Arc::new(CastoreFs::new(
-            Arc::new(InPlace(store)),
-            options,
-            waiting,
-            None,
-        ));
+        let fs = Arc::new(CastoreFs::new(Arc::new(store), options, waiting, None));
         Self {
             answerer: Answerer::new(fs),
             reply: vec![0; (1 << 20) + 4096],
@@ -133,77 +124,4 @@ impl Workers for NeverWait {
     }
 
     fn wait_ends(&self) {}
-}
-
-/// A local store of which nothing may be asked that goes through the async runtime.
-#[derive(Debug)]
-struct InPlace(LocalStore);
-
-#[async_trait]
-impl Store for InPlace {
-    fn url(&self) -> &str {
-        self.0.url()
-    }
-
-    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
-        self.0.directory_now(digest)
-    }
-
-    fn read_now(
-        &self,
-        digest: &Digest,
-        size: u64,
-        offset: u64,
-        buffer: &mut [u8],
-    ) -> Result<Answer<usize>, Error> {
-        self.0.read_now(digest, size, offset, buffer)
-    }
-
-    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
-        self.0.root_now(name)
-    }
-
-    async fn directory(&self, _: &Digest) -> Result<Option<Directory>, Error> {
-        panic!("a Directory that is here was asked of the runtime")
-    }
-
-    async fn read(&self, _: &Digest, _: u64, _: u64, _: usize) -> Result<Option<Bytes>, Error> {
-        panic!("a blob that is here was asked of the runtime")
-    }
-
-    async fn root(&self, _: &[u8]) -> Result<Option<Root>, Error> {
-        panic!("a root node that is here was asked of the runtime")
-    }
-
-    async fn roots(&self) -> Result<Vec<Root>, Error> {
-        panic!("no request here is about root nodes")
-    }
-
-    async fn path_info(&self, _: &[u8]) -> Result<Option<PathInfo>, Error> {
-        panic!("no request here is about store paths")
-    }
-
-    async fn has_blob(&self, _: &Digest) -> Result<bool, Error> {
-        panic!("no request here is about whether there is a blob")
-    }
-
-    async fn blob_size(&self, _: &Digest) -> Result<Option<u64>, Error> {
-        panic!("no request here is about sizes")
-    }
-
-    fn usage(&self) -> Result<Option<Usage>, Error> {
-        self.0.usage()
-    }
-
-    fn roots_version(&self) -> Result<u64, Error> {
-        self.0.roots_version()
-    }
-
-    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
-        self.0.wait_for_roots(seen, timeout)
-    }
-
-    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
-        self.0.ingest()
-    }
 }

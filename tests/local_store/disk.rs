@@ -7,35 +7,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use castore_fs::store::{Error, LocalStore, Store, open as open_url};
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
+use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
 use crate::folder::{large, records};
 use crate::processes::{command, start};
 use crate::skip::skip;
+use crate::small_disk::{Disk, small_disk};
 use crate::tree::*;
-
-/// A mount that goes with its guard.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
-/// Mounts a disk in memory; says why and gives nothing where that is not allowed.
-fn small_disk(at: &Path, bytes: u64) -> Option<Mounted> {
-    let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
-    match mount("none", at, "tmpfs", MountFlags::empty(), options.as_c_str()) {
-        Ok(()) => Some(Mounted(at.to_owned())),
-        Err(error) => {
-            skip(&format!(
-                "a tmpfs cannot be mounted here ({error}); run as root"
-            ));
-            None
-        }
-    }
-}
 
 /// Makes a file that takes all of its disk but `spare` bytes.
 fn fill(path: &Path, spare: u64) -> fs::File {
@@ -54,10 +32,10 @@ fn fill(path: &Path, spare: u64) -> fs::File {
 }
 
 /// Shows `from` read-only at `at`; says why and gives nothing where that is not allowed.
-fn read_only(from: &Path, at: &Path) -> Option<Mounted> {
+fn read_only(from: &Path, at: &Path) -> Option<Disk> {
     let flags = MountFlags::BIND | MountFlags::RDONLY;
     let mounted = mount_bind(from, at).and_then(|()| {
-        let guard = Mounted(at.to_owned());
+        let guard = Disk(at.to_owned());
         mount_remount(at, flags, "").map(|()| guard)
     });
     mounted

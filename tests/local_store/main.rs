@@ -7,7 +7,11 @@ mod damage;
 mod disk;
 mod folder;
 mod garbage;
+#[path = "../kit/noise.rs"]
+mod noise;
 mod processes;
 #[path = "../kit/skip.rs"]
 mod skip;
+#[path = "../kit/small_disk.rs"]
+mod small_disk;
 mod tree;

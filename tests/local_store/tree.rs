@@ -6,19 +6,7 @@ use std::path::Path;
 use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, Root};
 use castore_fs::store::{Added, Answer, BlobWriter, Error, Ingest, LocalStore, Store};
 
-/// Bytes that look like nothing, the same for the same `seed`.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
+pub use crate::noise::noise;
 
 pub fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()

@@ -1,8 +1,6 @@
 //! Who may call a server, how much, and until when.
 
 use std::num::NonZeroU32;
-use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
@@ -22,7 +20,8 @@ use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::double::Double;
+use super::double::{Double, Trouble};
+use super::passed_on::start_with;
 use super::server::Server;
 use super::{memory, noise, put_file};
 
@@ -182,17 +181,14 @@ async fn certificates_are_demanded_and_checked_on_both_sides() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_run_to_their_end_when_the_server_is_told_to_stop() {
     let (store, digest) = with_blob();
-    let slow = Arc::new(Double {
-        inner: store,
-        ..Double::default()
-    });
+    let slow = Arc::new(Double::far("double:", store));
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let address = format!("unix:{}", socket.display());
     let mut server = Server::with(slow.clone(), &address, Options::default());
     let client = server.client();
     assert!(client.root(b"missing").await.unwrap().is_none());
-    slow.hang.store(true, Ordering::Relaxed);
+    slow.trouble(Trouble::Hangs);
     let reading = {
         let client = client.clone();
         tokio::spawn(async move { client.read(&digest, 1000, 0, 1000).await })
@@ -201,7 +197,7 @@ async fn calls_run_to_their_end_when_the_server_is_told_to_stop() {
     let stopping = tokio::task::spawn_blocking(move || server.stop());
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!stopping.is_finished(), "a call was cut");
-    slow.hang.store(false, Ordering::Relaxed);
+    slow.trouble(Trouble::None);
     assert_eq!(reading.await.unwrap().unwrap().unwrap().len(), 1000);
     stopping.await.unwrap();
     assert!(std::os::unix::net::UnixStream::connect(&socket).is_err());
@@ -210,10 +206,7 @@ async fn calls_run_to_their_end_when_the_server_is_told_to_stop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_over_the_limit_wait_for_their_turn() {
     let (store, digest) = with_blob();
-    let slow = Arc::new(Double {
-        inner: store,
-        ..Double::default()
-    });
+    let slow = Arc::new(Double::far("double:", store));
     let options = Options {
         streams: NonZeroU32::new(3).unwrap(),
         ..Options::default()
@@ -222,7 +215,7 @@ async fn calls_over_the_limit_wait_for_their_turn() {
     let client = server.client();
     // One stream is the watch of the roots.
     assert!(client.root(b"missing").await.unwrap().is_none());
-    slow.hang.store(true, Ordering::Relaxed);
+    slow.trouble(Trouble::Hangs);
     let calls = (0..10u64).map(|index| {
         let client = client.clone();
         let other = Digest::of(&index.to_le_bytes());
@@ -232,7 +225,7 @@ async fn calls_over_the_limit_wait_for_their_turn() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let waiting = slow.waiting.load(Ordering::Relaxed);
     assert!((1..=3).contains(&waiting), "{waiting} calls at once");
-    slow.hang.store(false, Ordering::Relaxed);
+    slow.trouble(Trouble::None);
     for call in calls {
         assert!(!call.await.unwrap().unwrap());
     }
@@ -298,32 +291,12 @@ async fn the_program_takes_sockets_from_systemd_and_tokens_from_its_credentials(
     let socket = folder.path().join("socket");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let tokens = write(folder.path(), "tokens", TOKEN);
-    // As systemd does it: descriptor 3, and LISTEN_PID, which only the child can know.
-    let line = "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
-    let mut command = Command::new("sh");
+    let mut command = Command::new(program);
     command
-        .args(["-c", line, program, "serve", "--store", &store])
+        .args(["serve", "--store", &store])
         .args(["--listen", "systemd", "--token-file"])
         .arg(&tokens);
-    let number = listener.as_raw_fd();
-    let inherit = move || {
-        // SAFETY: copies a descriptor, or changes a flag of one, which may be done between fork and
-        // exec; what 3 was is the child's copy of something that closes on exec anyway.
-        let done = unsafe {
-            match number {
-                3 => libc::fcntl(3, libc::F_SETFD, 0),
-                _ => libc::dup2(number, 3),
-            }
-        };
-        match done {
-            -1 => Err(std::io::Error::last_os_error()),
-            _ => Ok(()),
-        }
-    };
-    // SAFETY: makes one system call and allocates nothing.
-    unsafe { command.pre_exec(inherit) };
-    let _server = Process(command.spawn().unwrap());
-    drop(listener);
+    let _server = Process(start_with(&command, listener));
 
     // The client is a unit that was given the token as its credential.
     let credentials = folder.path().join("credentials");

@@ -185,7 +185,7 @@ async fn questions_for_directories() {
 #[tokio::test(flavor = "multi_thread")]
 async fn directories_are_put_leaves_first_connected_with_right_sizes_or_not_at_all() {
     let there = there();
-    let leaf = Directory::from_entries(Vec::new()).unwrap();
+    let leaf = Directory::empty();
     let link = |target: &str| Node::Symlink {
         target: SymlinkTarget::new(target.as_bytes()).unwrap(),
     };

@@ -15,7 +15,11 @@ mod link;
 #[allow(dead_code)] // nothing here counts requests
 #[path = "../kit/mounted.rs"]
 mod mounted;
+#[path = "../kit/noise.rs"]
+mod noise;
 mod numbers;
+#[path = "../kit/passed_on.rs"]
+mod passed_on;
 mod peer;
 mod reading;
 mod server;
@@ -27,15 +31,7 @@ mod writing;
 use castore_fs::castore::{Digest, Directory, Name, Node, Root};
 use castore_fs::store::{Ingest, MemoryStore, Store};
 
-/// Bytes that look random and are the same each time.
-pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new()
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut bytes);
-    bytes
-}
+pub(crate) use self::noise::noise;
 
 pub(crate) fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use castore_fs::castore::{Digest, Directory};
 use castore_fs::store::{Answer, Error, MemoryStore, Store};
 
-use super::double::Double;
+use super::double::{Double, Trouble};
 use super::peer::Peer;
 use super::server::Server;
 use super::{digest_and_size, memory, name, noise, put_file, put_root, put_tree, walk};
@@ -27,9 +27,8 @@ async fn a_liar_never_gets_a_wrong_byte_through() {
         let (store, blob) = with_blob(len);
         let (digest, size) = (Digest::of(&blob), len as u64);
         let ours = Double {
-            inner: store.clone(),
             flip_at: Some(size / 2),
-            ..Double::default()
+            ..Double::far("double:", store.clone())
         };
         let peer = Peer {
             store,
@@ -117,9 +116,8 @@ async fn right_chunks_of_a_wrong_list_get_no_byte_through_unless_asked_to_and_th
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_directory_than_the_one_asked_for_is_an_error() {
-    let other = Directory::from_entries(Vec::new()).unwrap();
     let liar = Double {
-        swap_directories: Some(other),
+        swap_directories: Some(Directory::empty()),
         ..Double::default()
     };
     let server = Server::tcp(Arc::new(liar));
@@ -149,7 +147,7 @@ async fn a_node_that_lies_about_its_size_is_found_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_store_is_an_error_and_not_absence() {
     let failing = Double::default();
-    failing.fail.store(true, Ordering::Relaxed);
+    failing.trouble(Trouble::Fails);
     let server = Server::tcp(Arc::new(failing));
     let client = server.client();
     let digest = Digest::of(b"x");
@@ -166,15 +164,14 @@ async fn a_failing_store_is_an_error_and_not_absence() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_hangs_costs_one_deadline_and_no_second() {
     let (store, blob) = with_blob(1000);
-    let hanging = Arc::new(Double {
-        inner: store,
-        ..Double::default()
-    });
+    let hanging = Arc::new(Double::far("double:", store));
     let server = Server::tcp(hanging.clone());
     let client = server.client_with("first-byte-timeout=0.5&stall-timeout=0.5");
-    let tree = put_root(&hanging.inner, "tree", |ingest| put_tree(ingest, 1, 2, 2));
+    let tree = put_root(&*hanging.inner(), "tree", |ingest| {
+        put_tree(ingest, 1, 2, 2)
+    });
     assert_eq!(walk(&client, &tree.node).await, 7);
-    hanging.hang.store(true, Ordering::Relaxed);
+    hanging.trouble(Trouble::Hangs);
     let digest = Digest::of(&blob);
     let started = Instant::now();
     let error = client.read(&digest, 1000, 0, 10).await.unwrap_err();
@@ -188,7 +185,7 @@ async fn a_server_that_hangs_costs_one_deadline_and_no_second() {
     );
     // What is in memory needs no server.
     assert_eq!(walk(&client, &tree.node).await, 7);
-    hanging.hang.store(false, Ordering::Relaxed);
+    hanging.trouble(Trouble::None);
     let waiting = Instant::now();
     while client.read(&digest, 1000, 0, 10).await.is_err() {
         assert!(

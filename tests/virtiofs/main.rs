@@ -15,6 +15,8 @@ mod model;
 #[allow(dead_code, reason = "mounts have tests of their own")]
 #[path = "../kit/mounted.rs"]
 mod mounted;
+#[path = "../kit/passed_on.rs"]
+mod passed_on;
 #[path = "../kit/patience.rs"]
 mod patience;
 mod process;

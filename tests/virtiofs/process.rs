@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt;
@@ -14,6 +13,7 @@ use castore_fs::store::LocalStore;
 
 use super::front_end::FrontEnd;
 use super::model::{Model, directory, file};
+use super::passed_on::start_with;
 use super::{ROOT, fuse, pattern};
 
 /// More than a store keeps in packs.
@@ -224,32 +224,7 @@ fn has_landlock() -> bool {
 fn sockets_are_taken_over_from_systemd() {
     let program = Program::new();
     let listener = UnixListener::bind(program.path("socket")).unwrap();
-    let number = listener.as_raw_fd();
-    let command = program.command(&[]);
-    // As systemd does it: the socket is descriptor 3, and LISTEN_PID says whose it is, which only
-    // the child can know.
-    let line = "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
-    let mut shell = Command::new("sh");
-    shell.arg("-c").arg(line).arg(command.get_program());
-    shell.args(command.get_args());
-    let inherit = move || {
-        // SAFETY: copies a descriptor, or changes a flag of one, which may be done between fork and
-        // exec; what 3 was is the child's copy of something that closes on exec anyway.
-        let done = unsafe {
-            match number {
-                3 => libc::fcntl(3, libc::F_SETFD, 0),
-                _ => libc::dup2(number, 3),
-            }
-        };
-        match done {
-            -1 => Err(std::io::Error::last_os_error()),
-            _ => Ok(()),
-        }
-    };
-    // SAFETY: makes one system call and allocates nothing.
-    unsafe { shell.pre_exec(inherit) };
-    let _running = Running(shell.spawn().unwrap());
-    drop(listener);
+    let _running = Running(start_with(&program.command(&[]), listener));
     let mut guest = program.guest();
     assert_eq!(guest.look_up(ROOT, "small").size, 5);
 }

@@ -10,7 +10,7 @@ use castore_fs::profile::{Profiles, Subject};
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
 use castore_fs::transport::virtiofs::ROOT_TIMEOUT;
 
-use super::double::Double;
+use super::double::{Double, Trouble};
 use super::front_end::FrontEnd;
 use super::manager::Manager;
 use super::model::{Model, directory, file};
@@ -54,7 +54,7 @@ impl Scene {
     /// The far store, 5 ms away, and a cache in front of it that has nothing.
     fn cold(&self) -> (Arc<Double>, Arc<dyn Store>) {
         let far = Arc::new(Double::far("double:", self.memory.clone()));
-        far.delay.store(5, Ordering::Relaxed);
+        far.trouble(Trouble::Slow(Duration::from_millis(5)));
         let near = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
         let near = LocalStore::open(&near.join("near")).unwrap();
         let cache = Cache::new(near, far.clone(), CacheOptions::default()).unwrap();
@@ -135,7 +135,7 @@ fn the_next_cold_guest_finds_what_was_touched_first() {
     let device = scene.device(store);
     let mut guest = device.mounted();
     start(&mut guest, ROOT);
-    let cold = far.asked();
+    let cold = far.objects.load(Ordering::Relaxed);
     assert!(cold >= 12, "{cold} calls of a start that is cold");
     // A machine that is shut off.
     drop(guest);
@@ -150,11 +150,12 @@ fn the_next_cold_guest_finds_what_was_touched_first() {
     wait_until("all is fetched", || count(&device).fetches == 1);
     let fetched = count(&device);
     assert_eq!((fetched.own, fetched.stretches), (1, 6));
-    let asked = far.asked();
+    let asked = || far.objects.load(Ordering::Relaxed);
+    let before = asked();
     start(&mut guest, ROOT);
-    assert_eq!(far.asked() - asked, 0, "calls of a start that is warm");
+    assert_eq!(asked() - before, 0, "calls of a start that is warm");
     // It is there although nobody is far away any more, and what nobody touched is not.
-    far.set(&far.unreachable, true);
+    far.trouble(Trouble::Unreachable);
     assert_eq!(read(&mut guest, ROOT, 1), Err(libc::EIO));
     device.endpoint.remember();
     assert_eq!((count(&device).hits, count(&device).learned), (6, 6));
@@ -297,7 +298,7 @@ fn a_mounts_profile_serves_a_guest_and_the_other_way() {
             let mount = Mounted::new(store, scene.learning(top_of(&scene.node)));
             let count = || mount.session.warm_up_count().unwrap();
             wait_until("all is fetched", || count().stretches == 6);
-            far.set(&far.unreachable, true);
+            far.trouble(Trouble::Unreachable);
             for folder in STARTS_WITH {
                 let path = mount.join(format!("folder-{folder}/file"));
                 assert_eq!(std::fs::read_to_string(path).unwrap(), content(folder));
@@ -307,7 +308,7 @@ fn a_mounts_profile_serves_a_guest_and_the_other_way() {
             let mut guest = device.mounted();
             let top = guest.look_up(ROOT, "tree").node;
             wait_until("all is fetched", || count(&device).fetches == 1);
-            far.set(&far.unreachable, true);
+            far.trouble(Trouble::Unreachable);
             start(&mut guest, top);
         }
     }

@@ -2,7 +2,6 @@
 
 mod counts;
 #[path = "../kit/double.rs"]
-#[allow(dead_code)]
 mod double;
 #[path = "../kit/link.rs"]
 #[allow(dead_code)]
@@ -17,6 +16,8 @@ mod model;
 #[allow(dead_code)]
 mod mounted;
 mod mounts;
+#[path = "../kit/noise.rs"]
+mod noise;
 mod numbers;
 #[path = "../kit/patience.rs"]
 mod patience;

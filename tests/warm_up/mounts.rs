@@ -11,7 +11,7 @@ use castore_fs::fs::{Options, Reads, Top, WarmUp};
 use castore_fs::profile::{Profile, Profiles};
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
 
-use super::double::Double;
+use super::double::{Double, Trouble};
 use super::model::{directory, file};
 use super::mounted::{Mounted, can_mount, top_of};
 use super::patience::wait_until;
@@ -78,7 +78,7 @@ fn sorted_digests(version: u32) -> Vec<Digest> {
 
 /// What was read of `far`.
 fn sorted(far: &Double) -> Vec<Digest> {
-    let mut read = far.read.lock().unwrap().clone();
+    let mut read = far.read.lock().clone();
     read.sort();
     read
 }
@@ -109,7 +109,7 @@ fn the_next_cold_mount_fetches_what_was_touched_before_anybody_asks() {
     let mount = Mounted::new(store, scene.learning(top_of(&node), Some("tree")));
     wait_until("all is fetched", || far.reads.load(Ordering::Relaxed) == 6);
     assert_eq!(sorted(&far), sorted_digests(1));
-    far.set(&far.unreachable, true);
+    far.trouble(Trouble::Unreachable);
     start(mount.path(), 1);
     let others = fs::read(mount.join("folder-7/other"));
     assert_eq!(others.unwrap_err().raw_os_error(), Some(libc::EIO));
@@ -127,7 +127,7 @@ fn it_is_fetched_in_the_order_in_which_it_was_touched() {
     let far = Arc::new(Double::far("double:", scene.memory.clone()));
     let mount = Mounted::new(far.clone(), scene.learning(top_of(&node), Some("tree")));
     wait_until("all is fetched", || far.reads.load(Ordering::Relaxed) == 6);
-    assert_eq!(*far.read.lock().unwrap(), digests(1));
+    assert_eq!(*far.read.lock(), digests(1));
     drop(mount);
 }
 
@@ -194,7 +194,7 @@ fn the_users_of_another_version_are_served_by_path() {
 
     let (far, store) = scene.cold();
     let mount = Mounted::new(store, scene.learning(roots(), None));
-    let read = || far.read.lock().unwrap().clone();
+    let read = || far.read.lock().clone();
     // To list the names is no use of what they name.
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 3);
     std::thread::sleep(Duration::from_millis(700));
@@ -203,11 +203,11 @@ fn the_users_of_another_version_are_served_by_path() {
 
     let (far, store) = scene.cold();
     let mount = Mounted::new(store, scene.learning(roots(), None));
-    let read = || far.read.lock().unwrap().clone();
+    let read = || far.read.lock().clone();
     fs::metadata(mount.join("app-2")).unwrap();
     wait_until("all is fetched", || read().len() == STARTS_WITH.len());
     assert_eq!(sorted(&far), sorted_digests(2));
-    far.set(&far.unreachable, true);
+    far.trouble(Trouble::Unreachable);
     start(&mount.join("app-2"), 2);
     drop(mount);
     // It has its own profile from now on.
@@ -245,7 +245,7 @@ fn of_a_large_file_that_is_fetched_which_was_read() {
     wait_until("two stretches are fetched", || bytes() >= 2 << 20);
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(bytes(), 2 << 20, "the first time it was {once}");
-    far.set(&far.unreachable, true);
+    far.trouble(Trouble::Unreachable);
     for at in [15 << 20, 5 << 20, (5 << 20) + 700_000] {
         read_at(&mount, at).unwrap();
     }
@@ -328,15 +328,15 @@ fn a_store_that_does_not_answer_yet_is_asked_again() {
     let scene = Scene::new();
     let node = learn(&scene, "tree", 1);
     let (far, store) = scene.cold();
-    far.set(&far.unreachable, true);
+    far.trouble(Trouble::Unreachable);
     let mount = Mounted::new(store, scene.learning(top_of(&node), Some("tree")));
     let count = || mount.session.warm_up_count().unwrap();
     wait_until("it has begun", || count().fetching == 1);
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!((count().fetching, count().stretches), (1, 0));
-    far.set(&far.unreachable, false);
+    far.trouble(Trouble::None);
     wait_until("all is fetched", || count().stretches == 6);
     wait_until("and it is done", || count().fetching == 0);
-    far.set(&far.unreachable, true);
+    far.trouble(Trouble::Unreachable);
     start(mount.path(), 1);
 }

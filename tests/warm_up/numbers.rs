@@ -20,6 +20,7 @@ use castore_fs::store::{Cache, CacheOptions, GrpcStore, LocalStore, MemoryStore,
 use super::link::{Link, Terms};
 use super::model::{directory, file};
 use super::mounted::{Mounted, can_mount, top_of};
+use super::noise::noise;
 use super::server::Server;
 use super::subject_of;
 
@@ -28,17 +29,6 @@ const BYTES_PER_SECOND: u64 = 20_000_000;
 const FILES: u64 = 40;
 /// What a program does between two files.
 const THINKS: Duration = Duration::from_micros(500);
-
-/// Bytes that look random and are the same each time.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut bytes);
-    bytes
-}
 
 /// The size of file `number`: 1 KiB to 256 KiB, most of them small.
 fn size(number: u64) -> usize {

@@ -109,10 +109,14 @@ fn the_size_counts_entries_twice_and_adds_the_children() {
 
 #[test]
 fn the_empty_directory_is_the_empty_message() {
-    let empty = Directory::from_entries(Vec::new()).unwrap();
-    assert_eq!(empty.as_bytes(), b"");
-    assert_eq!(empty.digest(), Digest::of(b""));
-    assert!(empty.is_empty());
+    let made = Directory::from_entries(Vec::new()).unwrap();
+    let read = Directory::decode(Vec::new()).unwrap();
+    for empty in [Directory::empty(), made, read] {
+        assert_eq!(empty.as_bytes(), b"");
+        assert_eq!(empty.digest(), Digest::of(b""));
+        assert!(empty.is_empty());
+        assert_eq!((empty.size(), empty.subdirectories()), (0, 0));
+    }
 }
 
 /// An entry of `list` holding `fields`, length prefix included.

@@ -54,6 +54,9 @@ impl Ingest for Watched {
     fn has_blob(&self, digest: &Digest) -> Result<bool, store::Error> {
         self.inner.has_blob(digest)
     }
+    fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, store::Error> {
+        self.inner.missing_blobs(digests)
+    }
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), store::Error> {
         self.put
             .lock()

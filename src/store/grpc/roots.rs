@@ -16,10 +16,11 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 use tonic::Code;
 
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Rest};
 use crate::castore::Root;
 use crate::nix::{self, PathInfo};
 use crate::proto::MAX_MESSAGE_BYTES;
+use crate::proto::castore::v1::Entry;
 use crate::proto::castore_fs::services::root_service_client::RootServiceClient;
 use crate::proto::castore_fs::v1::{GetRootRequest, ListRootsRequest, WatchRootsRequest};
 use crate::proto::store::services::path_info_service_client::PathInfoServiceClient;
@@ -252,13 +253,7 @@ impl Roots {
                 RootServiceClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES);
             client.list(ListRootsRequest {}).await
         });
-        let mut next = answer.await?;
-        let mut roots = Vec::new();
-        while let Some((message, mut rest)) = next {
-            roots.extend(self.root(message.entry, None)?);
-            next = rest.next().await?.map(|message| (message, rest));
-        }
-        Ok(roots)
+        self.roots_in(answer.await?, |message| message.entry).await
     }
 
     async fn list_path_infos(&self) -> Result<Vec<Root>, Failure> {
@@ -267,21 +262,25 @@ impl Roots {
                 PathInfoServiceClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES);
             client.list(ListPathInfoRequest {}).await
         });
-        let mut next = answer.await?;
+        self.roots_in(answer.await?, |message| message.entry).await
+    }
+
+    /// The root nodes of a stream, in each of whose messages there is an `entry`.
+    async fn roots_in<T>(
+        &self,
+        mut next: Option<(T, Rest<T>)>,
+        entry: impl Fn(T) -> Option<Entry>,
+    ) -> Result<Vec<Root>, Failure> {
         let mut roots = Vec::new();
         while let Some((message, mut rest)) = next {
-            roots.extend(self.root(message.entry, None)?);
+            roots.extend(self.root(entry(message), None)?);
             next = rest.next().await?.map(|message| (message, rest));
         }
         Ok(roots)
     }
 
     /// The root in `entry`; nothing if it has another name than the one `asked` for.
-    fn root(
-        &self,
-        entry: Option<crate::proto::castore::v1::Entry>,
-        asked: Option<&[u8]>,
-    ) -> Result<Option<Root>, Failure> {
+    fn root(&self, entry: Option<Entry>, asked: Option<&[u8]>) -> Result<Option<Root>, Failure> {
         let root = Root::try_from(entry.unwrap_or_default())
             .map_err(|error| Failure::Status(Code::DataLoss, error.to_string()))?;
         Ok(match asked {

@@ -1,7 +1,7 @@
 //! The index: what the store holds, and where, in one redb database.
 //!
 //! **Many processes.** redb lets any number of processes read, each from its own snapshot, and
-//! one at a time write ([`ConcurrencyMode::MultiWriter`]). We read through a handle that is opened
+//! one at a time write ([`MultiWriter`](redb::ConcurrencyMode::MultiWriter)). We read through a handle that is opened
 //! read-only, and open one for writing only when something is written: a process that only reads
 //! leaves no trace, and needs no permission to write.
 //!
@@ -17,40 +17,35 @@
 //! number takes a new snapshot each time, which is right and a little slower.
 //!
 //! **A handle that failed is dropped.** After an error redb refuses all further work on a handle;
-//! the next use opens another. Should a damaged file make redb panic, the panic ends here.
+//! the next use opens another ([`database`]).
 
 mod cached_roots;
 mod change;
+mod database;
 mod removal;
+mod snapshot;
 
-use std::any::Any;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use prost::Message;
-use redb::{
-    Builder, ConcurrencyMode, Database, DatabaseError, ReadOnlyDatabase, ReadOnlyTable,
-    ReadableDatabase, ReadableTable, TableDefinition,
-};
+use redb::{Database, TableDefinition};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
 use self::cached_roots::CACHED_ROOTS;
 pub(in crate::store) use self::cached_roots::CachedRoot;
-pub(super) use self::change::{Change, CommitError, RootChange};
+pub(super) use self::change::{Change, CommitError};
+use self::database::{Handle, builder, file_state, guarded, open_reader, open_writer};
 use self::removal::{AGES, PAST_ROOTS};
 pub(super) use self::removal::{MEMORY, now};
+pub(super) use self::snapshot::{PackEntry, Snapshot};
 use super::folder::{Folder, wait_until};
-use super::location::{BLOBS, DIRECTORIES, Location};
-use crate::castore::{Digest, Root};
-use crate::nix::PathInfo;
-use crate::proto::castore::v1::Entry;
-use crate::store::{Error, Usage};
+use super::location::{BLOBS, DIRECTORIES};
+use crate::store::Error;
 
 /// Root node's name to its `Entry`.
 const ROOTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("roots");
@@ -67,12 +62,6 @@ const META_ROOTS_VERSION: &str = "roots_version";
 const META_REMOVALS: &str = "removals";
 const META_NEXT_PACK: &str = "next_pack";
 
-/// Memory for redb's pages, in bytes, per handle.
-const CACHE: usize = 32 << 20;
-
-type Objects = ReadOnlyTable<&'static [u8; Digest::LEN], &'static [u8; 21]>;
-type Names = ReadOnlyTable<&'static [u8], &'static [u8]>;
-
 /// The index of one store.
 pub(super) struct Index {
     folder: Arc<Folder>,
@@ -85,53 +74,6 @@ pub(super) struct Index {
 struct Reader {
     snapshot: Arc<Snapshot>,
     handle: Handle,
-}
-
-enum Handle {
-    Shared(ReadOnlyDatabase),
-    /// The file was not closed cleanly and cannot be written to: a repaired copy in memory, and
-    /// the file's state when it was made.
-    Copy(Database, FileState),
-}
-
-/// A file's length and the time of its last change.
-type FileState = (u64, Option<SystemTime>);
-
-/// What the index said at one moment.
-pub(super) struct Snapshot {
-    folder: Arc<Folder>,
-    /// The even number in `sequence` when it was taken.
-    sequence: Option<u64>,
-    roots_version: u64,
-    /// How often something was removed.
-    pub(super) removals: u64,
-    blobs: Objects,
-    directories: Objects,
-    roots: Names,
-    path_infos: Names,
-    packs: ReadOnlyTable<u32, (u8, u64)>,
-    ages: ReadOnlyTable<(u32, u64), u64>,
-    past_roots: ReadOnlyTable<(u64, &'static [u8]), &'static [u8]>,
-    cached_roots: Names,
-    meta: ReadOnlyTable<&'static str, u64>,
-}
-
-/// A pack as the index knows it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PackEntry {
-    pub(super) id: u32,
-    /// As in [`PackKind`](super::pack::PackKind).
-    pub(super) kind: u8,
-    /// Bytes, from the start, that commits have told of.
-    pub(super) len: u64,
-}
-
-fn builder() -> Builder {
-    let mut builder = Builder::new();
-    builder
-        .set_cache_size(CACHE)
-        .set_concurrency_mode(ConcurrencyMode::MultiWriter);
-    builder
 }
 
 /// Makes an empty index.
@@ -152,35 +94,6 @@ pub(super) fn create(folder: &Folder, path: &Path) -> Result<(), Error> {
         database.close()?;
         Ok(())
     })
-}
-
-/// Runs a piece of work on redb; what it cannot do, and a panic, become errors that name the file.
-fn guarded<T>(folder: &Folder, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Error> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(redb::Error::Io(source))) => Err(folder.io("use", &folder.index())(source)),
-        Ok(Err(source)) => Err(damaged(folder, source.to_string())),
-        Err(panic) => Err(damaged(folder, panic_text(&*panic))),
-    }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
-    format!(
-        "the database gave up: {}",
-        text.unwrap_or("no reason given")
-    )
-}
-
-fn damaged(folder: &Folder, why: String) -> Error {
-    Error::Index {
-        store: folder.url().to_owned(),
-        path: folder.index(),
-        source: why.into(),
-    }
 }
 
 impl Index {
@@ -342,59 +255,6 @@ impl Index {
     }
 }
 
-fn open_reader(folder: &Folder) -> Result<Handle, Error> {
-    let path = folder.index();
-    for _ in 0..3 {
-        let opened = catch_unwind(|| builder().open_read_only(&path));
-        match opened {
-            Ok(Ok(database)) => return Ok(Handle::Shared(database)),
-            Ok(Err(DatabaseError::RepairAborted)) => {}
-            Ok(Err(error)) => return guarded(folder, || Err(error.into())),
-            Err(panic) => return Err(damaged(folder, panic_text(&*panic))),
-        }
-        // A writer died. Opening for writing repairs the file.
-        match open_writer(folder) {
-            Ok(database) => guarded(folder, || Ok(database.close()?))?,
-            Err(Error::ReadOnly { .. }) => {
-                let state = file_state(folder);
-                return open_copy(folder).map(|copy| Handle::Copy(copy, state));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(damaged(
-        folder,
-        "its writers die as fast as it is repaired".to_owned(),
-    ))
-}
-
-fn open_writer(folder: &Folder) -> Result<Database, Error> {
-    // redb would say less of what it may not do.
-    folder.check_writable()?;
-    guarded(folder, || Ok(builder().open(folder.index())?))
-}
-
-fn file_state(folder: &Folder) -> FileState {
-    std::fs::metadata(folder.index())
-        .map(|found| (found.len(), found.modified().ok()))
-        .unwrap_or_default()
-}
-
-/// Reads the whole file and repairs the copy.
-fn open_copy(folder: &Folder) -> Result<Database, Error> {
-    let path = folder.index();
-    let bytes = std::fs::read(&path).map_err(folder.io("read", &path))?;
-    guarded(folder, || {
-        let memory = redb::backends::InMemoryBackend::new();
-        redb::StorageBackend::set_len(&memory, bytes.len() as u64)?;
-        redb::StorageBackend::write(&memory, 0, &bytes)?;
-        drop(bytes);
-        let mut builder = Builder::new();
-        builder.set_cache_size(CACHE);
-        Ok(builder.create_with_backend(memory)?)
-    })
-}
-
 /// The number in `sequence` if it is even; nothing if it is odd or cannot be read.
 fn read_sequence(file: Option<&File>) -> Option<u64> {
     let mut bytes = [0; 8];
@@ -413,141 +273,5 @@ fn take_snapshot(
         Handle::Shared(_) => read_sequence(sequence),
         Handle::Copy(..) => None,
     };
-    guarded(folder, || {
-        let txn = match handle {
-            Handle::Shared(database) => database.begin_read()?,
-            Handle::Copy(database, _) => database.begin_read()?,
-        };
-        let meta = txn.open_table(META)?;
-        Ok(Snapshot {
-            folder: folder.clone(),
-            sequence,
-            roots_version: meta
-                .get(META_ROOTS_VERSION)?
-                .map_or(0, |found| found.value()),
-            removals: meta.get(META_REMOVALS)?.map_or(0, |found| found.value()),
-            blobs: txn.open_table(BLOBS)?,
-            directories: txn.open_table(DIRECTORIES)?,
-            roots: txn.open_table(ROOTS)?,
-            path_infos: txn.open_table(PATH_INFOS)?,
-            packs: txn.open_table(PACKS)?,
-            ages: txn.open_table(AGES)?,
-            past_roots: txn.open_table(PAST_ROOTS)?,
-            cached_roots: txn.open_table(CACHED_ROOTS)?,
-            meta,
-        })
-    })
-}
-
-impl Snapshot {
-    pub(super) fn blob(&self, digest: &Digest) -> Result<Option<Location>, Error> {
-        self.object(&self.blobs, digest)
-    }
-
-    pub(super) fn directory(&self, digest: &Digest) -> Result<Option<Location>, Error> {
-        self.object(&self.directories, digest)
-    }
-
-    fn object(&self, table: &Objects, digest: &Digest) -> Result<Option<Location>, Error> {
-        let found = guarded(&self.folder, || {
-            let found = table.get(digest.as_bytes())?;
-            Ok(found.map(|found| Location::decode(found.value())))
-        })?;
-        found
-            .map(|location| {
-                location.ok_or_else(|| {
-                    damaged(
-                        &self.folder,
-                        format!("its entry for {digest} makes no sense"),
-                    )
-                })
-            })
-            .transpose()
-    }
-
-    pub(super) fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
-        let entry = guarded(&self.folder, || {
-            Ok(self.roots.get(name)?.map(|entry| entry.value().to_vec()))
-        })?;
-        entry
-            .map(|entry| self.decode_root(name, &entry))
-            .transpose()
-    }
-
-    pub(super) fn roots(&self) -> Result<Vec<Root>, Error> {
-        let entries = guarded(&self.folder, || {
-            let mut entries = Vec::new();
-            for found in self.roots.iter()? {
-                let (name, entry) = found?;
-                entries.push((name.value().to_vec(), entry.value().to_vec()));
-            }
-            Ok(entries)
-        })?;
-        entries
-            .iter()
-            .map(|(name, entry)| self.decode_root(name, entry))
-            .collect()
-    }
-
-    fn decode_root(&self, name: &[u8], entry: &[u8]) -> Result<Root, Error> {
-        let root = Entry::decode(entry)
-            .map_err(|error| error.to_string())
-            .and_then(|entry| Root::try_from(entry).map_err(|error| error.to_string()));
-        root.map_err(|error| {
-            let name = name.escape_ascii();
-            damaged(&self.folder, format!("its root node \"{name}\": {error}"))
-        })
-    }
-
-    pub(super) fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
-        let found = guarded(&self.folder, || {
-            Ok(self
-                .path_infos
-                .get(name)?
-                .map(|found| found.value().to_vec()))
-        })?;
-        found
-            .map(|bytes| {
-                PathInfo::decode(&*bytes).map_err(|error| {
-                    let name = name.escape_ascii();
-                    damaged(&self.folder, format!("its path info \"{name}\": {error}"))
-                })
-            })
-            .transpose()
-    }
-
-    /// Every pack, by number.
-    pub(super) fn packs(&self) -> Result<Vec<PackEntry>, Error> {
-        guarded(&self.folder, || list_packs(&self.packs))
-    }
-
-    fn meta(&self, key: &str) -> Result<u64, Error> {
-        guarded(&self.folder, || {
-            Ok(self.meta.get(key)?.map_or(0, |found| found.value()))
-        })
-    }
-
-    pub(super) fn usage(&self) -> Result<Usage, Error> {
-        guarded(&self.folder, || {
-            let get = |key| -> Result<u64, redb::Error> {
-                Ok(self.meta.get(key)?.map_or(0, |found| found.value()))
-            };
-            Ok(Usage {
-                blobs: get(META_BLOBS)?,
-                blob_bytes: get(META_BLOB_BYTES)?,
-                directories: get(META_DIRECTORIES)?,
-            })
-        })
-    }
-}
-
-fn list_packs(table: &impl ReadableTable<u32, (u8, u64)>) -> Result<Vec<PackEntry>, redb::Error> {
-    let mut packs = Vec::new();
-    for found in table.iter()? {
-        let (id, entry) = found?;
-        let (kind, len) = entry.value();
-        let id = id.value();
-        packs.push(PackEntry { id, kind, len });
-    }
-    Ok(packs)
+    Snapshot::take(folder, handle, sequence)
 }

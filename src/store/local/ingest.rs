@@ -24,13 +24,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::Inner;
-use super::index::RootChange;
 use super::large::{LargeFile, LargeWriter, TmpFolder};
 use super::location::{Kind, Location};
 use super::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Records, Space};
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root, group_size};
 use crate::nix::PathInfo;
-use crate::store::{Added, BlobWriter, Error, Ingest};
+use crate::store::root_change::RootChange;
+use crate::store::{Added, BlobWriter, Error, Ingest, at_hand};
 
 /// The longest blob that goes to a pack: what one READ of the kernel asks for at most.
 pub(super) const SMALL: usize = 1 << 20;
@@ -299,6 +299,10 @@ impl Ingest for LocalIngest {
         self.0.has_blob(digest)
     }
 
+    fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
+        at_hand::missing_blobs(self, digests)
+    }
+
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
         let session = &*self.0;
         let mut small = Vec::with_capacity(blobs.len());
@@ -364,13 +368,12 @@ impl Ingest for LocalIngest {
     }
 
     fn remove_root(&self, name: &Name) -> Result<(), Error> {
-        let change = RootChange::Remove(name.to_vec());
-        self.0.staged.lock().roots.push(change);
+        self.0.staged.lock().roots.push(RootChange::remove(name));
         Ok(())
     }
 
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
-        let change = RootChange::Put(root.clone(), path_info.cloned().map(Box::new));
+        let change = RootChange::put(root, path_info);
         self.0.staged.lock().roots.push(change);
         Ok(())
     }

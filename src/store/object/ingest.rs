@@ -23,6 +23,8 @@ use crate::proto::castore::v1::StatBlobResponse;
 use crate::proto::castore::v1::stat_blob_response::ChunkMeta;
 use crate::store::failure::Failure;
 use crate::store::far;
+use crate::store::missing::{missing, not_put};
+use crate::store::root_change::RootChange;
 use crate::store::staged_directories::{StagedDirectories, leaves_first};
 use crate::store::{Added, BlobWriter, Error, Ingest};
 
@@ -48,11 +50,6 @@ struct Staged {
     added: Added,
 }
 
-enum RootChange {
-    Put(Root, Option<Box<PathInfo>>),
-    Remove(Name),
-}
-
 impl ObjectIngest {
     pub(super) fn new(store: Arc<BucketStore>) -> Self {
         Self(Arc::new(Addition {
@@ -75,26 +72,12 @@ impl Addition {
     }
 
     fn missing(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
-        let unknown: Vec<_> = {
-            let staged = self.staged.lock();
-            let known =
-                |digest: &Digest| *digest == Digest::empty_blob() || staged.blobs.contains(digest);
-            let all = digests.iter().copied().enumerate();
-            all.filter(|(_, digest)| !known(digest)).collect()
-        };
+        let wanted = not_put(digests, &self.staged.lock().blobs);
         let blobs = self.store.blobs.clone();
-        self.wait(async move {
-            let questions = unknown.into_iter().map(|(index, digest)| {
-                let blobs = blobs.clone();
-                async move {
-                    let has = blobs.has(&digest).await?;
-                    Ok::<_, Failure>((!has).then_some(index))
-                }
-            });
-            let answers = stream::iter(questions).buffered(AT_ONCE);
-            let answers: Vec<Option<usize>> = answers.try_collect().await?;
-            Ok(answers.into_iter().flatten().collect())
-        })
+        self.wait(missing(wanted, move |digest| {
+            let blobs = blobs.clone();
+            async move { blobs.has(&digest).await }
+        }))
     }
 
     /// Sends chunks, each packed by the thread that calls.
@@ -238,13 +221,12 @@ impl Ingest for ObjectIngest {
     }
 
     fn remove_root(&self, name: &Name) -> Result<(), Error> {
-        let change = RootChange::Remove(name.clone());
-        self.0.staged.lock().roots.push(change);
+        self.0.staged.lock().roots.push(RootChange::remove(name));
         Ok(())
     }
 
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
-        let change = RootChange::Put(root.clone(), path_info.cloned().map(Box::new));
+        let change = RootChange::put(root, path_info);
         self.0.staged.lock().roots.push(change);
         Ok(())
     }

@@ -4,16 +4,16 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::session::Shared;
+use super::serving::Serving;
 
 /// Starts it.
-pub fn start(shared: &Arc<Shared>) -> io::Result<()> {
+pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
     // A channel of its own: it may wait for a page.
-    let pages = shared.notices()?;
-    let shared = shared.clone();
+    let pages = serving.notices()?;
+    let serving = serving.clone();
     let walk = move || {
-        let ended = || shared.ended.load(Ordering::Relaxed);
-        shared.fs().walk_ahead(&pages, ended);
+        let ended = || serving.ended.load(Ordering::Relaxed);
+        serving.fs.walk_ahead(&pages, ended);
     };
     std::thread::Builder::new()
         .name("walk-ahead".into())

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::notices::Notices;
-use super::session::Shared;
+use super::serving::Serving;
 use crate::fs::{CastoreFs, NodeId, RootChanges};
 use crate::store::Error;
 
@@ -21,23 +21,23 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Starts the thread, if the mount shows root nodes.
-pub fn start(shared: &Arc<Shared>) -> io::Result<()> {
-    if !shared.fs().shows_roots() {
+pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
+    if !serving.fs.shows_roots() {
         return Ok(());
     }
-    let notices = shared.notices()?;
-    let shared = shared.clone();
-    let watch = move || watch(&shared, &notices);
+    let notices = serving.notices()?;
+    let serving = serving.clone();
+    let watch = move || watch(&serving, &notices);
     std::thread::Builder::new()
         .name("root-watch".into())
         .spawn(watch)?;
     Ok(())
 }
 
-fn watch(shared: &Shared, notices: &Notices) {
-    let fs = shared.fs();
+fn watch(serving: &Serving, notices: &Notices) {
+    let fs = &serving.fs;
     let mut seen = None;
-    while !shared.ended.load(Ordering::Relaxed) {
+    while !serving.ended.load(Ordering::Relaxed) {
         match next_change(fs, seen) {
             Ok((version, changes)) => {
                 seen = Some(version);

@@ -12,7 +12,7 @@
 //! when one thread has come back [`ENOUGH`] times in a row, each time soon after its answer, and until
 //! a few milliseconds after it has stopped to. The request ends with the descriptor, so that no
 //! death of this process can leave it behind. Where the device is not ours to open, nothing is kept
-//! awake but the worker itself ([`LOOK_OUT`](super::session)).
+//! awake but the worker itself ([`look_out`](super::look_out)).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

@@ -4,18 +4,18 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::session::Shared;
+use super::serving::Serving;
 
 /// Starts it, if the mount is to learn.
-pub fn start(shared: &Arc<Shared>) -> io::Result<()> {
-    if !shared.fs().learns() {
+pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
+    if !serving.fs.learns() {
         return Ok(());
     }
-    let shared = shared.clone();
+    let serving = serving.clone();
     let warm_up = move || {
-        let _in_span = shared.span.enter();
-        let ended = || shared.ended.load(Ordering::Relaxed);
-        shared.fs().warm_up(ended);
+        let _in_span = serving.span.enter();
+        let ended = || serving.ended.load(Ordering::Relaxed);
+        serving.fs.warm_up(ended);
     };
     std::thread::Builder::new()
         .name("warm-up".into())

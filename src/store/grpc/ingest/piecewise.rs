@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,6 +20,7 @@ use crate::proto::store::services::path_info_service_client::PathInfoServiceClie
 use crate::proto::store::v1::NarInfo;
 use crate::proto::{MAX_MESSAGE_BYTES, RawDirectory};
 use crate::store::failure::Failure;
+use crate::store::missing::{missing, not_put};
 use crate::store::staged_directories::{StagedDirectories, leaves_first};
 use crate::store::{Added, BlobWriter, Error, Ingest};
 
@@ -207,24 +207,13 @@ impl Ingest for Piecewise {
     }
 
     fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error> {
-        let unknown: Vec<_> = {
-            let state = self.state.lock();
-            let known =
-                |digest: &Digest| *digest == Digest::empty_blob() || state.blobs.contains(digest);
-            let all = digests.iter().copied().enumerate();
-            all.filter(|(_, digest)| !known(digest)).collect()
-        };
+        let wanted = not_put(digests, &self.state.lock().blobs);
         let blobs = self.store.blobs.clone();
-        let asked = self.store.wait(async move {
-            let questions = unknown.into_iter().map(|(index, digest)| {
-                let blobs = blobs.clone();
-                async move { Ok((!blobs.has(&digest).await?).then_some(index)) }
-            });
-            let answers = futures_util::stream::iter(questions).buffered(AT_ONCE);
-            answers.try_collect::<Vec<Option<usize>>>().await
-        });
-        let answers = asked.map_err(|failure| self.error(failure))?;
-        Ok(answers.into_iter().flatten().collect())
+        let asked = self.store.wait(missing(wanted, move |digest| {
+            let blobs = blobs.clone();
+            async move { blobs.has(&digest).await }
+        }));
+        asked.map_err(|failure| self.error(failure))
     }
 
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use prost::Message;
 use redb::TableDefinition;
 
+use super::database::guarded;
 use super::removal::encode;
-use super::{Change, Snapshot, guarded};
+use super::{Change, Snapshot};
 use crate::castore::Root;
 use crate::nix::PathInfo;
 use crate::store::Error;

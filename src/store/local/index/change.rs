@@ -11,22 +11,17 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::super::location::{BLOBS, DIRECTORIES, Kind, Location};
 use super::super::pack::PackKind;
+use super::database::guarded;
 use super::removal::{note_age, note_past_root};
+use super::snapshot::list_packs;
 use super::{
     Index, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_ROOTS_VERSION, PACKS,
-    PATH_INFOS, PackEntry, ROOTS, Snapshot, guarded, list_packs,
+    PATH_INFOS, PackEntry, ROOTS, Snapshot,
 };
-use crate::castore::{Digest, Root};
-use crate::nix::PathInfo;
+use crate::castore::Digest;
 use crate::proto::castore::v1::Entry;
+use crate::store::root_change::RootChange;
 use crate::store::{Added, Error};
-
-/// What becomes of a root node.
-#[derive(Clone, Debug)]
-pub(in super::super) enum RootChange {
-    Put(Root, Option<Box<PathInfo>>),
-    Remove(Vec<u8>),
-}
 
 /// Why a commit did not come about.
 pub(in super::super) enum CommitError {
@@ -159,7 +154,7 @@ impl Change<'_> {
             let mut infos = txn.open_table(PATH_INFOS)?;
             let mut changed = false;
             for change in changes {
-                let (name, entry, info) = change.encode();
+                let (name, entry, info) = encode(change);
                 let (root_changed, old) = set(&mut roots, name, entry.as_deref())?;
                 changed |= root_changed | set(&mut infos, name, info.as_deref())?.0;
                 if let (true, Some(old)) = (root_changed, old) {
@@ -232,24 +227,25 @@ fn set(
     Ok((true, old))
 }
 
-impl RootChange {
-    fn encode(&self) -> (&[u8], Option<Vec<u8>>, Option<Vec<u8>>) {
-        match self {
-            RootChange::Put(root, info) => (
-                &root.name,
-                Some(Entry::from(root).encode_to_vec()),
-                info.as_ref().map(|info| info.encode_to_vec()),
-            ),
-            RootChange::Remove(name) => (name, None, None),
-        }
+/// A root's name, and what the index has of it after `change`: its `Entry` and `PathInfo`.
+fn encode(change: &RootChange) -> (&[u8], Option<Vec<u8>>, Option<Vec<u8>>) {
+    match change {
+        RootChange::Put(root, info) => (
+            &root.name,
+            Some(Entry::from(root).encode_to_vec()),
+            info.as_ref().map(|info| info.encode_to_vec()),
+        ),
+        RootChange::Remove(name) => (name, None, None),
     }
+}
 
-    /// Whether `snapshot` already says so.
-    pub(in super::super) fn is_in(&self, snapshot: &Snapshot) -> Result<bool, Error> {
-        let (name, entry, info) = self.encode();
-        guarded(&snapshot.folder, || {
-            let old_entry = snapshot.roots.get(name)?;
-            let old_info = snapshot.path_infos.get(name)?;
+impl Snapshot {
+    /// Whether it is as after `change` already.
+    pub(in super::super) fn has(&self, change: &RootChange) -> Result<bool, Error> {
+        let (name, entry, info) = encode(change);
+        guarded(&self.folder, || {
+            let old_entry = self.roots.get(name)?;
+            let old_info = self.path_infos.get(name)?;
             Ok(
                 old_entry.as_ref().map(|old| old.value()) == entry.as_deref()
                     && old_info.as_ref().map(|old| old.value()) == info.as_deref(),

@@ -8,9 +8,11 @@ use std::time::{Duration, SystemTime};
 use prost::Message;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
+use super::database::{damaged, guarded};
+use super::snapshot::Objects;
 use super::{
     BLOBS, Change, DIRECTORIES, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES,
-    META_NEXT_PACK, META_REMOVALS, Objects, PACKS, Snapshot, damaged, guarded,
+    META_NEXT_PACK, META_REMOVALS, PACKS, Snapshot,
 };
 use crate::castore::{Digest, Root};
 use crate::proto::castore::v1::Entry;

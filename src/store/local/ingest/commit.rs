@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use super::{FEW_LARGE, Session, Staged};
 use crate::castore::{Digest, Directory, NodeRef};
 use crate::store::local::closure::Closure;
-use crate::store::local::index::{Change, CommitError, RootChange};
+use crate::store::local::index::{Change, CommitError};
 use crate::store::local::large;
 use crate::store::local::location::{Kind, Location};
 use crate::store::local::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Records};
+use crate::store::root_change::RootChange;
 use crate::store::{Added, Error};
 
 /// Room that a commit needs in the index, in bytes: for itself, and for each entry. Generous: redb
@@ -86,7 +87,7 @@ impl Session {
         let (layout, completed) = (lay_out(staged), partial.completed);
         let mut unchanged = completed.is_empty() && staged.blobs.is_empty() && layout.is_empty();
         for change in &staged.roots {
-            unchanged = unchanged && change.is_in(&snapshot)?;
+            unchanged = unchanged && snapshot.has(change)?;
         }
         if unchanged {
             return Ok(None);

@@ -1,0 +1,220 @@
+//! The endpoints that run: which are started, go on and end, as the configuration has it.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use thiserror::Error;
+use tokio::runtime::Handle;
+
+use super::{Device, EndpointError, Listening, serve_guests};
+use crate::service::config::{self, Config};
+use crate::service::mounts::Host;
+use crate::service::status::ListenStatus;
+use crate::service::systemd;
+use crate::service::view::ViewedDevice;
+use crate::store::{OpenStores, Opened, Plan};
+
+/// An endpoint cannot be had.
+#[derive(Debug, Error)]
+#[error("the {kind} {name:?}: {source}")]
+pub struct NotServed {
+    /// What it is.
+    kind: &'static str,
+    /// Its name in the configuration.
+    name: String,
+    /// Why.
+    source: Box<EndpointError>,
+}
+
+/// What others can connect to at this moment, by name.
+#[derive(Default)]
+pub struct Endpoints {
+    listeners: BTreeMap<String, Running<config::Listen, Listening>>,
+    devices: BTreeMap<String, Running<config::Virtiofs, Device>>,
+    /// What a predecessor left of guests, by device, until that device is started.
+    left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
+    /// What systemd's socket units passed on.
+    sockets: Vec<(String, OwnedFd)>,
+}
+
+/// An endpoint, as it was wanted.
+struct Running<C, R> {
+    config: C,
+    store: String,
+    plan: Plan,
+    running: R,
+}
+
+impl<C: PartialEq, R> Running<C, R> {
+    /// Whether it is as it is `wanted` now, of which store.
+    fn is_as(&self, wanted: Option<(&C, String)>, stores: &OpenStores) -> bool {
+        wanted.is_some_and(|(config, store)| {
+            let opened = stores.get(&store);
+            *config == self.config
+                && store == self.store
+                && opened.is_some_and(|opened| opened.plan == self.plan)
+        })
+    }
+}
+
+impl Endpoints {
+    /// None yet, with what a predecessor and systemd left for them.
+    pub fn new(
+        left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
+        sockets: Vec<(String, OwnedFd)>,
+    ) -> Self {
+        Self {
+            left_guests,
+            sockets,
+            ..Self::default()
+        }
+    }
+
+    /// Starts those of `config` that do not run. Gives the first failure; the others are none the
+    /// worse for it.
+    pub fn start(
+        &mut self,
+        config: &Config,
+        stores: &OpenStores,
+        host: &Host,
+    ) -> Result<(), NotServed> {
+        let mut first = Ok(());
+        for (name, listen) in config.all_listeners() {
+            let sockets = &self.sockets;
+            let start = |opened: &Opened, _: &str| {
+                let store = opened.store.clone();
+                Listening::start(&name, &listen, store, sockets, &host.runtime)
+            };
+            let store = config.store_of(listen.store.as_deref());
+            let running = &mut self.listeners;
+            let started = start_missing(running, "listener", &name, &listen, store, stores, start);
+            first = first.and(started);
+        }
+        for (name, virtiofs) in &config.virtiofs {
+            let left_guests = &mut self.left_guests;
+            let start = |opened: &Opened, store: &str| {
+                let left = left_guests.remove(name).unwrap_or_default();
+                // Names the device in what is logged while a guest's request is answered.
+                let span = tracing::error_span!("device", DEVICE = name, STORE = store);
+                let (store, plan) = (opened.store.clone(), &opened.plan);
+                span.in_scope(|| serve_guests(name, virtiofs, store, plan, left, host))
+            };
+            let store = config.store_of(virtiofs.store.as_deref());
+            let (running, kind) = (&mut self.devices, "virtiofs device");
+            let started = start_missing(running, kind, name, virtiofs, store, stores, start);
+            first = first.and(started);
+        }
+        first
+    }
+
+    /// Ends the guests that a predecessor left of devices that are no more.
+    pub fn forget_left_guests(&mut self) {
+        for (device, guests) in std::mem::take(&mut self.left_guests) {
+            tracing::warn!(device, "the device of guests is no more; they end");
+            systemd::forget_guests(&device, &guests);
+        }
+    }
+
+    /// Ends those that are not as `config` with `stores` wants them, or have ended by themselves.
+    pub fn stop_others(&mut self, config: &Config, stores: &OpenStores, runtime: &Handle) {
+        let wanted = config.all_listeners();
+        for (name, listener) in std::mem::take(&mut self.listeners) {
+            let of = |wanted: &'_ config::Listen| config.store_of(wanted.store.as_deref());
+            let wanted = wanted.get(&name).map(|wanted| (wanted, of(wanted)));
+            match listener.is_as(wanted, stores) && !listener.running.has_ended() {
+                true => drop(self.listeners.insert(name, listener)),
+                false => listener.running.stop(runtime),
+            }
+        }
+        for (name, device) in std::mem::take(&mut self.devices) {
+            let of = |wanted: &'_ config::Virtiofs| config.store_of(wanted.store.as_deref());
+            let wanted = config.virtiofs.get(&name);
+            match device.is_as(wanted.map(|wanted| (wanted, of(wanted))), stores) {
+                true => drop(self.devices.insert(name, device)),
+                false => device.running.remove_socket(),
+            }
+        }
+    }
+
+    /// Ends all of them; their guests go on with a successor if there will be one.
+    pub fn end(&mut self, successor: bool, runtime: &Handle) {
+        for (_, listener) in std::mem::take(&mut self.listeners) {
+            listener.running.stop(runtime);
+        }
+        for device in std::mem::take(&mut self.devices).into_values() {
+            match successor {
+                true => device.running.endpoint.leave(),
+                false => {
+                    device.running.remove_socket();
+                    device.running.endpoint.break_off();
+                }
+            }
+        }
+    }
+
+    /// From now on somebody else is to go on with the guests.
+    pub fn leave_guests(&self) {
+        for device in self.devices.values() {
+            device.running.endpoint.leave();
+        }
+    }
+
+    /// The devices, for others to look at.
+    pub fn viewed_devices(&self) -> BTreeMap<String, ViewedDevice> {
+        let viewed = |device: &Running<config::Virtiofs, Device>| ViewedDevice {
+            socket: device.config.socket.clone(),
+            store: device.store.clone(),
+            endpoint: device.running.endpoint.clone(),
+        };
+        let devices = self.devices.iter();
+        devices
+            .map(|(name, device)| (name.clone(), viewed(device)))
+            .collect()
+    }
+
+    /// The listeners that have a name, for others to look at.
+    pub fn viewed_listeners(&self) -> BTreeMap<String, ListenStatus> {
+        let status = |listener: &Running<config::Listen, Listening>| ListenStatus {
+            address: listener.config.address.clone(),
+            store: listener.store.clone(),
+            writable: listener.config.writable,
+        };
+        let listeners = self.listeners.iter();
+        listeners
+            .filter(|(_, listener)| !listener.config.unnamed)
+            .map(|(name, listener)| (name.clone(), status(listener)))
+            .collect()
+    }
+}
+
+/// Starts the endpoint `name` of `store`, unless it runs.
+fn start_missing<C: Clone, R>(
+    running: &mut BTreeMap<String, Running<C, R>>,
+    kind: &'static str,
+    name: &str,
+    config: &C,
+    store: String,
+    stores: &OpenStores,
+    start: impl FnOnce(&Opened, &str) -> Result<R, EndpointError>,
+) -> Result<(), NotServed> {
+    // Checked when the configuration was read: an endpoint's store is there.
+    let Some(opened) = stores.get(&store) else {
+        return Ok(());
+    };
+    if running.contains_key(name) {
+        return Ok(());
+    }
+    let started = start(opened, &store).map_err(|source| NotServed {
+        kind,
+        name: name.to_owned(),
+        source: source.into(),
+    })?;
+    let started = Running {
+        config: config.clone(),
+        store,
+        plan: opened.plan.clone(),
+        running: started,
+    };
+    running.insert(name.to_owned(), started);
+    Ok(())
+}

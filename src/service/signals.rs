@@ -1,0 +1,41 @@
+//! What the signals ask the service for.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// To stop: SIGTERM or SIGINT.
+    Stop,
+    /// To read the configuration again: SIGHUP.
+    Reload,
+}
+
+/// Signals are heard from here to the end of the process, by a thread of their own.
+pub fn listen() -> io::Result<Receiver<Event>> {
+    let (sender, receiver) = mpsc::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let listen = |kind, event, sender: Sender<Event>| -> io::Result<()> {
+        let _inside = runtime.enter();
+        let mut signals = signal(kind)?;
+        runtime.spawn(async move {
+            while signals.recv().await.is_some() {
+                // Fails only at the very end, when nobody listens any more.
+                let _ = sender.send(event);
+            }
+        });
+        Ok(())
+    };
+    listen(SignalKind::terminate(), Event::Stop, sender.clone())?;
+    listen(SignalKind::interrupt(), Event::Stop, sender.clone())?;
+    listen(SignalKind::hangup(), Event::Reload, sender)?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    Ok(receiver)
+}

@@ -1,0 +1,308 @@
+//! What a cache answers: out of the near store, out of what has just come, or when it has come.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::try_join_all;
+
+use super::roots::Memory;
+use super::{Cache, unit_size};
+use crate::castore::{Digest, Directory, GroupTable, Root};
+use crate::nix::PathInfo;
+use crate::store::{Answer, BackingFile, Error, Health, Ingest, Store, Usage, segments};
+
+/// How late a change of the near store's own roots may be noticed.
+const LATE: Duration = Duration::from_secs(1);
+
+#[async_trait]
+impl Store for Cache {
+    fn url(&self) -> &str {
+        &self.0.inner.url
+    }
+
+    fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
+        let inner = &self.0.inner;
+        if *digest == Digest::empty_blob() {
+            return Ok(Answer::Found(Directory::empty()));
+        }
+        if let Some(directory) = inner.directory_at_hand(digest) {
+            inner.hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(Answer::Found(directory));
+        }
+        // The far store may have it in memory; whatever it cannot say now, it says later.
+        match inner.far.directory_now(digest) {
+            Ok(Answer::Found(directory)) if directory.digest() == *digest => {
+                inner.misses.fetch_add(1, Ordering::Relaxed);
+                inner.keep_directory(digest, &directory);
+                Ok(Answer::Found(directory))
+            }
+            Ok(Answer::Absent) => Ok(Answer::Absent),
+            _ => Ok(Answer::Wait),
+        }
+    }
+
+    fn read_now(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<Answer<usize>, Error> {
+        let inner = &self.0.inner;
+        check_empty(&inner.url, digest, size)?;
+        let length = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        if length == 0 {
+            return Ok(Answer::Found(0));
+        }
+        match inner.at_hand(digest, size, offset, &mut buffer[..length])? {
+            true => {
+                inner.hits.fetch_add(1, Ordering::Relaxed);
+                Ok(Answer::Found(length))
+            }
+            false => Ok(Answer::Wait),
+        }
+    }
+
+    /// The far store fetches what is not here; it is kept when it is read.
+    fn will_need(&self, blobs: &[(Digest, u64)]) {
+        let inner = &self.0.inner;
+        let lacks = |(digest, _): &&(Digest, u64)| {
+            inner.near.indexed_size(digest).ok().flatten().is_none()
+                && inner.near.parts().about(digest).is_none()
+        };
+        let lacking: Vec<_> = blobs.iter().filter(lacks).copied().collect();
+        if !lacking.is_empty() {
+            inner.far.will_need(&lacking);
+        }
+    }
+
+    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
+        let inner = &self.0.inner;
+        if let Ok(Answer::Found(root)) = inner.near.root_now(name) {
+            return Ok(Answer::Found(root));
+        }
+        let roots = &inner.writer.roots;
+        match roots.recall(name, inner.far_version()) {
+            Memory::Fresh(known) => return Ok(known.into()),
+            Memory::Old(root) if inner.reach.is_resting() => return Ok(Answer::Found(root)),
+            Memory::Old(_) | Memory::Nothing => {}
+        }
+        match inner.far.root_now(name) {
+            Ok(Answer::Found(root)) => {
+                roots.note(name, Some(&root), true);
+                Ok(Answer::Found(root))
+            }
+            Ok(Answer::Absent) => {
+                roots.note(name, None, true);
+                Ok(Answer::Absent)
+            }
+            _ => Ok(Answer::Wait),
+        }
+    }
+
+    /// The near store's: what it has whole.
+    fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
+        let inner = &self.0.inner;
+        if inner.writer.is_spoiled(digest) {
+            return Ok(None);
+        }
+        match inner.near.backing_file(digest, size) {
+            Ok(file) => {
+                if file.is_some() {
+                    inner.writer.touched.touch(digest);
+                }
+                Ok(file)
+            }
+            Err(error) => inner.excuse(digest, size, error).map(|()| None),
+        }
+    }
+
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        match self.directory_now(digest)? {
+            Answer::Found(directory) => Ok(Some(directory)),
+            Answer::Absent => Ok(None),
+            Answer::Wait => self.0.inner.directory(digest).await,
+        }
+    }
+
+    async fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<Option<Bytes>, Error> {
+        let inner = &self.0.inner;
+        check_empty(&inner.url, digest, size)?;
+        let end = size.min(offset.saturating_add(length as u64));
+        if offset >= end {
+            return Ok(Some(Bytes::new()));
+        }
+        let unit = unit_size(size);
+        let parts = (offset / unit..end.div_ceil(unit)).map(|index| async move {
+            let from = offset.max(index * unit);
+            let to = end.min((index + 1) * unit);
+            let mut buffer = vec![0; (to - from) as usize];
+            if inner.at_hand(digest, size, from, &mut buffer)? {
+                inner.hits.fetch_add(1, Ordering::Relaxed);
+                return Ok(Some(Bytes::from(buffer)));
+            }
+            let found = inner.unit(digest, size, index).await?;
+            let (from, to) = ((from - index * unit) as usize, (to - index * unit) as usize);
+            Ok::<_, Error>(found.map(|bytes| bytes.slice(from..to)))
+        });
+        let parts = try_join_all(parts).await?;
+        let Some(parts) = parts.into_iter().collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        if let [only] = &parts[..] {
+            return Ok(Some(only.clone()));
+        }
+        let mut all = BytesMut::with_capacity((end - offset) as usize);
+        parts.iter().for_each(|part| all.extend_from_slice(part));
+        Ok(Some(all.freeze()))
+    }
+
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        let inner = &self.0.inner;
+        match self.root_now(name)? {
+            Answer::Found(root) => return Ok(Some(root)),
+            Answer::Absent => return Ok(None),
+            Answer::Wait => {}
+        }
+        let looked = inner.look_up(name).await;
+        match looked {
+            Err(error) => match inner.writer.roots.recall(name, inner.far_version()) {
+                Memory::Old(root) | Memory::Fresh(Some(root)) => Ok(Some(root)),
+                _ => Err(error),
+            },
+            found => found,
+        }
+    }
+
+    async fn roots(&self) -> Result<Vec<Root>, Error> {
+        let inner = &self.0.inner;
+        let own = inner.near.roots().await?;
+        let listed = inner.ask(inner.far.roots()).await;
+        let mut roots = match listed {
+            Ok(listed) => {
+                inner.writer.roots.note_all(&listed);
+                listed
+            }
+            Err(error) => {
+                let known = inner.writer.roots.all();
+                if known.is_empty() && own.is_empty() {
+                    return Err(error.again());
+                }
+                known
+            }
+        };
+        // The near store's own come first, and stay where there are two.
+        roots.splice(0..0, own);
+        roots.sort_by(|a, b| a.name.cmp(&b.name));
+        roots.dedup_by(|later, first| later.name == first.name);
+        Ok(roots)
+    }
+
+    /// Of a root that is remembered nothing more may be known while the far store is out of reach: it
+    /// is served without.
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+        let inner = &self.0.inner;
+        if let Some(info) = inner.near.path_info(name).await? {
+            return Ok(Some(info));
+        }
+        match inner.ask(inner.far.path_info(name)).await {
+            Ok(Some(info)) => {
+                inner.writer.roots.note_path_info(name, &info);
+                Ok(Some(info))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => match inner.writer.roots.path_info(name) {
+                Some(info) => Ok(Some(info)),
+                None if inner.writer.roots.remembers(name) => Ok(None),
+                None => Err(error.again()),
+            },
+        }
+    }
+
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        let inner = &self.0.inner;
+        if inner.near.has_blob(digest).await? {
+            return Ok(true);
+        }
+        let asked = inner.ask(inner.far.has_blob(digest)).await;
+        asked.map_err(|error| error.again())
+    }
+
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        let inner = &self.0.inner;
+        if let Some(size) = inner.near.blob_size(digest).await? {
+            return Ok(Some(size));
+        }
+        if let Some((size, _)) = inner.near.parts().about(digest) {
+            return Ok(Some(size));
+        }
+        let asked = inner.ask(inner.far.blob_size(digest)).await;
+        asked.map_err(|error| error.again())
+    }
+
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        let inner = &self.0.inner;
+        if let Ok(Some(table)) = inner.near.group_table(digest, size).await {
+            return Ok(Some(table));
+        }
+        if let Some((known, table)) = inner.near.parts().about(digest)
+            && known == size
+        {
+            return Ok(Some(table));
+        }
+        let asked = inner.ask(inner.far.group_table(digest, size)).await;
+        asked.map_err(|error| error.again())
+    }
+
+    /// What the near store holds.
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        self.0.inner.near.usage()
+    }
+
+    /// The far store speaks for itself; how the cache fares is its [`status`](Cache::status).
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    fn roots_version(&self) -> Result<u64, Error> {
+        let inner = &self.0.inner;
+        // Each only grows: their sum changes when one of them does.
+        let own = inner.near.roots_version()?;
+        let noticed = inner.writer.roots.version();
+        Ok(own.wrapping_add(noticed).wrapping_add(inner.far_version()))
+    }
+
+    fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
+        let inner = &self.0.inner;
+        let deadline = Instant::now() + timeout;
+        loop {
+            let version = self.roots_version()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if version != seen || left.is_zero() {
+                return Ok(version);
+            }
+            let (slice, begun) = (left.min(LATE), Instant::now());
+            let far = inner.far_version.load(Ordering::Relaxed);
+            if inner.far.wait_for_roots(far, slice).is_err() {
+                std::thread::sleep(slice.saturating_sub(begun.elapsed()));
+            }
+        }
+    }
+
+    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+        self.0.inner.far.ingest()
+    }
+}
+
+/// Checks that the empty blob, and it alone, is said to be empty.
+fn check_empty(store: &str, digest: &Digest, size: u64) -> Result<(), Error> {
+    segments::check_empty(digest, size).map_err(|failure| failure.of(store, "reading"))
+}

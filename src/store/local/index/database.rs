@@ -1,0 +1,125 @@
+//! The database's file, which many processes have open: handles on it, and what goes wrong with them.
+//!
+//! After an error redb refuses all further work on a handle, so that whoever sees one opens another.
+//! Should a damaged file make redb panic, the panic ends here.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::SystemTime;
+
+use redb::{Builder, ConcurrencyMode, Database, DatabaseError, ReadOnlyDatabase};
+
+use super::super::folder::Folder;
+use crate::store::Error;
+
+/// Memory for redb's pages, in bytes, per handle.
+const CACHE: usize = 32 << 20;
+
+/// What is read through.
+pub(super) enum Handle {
+    Shared(ReadOnlyDatabase),
+    /// The file was not closed cleanly and cannot be written to: a repaired copy in memory, and
+    /// the file's state when it was made.
+    Copy(Database, FileState),
+}
+
+/// A file's length and the time of its last change.
+pub(super) type FileState = (u64, Option<SystemTime>);
+
+/// How the file is opened: for many processes.
+pub(super) fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .set_cache_size(CACHE)
+        .set_concurrency_mode(ConcurrencyMode::MultiWriter);
+    builder
+}
+
+/// Runs a piece of work on redb; what it cannot do, and a panic, become errors that name the file.
+pub(super) fn guarded<T>(
+    folder: &Folder,
+    work: impl FnOnce() -> Result<T, redb::Error>,
+) -> Result<T, Error> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(redb::Error::Io(source))) => Err(folder.io("use", &folder.index())(source)),
+        Ok(Err(source)) => Err(damaged(folder, source.to_string())),
+        Err(panic) => Err(damaged(folder, panic_text(&*panic))),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    format!(
+        "the database gave up: {}",
+        text.unwrap_or("no reason given")
+    )
+}
+
+/// The error of a file that makes no sense.
+pub(super) fn damaged(folder: &Folder, why: String) -> Error {
+    Error::Index {
+        store: folder.url().to_owned(),
+        path: folder.index(),
+        source: why.into(),
+    }
+}
+
+/// A handle to read through, of a file that is repaired first if a writer died.
+pub(super) fn open_reader(folder: &Folder) -> Result<Handle, Error> {
+    let path = folder.index();
+    for _ in 0..3 {
+        let opened = catch_unwind(|| builder().open_read_only(&path));
+        match opened {
+            Ok(Ok(database)) => return Ok(Handle::Shared(database)),
+            Ok(Err(DatabaseError::RepairAborted)) => {}
+            Ok(Err(error)) => return guarded(folder, || Err(error.into())),
+            Err(panic) => return Err(damaged(folder, panic_text(&*panic))),
+        }
+        // A writer died. Opening for writing repairs the file.
+        match open_writer(folder) {
+            Ok(database) => guarded(folder, || Ok(database.close()?))?,
+            Err(Error::ReadOnly { .. }) => {
+                let state = file_state(folder);
+                return open_copy(folder).map(|copy| Handle::Copy(copy, state));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(damaged(
+        folder,
+        "its writers die as fast as it is repaired".to_owned(),
+    ))
+}
+
+/// A handle to write through.
+pub(super) fn open_writer(folder: &Folder) -> Result<Database, Error> {
+    // redb would say less of what it may not do.
+    folder.check_writable()?;
+    guarded(folder, || Ok(builder().open(folder.index())?))
+}
+
+/// As the file is now.
+pub(super) fn file_state(folder: &Folder) -> FileState {
+    std::fs::metadata(folder.index())
+        .map(|found| (found.len(), found.modified().ok()))
+        .unwrap_or_default()
+}
+
+/// Reads the whole file and repairs the copy.
+fn open_copy(folder: &Folder) -> Result<Database, Error> {
+    let path = folder.index();
+    let bytes = std::fs::read(&path).map_err(folder.io("read", &path))?;
+    guarded(folder, || {
+        let memory = redb::backends::InMemoryBackend::new();
+        redb::StorageBackend::set_len(&memory, bytes.len() as u64)?;
+        redb::StorageBackend::write(&memory, 0, &bytes)?;
+        drop(bytes);
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE);
+        Ok(builder.create_with_backend(memory)?)
+    })
+}

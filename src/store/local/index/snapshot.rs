@@ -1,0 +1,199 @@
+//! What the index said at one moment, and reading it.
+
+use std::sync::Arc;
+
+use prost::Message;
+use redb::{ReadOnlyTable, ReadableDatabase, ReadableTable};
+
+use super::super::folder::Folder;
+use super::super::location::{BLOBS, DIRECTORIES, Location};
+use super::cached_roots::CACHED_ROOTS;
+use super::database::{Handle, damaged, guarded};
+use super::removal::{AGES, PAST_ROOTS};
+use super::{
+    META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_REMOVALS, META_ROOTS_VERSION, PACKS,
+    PATH_INFOS, ROOTS,
+};
+use crate::castore::{Digest, Root};
+use crate::nix::PathInfo;
+use crate::proto::castore::v1::Entry;
+use crate::store::{Error, Usage};
+
+pub(super) type Objects = ReadOnlyTable<&'static [u8; Digest::LEN], &'static [u8; 21]>;
+type Names = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+/// What the index said at one moment.
+pub(in super::super) struct Snapshot {
+    pub(super) folder: Arc<Folder>,
+    /// The even number in `sequence` when it was taken.
+    pub(super) sequence: Option<u64>,
+    pub(super) roots_version: u64,
+    /// How often something was removed.
+    pub(in super::super) removals: u64,
+    pub(super) blobs: Objects,
+    pub(super) directories: Objects,
+    pub(super) roots: Names,
+    pub(super) path_infos: Names,
+    pub(super) packs: ReadOnlyTable<u32, (u8, u64)>,
+    pub(super) ages: ReadOnlyTable<(u32, u64), u64>,
+    pub(super) past_roots: ReadOnlyTable<(u64, &'static [u8]), &'static [u8]>,
+    pub(super) cached_roots: Names,
+    pub(super) meta: ReadOnlyTable<&'static str, u64>,
+}
+
+/// A pack as the index knows it.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct PackEntry {
+    pub(in super::super) id: u32,
+    /// As in [`PackKind`](super::super::pack::PackKind).
+    pub(in super::super) kind: u8,
+    /// Bytes, from the start, that commits have told of.
+    pub(in super::super) len: u64,
+}
+
+impl Snapshot {
+    /// What `handle` reads now; `sequence` is the number that was read before.
+    pub(super) fn take(
+        folder: &Arc<Folder>,
+        handle: &Handle,
+        sequence: Option<u64>,
+    ) -> Result<Self, Error> {
+        guarded(folder, || {
+            let txn = match handle {
+                Handle::Shared(database) => database.begin_read()?,
+                Handle::Copy(database, _) => database.begin_read()?,
+            };
+            let meta = txn.open_table(META)?;
+            Ok(Self {
+                folder: folder.clone(),
+                sequence,
+                roots_version: meta
+                    .get(META_ROOTS_VERSION)?
+                    .map_or(0, |found| found.value()),
+                removals: meta.get(META_REMOVALS)?.map_or(0, |found| found.value()),
+                blobs: txn.open_table(BLOBS)?,
+                directories: txn.open_table(DIRECTORIES)?,
+                roots: txn.open_table(ROOTS)?,
+                path_infos: txn.open_table(PATH_INFOS)?,
+                packs: txn.open_table(PACKS)?,
+                ages: txn.open_table(AGES)?,
+                past_roots: txn.open_table(PAST_ROOTS)?,
+                cached_roots: txn.open_table(CACHED_ROOTS)?,
+                meta,
+            })
+        })
+    }
+
+    pub(in super::super) fn blob(&self, digest: &Digest) -> Result<Option<Location>, Error> {
+        self.object(&self.blobs, digest)
+    }
+
+    pub(in super::super) fn directory(&self, digest: &Digest) -> Result<Option<Location>, Error> {
+        self.object(&self.directories, digest)
+    }
+
+    fn object(&self, table: &Objects, digest: &Digest) -> Result<Option<Location>, Error> {
+        let found = guarded(&self.folder, || {
+            let found = table.get(digest.as_bytes())?;
+            Ok(found.map(|found| Location::decode(found.value())))
+        })?;
+        found
+            .map(|location| {
+                location.ok_or_else(|| {
+                    damaged(
+                        &self.folder,
+                        format!("its entry for {digest} makes no sense"),
+                    )
+                })
+            })
+            .transpose()
+    }
+
+    pub(in super::super) fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        let entry = guarded(&self.folder, || {
+            Ok(self.roots.get(name)?.map(|entry| entry.value().to_vec()))
+        })?;
+        entry
+            .map(|entry| self.decode_root(name, &entry))
+            .transpose()
+    }
+
+    pub(in super::super) fn roots(&self) -> Result<Vec<Root>, Error> {
+        let entries = guarded(&self.folder, || {
+            let mut entries = Vec::new();
+            for found in self.roots.iter()? {
+                let (name, entry) = found?;
+                entries.push((name.value().to_vec(), entry.value().to_vec()));
+            }
+            Ok(entries)
+        })?;
+        entries
+            .iter()
+            .map(|(name, entry)| self.decode_root(name, entry))
+            .collect()
+    }
+
+    pub(super) fn decode_root(&self, name: &[u8], entry: &[u8]) -> Result<Root, Error> {
+        let root = Entry::decode(entry)
+            .map_err(|error| error.to_string())
+            .and_then(|entry| Root::try_from(entry).map_err(|error| error.to_string()));
+        root.map_err(|error| {
+            let name = name.escape_ascii();
+            damaged(&self.folder, format!("its root node \"{name}\": {error}"))
+        })
+    }
+
+    pub(in super::super) fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+        let found = guarded(&self.folder, || {
+            Ok(self
+                .path_infos
+                .get(name)?
+                .map(|found| found.value().to_vec()))
+        })?;
+        found
+            .map(|bytes| {
+                PathInfo::decode(&*bytes).map_err(|error| {
+                    let name = name.escape_ascii();
+                    damaged(&self.folder, format!("its path info \"{name}\": {error}"))
+                })
+            })
+            .transpose()
+    }
+
+    /// Every pack, by number.
+    pub(in super::super) fn packs(&self) -> Result<Vec<PackEntry>, Error> {
+        guarded(&self.folder, || list_packs(&self.packs))
+    }
+
+    pub(super) fn meta(&self, key: &str) -> Result<u64, Error> {
+        guarded(&self.folder, || {
+            Ok(self.meta.get(key)?.map_or(0, |found| found.value()))
+        })
+    }
+
+    pub(in super::super) fn usage(&self) -> Result<Usage, Error> {
+        guarded(&self.folder, || {
+            let get = |key| -> Result<u64, redb::Error> {
+                Ok(self.meta.get(key)?.map_or(0, |found| found.value()))
+            };
+            Ok(Usage {
+                blobs: get(META_BLOBS)?,
+                blob_bytes: get(META_BLOB_BYTES)?,
+                directories: get(META_DIRECTORIES)?,
+            })
+        })
+    }
+}
+
+pub(super) fn list_packs(
+    table: &impl ReadableTable<u32, (u8, u64)>,
+) -> Result<Vec<PackEntry>, redb::Error> {
+    let mut packs = Vec::new();
+    for found in table.iter()? {
+        let (id, entry) = found?;
+        let (kind, len) = entry.value();
+        let id = id.value();
+        packs.push(PackEntry { id, kind, len });
+    }
+    Ok(packs)
+}

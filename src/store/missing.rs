@@ -1,0 +1,36 @@
+//! Which of many blobs a store far away lacks that has to be asked for each of them.
+
+use std::collections::HashSet;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::failure::Failure;
+use crate::castore::Digest;
+
+/// Blobs that are asked for at once.
+const AT_ONCE: usize = 32;
+
+/// Those of `digests`, with their places, that an addition has not `put` there itself. The empty
+/// blob is everywhere.
+pub(super) fn not_put(digests: &[Digest], put: &HashSet<Digest>) -> Vec<(usize, Digest)> {
+    let known = |digest: &Digest| *digest == Digest::empty_blob() || put.contains(digest);
+    let all = digests.iter().copied().enumerate();
+    all.filter(|(_, digest)| !known(digest)).collect()
+}
+
+/// The places of those `wanted` that are not there, as `has` says.
+pub(super) async fn missing<F>(
+    wanted: Vec<(usize, Digest)>,
+    has: impl Fn(Digest) -> F,
+) -> Result<Vec<usize>, Failure>
+where
+    F: Future<Output = Result<bool, Failure>>,
+{
+    let questions = wanted.into_iter().map(|(place, digest)| {
+        let asked = has(digest);
+        async move { Ok::<_, Failure>((!asked.await?).then_some(place)) }
+    });
+    let answers = stream::iter(questions).buffered(AT_ONCE);
+    let answers: Vec<Option<usize>> = answers.try_collect().await?;
+    Ok(answers.into_iter().flatten().collect())
+}

@@ -1,0 +1,160 @@
+//! A mount as the threads see that serve it, and what becomes of a request.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use fuse_backend_rs::abi::fuse_abi::InHeader;
+use parking_lot::{Condvar, Mutex};
+
+use super::answer::Answerer;
+use super::crew::Crew;
+use super::device;
+use super::notices::{Notices, Nursery};
+use crate::fs::{CastoreFs, Passthrough};
+use crate::transport::init::{self, Peer};
+use crate::transport::requests::{self, Counters};
+
+/// How long the kernel may take to say hello.
+const INIT_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the threads of a mount share.
+pub(super) struct Serving {
+    pub(super) device: Arc<OwnedFd>,
+    pub(super) fs: Arc<CastoreFs>,
+    pub(super) counters: Counters,
+    pub(super) crew: Arc<Crew>,
+    /// Whether the mount is gone, with its last user.
+    pub(super) ended: AtomicBool,
+    /// Names the mount in what is logged while a request is answered.
+    pub(super) span: tracing::Span,
+    answerer: Answerer,
+    nursery: Option<Arc<Nursery>>,
+    /// Set when INIT was answered: how that went.
+    init: Mutex<Option<Result<(), String>>>,
+    init_answered: Condvar,
+}
+
+impl Serving {
+    /// Of the mount on `device`, which shows `fs` and is served by `crew`.
+    pub(super) fn new(
+        device: Arc<OwnedFd>,
+        fs: CastoreFs,
+        crew: Arc<Crew>,
+        span: tracing::Span,
+        nursery: Option<Arc<Nursery>>,
+    ) -> Self {
+        let fs = Arc::new(fs);
+        Self {
+            device,
+            answerer: Answerer::new(fs.clone()),
+            fs,
+            counters: Counters::default(),
+            crew,
+            ended: AtomicBool::new(false),
+            span,
+            nursery,
+            init: Mutex::default(),
+            init_answered: Condvar::new(),
+        }
+    }
+
+    /// A way to notify the kernel, for one thread.
+    pub(super) fn notices(&self) -> io::Result<Notices> {
+        Notices::new(self.device.clone(), self.nursery.as_deref())
+    }
+
+    /// Answers `request`, with `reply` as room for the answer.
+    pub(super) fn answer(&self, request: &mut [u8], reply: &mut [u8]) {
+        let Some(header) = device::header(request) else {
+            tracing::error!(bytes = request.len(), "the kernel sent less than a header");
+            return;
+        };
+        let _answering = self.counters.begin(&header);
+        if init::is_init(&header) {
+            return self.answer_init(&header, &request[size_of::<InHeader>()..]);
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            self.fs.answering(
+                || requests::name(header.opcode as usize),
+                header.nodeid,
+                || self.answerer.answer(&self.device, &header, request, reply),
+            )
+        }));
+        // Whatever went wrong, the program must not wait for ever. If it has its answer already,
+        // or was killed, the kernel says ENOENT to this one.
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                if device::reply_error(&self.device, header.unique, libc::EIO).is_ok() {
+                    tracing::error!(opcode = header.opcode, %error, "a request was not answered");
+                }
+            }
+            Err(_) => {
+                let _ = device::reply_error(&self.device, header.unique, libc::EIO);
+                tracing::error!(
+                    opcode = header.opcode,
+                    node = header.nodeid,
+                    "a request panicked; this is a bug"
+                );
+            }
+        }
+    }
+
+    fn answer_init(&self, header: &InHeader, body: &[u8]) {
+        let passthrough = self.fs.passthrough();
+        let peer = Peer::Kernel {
+            passthrough: passthrough.is_some(),
+        };
+        let outcome = match init::answer(body, peer) {
+            Ok(agreement) => {
+                let replied = device::reply(&self.device, header.unique, &agreement.reply)
+                    .map_err(|error| format!("the kernel refused the answer to INIT: {error}"));
+                // Files can be registered only now that the kernel has the reply.
+                if let Some(passthrough) = passthrough {
+                    enable(passthrough, agreement.passthrough);
+                }
+                replied
+            }
+            Err(why) => {
+                let _ = device::reply_error(&self.device, header.unique, libc::EPROTO);
+                Err(why)
+            }
+        };
+        *self.init.lock() = Some(outcome);
+        self.init_answered.notify_all();
+    }
+
+    /// Waits until the kernel has said hello; says how that went.
+    pub(super) fn wait_for_init(&self) -> Result<(), String> {
+        let mut init = self.init.lock();
+        while init.is_none() {
+            let waited = self.init_answered.wait_for(&mut init, INIT_PATIENCE);
+            if waited.timed_out() {
+                return Err("the kernel sent no INIT".to_owned());
+            }
+        }
+        init.clone().unwrap_or(Ok(()))
+    }
+}
+
+/// Turns passthrough on if the kernel knows it and lets us; else says once why not.
+fn enable(passthrough: &Passthrough, known: bool) {
+    let outcome = if known {
+        passthrough
+            .enable()
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EPERM) => "it needs CAP_SYS_ADMIN".to_owned(),
+                _ => error.to_string(),
+            })
+    } else {
+        Err("the kernel is older than 6.9, or built without it".to_owned())
+    };
+    if let Err(why) = outcome {
+        passthrough.disable();
+        tracing::warn!(why, "no passthrough; reads go through the page cache");
+    }
+}
