@@ -32,5 +32,4 @@ pub use reach::{Outcome, Reached, reach};
 pub use sockets::{Ask, Serving, SocketError, listen_for_metrics, metrics_on};
 pub use status::{
     LatencyStatus, ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus,
-    WarmupStatus,
 };

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use castore_fs::service::{self, LatencyStatus, Status as Answer, StoreStatus, WarmupStatus};
+use castore_fs::fs::WarmUpCount;
+use castore_fs::service::{self, LatencyStatus, Status as Answer, StoreStatus};
 use castore_fs::store::{EndpointState, MemberState};
 use castore_fs::tree::Printable;
 use clap::Args;
@@ -132,7 +133,7 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
     Ok(())
 }
 
-fn show_warmup(warmup: &WarmupStatus, text: &mut Vec<u8>) -> io::Result<()> {
+fn show_warmup(warmup: &WarmUpCount, text: &mut Vec<u8>) -> io::Result<()> {
     write!(
         text,
         "  warm-up: {} roots watched, {} profiles under way, {} fetched ahead",

@@ -63,17 +63,14 @@ pub(super) struct Listers {
 
 #[derive(Default)]
 struct State {
-    listers: [Lister; LISTERS],
-    /// Directories listed so far.
-    now: u64,
+    /// The one that listed last comes first.
+    listers: Vec<Lister>,
     /// The thread that asked last for what was left out, and the directory that it is in.
     asking: (u32, u32),
 }
 
 struct Lister {
     thread: u32,
-    /// When it last listed.
-    at: u64,
     /// Whether something was left out of the directory that it listed last, for which nobody has
     /// asked since.
     on_trial: bool,
@@ -85,25 +82,8 @@ struct Lister {
     next_patience: u32,
     /// Inodes that its LOOKUPs may yet cost while it is trusted.
     credit: u32,
-    /// Directories that it listed and of which something was left out.
+    /// Directories that it listed and of which something was left out, the last one first.
     recent: [u32; RECENT],
-    next_recent: usize,
-}
-
-impl Default for Lister {
-    fn default() -> Self {
-        Self {
-            thread: 0,
-            at: 0,
-            on_trial: false,
-            proofs: 0,
-            patience: 0,
-            next_patience: 1,
-            credit: 0,
-            recent: [NOWHERE; RECENT],
-            next_recent: 0,
-        }
-    }
 }
 
 impl Listers {
@@ -128,8 +108,7 @@ impl Listers {
     pub(super) fn goes_on(&self, thread: u32) -> LeaveOut {
         let state = self.state.lock();
         let mut listers = state.listers.iter();
-        match listers.any(|lister| lister.at > 0 && lister.thread == thread && lister.is_trusted())
-        {
+        match listers.any(|lister| lister.thread == thread && lister.is_trusted()) {
             true => LeaveOut::Leaves,
             false => LeaveOut::Nothing,
         }
@@ -159,29 +138,33 @@ impl Listers {
 }
 
 impl State {
-    /// That of `thread`, in the place of whoever has not listed for longest.
+    /// That of `thread`, which lists now; whoever has not listed for longest is forgotten.
     fn lister(&mut self, thread: u32) -> &mut Lister {
-        self.now += 1;
-        let now = self.now;
-        let is_known = |lister: &Lister| lister.at > 0 && lister.thread == thread;
-        let known = self.listers.iter().position(is_known);
-        let ages = self.listers.iter().enumerate();
-        let oldest = ages
-            .min_by_key(|(_, lister)| lister.at)
-            .map_or(0, |(index, _)| index);
-        let lister = &mut self.listers[known.unwrap_or(oldest)];
-        if known.is_none() {
-            *lister = Lister {
-                thread,
-                ..Lister::default()
-            };
+        let known = self.listers.iter();
+        let known = known.take_while(|lister| lister.thread != thread).count();
+        if known == self.listers.len() {
+            self.listers.truncate(LISTERS - 1);
+            self.listers.insert(0, Lister::new(thread));
+        } else {
+            self.listers[..=known].rotate_right(1);
         }
-        lister.at = now;
-        lister
+        &mut self.listers[0]
     }
 }
 
 impl Lister {
+    fn new(thread: u32) -> Self {
+        Self {
+            thread,
+            on_trial: false,
+            proofs: 0,
+            patience: 0,
+            next_patience: 1,
+            credit: 0,
+            recent: [NOWHERE; RECENT],
+        }
+    }
+
     fn is_trusted(&self) -> bool {
         self.credit > 0
     }
@@ -214,13 +197,16 @@ impl Lister {
             self.on_trial = true;
             LeaveOut::First
         };
-        self.recent[self.next_recent] = slot;
-        self.next_recent = (self.next_recent + 1) % RECENT;
+        self.recent.rotate_right(1);
+        self.recent[0] = slot;
         leave_out
     }
 
-    /// Somebody asks for what it was not given.
+    /// Somebody asks for what it may not have been given.
     fn is_asked(&mut self) {
+        if !self.on_trial && !self.is_trusted() {
+            return;
+        }
         self.credit = self.credit.saturating_sub(LOOKUP_COSTS);
         if !self.is_trusted() {
             self.on_trial = false;
@@ -336,6 +322,29 @@ mod tests {
         );
         // Until that is more than it was trusted for.
         assert!((0..100).any(|_| listers.asks(7, 1)));
+    }
+
+    #[test]
+    fn who_was_given_everything_proves_nothing_by_asking() {
+        let listers = Listers::default();
+        // One proof fails, and the next directory is not one.
+        for slot in 0..2 {
+            listers.begins(7, slot, 10, 0);
+            assert!((0..100).any(|_| listers.asks(7, 1000)));
+        }
+        assert_eq!(listers.begins(7, 2, 10, 0), LeaveOut::First);
+    }
+
+    #[test]
+    fn who_has_not_listed_for_longest_is_forgotten() {
+        let listers = Listers::default();
+        walk(&listers, 0, 100, 10, false);
+        for other in 1..LISTERS as u32 {
+            listers.begins(other, 0, 10, 0);
+        }
+        assert_eq!(listers.goes_on(0), LeaveOut::Leaves);
+        listers.begins(LISTERS as u32, 0, 10, 0);
+        assert_eq!(listers.goes_on(0), LeaveOut::Nothing);
     }
 
     #[test]

@@ -85,13 +85,17 @@ impl CastoreFs {
         if !self.walk_ahead.is_served() {
             return LeaveOut::Nothing;
         }
-        if first > 0 {
-            return self.listers.goes_on(thread);
+        let leave_out = if first > 0 {
+            self.listers.goes_on(thread)
+        } else {
+            let subdirectories = directory.subdirectories() as usize;
+            let leaves = directory.len() - subdirectories;
+            self.listers.begins(thread, slot, leaves, subdirectories)
+        };
+        let is_bare = leave_out == LeaveOut::Leaves;
+        if first == 0 || is_bare {
+            self.nodes.set_bare(slot, is_bare);
         }
-        let subdirectories = directory.subdirectories() as usize;
-        let leaves = directory.len() - subdirectories;
-        let leave_out = self.listers.begins(thread, slot, leaves, subdirectories);
-        self.nodes.list(slot, leave_out == LeaveOut::Leaves);
         leave_out
     }
 

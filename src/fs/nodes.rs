@@ -155,7 +155,7 @@ impl Nodes {
 
     /// Notes whether a listing of the directory in `slot`, which the kernel keeps, leaves attributes
     /// out.
-    pub fn list(&self, slot: u32, is_bare: bool) {
+    pub fn set_bare(&self, slot: u32, is_bare: bool) {
         if let Some(node) = self.table.read().slot(slot) {
             node.is_bare.store(is_bare, Ordering::Relaxed);
         }

@@ -108,65 +108,7 @@ pub struct MountStatus {
     pub open: Option<OpenStatus>,
     /// What is learned and fetched ahead, of a mount with `warmup = "learn"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub warmup: Option<WarmupStatus>,
-}
-
-/// How learning and fetching ahead fare.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct WarmupStatus {
-    /// Roots whose users are being watched.
-    pub learning: u64,
-    /// Profiles that are being fetched.
-    pub fetching: u64,
-    /// Roots whose users were watched, for which there was a profile of their own.
-    pub own: u64,
-    /// Those for which there was one of a similar root.
-    pub similar: u64,
-    /// Those for which there was none, or none that can be read.
-    pub none: u64,
-    /// Stretches of files, of up to 1 MiB, that were learned.
-    pub learned: u64,
-    /// How often a profile was written.
-    pub saves: u64,
-    /// Profiles that were fetched as far as was to be, or given up.
-    pub fetches: u64,
-    /// How long that took, all together, in microseconds.
-    pub fetch_micros: u64,
-    /// Stretches of files that were fetched ahead.
-    pub stretches: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Those of them that were touched once they were there.
-    pub hits: u64,
-    /// Profiles that could not be read.
-    pub failed_finds: u64,
-    /// Profiles that were given up because the store did not answer.
-    pub failed_fetches: u64,
-    /// How often a profile could not be written.
-    pub failed_saves: u64,
-}
-
-impl From<WarmUpCount> for WarmupStatus {
-    fn from(count: WarmUpCount) -> Self {
-        Self {
-            learning: count.learning,
-            fetching: count.fetching,
-            own: count.own,
-            similar: count.similar,
-            none: count.none,
-            learned: count.learned,
-            saves: count.saves,
-            fetches: count.fetches,
-            fetch_micros: count.fetch_time.as_micros() as u64,
-            stretches: count.stretches,
-            bytes: count.bytes,
-            hits: count.hits,
-            failed_finds: count.failed_finds,
-            failed_fetches: count.failed_fetches,
-            failed_saves: count.failed_saves,
-        }
-    }
+    pub warmup: Option<WarmUpCount>,
 }
 
 /// What is open on a mount.
@@ -246,7 +188,7 @@ pub struct VirtiofsStatus {
     pub table_bytes: u64,
     /// What is learned and fetched ahead, of a device with `warmup = "learn"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub warmup: Option<WarmupStatus>,
+    pub warmup: Option<WarmUpCount>,
 }
 
 impl StoreStatus {
@@ -288,7 +230,7 @@ impl VirtiofsStatus {
             live_directories: nodes().map(|nodes| nodes.directories as u64).sum(),
             directory_bytes: nodes().map(|nodes| nodes.directory_bytes as u64).sum(),
             table_bytes: nodes().map(|nodes| nodes.table_bytes as u64).sum(),
-            warmup: status.warm_up.map(Into::into),
+            warmup: status.warm_up,
         }
     }
 }

@@ -70,7 +70,7 @@ impl View {
                 directory_bytes: nodes.directory_bytes as u64,
                 table_bytes: nodes.table_bytes as u64,
                 open: viewed.session.open_files().map(Into::into),
-                warmup: viewed.session.warm_up_count().map(Into::into),
+                warmup: viewed.session.warm_up_count(),
             }
         };
         let of_device = |viewed: &ViewedDevice| {

@@ -6,10 +6,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-/// How learning fares.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// How learning and fetching ahead fare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WarmUpCount {
     /// Roots whose users are being watched.
     pub learning: u64,
@@ -21,14 +23,14 @@ pub struct WarmUpCount {
     pub similar: u64,
     /// Those for which there was none, or none that can be read.
     pub none: u64,
-    /// Stretches that were learned.
+    /// Stretches of files, of up to 1 MiB, that were learned.
     pub learned: u64,
     /// How often a profile was written.
     pub saves: u64,
     /// Profiles that were fetched as far as was to be, or given up.
     pub fetches: u64,
-    /// How long that took, all together.
-    pub fetch_time: Duration,
+    /// How long that took, all together, in microseconds.
+    pub fetch_micros: u64,
     /// Stretches that were fetched ahead.
     pub stretches: u64,
     /// Their bytes.
@@ -75,7 +77,7 @@ impl Counters {
             learned: self.learned.get(),
             saves: self.saves.get(),
             fetches: self.fetches.get(),
-            fetch_time: Duration::from_micros(self.fetch_micros.get()),
+            fetch_micros: self.fetch_micros.get(),
             stretches: self.stretches.get(),
             bytes: self.bytes.get(),
             hits: self.hits.get(),

@@ -1,5 +1,6 @@
 use super::*;
-use crate::service::status::{MountStatus, OpenStatus, StoreStatus, VirtiofsStatus, WarmupStatus};
+use crate::fs::WarmUpCount;
+use crate::service::status::{MountStatus, OpenStatus, StoreStatus, VirtiofsStatus};
 use crate::store::{CacheStatus, EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
@@ -52,13 +53,13 @@ fn everything() -> Status {
         requests: [("READ".to_owned(), 1)].into(),
         latencies: [("READ".to_owned(), latency.clone())].into(),
         open: Some(OpenStatus::default()),
-        warmup: Some(WarmupStatus::default()),
+        warmup: Some(WarmUpCount::default()),
         ..MountStatus::default()
     };
     let device = VirtiofsStatus {
         requests: [("READ".to_owned(), 1)].into(),
         latencies: [("READ".to_owned(), latency)].into(),
-        warmup: Some(WarmupStatus::default()),
+        warmup: Some(WarmUpCount::default()),
         ..VirtiofsStatus::default()
     };
     let store = StoreStatus {

@@ -2,7 +2,8 @@
 //! guests, which have the same under names of their own.
 
 use super::{Kind, Metric};
-use crate::service::status::{Status, WarmupStatus};
+use crate::fs::WarmUpCount;
+use crate::service::status::Status;
 
 /// Those that begin with `$prefix`, of what `$each` finds in a status: each is a `$of`.
 macro_rules! metrics {
@@ -154,12 +155,12 @@ pub(super) const MOUNTS: &[Metric] = metrics!("castore_fs_", "mount", of_mounts)
 /// Of devices for guests.
 pub(super) const GUESTS: &[Metric] = metrics!("castore_fs_virtiofs_", "device", of_devices);
 
-fn of_mounts(status: &Status) -> impl Iterator<Item = (&str, &WarmupStatus)> {
+fn of_mounts(status: &Status) -> impl Iterator<Item = (&str, &WarmUpCount)> {
     let mounts = status.mounts.iter();
     mounts.filter_map(|(name, mount)| Some((name.as_str(), mount.warmup.as_ref()?)))
 }
 
-fn of_devices(status: &Status) -> impl Iterator<Item = (&str, &WarmupStatus)> {
+fn of_devices(status: &Status) -> impl Iterator<Item = (&str, &WarmUpCount)> {
     let devices = status.virtiofs.iter();
     devices.filter_map(|(name, device)| Some((name.as_str(), device.warmup.as_ref()?)))
 }
