@@ -21,7 +21,7 @@ mod blocking;
 mod bounded;
 mod cache;
 mod chunked;
-mod credential;
+pub(crate) mod credential;
 mod error;
 mod failure;
 mod far;
@@ -44,6 +44,7 @@ mod reputation;
 mod root_change;
 mod root_versions;
 mod segments;
+mod shown_url;
 mod staged_directories;
 mod url;
 
@@ -71,6 +72,7 @@ pub use mirrors::{Mirrors, Order};
 pub use needs::{Needs, needs};
 pub use object::ObjectStore;
 pub use plan::{Named, OpenError, OpenStores, Opened, Plan, open_all};
+pub use shown_url::{shown_url, with_shown_urls};
 pub use url::{check_url, must_exist, open, open_local};
 
 /// What a store answers without waiting.

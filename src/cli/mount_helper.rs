@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
+use castore_fs::store;
+
 use super::failure::{Failure, failure};
 
 /// How often to look whether the mount has failed instead of coming up.
@@ -97,6 +99,13 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Vec<OsStrin
             "usage: mount.castore-fs STORE-URL DIR [-o OPTIONS]",
         ));
     };
+    // Before it becomes an argument, which every user of the machine can see.
+    if let Some(url) = url.to_str().filter(|url| !url.starts_with("store:"))
+        && let Err(why) = store::check_url(url)
+    {
+        let url = store::shown_url(url);
+        return Err(failure(format!("{url:?} is no store URL: {why}")));
+    }
     let mut wanted: Vec<OsString> = vec!["mount".into(), "--store".into(), url.clone()];
     let options: Vec<&[u8]> = options
         .iter()
@@ -227,6 +236,15 @@ mod tests {
         );
         assert!(parsed(&["-s", "local:/s", "/m", "-o", "colour=red"]).is_ok());
         assert!(parsed(&["local:/s"]).unwrap_err().starts_with("usage"));
+    }
+
+    #[test]
+    fn a_url_with_a_secret_never_becomes_an_argument() {
+        let said = parsed(&["grpc+https://me:hunter2@host", "/m"]).unwrap_err();
+        assert!(
+            said.contains("token-file") && !said.contains("hunter2"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::{Tls, Tokens, TokensError};
+use crate::store::credential::warn_if_public;
 
 /// Files that say who may call.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +45,8 @@ pub enum AccessError {
 impl Access {
     /// Reads the files.
     pub fn load(&self) -> Result<(Option<Tls>, Option<Tokens>), AccessError> {
+        let secrets = [self.key.as_deref(), self.tokens.as_deref()];
+        secrets.into_iter().flatten().for_each(warn_if_public);
         let tls = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => Some(Tls {
                 certificate: read(certificate)?,

@@ -11,6 +11,8 @@ use std::path::Path;
 use rustix::net::{AddressFamily, sockopt};
 use thiserror::Error;
 
+use crate::store::shown_url;
+
 /// The first descriptor that systemd passes on.
 const LISTEN_FDS_START: i32 = 3;
 
@@ -27,7 +29,7 @@ pub enum Listener {
 #[derive(Debug, Error)]
 pub enum ListenError {
     /// The text is no address.
-    #[error("{0:?} is no address to listen on: write HOST:PORT, unix:PATH or systemd")]
+    #[error("{:?} is no address to listen on: write HOST:PORT, unix:PATH or systemd", shown_url(.0))]
     Address(String),
     /// The system refused.
     #[error("cannot listen on {address}: {source}")]

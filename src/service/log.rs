@@ -33,6 +33,12 @@ pub enum LogError {
     Level(String),
 }
 
+/// Says what is wrong with a level, as [`start`] would.
+pub(super) fn check_level(level: &str) -> Result<(), String> {
+    let parsed = EnvFilter::builder().parse(level);
+    parsed.map(drop).map_err(|error| error.to_string())
+}
+
 /// Starts to log as `log` says. If spans are exported, what this gives sends the last of them when it
 /// is dropped.
 pub fn start(log: &Log) -> Result<Option<Exporter>, LogError> {

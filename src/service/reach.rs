@@ -54,11 +54,7 @@ pub fn reach(config: &Config, patience: Duration) -> io::Result<Vec<Reached>> {
             Ok(Ok(Ok(outcome))) => outcome,
             Ok(Ok(Err(error))) => failed(&error),
             Ok(Err(_)) => failed(&Error::Timeout {
-                // Without the query, as logs show it.
-                store: url
-                    .split_once('?')
-                    .map_or(url.as_str(), |(url, _)| url)
-                    .to_owned(),
+                store: store::shown_url(&url),
                 after: patience,
             }),
             Err(error) => return Err(io::Error::other(error)),

@@ -5,13 +5,16 @@
 
 use std::error::Error;
 
+use super::shown_url::with_shown_urls;
+
 /// What the libraries say when there are none.
 const LACKING: [&str; 2] = [
     "no native certs found",
     "No CA certificates were loaded from the system",
 ];
 
-/// What went wrong, down to its first cause; and what to do if it is that nobody can be trusted.
+/// What went wrong, down to its first cause; and what to do if it is that nobody can be trusted. URLs
+/// in it are shown without what may be secret: a request's may be signed.
 pub(super) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -22,6 +25,7 @@ pub(super) fn with_causes(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
+    let text = with_shown_urls(&text);
     match LACKING.iter().any(|lacking| text.contains(lacking)) {
         true => format!(
             "{text}: this machine has no certificates of authorities to check the other side by; \

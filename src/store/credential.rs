@@ -4,6 +4,7 @@
 //! them (`LoadCredential=`) into a folder that only the unit sees, and names it in
 //! `$CREDENTIALS_DIRECTORY`. So one URL serves in every unit.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Where the file is that a URL calls `path`.
@@ -12,6 +13,21 @@ pub(super) fn place(path: &Path) -> PathBuf {
     match std::env::var_os("CREDENTIALS_DIRECTORY") {
         Some(folder) if is_name => Path::new(&folder).join(path),
         _ => path.to_owned(),
+    }
+}
+
+/// What is in the file that a URL calls `path`. Logs a warning if everybody can read it.
+pub(super) fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
+    warn_if_public(&place(path));
+    read(path)
+}
+
+/// Logs a warning if everybody on this machine can read the file `path`, which holds a secret.
+pub(crate) fn warn_if_public(path: &Path) {
+    let mode = std::fs::metadata(path).map(|found| found.permissions().mode());
+    if mode.is_ok_and(|mode| mode & 0o004 != 0) {
+        let path = path.display();
+        tracing::warn!("{path} holds a secret and every user can read it: chmod o-r {path}");
     }
 }
 

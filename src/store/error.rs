@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::shown_url::shown_url;
 use crate::castore::{Digest, DirectoryError, GroupTableError};
 
 /// The kinds of object that a digest names.
@@ -61,8 +62,9 @@ pub enum Damage {
 /// Why a store could not answer, or could not take something.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The text is no store URL, or names a kind of store that there is not.
-    #[error("{url:?} is no store URL: {why}")]
+    /// The text is no store URL, or names a kind of store that there is not. Shown without what may be
+    /// secret in it.
+    #[error("{:?} is no store URL: {why}", shown_url(url))]
     Url {
         /// The text.
         url: String,

@@ -60,7 +60,6 @@ impl GrpcStore {
     /// asked, unless the URL says `wait-connect=1`.
     pub fn open(url: &str) -> Result<Self, Error> {
         let wrong = |why: String| Error::Url {
-            // The query may name files that are nobody's business, but holds no secret.
             url: url.to_owned(),
             why,
         };

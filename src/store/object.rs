@@ -58,7 +58,7 @@ impl ObjectStore {
     /// options of the crate `object_store`, such as `region` or `endpoint`.
     pub fn open(url: &str) -> Result<Self, Error> {
         let wrong = |why: String| Error::Url {
-            url: shown(url),
+            url: url.to_owned(),
             why,
         };
         let runtime = network::handle()
@@ -75,21 +75,14 @@ impl ObjectStore {
         }))
     }
 
+    /// Says what is wrong with `url`, without looking at a file or connecting.
+    pub(super) fn check_url(url: &str) -> Result<(), String> {
+        Bucket::check_url(url)
+    }
+
     /// Requests made to the object store so far.
     pub fn calls(&self) -> u64 {
         self.behind().bucket.calls()
-    }
-}
-
-/// A URL that may be wrong, less what may be secret in it.
-fn shown(url: &str) -> String {
-    let (url, _) = url.split_once('?').unwrap_or((url, ""));
-    match url.split_once("://") {
-        Some((scheme, rest)) => match rest.rsplit_once('@') {
-            Some((_, host)) => format!("{scheme}://{host}"),
-            None => url.to_owned(),
-        },
-        None => url.to_owned(),
     }
 }
 

@@ -57,7 +57,7 @@ impl Verify {
         match value {
             "root" => Ok(Verify::Root),
             "chunks" => Ok(Verify::Chunks),
-            _ => Err(format!("verify={value}: write root or chunks")),
+            _ => Err("verify: write root or chunks".to_owned()),
         }
     }
 }

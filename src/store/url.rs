@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::shown_url::shown_url;
 use super::{Error, GrpcStore, LocalStore, MemoryStore, ObjectStore, Store};
 
 /// Opens the store that `url` names.
@@ -48,37 +49,39 @@ pub fn open_local(url: &str) -> Result<Option<LocalStore>, Error> {
         url: url.to_owned(),
         why: why.to_owned(),
     };
-    if rest.is_empty() {
-        return Err(wrong("a folder has to follow local:"));
-    }
-    if rest.contains('\0') {
-        return Err(wrong("no path holds a NUL byte"));
-    }
-    let path =
-        local_path(rest).ok_or_else(|| wrong("for a folder write local:PATH, with no //"))?;
+    let path = check_local(rest).map_err(wrong)?;
     Ok(Some(LocalStore::open(Path::new(path))?))
 }
 
-/// Says what is wrong with `url`, as far as that can be told without opening it.
+/// The folder that follows `local:`; says what is wrong otherwise.
+fn check_local(rest: &str) -> Result<&str, &'static str> {
+    if rest.is_empty() {
+        return Err("a folder has to follow local:");
+    }
+    if rest.contains('\0') {
+        return Err("no path holds a NUL byte");
+    }
+    local_path(rest).ok_or("for a folder write local:PATH, with no //")
+}
+
+/// Says what is wrong with `url`, as far as that can be told without opening it: what [`open`]
+/// refuses before it looks at any file or connects anywhere.
 pub fn check_url(url: &str) -> Result<(), String> {
     match url.split_once(':') {
-        Some(("local", "")) => Err("a folder has to follow local:".to_owned()),
-        Some(("local", rest)) => match local_path(rest) {
-            Some(_) => Ok(()),
-            None => Err("for a folder write local:PATH, with no //".to_owned()),
-        },
+        Some(("local", rest)) => check_local(rest).map(drop).map_err(str::to_owned),
         Some(("memory", "" | "//")) => Ok(()),
         Some(("memory", _)) => Err("nothing can follow memory:".to_owned()),
         Some(("grpc+http" | "grpc+https" | "grpc+unix", _)) => GrpcStore::check_url(url),
-        Some((scheme, _)) if scheme.starts_with("objectstore+") => Ok(()),
+        Some((scheme, _)) if scheme.starts_with("objectstore+") => ObjectStore::check_url(url),
         Some(("store", _)) => Err(
             "store:NAME is for the command line: here, name the store where \
                                   a name is asked for"
                 .to_owned(),
         ),
         _ => Err(format!(
-            "{url:?} names no kind of store: local:/PATH, memory:, grpc+{{http,https,unix}}: and \
-             objectstore+{{file,s3,gs,az,http,https}}:"
+            "{:?} names no kind of store: local:/PATH, memory:, grpc+{{http,https,unix}}: and \
+             objectstore+{{file,s3,gs,az,http,https}}:",
+            shown_url(url)
         )),
     }
 }

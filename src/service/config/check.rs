@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 use super::problem::{Source, nearest};
 use super::{Config, DEFAULT_STORE, Problem, composition};
 use crate::server::Access;
+use crate::service::log::check_level;
 use crate::service::telemetry::Exporter;
+use crate::store::shown_url;
 use crate::transport::virtiofs::{MOST_QUEUES, Tag};
+use crate::tree::Target;
 
 /// Bytes of a name, at most: it becomes part of a descriptor's name in systemd.
 const LONGEST_NAME: usize = 100;
+/// Bytes of the path of a unix socket, at most: `sun_path` of unix(7), less the NUL at its end.
+const LONGEST_SOCKET: usize = 107;
 /// The most threads of a mount.
 const MOST_THREADS: u16 = 1024;
 
@@ -42,9 +47,18 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
             let what = format!("this must be 1 to {MOST_QUEUES}");
             problems.push(source.at(&key("queues"), what));
         }
+        if let Some(what) = bad_socket(&virtiofs.socket) {
+            problems.push(source.at(&key("socket"), what));
+        }
+        if let Some(what) = virtiofs.root.as_deref().and_then(bad_root) {
+            problems.push(source.at(&key("root"), what));
+        }
         if let Some(Err(error)) = virtiofs.tag.as_deref().map(Tag::new) {
             problems.push(source.at(&key("tag"), error.to_string()));
         }
+    }
+    if let Some(Err(what)) = config.log.level.as_deref().map(check_level) {
+        problems.push(source.at(&["log", "level"], what));
     }
     if let Some(Err(error)) = config.log.otlp.as_deref().map(Exporter::check) {
         problems.push(source.at(&["log", "otlp"], error.to_string()));
@@ -74,7 +88,44 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
             problems.push(source.at(key, "this must be an absolute path"));
         }
     }
+    if let Some(what) = config.control.socket.as_deref().and_then(bad_socket) {
+        problems.push(source.at(&["control", "socket"], what));
+    }
+    sockets_once(config, source, &mut problems);
     problems
+}
+
+/// No two endpoints are at the same address.
+fn sockets_once(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
+    let mut taken: BTreeMap<String, String> = BTreeMap::new();
+    let listeners = config.listen.iter().map(|(name, listen)| {
+        let key = ["listen", name.as_str(), "address"];
+        (key, listen.address.clone())
+    });
+    let devices = config.virtiofs.iter().map(|(name, virtiofs)| {
+        let key = ["virtiofs", name.as_str(), "socket"];
+        (key, format!("unix:{}", virtiofs.socket.display()))
+    });
+    for (key, address) in listeners.chain(devices) {
+        let name = format!("{}.{}", key[0], key[1]);
+        if let Some(other) = taken.insert(address, name) {
+            problems.push(source.at(&key, format!("{other} is at this address already")));
+        }
+    }
+}
+
+/// What is wrong with what a mount or device is to show, as far as its text goes.
+fn bad_root(root: &str) -> Option<String> {
+    let parsed = Target::parse(root.as_bytes());
+    parsed.err().map(|error| error.to_string())
+}
+
+/// What is wrong with the path of a unix socket.
+fn bad_socket(path: &Path) -> Option<String> {
+    let length = path.as_os_str().len();
+    (length > LONGEST_SOCKET).then(|| {
+        format!("the path of a unix socket has at most {LONGEST_SOCKET} bytes, not {length}")
+    })
 }
 
 /// What is wrong with who may call, by key.
@@ -145,6 +196,9 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
             let what = format!("this must be 1 to {MOST_THREADS}");
             problems.push(source.at(&key("threads"), what));
         }
+        if let Some(what) = mount.root.as_deref().and_then(bad_root) {
+            problems.push(source.at(&key("root"), what));
+        }
         if mount.root.is_some() && !mount.list_root {
             let what = "this says whether root nodes are listed, and with `root` none are shown";
             problems.push(source.at(&key("list-root"), what));
@@ -184,10 +238,18 @@ pub(super) fn bad_store(config: &Config, named: Option<&str>) -> Option<String> 
 
 fn bad_address(address: &str) -> Option<String> {
     let good = match address.strip_prefix("unix:") {
-        Some(path) => path.starts_with('/'),
+        Some(path) => {
+            if let Some(what) = bad_socket(Path::new(path)) {
+                return Some(what);
+            }
+            path.starts_with('/')
+        }
         None => address
             .rsplit_once(':')
             .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
     };
-    (!good).then(|| format!("{address:?} is no address: write unix:/PATH or HOST:PORT"))
+    (!good).then(|| {
+        let address = shown_url(address);
+        format!("{address:?} is no address: write unix:/PATH or HOST:PORT")
+    })
 }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::store::with_shown_urls;
+
 /// How much two spellings may look alike, from 0 to 1, for one to be suggested for the other.
 const ALIKE: f64 = 0.7;
 
@@ -64,7 +66,7 @@ impl<'a> Source<'a> {
             file: self.file.to_owned(),
             line: span.map(|span| self.line(span.start)),
             key: key.join("."),
-            what: with_suggestion(error.message()),
+            what: with_shown_urls(&with_suggestion(error.message())),
         }
     }
 

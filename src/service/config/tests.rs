@@ -251,6 +251,38 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
             "6: stores.main.url: secrets do not belong into a URL: use token-file=PATH",
         ),
         (
+            "[stores.main]\nurl = 'objectstore+s3://b/p?secret_access_key=hunter2'\n",
+            "6: stores.main.url: \"secret_access_key\" is a secret and belongs into the environment or \
+             a credentials-file, not into a URL",
+        ),
+        (
+            "[stores.main]\nurl = 'objectstore+s3://hunter2@b/p'\n",
+            "6: stores.main.url: a user or password is a secret and belongs into the environment or a \
+             credentials-file, not into a URL",
+        ),
+        (
+            "[stores.main]\nurl = 'nope+https://me:hunter2@u?x=hunter2'\n",
+            "6: stores.main.url: \"nope+https://***@u\" names no kind of store: local:/PATH, memory:, \
+             grpc+{http,https,unix}: and objectstore+{file,s3,gs,az,http,https}:",
+        ),
+        (
+            "[log]\notlp = 'ftp://me:hunter2@u'\n",
+            "6: log.otlp: \"ftp://***@u\" is no collector's address: write http://HOST:PORT or \
+             https://HOST:PORT",
+        ),
+        (
+            "[metrics]\naddress = 'http://me:hunter2@u'\n",
+            "6: metrics.address: \"http://***@u\" is no address: write unix:/PATH or HOST:PORT",
+        ),
+        (
+            "[stores]\nmain = 'grpc+https://me:hunter2@u'\n",
+            "6: stores.main: invalid type: string \"grpc+https://***@u\", expected struct Store",
+        ),
+        (
+            "[listen.a]\nstore = 'disk'\naddress = 'unix:/s'\n[listen.b]\nstore = 'disk'\naddress = 'unix:/s'\n",
+            "10: listen.b.address: listen.a is at this address already",
+        ),
+        (
             "[stores.main]\nurl = 'grpc+http://u'\ntoken-file = '/t'\n",
             "7: stores.main.token-file: a token would travel in the clear: use grpc+https or grpc+unix",
         ),
@@ -274,6 +306,40 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
             format!("test.toml:{said}"),
             "{text}"
         );
+    }
+}
+
+#[test]
+fn what_the_daemon_would_refuse_is_refused_by_the_file() {
+    let long = "x".repeat(108);
+    for (text, said) in [
+        (
+            "[log]\nlevel = 'castore_fs=nonsense'\n".to_owned(),
+            "log.level: error parsing level",
+        ),
+        (
+            "[virtiofs.v]\nsocket = '/s'\nroot = 'a/..'\n".to_owned(),
+            "virtiofs.v.root: \"a/..\" is no NAME[/PATH]",
+        ),
+        (
+            "[mounts.m]\npath = '/m'\nroot = ''\n".to_owned(),
+            "mounts.m.root: ",
+        ),
+        (
+            format!("[virtiofs.v]\nsocket = '/{long}'\n"),
+            "virtiofs.v.socket: the path of a unix",
+        ),
+        (
+            format!("[listen.l]\naddress = 'unix:/{long}'\n"),
+            "listen.l.address: the path of a",
+        ),
+        (
+            format!("[control]\nsocket = '/{long}'\n"),
+            "control.socket: the path of a unix socket",
+        ),
+    ] {
+        let error = parse(&text).unwrap_err();
+        assert!(error.contains(said), "{text}: {error}");
     }
 }
 

@@ -21,6 +21,7 @@ use crate::proto::opentelemetry::{
     ScopeSpans, Span,
 };
 use crate::spans;
+use crate::store::shown_url;
 
 /// Spans that wait to be sent, at most.
 const MOST_WAITING: usize = 4096;
@@ -41,7 +42,10 @@ const FAREWELL: Duration = Duration::from_secs(2);
 #[derive(Debug, Error)]
 pub enum CollectorError {
     /// The text is no address.
-    #[error("{0:?} is no collector's address: write http://HOST:PORT or https://HOST:PORT")]
+    #[error(
+        "{:?} is no collector's address: write http://HOST:PORT or https://HOST:PORT",
+        shown_url(.0)
+    )]
     Address(String),
     /// TLS cannot be had.
     #[error("cannot reach a collector over TLS: {0}")]

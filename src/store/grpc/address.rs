@@ -27,8 +27,9 @@ use url::Url;
 
 use super::endpoint::Deadlines;
 use crate::store::authorities::with_causes;
-use crate::store::credential::read;
+use crate::store::credential::{read, read_secret};
 use crate::store::segments::Verify;
+use crate::store::shown_url::shown_parameter;
 
 /// HTTP/2 windows, in bytes: how much may be under way to us. 16 MiB fill 10 Gbit/s at 13 ms.
 const STREAM_WINDOW: u32 = 16 << 20;
@@ -109,7 +110,7 @@ impl Address {
         let (mut certificate, mut key) = (None, None);
         for (name, value) in parsed.query_pairs() {
             let path = || Some(PathBuf::from(value.as_ref()));
-            let wrong = |what: &str| format!("{name}={value}: {what}");
+            let wrong = |what: &str| format!("{name}: {what}");
             let seconds = || match value.parse::<f64>() {
                 Ok(seconds) if seconds > 0.0 && seconds < 1e6 => {
                     Ok(Duration::from_secs_f64(seconds))
@@ -138,7 +139,10 @@ impl Address {
                 "verify" => address.verify = Verify::parse(&value)?,
                 "cache" => address.cache = mebibytes()?,
                 "spool" => address.spool = mebibytes()?,
-                _ => return Err(format!("there is no parameter {name:?}")),
+                _ => {
+                    let name = shown_parameter(&name, &value);
+                    return Err(format!("there is no parameter {name}"));
+                }
             }
         }
         address.certificate = match (certificate, key) {
@@ -165,7 +169,7 @@ impl Address {
         let Some(path) = &self.token else {
             return Ok(None);
         };
-        let text = String::from_utf8(read(path)?)
+        let text = String::from_utf8(read_secret(path)?)
             .map_err(|_| format!("{} holds no token: it is not text", path.display()))?;
         let mut header = HeaderValue::try_from(format!("Bearer {}", text.trim()))
             .map_err(|_| format!("{} holds no token", path.display()))?;
@@ -215,7 +219,7 @@ impl Address {
             None => ClientTlsConfig::new().with_native_roots(),
         };
         if let Some((certificate, key)) = &self.certificate {
-            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+            tls = tls.identity(Identity::from_pem(read(certificate)?, read_secret(key)?));
         }
         Ok(tls)
     }

@@ -4,7 +4,7 @@
 //! few seconds. What fails after that fails, and the bucket may rest ([`crate::store::reputation`]).
 
 use std::fmt;
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use crate::store::credential;
 use crate::store::failure::{Failure, found};
 use crate::store::reputation::Reputation;
 use crate::store::segments::Verify;
+use crate::store::shown_url::shown_parameter;
 use crate::store::{Damage, Object};
 
 /// How long one operation may take, its retries included.
@@ -32,7 +33,20 @@ const RETRY_FOR: Duration = Duration::from_secs(5);
 /// Environment variables that say how to reach a cloud, and with which credentials.
 const ENVIRONMENT: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 /// Words in the names of parameters that are secrets.
-const SECRETS: [&str; 5] = ["secret", "token", "password", "access_key", "account_key"];
+const SECRETS: [&str; 12] = [
+    "secret",
+    "token",
+    "password",
+    "passwd",
+    "encryption_key",
+    "master_key",
+    "access_key",
+    "accesskey",
+    "account_key",
+    "accountkey",
+    "sas",
+    "signature",
+];
 
 /// Objects by path.
 pub(super) struct Bucket {
@@ -53,16 +67,82 @@ impl fmt::Debug for Bucket {
     }
 }
 
-impl Bucket {
-    /// Opens `objectstore+SCHEME://…`; says what is wrong otherwise.
-    pub(super) fn open(url: &str, runtime: Handle) -> Result<Self, String> {
-        let inner = url
+/// What a URL says.
+struct Address {
+    /// Without what follows.
+    place: Url,
+    verify: Verify,
+    credentials_file: Option<PathBuf>,
+    /// Options of the object store, by their names in the crate `object_store`.
+    options: Vec<(String, String)>,
+}
+
+impl Address {
+    /// Reads `url`; says what is wrong otherwise, and repeats no secret.
+    fn parse(url: &str) -> Result<Self, String> {
+        let place = url
             .strip_prefix("objectstore+")
             .ok_or("it does not start with objectstore+")?;
-        let mut inner = Url::parse(inner).map_err(|error| error.to_string())?;
-        if inner.password().is_some() {
-            return Err(in_the_environment("a password"));
+        let mut place = Url::parse(place).map_err(|error| error.to_string())?;
+        // A container of Azure is written as a user.
+        let names_container = matches!(place.scheme(), "az" | "adl" | "azure" | "abfs" | "abfss");
+        if place.password().is_some() || !place.username().is_empty() && !names_container {
+            return Err(in_the_environment("a user or password"));
         }
+        if place.fragment().is_some() {
+            return Err("nothing can follow a # in it".to_owned());
+        }
+        let mut address = Self {
+            place: place.clone(),
+            verify: Verify::default(),
+            credentials_file: None,
+            options: Vec::new(),
+        };
+        if place.scheme() == "http" {
+            let allow = ("allow_http".to_owned(), "true".to_owned());
+            address.options.push(allow);
+        }
+        for (name, value) in place.query_pairs() {
+            let name = name.to_ascii_lowercase();
+            match name.as_str() {
+                "verify" => address.verify = Verify::parse(&value)?,
+                "credentials-file" => {
+                    address.credentials_file = Some(PathBuf::from(value.as_ref()));
+                }
+                _ if SECRETS.iter().any(|secret| name.contains(secret)) => {
+                    return Err(in_the_environment(&shown_parameter(&name, &value)));
+                }
+                _ => {
+                    // Who writes http:// means it.
+                    if name.ends_with("endpoint") && value.starts_with("http://") {
+                        let allow = ("allow_http".to_owned(), "true".to_owned());
+                        address.options.push(allow);
+                    }
+                    address.options.push((name, value.into_owned()));
+                }
+            }
+        }
+        place.set_query(None);
+        ObjectStoreScheme::parse(&place).map_err(|error| with_causes(&error))?;
+        address.place = place;
+        Ok(address)
+    }
+}
+
+impl Bucket {
+    /// Says what is wrong with `url`, without looking at a file or connecting.
+    pub(super) fn check_url(url: &str) -> Result<(), String> {
+        Address::parse(url).map(drop)
+    }
+
+    /// Opens `objectstore+SCHEME://…`; says what is wrong otherwise.
+    pub(super) fn open(url: &str, runtime: Handle) -> Result<Self, String> {
+        let Address {
+            place: inner,
+            verify,
+            credentials_file,
+            options: given,
+        } = Address::parse(url)?;
         let mut options: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| ENVIRONMENT.iter().any(|prefix| name.starts_with(prefix)))
@@ -70,28 +150,10 @@ impl Bucket {
             .collect();
         options.push(("connect_timeout".to_owned(), "5 seconds".to_owned()));
         options.push(("timeout".to_owned(), "30 seconds".to_owned()));
-        if inner.scheme() == "http" {
-            options.push(("allow_http".to_owned(), "true".to_owned()));
+        if let Some(path) = credentials_file {
+            options.extend(credentials(&path)?);
         }
-        let mut verify = Verify::default();
-        for (name, value) in inner.query_pairs() {
-            let name = name.to_ascii_lowercase();
-            match name.as_str() {
-                "verify" => verify = Verify::parse(&value)?,
-                "credentials-file" => options.extend(credentials(FilePath::new(value.as_ref()))?),
-                _ if SECRETS.iter().any(|secret| name.contains(secret)) => {
-                    return Err(in_the_environment(&name));
-                }
-                _ => {
-                    // Who writes http:// means it.
-                    if name.ends_with("endpoint") && value.starts_with("http://") {
-                        options.push(("allow_http".to_owned(), "true".to_owned()));
-                    }
-                    options.push((name, value.into_owned()));
-                }
-            }
-        }
-        inner.set_query(None);
+        options.extend(given);
         // Whoever has chosen already has chosen well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (store, base) = open(&inner, options).map_err(|error| with_causes(&error))?;
@@ -262,7 +324,7 @@ fn open(
 /// environment file.
 fn credentials(path: &FilePath) -> Result<Vec<(String, String)>, String> {
     let shown = path.display();
-    let text = String::from_utf8(credential::read(path)?)
+    let text = String::from_utf8(credential::read_secret(path)?)
         .map_err(|_| format!("{shown} holds no credentials: it is not text"))?;
     let mut options = Vec::new();
     for (number, line) in text.lines().enumerate() {
