@@ -11,6 +11,7 @@ pub mod effort;
 mod groups;
 mod name;
 mod node;
+mod printable;
 
 pub use digest::{Digest, DigestError};
 pub use directory::{Directory, DirectoryError, Entry, MAX_DIRECTORY_BYTES};
@@ -20,3 +21,4 @@ pub use groups::{
 };
 pub use name::{Name, NameError, SymlinkTarget, check_name, check_symlink_target};
 pub use node::{Node, NodeError, NodeRef, Root};
+pub use printable::{Printable, printable_json};

@@ -10,6 +10,7 @@
 
 mod cat;
 mod check_config;
+mod closed;
 mod confine;
 mod control;
 mod copy;
@@ -148,6 +149,7 @@ fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(castore_fs::service::text_fields())
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()

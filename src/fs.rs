@@ -38,7 +38,7 @@ use std::time::Duration;
 use fuse_backend_rs::abi::fuse_abi::stat64;
 use fuse_backend_rs::api::filesystem::Entry;
 
-use crate::castore::{Digest, Directory, Node, NodeRef, Root};
+use crate::castore::{Digest, Directory, Node, NodeRef, Printable, Root};
 use crate::store::{Answer, Error, Store};
 
 pub use attributes::Owner;
@@ -438,7 +438,7 @@ impl CastoreFs {
         root.map_err(|error| {
             let errno = errno::errno(&error);
             tracing::error!(
-                path = %name.escape_ascii(), endpoint = errno::endpoint(&error), errno, %error,
+                path = %Printable(name), endpoint = errno::endpoint(&error), errno, %error,
                 "cannot look up a root node"
             );
             failure(errno)
@@ -481,7 +481,7 @@ impl CastoreFs {
             match (&root, &directory) {
                 (Some(root), _) => path.push_str(&root.name.to_string()),
                 (None, Some(directory)) => match directory.get(index as usize) {
-                    Some(entry) => path.push_str(&entry.name.escape_ascii().to_string()),
+                    Some(entry) => path.push_str(&Printable(entry.name).to_string()),
                     None => path.push('?'),
                 },
                 (None, None) => path.push('?'),

@@ -16,7 +16,7 @@ mod nar;
 mod packet;
 mod path;
 mod progress;
-mod tar;
+pub mod tar;
 
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -27,6 +27,7 @@ pub use error::Error;
 pub use progress::{Progress, Stage, Totals};
 
 use crate::castore::{Name, Node, Root};
+use crate::compression::{Decoder, Limits};
 use crate::nix::{self, NarHash, PathInfo, StorePath};
 use crate::store::{Added, Blocking, Ingest};
 use crate::tree::nar::write_nar;
@@ -36,13 +37,17 @@ use crate::tree::{TreePath, export};
 /// ones are streamed.
 const SMALL: u64 = 1 << 20;
 
+/// Zeros that the holes of an archive's sparse files may add up to, in bytes. They cost an archive
+/// nothing, and a store their hashes: 512 MiB for as many.
+pub const MAX_ZEROS: u64 = 256 << 30;
+
 /// Where a tree comes from.
 pub enum Source<'a> {
     /// A file, directory or symlink of the local file system. A symlink is not followed.
     Path(&'a Path),
-    /// A NAR, to its end.
+    /// A NAR, to its end. gzip, xz, zstd and bzip2 around it are recognised and decompressed.
     Nar(&'a mut dyn Read),
-    /// A tar archive, not compressed. Bytes after its end marker are not read.
+    /// A tar archive. gzip, xz, zstd and bzip2 around it are recognised and decompressed.
     Tar(&'a mut dyn Read),
 }
 
@@ -72,6 +77,9 @@ pub struct Options {
     /// Of a tar archive: how many leading components to take off every path. Entries with fewer are
     /// left out.
     pub strip_components: usize,
+    /// The most bytes that an archive may decompress to, and the most zeros that the holes of its
+    /// sparse files may add up to. None: the defaults of [`Limits`], and [`MAX_ZEROS`].
+    pub max_size: Option<u64>,
 }
 
 /// What an import has made.
@@ -147,9 +155,28 @@ pub fn add(
 ) -> Result<Node, Error> {
     match source {
         Source::Path(path) => path::add(ingest, path, options, progress),
-        Source::Nar(input) => nar::add(ingest, input, progress),
-        Source::Tar(input) => tar::add(ingest, input, options, progress),
+        Source::Nar(input) => {
+            let mut input = decompressed(input, options)
+                .map_err(|source| crate::nar::Error::Io { offset: 0, source })?;
+            nar::add(ingest, &mut input, progress)
+        }
+        Source::Tar(input) => {
+            let mut input = decompressed(input, options)
+                .map_err(|source| tar::Error::Io { offset: 0, source })?;
+            tar::add(ingest, &mut input, options, progress)
+        }
     }
+}
+
+/// An archive as it is inside of what it may be compressed with.
+fn decompressed<'a>(
+    input: &'a mut dyn Read,
+    options: &Options,
+) -> io::Result<Decoder<&'a mut dyn Read>> {
+    let limits = options
+        .max_size
+        .map_or_else(Limits::default, Limits::of_output);
+    Decoder::detect(input, limits)
 }
 
 /// Size and hash of the NAR of a tree in `store`.

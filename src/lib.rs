@@ -5,6 +5,7 @@
 //! | floor | module | holds |
 //! |---|---|---|
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
+//! | 0 | [`compression`] | streams out of gzip, xz, zstd, bzip2 and brotli |
 //! | 0 | [`sandbox`] | giving up privileges, files and system calls |
 //! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
 //! | 2 | [`profile`] | what was touched first below a root, for the next mount |
@@ -18,6 +19,7 @@
 //! `docs/architecture.md` draws the whole house.
 
 pub mod castore;
+pub mod compression;
 pub mod fs;
 pub mod import;
 pub mod nar;

@@ -24,7 +24,7 @@ mod similar;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use crate::castore::{Digest, check_name};
+use crate::castore::{Digest, Printable, check_name};
 
 pub use codec::FormatError;
 pub use folder::{Found, ProfileError, Profiles, Summary};
@@ -67,12 +67,9 @@ impl Subject {
 }
 
 impl fmt::Display for Subject {
-    /// Bytes that are not printable ASCII are escaped.
+    /// As [`Printable`] shows it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match std::str::from_utf8(&self.0) {
-            Ok(text) if !text.chars().any(char::is_control) => f.write_str(text),
-            _ => write!(f, "{}", self.0.escape_ascii()),
-        }
+        Printable(&self.0).fmt(f)
     }
 }
 

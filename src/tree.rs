@@ -24,7 +24,7 @@ mod walk;
 
 pub use blob::copy_blob;
 pub use error::Error;
-pub use path::{Printable, TreePath};
+pub use path::TreePath;
 pub use target::{Found, Preference, Target};
 pub use walk::{Step, Walk};
 

@@ -500,6 +500,200 @@ fn one_bad_path_does_not_stop_the_others() {
 }
 
 #[test]
+fn one_missing_target_does_not_stop_the_others() {
+    let place = Place::with_tree();
+    for (arguments, stdout) in [
+        (
+            &["ls", "tree/bin", "tree/no", "tree/empty", "tree/link"][..],
+            "tree/bin/copy\ntree/bin/deep\ntree/bin/sh\ntree/link\n",
+        ),
+        (&["ls", "tree/no", "b3:00", "tree/link"], "tree/link\n"),
+        (
+            &[
+                "cat",
+                "tree/bin/deep/text",
+                "tree/no",
+                "tree/bin",
+                "tree/bin/sh",
+            ],
+            "some text\n#!/bin/sh\n",
+        ),
+    ] {
+        let run = place.run(arguments);
+        assert_eq!(run.status.code(), Some(1), "{arguments:?}");
+        assert_eq!(String::from_utf8_lossy(&run.stdout), stdout);
+        let stderr = String::from_utf8(run.stderr).unwrap();
+        assert!(stderr.contains("tree/no does not exist\n"), "{stderr}");
+    }
+    for arguments in [
+        &["stat", "tree/no", "tree/link", "no"][..],
+        &["stat", "--json", "no", "tree/link", "no"],
+    ] {
+        let run = place.run(arguments);
+        assert_eq!(run.status.code(), Some(1), "{arguments:?}");
+        let stdout = String::from_utf8(run.stdout).unwrap();
+        assert!(
+            !stdout.starts_with('\n') && stdout.contains("tree/link"),
+            "{stdout}"
+        );
+        assert_eq!(String::from_utf8(run.stderr).unwrap().lines().count(), 2);
+    }
+    let run = place.run(&["verify", "no", "tree/bin"]);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(run.stdout.ends_with(b"nothing is damaged\n"), "{run:?}");
+    assert_eq!(
+        place.bad(1, &["verify", "no"]),
+        "local:store has no root named no; `castore-fs ls` lists the names it has"
+    );
+}
+
+/// Cron and daemons start programs so. What could not be written must not count as written.
+#[test]
+fn a_closed_or_full_standard_output_is_an_error() {
+    let place = Place::with_tree();
+    for (redirection, why) in [
+        (">&-", "it is closed"),
+        (">/dev/full", "No space left on device"),
+    ] {
+        for verb in [
+            "cat tree/bin/sh",
+            "export --format tar tree",
+            "export --format nar tree",
+            "ls",
+            "ls tree",
+            "ls --json tree",
+            "stat tree",
+            "verify",
+            "import tree",
+            "gc --dry-run",
+            "generate reference",
+            "profile list --folder .",
+            "help",
+            "--version",
+            "import --help",
+        ] {
+            let run = shell(&place, &format!("$CASTORE {verb} {redirection}"));
+            let nothing = verb.starts_with("profile") && redirection != ">&-";
+            if nothing {
+                continue;
+            }
+            assert_eq!(run.status.code(), Some(1), "{verb} {redirection}");
+            let line = one_line(run.stderr);
+            assert!(
+                line.starts_with("cannot write") && line.contains(why),
+                "{verb}: {line}"
+            );
+        }
+    }
+    // To throw the output away is another thing.
+    for redirection in [">/dev/null", "<>/dev/null >&0"] {
+        let run = shell(&place, &format!("$CASTORE ls tree {redirection}"));
+        assert!(run.status.success(), "{redirection} {run:?}");
+    }
+}
+
+/// Whoever made a tree chose its names. They reach no terminal and forge no line: neither in a
+/// warning nor in an error nor in what `verify` and `stat` print.
+#[test]
+fn names_cannot_forge_lines_or_move_a_cursor() {
+    let place = Place::new();
+    let evil = "pipe\n ERROR castore_fs: forged \x1b[31m\u{202e}\u{9b}";
+    let shown = r"pipe\n ERROR castore_fs: forged \x1b[31m\u{202e}\u{9b}";
+    fs::create_dir(place.path("tree")).unwrap();
+    let fifo = place.path("tree").join(evil);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+    let run = place.run(&["import", "--skip-special", "tree"]);
+    let stderr = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains(&format!("path=tree/{shown}")), "{stderr}");
+    let line = place.bad(1, &["import", "tree"]);
+    assert_eq!(line.matches(shown).count(), 1, "{line}");
+    // In an archive.
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Fifo);
+    header.set_size(0);
+    header.set_mode(0o644);
+    builder.append_data(&mut header, evil, &[][..]).unwrap();
+    fs::write(place.path("evil.tar"), builder.into_inner().unwrap()).unwrap();
+    let arguments = ["import", "--format", "tar", "--skip-special", "evil.tar"];
+    let stderr = String::from_utf8(place.run(&arguments).stderr).unwrap();
+    assert!(
+        stderr.lines().count() == 1 && stderr.contains(shown),
+        "{stderr}"
+    );
+    // In the store.
+    fs::remove_file(&fifo).unwrap();
+    fs::write(&fifo, large()).unwrap();
+    place.good(&["import", "tree"]);
+    let path = format!("tree/{evil}");
+    assert!(place.text(&["stat", &path]).contains(shown));
+    let json = place.text(&["ls", "--json", "tree"]);
+    assert!(!json.trim_end().chars().any(char::is_control) && !json.contains('\u{202e}'));
+    assert_eq!(json_lines(&json)[0]["path"], path);
+    assert!(spoil(&place.path("store"), &large()[..64]) > 0);
+    let run = place.run(&["verify"]);
+    let stdout = String::from_utf8(run.stdout).unwrap();
+    assert!(stdout.lines().next().unwrap().contains(shown), "{stdout}");
+    assert_eq!(stdout.lines().count(), 2, "{stdout}");
+}
+
+#[test]
+fn compressed_archives_are_imported_under_their_names() {
+    let place = Place::with_tree();
+    let mut digests = Vec::new();
+    for (format, ending, command) in [
+        ("tar", "tar.gz", "gzip"),
+        ("tar", "tgz", "gzip"),
+        ("tar", "tar.xz", "xz"),
+        ("tar", "tar.zst", "zstd -q"),
+        ("tar", "tar.bz2", "bzip2"),
+        ("nar", "nar.xz", "xz"),
+        ("nar", "nar.zst", "zstd -q"),
+    ] {
+        let name = format!("out.{ending}");
+        let line = format!("$CASTORE export --format {format} tree | {command} > {name}");
+        assert!(
+            shell(&place, &line).status.success(),
+            "the tests need {command}"
+        );
+        assert_eq!(place.text(&["import", "--format", format, &name]), "out\n");
+        digests.push(place.json(&["stat", "--json", "out"])[0]["digest"].clone());
+        let piped = format!(
+            "cat {name} {name} | head -c $(stat -c %s {name}) | $CASTORE import --format {format} --name piped -"
+        );
+        assert!(shell(&place, &piped).status.success());
+        digests.push(place.json(&["stat", "--json", "piped"])[0]["digest"].clone());
+    }
+    let tree = place.json(&["stat", "--json", "tree"])[0]["digest"].clone();
+    assert!(digests.iter().all(|digest| *digest == tree));
+    let line = "$CASTORE export --format tar tree | zstd -q > out.tar.zst; \
+                $CASTORE import --format tar --max-size 1MiB out.tar.zst";
+    let run = shell(&place, line);
+    assert_eq!(run.status.code(), Some(1));
+    let line = one_line(run.stderr);
+    assert!(line.ends_with("allow more with --max-size SIZE"), "{line}");
+}
+
+#[test]
+fn absolute_names_in_an_archive_are_warned_of_once() {
+    let place = Place::with_tree();
+    let run = shell(
+        &place,
+        "tar -P --transform 's,^,/top/,' -cf abs.tar -C tree bin link && \
+         $CASTORE import --format tar abs.tar",
+    );
+    assert!(run.status.success(), "{run:?}");
+    let stderr = String::from_utf8(run.stderr).unwrap();
+    let warnings = stderr
+        .lines()
+        .filter(|line| line.contains("leading /"))
+        .count();
+    assert_eq!((warnings, stderr.lines().count()), (1, 1), "{stderr}");
+    assert_eq!(place.good(&["cat", "abs/top/bin/sh"]), b"#!/bin/sh\n");
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     let place = Place::with_tree();
     for line in [

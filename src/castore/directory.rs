@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{Digest, Name, NameError, Node, NodeRef, check_name, check_symlink_target};
+use super::{Digest, Name, NameError, Node, NodeRef, Printable, check_name, check_symlink_target};
 
 /// The largest encoding accepted: room for a million entries with long names.
 pub const MAX_DIRECTORY_BYTES: usize = 256 << 20;
@@ -324,11 +324,11 @@ fn not_canonical(at: usize, what: &'static str) -> DirectoryError {
 }
 
 fn duplicate(name: &[u8]) -> DirectoryError {
-    DirectoryError::Duplicate(name.escape_ascii().to_string())
+    DirectoryError::Duplicate(Printable(name).to_string())
 }
 
 fn unsorted(name: &[u8]) -> DirectoryError {
-    DirectoryError::Unsorted(name.escape_ascii().to_string())
+    DirectoryError::Unsorted(Printable(name).to_string())
 }
 
 fn encode_entry(out: &mut Vec<u8>, list: u8, name: &Name, node: &Node) {

@@ -5,6 +5,8 @@ use std::ops::Deref;
 
 use thiserror::Error;
 
+use super::Printable;
+
 /// The longest name, in bytes.
 const MAX_NAME: usize = 255;
 /// The longest symlink target, in bytes.
@@ -66,7 +68,7 @@ fn check_bytes(bytes: &[u8], allowed: impl Fn(u8) -> bool) -> Result<(), NameErr
     match bytes.iter().find(|&&byte| !allowed(byte)) {
         None => Ok(()),
         Some(&byte) => Err(NameError::Byte {
-            name: bytes.escape_ascii().to_string(),
+            name: Printable(bytes).to_string(),
             byte,
         }),
     }
@@ -100,12 +102,9 @@ macro_rules! byte_string {
         }
 
         impl fmt::Display for $name {
-            /// Bytes that are not printable ASCII are escaped.
+            /// As [`Printable`] shows it.
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                match std::str::from_utf8(&self.0) {
-                    Ok(text) if !text.chars().any(char::is_control) => f.write_str(text),
-                    _ => write!(f, "{}", self.0.escape_ascii()),
-                }
+                Printable(&self.0).fmt(f)
             }
         }
 

@@ -1,9 +1,10 @@
 //! `castore-fs cat`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use castore_fs::castore::Node;
+use castore_fs::store::Blocking;
 use castore_fs::tree::{self, Preference, Target, copy_blob};
 use clap::Args;
 
@@ -13,7 +14,8 @@ use super::store::StoreArguments;
 
 /// Write the contents of files to standard output
 ///
-/// Every byte was verified before it is written.
+/// Every byte was verified before it is written. What cannot be written is reported, the rest is
+/// written all the same, and the exit status is 1.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs cat tree/etc/hosts
@@ -31,29 +33,38 @@ impl Cat {
         let opened = self.store.open()?;
         let store = &opened.store;
         let mut output = Output::open()?;
+        let mut all_written = true;
         for target in &self.targets {
-            let found = Target::try_from(target.as_path())?.resolve(store, Preference::Blob)?;
-            let path = &found.path;
-            match &found.node {
-                Node::File { digest, size, .. } => {
-                    copy_blob(store, digest, *size, path, |_, bytes| {
-                        output.write_all(bytes).map_err(tree::Error::Output)
-                    })?;
-                }
-                Node::Directory { .. } => {
-                    return Err(failure(format!(
-                        "{path} is a directory: ls lists it, export writes it out"
-                    )));
-                }
-                Node::Symlink { target } => {
-                    return Err(failure(format!(
-                        "{path} is a symbolic link to {target} and is not followed: \
-                         name the file that it points to"
-                    )));
-                }
+            if let Err(failure) = write(store, target, &mut output) {
+                failure.and_go_on(&mut output)?;
+                all_written = false;
             }
         }
         output.flush()?;
-        Ok(())
+        match all_written {
+            true => Ok(()),
+            false => Err(Failure::Reported),
+        }
+    }
+}
+
+/// Writes one file out.
+fn write(store: &Blocking, target: &Path, output: &mut Output) -> Result<(), Failure> {
+    let found = Target::try_from(target)?.resolve(store, Preference::Blob)?;
+    let path = &found.path;
+    match &found.node {
+        Node::File { digest, size, .. } => {
+            copy_blob(store, digest, *size, path, |_, bytes| {
+                output.write_all(bytes).map_err(tree::Error::Output)
+            })?;
+            Ok(())
+        }
+        Node::Directory { .. } => Err(failure(format!(
+            "{path} is a directory: ls lists it, export writes it out"
+        ))),
+        Node::Symlink { target } => Err(failure(format!(
+            "{path} is a symbolic link to {target} and is not followed: \
+             name the file that it points to"
+        ))),
     }
 }

@@ -52,9 +52,9 @@ fn reach(config: &Config) -> Result<(), Failure> {
         match reached.outcome {
             Outcome::Answered(after) => {
                 let millis = after.as_secs_f64() * 1000.0;
-                writeln!(output, "{name}: ok, {millis:.1} ms")?;
+                output.line(&format!("{name}: ok, {millis:.1} ms"))?;
             }
-            Outcome::ToBeMade => writeln!(output, "{name}: ok, to be made by the service")?,
+            Outcome::ToBeMade => output.line(&format!("{name}: ok, to be made by the service"))?,
             Outcome::Failed { why, advice } => {
                 all_answer = false;
                 output.flush()?;

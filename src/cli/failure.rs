@@ -5,8 +5,12 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use castore_fs::tree::{self, Printable};
+use castore_fs::castore::Printable;
+use castore_fs::tree;
 use clap::error::ErrorKind;
+
+use super::closed::stdout_was_closed;
+use super::output::{Output, OutputError};
 
 /// Why a command ends with another status than 0.
 #[derive(Debug)]
@@ -48,7 +52,10 @@ impl Failure {
 
 /// Says what is wrong with the arguments, in one line; or prints the help that was asked for.
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+    if !error.use_stderr() {
+        return print_help(error);
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         error.exit();
     }
     let text = error.render().to_string();
@@ -65,6 +72,26 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// Prints the help or version that was asked for.
+fn print_help(error: &clap::Error) -> ExitCode {
+    let printed = match stdout_was_closed() {
+        true => Err("it is closed".to_owned()),
+        false => match error.print().and_then(|()| io::stdout().flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return Failure::BrokenPipe.report();
+            }
+            printed => printed.map_err(|error| error.to_string()),
+        },
+    };
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            say(&format!("cannot write to standard output: {why}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// One line on standard error. A standard error that is closed is no reason to stop.
 pub(super) fn say(message: &str) {
     let _ = writeln!(
@@ -77,6 +104,22 @@ pub(super) fn say(message: &str) {
 /// A failure with the words for it.
 pub(super) fn failure(message: impl Into<String>) -> Failure {
     Failure::Message(message.into())
+}
+
+impl Failure {
+    /// Says what is wrong with one of several targets, after what was printed of the others; fails
+    /// when no other can be tried.
+    pub(super) fn and_go_on(self, output: &mut Output) -> Result<(), Failure> {
+        match self {
+            Failure::Message(message) => {
+                output.flush()?;
+                say(&message);
+                Ok(())
+            }
+            Failure::Reported => Ok(()),
+            other => Err(other),
+        }
+    }
 }
 
 impl<E: Error + 'static> From<E> for Failure {
@@ -92,6 +135,9 @@ impl<E: Error + 'static> From<E> for Failure {
         };
         match io {
             Some(io) if io.kind() == io::ErrorKind::BrokenPipe => Failure::BrokenPipe,
+            Some(io) if io.get_ref().is_some_and(|inner| inner.is::<OutputError>()) => {
+                Failure::Message(io.to_string())
+            }
             _ => Failure::Message(error.to_string()),
         }
     }

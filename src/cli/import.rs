@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use castore_fs::castore::Name;
+use castore_fs::castore::{Name, Printable};
 use castore_fs::import::{
-    Imported, Naming, Options, Progress, Source, SpecialFiles, Stage, import,
+    Error, Imported, Naming, Options, Progress, Source, SpecialFiles, Stage, import, tar,
 };
+use castore_fs::service::config::Size;
 use castore_fs::store::{Added, Blocking};
+use castore_fs::{compression, nar};
 use clap::{Args, ValueEnum};
 use data_encoding::BASE64;
 use indicatif::{HumanBytes, HumanCount};
@@ -38,7 +40,8 @@ use super::store::StoreArguments;
 #[command(after_help = "Example:
   castore-fs import ./tree
   castore-fs import --nix --json ./source
-  zstd -d < tree.tar.zst | castore-fs import --format tar --name tree -")]
+  castore-fs import --format tar tree.tar.zst
+  curl https://example.org/tree.tar.gz | castore-fs import --format tar --name tree -")]
 pub(super) struct Import {
     #[command(flatten)]
     store: StoreArguments,
@@ -61,7 +64,7 @@ pub(super) struct How {
     /// Name it as Nix would (a content-addressed store path), and print the store path
     #[arg(long)]
     nix: bool,
-    /// PATH is an archive of this format (not compressed)
+    /// PATH is an archive of this format; gzip, xz, zstd and bzip2 around it are recognised
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// Leave out devices, sockets and named pipes, which a castore cannot hold
@@ -70,6 +73,32 @@ pub(super) struct How {
     /// Of a tar archive, take so many leading components off every path
     #[arg(long, value_name = "N", default_value_t = 0)]
     strip_components: usize,
+    /// The most that an archive may decompress to, such as 100GiB. By default 8 GiB or 2000 times the
+    /// archive, and 256 GiB of zeros in sparse files
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_size: Option<u64>,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    text.parse().map(|Size(bytes)| bytes)
+}
+
+/// Says with a limit which option raises it.
+fn explain(error: Error) -> Failure {
+    let limit = match &error {
+        Error::Tar(tar::Error::TooSparse { .. }) => true,
+        Error::Tar(tar::Error::Io { source, .. }) | Error::Nar(nar::Error::Io { source, .. }) => {
+            let inner = source.get_ref().and_then(|inner| inner.downcast_ref());
+            matches!(inner, Some(compression::Error::Output { .. }))
+        }
+        _ => false,
+    };
+    match limit {
+        true => failure(format!(
+            "{error}; if that is right, allow more with --max-size SIZE"
+        )),
+        false => error.into(),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -189,6 +218,7 @@ impl How {
                 false => SpecialFiles::Refuse,
             },
             strip_components: self.strip_components,
+            max_size: self.max_size,
         };
         let mut archive: Box<dyn Read> = if path.as_os_str() == "-" {
             Box::new(Stdin::open(current)?)
@@ -197,7 +227,7 @@ impl How {
             Box::new(file.map_err(|error| {
                 failure(format!(
                     "cannot open the archive {}: {error}",
-                    path.display()
+                    Printable::path(path)
                 ))
             })?)
         } else {
@@ -210,8 +240,9 @@ impl How {
         };
         let watched = progress.clone();
         let line = Line::show("importing", move || state(&watched));
-        let imported = import(store, source, naming, &options, &progress)?;
+        let imported = import(store, source, naming, &options, &progress);
         drop(line);
+        let imported = imported.map_err(explain)?;
         if progress::is_shown() {
             let (totals, added) = (imported.totals, imported.added);
             say(&format!(
@@ -236,13 +267,13 @@ impl How {
                 Err(name) => Err(failure(format!(
                     "{} cannot be the name of a Nix store path: it is not UTF-8; \
                      give another with --name NAME",
-                    name.display()
+                    Printable(name.as_bytes())
                 ))),
             };
         }
         Name::new(name.as_bytes())
             .map(Naming::Name)
-            .map_err(|error| failure(format!("{}: {error}", name.display())))
+            .map_err(|error| failure(format!("{}: {error}", Printable(name.as_bytes()))))
     }
 
     /// The last component of `path`, of an archive without its ending.
@@ -251,20 +282,33 @@ impl How {
             Some(name) => name.to_owned(),
             // What ends in `.` or `..` has a name all the same.
             None => fs::canonicalize(path)
-                .map_err(|error| failure(format!("cannot open {}: {error}", path.display())))?
+                .map_err(|error| {
+                    failure(format!("cannot open {}: {error}", Printable::path(path)))
+                })?
                 .file_name()
                 .map(ToOwned::to_owned)
                 .ok_or_else(|| {
-                    failure(format!("{} has no name: give --name NAME", path.display()))
+                    failure(format!(
+                        "{} has no name: give --name NAME",
+                        Printable::path(path)
+                    ))
                 })?,
         };
-        let ending: &[u8] = match self.format {
+        let endings: &[&[u8]] = match self.format {
             None => return Ok(name),
-            Some(Format::Tar) => b".tar",
-            Some(Format::Nar) => b".nar",
+            Some(Format::Tar) => &[b".tar", b".tgz", b".txz", b".tzst", b".tbz2", b".tbz"],
+            Some(Format::Nar) => &[b".nar"],
         };
-        let bytes = name.as_bytes();
-        match bytes.strip_suffix(ending) {
+        let whole = name.as_bytes();
+        let compressed = [&b".gz"[..], b".xz", b".zst", b".bz2"];
+        let mut endings_of_compression = compressed.iter();
+        let bytes = endings_of_compression
+            .find_map(|ending| whole.strip_suffix(*ending))
+            .unwrap_or(whole);
+        let stem = endings
+            .iter()
+            .find_map(|ending| bytes.strip_suffix(*ending));
+        match stem {
             Some(stem) if !stem.is_empty() => Ok(OsString::from_vec(stem.to_vec())),
             _ => Ok(name),
         }

@@ -18,7 +18,8 @@ use super::store::StoreArguments;
 ///
 /// One name a line, in byte order. With one TARGET the names are those below it; with several, or
 /// none and -R, each line is the whole path. On a terminal, names with bytes that are no printable
-/// text are escaped; in a pipe they are as they are.
+/// text are escaped; in a pipe they are as they are. What cannot be listed is reported, the rest is
+/// listed all the same, and the exit status is 1.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs ls
@@ -82,8 +83,16 @@ impl Ls {
             }
         }
         for target in &self.targets {
-            let target = Target::try_from(target.as_path())?;
-            let found = target.resolve(store, Preference::Directory)?;
+            let found = Target::try_from(target.as_path())
+                .and_then(|target| target.resolve(store, Preference::Directory));
+            let found = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    Failure::from(error).and_go_on(&mut output)?;
+                    all_read = false;
+                    continue;
+                }
+            };
             let is_directory = matches!(found.node, Node::Directory { .. });
             // One directory's contents are shown as seen from it.
             let inside = is_directory && self.targets.len() == 1 && !self.json;

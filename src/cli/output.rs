@@ -1,15 +1,20 @@
 //! Standard output: results, and nothing else.
 //!
-//! Names are bytes. On a terminal those that could move its cursor, or are no text, are escaped;
-//! in a pipe every byte goes through as it is, as `ls` and `find` do it.
+//! Names are bytes. On a terminal those that could move its cursor, or are no text, are escaped
+//! ([`Printable`]); in a pipe every byte goes through as it is, as `ls` and `find` do it. Sentences
+//! for people, which have names in them, are escaped everywhere ([`Output::line`]).
+//!
+//! A standard output that is closed or full is an error: what was to be printed is the result.
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::AsFd;
 
-use castore_fs::tree::Printable;
+use castore_fs::castore::{Printable, printable_json};
+use thiserror::Error;
 
+use super::closed::stdout_was_closed;
 use super::failure::{Failure, failure};
 
 /// Standard output, buffered. Flush it before the end: what is dropped is lost.
@@ -18,10 +23,18 @@ pub(super) struct Output {
     terminal: bool,
 }
 
+/// Standard output does not take what is written to it.
+#[derive(Debug, Error)]
+#[error("cannot write to standard output: {0}")]
+pub(super) struct OutputError(io::Error);
+
 impl Output {
     /// Opens standard output, by its descriptor: the library's own handle would look for line
     /// ends in everything.
     pub(super) fn open() -> Result<Self, Failure> {
+        if stdout_was_closed() {
+            return Err(failure("cannot write to standard output: it is closed"));
+        }
         let stdout = io::stdout()
             .as_fd()
             .try_clone_to_owned()
@@ -46,21 +59,30 @@ impl Output {
         }
     }
 
+    /// A line of text for people, made printable.
+    pub(super) fn line(&mut self, line: &str) -> Result<(), Failure> {
+        writeln!(self, "{}", Printable(line.as_bytes()))?;
+        Ok(())
+    }
+
     /// One JSON object, on a line of its own.
     pub(super) fn json(&mut self, object: &impl serde::Serialize) -> Result<(), Failure> {
-        let mut line = serde_json::to_vec(object)?;
-        line.push(b'\n');
-        self.write_all(&line)?;
+        let line = serde_json::to_string(object)?;
+        writeln!(self, "{}", printable_json(&line))?;
         Ok(())
     }
 }
 
+fn failed(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), OutputError(error))
+}
+
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.write(bytes)
+        self.out.write(bytes).map_err(failed)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        self.out.flush().map_err(failed)
     }
 }

@@ -65,7 +65,7 @@ impl PinArguments {
         };
         let mut output = Output::open()?;
         for pin in pins {
-            writeln!(output, "{pin}")?;
+            output.line(&pin)?;
         }
         output.flush()?;
         Ok(())

@@ -56,14 +56,13 @@ impl Prefetch {
         let mut output = Output::open()?;
         match self.json {
             true => output.json(&fetched)?,
-            false => writeln!(
-                output,
+            false => output.line(&format!(
                 "{} directories and {} blobs ({}) are in {}",
                 HumanCount(fetched.directories),
                 HumanCount(fetched.blobs),
                 HumanBytes(fetched.bytes),
                 fetched.store
-            )?,
+            ))?,
         }
         output.flush()?;
         Ok(())

@@ -124,7 +124,7 @@ fn list(place: &Place, json: bool) -> Result<(), Failure> {
     for profile in &profiles {
         match json {
             true => output.json(profile)?,
-            false => writeln!(output, "{}", line(profile))?,
+            false => output.line(&line(profile))?,
         }
     }
     output.flush()?;
@@ -171,7 +171,7 @@ fn import(place: &Place, name: Option<String>, file: &PathBuf) -> Result<(), Fai
         return Err(unexpected(done));
     };
     let mut output = Output::open()?;
-    writeln!(output, "{}", line(&profile))?;
+    output.line(&line(&profile))?;
     output.flush()?;
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! `castore-fs stat`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use castore_fs::castore::NodeRef;
+use castore_fs::castore::{NodeRef, Printable};
 use castore_fs::nix::{PathInfo, STORE_DIR};
 use castore_fs::store::Blocking;
 use castore_fs::tree::{Found, Preference, Target};
@@ -17,6 +17,8 @@ use super::output::Output;
 use super::store::StoreArguments;
 
 /// Show what a node is: type, size, digest, and what is known of a Nix store path
+///
+/// What cannot be shown is reported, the rest is shown all the same, and the exit status is 1.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs stat tree/bin
@@ -61,22 +63,38 @@ impl Stat {
     pub(super) fn run(self) -> Result<(), Failure> {
         let opened = self.store.open()?;
         let mut output = Output::open()?;
-        for (index, target) in self.targets.iter().enumerate() {
-            let target = Target::try_from(target.as_path())?;
-            let found = target.resolve(&opened.store, Preference::Directory)?;
-            let object = describe(&opened.store, &found)?;
-            if self.json {
-                output.json(&object)?;
-                continue;
+        let mut shown = 0;
+        for target in &self.targets {
+            let found = find(&opened.store, target);
+            let (found, object) = match found {
+                Ok(found) => found,
+                Err(failure) => {
+                    failure.and_go_on(&mut output)?;
+                    continue;
+                }
+            };
+            match (self.json, shown) {
+                (true, _) => output.json(&object)?,
+                (false, 0) => print(&found, &object, &mut output)?,
+                (false, _) => {
+                    output.write_all(b"\n")?;
+                    print(&found, &object, &mut output)?;
+                }
             }
-            if index > 0 {
-                output.write_all(b"\n")?;
-            }
-            print(&found, &object, &mut output)?;
+            shown += 1;
         }
         output.flush()?;
-        Ok(())
+        match shown == self.targets.len() {
+            true => Ok(()),
+            false => Err(Failure::Reported),
+        }
     }
+}
+
+fn find(store: &Blocking, target: &Path) -> Result<(Found, Object), Failure> {
+    let found = Target::try_from(target)?.resolve(store, Preference::Directory)?;
+    let object = describe(store, &found)?;
+    Ok((found, object))
 }
 
 fn describe(store: &Blocking, found: &Found) -> Result<Object, Failure> {
@@ -114,12 +132,8 @@ fn describe_nix(name: &str, info: PathInfo) -> Nix {
 }
 
 fn print(found: &Found, object: &Object, output: &mut Output) -> Result<(), Failure> {
-    let mut line = |label: &str, value: &[u8]| {
-        let value = output.name(value).into_owned();
-        output.write_all(format!("{label:12}").as_bytes())?;
-        output.write_all(&value)?;
-        output.write_all(b"\n")
-    };
+    let mut line =
+        |label: &str, value: &[u8]| output.line(&format!("{label:12}{}", Printable(value)));
     line("path", found.path.as_bytes())?;
     match found.node.borrow() {
         NodeRef::Directory { size, .. } => {

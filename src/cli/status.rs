@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
+use castore_fs::castore::Printable;
 use castore_fs::fs::WarmUpCount;
 use castore_fs::service::{self, LatencyStatus, Status as Answer, StoreStatus};
 use castore_fs::store::{EndpointState, MemberState};
-use castore_fs::tree::Printable;
 use clap::Args;
 use indicatif::HumanBytes;
 
@@ -53,6 +53,7 @@ impl Status {
 }
 
 fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result<()> {
+    let name = Printable(name.as_bytes());
     match store.of.is_empty() {
         true => write!(text, "store {name}: {}", store.url)?,
         false => write!(
@@ -216,6 +217,7 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
     }
     for prefetch in &status.prefetches {
         let (into, roots) = (&prefetch.store, prefetch.roots.join(", "));
+        let roots = Printable(roots.as_bytes());
         let (blobs, total) = (prefetch.blobs, prefetch.total_blobs);
         let bytes = HumanBytes(prefetch.bytes);
         writeln!(
@@ -224,7 +226,7 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
         )?;
     }
     for (name, mount) in &status.mounts {
-        let path = mount.path.display();
+        let (name, path) = (Printable(name.as_bytes()), Printable::path(&mount.path));
         let state = if mount.mounted { "on" } else { "gone from" };
         let adopted = if mount.adopted { ", taken over" } else { "" };
         writeln!(
@@ -250,7 +252,8 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
         show_requests(&mount.requests, &mount.latencies, &mut text)?;
     }
     for (name, device) in &status.virtiofs {
-        let (store, socket) = (&device.store, device.socket.display());
+        let (name, store) = (Printable(name.as_bytes()), &device.store);
+        let socket = Printable::path(&device.socket);
         writeln!(
             text,
             "virtiofs {name}: {store} on {socket}, {} connected, {} so far",

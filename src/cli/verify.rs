@@ -22,7 +22,7 @@ use super::store::StoreArguments;
 ///
 /// Every object is read once, however many places refer to it, on all cores. What is wrong is a
 /// line for each path that it spoils; the last line is the sum. The exit status is 1 when anything
-/// is wrong.
+/// is wrong, or a TARGET does not exist; the others are verified all the same.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs verify
@@ -65,10 +65,20 @@ impl Verify {
             let roots = store.roots()?.into_iter();
             trees.extend(roots.map(|root| (TreePath::new(&root.name), root.node)));
         }
+        let mut all_found = true;
         for target in &self.targets {
-            let target = Target::try_from(target.as_path())?;
-            let found = target.resolve(store, Preference::Directory)?;
-            trees.push((found.path, found.node));
+            let found = Target::try_from(target.as_path())
+                .and_then(|target| target.resolve(store, Preference::Directory));
+            match found {
+                Ok(found) => trees.push((found.path, found.node)),
+                Err(error) => {
+                    all_found = false;
+                    Failure::from(error).and_go_on(&mut output)?;
+                }
+            }
+        }
+        if trees.is_empty() && !all_found {
+            return Err(Failure::Reported);
         }
         let progress = Arc::new(verify::Progress::default());
         let stopped = progress.clone();
@@ -90,7 +100,7 @@ impl Verify {
             false => print(&report, &mut output)?,
         }
         output.flush()?;
-        match report.faults.is_empty() {
+        match report.faults.is_empty() && all_found {
             true => Ok(()),
             false => Err(Failure::Reported),
         }
@@ -108,13 +118,11 @@ fn fault_name(fault: &Fault) -> &'static str {
 fn print(report: &Report, output: &mut Output) -> Result<(), Failure> {
     for fault in &report.faults {
         for path in &fault.paths {
-            write!(output, "{}: ", fault_name(fault))?;
-            let path = output.name(path.as_bytes()).into_owned();
-            output.write_all(&path)?;
-            write!(output, ": {} {}", fault.object, fault.digest)?;
+            let name = fault_name(fault);
+            let object = format!("{name}: {path}: {} {}", fault.object, fault.digest);
             match &fault.why {
-                Why::Missing => writeln!(output)?,
-                why => writeln!(output, ": {why}")?,
+                Why::Missing => output.line(&object)?,
+                why => output.line(&format!("{object}: {why}"))?,
             }
         }
         if fault.more_paths > 0 {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::tar;
-use crate::castore::{DirectoryError, NameError};
+use crate::castore::{DirectoryError, NameError, Printable};
 use crate::nix::StorePathError;
 use crate::{nar, store, tree};
 
@@ -14,7 +14,7 @@ use crate::{nar, store, tree};
 #[derive(Debug, Error)]
 pub enum Error {
     /// The system refused something on a file that was to be imported.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", Printable::path(path))]
     Io {
         /// What was tried: a verb.
         action: &'static str,
@@ -26,14 +26,17 @@ pub enum Error {
     /// A file became another while it was read.
     #[error(
         "{} changed while it was read; import again once nothing writes to it",
-        path.display()
+        Printable::path(path)
     )]
     Changed {
         /// The file.
         path: PathBuf,
     },
     /// A file that a castore cannot hold.
-    #[error("{} is a {kind}, which cannot be imported; leave it out or skip special files", path.display())]
+    #[error(
+        "{} is a {kind}, which cannot be imported; leave it out or skip special files",
+        Printable::path(path)
+    )]
     Special {
         /// The file.
         path: PathBuf,
@@ -41,7 +44,7 @@ pub enum Error {
         kind: &'static str,
     },
     /// A name or symlink target that breaks the castore's rules.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", Printable::path(path))]
     Name {
         /// The file.
         path: PathBuf,

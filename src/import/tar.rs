@@ -4,9 +4,10 @@
 //! be implied by the paths of what is in them, and a later entry replaces an earlier one. So the
 //! names and digests are kept in memory, and the contents go straight to the store.
 //!
-//! Paths are taken as they are: `./` and empty components fall away; absolute paths and `..` are
-//! refused, and so is a path through a symlink of the archive (unpacking would follow it to
-//! wherever it leads).
+//! Paths lead from the root of the tree, as for GNU tar and Docker: a leading `/` of a name or of a
+//! hard link's target is left out, with one warning for the archive. `./` and empty components fall
+//! away; `..` is refused, and so is a path through a symlink of the archive (unpacking would follow it
+//! to wherever it leads). Symlink targets stay as they are.
 
 mod entries;
 mod error;
@@ -17,8 +18,8 @@ use std::io::{BufReader, Read};
 
 use super::assembly::{Assembly, DirectoryId, Files, Slot};
 use super::packet::Packet;
-use super::{Options, Progress, SpecialFiles};
-use crate::castore::{Name, Node, SymlinkTarget};
+use super::{MAX_ZEROS, Options, Progress, SpecialFiles};
+use crate::castore::{Name, Node, Printable, SymlinkTarget};
 use crate::nar::MAX_DEPTH;
 use crate::store::Ingest;
 use entries::{Entries, Entry, Kind};
@@ -32,7 +33,10 @@ pub(super) fn add(
     options: &Options,
     progress: &Progress,
 ) -> Result<Node, super::Error> {
-    let mut entries = Entries::new(BufReader::with_capacity(64 << 10, input));
+    let mut entries = Entries::new(
+        BufReader::with_capacity(64 << 10, input),
+        options.max_size.unwrap_or(MAX_ZEROS),
+    );
     let mut assembly = Assembly::default();
     let root = assembly.directory();
     let mut unpacking = Unpacking {
@@ -42,6 +46,7 @@ pub(super) fn add(
         root,
         options,
         progress,
+        absolute: None,
     };
     progress.add_directory();
     while let Some(entry) = entries.next()? {
@@ -50,8 +55,17 @@ pub(super) fn add(
     }
     unpacking.packet.put()?;
     let Unpacking {
-        assembly, files, ..
+        assembly,
+        files,
+        absolute,
+        ..
     } = unpacking;
+    if let Some(path) = absolute {
+        tracing::warn!(
+            path = %Printable(&path),
+            "the archive has absolute names or hard link targets: their leading / is left out"
+        );
+    }
     assembly.finish(Slot::Directory(root), &files, ingest)
 }
 
@@ -62,6 +76,8 @@ struct Unpacking<'a> {
     root: DirectoryId,
     options: &'a Options,
     progress: &'a Progress,
+    /// The first path or hard link target that began with a slash.
+    absolute: Option<Vec<u8>>,
 }
 
 impl Unpacking<'_> {
@@ -70,7 +86,7 @@ impl Unpacking<'_> {
         entry: Entry,
         entries: &mut Entries<R>,
     ) -> Result<(), super::Error> {
-        let mut names = names(&entry.path, &entry.path)?;
+        let mut names = self.names(&entry.path, &entry.path)?;
         let strip = self.options.strip_components;
         if names.len() <= strip && strip > 0 {
             return Ok(());
@@ -114,7 +130,7 @@ impl Unpacking<'_> {
                     .into());
                 }
                 SpecialFiles::Skip => {
-                    tracing::warn!(path = %entry.path.escape_ascii(), "left out: a {kind}");
+                    tracing::warn!(path = %Printable(&entry.path), "left out: a {kind}");
                     self.progress.add_skipped();
                     return Ok(());
                 }
@@ -123,6 +139,14 @@ impl Unpacking<'_> {
         let parent = self.parent(parents, &entry.path)?;
         self.assembly.entries(parent).insert(name.clone(), slot);
         Ok(())
+    }
+
+    /// The components of `path`, which is that of `entry` or the target of its hard link.
+    fn names(&mut self, path: &[u8], entry: &[u8]) -> Result<Vec<Name>, Error> {
+        if path.starts_with(b"/") && self.absolute.is_none() {
+            self.absolute = Some(path.to_vec());
+        }
+        names(path, entry)
     }
 
     /// The directory that `parents` lead to, made as far as it is not there.
@@ -163,7 +187,7 @@ impl Unpacking<'_> {
             path: path.to_vec(),
             target: target.to_vec(),
         };
-        let mut names = names(target, path)?;
+        let mut names = self.names(target, path)?;
         let strip = self.options.strip_components;
         if names.len() <= strip {
             return Err(dangling().into());
@@ -200,9 +224,6 @@ fn names(path: &[u8], entry: &[u8]) -> Result<Vec<Name>, Error> {
         path: entry.to_vec(),
         names: path.to_vec(),
     };
-    if path.first() == Some(&b'/') {
-        return Err(outside());
-    }
     let mut names = Vec::new();
     for component in path.split(|&byte| byte == b'/') {
         match component {

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Served;
 use super::respond::{Stream, answer, ask, digest, not_found, status, stream};
-use crate::castore::{Digest, Directory, NodeRef};
+use crate::castore::{Digest, Directory, NodeRef, Printable};
 use crate::proto::RawDirectory;
 use crate::proto::castore::services::directory_service_server::DirectoryService;
 use crate::proto::castore::v1::{
@@ -139,7 +139,7 @@ impl Closure {
             let NodeRef::Directory { digest, size } = entry.node else {
                 continue;
             };
-            let name = entry.name.escape_ascii();
+            let name = Printable(entry.name);
             let (actual, referred) = self.known.get_mut(&digest).ok_or_else(|| {
                 format!(
                     "directory {} refers to {digest} as \"{name}\", which did not come before it",

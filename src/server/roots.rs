@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::Served;
 use super::respond::{Stream, answer, ask, status, stream};
+use crate::castore::Printable;
 use crate::proto::castore_fs::services::root_service_server::RootService;
 use crate::proto::castore_fs::v1::{
     GetRootRequest, ListRootsRequest, Root, RootsVersion, WatchRootsRequest,
@@ -27,7 +28,7 @@ impl RootService for Served {
             let failed = |error| status(&error);
             let root = store.root(&name).await.map_err(failed)?;
             let root = root.ok_or_else(|| {
-                Status::not_found(format!("no root node \"{}\"", name.escape_ascii()))
+                Status::not_found(format!("no root node \"{}\"", Printable(&name)))
             })?;
             Ok(Response::new(Root {
                 entry: Some((&root).into()),

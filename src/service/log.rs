@@ -10,7 +10,10 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 
 use thiserror::Error;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
@@ -18,6 +21,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry};
 use super::config::{Log, LogFormat};
 use super::repeats::Repeats;
 use super::telemetry::{self, CollectorError, Exporter};
+use crate::castore::{Printable, printable_json};
 
 /// Why there can be no log as it was asked for.
 #[derive(Debug, Error)]
@@ -62,9 +66,10 @@ pub fn start(log: &Log) -> Result<Option<Exporter>, LogError> {
             .boxed(),
         LogFormat::Json => tracing_subscriber::fmt::layer()
             .json()
-            .with_writer(io::stderr)
+            .with_writer(|| JsonLines)
             .boxed(),
         LogFormat::Text | LogFormat::Auto => tracing_subscriber::fmt::layer()
+            .fmt_fields(text_fields())
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal())
             .without_time()
@@ -85,6 +90,37 @@ pub fn start(log: &Log) -> Result<Option<Exporter>, LogError> {
         .with(Repeats::of_this_process())
         .try_init();
     Ok(exporter)
+}
+
+/// How a log of text writes an event's message and fields: each through [`Printable`], so that no
+/// name, path or answer of a server forges a line or reaches a terminal raw.
+pub fn text_fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
+    debug_fn(|writer, field, value| {
+        let value = format!("{value:?}");
+        let value = Printable(value.as_bytes());
+        match (field.name(), writer.has_ansi_escapes()) {
+            ("message", _) => write!(writer, "{value}"),
+            // Italic, and dim for the sign.
+            (name, true) => write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}"),
+            (name, false) => write!(writer, "{name}={value}"),
+        }
+    })
+    .delimited(" ")
+}
+
+/// Standard error, for JSON.
+struct JsonLines;
+
+impl io::Write for JsonLines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let json = String::from_utf8_lossy(bytes);
+        io::Write::write_all(&mut io::stderr(), printable_json(&json).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::Write::flush(&mut io::stderr())
+    }
 }
 
 /// Whether standard error leads to the journal: systemd says which file that is.

@@ -18,7 +18,7 @@ use tracing::{Instrument, Span};
 use super::failure::Failure;
 use super::segments::{self, Segments, Source};
 use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage};
-use crate::castore::{Digest, Directory, GroupTable, Root};
+use crate::castore::{Digest, Directory, GroupTable, Printable, Root};
 use crate::nix::PathInfo;
 use crate::spans;
 
@@ -252,7 +252,7 @@ impl<B: Behind> Store for Far<B> {
 
     async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
         let wanted = name.to_vec();
-        let request = || format!("looking up root \"{}\"", name.escape_ascii());
+        let request = || format!("looking up root \"{}\"", Printable(name));
         self.ask("look up root", None, request, move |behind| async move {
             behind.root(&wanted).await
         })
@@ -269,7 +269,7 @@ impl<B: Behind> Store for Far<B> {
 
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
         let wanted = name.to_vec();
-        let request = || format!("asking about \"{}\"", name.escape_ascii());
+        let request = || format!("asking about \"{}\"", Printable(name));
         self.ask("ask about path", None, request, move |behind| async move {
             behind.path_info(&wanted).await
         })

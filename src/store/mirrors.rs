@@ -46,7 +46,7 @@ use self::member::{Change, Kind, Member, Standing};
 use self::round::{Asking, Round};
 use super::root_versions::RootVersions;
 use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage};
-use crate::castore::{Digest, Directory, GroupTable, Root};
+use crate::castore::{Digest, Directory, GroupTable, Printable, Root};
 use crate::nix::PathInfo;
 
 /// Who is asked first.
@@ -287,7 +287,7 @@ impl Store for Mirrors {
             let asked = asked.clone();
             Box::pin(async move { store.root(&asked).await })
         };
-        let request = || of("looking up root", name.escape_ascii());
+        let request = || of("looking up root", Printable(name));
         self.ask(Kind::Small, request, question).await
     }
 
@@ -305,7 +305,7 @@ impl Store for Mirrors {
             let asked = asked.clone();
             Box::pin(async move { store.path_info(&asked).await })
         };
-        let request = || of("asking about", name.escape_ascii());
+        let request = || of("asking about", Printable(name));
         self.ask(Kind::Small, request, question).await
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::TreePath;
-use crate::castore::Digest;
+use crate::castore::{Digest, Printable};
 use crate::store::{self, Object};
 
 /// Why something could not be done with a tree.
@@ -76,10 +76,10 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
     /// The place to export to is taken.
-    #[error("{} exists already; export writes only to a path where there is nothing", .0.display())]
+    #[error("{} exists already; export writes only to a path where there is nothing", Printable::path(.0))]
     Exists(PathBuf),
     /// An operation on a file outside failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", Printable::path(path))]
     Io {
         /// What was tried: a verb.
         action: &'static str,

@@ -34,7 +34,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::{Error, TreePath, Walk, copy_blob};
-use crate::castore::{Digest, Node, NodeRef};
+use crate::castore::{Digest, Node, NodeRef, Printable};
 use crate::store::Blocking;
 
 /// The modification time of everything, in seconds.
@@ -371,7 +371,7 @@ impl Unfinished {
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the unfinished export");
+            tracing::warn!(path = %Printable::path(&self.path), %error, "cannot remove the unfinished export");
         }
     }
 }

@@ -1,6 +1,8 @@
-//! Paths below a root, as bytes, and how to show bytes to a person.
+//! Paths below a root, as bytes.
 
 use std::fmt;
+
+use crate::castore::Printable;
 
 /// A path in a tree: a root node's name or a digest, then names, joined by `/`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,19 +43,5 @@ impl TreePath {
 impl fmt::Display for TreePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Printable(&self.0).fmt(f)
-    }
-}
-
-/// Bytes as text that is safe on a terminal and in a one-line message: printed as they are when
-/// they are UTF-8 without control characters, otherwise escaped (`\n`, `\x1b`).
-#[derive(Clone, Copy, Debug)]
-pub struct Printable<'a>(pub &'a [u8]);
-
-impl fmt::Display for Printable<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match std::str::from_utf8(self.0) {
-            Ok(text) if !text.chars().any(char::is_control) => f.write_str(text),
-            _ => write!(f, "{}", self.0.escape_ascii()),
-        }
     }
 }

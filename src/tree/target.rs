@@ -4,8 +4,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::walk::open;
-use super::{Error, Printable, TreePath};
-use crate::castore::{Digest, Directory, Name, Node, Root, SymlinkTarget};
+use super::{Error, TreePath};
+use crate::castore::{Digest, Directory, Name, Node, Printable, Root, SymlinkTarget};
 use crate::store::Blocking;
 
 /// Characters of `blake3-` and the base64 form of a digest behind it. That form may hold slashes,

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir};
 
 use super::queue::{Abandoned, Batch, Queue};
 use super::{Error, Folder, Job, Progress, SpecialFiles, failed, open, open_flags, special};
-use crate::castore::{Name, SymlinkTarget};
+use crate::castore::{Name, Printable, SymlinkTarget};
 use crate::import::assembly::{Assembly, DirectoryId, Slot};
 
 /// A buffer for names, in bytes: several hundred entries a system call.
@@ -142,7 +142,7 @@ impl<'a> Walk<'a> {
                         });
                     }
                     SpecialFiles::Skip => {
-                        tracing::warn!(path = %path().display(), "left out: a {}", special(kind));
+                        tracing::warn!(path = %Printable::path(&path()), "left out: a {}", special(kind));
                         self.progress.add_skipped();
                         continue;
                     }

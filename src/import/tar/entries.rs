@@ -16,8 +16,11 @@ use super::sparse::{MAX_SEGMENTS, Map, Segment, Stretch};
 
 const BLOCK: usize = 512;
 
-/// The longest path, symlink target or PAX header that is read into memory, in bytes.
+/// The longest path or symlink target that is read into memory, in bytes.
 const MAX_HEADER: u64 = 1 << 20;
+/// The longest PAX header that is read into memory, in bytes: GNU tar puts the names of all files of a
+/// directory into one (`GNU.dumpdir`), and the map of a sparse file.
+const MAX_PAX_HEADER: u64 = 64 << 20;
 
 /// An entry of an archive.
 #[derive(Debug)]
@@ -58,6 +61,9 @@ pub(super) struct Entries<R> {
     map: Map,
     /// What the global PAX headers so far say of every entry after them.
     global: Records,
+    /// The most zeros that holes may add up to, and how many more there may be.
+    max_zeros: u64,
+    zeros_left: u64,
 }
 
 /// What the headers before an entry's own say of it.
@@ -69,13 +75,16 @@ struct Before {
 }
 
 impl<R: Read> Entries<R> {
-    pub(super) fn new(input: R) -> Self {
+    /// Reads `input`, in which the holes of sparse files have at most `max_zeros` bytes.
+    pub(super) fn new(input: R, max_zeros: u64) -> Self {
         Self {
             input,
             offset: 0,
             left: 0,
             map: Map::default(),
             global: Records::default(),
+            max_zeros,
+            zeros_left: max_zeros,
         }
     }
 
@@ -90,24 +99,36 @@ impl<R: Read> Entries<R> {
                 return Ok(None);
             };
             let wrong = |what: &str| format(at, what);
-            let size = header
-                .entry_size()
-                .map_err(|_| wrong("a size that is no number"))?;
+            // A label of GNU tar has no size at all.
+            let size = match is_blank(&header.as_old().size) {
+                true => 0,
+                false => header
+                    .entry_size()
+                    .map_err(|_| wrong("a size that is no number"))?,
+            };
             match header.entry_type() {
                 EntryType::GNULongName => before.long_path = Some(self.long_string(at, size)?),
                 EntryType::GNULongLink => before.long_link = Some(self.long_string(at, size)?),
-                EntryType::XHeader => {
+                // Solaris writes PAX headers of the kind X.
+                kind if kind == EntryType::XHeader || kind.as_byte() == b'X' => {
                     let mut records = self.global.clone();
-                    records.read(&self.text(at, size)?).map_err(wrong)?;
+                    let text = self.text(at, size, MAX_PAX_HEADER)?;
+                    records.read(&text).map_err(wrong)?;
                     before.pax = Some(records);
                 }
                 EntryType::XGlobalHeader => {
                     let mut records = std::mem::take(&mut self.global);
-                    records.read(&self.text(at, size)?).map_err(wrong)?;
+                    let text = self.text(at, size, MAX_PAX_HEADER)?;
+                    records.read(&text).map_err(wrong)?;
                     self.global = records;
                 }
                 // A volume's label: no entry.
                 label if label.as_byte() == b'V' => self.begin(at, size)?,
+                rest if rest.as_byte() == b'M' => {
+                    let path = before.long_path;
+                    let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
+                    return Err(Error::Continued { path });
+                }
                 _ => return self.entry(at, &header, size, before).map(Some),
             }
         }
@@ -159,6 +180,11 @@ impl<R: Read> Entries<R> {
         let kind = match header.entry_type() {
             // Only files have data: others may carry a size that means something else.
             EntryType::Directory => Kind::Directory,
+            // A directory of an incremental archive: its data name what was in it.
+            other if other.as_byte() == b'D' => {
+                self.begin(at, size)?;
+                Kind::Directory
+            }
             EntryType::Symlink => Kind::Symlink { target: link()? },
             EntryType::Link => Kind::HardLink { target: link()? },
             EntryType::Fifo => Kind::Special { kind: "named pipe" },
@@ -196,13 +222,25 @@ impl<R: Read> Entries<R> {
                 return Err(wrong(&format!("an entry of the unknown kind '{kind}'")));
             }
         };
+        if let Kind::File { .. } = kind {
+            self.zeros_left = self
+                .zeros_left
+                .checked_sub(self.map.zeros())
+                .ok_or_else(|| Error::TooSparse {
+                    path: path.clone(),
+                    limit: self.max_zeros,
+                })?;
+        }
         Ok(Entry { path, kind })
     }
 
     fn file(&self, at: u64, header: &Header) -> Result<Kind, Error> {
-        let mode = header
-            .mode()
-            .map_err(|_| format(at, "a mode that is no number"))?;
+        let mode = match is_blank(&header.as_old().mode) {
+            true => 0,
+            false => header
+                .mode()
+                .map_err(|_| format(at, "a mode that is no number"))?,
+        };
         Ok(Kind::File {
             size: self.map.size(),
             executable: mode & 0o100 != 0,
@@ -297,20 +335,26 @@ impl<R: Read> Entries<R> {
 
     /// The data of a GNU header for a long name: the name, with a NUL after it.
     fn long_string(&mut self, at: u64, size: u64) -> Result<Vec<u8>, Error> {
-        let mut text = self.text(at, size)?;
+        let mut text = self.text(at, size, MAX_HEADER)?;
         let end = text.iter().position(|&byte| byte == 0);
         text.truncate(end.unwrap_or(text.len()));
         Ok(text)
     }
 
-    /// The data of a header that is all text.
-    fn text(&mut self, at: u64, size: u64) -> Result<Vec<u8>, Error> {
-        if size > MAX_HEADER {
-            return Err(format(at, "a header of more than a mebibyte"));
+    /// The data of a header that is all text, of at most `limit` bytes. Memory is taken as they come.
+    fn text(&mut self, at: u64, size: u64, limit: u64) -> Result<Vec<u8>, Error> {
+        if size > limit {
+            let what = format!("a header of more than {} MiB", limit >> 20);
+            return Err(format(at, &what));
         }
         self.begin(at, size)?;
-        let mut text = vec![0; size as usize];
-        self.exact(&mut text)?;
+        let mut text = Vec::new();
+        while (text.len() as u64) < size {
+            let start = text.len();
+            let step = (size - start as u64).min(1 << 20) as usize;
+            text.resize(start + step, 0);
+            self.exact(&mut text[start..])?;
+        }
         self.left -= size;
         Ok(text)
     }
@@ -413,6 +457,11 @@ impl<R: Read> Numbers<'_, R> {
             }
         }
     }
+}
+
+/// Whether a field holds no number at all.
+fn is_blank(field: &[u8]) -> bool {
+    field.iter().all(|byte| matches!(byte, 0 | b' '))
 }
 
 fn format(offset: u64, what: &str) -> Error {

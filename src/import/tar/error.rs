@@ -4,7 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::castore::{Name, NameError};
+use crate::castore::{Name, NameError, Printable};
 
 /// Input that is no tar archive, or holds what cannot be imported. Offsets are bytes from the start
 /// of the archive.
@@ -19,7 +19,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The input ends before the archive's end marker.
-    #[error("the tar archive ends at byte {offset}, without an end marker: it was cut short")]
+    #[error(
+        "the tar archive ends at byte {offset}, without an end marker: it was cut short, or goes on in another volume"
+    )]
     Truncated {
         /// Where the input ends.
         offset: u64,
@@ -39,8 +41,9 @@ pub enum Error {
     Trailing,
     /// A path that leads out of the tree.
     #[error(
-        "the tar entry \"{}\" leads out of the tree by \"{}\": absolute paths and .. are refused",
-        path.escape_ascii(), names.escape_ascii()
+        "the tar entry \"{}\" leads out of the tree by \"{}\": names with .. are refused",
+        Printable(path),
+        Printable(names)
     )]
     Outside {
         /// The entry's path.
@@ -66,7 +69,10 @@ pub enum Error {
         source: NameError,
     },
     /// A path through something that is no directory.
-    #[error("the tar entry \"{}\" is inside \"{parent}\", which is no directory", path.escape_ascii())]
+    #[error(
+        "the tar entry \"{}\" is inside \"{parent}\", which is no directory",
+        Printable(path)
+    )]
     NotDirectory {
         /// The entry's path.
         path: Vec<u8>,
@@ -74,7 +80,10 @@ pub enum Error {
         parent: Name,
     },
     /// The archive's root is something else than a directory.
-    #[error("the tar entry \"{}\" names the root and is no directory", path.escape_ascii())]
+    #[error(
+        "the tar entry \"{}\" names the root and is no directory",
+        Printable(path)
+    )]
     Root {
         /// The entry's path.
         path: Vec<u8>,
@@ -82,7 +91,8 @@ pub enum Error {
     /// A hard link to nothing that came before it.
     #[error(
         "the tar entry \"{}\" is a hard link to \"{}\", and no file of that name comes before it",
-        path.escape_ascii(), target.escape_ascii()
+        Printable(path),
+        Printable(target)
     )]
     Dangling {
         /// The entry's path.
@@ -90,10 +100,31 @@ pub enum Error {
         /// What it links to.
         target: Vec<u8>,
     },
+    /// The rest of a file that begins in another archive.
+    #[error(
+        "the tar archive begins with the rest of \"{}\", of which the start is in another volume: \
+         unpack all volumes with tar --multi-volume, and import the folder",
+        shortened(path)
+    )]
+    Continued {
+        /// The file's path.
+        path: Vec<u8>,
+    },
+    /// Holes of sparse files beyond what may be.
+    #[error(
+        "the sparse tar entry \"{}\" has holes, which make more than {limit} bytes of zeros in this archive",
+        shortened(path)
+    )]
+    TooSparse {
+        /// The entry's path.
+        path: Vec<u8>,
+        /// Bytes allowed.
+        limit: u64,
+    },
     /// A device or named pipe.
     #[error(
         "the tar entry \"{}\" is a {kind}, which cannot be imported; leave it out or skip special files",
-        path.escape_ascii()
+        Printable(path)
     )]
     Special {
         /// The entry's path.
@@ -108,7 +139,7 @@ use crate::nar::MAX_DEPTH;
 /// The start of a path, which may be a megabyte long.
 fn shortened(path: &[u8]) -> String {
     match path.get(..300) {
-        Some(start) => format!("{}...", start.escape_ascii()),
-        None => path.escape_ascii().to_string(),
+        Some(start) => format!("{}...", Printable(start)),
+        None => Printable(path).to_string(),
     }
 }

@@ -81,6 +81,12 @@ impl Map {
         self.size
     }
 
+    /// Bytes of the file, of which nothing has been read yet, that are in holes.
+    pub(super) fn zeros(&self) -> u64 {
+        let data = self.segments.iter().map(|segment| segment.length).sum();
+        self.size.saturating_sub(data)
+    }
+
     /// What the next bytes are, at most `limit` of them; nothing at the end of the file.
     pub(super) fn next(&mut self, limit: u64) -> Option<Stretch> {
         while self.segments.last().is_some_and(|next| next.length == 0) {

@@ -11,7 +11,7 @@ use super::Inner;
 use super::index::Snapshot;
 use super::ingest::Staged;
 use super::location::{Kind, Location};
-use crate::castore::{Digest, Directory, Node, NodeRef, Root};
+use crate::castore::{Digest, Directory, Node, NodeRef, Printable, Root};
 use crate::store::Error;
 
 /// What is missing, as a text; nothing if nothing is.
@@ -109,7 +109,7 @@ impl<'a> Closure<'a> {
                 };
                 if missing.is_some() {
                     missing = missing.map(|what| {
-                        let name = entry.name.escape_ascii();
+                        let name = Printable(entry.name);
                         format!("{what}, for \"{name}\" in {}", visit.directory.digest())
                     });
                     break;

@@ -39,6 +39,10 @@ use super::{Inner, LocalStore, large};
 use crate::castore::Digest;
 use crate::store::Error;
 
+/// A time, in seconds since 1970, after everything that was noted: far from overflowing when a minute
+/// is added.
+const NEVER: u64 = u64::MAX / 2;
+
 /// How garbage is collected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GcOptions {
@@ -98,11 +102,23 @@ impl LocalStore {
     /// cannot be read: what is below that would be lost.
     pub fn collect_garbage(&self, options: &GcOptions) -> Result<Collected, Error> {
         let store = &*self.0;
-        let cutoff = now().saturating_sub(options.grace.min(MEMORY).as_secs());
-        // Nothing is young that was added in this second, if nothing is to be spared.
-        let cutoff = cutoff + u64::from(options.grace.is_zero()) * MEMORY.as_secs();
+        let now = now();
+        let cutoff = match options.grace.is_zero() {
+            // Nothing is young, whatever the clock was when it was added.
+            true => NEVER,
+            false => now.saturating_sub(options.grace.min(MEMORY).as_secs()),
+        };
         let mut marks = Marks::default();
-        let snapshot = store.index.fresh()?;
+        let mut snapshot = store.index.fresh()?;
+        if !options.dry_run && snapshot.is_ahead_of(now)? {
+            store.folder.check_writable()?;
+            let mut change = store.index.change()?;
+            change.correct_times(now)?;
+            change
+                .commit()
+                .map_err(super::index::CommitError::into_error)?;
+            snapshot = store.index.fresh()?;
+        }
         mark_all(store, &snapshot, &mut marks, cutoff)?;
         if options.dry_run {
             return Ok(plan(&snapshot, &marks)?.collected);

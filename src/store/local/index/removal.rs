@@ -2,6 +2,10 @@
 //!
 //! Two small tables tell it what is too young to be taken: how far each pack went at which minute,
 //! and which root nodes went away when. Both forget what is older than [`MEMORY`].
+//!
+//! Times are the machine's clock. What was noted while that was ahead lies in the future once it is
+//! right again, and would count as young until then; a collection moves it to the present
+//! ([`Change::correct_times`]), which is the latest that it can have happened.
 
 use std::time::{Duration, SystemTime};
 
@@ -116,6 +120,21 @@ impl Snapshot {
         })
     }
 
+    /// Whether something was noted after `now` (seconds since 1970): the clock was ahead.
+    pub(in crate::store::local) fn is_ahead_of(&self, now: u64) -> Result<bool, Error> {
+        guarded(&self.folder, || {
+            for found in self.ages.iter()? {
+                if found?.0.value().1 > now {
+                    return Ok(true);
+                }
+            }
+            match self.past_roots.last()? {
+                Some((key, _)) => Ok(key.value().0 > now),
+                None => Ok(false),
+            }
+        })
+    }
+
     /// The roots that went away since `cutoff` (seconds since 1970), and are held a while.
     pub(in crate::store::local) fn past_roots(&self, cutoff: u64) -> Result<Vec<Root>, Error> {
         let entries = guarded(&self.folder, || {
@@ -134,6 +153,45 @@ impl Snapshot {
 }
 
 impl Change<'_> {
+    /// Moves what was noted after `now` (seconds since 1970) to `now`.
+    pub(in crate::store::local) fn correct_times(&mut self, now: u64) -> Result<(), Error> {
+        self.run(|txn| {
+            let mut table = txn.open_table(AGES)?;
+            let mut ahead = Vec::new();
+            for found in table.iter()? {
+                let (key, len) = found?;
+                let ((pack, minute), len) = (key.value(), len.value());
+                if minute > now {
+                    ahead.push((pack, minute, len));
+                }
+            }
+            for (pack, minute, len) in ahead {
+                table.remove((pack, minute))?;
+                let present = (pack, now / MINUTE * MINUTE);
+                let known = table.get(present)?.map(|known| known.value());
+                // The length before the first of the commits.
+                table.insert(present, known.map_or(len, |known| known.min(len)))?;
+            }
+            let mut table = txn.open_table(PAST_ROOTS)?;
+            let mut ahead = Vec::new();
+            for found in table.range((now + 1, &[][..])..)? {
+                let (key, entry) = found?;
+                let (when, name) = key.value();
+                ahead.push((when, name.to_vec(), entry.value().to_vec()));
+            }
+            for (when, name, entry) in ahead {
+                table.remove((when, &name[..]))?;
+                // A root may have been several things: each keeps an entry.
+                let mut present = now;
+                while table.get((present, &name[..]))?.is_some() {
+                    present -= 1;
+                }
+                table.insert((present, &name[..]), &entry[..])?;
+            }
+            Ok(())
+        })
+    }
+
     /// Removes objects, which are there, and packs that have nothing else.
     pub(in crate::store::local) fn remove(
         &mut self,
@@ -194,4 +252,116 @@ impl Change<'_> {
 /// A root node's `Entry`, as it is kept.
 pub(super) fn encode(root: &Root) -> Vec<u8> {
     Entry::from(root).encode_to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::castore::Digest;
+    use crate::store::Store;
+    use crate::store::local::LocalStore;
+    use crate::store::local::gc::GcOptions;
+
+    /// Moves everything that was noted by `by` seconds: as if the clock had been ahead.
+    fn shift(store: &LocalStore, by: u64) {
+        let mut change = store.0.index.change().unwrap();
+        let shifted = change.run(|txn| {
+            let mut ages = txn.open_table(AGES)?;
+            let mut all = Vec::new();
+            for found in ages.iter()? {
+                let (key, len) = found?;
+                all.push((key.value(), len.value()));
+            }
+            for ((pack, minute), len) in all {
+                ages.remove((pack, minute))?;
+                ages.insert((pack, minute + by), len)?;
+            }
+            let mut past = txn.open_table(PAST_ROOTS)?;
+            let mut all = Vec::new();
+            for found in past.iter()? {
+                let (key, entry) = found?;
+                let (when, name) = key.value();
+                all.push((when, name.to_vec(), entry.value().to_vec()));
+            }
+            for (when, name, entry) in all {
+                past.remove((when, &name[..]))?;
+                past.insert((when + by, &name[..]), &entry[..])?;
+            }
+            Ok(())
+        });
+        shifted.unwrap();
+        assert!(change.commit().is_ok());
+    }
+
+    fn put(store: &LocalStore, bytes: &[u8]) {
+        let ingest = store.ingest().unwrap();
+        ingest.put_blobs(&[(Digest::of(bytes), bytes)]).unwrap();
+        ingest.commit().unwrap();
+    }
+
+    fn collect(store: &LocalStore, grace: u64) -> u64 {
+        let options = GcOptions {
+            grace: Duration::from_secs(grace),
+            ..GcOptions::default()
+        };
+        store.collect_garbage(&options).unwrap().blobs
+    }
+
+    #[test]
+    fn what_was_added_while_the_clock_was_ahead_can_be_collected() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(folder.path()).unwrap();
+        put(&store, b"added in the future");
+        shift(&store, 2 * MEMORY.as_secs());
+        // Its age is not known, and not more than none.
+        assert_eq!(collect(&store, 3600), 0);
+        assert!(!store.0.index.fresh().unwrap().is_ahead_of(now()).unwrap());
+        assert_eq!(collect(&store, 0), 1);
+
+        // A grace that sees the future sees it when it has become the past.
+        put(&store, b"again");
+        shift(&store, 2 * MEMORY.as_secs());
+        assert_eq!(collect(&store, 3600), 0);
+        let mut change = store.0.index.change().unwrap();
+        change.correct_times(now() - 7200).unwrap();
+        assert!(change.commit().is_ok());
+        assert_eq!(collect(&store, 3600), 1);
+
+        put(&store, b"without a grace, nothing needs to be known");
+        shift(&store, 2 * MEMORY.as_secs());
+        assert_eq!(collect(&store, 0), 1);
+    }
+
+    #[test]
+    fn a_root_that_went_away_while_the_clock_was_ahead_is_not_held_for_ever() {
+        use crate::castore::{Name, Node, Root};
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(folder.path()).unwrap();
+        let name = Name::new(b"root").unwrap();
+        for bytes in [&b"one"[..], b"two"] {
+            let ingest = store.ingest().unwrap();
+            ingest.put_blobs(&[(Digest::of(bytes), bytes)]).unwrap();
+            let node = Node::File {
+                digest: Digest::of(bytes),
+                size: 3,
+                executable: false,
+            };
+            let name = name.clone();
+            ingest.put_root(&Root { name, node }, None).unwrap();
+            ingest.commit().unwrap();
+            // What it was before went away two days from now.
+            shift(&store, 2 * MEMORY.as_secs());
+        }
+        let ingest = store.ingest().unwrap();
+        ingest.remove_root(&name).unwrap();
+        ingest.commit().unwrap();
+        shift(&store, 100);
+        assert_eq!(collect(&store, 3600), 0);
+        let snapshot = store.0.index.fresh().unwrap();
+        assert_eq!(snapshot.past_roots(now() - 10).unwrap().len(), 2);
+        assert_eq!(snapshot.past_roots(now() + 1).unwrap().len(), 0);
+        assert_eq!(collect(&store, 0), 2);
+    }
 }

@@ -14,7 +14,7 @@ use super::{
     META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_REMOVALS, META_ROOTS_VERSION, PACKS,
     PATH_INFOS, ROOTS,
 };
-use crate::castore::{Digest, Root};
+use crate::castore::{Digest, Printable, Root};
 use crate::nix::PathInfo;
 use crate::proto::castore::v1::Entry;
 use crate::store::{Error, Usage};
@@ -138,7 +138,7 @@ impl Snapshot {
             .map_err(|error| error.to_string())
             .and_then(|entry| Root::try_from(entry).map_err(|error| error.to_string()));
         root.map_err(|error| {
-            let name = name.escape_ascii();
+            let name = Printable(name);
             damaged(&self.folder, format!("its root node \"{name}\": {error}"))
         })
     }
@@ -153,7 +153,7 @@ impl Snapshot {
         found
             .map(|bytes| {
                 PathInfo::decode(&*bytes).map_err(|error| {
-                    let name = name.escape_ascii();
+                    let name = Printable(name);
                     damaged(&self.folder, format!("its path info \"{name}\": {error}"))
                 })
             })
