@@ -273,10 +273,10 @@ impl<R: Read> Read for Metered<R> {
 
 enum Inner<R: Read> {
     Plain(Input<R>),
-    Gzip(Member<GzDecoder<Input<R>>, Input<R>>),
+    Gzip(Box<Member<GzDecoder<Input<R>>, Input<R>>>),
     Xz(Box<liblzma::bufread::XzDecoder<Input<R>>>),
     Zstd(zstd::stream::read::Decoder<'static, Input<R>>),
-    Bzip2(Member<bzip2::bufread::BzDecoder<Input<R>>, Input<R>>),
+    Bzip2(Box<Member<bzip2::bufread::BzDecoder<Input<R>>, Input<R>>>),
     Brotli(Box<brotli_decompressor::Decompressor<Input<R>>>),
 }
 
@@ -333,8 +333,8 @@ impl<R: Read> Decoder<R> {
         let input = BufReader::with_capacity(64 << 10, io::Cursor::new(start).chain(metered));
         let inner = match compression {
             None => Inner::Plain(input),
-            Some(Compression::Gzip) => Inner::Gzip(Member::Between(input)),
-            Some(Compression::Bzip2) => Inner::Bzip2(Member::Between(input)),
+            Some(Compression::Gzip) => Inner::Gzip(Box::new(Member::Between(input))),
+            Some(Compression::Bzip2) => Inner::Bzip2(Box::new(Member::Between(input))),
             Some(Compression::Xz) => {
                 let stream = Stream::new_stream_decoder(limits.memory, CONCATENATED)?;
                 Inner::Xz(Box::new(liblzma::bufread::XzDecoder::new_stream(

@@ -140,7 +140,9 @@ fn zeros_after_the_end_are_padding_and_other_bytes_are_not() {
         match error(&bytes, Limits::default()) {
             Error::Trailing { .. } | Error::Damaged { .. } => {}
             // To xz, seven bytes are the beginning of another stream.
-            Error::Truncated { compression } if compression == Compression::Xz => {}
+            Error::Truncated {
+                compression: Compression::Xz,
+            } => {}
             other => panic!("{compression:?}: {other}"),
         }
     }
