@@ -8,6 +8,7 @@
 //! | 0 | [`compression`] | streams out of gzip, xz, zstd, bzip2 and brotli |
 //! | 0 | [`sandbox`] | giving up privileges, files and system calls |
 //! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
+//! | 1 | [`image`] | a tree as an EROFS disk image: pure, no I/O |
 //! | 2 | [`profile`] | what was touched first below a root, for the next mount |
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
 //! | 3 | [`fs`] | the file system: nodes, lookups, listings, reads |
@@ -21,6 +22,7 @@
 pub mod castore;
 pub mod compression;
 pub mod fs;
+pub mod image;
 pub mod import;
 pub mod nar;
 pub mod nix;

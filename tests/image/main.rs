@@ -1,0 +1,8 @@
+//! Images as others read them: the kernel, `fsck.erofs`, `dump.erofs`.
+
+#[path = "../kit/model.rs"]
+mod model;
+#[path = "../kit/skip.rs"]
+mod skip;
+
+mod others;
