@@ -20,6 +20,7 @@ mod listers;
 mod listing;
 mod node_id;
 mod nodes;
+mod numbering;
 mod passthrough;
 mod reading;
 mod requests;
@@ -53,9 +54,10 @@ pub use warm_up::{WarmUp, WarmUpCount};
 use errno::failure;
 use listers::Listers;
 use node_id::Place;
-use nodes::{Content, DirectoryNode, Nodes};
+use nodes::{DirectoryNode, Nodes};
+use numbering::{NameRange, Numbering, ROOT_INO};
 use scout::Scout;
-use top::Roots;
+use top::{Roots, SeenRoot};
 use walk_ahead::WalkAhead;
 use warm_up::Learner;
 
@@ -165,13 +167,15 @@ impl CastoreFs {
         ledger: Option<Arc<Ledger>>,
     ) -> Self {
         let (digest, size) = options.top_directory();
+        let numbering = Arc::new(Numbering::new(ledger.clone()));
+        let limit = options.directory_limit;
         Self {
-            nodes: Nodes::new(digest, size, options.directory_limit, ledger.clone())
+            nodes: Nodes::new(digest, size, limit, numbering.clone(), ledger.clone())
                 .bounded(options.most_directories),
             learner: options.warm_up.clone().map(|told| Learner::new(told, 0)),
             store,
             options,
-            roots: Roots::new(ledger),
+            roots: Roots::new(numbering, ledger),
             passthrough,
             walk_ahead: WalkAhead::default(),
             scout: Scout::default(),
@@ -191,7 +195,9 @@ impl CastoreFs {
     ) -> Result<Self, LedgerError> {
         let (digest, _) = options.top_directory();
         let roots = ledger.roots()?;
-        let nodes = Nodes::adopt(digest, options.directory_limit, ledger.clone(), &roots)?
+        let numbering = Arc::new(Numbering::adopt(ledger.clone())?);
+        let limit = options.directory_limit;
+        let nodes = Nodes::adopt(digest, limit, numbering.clone(), ledger.clone())?
             .bounded(options.most_directories);
         let passthrough = match device {
             Some(device) if ledger.keeps_open_files() => {
@@ -208,7 +214,7 @@ impl CastoreFs {
             nodes,
             store,
             options,
-            roots: Roots::adopt(roots, ledger),
+            roots: Roots::adopt(roots, numbering, ledger),
             passthrough,
             walk_ahead: WalkAhead::default(),
             scout: Scout::default(),
@@ -256,13 +262,13 @@ impl CastoreFs {
         Ok(self.roots.take_changes())
     }
 
-    /// The Directory of the directory in `slot`.
-    fn directory(&self, slot: u32) -> io::Result<(DirectoryNode, Directory)> {
+    /// The directory in `slot`, its Directory and its entries' inode numbers.
+    fn directory(&self, slot: u32) -> io::Result<(DirectoryNode, Directory, NameRange)> {
         // The kernel names only what it was told of; a guest may name anything.
         let node = self.nodes.directory(slot).ok_or(failure(libc::ESTALE))?;
-        if let Some(directory) = &node.directory {
+        if let (Some(directory), Some(names)) = (&node.directory, node.names) {
             let directory = directory.clone();
-            return Ok((node, directory));
+            return Ok((node, directory, names));
         }
         let id = NodeId::directory(slot);
         let mut directory = self.find(&node.digest);
@@ -272,8 +278,10 @@ impl CastoreFs {
         let directory = directory
             .map_err(|error| self.failed(id, Some(&node.digest), &error))?
             .ok_or_else(|| self.missing(id, "directory", &node.digest))?;
-        self.nodes.keep(slot, directory.clone());
-        Ok((node, directory))
+        let node = self.nodes.keep(slot, directory.clone());
+        let node = node.ok_or(failure(libc::ESTALE))?;
+        let names = node.names.ok_or(failure(libc::ESTALE))?;
+        Ok((node, directory, names))
     }
 
     fn find(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
@@ -301,17 +309,16 @@ impl CastoreFs {
     /// The file or symlink at `index` in the directory in `slot`.
     fn entry(&self, slot: u32, index: u32) -> io::Result<Found> {
         if slot == 0 && self.shows_roots() {
-            let root = self.roots.get(index).ok_or(failure(libc::ESTALE))?;
-            let ino = attributes::ino(attributes::ROOT_INO, &root.name, root.node.borrow());
+            let SeenRoot { root, ino, .. } = self.roots.get(index).ok_or(failure(libc::ESTALE))?;
             return Ok(Found {
                 node: root.node,
                 ino,
             });
         }
-        let (parent, directory) = self.directory(slot)?;
+        let (_, directory, names) = self.directory(slot)?;
         let entry = directory.get(index as usize).ok_or(failure(libc::ESTALE))?;
         Ok(Found {
-            ino: attributes::ino(parent.ino, entry.name, entry.node),
+            ino: names.ino(index),
             node: entry.node.to_owned().map_err(|_| failure(libc::EIO))?,
         })
     }
@@ -321,7 +328,7 @@ impl CastoreFs {
         match id.place().ok_or(failure(libc::ESTALE))? {
             Place::Directory(0) if self.shows_roots() => Ok((self.stat_roots()?, TOP_TIMEOUT)),
             Place::Directory(slot) => {
-                let (node, directory) = self.directory(slot)?;
+                let (node, directory, _) = self.directory(slot)?;
                 Ok((self.stat_directory(&node, &directory), FOREVER))
             }
             Place::Entry { slot, index } => {
@@ -341,7 +348,7 @@ impl CastoreFs {
         };
         let subdirectories = self.roots.subdirectories();
         let owner = self.options.owner;
-        let mut stat = attributes::attributes(node, attributes::ROOT_INO, subdirectories, owner);
+        let mut stat = attributes::attributes(node, ROOT_INO, subdirectories, owner);
         let version = self.store.roots_version();
         let version = version.map_err(|error| self.failed(NodeId::ROOT, None, &error))?;
         stat.st_mtime_nsec = (version % 1_000_000_000) as i64;
@@ -361,22 +368,23 @@ impl CastoreFs {
         attributes::attributes(node, ino, 0, self.options.owner)
     }
 
-    /// Looks up one node, counting the lookup. `ino` and `index` are its own, `slot` its parent's.
+    /// Looks up one node, counting the lookup. `ino` and `index` are its own, `slot` its parent's. If it
+    /// is a directory, `claim` gives the first inode number that its parent's range has for what is in it.
     ///
     /// The number of links of a directory is the number of its subdirectories, which only its
     /// Directory tells. Where that is not at hand the attributes are given with no time to live:
     /// the kernel comes back for them if anybody asks.
     fn look_up(
         &self,
-        slot: u32,
-        index: u32,
+        (slot, index): (u32, u32),
         ino: u64,
+        claim: impl FnOnce() -> u64,
         node: NodeRef<'_>,
         timeout: Duration,
     ) -> io::Result<Entry> {
         let (inode, attr, attr_timeout) = match node {
             NodeRef::Directory { digest, size } => {
-                let child = self.nodes.child(slot, index, ino, &digest, size);
+                let child = self.nodes.child((slot, index), ino, claim, &digest, size);
                 let child = child.ok_or_else(|| failure(libc::ENOMEM))?;
                 let directory = child.directory.clone().or_else(|| {
                     match self.store.directory_now(&digest) {
@@ -394,25 +402,8 @@ impl CastoreFs {
                 };
                 (NodeId::directory(child.slot), attr, timeout)
             }
-            NodeRef::File {
-                digest,
-                size,
-                executable,
-            } => {
-                let content = Content {
-                    digest,
-                    size,
-                    executable,
-                };
-                let id = if slot == 0 && self.shows_roots() {
-                    self.nodes.root_file(index, content)
-                } else {
-                    self.nodes.file(slot, index, content)
-                };
-                (id, self.stat_leaf(node, ino), FOREVER)
-            }
-            NodeRef::Symlink { .. } => (
-                self.nodes.symlink(slot, index),
+            NodeRef::File { .. } | NodeRef::Symlink { .. } => (
+                self.nodes.leaf(slot, index),
                 self.stat_leaf(node, ino),
                 FOREVER,
             ),
@@ -479,7 +470,7 @@ impl CastoreFs {
                 .then(|| self.roots.get(index))
                 .flatten();
             match (&root, &directory) {
-                (Some(root), _) => path.push_str(&root.name.to_string()),
+                (Some(seen), _) => path.push_str(&seen.root.name.to_string()),
                 (None, Some(directory)) => match directory.get(index as usize) {
                     Some(entry) => path.push_str(&Printable(entry.name).to_string()),
                     None => path.push('?'),

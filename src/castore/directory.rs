@@ -19,6 +19,10 @@ use super::{Digest, Name, NameError, Node, NodeRef, Printable, check_name, check
 /// The largest encoding accepted: room for a million entries with long names.
 pub const MAX_DIRECTORY_BYTES: usize = 256 << 20;
 
+/// Subdirectories between two sums of what is below them: a sum at any place reads fewer entries
+/// than this, and the sums cost a byte a subdirectory.
+const STEP: usize = 16;
+
 /// A validated Directory. Cloning is cheap.
 #[derive(Clone)]
 pub struct Directory(Arc<Inner>);
@@ -30,6 +34,9 @@ struct Inner {
     entries: Box<[u32]>,
     subdirectories: u32,
     size: u64,
+    /// For every [`STEP`]-th subdirectory, in the order of names: where its entry starts in `bytes`,
+    /// and the names below those before it.
+    steps: Box<[(u32, u64)]>,
 }
 
 /// A name in a Directory and what it stands for.
@@ -105,6 +112,7 @@ impl Directory {
             entries: Box::default(),
             subdirectories: 0,
             size: 0,
+            steps: Box::default(),
         }))
     }
 
@@ -137,6 +145,8 @@ impl Directory {
         }
         let mut lists: [Vec<(u32, &[u8])>; 3] = Default::default();
         let mut size = 0u64;
+        let mut steps = Vec::new();
+        let mut below = 0;
         let mut previous_tag = 0;
         let mut cursor = Cursor {
             bytes: &bytes,
@@ -164,6 +174,13 @@ impl Directory {
                 .checked_add(child_size)
                 .and_then(|size| size.checked_add(2))
                 .ok_or(DirectoryError::SizeOverflow)?;
+            if list == 0 {
+                if lists[0].len() % STEP == 0 {
+                    steps.push((at as u32, below));
+                }
+                // Half of a sum that does not overflow.
+                below += child_size / 2;
+            }
             let list = &mut lists[list];
             if let Some((_, previous)) = list.last() {
                 match previous.cmp(&entry.name) {
@@ -182,6 +199,7 @@ impl Directory {
             entries,
             subdirectories,
             size,
+            steps: steps.into(),
             bytes,
         })))
     }
@@ -212,7 +230,8 @@ impl Directory {
 
     /// Bytes of memory that this Directory holds, index included.
     pub fn resident_bytes(&self) -> usize {
-        size_of::<Inner>() + self.0.bytes.len() + self.0.entries.len() * size_of::<u32>()
+        let index = size_of_val(&*self.0.entries) + size_of_val(&*self.0.steps);
+        size_of::<Inner>() + self.0.bytes.len() + index
     }
 
     /// What a node that refers to this Directory says as its size: twice the number of entries,
@@ -242,6 +261,41 @@ impl Directory {
     /// Number of entries that are directories.
     pub fn subdirectories(&self) -> u32 {
         self.0.subdirectories
+    }
+
+    /// How many names are below this directory, at any depth: half of [`size`](Self::size), and as
+    /// true as the entries of its subdirectories are.
+    pub fn names_below(&self) -> u64 {
+        self.0.size / 2
+    }
+
+    /// How many names are below the subdirectories whose names are before that of the entry at
+    /// `index`, as far as their entries say the truth. Together with [`len`](Self::len) this is at
+    /// most [`names_below`](Self::names_below).
+    pub fn names_below_those_before(&self, index: usize) -> u64 {
+        let Some(&end) = self.0.entries.get(index) else {
+            return self.names_below() - self.len() as u64;
+        };
+        let name = self.name_at(end as usize);
+        let is_before = |at: u32| self.name_at(at as usize) < name;
+        // The subdirectories are the first of the three lists, in the order of their names.
+        let step = self.0.steps.partition_point(|&(at, _)| is_before(at));
+        let Some(&(at, sum)) = step.checked_sub(1).and_then(|step| self.0.steps.get(step)) else {
+            return 0;
+        };
+        let mut cursor = Cursor {
+            bytes: &self.0.bytes,
+            at: at as usize,
+        };
+        let mut below = sum;
+        while cursor.at < self.0.bytes.len() && is_before(cursor.at as u32) {
+            let entry = cursor.entry().and_then(|(_, raw)| raw.parse());
+            match entry.expect("decode() parsed every entry").node {
+                NodeRef::Directory { size, .. } => below += size / 2,
+                _ => break,
+            }
+        }
+        below
     }
 
     /// The entry with the `index`-th name in byte order.

@@ -1,18 +1,18 @@
 //! What `stat` says of a node.
 //!
 //! Contents are immutable and have no owner, so most of it is fixed: mtime 1 (the second that
-//! build tools agreed on), modes 0444 and 0555, one owner for all. Inode numbers come from the
-//! content, so that they are the same on every mount of it: a file's from its digest and
-//! executable bit (equal files *are* one inode), a directory's and a symlink's from its path.
+//! build tools agreed on), modes 0444 and 0555, one owner for all. Inode numbers are
+//! [`numbering`](super::numbering)'s.
 
 use fuse_backend_rs::abi::fuse_abi::stat64;
 
-use crate::castore::{Digest, NodeRef};
+use crate::castore::NodeRef;
 
 /// Bytes of a block in `st_blocks`.
 const STAT_BLOCK: u64 = 512;
-/// The inode number of the mount's top.
-pub const ROOT_INO: u64 = 1;
+/// Links of a directory that are counted, at most: beyond, `st_nlink` is 1, as on ext4. 32-bit
+/// programs have 16 bits for it, and `find` knows what 1 means.
+const MOST_LINKS: u64 = 65_000;
 
 /// Who owns every node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,35 +21,6 @@ pub struct Owner {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-}
-
-/// The inode number of the node `name` in the directory numbered `parent`.
-pub fn ino(parent: u64, name: &[u8], node: NodeRef<'_>) -> u64 {
-    match node {
-        NodeRef::File {
-            digest, executable, ..
-        } => file_ino(&digest, executable),
-        NodeRef::Directory { .. } | NodeRef::Symlink { .. } => {
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(&parent.to_le_bytes()).update(name);
-            usable(first_eight(hasher.finalize().as_bytes()))
-        }
-    }
-}
-
-fn file_ino(digest: &Digest, executable: bool) -> u64 {
-    usable(first_eight(digest.as_bytes()) ^ u64::from(executable))
-}
-
-fn first_eight(bytes: &[u8; 32]) -> u64 {
-    let mut eight = [0; 8];
-    eight.copy_from_slice(&bytes[..8]);
-    u64::from_le_bytes(eight)
-}
-
-/// 0 means "no inode" to some programs, and 1 is the top.
-fn usable(ino: u64) -> u64 {
-    if ino <= ROOT_INO { ino + 2 } else { ino }
 }
 
 /// The `d_type` of a node in a listing.
@@ -65,7 +36,9 @@ pub fn file_type(node: NodeRef<'_>) -> u8 {
 pub fn attributes(node: NodeRef<'_>, ino: u64, subdirectories: u32, owner: Owner) -> stat64 {
     let (mode, size, nlink) = match node {
         NodeRef::Directory { size, .. } => {
-            (libc::S_IFDIR | 0o555, size, 2 + u64::from(subdirectories))
+            let links = 2 + u64::from(subdirectories);
+            let links = if links > MOST_LINKS { 1 } else { links };
+            (libc::S_IFDIR | 0o555, size, links)
         }
         NodeRef::File {
             size,

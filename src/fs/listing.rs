@@ -8,11 +8,12 @@ use std::io;
 
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
 
-use super::attributes::{self, ROOT_INO};
+use super::attributes;
 use super::errno::failure;
 use super::listers::LeaveOut;
 use super::node_id::{NodeId, Place};
-use super::top::Top;
+use super::numbering::ROOT_INO;
+use super::top::{SeenRoot, Top};
 use super::{CastoreFs, FOREVER, NOT_AT_ALL};
 use crate::castore::{Directory, NodeRef};
 
@@ -43,8 +44,9 @@ impl CastoreFs {
             }
             return self.list_roots(offset, plus.is_some(), take);
         }
-        let (node, directory) = self.directory(slot)?;
-        if !self.list_dots(offset, node.ino, take)? {
+        let (node, directory, names) = self.directory(slot)?;
+        let above = self.nodes.ino_above(slot).unwrap_or(node.ino);
+        if !self.list_dots(offset, [node.ino, above], take)? {
             return Ok(());
         }
         let first = offset.saturating_sub(DOTS) as usize;
@@ -53,13 +55,15 @@ impl CastoreFs {
             let Some(entry) = directory.get(index) else {
                 break;
             };
-            let ino = attributes::ino(node.ino, entry.name, entry.node);
+            let ino = names.ino(index as u32);
             let listed = dir_entry(index as u64, entry.name, ino, entry.node);
             let looked_up = leave_out.map(|leave_out| {
                 if is_left_out(leave_out, index, entry.node) {
                     return no_node();
                 }
-                self.look_up(slot, index as u32, ino, entry.node, FOREVER)
+                let place = (slot, index as u32);
+                let claim = || names.claim(&directory, index as u32);
+                self.look_up(place, ino, claim, entry.node, FOREVER)
                     .unwrap_or_else(|_| no_node())
             });
             if !self.take(listed, looked_up, take)? {
@@ -112,18 +116,17 @@ impl CastoreFs {
             self.refresh_roots()
                 .map_err(|error| self.failed(NodeId::ROOT, None, &error))?;
         }
-        if !self.list_dots(offset, ROOT_INO, take)? {
+        if !self.list_dots(offset, [ROOT_INO, ROOT_INO], take)? {
             return Ok(());
         }
         let mut next = offset.saturating_sub(DOTS) as u32;
-        while let Some((index, root)) = self.roots.next(next) {
+        while let Some(SeenRoot { index, ino, root }) = self.roots.next(next) {
             next = index + 1;
             let node = root.node.borrow();
-            let ino = attributes::ino(ROOT_INO, &root.name, node);
             let listed = dir_entry(u64::from(index), &root.name, ino, node);
             let timeout = self.options.root_timeout;
             let looked_up = plus.then(|| {
-                self.look_up(0, index, ino, node, timeout)
+                self.look_up((0, index), ino, || 0, node, timeout)
                     .unwrap_or_else(|_| no_node())
             });
             if !self.take(listed, looked_up, take)? {
@@ -150,10 +153,11 @@ impl CastoreFs {
         Ok(taken? > 0)
     }
 
-    /// Lists `.` and `..`; whether there is room left. READDIRPLUS gives them no node: the kernel
+    /// Lists `.` and `..`, whose inode numbers are `inos`; whether there is room left. READDIRPLUS gives them no node: the kernel
     /// has both already.
-    fn list_dots(&self, offset: u64, ino: u64, take: &mut Take<'_>) -> io::Result<bool> {
+    fn list_dots(&self, offset: u64, inos: [u64; 2], take: &mut Take<'_>) -> io::Result<bool> {
         for (index, name) in [b"." as &[u8], b".."].into_iter().enumerate() {
+            let ino = inos[index];
             let offset_after = index as u64 + 1;
             if offset >= offset_after {
                 continue;

@@ -5,21 +5,15 @@
 //! kept by slot: one for the directory itself, one for all its entries together. When both are 0
 //! the slot goes, and with it the directory's bytes.
 //!
-//! **Files with equal content share an inode**, so that the kernel caches their pages once: the
-//! first place where a [`Content`] is seen gives all of them their id. The index that
-//! finds it holds ids alone (9 to 20 bytes a file) and compares through the Directory's bytes.
-//!
-//! **Directories never share.** The kernel keeps one dentry per directory inode; give two equal
-//! directories one inode and looking up the second moves the first away from under its users.
+//! **Nothing shares an inode**, however equal it is: software takes names of one inode for one file
+//! ([`numbering`](super::numbering)), and the kernel keeps one dentry per directory inode, so that looking
+//! up a second directory of the same inode moves the first away from under its users.
 //!
 //! **Memory is bounded** by a limit on the bytes of Directories that are kept. The kernel forgets
 //! only under its own memory pressure, so a long walk would else keep every Directory ever seen.
 //! Beyond the limit, Directories that were not used since the hand of the clock last passed are
-//! dropped from their slots; they are read again when needed. Their files leave the index of
-//! shared content then: files of equal content seen later may get a second inode, at the cost of
-//! a second copy in the page cache and nothing else.
+//! dropped from their slots; they are read again when needed.
 
-mod content;
 mod ledger;
 mod table;
 
@@ -28,20 +22,19 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
 
-use super::attributes::ROOT_INO;
 use super::node_id::{NodeId, Place};
-use crate::castore::{Digest, Directory, Root};
+use super::numbering::{NameRange, Numbering, ROOT_INO};
+use crate::castore::{Digest, Directory};
 
-pub use content::Content;
 use ledger::Kept;
 pub use ledger::{Ledger, LedgerError};
-pub(super) use ledger::{LeftOpen, OpenFile, Registration};
+pub(super) use ledger::{LeftOpen, Numbered, OpenFile, Registration};
 use table::{Slot, Table};
 
 /// The slot of the mount's top.
 const TOP: u32 = 0;
 
-/// The directories that the kernel knows, and the files that share an inode.
+/// The directories that the kernel knows.
 pub struct Nodes {
     table: RwLock<Table>,
     /// Bytes of Directories to keep, at most.
@@ -57,6 +50,8 @@ pub struct DirectoryNode {
     pub slot: u32,
     /// Its inode number.
     pub ino: u64,
+    /// The inode numbers of what is in it, once its Directory was read.
+    pub names: Option<NameRange>,
     /// Its digest.
     pub digest: Digest,
     /// Its size as `stat` shows it.
@@ -70,8 +65,6 @@ pub struct DirectoryNode {
 pub struct NodeCount {
     /// Directories that the kernel knows.
     pub directories: usize,
-    /// Files in the index of shared content.
-    pub files: usize,
     /// Bytes of the Directories in memory.
     pub directory_bytes: usize,
     /// Bytes of the table itself.
@@ -80,14 +73,21 @@ pub struct NodeCount {
 
 impl Nodes {
     /// A table that knows only the top: the directory of `digest` (for a mount that shows root
-    /// nodes, any digest: it is never read). Keeps at most `limit` bytes of Directories, and what a
-    /// successor has to know in `ledger`.
-    pub fn new(digest: Digest, size: u64, limit: usize, ledger: Option<Arc<Ledger>>) -> Self {
-        let mut table = Table::new(ledger);
+    /// nodes, any digest: it is never read), whose inodes have the numbers that `numbering` gives.
+    /// Keeps at most `limit` bytes of Directories, and what a successor has to know in `ledger`.
+    pub fn new(
+        digest: Digest,
+        size: u64,
+        limit: usize,
+        numbering: Arc<Numbering>,
+        ledger: Option<Arc<Ledger>>,
+    ) -> Self {
+        let mut table = Table::new(ledger, numbering);
         let top = Kept {
             parent: TOP,
             index: 0,
             ino: ROOT_INO,
+            claim: 0,
             digest,
             size,
         };
@@ -102,15 +102,15 @@ impl Nodes {
         }
     }
 
-    /// The table that a predecessor left in `ledger`, whose root nodes were `roots`.
+    /// The table that a predecessor left in `ledger`, and the `numbering` that it left there too.
     pub fn adopt(
         digest: Digest,
         limit: usize,
+        numbering: Arc<Numbering>,
         ledger: Arc<Ledger>,
-        roots: &[Root],
     ) -> Result<Self, LedgerError> {
         let kept = ledger.slots()?;
-        let mut table = Table::new(Some(ledger));
+        let mut table = Table::new(Some(ledger), numbering);
         match kept.first() {
             Some((TOP, top, _)) if top.digest == digest => {}
             _ => return Err(LedgerError::Damaged("it is another tree's")),
@@ -136,8 +136,6 @@ impl Nodes {
         for slot in 1..table.slots.len() as u32 {
             table.drop_idle(slot);
         }
-        let file = |root: &Root| Content::of(root.node.borrow());
-        table.top_files = roots.iter().map(file).collect();
         Ok(Self {
             table: RwLock::new(table),
             limit,
@@ -202,60 +200,37 @@ impl Nodes {
         Some(node.known_as(slot))
     }
 
-    /// Keeps `directory` in `slot`.
-    pub fn keep(&self, slot: u32, directory: Directory) {
+    /// Keeps `directory` in `slot`; gives what is known of it then, its entries' numbers included.
+    /// Nothing if there is no such slot.
+    pub fn keep(&self, slot: u32, directory: Directory) -> Option<DirectoryNode> {
         let mut table = self.table.write();
-        table.keep(slot, directory);
+        let known = table.keep(slot, directory);
         table.shrink(self.limit, slot);
+        known
     }
 
-    /// The id of the file at `index` in the directory in `slot`, counting one lookup.
-    pub fn file(&self, slot: u32, index: u32, content: Content) -> NodeId {
-        {
-            let table = self.table.read();
-            if let Some(id) = table.find_shared(content) {
-                table.hold(id);
-                return id;
-            }
-        }
-        let mut table = self.table.write();
-        // Another thread may have been here between the two locks.
-        let id = table.find_shared(content).unwrap_or_else(|| {
-            let id = NodeId::entry(slot, index);
-            table.share(id, content);
-            id
-        });
-        table.hold(id);
-        id
+    /// The inode number of the directory that the one in `slot` is in; the mount root is in itself.
+    pub fn ino_above(&self, slot: u32) -> Option<u64> {
+        let table = self.table.read();
+        let above = table.slot(slot)?.parent;
+        Some(table.slot(above)?.ino)
     }
 
-    /// The id of the root node at `index`, which is a file, counting one lookup.
-    pub fn root_file(&self, index: u32, content: Content) -> NodeId {
-        let place = index as usize;
-        if self.table.read().top_files.get(place) != Some(&Some(content)) {
-            let files = &mut self.table.write().top_files;
-            if files.len() <= place {
-                files.resize(place + 1, None);
-            }
-            files[place] = Some(content);
-        }
-        self.file(TOP, index, content)
-    }
-
-    /// The id of the symlink at `index` in the directory in `slot`, counting one lookup.
-    pub fn symlink(&self, slot: u32, index: u32) -> NodeId {
+    /// The id of the file or symlink at `index` in the directory in `slot`, counting one lookup.
+    pub fn leaf(&self, slot: u32, index: u32) -> NodeId {
         let id = NodeId::entry(slot, index);
         self.table.read().hold(id);
         id
     }
 
-    /// The directory at `index` in the directory in `slot`, counting one lookup. Nothing if there
-    /// are as many directories as there may be.
+    /// The directory at `index` in the directory in `slot`, counting one lookup. Its inode number is
+    /// `ino`, and that of the first name in it `claim`, if its parent's range has numbers for it. Nothing
+    /// if there are as many directories as there may be.
     pub fn child(
         &self,
-        slot: u32,
-        index: u32,
+        (slot, index): (u32, u32),
         ino: u64,
+        claim: impl FnOnce() -> u64,
         digest: &Digest,
         size: u64,
     ) -> Option<DirectoryNode> {
@@ -270,7 +245,14 @@ impl Nodes {
         let child = match table.find_child(slot, index) {
             Some((child, _)) => child,
             None if table.slots.len() - table.free.len() >= self.most => return None,
-            None => table.add_child(slot, index, ino, *digest, size),
+            None => table.add_child(Kept {
+                parent: slot,
+                index,
+                ino,
+                claim: claim(),
+                digest: *digest,
+                size,
+            }),
         };
         let node = table.slot(child).expect("found or added just now");
         node.counts.lookups().fetch_add(1, Ordering::Relaxed);
@@ -369,13 +351,11 @@ impl Nodes {
         let directories = table.slots.len() - table.free.len();
         NodeCount {
             directories,
-            files: table.shared.len(),
             directory_bytes: table.resident,
             table_bytes: directories * size_of::<Slot>()
                 + table.slots.capacity() * size_of::<Option<Box<Slot>>>()
                 + table.free.capacity() * size_of::<u32>()
-                + table.children.allocation_size()
-                + table.shared.allocation_size(),
+                + table.children.allocation_size(),
         }
     }
 }

@@ -12,7 +12,7 @@ use fuse_backend_rs::api::filesystem::{
 
 use super::errno::failure;
 use super::node_id::{NodeId, Place};
-use super::{CastoreFs, FOREVER, attributes};
+use super::{CastoreFs, FOREVER};
 use crate::castore::NodeRef;
 
 /// The unit of `statfs`, in bytes.
@@ -51,14 +51,12 @@ impl FileSystem for CastoreFs {
         if slot == 0 && self.shows_roots() {
             // A root node of this name can come at any moment: nothing is said of how long.
             let root = self.find_root(name)?.ok_or(failure(libc::ENOENT))?;
-            let index = self.roots.index(&root);
+            let (index, ino) = self.roots.index(&root);
             self.touch_root(index);
-            let node = root.node.borrow();
-            let ino = attributes::ino(attributes::ROOT_INO, name, node);
             let timeout = self.options.root_timeout;
-            return self.look_up(slot, index, ino, node, timeout);
+            return self.look_up((slot, index), ino, || 0, root.node.borrow(), timeout);
         }
-        let (parent, directory) = self.directory(slot)?;
+        let (_, directory, names) = self.directory(slot)?;
         let found = directory
             .find(name)
             .and_then(|index| Some((index, directory.get(index)?)));
@@ -69,12 +67,12 @@ impl FileSystem for CastoreFs {
                 ..Entry::default()
             });
         };
-        let ino = attributes::ino(parent.ino, name, entry.node);
         let index = index as u32;
         if !matches!(entry.node, NodeRef::Directory { .. }) {
             self.asks(thread(context), slot);
         }
-        self.look_up(slot, index, ino, entry.node, FOREVER)
+        let claim = || names.claim(&directory, index);
+        self.look_up((slot, index), names.ino(index), claim, entry.node, FOREVER)
     }
 
     fn forget(&self, _: &Context, id: NodeId, count: u64) {

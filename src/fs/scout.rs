@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::nodes::Content;
 use super::{CastoreFs, NodeId};
 use crate::castore::{Digest, Directory, NodeRef};
 use crate::store::{Answer, Store};
@@ -170,12 +169,12 @@ impl State {
         }
         let mut blobs = Vec::new();
         while self.bytes < self.window && self.ahead.len() < MAX_FILES {
-            let Some((told, content)) = next_file(&mut self.at, store) else {
+            let Some((told, blob)) = next_file(&mut self.at, store) else {
                 break;
             };
             self.bytes += told.bytes;
             self.ahead.push_back(told);
-            blobs.push((content.digest, content.size));
+            blobs.push(blob);
         }
         if !blobs.is_empty() {
             self.window = (self.window * 2).min(MAX_WINDOW);
@@ -184,9 +183,9 @@ impl State {
     }
 }
 
-/// Goes to behind the next file that has contents; nothing at the end, or where a Directory is not
+/// Goes to behind the next file that has contents, and gives its digest and size; nothing at the end, or where a Directory is not
 /// at hand, in front of which `trail` then is.
-fn next_file(trail: &mut Trail, store: &dyn Store) -> Option<(Told, Content)> {
+fn next_file(trail: &mut Trail, store: &dyn Store) -> Option<(Told, (Digest, u64))> {
     for _ in 0..MAX_STEPS {
         let (directory, next) = trail.last_mut()?;
         let index = *next;
@@ -203,13 +202,15 @@ fn next_file(trail: &mut Trail, store: &dyn Store) -> Option<(Told, Content)> {
             continue;
         }
         *next += 1;
-        if let Some(content) = Content::of(entry.node).filter(|content| content.size > 0) {
+        if let NodeRef::File { digest, size, .. } = entry.node
+            && size > 0
+        {
             let told = Told {
                 directory: directory.digest(),
                 index,
-                bytes: content.size.min(HEAD),
+                bytes: size.min(HEAD),
             };
-            return Some((told, content));
+            return Some((told, (digest, size)));
         }
     }
     None

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::nodes::Ledger;
+use super::numbering::Numbering;
 use crate::castore::{Digest, Name, Node, Root};
 
 /// What a mount shows at its top.
@@ -39,14 +40,23 @@ pub struct RootChanges {
     pub listing: bool,
 }
 
+/// A root node that the mount has seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenRoot {
+    /// Its index among all that the mount has seen.
+    pub index: u32,
+    /// Its inode number.
+    pub ino: u64,
+    /// The node as it was when it was seen.
+    pub root: Root,
+}
+
 /// The root nodes that the mount has seen.
-#[derive(Default)]
 pub struct Roots(RwLock<Seen>);
 
-#[derive(Default)]
 struct Seen {
     /// Every (name, node) ever seen, and whether it is still so.
-    all: Vec<(Root, bool)>,
+    all: Vec<(SeenRoot, bool)>,
     /// The index of each name that there is.
     current: HashMap<Name, u32>,
     /// What the kernel was not told of yet.
@@ -54,54 +64,51 @@ struct Seen {
     /// Whether the kernel may have a listing. To drop one that it has not would do harm: to the
     /// attributes of the top that are just on their way, without which nobody but root gets in.
     listed: bool,
+    numbering: Arc<Numbering>,
     /// Where a successor finds them, if there can be one.
     ledger: Option<Arc<Ledger>>,
 }
 
 impl Roots {
-    /// None yet; a successor finds them in `ledger`.
-    pub fn new(ledger: Option<Arc<Ledger>>) -> Self {
-        Self(RwLock::new(Seen {
-            ledger,
-            ..Seen::default()
-        }))
+    /// None yet. Their inode numbers come from `numbering`; a successor finds them in `ledger`.
+    pub fn new(numbering: Arc<Numbering>, ledger: Option<Arc<Ledger>>) -> Self {
+        Self(RwLock::new(Seen::new(numbering, ledger)))
     }
 
-    /// Those that a predecessor had seen, `all` of them, and kept in `ledger`. What it may have
-    /// failed to tell the kernel counts as changed.
-    pub fn adopt(all: Vec<Root>, ledger: Arc<Ledger>) -> Self {
-        let mut seen = Seen {
-            ledger: Some(ledger),
-            ..Seen::default()
-        };
-        for root in all {
+    /// Those that a predecessor had seen, `all` of them with their inode numbers, and kept in `ledger`.
+    /// What it may have failed to tell the kernel counts as changed.
+    pub fn adopt(all: Vec<(Root, u64)>, numbering: Arc<Numbering>, ledger: Arc<Ledger>) -> Self {
+        let mut seen = Seen::new(numbering, Some(ledger));
+        for (root, ino) in all {
             let before = seen.current.get(&root.name).copied();
             if before.is_some() {
                 seen.changes.stale.push(root.name.clone());
             }
-            seen.push(root, before);
+            seen.push(root, ino, before);
         }
         seen.changes.listing = true;
         seen.listed = true;
         Self(RwLock::new(seen))
     }
 
-    /// The index of `root`, which the store has just named.
-    pub fn index(&self, root: &Root) -> u32 {
-        if let Some(index) = self.0.read().find(root) {
-            return index;
+    /// The index and inode number of `root`, which the store has just named.
+    pub fn index(&self, root: &Root) -> (u32, u64) {
+        let number = |seen: &SeenRoot| (seen.index, seen.ino);
+        if let Some(seen) = self.0.read().find(root) {
+            return number(seen);
         }
         let mut seen = self.0.write();
-        seen.find(root).unwrap_or_else(|| {
-            let before = seen.current.get(&root.name).copied();
-            // A listing that the kernel keeps lacks it, and no update will tell: it is known now.
-            seen.changes.listing = true;
-            seen.add(root.clone(), before)
-        })
+        if let Some(found) = seen.find(root) {
+            return number(found);
+        }
+        let before = seen.current.get(&root.name).copied();
+        // A listing that the kernel keeps lacks it, and no update will tell: it is known now.
+        seen.changes.listing = true;
+        seen.add(root.clone(), before)
     }
 
     /// The root node with this index, as it was when it was seen.
-    pub fn get(&self, index: u32) -> Option<Root> {
+    pub fn get(&self, index: u32) -> Option<SeenRoot> {
         let seen = self.0.read();
         seen.all.get(index as usize).map(|(root, _)| root.clone())
     }
@@ -112,7 +119,7 @@ impl Roots {
         let mut gone = std::mem::take(&mut seen.current);
         for root in now {
             match gone.remove(&root.name) {
-                Some(index) if seen.all[index as usize].0.node == root.node => {
+                Some(index) if seen.all[index as usize].0.root.node == root.node => {
                     seen.current.insert(root.name, index);
                 }
                 before => {
@@ -142,39 +149,52 @@ impl Roots {
         }
     }
 
-    /// The first root node that there is at `index` or after it, and where.
-    pub fn next(&self, index: u32) -> Option<(u32, Root)> {
+    /// The first root node that there is at `index` or after it.
+    pub fn next(&self, index: u32) -> Option<SeenRoot> {
         let seen = self.0.read();
-        let mut rest = seen.all.iter().enumerate().skip(index as usize);
-        rest.find(|(_, (_, current))| *current)
-            .map(|(index, (root, _))| (index as u32, root.clone()))
+        let mut rest = seen.all.iter().skip(index as usize);
+        rest.find(|(_, current)| *current)
+            .map(|(root, _)| root.clone())
     }
 
     /// The number of root nodes that are directories.
     pub fn subdirectories(&self) -> u32 {
         let seen = self.0.read();
-        let is_directory = |(root, current): &&(Root, bool)| {
-            *current && matches!(root.node, Node::Directory { .. })
+        let is_directory = |(seen, current): &&(SeenRoot, bool)| {
+            *current && matches!(seen.root.node, Node::Directory { .. })
         };
         seen.all.iter().filter(is_directory).count() as u32
     }
 }
 
 impl Seen {
-    fn find(&self, root: &Root) -> Option<u32> {
-        let index = *self.current.get(&root.name)?;
-        (self.all[index as usize].0.node == root.node).then_some(index)
-    }
-
-    /// Adds `root` in the place of what its name stood for `before`.
-    fn add(&mut self, root: Root, before: Option<u32>) -> u32 {
-        if let Some(ledger) = &self.ledger {
-            ledger.append_root(&root);
+    fn new(numbering: Arc<Numbering>, ledger: Option<Arc<Ledger>>) -> Self {
+        Self {
+            all: Vec::new(),
+            current: HashMap::new(),
+            changes: RootChanges::default(),
+            listed: false,
+            numbering,
+            ledger,
         }
-        self.push(root, before)
     }
 
-    fn push(&mut self, root: Root, before: Option<u32>) -> u32 {
+    fn find(&self, root: &Root) -> Option<&SeenRoot> {
+        let index = *self.current.get(&root.name)?;
+        let (seen, _) = self.all.get(index as usize)?;
+        (seen.root.node == root.node).then_some(seen)
+    }
+
+    /// Adds `root` in the place of what its name stood for `before`; gives its index and inode number.
+    fn add(&mut self, root: Root, before: Option<u32>) -> (u32, u64) {
+        let ino = self.numbering.root();
+        if let Some(ledger) = &self.ledger {
+            ledger.append_root(&root, ino);
+        }
+        (self.push(root, ino, before), ino)
+    }
+
+    fn push(&mut self, root: Root, ino: u64, before: Option<u32>) -> u32 {
         if let Some(before) = before {
             self.all[before as usize].1 = false;
             self.changes.stale.push(root.name.clone());
@@ -182,7 +202,7 @@ impl Seen {
         self.changes.listing = true;
         let index = self.all.len() as u32;
         self.current.insert(root.name.clone(), index);
-        self.all.push((root, true));
+        self.all.push((SeenRoot { index, ino, root }, true));
         index
     }
 }
@@ -204,15 +224,15 @@ mod tests {
 
     fn listed(roots: &Roots) -> Vec<(u32, String)> {
         let mut all = Vec::new();
-        while let Some((index, root)) = roots.next(all.last().map_or(0, |(last, _)| last + 1)) {
-            all.push((index, root.name.to_string()));
+        while let Some(seen) = roots.next(all.last().map_or(0, |(last, _)| last + 1)) {
+            all.push((seen.index, seen.root.name.to_string()));
         }
         all
     }
 
     #[test]
     fn a_listing_that_the_kernel_has_not_is_not_dropped() {
-        let roots = Roots::default();
+        let roots = Roots::new(Arc::new(Numbering::new(None)), None);
         roots.update(vec![root("a", "1")]);
         assert_eq!(roots.take_changes(), RootChanges::default());
         roots.list();
@@ -222,7 +242,7 @@ mod tests {
 
     #[test]
     fn an_index_stays_with_what_it_was_given_to() {
-        let roots = Roots::default();
+        let roots = Roots::new(Arc::new(Numbering::new(None)), None);
         let came = RootChanges {
             stale: Vec::new(),
             listing: true,
@@ -230,7 +250,7 @@ mod tests {
         roots.list();
         roots.update(vec![root("a", "1"), root("b", "1")]);
         assert_eq!(roots.take_changes(), came);
-        assert_eq!(roots.index(&root("b", "1")), 1);
+        assert_eq!(roots.index(&root("b", "1")), (1, 3));
         // b now stands for something else, a is gone, c is new.
         roots.update(vec![root("b", "2"), root("c", "1")]);
         let mut changes = roots.take_changes();
@@ -238,14 +258,14 @@ mod tests {
         let stale: String = changes.stale.iter().map(Name::to_string).collect();
         assert_eq!((stale.as_str(), changes.listing), ("ab", true));
         assert_eq!(listed(&roots), [(2, "b".into()), (3, "c".into())]);
-        assert_eq!(roots.get(1), Some(root("b", "1")));
-        assert_eq!(roots.index(&root("b", "2")), 2);
+        assert_eq!(roots.get(1).map(|seen| seen.root), Some(root("b", "1")));
+        assert_eq!(roots.index(&root("b", "2")), (2, 4));
         roots.update(vec![root("b", "2"), root("c", "1")]);
         assert_eq!(roots.take_changes(), RootChanges::default());
         // Looked up before it is listed.
-        assert_eq!(roots.index(&root("d", "1")), 4);
+        assert_eq!(roots.index(&root("d", "1")), (4, 6));
         assert_eq!(roots.take_changes(), came);
-        assert_eq!(roots.index(&root("d", "2")), 5);
+        assert_eq!(roots.index(&root("d", "2")), (5, 7));
         let mut changes = roots.take_changes();
         assert_eq!(changes.stale.pop(), Name::new(b"d").ok());
         assert!(changes.listing, "a listing from before does not have it");

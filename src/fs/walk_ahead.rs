@@ -27,9 +27,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::nodes::Content;
 use super::{CastoreFs, NodeId};
-use crate::castore::Directory;
+use crate::castore::{Directory, NodeRef};
 use crate::store::Answer;
 
 /// Files up to this size are pushed, in bytes. The larger ones have the kernel's own readahead.
@@ -254,35 +253,33 @@ impl CastoreFs {
         let mut far = Vec::new();
         for index in ahead.from..directory.len() as u32 {
             let entry = directory.get(index as usize);
-            let Some(content) = entry.and_then(|entry| Content::of(entry.node)) else {
+            let Some(NodeRef::File { digest, size, .. }) = entry.map(|entry| entry.node) else {
                 continue;
             };
-            if content.size == 0 || content.size > SMALL {
+            if size == 0 || size > SMALL {
                 continue;
             }
             if self.walk_ahead.has_passed(ahead.slot, index) {
                 continue;
             }
-            bytes += content.size;
+            bytes += size;
             files += 1;
             if bytes > MOST_BYTES || files > MOST_FILES {
                 break;
             }
-            contents.resize(content.size as usize, 0);
-            let read = self
-                .store
-                .read_now(&content.digest, content.size, 0, contents);
+            contents.resize(size as usize, 0);
+            let read = self.store.read_now(&digest, size, 0, contents);
             if matches!(read, Ok(Answer::Wait)) {
-                far.push((content.digest, content.size));
+                far.push((digest, size));
             }
             if !matches!(read, Ok(Answer::Found(length)) if length == contents.len()) {
                 // Whoever reads the file is told what is wrong with it.
                 continue;
             }
-            let node = self.nodes.file(ahead.slot, index, content);
+            let node = self.nodes.leaf(ahead.slot, index);
             cache.store(node, contents);
             // Its reader will not ask.
-            self.touch(node, &content.digest, 0, content.size);
+            self.touch(node, &digest, 0, size);
             pushed.push((node, 1));
         }
         // What cannot be pushed yet is at least on its way when it is asked for.

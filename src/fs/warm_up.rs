@@ -331,9 +331,9 @@ impl CastoreFs {
                 && root >= learner.first_root
                 && !learning.roots.contains_key(&root)
                 && let Some(found) = self.roots.get(root)
-                && let Some(subject) = Subject::new(found.name.as_bytes())
+                && let Some(subject) = Subject::new(found.root.name.as_bytes())
             {
-                learner.begin(&mut learning, root, subject, found.node);
+                learner.begin(&mut learning, root, subject, found.root.node);
             }
             if let Some(stretch) = note.stretch()
                 && let Some(learnt) = learning.roots.get_mut(&root)
@@ -357,7 +357,7 @@ impl CastoreFs {
         let mut last = None;
         if self.shows_roots() {
             root = trail.next()?.1;
-            last = self.roots.get(root)?.node.digest();
+            last = self.roots.get(root)?.root.node.digest();
         }
         for (directory, index) in trail {
             let directory = directory?;

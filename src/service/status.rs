@@ -97,8 +97,6 @@ pub struct MountStatus {
     pub latencies: BTreeMap<String, LatencyStatus>,
     /// Directories that the kernel knows.
     pub live_directories: u64,
-    /// Files in the index of shared content.
-    pub shared_files: u64,
     /// Bytes of Directories in memory.
     pub directory_bytes: u64,
     /// Bytes of the node table.

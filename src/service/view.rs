@@ -66,7 +66,6 @@ impl View {
                     .map(|(kind, times)| (kind.to_owned(), times.into()))
                     .collect(),
                 live_directories: nodes.directories as u64,
-                shared_files: nodes.files as u64,
                 directory_bytes: nodes.directory_bytes as u64,
                 table_bytes: nodes.table_bytes as u64,
                 open: viewed.session.open_files().map(Into::into),

@@ -208,3 +208,28 @@ fn bytes_of_another_directory_are_refused() {
         Err(DirectoryError::WrongDigest { .. })
     ));
 }
+
+#[test]
+fn the_names_below_are_summed_up_to_every_entry() {
+    let claims = (0..100u64).map(|at| (format!("d{at:03}"), at * 7 % 50));
+    let child = |size| Node::Directory {
+        digest: Directory::empty().digest(),
+        size,
+    };
+    let mut entries: Vec<(Name, Node)> = claims
+        .map(|(at, size)| (name(at.as_bytes()), child(size)))
+        .collect();
+    entries.extend((0..100).map(|at| (name(format!("d{at:03}f").as_bytes()), file(b"", false))));
+    entries.push((name(b"a"), file(b"a", false)));
+    entries.push((name(b"z"), file(b"z", false)));
+    let directory = Directory::from_entries(entries).unwrap();
+    let mut below = 0;
+    for (index, entry) in directory.iter().enumerate() {
+        assert_eq!(directory.names_below_those_before(index), below, "{index}");
+        if let NodeRef::Directory { size, .. } = entry.node {
+            below += size / 2;
+        }
+    }
+    assert!(directory.len() as u64 + below <= directory.names_below());
+    assert_eq!(Directory::empty().names_below_those_before(0), 0);
+}

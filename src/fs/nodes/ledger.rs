@@ -3,9 +3,10 @@
 //! A mount outlives the process that serves it if somebody else (systemd) holds its descriptors.
 //! For the successor to know what the kernel knows, the part of the table that cannot be found
 //! again lives in a memory file (memfd) that the same somebody holds: for each slot its parent, the
-//! index there, inode number, digest and size, and the lookup counts, which are counted in the
-//! file itself; and the list of root nodes, by which entries of the top have their index. All else
-//! (Directories, the index of shared content) is read again.
+//! index there, inode number, the number that its entries claim, digest and size, and the lookup counts,
+//! which are counted in the file itself; and the list of root nodes, by which entries of the top have
+//! their index and inode number, and of ranges of inode numbers that were given
+//! ([`numbering`](crate::fs::numbering)). Directories are read again.
 //!
 //! **Any moment can be the last.** A record is written before its state says so, and unsaid before
 //! it is written over; what is counted is counted before the kernel is told; a slot goes after its
@@ -14,17 +15,17 @@
 //! mount ends, never one that goes while the kernel knows it.
 //!
 //! **Layout**, native byte order: a header ([`Header`]), whoever made the mount says about it what he
-//! likes (`about`, from [`ABOUT_AT`]), the root nodes from [`ROOTS_AT`] (each: u32 length, then name
-//! and node as [`encode_root`] writes them), the slots from [`SLOTS_AT`] ([`Record`], one a slot).
+//! likes (`about`, from [`ABOUT_AT`]), root nodes and ranges from [`NUMBERED_AT`] (each: u32 length, then what
+//! [`Numbered::encode`] writes), the slots from [`SLOTS_AT`] ([`Record`], one a slot).
 //! That is layout [`NODES`], of mounts that are asked for no OPEN. Behind it, layout [`OPEN_FILES`]
-//! has what is open and what backs it (`open_files`); a mount with passthrough needs that. Both are
-//! understood, and each mount gets the lowest that does, so that versions of this program which know
-//! only the first can go on with most mounts of this one. The file is as large as it can ever be
-//! from the start, which costs nothing while it is not written, and sealed against resizing.
+//! has what is open and what backs it (`open_files`); a mount with passthrough needs that. Layouts 1 and
+//! 2, in which files of equal content had one inode, are not understood: their mounts start anew. The
+//! file is as large as it can ever be from the start, which costs nothing while it is not written, and
+//! sealed against resizing.
 
 mod mapping;
+mod numbered;
 mod open_files;
-mod roots;
 #[cfg(test)]
 mod tests;
 
@@ -38,23 +39,25 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use thiserror::Error;
 
 use self::mapping::{Mapping, Shared};
+pub(in crate::fs) use self::numbered::Numbered;
+use self::numbered::take_entry;
 pub(in crate::fs) use self::open_files::{LeftOpen, OpenFile, Registration};
-use self::roots::{decode_root, encode_root, take_entry};
 use crate::castore::{Digest, Root};
+use crate::fs::numbering::NameRange;
 
 /// What every such file starts with.
 const MAGIC: u64 = u64::from_le_bytes(*b"castore\x01");
 /// The layout without open files.
-const NODES: u32 = 1;
+const NODES: u32 = 3;
 /// The layout with them.
-const OPEN_FILES: u32 = 2;
+const OPEN_FILES: u32 = 4;
 const ABOUT_AT: u64 = 4096;
 /// Room for `about`, in bytes.
 const ABOUT_BYTES: usize = 60 << 10;
-const ROOTS_AT: u64 = 64 << 10;
+const NUMBERED_AT: u64 = 64 << 10;
 const SLOTS_AT: u64 = 1 << 36;
 /// Bytes of a record of any kind.
-const RECORD_BYTES: usize = 80;
+const RECORD_BYTES: usize = 88;
 /// A slot has a number of 32 bits.
 const NODES_END: u64 = SLOTS_AT + (RECORD_BYTES as u64) * (1 << 32);
 /// Records that are mapped in one go. They fill whole pages.
@@ -88,8 +91,8 @@ struct Header {
     incomplete: AtomicU32,
     /// Bytes of `about`.
     about: AtomicU64,
-    /// Bytes of root nodes.
-    roots: AtomicU64,
+    /// Bytes of root nodes and ranges.
+    numbered: AtomicU64,
     /// Slots below this were used at some time.
     slots: AtomicU64,
     open_files: open_files::Header,
@@ -104,6 +107,7 @@ pub(super) struct Record {
     index: AtomicU32,
     reserved: AtomicU32,
     ino: AtomicU64,
+    claim: AtomicU64,
     size: AtomicU64,
     digest: [AtomicU64; 4],
     lookups: AtomicU64,
@@ -121,6 +125,8 @@ pub(super) struct Kept {
     pub(super) parent: u32,
     pub(super) index: u32,
     pub(super) ino: u64,
+    /// The first inode number that its parent's range has for what is in it; 0 for none.
+    pub(super) claim: u64,
     pub(super) digest: Digest,
     pub(super) size: u64,
 }
@@ -316,6 +322,7 @@ impl Ledger {
         record.parent.store(kept.parent, Ordering::Relaxed);
         record.index.store(kept.index, Ordering::Relaxed);
         record.ino.store(kept.ino, Ordering::Relaxed);
+        record.claim.store(kept.claim, Ordering::Relaxed);
         record.size.store(kept.size, Ordering::Relaxed);
         store_digest(&record.digest, &kept.digest);
         record.lookups.store(0, Ordering::Relaxed);
@@ -371,6 +378,7 @@ impl Ledger {
                 parent: record.parent.load(Ordering::Relaxed),
                 index: record.index.load(Ordering::Relaxed),
                 ino: record.ino.load(Ordering::Relaxed),
+                claim: record.claim.load(Ordering::Relaxed),
                 digest: load_digest(&record.digest),
                 size: record.size.load(Ordering::Relaxed),
             };
@@ -379,41 +387,64 @@ impl Ledger {
         Ok(found)
     }
 
-    /// Appends a root node, whose index is the number of those before it.
-    pub(in crate::fs) fn append_root(&self, root: &Root) {
+    /// Appends a root node, whose index is the number of those before it, and its inode number.
+    pub(in crate::fs) fn append_root(&self, root: &Root, ino: u64) {
+        self.append(&Numbered::Root {
+            ino,
+            root: root.clone(),
+        });
+    }
+
+    /// Appends the range of the directory numbered `ino`, in which there are `length` numbers.
+    pub(in crate::fs) fn append_range(&self, ino: u64, range: NameRange, length: u64) {
+        self.append(&Numbered::Range { ino, range, length });
+    }
+
+    fn append(&self, numbered: &Numbered) {
         let _one = self.appending.lock();
         let header = self.header.header();
-        let length = header.roots.load(Ordering::Relaxed);
-        let body = encode_root(root);
+        let length = header.numbered.load(Ordering::Relaxed);
+        let body = numbered.encode();
         let mut entry = (body.len() as u32).to_ne_bytes().to_vec();
         entry.extend_from_slice(&body);
-        let outcome = match ROOTS_AT + length + entry.len() as u64 > SLOTS_AT {
+        let outcome = match NUMBERED_AT + length + entry.len() as u64 > SLOTS_AT {
             true => Err(io::ErrorKind::FileTooLarge.into()),
-            false => write_all(&self.memory, &entry, ROOTS_AT + length),
+            false => write_all(&self.memory, &entry, NUMBERED_AT + length),
         };
         match outcome {
             Ok(()) => {
                 let after = length + entry.len() as u64;
-                header.roots.store(after, Ordering::Release);
+                header.numbered.store(after, Ordering::Release);
             }
             Err(error) => self.give_up(&error),
         }
     }
 
-    /// Every root node that was appended, in order.
-    pub(in crate::fs) fn roots(&self) -> Result<Vec<Root>, LedgerError> {
-        let length = self.header.header().roots.load(Ordering::Acquire);
-        if ROOTS_AT + length > SLOTS_AT {
+    /// Every root node and range that was appended, in order.
+    pub(in crate::fs) fn numbered(&self) -> Result<Vec<Numbered>, LedgerError> {
+        let length = self.header.header().numbered.load(Ordering::Acquire);
+        if NUMBERED_AT.saturating_add(length) > SLOTS_AT {
             return Err(LedgerError::Damaged("its root nodes have no end"));
         }
-        let bytes = read_exact(&self.memory, ROOTS_AT, length as usize)?;
+        let bytes = read_exact(&self.memory, NUMBERED_AT, length as usize)?;
         let mut rest = bytes.as_slice();
-        let mut roots = Vec::new();
+        let mut all = Vec::new();
         while !rest.is_empty() {
-            let root = take_entry(&mut rest).and_then(decode_root);
-            roots.push(root.ok_or(LedgerError::Damaged("a root node cannot be read"))?);
+            let numbered = take_entry(&mut rest).and_then(Numbered::decode);
+            all.push(numbered.ok_or(LedgerError::Damaged("a root node cannot be read"))?);
         }
-        Ok(roots)
+        Ok(all)
+    }
+
+    /// Every root node that was appended, in order, and its inode number.
+    pub(in crate::fs) fn roots(&self) -> Result<Vec<(Root, u64)>, LedgerError> {
+        let all = self.numbered()?.into_iter();
+        Ok(all
+            .filter_map(|numbered| match numbered {
+                Numbered::Root { ino, root } => Some((root, ino)),
+                Numbered::Range { .. } => None,
+            })
+            .collect())
     }
 
     /// From here on a successor has to start anew.

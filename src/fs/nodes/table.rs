@@ -6,27 +6,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hashbrown::HashTable;
 
 use super::ledger::{Counts, Kept, Ledger};
-use super::{Content, DirectoryNode, TOP};
+use super::{DirectoryNode, TOP};
 use crate::castore::{Digest, Directory, NodeRef};
 use crate::fs::node_id::{NodeId, Place};
-
-type Slots = [Option<Box<Slot>>];
+use crate::fs::numbering::{NameRange, Numbering};
 
 pub(super) struct Table {
     pub(super) slots: Vec<Option<Box<Slot>>>,
     pub(super) free: Vec<u32>,
     /// Slots by (parent slot, index in the parent).
     pub(super) children: HashTable<u32>,
-    /// Ids of files by their content.
-    pub(super) shared: HashTable<NodeId>,
-    /// The files among the root nodes, by index, where the top shows root nodes.
-    pub(super) top_files: Vec<Option<Content>>,
     /// Bytes of the Directories in the slots.
     pub(super) resident: usize,
     /// Where the search for a Directory to drop goes on.
     pub(super) hand: usize,
     /// What a successor process finds of this table, where there can be one.
     pub(super) ledger: Option<Arc<Ledger>>,
+    pub(super) numbering: Arc<Numbering>,
 }
 
 /// A directory that the kernel knows.
@@ -34,6 +30,9 @@ pub(super) struct Slot {
     pub(super) parent: u32,
     pub(super) index: u32,
     pub(super) ino: u64,
+    /// The first inode number of what is in it; what its parent's range has for it, until its Directory
+    /// was read.
+    pub(super) numbers: Numbers,
     pub(super) digest: Digest,
     /// The size that the parent's entry says: advisory, shown by stat.
     pub(super) size: u64,
@@ -48,12 +47,22 @@ pub(super) struct Slot {
     pub(super) is_bare: AtomicBool,
 }
 
+/// The inode numbers of what is in a directory.
+#[derive(Clone, Copy)]
+pub(super) enum Numbers {
+    /// Its Directory was not read yet. The first number that the parent's range has for it, or 0.
+    Claimed(u64),
+    /// They do not change any more.
+    Given(NameRange),
+}
+
 impl Slot {
     pub(super) fn new(kept: Kept, counts: Counts) -> Self {
         Self {
             parent: kept.parent,
             index: kept.index,
             ino: kept.ino,
+            numbers: Numbers::Claimed(kept.claim),
             digest: kept.digest,
             size: kept.size,
             counts,
@@ -68,6 +77,10 @@ impl Slot {
         DirectoryNode {
             slot,
             ino: self.ino,
+            names: match self.numbers {
+                Numbers::Given(names) => Some(names),
+                Numbers::Claimed(_) => None,
+            },
             digest: self.digest,
             size: self.size,
             directory: self.directory.clone(),
@@ -81,16 +94,15 @@ impl Slot {
 }
 
 impl Table {
-    pub(super) fn new(ledger: Option<Arc<Ledger>>) -> Self {
+    pub(super) fn new(ledger: Option<Arc<Ledger>>, numbering: Arc<Numbering>) -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
             children: HashTable::new(),
-            shared: HashTable::new(),
-            top_files: Vec::new(),
             resident: 0,
             hand: 0,
             ledger,
+            numbering,
         }
     }
 
@@ -141,25 +153,12 @@ impl Table {
             .filter_map(move |(index, _)| Some(self.find_child(slot, index)?.0))
     }
 
-    pub(super) fn add_child(
-        &mut self,
-        parent: u32,
-        index: u32,
-        ino: u64,
-        digest: Digest,
-        size: u64,
-    ) -> u32 {
+    pub(super) fn add_child(&mut self, kept: Kept) -> u32 {
         let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
+        let (parent, index) = (kept.parent, kept.index);
         if let Some(parent) = self.slot_mut(parent) {
             parent.children += 1;
         }
-        let kept = Kept {
-            parent,
-            index,
-            ino,
-            digest,
-            size,
-        };
         let counts = self.claim(slot, &kept);
         let node = Some(Box::new(Slot::new(kept, counts)));
         match self.slots.get_mut(slot as usize) {
@@ -221,11 +220,7 @@ impl Table {
             }
         }
         let Self {
-            slots,
-            children,
-            shared,
-            top_files,
-            ..
+            slots, children, ..
         } = self;
         if children.capacity() > KEEP && children.len() < children.capacity() / 4 {
             children.shrink_to(children.len() * 2, |&slot| {
@@ -234,21 +229,27 @@ impl Table {
                     .map_or(0, |node| child_hash(node.parent, node.index))
             });
         }
-        if shared.capacity() > KEEP && shared.len() < shared.capacity() / 4 {
-            shared.shrink_to(shared.len() * 2, |&id| shared_hash(slots, top_files, id));
-        }
     }
 
-    pub(super) fn keep(&mut self, slot: u32, directory: Directory) {
-        let Some(node) = self.slot_mut(slot) else {
-            return;
-        };
+    /// Keeps `directory` in `slot`, and settles what its entries are numbered.
+    pub(super) fn keep(&mut self, slot: u32, directory: Directory) -> Option<DirectoryNode> {
+        let Self {
+            slots,
+            numbering,
+            resident,
+            ..
+        } = self;
+        let node = slots.get_mut(slot as usize)?.as_deref_mut()?;
+        if let Numbers::Claimed(first) = node.numbers {
+            let names = numbering.range(node.ino, first, node.size / 2, &directory);
+            node.numbers = Numbers::Given(names);
+        }
         // Not marked as used before it is used again: a walk must not drive out what is in use.
         if node.directory.is_none() {
-            let bytes = directory.resident_bytes();
+            *resident += directory.resident_bytes();
             node.directory = Some(directory);
-            self.resident += bytes;
         }
+        Some(node.known_as(slot))
     }
 
     /// Drops Directories until the limit is kept, but not the one in `keep`.
@@ -271,46 +272,12 @@ impl Table {
         }
     }
 
-    /// Takes the Directory out of a slot, and its files out of the index of shared content.
+    /// Takes the Directory out of a slot.
     pub(super) fn drop_directory(&mut self, slot: u32) {
         let Some(directory) = self.slot_mut(slot).and_then(|node| node.directory.take()) else {
             return;
         };
         self.resident -= directory.resident_bytes();
-        for (index, entry) in directory.iter().enumerate() {
-            if let Some(content) = Content::of(entry.node) {
-                let id = NodeId::entry(slot, index as u32);
-                if let Ok(entry) = self.shared.find_entry(content.hash(), |&other| other == id) {
-                    entry.remove();
-                }
-            }
-        }
-    }
-
-    pub(super) fn find_shared(&self, content: Content) -> Option<NodeId> {
-        self.shared
-            .find(content.hash(), |&id| self.content_of(id) == Some(content))
-            .copied()
-    }
-
-    /// Makes `id` the one id of all files with this content, if its slot can say what it holds.
-    pub(super) fn share(&mut self, id: NodeId, content: Content) {
-        if self.content_of(id) != Some(content) {
-            return;
-        }
-        let Self {
-            slots,
-            top_files,
-            shared,
-            ..
-        } = self;
-        shared.insert_unique(content.hash(), id, |&other| {
-            shared_hash(slots, top_files, other)
-        });
-    }
-
-    pub(super) fn content_of(&self, id: NodeId) -> Option<Content> {
-        content_of(&self.slots, &self.top_files, id)
     }
 }
 
@@ -318,21 +285,4 @@ fn child_hash(parent: u32, index: u32) -> u64 {
     // Multiplying by an odd constant carries both upwards; folding brings them back down.
     let spread = (u64::from(parent) << 32 | u64::from(index)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     spread ^ spread >> 32
-}
-
-fn shared_hash(slots: &Slots, top_files: &[Option<Content>], id: NodeId) -> u64 {
-    content_of(slots, top_files, id).map_or(0, |content| content.hash())
-}
-
-/// The content of the file `id`, if what holds it is in memory.
-fn content_of(slots: &Slots, top_files: &[Option<Content>], id: NodeId) -> Option<Content> {
-    let Some(Place::Entry { slot, index }) = id.place() else {
-        return None;
-    };
-    let node = slots.get(slot as usize)?.as_ref()?;
-    match &node.directory {
-        Some(directory) => Content::of(directory.get(index as usize)?.node),
-        None if slot == TOP => top_files.get(index as usize).copied().flatten(),
-        None => None,
-    }
 }

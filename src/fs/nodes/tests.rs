@@ -13,49 +13,58 @@ fn directory_of(files: impl Iterator<Item = u64>) -> Directory {
     Directory::from_entries(entries.collect()).unwrap()
 }
 
+/// A table that knows only the top.
+fn table(top: &[u8], limit: usize) -> Nodes {
+    let numbering = Arc::new(Numbering::new(None));
+    Nodes::new(Digest::of(top), 0, limit, numbering, None)
+}
+
+/// Looks up the directory of `digest` at `index` of that in `slot`.
+fn child(nodes: &Nodes, slot: u32, index: u32, digest: &[u8]) -> DirectoryNode {
+    let ino = u64::from(index) + 2;
+    nodes
+        .child((slot, index), ino, || 0, &Digest::of(digest), 0)
+        .unwrap()
+}
+
 /// Looks up `directory` as the `index`-th child of the top, and all files in it.
 fn look_up(nodes: &Nodes, index: u32, directory: &Directory) -> (NodeId, Vec<NodeId>) {
     let (digest, size) = (directory.digest(), directory.size());
-    let child = nodes
-        .child(TOP, index, u64::from(index) + 2, &digest, size)
-        .unwrap();
+    let ino = u64::from(index) + 2;
+    let child = nodes.child((TOP, index), ino, || 0, &digest, size).unwrap();
     nodes.keep(child.slot, directory.clone());
-    let files = directory.iter().enumerate().map(|(at, entry)| {
-        let content = Content::of(entry.node).unwrap();
-        nodes.file(child.slot, at as u32, content)
-    });
+    let files = (0..directory.len() as u32).map(|at| nodes.leaf(child.slot, at));
     (NodeId::directory(child.slot), files.collect())
 }
 
 #[test]
-fn a_million_files_cost_less_than_64_bytes_each_and_nothing_when_forgotten() {
+fn a_million_files_cost_less_than_4_bytes_each_and_nothing_when_forgotten() {
     const DIRECTORIES: u64 = 10_000;
     const FILES: u64 = 100;
-    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX, None);
+    let nodes = table(b"", usize::MAX);
     let mut known = Vec::new();
     for index in 0..DIRECTORIES {
         let directory = directory_of(index * FILES..(index + 1) * FILES);
         known.push(look_up(&nodes, index as u32, &directory));
     }
     let count = nodes.count();
-    assert_eq!(count.files as u64, DIRECTORIES * FILES);
     let each = count.table_bytes as f64 / (DIRECTORIES * (FILES + 1)) as f64;
     println!("{each:.1} bytes a node, Directories aside");
-    assert!(each < 64.0, "{each} bytes a node");
+    assert!(each < 4.0, "{each} bytes a node");
 
     for (directory, files) in known {
         nodes.forget_all(files.into_iter().map(|id| (id, 1)));
         nodes.forget(directory, 1);
     }
     let count = nodes.count();
-    assert_eq!((count.directories, count.files), (1, 0));
+    assert_eq!(count.directories, 1);
     assert_eq!(count.directory_bytes, 0);
     assert!(count.table_bytes < 256 << 10, "{count:?}");
 }
 
 #[test]
 fn a_directory_stays_while_one_of_its_files_is_known() {
-    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX, None);
+    let nodes = table(b"", usize::MAX);
     let (directory, files) = look_up(&nodes, 0, &directory_of(0..3));
     nodes.forget(directory, 1);
     nodes.forget(files[0], 1);
@@ -66,43 +75,58 @@ fn a_directory_stays_while_one_of_its_files_is_known() {
 }
 
 #[test]
-fn a_file_keeps_its_id_although_the_place_that_gave_it_is_looked_up_no_more() {
-    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX, None);
+fn equal_files_have_ids_and_numbers_of_their_own() {
+    let nodes = table(b"", usize::MAX);
     let (first, files) = look_up(&nodes, 0, &directory_of(0..3));
-    let (second, again) = look_up(&nodes, 1, &directory_of(0..3));
-    assert_eq!(files, again);
-    assert_ne!(first, second);
-    nodes.forget(first, 1);
-    nodes.forget_all(files.iter().map(|&id| (id, 1)));
-    // The second directory's lookups are of the ids that the first one gave.
-    assert_eq!(nodes.count().directories, 3);
-    let Some(Place::Directory(slot)) = second.place() else {
-        panic!("{second:?}");
+    let (second, others) = look_up(&nodes, 1, &directory_of(0..3));
+    let mut ids: Vec<u64> = files.iter().chain(&others).map(|&id| id.into()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 6);
+    let names = |id: NodeId| {
+        let Some(Place::Directory(slot)) = id.place() else {
+            panic!("{id:?}");
+        };
+        nodes.directory(slot).unwrap().names.unwrap()
     };
-    let content = Content::of(directory_of(0..3).get(1).unwrap().node).unwrap();
-    assert_eq!(nodes.file(slot, 1, content), files[1]);
-    nodes.forget(files[1], 1);
-    nodes.forget_all(again.into_iter().map(|id| (id, 1)));
-    assert_eq!(nodes.count().directories, 2);
+    assert_eq!(names(first).first + 3, names(second).first);
 }
 
+/// A directory's numbers stay when its Directory is dropped from memory, and when it is forgotten.
 #[test]
-fn a_size_that_is_a_lie_makes_another_inode() {
-    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX, None);
-    let (_, files) = look_up(&nodes, 0, &directory_of(5..6));
-    let lie = Node::File {
-        digest: Digest::of(&5u64.to_le_bytes()),
-        size: 6,
-        executable: false,
+fn numbers_outlive_the_bytes_and_the_slot() {
+    let ledger = Arc::new(Ledger::create().unwrap());
+    let numbering = Arc::new(Numbering::new(Some(ledger.clone())));
+    let top = Digest::of(b"");
+    let nodes = Nodes::new(top, 0, 0, numbering, Some(ledger.clone()));
+    let directories = [directory_of(0..5), directory_of(0..7)];
+    let names = |nodes: &Nodes, index: u32| {
+        let directory = &directories[index as usize];
+        let (digest, ino) = (directory.digest(), u64::from(index) + 2);
+        let child = nodes.child((TOP, index), ino, || 0, &digest, 0).unwrap();
+        let known = nodes.keep(child.slot, directory.clone()).unwrap();
+        (child.slot, known.names.unwrap())
     };
-    let name = Name::new(b"5").unwrap();
-    let liar = Directory::from_entries(vec![(name, lie)]).unwrap();
-    assert_ne!(look_up(&nodes, 1, &liar).1, files);
+    let (slot, first) = names(&nodes, 0);
+    let (_, second) = names(&nodes, 1);
+    let node = nodes.directory(slot).unwrap();
+    assert_eq!((node.directory, node.names), (None, Some(first)));
+    nodes.forget(NodeId::directory(slot), 1);
+    assert!(nodes.directory(slot).is_none());
+    let numbering = Arc::new(Numbering::adopt(ledger.clone()).unwrap());
+    let next = Nodes::adopt(top, usize::MAX, numbering.clone(), ledger).unwrap();
+    assert_eq!(names(&next, 1).1, second);
+    assert_eq!(names(&next, 0).1, first);
+    assert_eq!(
+        numbering.root(),
+        second.first + 7,
+        "what was given is not given again"
+    );
 }
 
 #[test]
 fn forgetting_more_than_was_looked_up_does_no_harm() {
-    let nodes = Nodes::new(Digest::of(b""), 0, usize::MAX, None);
+    let nodes = table(b"", usize::MAX);
     let (directory, files) = look_up(&nodes, 0, &directory_of(0..1));
     nodes.forget(files[0], u64::MAX);
     nodes.forget(directory, 77);
@@ -119,7 +143,7 @@ fn directories_that_were_not_used_go_first() {
         .map(|number| directory_of(number * 100..number * 100 + 50))
         .collect();
     let limit = directories[0].resident_bytes() * 4;
-    let nodes = Nodes::new(Digest::of(b""), 0, limit, None);
+    let nodes = table(b"", limit);
     let mut slots = Vec::new();
     for (index, directory) in directories.iter().enumerate() {
         let (id, _) = look_up(&nodes, index as u32, directory);
@@ -141,17 +165,13 @@ fn directories_that_were_not_used_go_first() {
 /// parent's slot was freed under its children, and given to another directory.
 #[test]
 fn a_guest_that_forgets_too_much_sets_no_child_adrift() {
-    let nodes = Nodes::new(Digest::of(b"top"), 0, usize::MAX, None);
-    let parent = nodes.child(TOP, 0, 2, &Digest::of(b"parent"), 0).unwrap();
-    let child = nodes
-        .child(parent.slot, 0, 3, &Digest::of(b"child"), 0)
-        .unwrap();
+    let nodes = table(b"top", usize::MAX);
+    let parent = child(&nodes, TOP, 0, b"parent");
+    let child = child(&nodes, parent.slot, 0, b"child");
     nodes.forget(NodeId::entry(parent.slot, 7), u64::MAX);
     nodes.forget(NodeId::directory(parent.slot), u64::MAX);
     assert!(nodes.directory(parent.slot).is_some());
-    let other = nodes
-        .child(child.slot, 0, 4, &Digest::of(b"other"), 0)
-        .unwrap();
+    let other = self::child(&nodes, child.slot, 0, b"other");
     assert_eq!(nodes.trail(NodeId::directory(other.slot)).len(), 3);
     // Once the children go, so does the parent.
     nodes.forget(NodeId::directory(other.slot), 1);
@@ -163,14 +183,14 @@ fn a_guest_that_forgets_too_much_sets_no_child_adrift() {
 /// directory, that one's files got the first one's bytes.
 #[test]
 fn a_slot_that_is_held_goes_to_no_other_directory() {
-    let nodes = Nodes::new(Digest::of(b"top"), 0, usize::MAX, None);
-    let first = nodes.child(TOP, 0, 2, &Digest::of(b"first"), 0).unwrap();
+    let nodes = table(b"top", usize::MAX);
+    let first = child(&nodes, TOP, 0, b"first");
     assert_eq!(nodes.hold(first.slot).unwrap().digest, first.digest);
     nodes.forget(NodeId::directory(first.slot), 1);
-    let second = nodes.child(TOP, 1, 3, &Digest::of(b"second"), 0).unwrap();
+    let second = child(&nodes, TOP, 1, b"second");
     assert_ne!(second.slot, first.slot);
     nodes.forget(NodeId::entry(first.slot, 0), 1);
-    let third = nodes.child(TOP, 2, 4, &Digest::of(b"third"), 0).unwrap();
+    let third = child(&nodes, TOP, 2, b"third");
     assert_eq!(third.slot, first.slot);
 }
 
@@ -179,31 +199,36 @@ fn a_slot_that_is_held_goes_to_no_other_directory() {
 fn a_successor_goes_on_with_the_table() {
     let ledger = Arc::new(Ledger::create().unwrap());
     let top = Digest::of(b"top");
-    let nodes = Nodes::new(top, 0, usize::MAX, Some(ledger.clone()));
-    let parent = nodes.child(TOP, 0, 2, &Digest::of(b"parent"), 0).unwrap();
+    let numbering = Arc::new(Numbering::new(Some(ledger.clone())));
+    let nodes = Nodes::new(top, 0, usize::MAX, numbering, Some(ledger.clone()));
+    let parent = child(&nodes, TOP, 0, b"parent");
     let child = nodes
-        .child(parent.slot, 5, 3, &Digest::of(b"child"), 7)
+        .child((parent.slot, 5), 3, || 44, &Digest::of(b"child"), 14)
         .unwrap();
-    let gone = nodes.child(TOP, 1, 4, &Digest::of(b"gone"), 0).unwrap();
-    nodes.symlink(child.slot, 9);
+    let gone = self::child(&nodes, TOP, 1, b"gone");
+    nodes.leaf(child.slot, 9);
     nodes.forget(NodeId::directory(gone.slot), 1);
     nodes.forget(NodeId::directory(parent.slot), 1);
     drop(nodes);
-    let successor = Nodes::adopt(top, usize::MAX, ledger.clone(), &[]).unwrap();
+    let numbering = Arc::new(Numbering::adopt(ledger.clone()).unwrap());
+    let successor = Nodes::adopt(top, usize::MAX, numbering.clone(), ledger.clone()).unwrap();
     assert_eq!(successor.count().directories, 3);
     let again = successor
-        .child(parent.slot, 5, 3, &Digest::of(b"child"), 7)
+        .child((parent.slot, 5), 99, || 99, &Digest::of(b"child"), 14)
         .unwrap();
     assert_eq!((again.slot, again.ino), (child.slot, 3));
+    let kept = successor.keep(child.slot, directory_of(0..7)).unwrap();
+    assert_eq!(kept.names.unwrap().first, 44, "as it was claimed");
     // A free slot is used again, and what is forgotten goes with its ancestors.
-    let new = successor.child(TOP, 2, 5, &Digest::of(b"new"), 0).unwrap();
+    let new = self::child(&successor, TOP, 2, b"new");
     assert_eq!(new.slot, gone.slot);
     successor.forget(NodeId::directory(new.slot), 1);
     successor.forget(NodeId::directory(child.slot), 2);
     assert_eq!(successor.count().directories, 3);
     successor.forget(NodeId::entry(child.slot, 9), 1);
     assert_eq!(successor.count().directories, 1);
-    assert!(Nodes::adopt(Digest::of(b"other"), usize::MAX, ledger, &[]).is_err());
+    let other = Digest::of(b"other");
+    assert!(Nodes::adopt(other, usize::MAX, numbering, ledger).is_err());
 }
 
 /// As a walk goes, whose kernel forgets what it saw a while ago.
@@ -214,7 +239,7 @@ fn a_walk_over_a_million_files_stays_within_its_limit() {
     /// Directories that the kernel still knows.
     const KNOWN: usize = 2000;
     const LIMIT: usize = 4 << 20;
-    let nodes = Nodes::new(Digest::of(b""), 0, LIMIT, None);
+    let nodes = table(b"", LIMIT);
     let mut known = std::collections::VecDeque::new();
     let (mut most, mut seen) = (0, 0);
     for index in 0..DIRECTORIES {
@@ -231,16 +256,16 @@ fn a_walk_over_a_million_files_stays_within_its_limit() {
         most = most.max(count.directory_bytes + count.table_bytes);
     }
     println!("at most {most} bytes, of {seen} bytes of Directories seen");
-    // The table has 64 bytes a node for what the kernel knows, and the limit holds the rest.
-    assert!(most < LIMIT + KNOWN * FILES as usize * 64, "{most}");
+    // The table has 512 bytes a directory that the kernel knows, and the limit holds the rest.
+    assert!(most < LIMIT + KNOWN * 512, "{most}");
     assert!(seen > 8 * LIMIT, "{seen}");
 }
 
 /// Equal directories never share: a few make more places than any memory has room for.
 #[test]
 fn no_more_directories_are_known_than_may_be() {
-    let nodes = Nodes::new(Digest::of(b""), 0, 1 << 20, None).bounded(3);
-    let child = |index| nodes.child(TOP, index, 7, &Digest::of(b"child"), 0);
+    let nodes = table(b"", 1 << 20).bounded(3);
+    let child = |index| nodes.child((TOP, index), 7, || 0, &Digest::of(b"child"), 0);
     let first = child(0).unwrap();
     child(1).unwrap();
     assert!(child(2).is_none());

@@ -80,17 +80,6 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
-        name: "castore_fs_shared_files",
-        kind: Kind::Gauge,
-        labels: "mount",
-        help: "Files in the index of shared content.",
-        read: |status, to| {
-            for (name, mount) in &status.mounts {
-                to.put(&[("mount", name)], mount.shared_files);
-            }
-        },
-    },
-    Metric {
         name: "castore_fs_directory_bytes",
         kind: Kind::Gauge,
         labels: "mount",

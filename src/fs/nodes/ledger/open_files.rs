@@ -53,7 +53,7 @@ struct FileRecord {
     backing: AtomicU32,
     reserved: AtomicU32,
     digest: [AtomicU64; 4],
-    reserved_too: [AtomicU64; 2],
+    reserved_too: [AtomicU64; 3],
 }
 
 #[repr(C)]
@@ -61,7 +61,7 @@ struct RegistrationRecord {
     state: AtomicU32,
     id: AtomicU32,
     digest: [AtomicU64; 4],
-    reserved: [AtomicU64; 5],
+    reserved: [AtomicU64; 6],
 }
 
 const _: () = assert!(size_of::<FileRecord>() == RECORD_BYTES);

@@ -6,6 +6,7 @@ fn kept(parent: u32, index: u32) -> Kept {
         parent,
         index,
         ino: u64::from(index) + 1000,
+        claim: u64::from(index) * 10_000,
         digest: Digest::of(&index.to_ne_bytes()),
         size: 17,
     }
@@ -57,27 +58,43 @@ fn a_successor_finds_the_root_nodes_and_what_was_said() {
             target: SymlinkTarget::new(b"/some/where").unwrap(),
         },
     };
-    let roots: Vec<Root> = (0..4)
-        .map(|kind| Root {
-            name: Name::new(&[b'n', kind + 1]).unwrap(),
-            node: node(kind),
+    let roots: Vec<(Root, u64)> = (0..4)
+        .map(|kind| {
+            let name = Name::new(&[b'n', kind + 1]).unwrap();
+            let node = node(kind);
+            (Root { name, node }, u64::from(kind) + 70)
         })
         .collect();
-    roots.iter().for_each(|root| ledger.append_root(root));
+    let range = |number: u64| NameRange {
+        first: number * 1000,
+        nested: number == 1,
+    };
+    for (number, (root, ino)) in roots.iter().enumerate() {
+        ledger.append_root(root, *ino);
+        let number = number as u64;
+        ledger.append_range(number, range(number), 17);
+    }
     ledger.set_about(b"a mount").unwrap();
     let after = successor(&ledger).unwrap();
     assert_eq!(after.roots().unwrap(), roots);
+    let all = after.numbered().unwrap();
+    assert_eq!(all.len(), 8);
+    let numbered = |number| Numbered::Range {
+        ino: number,
+        range: range(number),
+        length: 17,
+    };
+    assert_eq!([&all[1], &all[3]], [&numbered(0), &numbered(1)]);
     assert_eq!(after.about().unwrap(), b"a mount");
 }
 
-/// Every version of this program understands it.
 #[test]
-fn a_mount_without_open_files_has_the_first_layout_to_the_byte() {
+fn a_mount_without_open_files_has_the_lower_layout_to_the_byte() {
     let ledger = Ledger::create().unwrap();
     let length = |ledger: &Ledger| rustix::fs::fstat(ledger.memory()).unwrap().st_size;
-    assert_eq!(length(&ledger), (1 << 36) + (80 << 32));
+    assert_eq!(length(&ledger), (1 << 36) + (88 << 32));
     let starts = read_exact(&ledger.memory, 0, 16).unwrap();
-    assert_eq!(starts, b"castore\x01\x01\0\0\0\0\0\0\0");
+    assert_eq!(starts, b"castore\x01\x03\0\0\0\0\0\0\0");
     assert!(!successor(&ledger).unwrap().keeps_open_files());
     let with_more = Ledger::create_with_open_files().unwrap();
     assert!(length(&with_more) > length(&ledger));
@@ -91,6 +108,12 @@ fn a_mount_without_open_files_has_the_first_layout_to_the_byte() {
 fn what_is_not_understood_is_refused() {
     let ledger = Ledger::create().unwrap();
     let header = ledger.header.header();
+    // The layouts in which files of equal content had one inode.
+    for version in [1, 2] {
+        header.version.store(version, Ordering::Relaxed);
+        let error = successor(&ledger).err().unwrap();
+        assert!(matches!(error, LedgerError::Version { found } if found == version));
+    }
     header.version.store(OPEN_FILES + 1, Ordering::Relaxed);
     let error = successor(&ledger).err().unwrap();
     assert!(matches!(error, LedgerError::Version { found } if found == OPEN_FILES + 1));

@@ -1,0 +1,125 @@
+//! What has an inode number that does not follow from others, as bytes of the ledger.
+
+use crate::castore::{Digest, Name, Node, Root, SymlinkTarget};
+use crate::fs::numbering::NameRange;
+
+/// Kinds of entries: their first byte.
+const DIRECTORY: u8 = 0;
+const FILE: u8 = 1;
+const PROGRAM: u8 = 2;
+const SYMLINK: u8 = 3;
+const RANGE: u8 = 4;
+
+/// What has a number that does not follow from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::fs) enum Numbered {
+    /// A root node.
+    Root {
+        /// Its number.
+        ino: u64,
+        /// The node.
+        root: Root,
+    },
+    /// What is in a directory.
+    Range {
+        /// The directory's number.
+        ino: u64,
+        /// The numbers of its entries.
+        range: NameRange,
+        /// How many numbers the range has.
+        length: u64,
+    },
+}
+
+impl Numbered {
+    /// Kind and number; then a range's first number, length and whether it is nested, or a root node's
+    /// name and what its kind has: digest and size, or a target.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let (ino, root) = match self {
+            Self::Range { ino, range, length } => {
+                let mut bytes = vec![RANGE];
+                for number in [*ino, range.first, *length] {
+                    bytes.extend_from_slice(&number.to_ne_bytes());
+                }
+                bytes.push(u8::from(range.nested));
+                return bytes;
+            }
+            Self::Root { ino, root } => (ino, root),
+        };
+        let (kind, digest, size) = match &root.node {
+            Node::Directory { digest, size } => (DIRECTORY, Some(digest), size),
+            Node::File {
+                digest,
+                size,
+                executable: false,
+            } => (FILE, Some(digest), size),
+            Node::File { digest, size, .. } => (PROGRAM, Some(digest), size),
+            Node::Symlink { .. } => (SYMLINK, None, &0),
+        };
+        let mut bytes = vec![kind];
+        bytes.extend_from_slice(&ino.to_ne_bytes());
+        bytes.push(root.name.as_bytes().len() as u8);
+        bytes.extend_from_slice(root.name.as_bytes());
+        if let Node::Symlink { target } = &root.node {
+            bytes.extend_from_slice(target);
+        }
+        if let Some(digest) = digest {
+            bytes.extend_from_slice(digest.as_bytes());
+            bytes.extend_from_slice(&size.to_ne_bytes());
+        }
+        bytes
+    }
+
+    /// What [`encode`](Self::encode) wrote; nothing if it was not that.
+    pub(super) fn decode(entry: &[u8]) -> Option<Self> {
+        let (kind, mut rest) = entry.split_first()?;
+        let ino = take_number(&mut rest)?;
+        if *kind == RANGE {
+            let (first, length) = (take_number(&mut rest)?, take_number(&mut rest)?);
+            let nested = match rest {
+                [0] => false,
+                [1] => true,
+                _ => return None,
+            };
+            let range = NameRange { first, nested };
+            return Some(Self::Range { ino, range, length });
+        }
+        let (length, rest) = rest.split_first()?;
+        let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+        let name = Name::new(name).ok()?;
+        let node = match *kind {
+            SYMLINK => Node::Symlink {
+                target: SymlinkTarget::new(rest).ok()?,
+            },
+            kind => {
+                let (digest, mut rest) = rest.split_first_chunk::<32>()?;
+                let (digest, size) = (Digest::from(*digest), take_number(&mut rest)?);
+                match (kind, rest) {
+                    (DIRECTORY, []) => Node::Directory { digest, size },
+                    (FILE | PROGRAM, []) => Node::File {
+                        digest,
+                        size,
+                        executable: kind == PROGRAM,
+                    },
+                    _ => return None,
+                }
+            }
+        };
+        let root = Root { name, node };
+        Some(Self::Root { ino, root })
+    }
+}
+
+/// The first entry of `bytes`, which starts with its length.
+pub(super) fn take_entry<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (entry, rest) = rest.split_at_checked(u32::from_ne_bytes(*length) as usize)?;
+    *bytes = rest;
+    Some(entry)
+}
+
+fn take_number(bytes: &mut &[u8]) -> Option<u64> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(u64::from_ne_bytes(*number))
+}

@@ -1,0 +1,316 @@
+//! Inode numbers: one for every path.
+//!
+//! Software takes two names of one device and inode number for one file: overlayfs writes both when one
+//! is written, a lock on one is a lock on the other, `dlopen` gives the first for the second, `du` and
+//! `tar` count the second as a hard link. So no two paths of a mount share a number, however equal
+//! their contents are.
+//!
+//! **Numbers are computed, not kept.** A Directory's size is twice the number of names below it, at any
+//! depth, so every directory has a range of numbers of the right length without a look at what is below:
+//! first its entries, in the order of names, then the range of each of its subdirectories. The number of
+//! a path follows from the Directories on the way to it and from the range of the mount root, which
+//! starts at 2. It is the same after FORGET and on the next mount of the same tree, and below 2^32 if
+//! the tree has fewer names, as 32-bit programs need.
+//!
+//! **Sizes are claims.** A directory whose Directory does not fit into the range that its parent's entry
+//! claimed gets a range of its own when its Directory is first read, behind all that were given so far.
+//! So does every directory without a claim: the mount root, and in a mount of many roots each of them,
+//! in the order in which they are first looked up. Which ranges were given is remembered for the life of
+//! the mount, and kept in the hand-over state.
+//!
+//! **Small numbers go to real names first.** Ranges are given from below 2^32 while they fit. One that
+//! does not, for a tree of more names or one that claims so, is split: the entries get small numbers, and
+//! each subdirectory a range of its own when it is read. Beyond 2^32 names numbers go on above.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::nodes::{Ledger, LedgerError, Numbered};
+use crate::castore::Directory;
+
+/// The inode number of the mount root.
+pub const ROOT_INO: u64 = 1;
+/// The end of the numbers that 32-bit programs can take.
+const SMALL_END: u64 = 1 << 32;
+/// The end of the numbers that are given in order.
+const END: u64 = 1 << 63;
+/// The longest range above [`SMALL_END`]: more names than any tree has, and few enough that claims of so
+/// many do not use numbers up.
+const LONGEST: u64 = 1 << 48;
+/// Ranges that are remembered, at most: some 60 MiB. Only trees with wrong sizes come near it.
+const MOST_RANGES: usize = 1 << 20;
+
+/// The numbers of a directory's entries and of what is below them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NameRange {
+    /// The number of the first entry.
+    pub first: u64,
+    /// Whether the numbers behind the entries belong to what is below the subdirectories.
+    pub nested: bool,
+}
+
+impl NameRange {
+    /// The number of the entry at `index`.
+    pub fn ino(&self, index: u32) -> u64 {
+        self.first + u64::from(index)
+    }
+
+    /// The first number for the names below the entry at `index` of `directory`, whose range this is; 0
+    /// if none was set aside.
+    pub fn claim(&self, directory: &Directory, index: u32) -> u64 {
+        match self.nested {
+            true => {
+                let before = directory.names_below_those_before(index as usize);
+                self.first + directory.len() as u64 + before
+            }
+            false => 0,
+        }
+    }
+}
+
+/// The inode numbers that a mount has given.
+pub struct Numbering {
+    given: Mutex<Given>,
+    ledger: Option<Arc<Ledger>>,
+}
+
+struct Given {
+    /// The next number below [`SMALL_END`].
+    small: u64,
+    /// The next one above it.
+    large: u64,
+    /// Ranges that do not follow from their parent's, by the number of the directory.
+    ranges: HashMap<u64, NameRange>,
+}
+
+impl Numbering {
+    /// No numbers are given yet; the next process finds them in `ledger`.
+    pub fn new(ledger: Option<Arc<Ledger>>) -> Self {
+        Self {
+            given: Mutex::new(Given::default()),
+            ledger,
+        }
+    }
+
+    /// The numbers that the previous process gave, from its hand-over state.
+    pub fn adopt(ledger: Arc<Ledger>) -> Result<Self, LedgerError> {
+        let mut given = Given::default();
+        for numbered in ledger.numbered()? {
+            match numbered {
+                Numbered::Root { ino, .. } => given.note(ino, 1),
+                Numbered::Range { ino, range, length } => {
+                    given.note(range.first, length);
+                    given.ranges.insert(ino, range);
+                }
+            }
+        }
+        Ok(Self {
+            given: Mutex::new(given),
+            ledger: Some(ledger),
+        })
+    }
+
+    /// A number for a root node that is new. The caller writes it into the hand-over state.
+    pub fn root(&self) -> u64 {
+        self.given.lock().take(1)
+    }
+
+    /// The range of the directory numbered `ino`, whose Directory is `directory`. Its parent's entry
+    /// claimed `length` numbers for it, from `claim` on, or none if that is 0.
+    pub fn range(&self, ino: u64, claim: u64, length: u64, directory: &Directory) -> NameRange {
+        if claim != 0 && directory.names_below() <= length {
+            return NameRange {
+                first: claim,
+                nested: true,
+            };
+        }
+        let mut given = self.given.lock();
+        if let Some(range) = given.ranges.get(&ino) {
+            return *range;
+        }
+        if given.ranges.len() >= MOST_RANGES {
+            return scattered(ino);
+        }
+        let (range, length) = given.give(directory);
+        given.ranges.insert(ino, range);
+        if let Some(ledger) = &self.ledger {
+            ledger.append_range(ino, range, length);
+        }
+        range
+    }
+}
+
+impl Default for Given {
+    fn default() -> Self {
+        Self {
+            small: ROOT_INO + 1,
+            large: SMALL_END,
+            ranges: HashMap::new(),
+        }
+    }
+}
+
+impl Given {
+    /// Notes that `length` numbers from `first` on were given.
+    fn note(&mut self, first: u64, length: u64) {
+        let end = first.saturating_add(length);
+        match first < SMALL_END {
+            true => self.small = self.small.max(end),
+            false => self.large = self.large.max(end),
+        }
+    }
+
+    /// A range for `directory`, and its length.
+    fn give(&mut self, directory: &Directory) -> (NameRange, u64) {
+        let (all, entries) = (directory.names_below(), directory.len() as u64);
+        let is_small = |length| self.small.saturating_add(length) <= SMALL_END;
+        // What is above has room for any number of ranges as long as each takes little of it.
+        let longest = LONGEST.min((END - self.large) / 256);
+        let nested = is_small(all) || !is_small(entries) && all <= longest;
+        let length = if nested { all } else { entries };
+        let first = self.take(length);
+        (NameRange { first, nested }, length)
+    }
+
+    /// The next `length` numbers, small ones if there are so many.
+    fn take(&mut self, length: u64) -> u64 {
+        let is_small = self.small.saturating_add(length) <= SMALL_END;
+        let next = if is_small {
+            &mut self.small
+        } else {
+            &mut self.large
+        };
+        let first = *next;
+        *next += length;
+        first
+    }
+}
+
+/// A range for a directory beyond those that are remembered: far above all others, at a place that
+/// follows from its own number. Two such ranges meet with a chance of one in 2^40.
+fn scattered(ino: u64) -> NameRange {
+    let hash = blake3::hash(&ino.to_le_bytes());
+    let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
+    NameRange {
+        first: END | u64::from_le_bytes([a, b, c, d, e, f, g, h]) >> 2,
+        nested: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::castore::{Name, Node, SymlinkTarget};
+
+    /// A directory of so many links, and of subdirectories that claim these sizes.
+    fn directory(links: usize, claims: &[u64]) -> Directory {
+        let link = Node::Symlink {
+            target: SymlinkTarget::new(b"x").unwrap(),
+        };
+        let links = (0..links).map(|at| (format!("l{at}"), link.clone()));
+        let child = |size: &u64| Node::Directory {
+            digest: Directory::empty().digest(),
+            size: *size,
+        };
+        let children = claims.iter().enumerate();
+        let children = children.map(|(at, size)| (format!("d{at:03}"), child(size)));
+        let named = children
+            .chain(links)
+            .map(|(name, node)| (Name::new(name.as_bytes()).unwrap(), node));
+        Directory::from_entries(named.collect()).unwrap()
+    }
+
+    fn entries(range: NameRange, directory: &Directory) -> impl Iterator<Item = u64> {
+        (0..directory.len() as u32).map(move |index| range.ino(index))
+    }
+
+    #[test]
+    fn a_tree_is_numbered_without_a_gap() {
+        let numbering = Numbering::new(None);
+        let leaf = directory(3, &[]);
+        let middle = directory(1, &[leaf.size(), 0, leaf.size()]);
+        let top = directory(2, &[middle.size(), leaf.size()]);
+        let range = numbering.range(ROOT_INO, 0, 0, &top);
+        let mut seen: Vec<u64> = entries(range, &top).collect();
+        let below = |range: NameRange, of: &Directory, index: u32, child: &Directory| {
+            let claim = range.claim(of, index);
+            numbering.range(range.ino(index), claim, child.names_below(), child)
+        };
+        let first = below(range, &top, 0, &middle);
+        seen.extend(entries(first, &middle));
+        for index in [0, 2] {
+            seen.extend(entries(below(first, &middle, index, &leaf), &leaf));
+        }
+        seen.extend(entries(below(range, &top, 1, &leaf), &leaf));
+        assert_eq!(seen, (2..2 + top.names_below()).collect::<Vec<_>>());
+        assert_eq!(numbering.given.lock().ranges.len(), 1, "that of the root");
+    }
+
+    #[test]
+    fn what_claims_too_little_gets_a_range_of_its_own_and_keeps_it() {
+        let numbering = Numbering::new(None);
+        let liar = directory(5, &[]);
+        let honest = directory(4, &[]);
+        let top = directory(0, &[2, honest.size()]);
+        let range = numbering.range(ROOT_INO, 0, 0, &top);
+        let lied = numbering.range(2, range.claim(&top, 0), 1, &liar);
+        let told = numbering.range(3, range.claim(&top, 1), 4, &honest);
+        let mut all: HashSet<u64> = entries(range, &top).collect();
+        all.extend(entries(lied, &liar));
+        all.extend(entries(told, &honest));
+        assert_eq!(all.len(), 2 + 5 + 4);
+        assert_eq!(numbering.range(2, range.claim(&top, 0), 1, &liar), lied);
+    }
+
+    #[test]
+    fn claims_of_very_many_names_leave_small_numbers_to_real_ones() {
+        for claim in [1 << 33, 1 << 40, u64::MAX - 100] {
+            let numbering = Numbering::new(None);
+            let leaf = directory(5, &[]);
+            let top = directory(2, &[claim, leaf.size()]);
+            let range = numbering.range(ROOT_INO, 0, 0, &top);
+            let mut all: Vec<u64> = entries(range, &top).collect();
+            for index in 0..2 {
+                let claimed = [claim, leaf.size()][index as usize] / 2;
+                let range =
+                    numbering.range(range.ino(index), range.claim(&top, index), claimed, &leaf);
+                all.extend(entries(range, &leaf));
+            }
+            assert!(all.iter().all(|ino| *ino < SMALL_END), "{all:?}");
+            assert_eq!(HashSet::<u64>::from_iter(all).len(), 4 + 2 * 5);
+        }
+    }
+
+    #[test]
+    fn numbers_go_on_above_where_the_small_ones_end() {
+        let numbering = Numbering::new(None);
+        let vast = directory(0, &[2 * SMALL_END - 100]);
+        let first = numbering.range(10, 0, 0, &vast);
+        assert!(first.nested);
+        // It takes all that is left below, but for a few; then it is the turn of what is above.
+        let leaf = directory(100, &[]);
+        let second = numbering.range(11, 0, 0, &leaf);
+        assert!(second.first >= SMALL_END && second.nested);
+        let wide = directory(100, &[u64::MAX / 2]);
+        let third = numbering.range(12, 0, 0, &wide);
+        assert!(!third.nested && third.first >= second.first + 100);
+        assert_eq!(third.claim(&wide, 0), 0);
+    }
+
+    #[test]
+    fn ranges_that_are_not_remembered_are_the_same_each_time() {
+        assert_eq!(scattered(7), scattered(7));
+        assert_ne!(scattered(7), scattered(8));
+        assert!(scattered(7).first >= END);
+        assert!(
+            scattered(7)
+                .first
+                .checked_add(u64::from(u32::MAX))
+                .is_some()
+        );
+    }
+}
