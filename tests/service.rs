@@ -13,9 +13,10 @@ mod passthrough;
 #[path = "kit/skip.rs"]
 mod skip;
 
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -252,6 +253,58 @@ fn nothing_fails_while_the_service_is_killed_again_and_again() {
 }
 
 /// By the helper process, of which the readers know nothing but that they need not ask.
+/// The inode number of every path in a folder, as readdir and stat say it.
+fn numbers(folder: &Path, all: &mut BTreeMap<PathBuf, u64>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let stat = fs::symlink_metadata(entry.path()).unwrap();
+        assert_eq!(stat.ino(), entry.ino(), "{entry:?}");
+        assert_eq!(all.insert(entry.path(), stat.ino()), None);
+        if stat.is_dir() {
+            numbers(&entry.path(), all);
+        }
+    }
+}
+
+/// Of equal trees under several names, which only the hand-over state tells apart: their numbers go by
+/// the order in which they were first looked up.
+#[test]
+fn inode_numbers_are_handed_over() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service(3);
+    let tree = manager.join("tree");
+    for name in ["c", "a", "b"] {
+        manager.import(&tree, name);
+    }
+    manager.start_and_wait();
+    let mnt = manager.join("mnt");
+    let mut before = BTreeMap::new();
+    for name in ["c", "tree"] {
+        assert!(fs::metadata(mnt.join(name).join("folder-1")).is_ok());
+    }
+    numbers(&mnt, &mut before);
+    let distinct: HashSet<_> = before.values().collect();
+    assert_eq!(distinct.len(), before.len());
+    assert_eq!(before.len(), 4 * (1 + 3 * 21));
+    for _ in 0..2 {
+        drop_caches();
+        manager.kill();
+        manager.start_and_wait();
+        manager.import(&tree, "new");
+        let mut after = BTreeMap::new();
+        for name in ["a", "b", "c", "tree"] {
+            let at = mnt.join(name);
+            after.insert(at.clone(), fs::metadata(&at).unwrap().ino());
+            numbers(&at, &mut after);
+        }
+        assert_eq!(after, before);
+        let new = fs::metadata(mnt.join("new")).unwrap().ino();
+        assert!(before.values().all(|ino| *ino != new));
+    }
+}
+
 #[test]
 fn files_that_are_read_in_order_are_pushed_ahead_and_are_right() {
     if !can_mount() {

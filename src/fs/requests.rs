@@ -24,6 +24,20 @@ fn read_only<T>() -> io::Result<T> {
     Err(failure(libc::EROFS))
 }
 
+/// What a request gets that would make or remove `name`: as on a disk that is mounted read-only, a name
+/// that cannot be is refused first.
+fn refused<T>(name: &CStr) -> io::Result<T> {
+    check_length(name)?;
+    read_only()
+}
+
+fn check_length(name: &CStr) -> io::Result<()> {
+    match name.count_bytes() as u64 > NAME_MAX {
+        true => Err(failure(libc::ENAMETOOLONG)),
+        false => Ok(()),
+    }
+}
+
 /// The thread that asks.
 fn thread(context: &Context) -> u32 {
     context.pid.cast_unsigned()
@@ -47,6 +61,7 @@ impl FileSystem for CastoreFs {
         let Some(Place::Directory(slot)) = parent.place() else {
             return Err(failure(libc::ENOTDIR));
         };
+        check_length(name)?;
         let name = name.to_bytes();
         if slot == 0 && self.shows_roots() {
             // A root node of this name can come at any moment: nothing is said of how long.
@@ -245,50 +260,59 @@ impl FileSystem for CastoreFs {
         read_only()
     }
 
-    fn symlink(&self, _: &Context, _: &CStr, _: NodeId, _: &CStr) -> io::Result<Entry> {
-        read_only()
+    fn symlink(&self, _: &Context, _: &CStr, _: NodeId, name: &CStr) -> io::Result<Entry> {
+        refused(name)
     }
 
-    fn mknod(&self, _: &Context, _: NodeId, _: &CStr, _: u32, _: u32, _: u32) -> io::Result<Entry> {
-        read_only()
+    fn mknod(
+        &self,
+        _: &Context,
+        _: NodeId,
+        name: &CStr,
+        _: u32,
+        _: u32,
+        _: u32,
+    ) -> io::Result<Entry> {
+        refused(name)
     }
 
-    fn mkdir(&self, _: &Context, _: NodeId, _: &CStr, _: u32, _: u32) -> io::Result<Entry> {
-        read_only()
+    fn mkdir(&self, _: &Context, _: NodeId, name: &CStr, _: u32, _: u32) -> io::Result<Entry> {
+        refused(name)
     }
 
-    fn unlink(&self, _: &Context, _: NodeId, _: &CStr) -> io::Result<()> {
-        read_only()
+    fn unlink(&self, _: &Context, _: NodeId, name: &CStr) -> io::Result<()> {
+        refused(name)
     }
 
-    fn rmdir(&self, _: &Context, _: NodeId, _: &CStr) -> io::Result<()> {
-        read_only()
+    fn rmdir(&self, _: &Context, _: NodeId, name: &CStr) -> io::Result<()> {
+        refused(name)
     }
 
     fn rename(
         &self,
         _: &Context,
         _: NodeId,
-        _: &CStr,
+        name: &CStr,
         _: NodeId,
-        _: &CStr,
+        new_name: &CStr,
         _: u32,
     ) -> io::Result<()> {
-        read_only()
+        check_length(name)?;
+        refused(new_name)
     }
 
-    fn link(&self, _: &Context, _: NodeId, _: NodeId, _: &CStr) -> io::Result<Entry> {
-        read_only()
+    fn link(&self, _: &Context, _: NodeId, _: NodeId, name: &CStr) -> io::Result<Entry> {
+        refused(name)
     }
 
     fn create(
         &self,
         _: &Context,
         _: NodeId,
-        _: &CStr,
+        name: &CStr,
         _: CreateIn,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
-        read_only()
+        refused(name)
     }
 
     fn write(

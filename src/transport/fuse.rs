@@ -17,6 +17,7 @@ mod look_out;
 mod mountpoint;
 mod notices;
 mod page_cache;
+mod permissions;
 mod pulse;
 mod root_watch;
 mod serving;

@@ -50,6 +50,9 @@ mod flag {
     pub(super) const NO_EXPORT_SUPPORT: u64 = 1 << 38;
     /// Requests that were read and not answered can be asked for again.
     pub(super) const HAS_RESEND: u64 = 1 << 39;
+    /// Id-mapped mounts (Linux 6.12). The kernel refuses a reply that has this unless the mount has
+    /// `default_permissions`.
+    pub(super) const ALLOW_IDMAP: u64 = 1 << 40;
 }
 
 /// What both transports ask for.
@@ -70,6 +73,8 @@ pub enum Peer {
     Kernel {
         /// Whether to ask for backing files.
         passthrough: bool,
+        /// Whether the kernel checks permissions by itself, by the mount's `default_permissions`.
+        default_permissions: bool,
     },
     /// A guest's kernel: it can be told nothing, and has to come and see.
     Guest,
@@ -78,12 +83,19 @@ pub enum Peer {
 impl Peer {
     fn wanted(self) -> u64 {
         match self {
-            Peer::Kernel { passthrough } => {
-                let passthrough = if passthrough { flag::PASSTHROUGH } else { 0 };
+            Peer::Kernel {
+                passthrough,
+                default_permissions,
+            } => {
+                let when = |condition: bool, flag: u64| if condition { flag } else { 0 };
                 let told = flag::ABORT_ERROR | flag::EXPLICIT_INVAL_DATA | flag::HAS_RESEND;
-                WANTED | told | passthrough
+                WANTED
+                    | told
+                    | when(passthrough, flag::PASSTHROUGH)
+                    | when(default_permissions, flag::ALLOW_IDMAP)
             }
-            Peer::Guest => WANTED | flag::AUTO_INVAL_DATA,
+            // The kernel's virtiofs always checks permissions by itself.
+            Peer::Guest => WANTED | flag::AUTO_INVAL_DATA | flag::ALLOW_IDMAP,
         }
     }
 }
@@ -155,8 +167,14 @@ pub fn answer(body: &[u8], peer: Peer) -> Result<Agreement, String> {
 mod tests {
     use super::*;
 
-    const PLAIN: Peer = Peer::Kernel { passthrough: false };
-    const BACKED: Peer = Peer::Kernel { passthrough: true };
+    const PLAIN: Peer = Peer::Kernel {
+        passthrough: false,
+        default_permissions: true,
+    };
+    const BACKED: Peer = Peer::Kernel {
+        passthrough: true,
+        default_permissions: true,
+    };
 
     fn request(minor: u32, flags: u64) -> Vec<u8> {
         [7, minor, 131_072, flags as u32, (flags >> 32) as u32]
@@ -193,6 +211,23 @@ mod tests {
         let agreed = answer(&request(45, u64::MAX), BACKED).unwrap();
         assert!(agreed.passthrough);
         assert_eq!(agreed.reply.unused[0], 1);
+    }
+
+    /// A kernel ends a connection that allows id-mapped mounts without checking permissions itself.
+    #[test]
+    fn id_mapped_mounts_are_allowed_only_where_the_kernel_checks_permissions() {
+        let given = Peer::Kernel {
+            passthrough: false,
+            default_permissions: false,
+        };
+        let allows = |peer| {
+            let reply = answer(&request(45, u64::MAX), peer).unwrap().reply;
+            u64::from(reply.flags2) << 32 & flag::ALLOW_IDMAP != 0
+        };
+        assert_eq!(
+            [PLAIN, BACKED, Peer::Guest, given].map(allows),
+            [true, true, true, false]
+        );
     }
 
     /// No notifications reach a guest: what is kept must expire, or change its mtime.

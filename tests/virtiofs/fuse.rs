@@ -3,6 +3,9 @@
 pub const LOOKUP: u32 = 1;
 pub const FORGET: u32 = 2;
 pub const GETATTR: u32 = 3;
+pub const MKDIR: u32 = 9;
+pub const UNLINK: u32 = 10;
+pub const RENAME: u32 = 12;
 pub const READ: u32 = 15;
 pub const INIT: u32 = 26;
 pub const READDIRPLUS: u32 = 44;

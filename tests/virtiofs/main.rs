@@ -177,6 +177,31 @@ fn a_tree_is_looked_up_listed_and_read_over_the_rings() {
 }
 
 #[test]
+fn equal_files_have_nodes_of_their_own_and_long_names_are_called_that() {
+    let served = Served::tree(&directory([("a", file("same")), ("b", file("same"))]));
+    let mut guest = served.mounted();
+    assert_ne!(guest.look_up(ROOT, "a").node, guest.look_up(ROOT, "b").node);
+    let long = [b'n'; 256];
+    let names = |bytes: &[u8]| [bytes, b"\0"].concat();
+    let modes = [0u8; 8];
+    // A guest's kernel does not look every name up before it asks for more.
+    for (opcode, body) in [
+        (fuse::LOOKUP, names(&long)),
+        (fuse::MKDIR, [&modes[..], &names(&long)].concat()),
+        (fuse::UNLINK, names(&long)),
+        (
+            fuse::RENAME,
+            [&ROOT.to_ne_bytes()[..], &names(b"a"), &names(&long)].concat(),
+        ),
+    ] {
+        let reply = guest.request(1, &fuse::request(opcode, ROOT, &body), ROOM);
+        assert_eq!(fuse::body(&reply), Err(libc::ENAMETOOLONG), "{opcode}");
+    }
+    let reply = guest.request(1, &fuse::request(fuse::UNLINK, ROOT, &names(b"a")), ROOM);
+    assert_eq!(fuse::body(&reply), Err(libc::EROFS));
+}
+
+#[test]
 fn root_nodes_are_kept_for_a_while_only_and_their_listing_tells_that_it_changed() {
     let store = Arc::new(MemoryStore::new());
     directory([("file", file("1"))]).put_root(&*store, "first");

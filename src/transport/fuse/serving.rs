@@ -33,19 +33,22 @@ pub(super) struct Serving {
     pub(super) span: tracing::Span,
     answerer: Answerer,
     nursery: Option<Arc<Nursery>>,
+    default_permissions: bool,
     /// Set when INIT was answered: how that went.
     init: Mutex<Option<Result<(), String>>>,
     init_answered: Condvar,
 }
 
 impl Serving {
-    /// Of the mount on `device`, which shows `fs` and is served by `crew`.
+    /// Of the mount on `device`, which shows `fs` and is served by `crew`. With `default_permissions` the
+    /// kernel checks permissions.
     pub(super) fn new(
         device: Arc<OwnedFd>,
         fs: CastoreFs,
         crew: Arc<Crew>,
         span: tracing::Span,
         nursery: Option<Arc<Nursery>>,
+        default_permissions: bool,
     ) -> Self {
         let fs = Arc::new(fs);
         Self {
@@ -57,6 +60,7 @@ impl Serving {
             ended: AtomicBool::new(false),
             span,
             nursery,
+            default_permissions,
             init: Mutex::default(),
             init_answered: Condvar::new(),
         }
@@ -108,6 +112,7 @@ impl Serving {
         let passthrough = self.fs.passthrough();
         let peer = Peer::Kernel {
             passthrough: passthrough.is_some(),
+            default_permissions: self.default_permissions,
         };
         let outcome = match init::answer(body, peer) {
             Ok(agreement) => {
