@@ -175,7 +175,7 @@ impl Directory {
                 .and_then(|size| size.checked_add(2))
                 .ok_or(DirectoryError::SizeOverflow)?;
             if list == 0 {
-                if lists[0].len() % STEP == 0 {
+                if lists[0].len().is_multiple_of(STEP) {
                     steps.push((at as u32, below));
                 }
                 // Half of a sum that does not overflow.
