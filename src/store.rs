@@ -66,14 +66,16 @@ pub use filter::{Filter, Pattern};
 pub use grpc::GrpcStore;
 pub use health::{EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
 pub use join::Join;
-pub use local::{Collected, GcOptions, LocalStore};
+pub use local::{
+    Chunk, ChunkPlace, Collected, GcOptions, LocalStore, Rebuilt, Repaired, RootRecord,
+};
 pub use memory::MemoryStore;
 pub use mirrors::{Mirrors, Order};
 pub use needs::{Needs, needs};
 pub use object::ObjectStore;
-pub use plan::{Named, OpenError, OpenStores, Opened, Plan, open_all};
+pub use plan::{Named, OpenError, OpenStores, Opened, Plan, open_all, open_each};
 pub use shown_url::{shown_url, with_shown_urls};
-pub use url::{check_url, must_exist, open, open_local};
+pub use url::{check_url, local_folder, must_exist, open, open_local};
 
 /// What a store answers without waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,6 +166,16 @@ pub trait Store: Debug + Send + Sync {
     /// What is known of the Nix store path whose base name is `name`.
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error>;
 
+    /// The root `name`, and what is known of it as a store path, if it was announced
+    /// ([`Ingest::put_incomplete_root`]) and its content has not come yet. Such a root is in no list, and
+    /// [`root`](Self::root) does not give it.
+    async fn incomplete_root(&self, name: &[u8])
+    -> Result<Option<(Root, Option<PathInfo>)>, Error>;
+
+    /// Whether the Directory `digest` is here, and everything below it, as far as the store knows; an
+    /// object that was found damaged is not. A store that does not know takes the Directory's word.
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Error>;
+
     /// Whether the blob `digest` is here.
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error>;
 
@@ -179,6 +191,9 @@ pub trait Store: Debug + Send + Sync {
 
     /// How the store fares, as far as it knows without asking anybody.
     fn health(&self) -> Health;
+
+    /// The stores on this machine's disks that it reads from: what is in use of it has to be held there.
+    fn embedded(&self) -> Vec<LocalStore>;
 
     /// A number that changes whenever a root node was added, changed or removed, by whatever
     /// process. Cheap: the file system asks before it answers from what it knows of the roots.
@@ -218,6 +233,12 @@ pub trait Ingest: Send + Sync {
 
     /// Adds a root node, replacing any of that name, when this is committed.
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error>;
+
+    /// Adds a root node whose content may not be here yet, when this is committed. It is seen only as
+    /// [`Store::incomplete_root`] until some addition has brought the rest; after a day without, it is
+    /// gone. It replaces no root whose content is here. Only embedded stores take such roots, others
+    /// fail with [`Error::Refused`].
+    fn put_incomplete_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error>;
 
     /// Makes everything durable, then visible.
     fn commit(self: Box<Self>) -> Result<Added, Error>;

@@ -17,6 +17,7 @@ mod error;
 pub mod export;
 pub mod nar;
 mod path;
+pub mod repair;
 pub mod tar;
 mod target;
 pub mod verify;

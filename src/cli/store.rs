@@ -75,6 +75,11 @@ impl StoreArguments {
         self.place()?.open_or_make()
     }
 
+    /// Another store, of the same configuration.
+    pub(super) fn other(&self, url: &str) -> Result<Place, Failure> {
+        self.config.place(url)
+    }
+
     /// Where the store is, given or by default.
     pub(super) fn place(&self) -> Result<Place, Failure> {
         match &self.store {
@@ -133,6 +138,14 @@ impl Place {
         Ok(self.named.plan.must_exist()?)
     }
 
+    /// The directory of the store, if it is an embedded one.
+    pub(super) fn folder(&self) -> Option<PathBuf> {
+        match &self.named.plan {
+            Plan::Url(url) => store::local_folder(url).map(Path::to_owned),
+            _ => None,
+        }
+    }
+
     /// Opens the store in its folder, if it is one: it has to be there.
     pub(super) fn open_folder(&self) -> Result<LocalStore, Failure> {
         self.must_exist()?;
@@ -172,6 +185,7 @@ impl Place {
                 plan: self.named.plan,
                 local: None,
                 cache: None,
+                without_near: false,
             });
         }
         let mut opened = store::open_all(std::slice::from_ref(&self.named), &OpenStores::new())?;

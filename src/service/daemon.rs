@@ -6,7 +6,8 @@
 //!
 //! **A start is all or nothing.** READY is said when every mount has answered INIT and every socket
 //! is bound. If something fails before, what was made goes, and what a predecessor left stays for
-//! the next try.
+//! the next try. Only a store that cannot be opened is an exception: it stops its own mounts and
+//! endpoints, which a reload makes.
 //!
 //! **A reload is a difference.** A new file that is wrong is refused as a whole and the old one stays.
 //! Otherwise stores, mounts and listeners that are the same as before are not touched. A mount that
@@ -225,10 +226,23 @@ impl Daemon {
         self.endpoints.leave_guests();
     }
 
-    /// The stores of `config`: those that are open already and the same, and new ones.
+    /// The stores of `config`: those that are open already and the same, and new ones. One that cannot
+    /// be opened stops its own mounts and endpoints and no others; but if it was open before, another
+    /// description of it is refused.
     fn open_stores(&self, config: &Config) -> Result<OpenStores, DaemonError> {
         let _inside = self.runtime.enter();
-        Ok(store::open_all(&config.plans(), &self.stores)?)
+        let (stores, failed) = store::open_each(&config.plans(), &self.stores);
+        for (name, error) in failed {
+            if self.stores.contains_key(&name) {
+                return Err(error.into());
+            }
+            tracing::error!(
+                STORE = name,
+                "cannot open {error}; what is to be mounted or served of it is not, until the \
+                 configuration is read again"
+            );
+        }
+        Ok(stores)
     }
 
     fn start_metrics(&self, config: &Config) -> Result<Option<Serving>, DaemonError> {

@@ -101,6 +101,11 @@ impl Blocking {
         self.runtime.block_on(self.store.path_info(name))
     }
 
+    /// See [`Store::has_tree`].
+    pub fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
+        self.runtime.block_on(self.store.has_tree(digest))
+    }
+
     /// See [`Store::has_blob`].
     pub fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         self.runtime.block_on(self.store.has_blob(digest))

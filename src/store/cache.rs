@@ -32,6 +32,7 @@ mod reach;
 mod roots;
 mod status;
 mod touched;
+mod without_near;
 mod writer;
 
 use std::fmt;
@@ -47,10 +48,11 @@ use tokio::runtime::Handle;
 pub use self::prefetch::Prefetch;
 use self::reach::Reach;
 pub use self::status::CacheStatus;
+pub(super) use self::without_near::WithoutNear;
 use self::writer::Writer;
 use super::bounded::Bounded;
 use super::flights::Flights;
-use super::url::open_local;
+use super::url::open_near;
 use super::{Collected, Error, LocalStore, Store, network};
 use crate::castore::{Digest, Directory, GroupTable, Name, Root, group_size};
 
@@ -142,7 +144,7 @@ impl Cache {
     /// Opens the cache that is kept in the local store `near` (`local:PATH`, which is made if it is
     /// not there), in front of `far`.
     pub fn open(near: &str, far: Arc<dyn Store>, options: CacheOptions) -> Result<Self, Error> {
-        let near = open_local(near)?.ok_or_else(|| Error::Url {
+        let near = open_near(near)?.ok_or_else(|| Error::Url {
             url: near.to_owned(),
             why: "a cache is kept in a folder: write local:PATH".to_owned(),
         })?;

@@ -72,7 +72,10 @@ pub enum Error {
         why: String,
     },
     /// An object is here but is not what its digest promises.
-    #[error("{store}: {object} {digest} is damaged: {damage}")]
+    #[error(
+        "{store}: {object} {digest} is damaged: {damage}{}",
+        repair_hint(store, " --from URL")
+    )]
     Damaged {
         /// The store's URL.
         store: String,
@@ -96,7 +99,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The store's database failed.
-    #[error("{store}: the index {}: {source}", path.display())]
+    #[error("{store}: the index {}: {source}{}", path.display(), repair_hint(store, ""))]
     Index {
         /// The store's URL.
         store: String,
@@ -161,6 +164,14 @@ pub enum Error {
         /// What came back.
         why: String,
     },
+}
+
+/// Which command repairs a store that is damaged; nothing for stores that it does not repair.
+fn repair_hint(store: &str, options: &str) -> String {
+    match store.starts_with("local:") {
+        true => format!("; `castore-fs verify --repair{options} --store {store}` repairs it"),
+        false => String::new(),
+    }
 }
 
 impl Error {

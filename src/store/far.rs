@@ -276,6 +276,14 @@ impl<B: Behind> Store for Far<B> {
         .await
     }
 
+    async fn incomplete_root(&self, _: &[u8]) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
+        Ok(None)
+    }
+
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.directory(digest).await?.is_some())
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         if *digest == Digest::empty_blob() {
             return Ok(true);
@@ -325,6 +333,10 @@ impl<B: Behind> Store for Far<B> {
     }
 
     /// Who stands before it takes the time ([`Measured`](super::measured::Measured)).
+    fn embedded(&self) -> Vec<crate::store::LocalStore> {
+        Vec::new()
+    }
+
     fn health(&self) -> Health {
         Health::default()
     }

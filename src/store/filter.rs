@@ -152,6 +152,20 @@ impl Store for Filter {
         }
     }
 
+    async fn incomplete_root(
+        &self,
+        name: &[u8],
+    ) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
+        match self.takes(name) {
+            true => self.inner.incomplete_root(name).await,
+            false => Ok(None),
+        }
+    }
+
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
+        self.inner.has_tree(digest).await
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         self.inner.has_blob(digest).await
     }
@@ -167,6 +181,10 @@ impl Store for Filter {
     /// What the whole store holds: whose trees a blob is part of is not known.
     fn usage(&self) -> Result<Option<Usage>, Error> {
         self.inner.usage()
+    }
+
+    fn embedded(&self) -> Vec<crate::store::LocalStore> {
+        self.inner.embedded()
     }
 
     fn health(&self) -> Health {
@@ -242,6 +260,11 @@ impl Ingest for FilteredIngest {
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         self.check(&root.name)?;
         self.inner.put_root(root, path_info)
+    }
+
+    fn put_incomplete_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        self.check(&root.name)?;
+        self.inner.put_incomplete_root(root, path_info)
     }
 
     fn commit(self: Box<Self>) -> Result<Added, Error> {

@@ -316,6 +316,22 @@ impl Store for Join {
         Ok(found.await?.and_then(|(_, path_info)| path_info))
     }
 
+    async fn incomplete_root(
+        &self,
+        name: &[u8],
+    ) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
+        for store in self.stores() {
+            if let Some(found) = store.incomplete_root(name).await? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.directory(digest).await?.is_some())
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         let found = self.content(digest, |store| {
             Box::pin(async move { Ok(store.has_blob(digest).await?.then_some(())) })
@@ -348,6 +364,10 @@ impl Store for Join {
     }
 
     /// Nothing of its own: the stores that it is made of have names, and speak for themselves.
+    fn embedded(&self) -> Vec<crate::store::LocalStore> {
+        self.stores().flat_map(|store| store.embedded()).collect()
+    }
+
     fn health(&self) -> Health {
         Health::default()
     }

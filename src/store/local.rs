@@ -4,8 +4,9 @@
 //! to lose or show half of anything, whatever dies when. `docs/store-format.md` has every byte.
 //!
 //! ```text
-//! format            which format this is
+//! format            which version this is, and whether it is only a cache
 //! index.redb        what there is, and where
+//! journal           names of roots, PathInfos and pins, from which a lost index is rebuilt
 //! sequence          tells readers that the index changed
 //! packs/N.pack      small blobs one behind the other, in the order they came; Directories, in
 //!                   packs of their own, in the order a walk meets them
@@ -25,15 +26,20 @@
 //! Processes that only read need no permission to write and leave no trace.
 
 mod closure;
+mod damage;
 mod folder;
+mod format;
 mod gc;
 mod index;
 mod ingest;
+mod journal;
 mod large;
 mod location;
+mod near;
 mod pack;
 mod parts;
 mod read;
+mod rebuild;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -46,16 +52,21 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use self::closure::Closure;
+use self::damage::FoundDamage;
 use self::folder::Folder;
 pub(super) use self::gc::Keep;
 pub use self::gc::{Collected, GcOptions};
 pub(super) use self::index::CachedRoot;
+pub use self::index::{Chunk, ChunkPlace, RootRecord};
 use self::index::{CommitError, Index, Snapshot};
 pub(super) use self::ingest::LocalIngest;
+use self::ingest::Staged;
 use self::location::{Kind, Location};
 use self::parts::Parts;
 use self::read::Files;
-use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage, at_hand};
+pub use self::rebuild::{Rebuilt, Repaired};
+use super::{Answer, BackingFile, Error, Health, Ingest, Object, Store, Usage, at_hand};
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
@@ -72,13 +83,25 @@ struct Inner {
     removals: AtomicU64,
     /// Whether what dead processes left was taken back.
     reclaimed: Mutex<bool>,
+    /// What reads have found damaged.
+    found: FoundDamage,
 }
 
 impl LocalStore {
-    /// Opens the store in the folder `path`; makes it if there is none.
+    /// Whether there is a store in the directory `path`, whole or not.
+    pub(super) fn may_be_in(path: &Path) -> bool {
+        !matches!(path.join("format").try_exists(), Ok(false)) || format::holds_data(path)
+    }
+
+    /// Opens the store in the directory `path`; makes it if there is none.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_as(path, false)
+    }
+
+    /// With `cache_only`, a store that is made is marked as one that can be fetched again.
+    fn open_as(path: &Path, cache_only: bool) -> Result<Self, Error> {
         let folder = Arc::new(Folder::new(path));
-        folder.prepare(|path| index::create(&folder, path))?;
+        folder.prepare(cache_only, |path| index::create(&folder, path))?;
         Ok(Self(Arc::new(Inner {
             index: Index::open(folder.clone())?,
             files: Files::new(folder.clone()),
@@ -86,6 +109,7 @@ impl LocalStore {
             removals: AtomicU64::new(0),
             folder,
             reclaimed: Mutex::new(false),
+            found: FoundDamage::default(),
         })))
     }
 
@@ -93,7 +117,7 @@ impl LocalStore {
         self.0.index.look_up(|snapshot| snapshot.blob(digest))
     }
 
-    /// Does something with the blob `digest`, which somebody says is `size` bytes long.
+    /// Does something with the blob `digest`, which a node says is `size` bytes long.
     fn with_blob<T>(
         &self,
         digest: &Digest,
@@ -101,10 +125,12 @@ impl LocalStore {
         mut work: impl FnMut(Location) -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
         let find = |snapshot: &Snapshot| snapshot.blob(digest);
-        self.0.with_object(find, |at| match at.len == size {
-            true => work(at),
-            false => Err(self.0.files.wrong_size(digest, size, at.len)),
-        })
+        let done = self.0.with_object(find, |at| match at.len == size {
+            true => work(at).map(Ok),
+            false => Ok(Err(self.0.files.wrong_size(digest, size, at.len))),
+        });
+        // A node that is wrong about a size is no damage of the blob.
+        self.0.note_damage(Object::Blob, digest, done)?.transpose()
     }
 
     /// What the index says of the length of a blob.
@@ -128,6 +154,39 @@ impl LocalStore {
         change.commit().map_err(CommitError::into_error)
     }
 
+    /// Every root with what is known of it, those that wait for their content too.
+    pub fn root_records(&self) -> Result<Vec<RootRecord>, Error> {
+        self.0.index.fresh()?.root_records()
+    }
+
+    /// The root `name` with what is known of it, whether its content is here or not.
+    pub fn root_record(&self, name: &[u8]) -> Result<Option<RootRecord>, Error> {
+        self.0.index.fresh()?.root_record(name)
+    }
+
+    /// The chunks of the blob `blob`, in order, if they were entered with
+    /// [`set_chunk_list`](Self::set_chunk_list).
+    pub fn chunk_list(&self, blob: &Digest) -> Result<Option<Vec<Chunk>>, Error> {
+        self.0.index.fresh()?.chunk_list(blob)
+    }
+
+    /// Enters how a blob of this store is cut into chunks. The list goes when the blob goes; nothing
+    /// happens if the blob is not here.
+    pub fn set_chunk_list(&self, blob: &Digest, chunks: &[Chunk]) -> Result<(), Error> {
+        self.0.folder.check_writable()?;
+        let mut change = self.0.index.change()?;
+        if change.blob(blob)?.is_none() {
+            return Ok(());
+        }
+        change.set_chunk_list(blob, chunks)?;
+        change.commit().map_err(CommitError::into_error)
+    }
+
+    /// Where the bytes of the chunk `digest` are, if it is in the list of a blob that is here.
+    pub fn chunk(&self, digest: &Digest) -> Result<Option<ChunkPlace>, Error> {
+        self.0.index.fresh()?.chunk(digest)
+    }
+
     /// Begins an addition. Waits for a garbage collection under way.
     pub(super) fn addition(&self) -> Result<LocalIngest, Error> {
         let store = &self.0;
@@ -135,6 +194,8 @@ impl LocalStore {
         store.folder.check_writable()?;
         let under_way = store.folder.begin_addition()?;
         store.prepare_to_write()?;
+        // What was found damaged is not counted on.
+        store.write_found_damage();
         // What was committed before this begins is not stored again; and what was collected, is.
         store.index.fresh()?;
         Ok(LocalIngest::new(store.clone(), under_way))
@@ -213,9 +274,9 @@ impl Store for LocalStore {
 
     fn directory_now(&self, digest: &Digest) -> Result<Answer<Directory>, Error> {
         let find = |snapshot: &Snapshot| snapshot.directory(digest);
-        let directory = self
-            .0
-            .with_object(find, |at| self.0.files.directory(digest, at))?;
+        let read = |at| self.0.files.directory(digest, at);
+        let directory = self.0.with_object(find, read);
+        let directory = self.0.note_damage(Object::Directory, digest, directory)?;
         Ok(directory.into())
     }
 
@@ -276,8 +337,27 @@ impl Store for LocalStore {
         self.0.index.fresh()?.path_info(name)
     }
 
+    async fn incomplete_root(
+        &self,
+        name: &[u8],
+    ) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
+        let record = self.root_record(name)?;
+        let record = record.filter(|record| record.incomplete);
+        Ok(record.map(|record| (record.root, record.path_info)))
+    }
+
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
+        self.0.write_found_damage();
+        let snapshot = self.0.index.fresh()?;
+        Closure::new(&self.0, &snapshot, &Staged::default()).has(digest)
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        Ok(*digest == Digest::empty_blob() || self.blob(digest)?.is_some())
+        if *digest == Digest::empty_blob() {
+            return Ok(true);
+        }
+        let there = self.blob(digest)?.is_some();
+        Ok(there && !self.0.index.fresh()?.is_quarantined(Object::Blob, digest)?)
     }
 
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
@@ -302,6 +382,10 @@ impl Store for LocalStore {
 
     fn health(&self) -> Health {
         Health::default()
+    }
+
+    fn embedded(&self) -> Vec<LocalStore> {
+        vec![self.clone()]
     }
 
     fn roots_version(&self) -> Result<u64, Error> {

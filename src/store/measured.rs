@@ -155,6 +155,17 @@ impl Store for Measured {
         self.measure(self.inner.path_info(name)).await
     }
 
+    async fn incomplete_root(
+        &self,
+        name: &[u8],
+    ) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
+        self.inner.incomplete_root(name).await
+    }
+
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
+        self.inner.has_tree(digest).await
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         self.measure(self.inner.has_blob(digest)).await
     }
@@ -169,6 +180,10 @@ impl Store for Measured {
 
     fn usage(&self) -> Result<Option<Usage>, Error> {
         self.inner.usage()
+    }
+
+    fn embedded(&self) -> Vec<crate::store::LocalStore> {
+        self.inner.embedded()
     }
 
     fn health(&self) -> Health {

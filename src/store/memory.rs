@@ -149,6 +149,14 @@ impl Store for MemoryStore {
             .and_then(|name| contents.roots.get(&name)?.1.as_deref().cloned()))
     }
 
+    async fn incomplete_root(&self, _: &[u8]) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
+        Ok(None)
+    }
+
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.directory(digest).await?.is_some())
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         Ok(self.0.contents.read().blobs.contains_key(digest) || *digest == Digest::empty_blob())
     }
@@ -177,6 +185,10 @@ impl Store for MemoryStore {
             blob_bytes: contents.blobs.values().map(|blob| blob.len() as u64).sum(),
             directories: contents.directories.len() as u64,
         }))
+    }
+
+    fn embedded(&self) -> Vec<crate::store::LocalStore> {
+        Vec::new()
     }
 
     fn health(&self) -> Health {
@@ -263,6 +275,10 @@ impl Ingest for MemoryIngest {
         let mut staged = self.staged.lock();
         staged.roots.push(RootChange::put(root, path_info));
         Ok(())
+    }
+
+    fn put_incomplete_root(&self, root: &Root, _: Option<&PathInfo>) -> Result<(), Error> {
+        Err(RootChange::needs_content(self.store.url(), root))
     }
 
     fn commit(self: Box<Self>) -> Result<Added, Error> {

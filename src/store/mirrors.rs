@@ -309,6 +309,14 @@ impl Store for Mirrors {
         self.ask(Kind::Small, request, question).await
     }
 
+    async fn incomplete_root(&self, _: &[u8]) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
+        Ok(None)
+    }
+
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.directory(digest).await?.is_some())
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         let asked = *digest;
         let question = move |store: Arc<dyn Store>| -> Asking<()> {
@@ -340,6 +348,10 @@ impl Store for Mirrors {
     fn usage(&self) -> Result<Option<Usage>, Error> {
         let mut usages = self.stores().map(|store| store.usage());
         Ok(usages.find_map(|usage| usage.ok().flatten()))
+    }
+
+    fn embedded(&self) -> Vec<crate::store::LocalStore> {
+        self.stores().flat_map(|store| store.embedded()).collect()
     }
 
     fn health(&self) -> Health {

@@ -4,9 +4,10 @@
 //! the stores of a changed description ([`open_all`]) keeps those whose plan is what it was, and
 //! opens the others; a store that several are made of is opened once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use super::cache::WithoutNear;
 use super::measured::Measured;
 use super::needs::{Needs, needs};
 use super::{
@@ -80,6 +81,16 @@ impl Plan {
             Plan::Filter { of, .. } => vec![of],
             Plan::Cache { near, far, .. } => vec![near, far],
         }
+    }
+
+    /// The names of the stores in which it, or what it is made of, keeps what was read.
+    fn nears(&self) -> HashSet<String> {
+        let members = self.members().into_iter();
+        let mut nears: HashSet<_> = members.flat_map(|member| member.plan.nears()).collect();
+        if let Plan::Cache { near, .. } = self {
+            nears.insert(near.name.clone());
+        }
+        nears
     }
 
     /// What it needs of the system to be read.
@@ -174,6 +185,9 @@ pub struct Opened {
     pub local: Option<LocalStore>,
     /// The same, if it is a cache.
     pub cache: Option<Cache>,
+    /// It is a cache whose near store could not be opened, so that nothing is kept. The next
+    /// [`open_all`] tries again.
+    pub without_near: bool,
 }
 
 /// Stores that are open, by name.
@@ -192,15 +206,33 @@ pub struct OpenError {
 /// Opens the stores of `wanted` and those that they are made of. Those that are open in `before` with
 /// the same plan are taken from there.
 pub fn open_all(wanted: &[Named], before: &OpenStores) -> Result<OpenStores, OpenError> {
-    let mut now = OpenStores::new();
-    for named in wanted {
-        open_named(named, before, &mut now)?;
+    let (now, failed) = open_each(wanted, before);
+    match failed.into_iter().next() {
+        None => Ok(now),
+        Some((_, error)) => Err(error),
     }
-    Ok(now)
+}
+
+/// As [`open_all`], but stores that cannot be opened do not keep the others from it: those of `wanted`
+/// that are not open are given by name, with why.
+pub fn open_each(
+    wanted: &[Named],
+    before: &OpenStores,
+) -> (OpenStores, BTreeMap<String, OpenError>) {
+    let nears = wanted.iter().flat_map(|named| named.plan.nears()).collect();
+    let mut now = OpenStores::new();
+    let mut failed = BTreeMap::new();
+    for named in wanted {
+        if let Err(error) = open_named(named, &nears, before, &mut now) {
+            failed.insert(named.name.clone(), error);
+        }
+    }
+    (now, failed)
 }
 
 fn open_named(
     named: &Named,
+    nears: &HashSet<String>,
     before: &OpenStores,
     now: &mut OpenStores,
 ) -> Result<Opened, OpenError> {
@@ -210,12 +242,17 @@ fn open_named(
     }
     // Its members as well, even if it has them already: they are stores of their own.
     for member in plan.members() {
-        open_named(member, before, now)?;
+        // A cache does without its near store, if need be.
+        if !matches!(plan, Plan::Cache { near, .. } if near.name == member.name) {
+            open_named(member, nears, before, now)?;
+        }
     }
     let opened = match before.get(name) {
-        Some(opened) if opened.plan == *plan => opened.clone(),
+        Some(opened) if opened.plan == *plan && !opened.without_near => opened.clone(),
         _ => {
-            let made = make(name, plan, |member| open_named(member, before, now))?;
+            let is_near = nears.contains(name);
+            let open = |member: &Named| open_named(member, nears, before, now);
+            let made = make(name, plan, is_near, open)?;
             tracing::info!(STORE = name, url = made.store.url(), "opened a store");
             made
         }
@@ -227,6 +264,7 @@ fn open_named(
 fn make(
     name: &str,
     plan: &Plan,
+    is_near: bool,
     mut open: impl FnMut(&Named) -> Result<Opened, OpenError>,
 ) -> Result<Opened, OpenError> {
     let failed = |source| OpenError {
@@ -243,7 +281,10 @@ fn make(
     let (mut local, mut cache) = (None, None);
     let store: Arc<dyn Store> = match plan {
         Plan::Url(url) => {
-            local = url::open_local(url).map_err(failed)?;
+            local = match is_near {
+                true => url::open_near(url).map_err(failed)?,
+                false => url::open_local(url).map_err(failed)?,
+            };
             match &local {
                 Some(local) => Arc::new(local.clone()),
                 None => {
@@ -256,14 +297,33 @@ fn make(
             }
         }
         Plan::Cache { near, far, options } => {
-            let near = open(near)?;
+            let far_store = open(far)?.store;
+            let near = match open(near) {
+                Ok(near) => near,
+                Err(error) if matches!(*error.source, Error::Url { .. }) => return Err(error),
+                Err(error) => {
+                    tracing::error!(
+                        STORE = name,
+                        "nothing is kept by this cache, and roots imported into its near store are \
+                         not shown, until that can be opened and the configuration is read again: \
+                         {error}"
+                    );
+                    let store = WithoutNear::new(called, far_store, *error.source);
+                    return Ok(Opened {
+                        plan: plan.clone(),
+                        store: Arc::new(store),
+                        local: None,
+                        cache: None,
+                        without_near: true,
+                    });
+                }
+            };
             let not_local = || Error::Url {
                 url: near.plan.identity(),
                 why: "a cache is kept in a folder: its near store has to be local:PATH".to_owned(),
             };
             let near = near.local.clone().ok_or_else(|| failed(not_local()))?;
-            let far = open(far)?.store;
-            let made = Cache::new(near, far, options.clone()).map_err(failed)?;
+            let made = Cache::new(near, far_store, options.clone()).map_err(failed)?;
             cache = Some(made.clone());
             Arc::new(made)
         }
@@ -278,5 +338,6 @@ fn make(
         store,
         local,
         cache,
+        without_near: false,
     })
 }

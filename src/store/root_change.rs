@@ -2,6 +2,7 @@
 
 use crate::castore::{Name, Root};
 use crate::nix::PathInfo;
+use crate::store::Error;
 
 /// What becomes of a root node.
 #[derive(Clone, Debug)]
@@ -21,5 +22,14 @@ impl RootChange {
     /// As [`Ingest::remove_root`](super::Ingest::remove_root).
     pub(super) fn remove(name: &Name) -> Self {
         Self::Remove(name.clone())
+    }
+
+    /// Why the store `url` does not take `root` before its content.
+    pub(super) fn needs_content(url: &str, root: &Root) -> Error {
+        Error::Refused {
+            store: url.to_owned(),
+            what: format!("root node \"{}\" before its content", root.name),
+            why: "only embedded stores (local:) wait for the content of a root".to_owned(),
+        }
     }
 }

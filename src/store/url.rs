@@ -42,6 +42,15 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
 
 /// Opens the store that `url` names if that is one in a folder; nothing if it is of another kind.
 pub fn open_local(url: &str) -> Result<Option<LocalStore>, Error> {
+    check_local(url)?.map(LocalStore::open).transpose()
+}
+
+/// As [`open_local`], for a cache to keep in it what it reads.
+pub(super) fn open_near(url: &str) -> Result<Option<LocalStore>, Error> {
+    check_local(url)?.map(LocalStore::open_near).transpose()
+}
+
+fn check_local(url: &str) -> Result<Option<&Path>, Error> {
     let Some(rest) = url.strip_prefix("local:") else {
         return Ok(None);
     };
@@ -49,12 +58,18 @@ pub fn open_local(url: &str) -> Result<Option<LocalStore>, Error> {
         url: url.to_owned(),
         why: why.to_owned(),
     };
-    let path = check_local(rest).map_err(wrong)?;
-    Ok(Some(LocalStore::open(Path::new(path))?))
+    let path = check_folder(rest).map_err(wrong)?;
+    Ok(Some(Path::new(path)))
+}
+
+/// The directory of the store that `url` names, if it is an embedded one.
+pub fn local_folder(url: &str) -> Option<&Path> {
+    let path = url.strip_prefix("local:").and_then(local_path);
+    path.filter(|path| !path.is_empty()).map(Path::new)
 }
 
 /// The folder that follows `local:`; says what is wrong otherwise.
-fn check_local(rest: &str) -> Result<&str, &'static str> {
+fn check_folder(rest: &str) -> Result<&str, &'static str> {
     if rest.is_empty() {
         return Err("a folder has to follow local:");
     }
@@ -68,7 +83,7 @@ fn check_local(rest: &str) -> Result<&str, &'static str> {
 /// refuses before it looks at any file or connects anywhere.
 pub fn check_url(url: &str) -> Result<(), String> {
     match url.split_once(':') {
-        Some(("local", rest)) => check_local(rest).map(drop).map_err(str::to_owned),
+        Some(("local", rest)) => check_folder(rest).map(drop).map_err(str::to_owned),
         Some(("memory", "" | "//")) => Ok(()),
         Some(("memory", _)) => Err("nothing can follow memory:".to_owned()),
         Some(("grpc+http" | "grpc+https" | "grpc+unix", _)) => GrpcStore::check_url(url),
@@ -89,14 +104,11 @@ pub fn check_url(url: &str) -> Result<(), String> {
 /// Fails if `url` names a store in a folder where there is none yet, which [`open`] would make: for
 /// who only wants to read, and may have mistyped.
 pub fn must_exist(url: &str) -> Result<(), Error> {
-    let path = url.strip_prefix("local:").and_then(local_path);
-    match path.filter(|path| !path.is_empty()) {
-        Some(path) if matches!(Path::new(path).join("format").try_exists(), Ok(false)) => {
-            Err(Error::Format {
-                store: url.to_owned(),
-                why: "there is no store yet; `castore-fs import` makes one".to_owned(),
-            })
-        }
+    match local_folder(url) {
+        Some(path) if !LocalStore::may_be_in(path) => Err(Error::Format {
+            store: url.to_owned(),
+            why: "there is no store yet; `castore-fs import` makes one".to_owned(),
+        }),
         // What cannot be looked at is opened, and says then why it cannot be.
         _ => Ok(()),
     }

@@ -9,6 +9,7 @@
 //! about; to send a small one again costs less than the question.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{Error, TreePath};
@@ -40,7 +41,7 @@ pub struct Progress {
     /// Blobs that were there already.
     pub skipped: AtomicU64,
     /// Set it to end the copy with [`Error::Interrupted`].
-    pub stop: AtomicBool,
+    pub stop: Arc<AtomicBool>,
 }
 
 /// Copies `roots`, everything they refer to and what is known of them as store paths.
@@ -61,17 +62,8 @@ fn copy_in_slices(
     slice: u64,
 ) -> Result<Added, Error> {
     let mut copy = Copy {
-        from,
-        to,
-        progress,
-        ingest: None,
-        added: Added::default(),
-        seen: HashSet::new(),
-        blobs: Vec::new(),
-        blob_bytes: 0,
-        directories: Vec::new(),
-        uncommitted: 0,
         slice,
+        ..Copy::new(from, to, progress)
     };
     for root in roots {
         copy.tree(&TreePath::new(&root.name), &root.node)?;
@@ -85,7 +77,8 @@ fn copy_in_slices(
     Ok(copy.added)
 }
 
-struct Copy<'a> {
+/// A copy under way.
+pub(super) struct Copy<'a> {
     from: &'a Blocking,
     to: &'a Blocking,
     progress: &'a Progress,
@@ -110,8 +103,32 @@ struct Level {
     next: usize,
 }
 
-impl Copy<'_> {
-    fn tree(&mut self, path: &TreePath, node: &Node) -> Result<(), Error> {
+impl<'a> Copy<'a> {
+    /// A copy of nothing yet.
+    pub(super) fn new(from: &'a Blocking, to: &'a Blocking, progress: &'a Progress) -> Self {
+        Self {
+            from,
+            to,
+            progress,
+            ingest: None,
+            added: Added::default(),
+            seen: HashSet::new(),
+            blobs: Vec::new(),
+            blob_bytes: 0,
+            directories: Vec::new(),
+            uncommitted: 0,
+            slice: SLICE,
+        }
+    }
+
+    /// Sends and commits what waits.
+    pub(super) fn end(mut self) -> Result<(), Error> {
+        self.flush()?;
+        self.commit()
+    }
+
+    /// Copies a node and everything below it that is missing at the other end.
+    pub(super) fn tree(&mut self, path: &TreePath, node: &Node) -> Result<(), Error> {
         let mut levels = Vec::new();
         levels.extend(self.node(path, node.borrow())?);
         while let Some(level) = levels.last_mut() {
@@ -159,7 +176,7 @@ impl Copy<'_> {
                 if !self.seen.insert((true, digest)) {
                     return Ok(None);
                 }
-                if size >= WORTH_ASKING && self.to.directory(&digest)?.is_some() {
+                if size >= WORTH_ASKING && self.to.has_tree(&digest)? {
                     return Ok(None);
                 }
                 let directory = self.from.directory(&digest).map_err(Error::at(path))?;
@@ -213,7 +230,7 @@ impl Copy<'_> {
     }
 
     /// Sends what waits, blobs first.
-    fn flush(&mut self) -> Result<(), Error> {
+    pub(super) fn flush(&mut self) -> Result<(), Error> {
         let blobs = std::mem::take(&mut self.blobs);
         self.blob_bytes = 0;
         let digests: Vec<_> = blobs.iter().map(|(digest, ..)| *digest).collect();
@@ -287,8 +304,6 @@ impl Copy<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::castore::Name;
     use crate::store::{MemoryStore, Store};

@@ -14,6 +14,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZero;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
@@ -40,7 +41,7 @@ pub struct Progress {
     /// Bytes of blobs read.
     pub bytes: AtomicU64,
     /// Set it to end the verification with [`Error::Interrupted`].
-    pub stop: AtomicBool,
+    pub stop: Arc<AtomicBool>,
 }
 
 /// What a verification found.

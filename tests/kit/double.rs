@@ -16,7 +16,8 @@ use bytes::Bytes;
 use castore_fs::castore::{Digest, Directory, DirectoryError, GroupTable, Root};
 use castore_fs::nix::PathInfo;
 use castore_fs::store::{
-    Answer, BackingFile, Damage, Error, Health, Ingest, MemoryStore, Object, Store, Usage,
+    Answer, BackingFile, Damage, Error, Health, Ingest, LocalStore, MemoryStore, Object, Store,
+    Usage,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -376,6 +377,18 @@ impl Store for Double {
         self.inner().path_info(name).await
     }
 
+    async fn incomplete_root(
+        &self,
+        name: &[u8],
+    ) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
+        self.inner().incomplete_root(name).await
+    }
+
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
+        self.before().await?;
+        self.inner().has_tree(digest).await
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         self.before().await?;
         self.inner().has_blob(digest).await
@@ -393,6 +406,10 @@ impl Store for Double {
 
     fn usage(&self) -> Result<Option<Usage>, Error> {
         self.inner().usage()
+    }
+
+    fn embedded(&self) -> Vec<LocalStore> {
+        self.inner().embedded()
     }
 
     fn health(&self) -> Health {

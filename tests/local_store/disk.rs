@@ -179,14 +179,17 @@ fn a_store_made_by_a_newer_version_is_refused_by_name() {
     drop(open(folder.path()));
     let format = folder.path().join("format");
     let text = fs::read_to_string(&format).unwrap();
-    fs::write(&format, text.replace("format = 1", "format = 7")).unwrap();
+    fs::write(&format, text.replace("format = 2", "format = 7")).unwrap();
     let error = LocalStore::open(folder.path()).unwrap_err().to_string();
     assert!(
-        error.contains("made by a newer castore-fs (format 7), this one understands up to 1"),
+        error.contains("newer castore-fs (format 7), this one understands up to 2"),
         "{error}"
     );
-    fs::write(&format, "format = x").unwrap();
-    let error = LocalStore::open(folder.path()).unwrap_err();
+    // One that has it open notices before it writes.
+    fs::write(&format, text).unwrap();
+    let store = open(folder.path());
+    fs::write(&format, "format = 7").unwrap();
+    let error = store.ingest().map(drop).unwrap_err();
     assert!(matches!(error, Error::Format { .. }), "{error}");
 }
 

@@ -7,9 +7,11 @@ mod damage;
 mod disk;
 mod folder;
 mod garbage;
+mod missing;
 #[path = "../kit/noise.rs"]
 mod noise;
 mod processes;
+mod root_records;
 #[path = "../kit/skip.rs"]
 mod skip;
 #[path = "../kit/small_disk.rs"]

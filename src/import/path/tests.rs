@@ -78,6 +78,13 @@ impl Ingest for Watched {
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), store::Error> {
         self.inner.put_root(root, path_info)
     }
+    fn put_incomplete_root(
+        &self,
+        root: &Root,
+        path_info: Option<&PathInfo>,
+    ) -> Result<(), store::Error> {
+        self.inner.put_incomplete_root(root, path_info)
+    }
     fn commit(self: Box<Self>) -> Result<Added, store::Error> {
         self.inner.commit()
     }

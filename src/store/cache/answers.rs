@@ -227,6 +227,17 @@ impl Store for Cache {
         }
     }
 
+    async fn incomplete_root(
+        &self,
+        name: &[u8],
+    ) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
+        self.0.inner.far.incomplete_root(name).await
+    }
+
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
+        self.0.inner.far.has_tree(digest).await
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         let inner = &self.0.inner;
         if inner.near.has_blob(digest).await? {
@@ -268,6 +279,12 @@ impl Store for Cache {
     }
 
     /// The far store speaks for itself; how the cache fares is its [`status`](Cache::status).
+    fn embedded(&self) -> Vec<crate::store::LocalStore> {
+        let mut stores = vec![self.0.inner.near.clone()];
+        stores.extend(self.0.inner.far.embedded());
+        stores
+    }
+
     fn health(&self) -> Health {
         Health::default()
     }

@@ -12,7 +12,7 @@ use super::index::Snapshot;
 use super::ingest::Staged;
 use super::location::{Kind, Location};
 use crate::castore::{Digest, Directory, Node, NodeRef, Printable, Root};
-use crate::store::Error;
+use crate::store::{Error, Object};
 
 /// What is missing, as a text; nothing if nothing is.
 type Found = Option<String>;
@@ -69,6 +69,11 @@ impl<'a> Closure<'a> {
         Ok(missing.map_or(Ok(()), Err))
     }
 
+    /// Whether the Directory `digest` and everything below it is there.
+    pub(super) fn has(&mut self, digest: &Digest) -> Result<bool, Error> {
+        Ok(self.below(digest)?.is_none())
+    }
+
     /// Looks below the Directories that no root leads to as well.
     pub(super) fn finish(mut self) -> Result<Partial, Error> {
         let staged = self.staged;
@@ -121,7 +126,8 @@ impl<'a> Closure<'a> {
                 continue;
             }
             let digest = visit.directory.digest();
-            if let (None, Some(at)) = (&missing, visit.at) {
+            let at = visit.at.filter(|at| at.kind != Kind::Whole);
+            if let (None, Some(at)) = (&missing, at) {
                 let kind = Kind::Whole;
                 self.completed.push((digest, Location { kind, ..at }));
             }
@@ -144,20 +150,35 @@ impl<'a> Closure<'a> {
                 at: None,
             }));
         }
-        match self.snapshot.directory(digest)? {
-            None => Ok(State::Known(Some(format!("it lacks directory {digest}")))),
-            Some(at) if at.kind == Kind::Whole => Ok(State::Known(None)),
-            Some(at) => Ok(State::Visit(Visit {
-                directory: self.store.files.directory(digest, at)?,
+        let Some(at) = self.snapshot.directory(digest)? else {
+            let lacks = format!("it lacks directory {digest}");
+            return Ok(State::Known(Some(lacks)));
+        };
+        let damaged = || State::Known(Some(format!("its directory {digest} is damaged")));
+        if self.snapshot.is_quarantined(Object::Directory, digest)? {
+            return Ok(damaged());
+        }
+        // What was found whole once may have lost something that is known to be damaged now.
+        if at.kind == Kind::Whole && !self.snapshot.has_quarantine() {
+            return Ok(State::Known(None));
+        }
+        match self.store.files.directory(digest, at) {
+            Ok(directory) => Ok(State::Visit(Visit {
+                directory,
                 next: 0,
                 at: Some(at),
             })),
+            Err(Error::Damaged { .. }) => Ok(damaged()),
+            Err(error) => Err(error),
         }
     }
 
     fn blob(&self, digest: &Digest, size: u64) -> Result<Found, Error> {
         let at = match self.staged.blobs.get(digest) {
             Some(at) => Some(*at),
+            None if self.snapshot.is_quarantined(Object::Blob, digest)? => {
+                return Ok(Some(format!("its blob {digest} is damaged")));
+            }
             None => self.snapshot.blob(digest)?,
         };
         let len = match at {

@@ -1,7 +1,9 @@
-//! The store's folder: where each file lies, and how a folder becomes a store.
+//! The store's directory: where each file lies, and how a directory becomes a store.
 //!
-//! `format` is written last, so a folder that has it is a whole store; a folder that a crash left
-//! half made is made again.
+//! `format` is written first and the index last, so a crash meanwhile leaves a directory without
+//! index, packs and blobs, which is made again. One that holds any of these is never initialised
+//! again: without a sound `format` it is read, if the index can be opened, and written to only after
+//! it was repaired.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -13,15 +15,19 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 
+use super::format::{self, FORMAT, FormatFile};
 use crate::castore::Digest;
 use crate::store::Error;
 
-/// The format that this code writes, and the newest that it reads.
-const FORMAT: u32 = 1;
-
-/// What a folder may hold that a crash left half made.
-const OUR_NAMES: [&str; 11] = [
+/// What a directory may hold that a crash left half made.
+const OUR_NAMES: [&str; 17] = [
+    "damaged",
+    "format",
     "format.new",
+    "journal",
+    "journal.new",
+    "leases",
+    "layouts",
     "index.redb",
     "index.redb.new",
     "sequence",
@@ -61,6 +67,16 @@ impl Folder {
 
     pub(super) fn index(&self) -> PathBuf {
         self.path.join("index.redb")
+    }
+
+    /// Says which version the store has (see [`format`]).
+    pub(super) fn format_file(&self) -> PathBuf {
+        self.path.join("format")
+    }
+
+    /// Names of roots, PathInfos and pins (see [`journal`](super::journal)).
+    pub(super) fn journal(&self) -> PathBuf {
+        self.path.join("journal")
     }
 
     pub(super) fn sequence(&self) -> PathBuf {
@@ -152,31 +168,63 @@ impl Folder {
         }
     }
 
-    /// Makes the folder a store if it is none yet, and checks that we understand its format.
+    /// Makes the directory a store if it is none yet, and checks that we understand its format. With
+    /// `cache_only` a new store is marked as one that can be fetched again.
     ///
-    /// `make_index` makes an empty index at the path it is given.
+    /// `make_index` makes an empty index at the path it is given. A directory that holds data and has
+    /// no sound `format` is left as it is: it may be read, and [`check_writable`](Self::check_writable)
+    /// fails.
     pub(super) fn prepare(
         &self,
+        cache_only: bool,
         make_index: impl FnOnce(&Path) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        if self.check_format()? {
+        if self.is_store()? {
             return Ok(());
         }
-        fs::create_dir_all(&self.path).map_err(self.io("create the folder", &self.path))?;
+        fs::create_dir_all(&self.path).map_err(self.io("create the directory", &self.path))?;
+        let _lock = self.lock()?;
+        // Another process may have made the store while we waited.
+        if self.is_store()? {
+            return Ok(());
+        }
+        self.refuse_foreign()?;
+        self.make_folders()?;
+        self.write(&self.sequence(), &0u64.to_le_bytes())?;
+        self.write(&self.additions(), &[])?;
+        self.write_format(cache_only)?;
+        self.install_index(make_index)?;
+        // The directory's own name; where its parent cannot be opened, the name may be lost.
+        let parent = self
+            .path
+            .parent()
+            .filter(|path| !path.as_os_str().is_empty());
+        let _ = self.sync(parent.unwrap_or(Path::new(".")));
+        Ok(())
+    }
+
+    /// Keeps other processes from making or repairing the store as long as the result lives.
+    pub(super) fn lock(&self) -> Result<OwnedFd, Error> {
         let lock = open_folder(&self.path).map_err(self.io("open", &self.path))?;
         flock(&lock, FlockOperation::LockExclusive)
             .map_err(io::Error::from)
             .map_err(self.io("lock", &self.path))?;
-        // Another process may have made the store while we waited.
-        if self.check_format()? {
-            return Ok(());
-        }
-        self.refuse_foreign()?;
+        Ok(lock)
+    }
+
+    /// Creates those of the store's directories that are not there.
+    pub(super) fn make_folders(&self) -> Result<(), Error> {
         for folder in [self.packs(), self.blobs(), self.tmp()] {
-            make_folder(&folder).map_err(self.io("create the folder", &folder))?;
+            make_folder(&folder).map_err(self.io("create the directory", &folder))?;
         }
-        self.write(&self.sequence(), &0u64.to_le_bytes())?;
-        self.write(&self.additions(), &[])?;
+        Ok(())
+    }
+
+    /// Makes an index beside its place, and puts it there.
+    pub(super) fn install_index(
+        &self,
+        make_index: impl FnOnce(&Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let made = self.path.join("index.redb.new");
         match fs::remove_file(&made) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -187,49 +235,50 @@ impl Folder {
         make_index(&made)?;
         let index = self.index();
         fs::rename(&made, &index).map_err(self.io("create", &index))?;
-        let made = self.path.join("format.new");
-        let text = format!(
-            "# This folder is a castore-fs store; its files are described in docs/store-format.md.\n\
-             format = {FORMAT}\n"
-        );
-        self.write(&made, text.as_bytes())?;
-        self.sync(&self.path)?;
-        let format = self.path.join("format");
-        fs::rename(&made, &format).map_err(self.io("create", &format))?;
-        self.sync(&self.path)?;
-        // The folder's own name; whoever may not read its parent has to live without.
-        let parent = self
-            .path
-            .parent()
-            .filter(|path| !path.as_os_str().is_empty());
-        let _ = self.sync(parent.unwrap_or(Path::new(".")));
-        Ok(())
+        self.sync(&self.path)
     }
 
-    /// Whether the folder is a store; an error if it is one that we do not understand.
-    fn check_format(&self) -> Result<bool, Error> {
-        let path = self.path.join("format");
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(self.io("read", &path)(error)),
-        };
-        let found = text
-            .lines()
-            .filter_map(|line| line.split_once('='))
-            .find(|(key, _)| key.trim() == "format")
-            .and_then(|(_, value)| value.trim().parse::<u32>().ok());
-        match found {
-            Some(FORMAT) => Ok(true),
-            Some(found) if found > FORMAT => Err(self.format(format!(
-                "made by a newer castore-fs (format {found}), this one understands up to \
-                 {FORMAT}: use the newer one, or another folder"
+    /// Writes `format`, in place of what is there.
+    pub(super) fn write_format(&self, cache_only: bool) -> Result<(), Error> {
+        let made = self.path.join("format.new");
+        self.write(&made, FormatFile::text(cache_only).as_bytes())?;
+        let path = self.format_file();
+        fs::rename(&made, &path).map_err(self.io("create", &path))?;
+        self.sync(&self.path)
+    }
+
+    /// Whether the directory is a store, with a sound `format` or without; an error if it is one that
+    /// we do not understand.
+    fn is_store(&self) -> Result<bool, Error> {
+        let has_index = !matches!(self.index().try_exists(), Ok(false));
+        match FormatFile::read(self)? {
+            FormatFile::Newer(found) => Err(format::newer(self, found)),
+            FormatFile::Known { .. } if has_index => Ok(true),
+            _ if !has_index && format::holds_data(&self.path) => Err(self.format(format!(
+                "the index {} is missing: if the store was restored from a copy, finish that first; \
+                 then `{}` makes a new index of what is there",
+                self.index().display(),
+                format::repair_command(&self.url)
             ))),
-            _ => Err(self.format(format!(
-                "{} holds no format number that a castore-fs ever wrote",
-                path.display()
-            ))),
+            FormatFile::Known { .. } => Ok(false),
+            FormatFile::Missing | FormatFile::Damaged if has_index => {
+                tracing::warn!("{}; it is read meanwhile", self.no_format());
+                Ok(true)
+            }
+            FormatFile::Damaged => Err(self.no_format()),
+            FormatFile::Missing => Ok(false),
         }
+    }
+
+    /// The error for a store whose `format` is missing or damaged.
+    fn no_format(&self) -> Error {
+        let repair = format::repair_command(&self.url);
+        self.format(format!(
+            "the file {} is missing or damaged, so nothing is written to this store: if it was \
+             restored from a copy, finish that first; then `{repair}` writes the file again and \
+             checks what is there",
+            self.format_file().display()
+        ))
     }
 
     fn refuse_foreign(&self) -> Result<(), Error> {
@@ -238,8 +287,8 @@ impl Folder {
             let name = entry.map_err(self.io("list", &self.path))?.file_name();
             if !OUR_NAMES.iter().any(|ours| *ours == name) {
                 return Err(self.format(format!(
-                    "the folder is not empty and is no castore-fs store (it holds {}): give a \
-                     folder that is empty or does not exist",
+                    "the directory is not empty and is no castore-fs store (it holds {}): give a \
+                     directory that is empty or does not exist",
                     name.display()
                 )));
             }
@@ -247,7 +296,8 @@ impl Folder {
         Ok(())
     }
 
-    fn format(&self, why: String) -> Error {
+    /// An error about the version or the make of the store.
+    pub(super) fn format(&self, why: String) -> Error {
         Error::Format {
             store: self.url.clone(),
             why,
@@ -270,8 +320,14 @@ impl Folder {
             .map_err(self.io("sync", path))
     }
 
-    /// Fails with [`Error::ReadOnly`] if we may not write to the store.
+    /// Fails with [`Error::ReadOnly`] if we may not write to the store, and with [`Error::Format`] if
+    /// its `format` is missing, damaged or that of a newer version.
     pub(super) fn check_writable(&self) -> Result<(), Error> {
+        match FormatFile::read(self)? {
+            FormatFile::Known { .. } => {}
+            FormatFile::Newer(found) => return Err(format::newer(self, found)),
+            FormatFile::Missing | FormatFile::Damaged => return Err(self.no_format()),
+        }
         let places = [
             (self.index(), Access::WRITE_OK),
             (self.packs(), Access::WRITE_OK | Access::EXEC_OK),
@@ -288,10 +344,35 @@ impl Folder {
                         why: format!("{}: {error}", path.display()),
                     });
                 }
+                // A directory that a copy left out because it was empty, or that was lost with what
+                // was in it.
+                Err(Errno::NOENT) if path != self.index() => self.make_folders()?,
                 Err(error) => return Err(self.io("open for writing", &path)(error.into())),
             }
         }
         Ok(())
+    }
+
+    /// Makes the file `format` say [`FORMAT`]; keeps its other line.
+    pub(super) fn convert_format(&self) -> Result<(), Error> {
+        match FormatFile::read(self)? {
+            FormatFile::Known {
+                version: FORMAT, ..
+            } => Ok(()),
+            FormatFile::Known { cache_only, .. } => self.write_format(cache_only),
+            FormatFile::Newer(found) => Err(format::newer(self, found)),
+            FormatFile::Missing | FormatFile::Damaged => Err(self.no_format()),
+        }
+    }
+
+    /// Takes back the mark that everything in the store can be fetched again.
+    pub(super) fn unmark_cache(&self) -> Result<(), Error> {
+        match FormatFile::read(self)? {
+            FormatFile::Known {
+                cache_only: true, ..
+            } => self.write_format(false),
+            _ => Ok(()),
+        }
     }
 
     /// Fails now if the disk has no room for `bytes`, while nothing depends on it.

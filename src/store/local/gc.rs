@@ -154,8 +154,9 @@ impl LocalStore {
         complete(&snapshot, marks)?;
         let plan = plan(&snapshot, marks)?;
         let mut collected = plan.collected;
-        if !plan.is_empty() {
+        if !plan.is_empty() || snapshot.incomplete > 0 {
             let mut change = store.index.change()?;
+            change.remove_expired()?;
             change.remove(&plan.blobs, &plan.directories, &plan.packs)?;
             if doubt {
                 change.doubt(&plan.kept)?;
@@ -197,6 +198,9 @@ fn mark_all(
     marks.look_again(store, snapshot)?;
     for root in snapshot.roots()? {
         marks.below(store, snapshot, root.node.borrow())?;
+    }
+    for root in snapshot.incomplete_roots()? {
+        marks.below_past(store, snapshot, root.node.borrow())?;
     }
     for root in snapshot.past_roots(cutoff)? {
         marks.below_past(store, snapshot, root.node.borrow())?;

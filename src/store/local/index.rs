@@ -16,17 +16,24 @@
 //! its snapshot was taken at knows, for one `pread`, that nothing is new; one that sees an odd
 //! number takes a new snapshot each time, which is right and a little slower.
 //!
+//! **Later tables.** A table that is absent is empty, so that a new kind of entry needs no new version
+//! of the format.
+//!
 //! **A handle that failed is dropped.** After an error redb refuses all further work on a handle;
 //! the next use opens another ([`database`]).
 
 mod cached_roots;
 mod change;
+mod chunk_lists;
+mod contents;
 mod database;
+mod quarantine;
 mod removal;
+mod root_records;
 mod snapshot;
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,16 +46,20 @@ use rustix::fs::inotify;
 use self::cached_roots::CACHED_ROOTS;
 pub(in crate::store) use self::cached_roots::CachedRoot;
 pub(super) use self::change::{Change, CommitError};
+pub use self::chunk_lists::{Chunk, ChunkPlace};
+pub(super) use self::contents::{Contents, create_with};
 use self::database::{Handle, builder, file_state, guarded, open_reader, open_writer};
+use self::quarantine::QUARANTINE;
 use self::removal::{AGES, PAST_ROOTS};
 pub(super) use self::removal::{MEMORY, now};
+use self::root_records::ROOT_RECORDS;
+pub use self::root_records::RootRecord;
 pub(super) use self::snapshot::{PackEntry, Snapshot};
 use super::folder::{Folder, wait_until};
+use super::format::FORMAT;
 use super::location::{BLOBS, DIRECTORIES};
 use crate::store::Error;
 
-/// Root node's name to its `Entry`.
-const ROOTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("roots");
 /// Root node's name to its `PathInfo`.
 const PATH_INFOS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("path_infos");
 /// Pack's number to its [`PackKind`](super::pack::PackKind) and the length up to which it is committed.
@@ -61,20 +72,38 @@ const META_DIRECTORIES: &str = "directories";
 const META_ROOTS_VERSION: &str = "roots_version";
 const META_REMOVALS: &str = "removals";
 const META_NEXT_PACK: &str = "next_pack";
+/// The format's version; none in version 1.
+const META_FORMAT: &str = "format";
+/// Which journal belongs to the index, and how much of it.
+const META_JOURNAL: &str = "journal";
+const META_JOURNAL_LENGTH: &str = "journal_length";
+/// Roots that wait for their content.
+const META_INCOMPLETE: &str = "incomplete_roots";
 
 /// The index of one store.
 pub(super) struct Index {
     folder: Arc<Folder>,
     reader: RwLock<Reader>,
     /// Open from the first write on; one write at a time.
-    writer: Mutex<Option<Database>>,
+    writer: Mutex<Option<Writer>>,
     sequence: Option<File>,
 }
 
 struct Reader {
     snapshot: Arc<Snapshot>,
     handle: Handle,
+    /// Which file the handle is on: another is put in its place when the index is rebuilt.
+    file: Option<(u64, u64)>,
 }
+
+/// Device and number of the index's file.
+fn file_id(folder: &Folder) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(folder.index()).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+/// What is written through, and which file it is on.
+type Writer = (Database, Option<(u64, u64)>);
 
 /// Makes an empty index.
 pub(super) fn create(folder: &Folder, path: &Path) -> Result<(), Error> {
@@ -83,13 +112,15 @@ pub(super) fn create(folder: &Folder, path: &Path) -> Result<(), Error> {
         let txn = database.begin_write()?;
         txn.open_table(BLOBS)?;
         txn.open_table(DIRECTORIES)?;
-        txn.open_table(ROOTS)?;
+        txn.open_table(ROOT_RECORDS)?;
         txn.open_table(PATH_INFOS)?;
         txn.open_table(PACKS)?;
         txn.open_table(AGES)?;
         txn.open_table(PAST_ROOTS)?;
         txn.open_table(CACHED_ROOTS)?;
-        txn.open_table(META)?;
+        txn.open_table(QUARANTINE)?;
+        txn.open_table(META)?
+            .insert(META_FORMAT, u64::from(FORMAT))?;
         txn.commit()?;
         database.close()?;
         Ok(())
@@ -99,13 +130,9 @@ pub(super) fn create(folder: &Folder, path: &Path) -> Result<(), Error> {
 impl Index {
     pub(super) fn open(folder: Arc<Folder>) -> Result<Self, Error> {
         let sequence = File::open(folder.sequence()).ok();
-        let handle = open_reader(&folder)?;
-        let snapshot = take_snapshot(&folder, &handle, sequence.as_ref())?;
+        let reader = open(&folder, sequence.as_ref())?;
         Ok(Self {
-            reader: RwLock::new(Reader {
-                snapshot: Arc::new(snapshot),
-                handle,
-            }),
+            reader: RwLock::new(reader),
             folder,
             writer: Mutex::default(),
             sequence,
@@ -129,6 +156,7 @@ impl Index {
             return Ok(reader.snapshot.clone());
         }
         let taken = match &reader.handle {
+            Handle::Shared(_) if reader.file != file_id(&self.folder) => None,
             Handle::Shared(_) => {
                 take_snapshot(&self.folder, &reader.handle, self.sequence.as_ref()).ok()
             }
@@ -146,12 +174,7 @@ impl Index {
     }
 
     fn reopen(&self, reader: &mut Reader) -> Result<(), Error> {
-        let handle = open_reader(&self.folder)?;
-        let snapshot = take_snapshot(&self.folder, &handle, self.sequence.as_ref())?;
-        *reader = Reader {
-            snapshot: Arc::new(snapshot),
-            handle,
-        };
+        *reader = open(&self.folder, self.sequence.as_ref())?;
         Ok(())
     }
 
@@ -231,22 +254,16 @@ impl Index {
     /// Starts to write. Waits while another process does.
     pub(super) fn change(&self) -> Result<Change<'_>, Error> {
         let mut writer = self.writer.lock();
-        if writer.is_none() {
-            *writer = Some(open_writer(&self.folder)?);
+        let file = file_id(&self.folder);
+        if writer.as_ref().is_none_or(|(_, opened)| *opened != file) {
+            *writer = Some((open_writer(&self.folder)?, file));
         }
         let begun = guarded(&self.folder, || {
-            writer
-                .as_ref()
-                .ok_or(redb::Error::DatabaseClosed)?
-                .begin_write()
-                .map_err(Into::into)
+            let (database, _) = writer.as_ref().ok_or(redb::Error::DatabaseClosed)?;
+            database.begin_write().map_err(Into::into)
         });
         match begun {
-            Ok(txn) => Ok(Change {
-                index: self,
-                writer,
-                txn: Some(txn),
-            }),
+            Ok(txn) => Change::begin(self, writer, txn),
             Err(error) => {
                 *writer = None;
                 Err(error)
@@ -261,6 +278,17 @@ fn read_sequence(file: Option<&File>) -> Option<u64> {
     file?.read_exact_at(&mut bytes, 0).ok()?;
     let number = u64::from_le_bytes(bytes);
     number.is_multiple_of(2).then_some(number)
+}
+
+fn open(folder: &Arc<Folder>, sequence: Option<&File>) -> Result<Reader, Error> {
+    let file = file_id(folder);
+    let handle = open_reader(folder)?;
+    let snapshot = Arc::new(take_snapshot(folder, &handle, sequence)?);
+    Ok(Reader {
+        snapshot,
+        handle,
+        file,
+    })
 }
 
 fn take_snapshot(

@@ -30,7 +30,7 @@ use super::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Records, Space};
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Name, Root, group_size};
 use crate::nix::PathInfo;
 use crate::store::root_change::RootChange;
-use crate::store::{Added, BlobWriter, Error, Ingest, at_hand};
+use crate::store::{Added, BlobWriter, Error, Ingest, Object, at_hand};
 
 /// The longest blob that goes to a pack: what one READ of the kernel asks for at most.
 pub(super) const SMALL: usize = 1 << 20;
@@ -58,6 +58,8 @@ pub(super) struct Staged {
     /// The order in which they came.
     order: Vec<Digest>,
     pub(super) roots: Vec<RootChange>,
+    /// Roots whose content may come later.
+    expected: Vec<(Root, Option<PathInfo>)>,
     large: Vec<LargeFile>,
     /// What the store has and is damaged: what comes for it is put in its place.
     replaced: HashSet<Digest>,
@@ -129,7 +131,32 @@ impl Session {
                 staged.replaced.contains(digest),
             )
         };
-        Ok(staged || !replaced && self.store.index.snapshot().blob(digest)?.is_some())
+        if staged || replaced {
+            return Ok(staged);
+        }
+        let snapshot = self.store.index.snapshot();
+        Ok(snapshot.blob(digest)?.is_some() && !snapshot.is_quarantined(Object::Blob, digest)?)
+    }
+
+    /// Whether what comes for an object goes into the place of what the store has: that is damaged.
+    fn replaces(&self, object: Object, digest: &Digest) -> Result<bool, Error> {
+        if self.staged.lock().replaced.contains(digest) {
+            return Ok(true);
+        }
+        let snapshot = self.store.index.snapshot();
+        let mut damaged = snapshot.is_quarantined(object, digest)?;
+        // Damage of a Directory hides that of what is below, of which nothing is known then.
+        if !damaged
+            && object == Object::Directory
+            && snapshot.has_quarantine()
+            && let Some(at) = snapshot.directory(digest)?
+        {
+            damaged = self.store.files.directory(digest, at).is_err();
+        }
+        if damaged {
+            self.staged.lock().replaced.insert(*digest);
+        }
+        Ok(damaged)
     }
 
     /// Notes that something did not get where it should: the commit will not come about.
@@ -150,14 +177,16 @@ impl Session {
 
     fn put_small(&self, blobs: &mut Vec<Small<'_>>) -> Result<(), Error> {
         let snapshot = self.store.index.snapshot();
-        let replaced = self.staged.lock().replaced.clone();
         let mut failed = None;
-        blobs.retain(|blob| match snapshot.blob(&blob.digest) {
-            Ok(found) => found.is_none() || replaced.contains(&blob.digest),
-            Err(error) => {
+        blobs.retain(|blob| {
+            let found = snapshot.blob(&blob.digest);
+            let wanted = found.and_then(|found| {
+                Ok(found.is_none() || self.replaces(Object::Blob, &blob.digest)?)
+            });
+            wanted.unwrap_or_else(|error| {
                 failed = Some(error);
                 false
-            }
+            })
         });
         drop(snapshot);
         if let Some(error) = failed {
@@ -236,7 +265,7 @@ impl Session {
     fn put_large(&self, mut file: LargeFile) -> Result<(), Error> {
         let digest = file.digest;
         let old = self.store.index.snapshot().blob(&digest)?;
-        let said = self.staged.lock().replaced.contains(&digest);
+        let said = self.replaces(Object::Blob, &digest)?;
         let replaces = match old {
             Some(_) if said => true,
             // A large blob whose file is gone or cut is put in its place again.
@@ -355,10 +384,10 @@ impl Ingest for LocalIngest {
     fn put_directory(&self, directory: &Directory) -> Result<(), Error> {
         let digest = directory.digest();
         let there = self.0.store.index.snapshot().directory(&digest)?.is_some();
-        let staged = &mut *self.0.staged.lock();
-        if there && !staged.replaced.contains(&digest) {
+        if there && !self.0.replaces(Object::Directory, &digest)? {
             return Ok(());
         }
+        let staged = &mut *self.0.staged.lock();
         self.0.check_open(staged)?;
         if let Entry::Vacant(vacant) = staged.directories.entry(digest) {
             vacant.insert(directory.clone());
@@ -375,6 +404,12 @@ impl Ingest for LocalIngest {
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         let change = RootChange::put(root, path_info);
         self.0.staged.lock().roots.push(change);
+        Ok(())
+    }
+
+    fn put_incomplete_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        let expected = (root.clone(), path_info.cloned());
+        self.0.staged.lock().expected.push(expected);
         Ok(())
     }
 

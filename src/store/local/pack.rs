@@ -56,14 +56,34 @@ pub(super) enum Record {
 }
 
 impl Record {
-    /// Appends the record's header. `len` is the length of the blob or Directory.
-    pub(super) fn put_header(self, out: &mut Vec<u8>, digest: &Digest, len: u64) {
-        out.extend_from_slice(match self {
+    const ALL: [Self; 4] = [Record::Blob, Record::Table, Record::Directory, Record::Gone];
+
+    fn tag(self) -> &'static [u8; 4] {
+        match self {
             Record::Blob => b"blob",
             Record::Table => b"tabl",
             Record::Directory => b"dir ",
             Record::Gone => b"gone",
-        });
+        }
+    }
+
+    /// Whether these bytes begin a record.
+    pub(super) fn is_tag(bytes: &[u8]) -> bool {
+        Self::ALL.iter().any(|record| record.tag() == bytes)
+    }
+
+    /// What a record's header says: kind, digest and length; nothing if these bytes are none.
+    pub(super) fn parse_header(bytes: &[u8]) -> Option<(Self, Digest, u64)> {
+        let (tag, rest) = bytes.split_first_chunk::<4>()?;
+        let record = Self::ALL.into_iter().find(|record| record.tag() == tag)?;
+        let (len, rest) = rest.split_first_chunk()?;
+        let digest: &[u8; Digest::LEN] = rest.first_chunk()?;
+        Some((record, Digest::from(*digest), u64::from_le_bytes(*len)))
+    }
+
+    /// Appends the record's header. `len` is the length of the blob or Directory.
+    pub(super) fn put_header(self, out: &mut Vec<u8>, digest: &Digest, len: u64) {
+        out.extend_from_slice(self.tag());
         out.extend_from_slice(&len.to_le_bytes());
         out.extend_from_slice(digest.as_bytes());
     }
@@ -338,7 +358,7 @@ fn next_id(folder: &Folder, packs: &[PackEntry]) -> Result<u32, Error> {
 }
 
 /// The numbers of the packs in the folder.
-fn list(folder: &Folder) -> Result<Vec<u32>, Error> {
+pub(super) fn list(folder: &Folder) -> Result<Vec<u32>, Error> {
     let path = folder.packs();
     let mut ids = Vec::new();
     for entry in fs::read_dir(&path).map_err(folder.io("list", &path))? {

@@ -231,6 +231,10 @@ impl Ingest for ObjectIngest {
         Ok(())
     }
 
+    fn put_incomplete_root(&self, root: &Root, _: Option<&PathInfo>) -> Result<(), Error> {
+        Err(RootChange::needs_content(&self.0.store.bucket.url, root))
+    }
+
     fn commit(self: Box<Self>) -> Result<Added, Error> {
         let addition = &self.0;
         let tops = addition.staged.lock().directories.tops();

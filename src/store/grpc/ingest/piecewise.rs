@@ -286,6 +286,13 @@ impl Ingest for Piecewise {
         Ok(())
     }
 
+    fn put_incomplete_root(&self, root: &Root, _: Option<&PathInfo>) -> Result<(), Error> {
+        Err(crate::store::root_change::RootChange::needs_content(
+            &self.store.endpoint.url,
+            root,
+        ))
+    }
+
     fn commit(self: Box<Self>) -> Result<Added, Error> {
         self.settle()?;
         let tops = self.state.lock().directories.tops();

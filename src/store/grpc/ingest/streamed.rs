@@ -197,6 +197,13 @@ impl Ingest for Streamed {
         }))
     }
 
+    fn put_incomplete_root(&self, root: &Root, _: Option<&PathInfo>) -> Result<(), Error> {
+        Err(crate::store::root_change::RootChange::needs_content(
+            &self.line.store.endpoint.url,
+            root,
+        ))
+    }
+
     fn commit(self: Box<Self>) -> Result<Added, Error> {
         self.line.send(What::Commit(Commit {}))?;
         let limit = self.line.store.endpoint.deadlines.commit;

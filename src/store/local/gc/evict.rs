@@ -73,6 +73,9 @@ impl LocalStore {
             for root in snapshot.roots()? {
                 room.keep(store, snapshot, marks, root.node.borrow())?;
             }
+            for root in snapshot.incomplete_roots()? {
+                room.keep(store, snapshot, marks, root.node.borrow())?;
+            }
             for node in &keep.always {
                 room.keep(store, snapshot, marks, node.borrow())?;
             }

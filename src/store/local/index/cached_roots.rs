@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use prost::Message;
-use redb::TableDefinition;
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
+use super::super::journal::Entered;
 use super::database::guarded;
 use super::removal::encode;
 use super::{Change, Snapshot};
@@ -18,6 +19,8 @@ pub(super) const CACHED_ROOTS: TableDefinition<&[u8], &[u8]> = TableDefinition::
 
 /// Bytes before the `Entry`: two times, the flags, the length of the `Entry`.
 const HEAD: usize = 8 + 8 + 1 + 4;
+/// Where the flags are.
+const FLAGS: usize = 16;
 const PINNED: u8 = 1;
 
 /// A root node of the store behind a cache.
@@ -35,7 +38,7 @@ pub(in crate::store) struct CachedRoot {
 }
 
 impl CachedRoot {
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let entry = self.root.as_ref().map(encode).unwrap_or_default();
         let mut bytes = Vec::with_capacity(HEAD + entry.len());
         bytes.extend_from_slice(&self.asked.to_le_bytes());
@@ -55,7 +58,7 @@ impl Snapshot {
     pub(in crate::store) fn cached_roots(&self) -> Result<HashMap<Bytes, CachedRoot>, Error> {
         let entries = guarded(&self.folder, || {
             let mut entries = Vec::new();
-            for found in redb::ReadableTable::iter(&self.cached_roots)? {
+            for found in self.cached_roots.iter()? {
                 let (name, value) = found?;
                 let name = Bytes::copy_from_slice(name.value());
                 entries.push((name, value.value().to_vec()));
@@ -99,15 +102,38 @@ impl Change<'_> {
         &mut self,
         roots: &[(Bytes, Option<CachedRoot>)],
     ) -> Result<(), Error> {
-        self.run(|txn| {
+        let pins = self.run(|txn| {
+            let mut pins = Vec::new();
             let mut table = txn.open_table(CACHED_ROOTS)?;
             for (name, root) in roots {
-                match root {
-                    Some(root) => drop(table.insert(&name[..], &root.encode()[..])?),
-                    None => drop(table.remove(&name[..])?),
+                let old = match root {
+                    Some(root) => table.insert(&name[..], &root.encode()[..])?,
+                    None => table.remove(&name[..])?,
+                };
+                let pinned = root.as_ref().is_some_and(|root| root.pinned);
+                if old.is_some_and(|old| is_pinned(old.value())) != pinned {
+                    pins.push(Entered::Pin(name.to_vec(), pinned));
                 }
             }
-            Ok(())
-        })
+            Ok(pins)
+        })?;
+        self.entered.extend(pins);
+        Ok(())
     }
+}
+
+fn is_pinned(value: &[u8]) -> bool {
+    value.get(FLAGS).is_some_and(|flags| flags & PINNED != 0)
+}
+
+/// The names that are pinned, as the journal tells of them.
+pub(super) fn pins(txn: &WriteTransaction) -> Result<Vec<Entered>, redb::Error> {
+    let mut pins = Vec::new();
+    for found in txn.open_table(CACHED_ROOTS)?.iter()? {
+        let (name, value) = found?;
+        if is_pinned(value.value()) {
+            pins.push(Entered::Pin(name.value().to_vec(), true));
+        }
+    }
+    Ok(pins)
 }

@@ -6,22 +6,27 @@ use std::os::unix::fs::FileExt;
 
 use parking_lot::MutexGuard;
 use prost::Message;
-use redb::{Database, ReadableTable, WriteTransaction};
+use redb::{ReadableTable, WriteTransaction};
 use rustix::fs::{FlockOperation, flock};
 
+use super::super::format::{self, FORMAT};
+use super::super::journal::{self, Entered, Position, Relation};
 use super::super::location::{BLOBS, DIRECTORIES, Kind, Location};
 use super::super::pack::PackKind;
 use super::database::guarded;
-use super::removal::{note_age, note_past_root};
+use super::removal::{note_age, note_past_root, now};
+use super::root_records::{self, ROOT_RECORDS, Stored};
 use super::snapshot::list_packs;
 use super::{
-    Index, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_ROOTS_VERSION, PACKS,
-    PATH_INFOS, PackEntry, ROOTS, Snapshot,
+    Index, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_FORMAT, META_INCOMPLETE,
+    META_JOURNAL, META_JOURNAL_LENGTH, META_ROOTS_VERSION, PACKS, PATH_INFOS, PackEntry, Snapshot,
+    Writer, cached_roots, quarantine,
 };
-use crate::castore::Digest;
+use crate::castore::{Digest, Root};
+use crate::nix::PathInfo;
 use crate::proto::castore::v1::Entry;
 use crate::store::root_change::RootChange;
-use crate::store::{Added, Error};
+use crate::store::{Added, Error, Object};
 
 /// Why a commit did not come about.
 pub(in super::super) enum CommitError {
@@ -43,8 +48,73 @@ impl CommitError {
 /// A write in progress; dropped before [`commit`](Self::commit), it never was.
 pub(in super::super) struct Change<'a> {
     pub(super) index: &'a Index,
-    pub(super) writer: MutexGuard<'a, Option<Database>>,
+    pub(super) writer: MutexGuard<'a, Option<Writer>>,
     pub(super) txn: Option<WriteTransaction>,
+    /// Where the journal is, and its generation if it is another than the index's.
+    position: Position,
+    other_journal: Option<u64>,
+    /// What the journal is to tell of.
+    pub(super) entered: Vec<Entered>,
+}
+
+impl<'a> Change<'a> {
+    /// Checks that index and journal belong together, and makes an index of version 1 one of this.
+    pub(super) fn begin(
+        index: &'a Index,
+        writer: MutexGuard<'a, Option<Writer>>,
+        txn: WriteTransaction,
+    ) -> Result<Self, Error> {
+        let mut change = Self {
+            index,
+            writer,
+            txn: Some(txn),
+            position: Position::default(),
+            other_journal: None,
+            entered: Vec::new(),
+        };
+        let (version, position) = change.run(|txn| {
+            let meta = txn.open_table(META)?;
+            let get = |key| -> Result<u64, redb::Error> {
+                Ok(meta.get(key)?.map_or(0, |found| found.value()))
+            };
+            let position = Position {
+                generation: get(META_JOURNAL)?,
+                length: get(META_JOURNAL_LENGTH)?,
+            };
+            Ok((get(META_FORMAT)?, position))
+        })?;
+        let folder = &index.folder;
+        if version > u64::from(FORMAT) {
+            let version = u32::try_from(version).unwrap_or(u32::MAX);
+            return Err(format::newer(folder, version));
+        }
+        if version < u64::from(FORMAT) {
+            folder.convert_format()?;
+            change.run(|txn| {
+                root_records::convert(txn)?;
+                let mut meta = txn.open_table(META)?;
+                meta.insert(META_FORMAT, u64::from(FORMAT))?;
+                Ok(())
+            })?;
+        }
+        change.position = position;
+        match journal::relate(folder, position)? {
+            (Relation::Same, _) => {}
+            (Relation::Other, generation) => {
+                change.other_journal = Some(generation.max(position.generation));
+            }
+            (Relation::Ahead, _) => {
+                return Err(folder.format(format!(
+                    "the index {} is older than the journal beside it, as after a partial restore, so \
+                     nothing is written: finish restoring, or run `{}`, which makes a new index of \
+                     what is there",
+                    folder.index().display(),
+                    format::repair_command(folder.url())
+                )));
+            }
+        }
+        Ok(change)
+    }
 }
 
 impl Change<'_> {
@@ -80,6 +150,9 @@ impl Change<'_> {
     ) -> Result<Added, Error> {
         self.run(|txn| {
             let mut added = Added::default();
+            quarantine::release(txn, Object::Blob, blobs.iter().map(|(digest, _)| digest))?;
+            let came = directories.iter().map(|(digest, _)| digest);
+            quarantine::release(txn, Object::Directory, came)?;
             let mut table = txn.open_table(BLOBS)?;
             for (digest, location) in blobs {
                 if table.get(digest.as_bytes())?.is_none() {
@@ -148,32 +221,169 @@ impl Change<'_> {
         })
     }
 
+    /// Makes the changes of roots whose content is here.
     pub(in super::super) fn set_roots(&mut self, changes: &[RootChange]) -> Result<(), Error> {
-        self.run(|txn| {
-            let mut roots = txn.open_table(ROOTS)?;
-            let mut infos = txn.open_table(PATH_INFOS)?;
-            let mut changed = false;
-            for change in changes {
-                let (name, entry, info) = encode(change);
-                let (root_changed, old) = set(&mut roots, name, entry.as_deref())?;
-                changed |= root_changed | set(&mut infos, name, info.as_deref())?.0;
-                if let (true, Some(old)) = (root_changed, old) {
-                    note_past_root(txn, name, &old)?;
+        for change in changes {
+            match change {
+                RootChange::Put(root, info) => self.set_root(root, info.as_deref(), false)?,
+                RootChange::Remove(name) => self.remove_root(name)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets a root, whose content is here or is to come.
+    pub(in super::super) fn set_root(
+        &mut self,
+        root: &Root,
+        info: Option<&PathInfo>,
+        incomplete: bool,
+    ) -> Result<(), Error> {
+        let entry = Entry::from(root).encode_to_vec();
+        let encoded = info.map(Message::encode_to_vec);
+        let name = &root.name[..];
+        let added = self.run(|txn| {
+            let mut roots = txn.open_table(ROOT_RECORDS)?;
+            let old = roots.get(name)?.and_then(|old| Stored::decode(old.value()));
+            let same_entry = old.as_ref().is_some_and(|old| old.entry == entry);
+            let same_info = set(&mut txn.open_table(PATH_INFOS)?, name, encoded.as_deref())?;
+            let was_incomplete = old.as_ref().is_some_and(|old| old.incomplete);
+            if same_entry && same_info && was_incomplete == incomplete {
+                return Ok(None);
+            }
+            let added = match &old {
+                Some(old) if same_entry && !was_incomplete => old.added,
+                _ => now(),
+            };
+            if let Some(old) = old.filter(|old| !same_entry && !old.incomplete) {
+                note_past_root(txn, name, &old.entry)?;
+            }
+            let stored = Stored {
+                added,
+                incomplete,
+                entry,
+            };
+            roots.insert(name, &stored.encode()[..])?;
+            count_incomplete(txn, was_incomplete, incomplete)?;
+            grow_roots_version(txn)?;
+            Ok(Some(added))
+        })?;
+        if let Some(added) = added {
+            self.entered.push(Entered::Root {
+                added,
+                incomplete,
+                root: root.clone(),
+                path_info: info.cloned().map(Box::new),
+            });
+        }
+        Ok(())
+    }
+
+    fn remove_root(&mut self, name: &[u8]) -> Result<(), Error> {
+        let removed = self.run(|txn| {
+            let mut roots = txn.open_table(ROOT_RECORDS)?;
+            let old = roots.remove(name)?;
+            let old = old.map(|old| Stored::decode(old.value()));
+            let same_info = set(&mut txn.open_table(PATH_INFOS)?, name, None)?;
+            let Some(old) = old else {
+                return Ok(!same_info);
+            };
+            let was_incomplete = old.as_ref().is_some_and(|old| old.incomplete);
+            if let Some(old) = old.filter(|old| !old.incomplete) {
+                note_past_root(txn, name, &old.entry)?;
+            }
+            count_incomplete(txn, was_incomplete, false)?;
+            grow_roots_version(txn)?;
+            Ok(true)
+        })?;
+        if removed {
+            self.entered.push(Entered::Removed(name.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// The content of these roots has come; one that is another by now stays as it is.
+    pub(in super::super) fn complete_roots(&mut self, complete: &[Root]) -> Result<(), Error> {
+        for root in complete {
+            let entry = Entry::from(root).encode_to_vec();
+            let name = &root.name[..];
+            let waits = self.run(|txn| {
+                let roots = txn.open_table(ROOT_RECORDS)?;
+                let stored = roots.get(name)?.and_then(|old| Stored::decode(old.value()));
+                let waits = stored.is_some_and(|old| old.incomplete && old.entry == entry);
+                if !waits {
+                    return Ok(None);
+                }
+                let infos = txn.open_table(PATH_INFOS)?;
+                let info = infos.get(name)?.map(|info| info.value().to_vec());
+                Ok(Some(info))
+            })?;
+            if let Some(info) = waits {
+                let info = info.and_then(|info| PathInfo::decode(&*info).ok());
+                self.set_root(root, info.as_ref(), false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the roots whose content did not come in time.
+    pub(in super::super) fn remove_expired(&mut self) -> Result<(), Error> {
+        let expired = self.run(|txn| {
+            let meta = txn.open_table(META)?;
+            let waiting = meta.get(META_INCOMPLETE)?.map_or(0, |found| found.value());
+            let mut expired = Vec::new();
+            if waiting == 0 {
+                return Ok(expired);
+            }
+            for found in txn.open_table(ROOT_RECORDS)?.iter()? {
+                let (name, stored) = found?;
+                if Stored::decode(stored.value()).is_some_and(|stored| stored.is_expired()) {
+                    expired.push(name.value().to_vec());
                 }
             }
-            if changed {
-                let mut meta = txn.open_table(META)?;
-                let before = meta
-                    .get(META_ROOTS_VERSION)?
-                    .map_or(0, |found| found.value());
-                meta.insert(META_ROOTS_VERSION, before + 1)?;
+            Ok(expired)
+        })?;
+        expired.iter().try_for_each(|name| self.remove_root(name))
+    }
+
+    /// Writes to the journal what this changes, or all of it anew.
+    fn write_journal(&mut self) -> Result<bool, Error> {
+        if self.entered.is_empty() && self.other_journal.is_none() {
+            return Ok(false);
+        }
+        let folder = &self.index.folder;
+        let mut records = Vec::new();
+        let long = self.position.length > journal::WORTH_REWRITING;
+        let mut replaces = self.other_journal.map(|generation| generation + 1);
+        if replaces.is_some() || long {
+            let all = self.run(dump)?;
+            all.iter().for_each(|entered| entered.encode(&mut records));
+            if replaces.is_none() && self.position.length / 4 > records.len() as u64 {
+                replaces = Some(self.position.generation + 1);
             }
+        }
+        let position = match replaces {
+            Some(generation) => journal::replace(folder, generation, &records)?,
+            None => {
+                records.clear();
+                let entered = self.entered.iter();
+                entered.for_each(|entered| entered.encode(&mut records));
+                journal::append(folder, self.position, &records)?
+            }
+        };
+        self.position = position;
+        self.run(|txn| {
+            let mut meta = txn.open_table(META)?;
+            meta.insert(META_JOURNAL, position.generation)?;
+            meta.insert(META_JOURNAL_LENGTH, position.length)?;
             Ok(())
-        })
+        })?;
+        Ok(true)
     }
 
     /// Makes it durable and visible.
     pub(in super::super) fn commit(mut self) -> Result<(), CommitError> {
+        let journaled = self.write_journal().map_err(CommitError::Undone)?;
         let txn = self.txn.take();
         let folder = &self.index.folder;
         let path = folder.sequence();
@@ -206,50 +416,91 @@ impl Change<'_> {
         }
         // Should this fail, the number stays odd: readers look for themselves.
         let _ = file.write_all_at(&odd.wrapping_add(1).to_le_bytes(), 0);
+        if journaled {
+            journal::note_done(folder, self.position);
+        }
         Ok(())
     }
 }
 
-/// Sets or removes the value of `name`; says whether that changed anything, and what was there.
+/// Sets or removes the value of `name`; says whether it was that already.
 fn set(
     table: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
     name: &[u8],
     value: Option<&[u8]>,
-) -> Result<(bool, Option<Vec<u8>>), redb::Error> {
+) -> Result<bool, redb::Error> {
     let old = table.get(name)?.map(|old| old.value().to_vec());
     if old.as_deref() == value {
-        return Ok((false, old));
+        return Ok(true);
     }
     match value {
         Some(value) => drop(table.insert(name, value)?),
         None => drop(table.remove(name)?),
     }
-    Ok((true, old))
+    Ok(false)
 }
 
-/// A root's name, and what the index has of it after `change`: its `Entry` and `PathInfo`.
-fn encode(change: &RootChange) -> (&[u8], Option<Vec<u8>>, Option<Vec<u8>>) {
-    match change {
-        RootChange::Put(root, info) => (
-            &root.name,
-            Some(Entry::from(root).encode_to_vec()),
-            info.as_ref().map(|info| info.encode_to_vec()),
-        ),
-        RootChange::Remove(name) => (name, None, None),
+fn grow_roots_version(txn: &WriteTransaction) -> Result<(), redb::Error> {
+    let mut meta = txn.open_table(META)?;
+    let before = meta.get(META_ROOTS_VERSION)?;
+    let before = before.map_or(0, |found| found.value());
+    meta.insert(META_ROOTS_VERSION, before + 1)?;
+    Ok(())
+}
+
+fn count_incomplete(txn: &WriteTransaction, was: bool, is: bool) -> Result<(), redb::Error> {
+    if was == is {
+        return Ok(());
     }
+    let mut meta = txn.open_table(META)?;
+    let before = meta.get(META_INCOMPLETE)?.map_or(0, |found| found.value());
+    let now = before.saturating_sub(u64::from(was)) + u64::from(is);
+    meta.insert(META_INCOMPLETE, now)?;
+    Ok(())
+}
+
+/// Everything that a journal has to say.
+fn dump(txn: &WriteTransaction) -> Result<Vec<Entered>, redb::Error> {
+    let mut all = Vec::new();
+    let infos = txn.open_table(PATH_INFOS)?;
+    for found in txn.open_table(ROOT_RECORDS)?.iter()? {
+        let (name, stored) = found?;
+        let info = infos.get(name.value())?;
+        let info = info.and_then(|info| PathInfo::decode(info.value()).ok());
+        // What makes no sense is damage, which reading it tells.
+        let Some(stored) = Stored::decode(stored.value()) else {
+            continue;
+        };
+        let root = Entry::decode(&stored.entry[..]).ok();
+        let Some(root) = root.and_then(|entry| Root::try_from(entry).ok()) else {
+            continue;
+        };
+        all.push(Entered::Root {
+            added: stored.added,
+            incomplete: stored.incomplete,
+            root,
+            path_info: info.map(Box::new),
+        });
+    }
+    all.extend(cached_roots::pins(txn)?);
+    Ok(all)
 }
 
 impl Snapshot {
     /// Whether it is as after `change` already.
     pub(in super::super) fn has(&self, change: &RootChange) -> Result<bool, Error> {
-        let (name, entry, info) = encode(change);
-        guarded(&self.folder, || {
-            let old_entry = self.roots.get(name)?;
-            let old_info = self.path_infos.get(name)?;
-            Ok(
-                old_entry.as_ref().map(|old| old.value()) == entry.as_deref()
-                    && old_info.as_ref().map(|old| old.value()) == info.as_deref(),
-            )
-        })
+        let (name, wanted) = match change {
+            RootChange::Put(root, info) => (&root.name[..], Some((root, info.as_deref()))),
+            RootChange::Remove(name) => (&name[..], None),
+        };
+        let Some(stored) = self.stored_root(name)? else {
+            return Ok(wanted.is_none());
+        };
+        let Some((root, info)) = wanted else {
+            return Ok(false);
+        };
+        Ok(!stored.incomplete
+            && stored.entry == Entry::from(root).encode_to_vec()
+            && self.path_info(name)?.as_ref() == info)
     }
 }

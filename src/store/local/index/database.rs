@@ -4,6 +4,7 @@
 //! Should a damaged file make redb panic, the panic ends here.
 
 use std::any::Any;
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
@@ -42,10 +43,21 @@ pub(super) fn guarded<T>(
 ) -> Result<T, Error> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(done)) => Ok(done),
+        Ok(Err(redb::Error::Io(source))) if is_damage(&source) => {
+            Err(damaged(folder, source.to_string()))
+        }
         Ok(Err(redb::Error::Io(source))) => Err(folder.io("use", &folder.index())(source)),
         Ok(Err(source)) => Err(damaged(folder, source.to_string())),
         Err(panic) => Err(damaged(folder, panic_text(&*panic))),
     }
+}
+
+/// Whether the file is shorter than it says, makes no sense, or has a sector that cannot be read.
+fn is_damage(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::UnexpectedEof | ErrorKind::InvalidData
+    ) || error.raw_os_error() == Some(libc::EIO)
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {
@@ -82,7 +94,7 @@ pub(super) fn open_reader(folder: &Folder) -> Result<Handle, Error> {
         // A writer died. Opening for writing repairs the file.
         match open_writer(folder) {
             Ok(database) => guarded(folder, || Ok(database.close()?))?,
-            Err(Error::ReadOnly { .. }) => {
+            Err(Error::ReadOnly { .. } | Error::Format { .. }) => {
                 let state = file_state(folder);
                 return open_copy(folder).map(|copy| Handle::Copy(copy, state));
             }

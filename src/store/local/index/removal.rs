@@ -18,10 +18,11 @@ use super::{
     BLOBS, Change, DIRECTORIES, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES,
     META_NEXT_PACK, META_REMOVALS, PACKS, Snapshot,
 };
+use super::{chunk_lists, quarantine};
 use crate::castore::{Digest, Root};
 use crate::proto::castore::v1::Entry;
-use crate::store::Error;
 use crate::store::local::location::{Kind, Location};
+use crate::store::{Error, Object};
 
 /// A pack's number and a minute (in seconds since 1970), to the length that the pack had before the
 /// first commit of that minute.
@@ -200,6 +201,9 @@ impl Change<'_> {
         packs: &[u32],
     ) -> Result<(), Error> {
         self.run(|txn| {
+            quarantine::release(txn, Object::Blob, blobs.iter())?;
+            quarantine::release(txn, Object::Directory, directories.iter())?;
+            chunk_lists::remove(txn, blobs)?;
             let mut removed = [(META_BLOBS, 0), (META_BLOB_BYTES, 0), (META_DIRECTORIES, 0)];
             let mut table = txn.open_table(BLOBS)?;
             for digest in blobs {

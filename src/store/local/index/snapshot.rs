@@ -2,21 +2,22 @@
 
 use std::sync::Arc;
 
-use prost::Message;
-use redb::{ReadOnlyTable, ReadableDatabase, ReadableTable};
+use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable};
 
 use super::super::folder::Folder;
+use super::super::format::{self, FORMAT};
+use super::super::journal::Position;
 use super::super::location::{BLOBS, DIRECTORIES, Location};
 use super::cached_roots::CACHED_ROOTS;
 use super::database::{Handle, damaged, guarded};
+use super::quarantine::{self, Quarantine};
 use super::removal::{AGES, PAST_ROOTS};
+use super::root_records::Roots;
 use super::{
-    META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_REMOVALS, META_ROOTS_VERSION, PACKS,
-    PATH_INFOS, ROOTS,
+    META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_FORMAT, META_INCOMPLETE,
+    META_JOURNAL, META_JOURNAL_LENGTH, META_REMOVALS, META_ROOTS_VERSION, PACKS, PATH_INFOS,
 };
-use crate::castore::{Digest, Printable, Root};
-use crate::nix::PathInfo;
-use crate::proto::castore::v1::Entry;
+use crate::castore::Digest;
 use crate::store::{Error, Usage};
 
 pub(super) type Objects = ReadOnlyTable<&'static [u8; Digest::LEN], &'static [u8; 21]>;
@@ -32,7 +33,13 @@ pub(in super::super) struct Snapshot {
     pub(in super::super) removals: u64,
     pub(super) blobs: Objects,
     pub(super) directories: Objects,
-    pub(super) roots: Names,
+    /// How many roots wait for their content.
+    pub(in super::super) incomplete: u64,
+    /// For tables that are seldom read.
+    pub(super) txn: ReadTransaction,
+    /// Which objects are damaged, if any are.
+    pub(super) quarantine: Option<Quarantine>,
+    pub(super) roots: Roots,
     pub(super) path_infos: Names,
     pub(super) packs: ReadOnlyTable<u32, (u8, u64)>,
     pub(super) ages: ReadOnlyTable<(u32, u64), u64>,
@@ -58,13 +65,18 @@ impl Snapshot {
         handle: &Handle,
         sequence: Option<u64>,
     ) -> Result<Self, Error> {
-        guarded(folder, || {
+        let mut version = 0;
+        let taken = guarded(folder, || {
             let txn = match handle {
                 Handle::Shared(database) => database.begin_read()?,
                 Handle::Copy(database, _) => database.begin_read()?,
             };
             let meta = txn.open_table(META)?;
-            Ok(Self {
+            version = meta.get(META_FORMAT)?.map_or(1, |found| found.value());
+            if version > u64::from(FORMAT) {
+                return Ok(None);
+            }
+            Ok(Some(Self {
                 folder: folder.clone(),
                 sequence,
                 roots_version: meta
@@ -73,14 +85,29 @@ impl Snapshot {
                 removals: meta.get(META_REMOVALS)?.map_or(0, |found| found.value()),
                 blobs: txn.open_table(BLOBS)?,
                 directories: txn.open_table(DIRECTORIES)?,
-                roots: txn.open_table(ROOTS)?,
+                incomplete: meta.get(META_INCOMPLETE)?.map_or(0, |found| found.value()),
+                quarantine: quarantine::open(&txn)?,
+                roots: Roots::open(&txn)?,
                 path_infos: txn.open_table(PATH_INFOS)?,
                 packs: txn.open_table(PACKS)?,
                 ages: txn.open_table(AGES)?,
                 past_roots: txn.open_table(PAST_ROOTS)?,
                 cached_roots: txn.open_table(CACHED_ROOTS)?,
                 meta,
-            })
+                txn,
+            }))
+        })?;
+        taken.ok_or_else(|| {
+            let version = u32::try_from(version).unwrap_or(u32::MAX);
+            format::newer(folder, version)
+        })
+    }
+
+    /// Which journal belongs to it.
+    pub(in super::super) fn journal(&self) -> Result<Position, Error> {
+        Ok(Position {
+            generation: self.meta(META_JOURNAL)?,
+            length: self.meta(META_JOURNAL_LENGTH)?,
         })
     }
 
@@ -104,57 +131,6 @@ impl Snapshot {
                         &self.folder,
                         format!("its entry for {digest} makes no sense"),
                     )
-                })
-            })
-            .transpose()
-    }
-
-    pub(in super::super) fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
-        let entry = guarded(&self.folder, || {
-            Ok(self.roots.get(name)?.map(|entry| entry.value().to_vec()))
-        })?;
-        entry
-            .map(|entry| self.decode_root(name, &entry))
-            .transpose()
-    }
-
-    pub(in super::super) fn roots(&self) -> Result<Vec<Root>, Error> {
-        let entries = guarded(&self.folder, || {
-            let mut entries = Vec::new();
-            for found in self.roots.iter()? {
-                let (name, entry) = found?;
-                entries.push((name.value().to_vec(), entry.value().to_vec()));
-            }
-            Ok(entries)
-        })?;
-        entries
-            .iter()
-            .map(|(name, entry)| self.decode_root(name, entry))
-            .collect()
-    }
-
-    pub(super) fn decode_root(&self, name: &[u8], entry: &[u8]) -> Result<Root, Error> {
-        let root = Entry::decode(entry)
-            .map_err(|error| error.to_string())
-            .and_then(|entry| Root::try_from(entry).map_err(|error| error.to_string()));
-        root.map_err(|error| {
-            let name = Printable(name);
-            damaged(&self.folder, format!("its root node \"{name}\": {error}"))
-        })
-    }
-
-    pub(in super::super) fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
-        let found = guarded(&self.folder, || {
-            Ok(self
-                .path_infos
-                .get(name)?
-                .map(|found| found.value().to_vec()))
-        })?;
-        found
-            .map(|bytes| {
-                PathInfo::decode(&*bytes).map_err(|error| {
-                    let name = Printable(name);
-                    damaged(&self.folder, format!("its path info \"{name}\": {error}"))
                 })
             })
             .transpose()

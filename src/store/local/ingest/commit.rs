@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use super::{FEW_LARGE, Session, Staged};
-use crate::castore::{Digest, Directory, NodeRef};
+use crate::castore::{Digest, Directory, NodeRef, Root};
+use crate::nix::PathInfo;
 use crate::store::local::closure::Closure;
-use crate::store::local::index::{Change, CommitError};
+use crate::store::local::index::{Change, CommitError, Snapshot};
 use crate::store::local::large;
 use crate::store::local::location::{Kind, Location};
 use crate::store::local::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Records};
@@ -17,6 +18,15 @@ use crate::store::{Added, Error};
 /// copies every page on the way to a changed one.
 const INDEX_ROOM: u64 = 4 << 20;
 const ENTRY_ROOM: u64 = 256;
+
+/// What the index is to take, besides the blobs and the changes of roots.
+struct Prepared {
+    directories: Vec<(Digest, Location)>,
+    /// Roots that came before their content, and whether that is still missing.
+    incomplete: Vec<(Root, Option<PathInfo>, bool)>,
+    /// Roots that waited, whose content has come.
+    complete: Vec<Root>,
+}
 
 impl Session {
     pub(super) fn commit(&self) -> Result<Added, Error> {
@@ -46,7 +56,7 @@ impl Session {
 
     fn commit_staged(&self, staged: &mut Staged) -> Result<Added, CommitError> {
         let prepared = self.prepare(staged).map_err(CommitError::Undone)?;
-        let Some(directories) = prepared else {
+        let Some(prepared) = prepared else {
             return Ok(Added::default());
         };
         let store = &*self.store;
@@ -56,7 +66,7 @@ impl Session {
             tmp.abandon(true);
         }
         let added = self
-            .enter(&mut change, staged, &directories)
+            .enter(&mut change, staged, &prepared)
             .map_err(CommitError::Undone)?;
         change.commit()?;
         if let Some(tmp) = &staged.tmp {
@@ -69,12 +79,13 @@ impl Session {
     }
 
     /// Everything before the index: checks, lays out and syncs. Nothing if nothing is new.
-    fn prepare(&self, staged: &mut Staged) -> Result<Option<Vec<(Digest, Location)>>, Error> {
+    fn prepare(&self, staged: &mut Staged) -> Result<Option<Prepared>, Error> {
         if self.failed.load(Ordering::Acquire) {
             return Err(self.refuse("the import", "a part of it could not be written"));
         }
         let store = &*self.store;
         let snapshot = store.index.fresh()?;
+        let expected = std::mem::take(&mut staged.expected);
         let mut closure = Closure::new(store, &snapshot, staged);
         for change in &staged.roots {
             if let RootChange::Put(root, _) = change {
@@ -83,9 +94,22 @@ impl Session {
                     .map_err(|why| self.refuse(format!("root node \"{}\"", root.name), why))?;
             }
         }
+        let mut incomplete = Vec::new();
+        let mut complete = Vec::new();
+        for (root, info) in expected {
+            let is_complete = closure.check(&root)?.is_ok();
+            self.check_free(&snapshot, &root)?;
+            incomplete.push((root, info, !is_complete));
+        }
+        for root in snapshot.incomplete_roots()? {
+            if closure.check(&root)?.is_ok() {
+                complete.push(root);
+            }
+        }
         let partial = closure.finish()?;
         let (layout, completed) = (lay_out(staged), partial.completed);
         let mut unchanged = completed.is_empty() && staged.blobs.is_empty() && layout.is_empty();
+        unchanged &= incomplete.is_empty() && complete.is_empty();
         for change in &staged.roots {
             unchanged = unchanged && snapshot.has(change)?;
         }
@@ -95,11 +119,30 @@ impl Session {
         let mut directories = self.write_directories(staged, &layout, &partial.missing)?;
         directories.extend(completed);
         self.sync(staged)?;
+        if !staged.roots.is_empty() || !incomplete.is_empty() {
+            // From here on the store holds what no other may have.
+            store.folder.unmark_cache()?;
+        }
         let entries = staged.blobs.len() + directories.len() + staged.roots.len();
         store
             .folder
             .check_room(INDEX_ROOM + ENTRY_ROOM * entries as u64)?;
-        Ok(Some(directories))
+        Ok(Some(Prepared {
+            directories,
+            incomplete,
+            complete,
+        }))
+    }
+
+    /// Fails if a root of that name is there whose content is here and another.
+    fn check_free(&self, snapshot: &Snapshot, root: &Root) -> Result<(), Error> {
+        match snapshot.root(&root.name)? {
+            Some(there) if there.node != root.node => Err(self.refuse(
+                format!("root node \"{}\" before its content", root.name),
+                "there is another root of that name, whose content is here",
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn write_directories(
@@ -177,7 +220,7 @@ impl Session {
         &self,
         change: &mut Change<'_>,
         staged: &Staged,
-        directories: &[(Digest, Location)],
+        prepared: &Prepared,
     ) -> Result<Added, Error> {
         let mut missing = Vec::new();
         for file in &staged.large {
@@ -192,11 +235,15 @@ impl Session {
         // In the order of their keys, the index changes each of its pages once.
         let mut blobs: Vec<_> = staged.blobs.iter().map(|(key, at)| (*key, *at)).collect();
         blobs.sort_unstable_by_key(|(digest, _)| *digest);
-        let mut directories = directories.to_vec();
+        let mut directories = prepared.directories.clone();
         directories.sort_unstable_by_key(|(digest, _)| *digest);
         let added = change.add(&blobs, &directories, &staged.replaced)?;
         for pack in &staged.packs {
             change.set_pack(pack.id, pack.kind, pack.end())?;
+        }
+        change.complete_roots(&prepared.complete)?;
+        for (root, info, incomplete) in &prepared.incomplete {
+            change.set_root(root, info.as_ref(), *incomplete)?;
         }
         change.set_roots(&staged.roots)?;
         Ok(added)

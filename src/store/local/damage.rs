@@ -1,0 +1,179 @@
+//! What reads find damaged: it is put on the index's quarantine list, so that an addition replaces it.
+//!
+//! A read must not wait for that. What it finds is kept in memory, and a thread writes it a moment
+//! later; an addition of this process, and the end of the store, write it at once. Where the index
+//! cannot be written to, the list stays in memory.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::index::CommitError;
+use super::location::Location;
+use super::{Inner, LocalStore};
+use crate::castore::Digest;
+use crate::store::{Error, Object};
+
+/// How long what is found first waits for more.
+const LINGER: Duration = Duration::from_millis(50);
+/// Objects that wait to be written, at most; what is found beyond that is found again.
+const MOST: usize = 100_000;
+/// Bytes of a blob that are read at once.
+const PIECE: u64 = 1 << 20;
+
+/// What was found and is not on the list yet.
+#[derive(Debug, Default)]
+pub(super) struct FoundDamage(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    objects: HashSet<(Object, Digest)>,
+    /// A thread is about to write them.
+    writer: bool,
+}
+
+/// Whether an error says that the object's bytes on the disk are not, or cannot be read as, what they
+/// should be.
+fn is_damage(error: &Error) -> bool {
+    match error {
+        Error::Damaged { .. } => true,
+        // A sector that cannot be read.
+        Error::Io { source, .. } => source.raw_os_error() == Some(libc::EIO),
+        _ => false,
+    }
+}
+
+impl Inner {
+    /// Notes an object that could not be read for the reason that `done` gives, if that is damage.
+    pub(super) fn note_damage<T>(
+        self: &Arc<Self>,
+        object: Object,
+        digest: &Digest,
+        done: Result<T, Error>,
+    ) -> Result<T, Error> {
+        let Err(error) = &done else { return done };
+        if !is_damage(error) {
+            return done;
+        }
+        let snapshot = self.index.snapshot();
+        if snapshot.is_quarantined(object, digest).unwrap_or(true) {
+            return done;
+        }
+        let mut waiting = self.found.0.lock();
+        if waiting.objects.len() < MOST
+            && waiting.objects.insert((object, *digest))
+            && !waiting.writer
+        {
+            let store = Arc::downgrade(self);
+            let thread = std::thread::Builder::new().name("quarantine".to_owned());
+            let started = thread.spawn(move || write_soon(&store));
+            waiting.writer = started.is_ok();
+        }
+        done
+    }
+
+    /// Puts what was found on the list.
+    pub(super) fn write_found_damage(&self) {
+        let found: Vec<_> = {
+            let mut waiting = self.found.0.lock();
+            waiting.writer = false;
+            waiting.objects.iter().copied().collect()
+        };
+        if found.is_empty() {
+            return;
+        }
+        if let Err(error) = self.quarantine(&found) {
+            tracing::debug!(%error, "cannot note which objects are damaged");
+            return;
+        }
+        let mut waiting = self.found.0.lock();
+        for object in &found {
+            waiting.objects.remove(object);
+        }
+    }
+
+    fn quarantine(&self, found: &[(Object, Digest)]) -> Result<(), Error> {
+        let snapshot = self.index.fresh()?;
+        let mut damaged = Vec::new();
+        for (object, digest) in found {
+            let at = match object {
+                Object::Blob => snapshot.blob(digest)?,
+                Object::Directory => snapshot.directory(digest)?,
+            };
+            // It may have been removed since.
+            if at.is_some() && !snapshot.is_quarantined(*object, digest)? {
+                damaged.push((*object, *digest));
+            }
+        }
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let mut change = self.index.change()?;
+        change.quarantine(&damaged)?;
+        change.commit().map_err(CommitError::into_error)
+    }
+}
+
+impl LocalStore {
+    /// Reads again what is on the quarantine list, and takes off it what is sound after all; says how
+    /// many objects are still on it.
+    pub fn release_sound(&self) -> Result<u64, Error> {
+        let store = &self.0;
+        store.write_found_damage();
+        let snapshot = store.index.fresh()?;
+        let mut sound = Vec::new();
+        let mut left = 0;
+        for (object, digest) in snapshot.quarantined()? {
+            let is_sound = match object {
+                Object::Directory => match snapshot.directory(&digest)? {
+                    Some(at) => store.files.directory(&digest, at).is_ok(),
+                    None => true,
+                },
+                Object::Blob => match snapshot.blob(&digest)? {
+                    Some(at) => store.is_sound(&digest, at),
+                    None => true,
+                },
+            };
+            match is_sound {
+                true => sound.push((object, digest)),
+                false => left += 1,
+            }
+        }
+        if !sound.is_empty() {
+            let mut change = store.index.change()?;
+            change.release(&sound)?;
+            change.commit().map_err(CommitError::into_error)?;
+        }
+        Ok(left)
+    }
+}
+
+impl Inner {
+    /// Whether all of a blob can be read.
+    fn is_sound(&self, digest: &Digest, at: Location) -> bool {
+        let mut buffer = vec![0; at.len.min(PIECE) as usize];
+        let mut offset = 0;
+        while offset < at.len {
+            match self.files.read(digest, at, offset, &mut buffer) {
+                Ok(read) if read > 0 => offset += read as u64,
+                _ => return false,
+            }
+        }
+        true
+    }
+}
+
+fn write_soon(store: &Weak<Inner>) {
+    std::thread::sleep(LINGER);
+    if let Some(store) = store.upgrade() {
+        store.write_found_damage();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.write_found_damage();
+    }
+}

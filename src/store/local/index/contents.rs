@@ -1,0 +1,165 @@
+//! An index made of what a repair found.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use prost::Message;
+use rustix::fs::{FlockOperation, flock};
+
+use super::super::folder::Folder;
+use super::super::journal::{Entered, Position};
+use super::super::location::{BLOBS, DIRECTORIES, Location};
+use super::super::pack::PackKind;
+use super::cached_roots::{CACHED_ROOTS, CachedRoot};
+use super::database::{builder, guarded};
+use super::removal::{note_age, now};
+use super::root_records::{ROOT_RECORDS, Stored};
+use super::{
+    Index, META, META_BLOB_BYTES, META_BLOBS, META_DIRECTORIES, META_INCOMPLETE, META_JOURNAL,
+    META_JOURNAL_LENGTH, META_NEXT_PACK, META_ROOTS_VERSION, PACKS, PATH_INFOS, Snapshot, create,
+};
+use crate::castore::Digest;
+use crate::proto::castore::v1::Entry;
+use crate::store::Error;
+
+/// What an index is made of.
+#[derive(Debug, Default)]
+pub(in super::super) struct Contents {
+    /// Each blob once.
+    pub(in super::super) blobs: Vec<(Digest, Location)>,
+    /// Each Directory once.
+    pub(in super::super) directories: Vec<(Digest, Location)>,
+    /// Numbers, kinds and lengths of packs.
+    pub(in super::super) packs: Vec<(u32, PackKind, u64)>,
+    /// Roots and pins.
+    pub(in super::super) names: Vec<Entered>,
+    /// The journal that says the same.
+    pub(in super::super) journal: Position,
+}
+
+/// Makes an index of `contents` at `path`. All objects count as added now, so that a garbage
+/// collection spares them for a while.
+pub(in super::super) fn create_with(
+    folder: &Folder,
+    path: &Path,
+    contents: &Contents,
+) -> Result<(), Error> {
+    create(folder, path)?;
+    guarded(folder, || {
+        let database = builder().open(path)?;
+        let txn = database.begin_write()?;
+        let mut blob_bytes = 0;
+        {
+            let mut table = txn.open_table(BLOBS)?;
+            for (digest, at) in &contents.blobs {
+                table.insert(digest.as_bytes(), &at.encode())?;
+                blob_bytes += at.len;
+            }
+            let mut table = txn.open_table(DIRECTORIES)?;
+            for (digest, at) in &contents.directories {
+                table.insert(digest.as_bytes(), &at.encode())?;
+            }
+            let mut packs = txn.open_table(PACKS)?;
+            let mut next_pack = 0;
+            for (id, kind, len) in &contents.packs {
+                packs.insert(id, (*kind as u8, *len))?;
+                note_age(&txn, *id, 0)?;
+                next_pack = next_pack.max(u64::from(*id) + 1);
+            }
+            let incomplete = enter_names(&txn, &contents.names)?;
+            let mut meta = txn.open_table(META)?;
+            for (key, value) in [
+                (META_BLOBS, contents.blobs.len() as u64),
+                (META_BLOB_BYTES, blob_bytes),
+                (META_DIRECTORIES, contents.directories.len() as u64),
+                (META_NEXT_PACK, next_pack),
+                (META_INCOMPLETE, incomplete),
+                (META_JOURNAL, contents.journal.generation),
+                (META_JOURNAL_LENGTH, contents.journal.length),
+                // Larger than what the lost index had counted to.
+                (META_ROOTS_VERSION, now()),
+            ] {
+                meta.insert(key, value)?;
+            }
+        }
+        txn.commit()?;
+        database.close()?;
+        Ok(())
+    })
+}
+
+/// Enters roots and pins; says how many roots wait for their content.
+fn enter_names(txn: &redb::WriteTransaction, names: &[Entered]) -> Result<u64, redb::Error> {
+    let mut roots = txn.open_table(ROOT_RECORDS)?;
+    let mut infos = txn.open_table(PATH_INFOS)?;
+    let mut cached = txn.open_table(CACHED_ROOTS)?;
+    let mut waiting = 0;
+    for entered in names {
+        match entered {
+            Entered::Root {
+                added,
+                incomplete,
+                root,
+                path_info,
+            } => {
+                let stored = Stored {
+                    added: *added,
+                    incomplete: *incomplete,
+                    entry: Entry::from(root).encode_to_vec(),
+                };
+                roots.insert(&root.name[..], &stored.encode()[..])?;
+                if let Some(info) = path_info {
+                    infos.insert(&root.name[..], &info.encode_to_vec()[..])?;
+                }
+                waiting += u64::from(*incomplete);
+            }
+            Entered::Pin(name, true) => {
+                let pinned = CachedRoot {
+                    pinned: true,
+                    ..CachedRoot::default()
+                };
+                cached.insert(&name[..], &pinned.encode()[..])?;
+            }
+            Entered::Pin(_, false) | Entered::Removed(_) => {}
+        }
+    }
+    Ok(waiting)
+}
+
+impl Snapshot {
+    /// Everything that a journal has to say of it.
+    pub(in super::super) fn entered(&self) -> Result<Vec<Entered>, Error> {
+        let mut all = Vec::new();
+        for record in self.root_records()? {
+            all.push(Entered::Root {
+                added: record.added.unwrap_or(0),
+                incomplete: record.incomplete,
+                root: record.root,
+                path_info: record.path_info.map(Box::new),
+            });
+        }
+        let cached = self.cached_roots()?.into_iter();
+        let pinned = cached.filter(|(_, cached)| cached.pinned);
+        all.extend(pinned.map(|(name, _)| Entered::Pin(name.to_vec(), true)));
+        Ok(all)
+    }
+}
+
+impl Index {
+    /// Has readers look anew: another index was put in this one's place.
+    pub(in super::super) fn announce(folder: &Folder) -> Result<(), Error> {
+        let path = folder.sequence();
+        let announced = || -> std::io::Result<()> {
+            let mut options = std::fs::File::options();
+            let file = options.read(true).write(true).create(true).truncate(false);
+            let file = file.open(&path)?;
+            flock(&file, FlockOperation::LockExclusive)?;
+            let mut bytes = [0; 8];
+            // A file that is too short counts from 0.
+            let _ = file.read_exact_at(&mut bytes, 0);
+            let next = (u64::from_le_bytes(bytes).wrapping_add(1) | 1).wrapping_add(1);
+            file.write_all_at(&next.to_le_bytes(), 0)
+        };
+        announced().map_err(folder.io("write", &path))
+    }
+}

@@ -1,0 +1,409 @@
+//! The journal: names of roots, their PathInfos and pins, from which a lost index is rebuilt.
+//!
+//! An append-only file beside the index. The change of the index that sets roots or pins first
+//! appends them here and syncs the file; the index then commits together with the journal's
+//! generation and length. What lies behind that length was never committed, and is cut off by the
+//! next change. After a commit a record `done` is appended without a sync: a `done` that is ahead of
+//! the index shows that the index is older than the journal, as after a partial restore.
+//!
+//! A journal that does not belong to the index (none, another generation, shorter) is written anew
+//! from the index, which is the truth as long as it can be read.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt;
+
+use prost::Message;
+
+use super::folder::Folder;
+use crate::castore::{Name, Root};
+use crate::nix::PathInfo;
+use crate::proto::castore::v1::Entry;
+use crate::store::Error;
+
+/// The first bytes of the file.
+const MAGIC: &[u8; 15] = b"castore journal";
+/// The version of the file, behind [`MAGIC`].
+const VERSION: u8 = 1;
+/// Bytes of the header: magic, version, generation.
+pub(super) const HEADER: u64 = 24;
+/// Bytes before a record's payload: tag, length, checksum.
+const RECORD: usize = 16;
+/// Bytes of a payload, at most: more than any name, node and PathInfo take.
+const LONGEST: usize = 64 << 20;
+/// A journal that is longer than this, and than four times what it has to say, is written anew.
+pub(super) const WORTH_REWRITING: u64 = 1 << 20;
+
+/// Flags of a root: its content had not come; it has a PathInfo.
+const INCOMPLETE: u8 = 1;
+const PATH_INFO: u8 = 2;
+
+/// A change that the journal tells of.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Entered {
+    /// A root as it is from now on.
+    Root {
+        /// When it was added, in seconds since 1970; 0 if that is not known.
+        added: u64,
+        /// Whether its content had not come.
+        incomplete: bool,
+        /// The root.
+        root: Root,
+        /// What is known of it as a store path.
+        path_info: Option<Box<PathInfo>>,
+    },
+    /// The root of this name was removed.
+    Removed(Vec<u8>),
+    /// A cache's pin of this name was set, or taken back.
+    Pin(Vec<u8>, bool),
+}
+
+/// Which journal an index belongs to, and how much of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Position {
+    /// Grows whenever the journal is written anew; 0: there was none yet.
+    pub(super) generation: u64,
+    /// Bytes, from the start, that the index has committed.
+    pub(super) length: u64,
+}
+
+/// How a journal relates to the index.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Relation {
+    /// It is the index's: records are appended.
+    Same,
+    /// It is not: it is to be written anew.
+    Other,
+    /// It tells of commits that the index does not know: the index is older.
+    Ahead,
+}
+
+impl Entered {
+    /// Appends the record.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        let mut payload = Vec::new();
+        let tag = match self {
+            Entered::Root {
+                added,
+                incomplete,
+                root,
+                path_info,
+            } => {
+                payload.extend_from_slice(&added.to_le_bytes());
+                let info = if path_info.is_some() { PATH_INFO } else { 0 };
+                payload.push(info | if *incomplete { INCOMPLETE } else { 0 });
+                put_bytes(&mut payload, &root.name);
+                put_bytes(&mut payload, &Entry::from(root).encode_to_vec());
+                if let Some(info) = path_info {
+                    payload.extend_from_slice(&info.encode_to_vec());
+                }
+                b"root"
+            }
+            Entered::Removed(name) => {
+                payload.extend_from_slice(name);
+                b"gone"
+            }
+            Entered::Pin(name, pinned) => {
+                payload.push(u8::from(*pinned));
+                payload.extend_from_slice(name);
+                b"pin "
+            }
+        };
+        put_record(out, tag, &payload);
+    }
+
+    fn decode(tag: [u8; 4], payload: &[u8]) -> Option<Self> {
+        match &tag {
+            b"root" => {
+                let (added, rest) = payload.split_first_chunk()?;
+                let (flags, rest) = rest.split_first()?;
+                let (name, rest) = take_bytes(rest)?;
+                let (entry, info) = take_bytes(rest)?;
+                let root = Root::try_from(Entry::decode(entry).ok()?).ok()?;
+                if root.name.as_bytes() != name {
+                    return None;
+                }
+                let path_info = match flags & PATH_INFO {
+                    0 => None,
+                    _ => Some(Box::new(PathInfo::decode(info).ok()?)),
+                };
+                Some(Entered::Root {
+                    added: u64::from_le_bytes(*added),
+                    incomplete: flags & INCOMPLETE != 0,
+                    root,
+                    path_info,
+                })
+            }
+            b"gone" => Some(Entered::Removed(payload.to_vec())),
+            b"pin " => {
+                let (pinned, name) = payload.split_first()?;
+                Name::new(name).ok()?;
+                Some(Entered::Pin(name.to_vec(), *pinned != 0))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+fn take_bytes(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+}
+
+fn checksum(tag: &[u8; 4], payload: &[u8]) -> [u8; 8] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(tag);
+    hasher.update(&(payload.len() as u32).to_le_bytes());
+    hasher.update(payload);
+    let mut sum = [0; 8];
+    sum.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    sum
+}
+
+fn put_record(out: &mut Vec<u8>, tag: &[u8; 4], payload: &[u8]) {
+    out.extend_from_slice(tag);
+    out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    out.extend_from_slice(&checksum(tag, payload));
+    out.extend_from_slice(payload);
+}
+
+/// The record at the start of `bytes`: its tag, its payload, and what is behind it.
+fn take_record(bytes: &[u8]) -> Option<([u8; 4], &[u8], &[u8])> {
+    let (tag, rest) = bytes.split_first_chunk::<4>()?;
+    let (length, rest) = rest.split_first_chunk()?;
+    let length = u32::from_le_bytes(*length) as usize;
+    let (sum, rest) = rest.split_first_chunk::<8>()?;
+    if length > LONGEST {
+        return None;
+    }
+    let (payload, rest) = rest.split_at_checked(length)?;
+    (*sum == checksum(tag, payload)).then_some((*tag, payload, rest))
+}
+
+fn header(generation: u64) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    bytes.push(VERSION);
+    bytes.extend_from_slice(&generation.to_le_bytes());
+    bytes
+}
+
+fn generation(header: &[u8]) -> Option<u64> {
+    let rest = header.strip_prefix(MAGIC)?.strip_prefix(&[VERSION])?;
+    Some(u64::from_le_bytes(*rest.first_chunk()?))
+}
+
+/// How the journal in `folder` relates to an index that is at `position`.
+pub(super) fn relate(folder: &Folder, position: Position) -> Result<(Relation, u64), Error> {
+    let path = folder.journal();
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Relation::Other, 0)),
+        Err(error) => return Err(folder.io("open", &path)(error)),
+    };
+    let related = || -> io::Result<(Relation, u64)> {
+        let length = file.metadata()?.len();
+        let mut head = [0; HEADER as usize];
+        if length < HEADER {
+            return Ok((Relation::Other, 0));
+        }
+        file.read_exact_at(&mut head, 0)?;
+        let Some(found) = generation(&head) else {
+            return Ok((Relation::Other, 0));
+        };
+        if found < position.generation || (found == position.generation && length < position.length)
+        {
+            return Ok((Relation::Other, found));
+        }
+        let same = found == position.generation;
+        // Of another generation, all of it is behind what the index knows.
+        let from = if same { position.length } else { HEADER };
+        let mut tail = Vec::new();
+        let mut reader = &file;
+        io::Seek::seek(&mut reader, io::SeekFrom::Start(from))?;
+        reader.read_to_end(&mut tail)?;
+        let mut rest = &tail[..];
+        while let Some((tag, payload, behind)) = take_record(rest) {
+            let done = payload.first_chunk().map(|done| u64::from_le_bytes(*done));
+            if tag == *b"done" && (!same || done.is_some_and(|done| done > position.length)) {
+                return Ok((Relation::Ahead, found));
+            }
+            rest = behind;
+        }
+        let relation = if same {
+            Relation::Same
+        } else {
+            Relation::Other
+        };
+        Ok((relation, found))
+    };
+    related().map_err(folder.io("read", &path))
+}
+
+/// Appends records behind what the index has committed, and makes them durable.
+pub(super) fn append(
+    folder: &Folder,
+    position: Position,
+    records: &[u8],
+) -> Result<Position, Error> {
+    let path = folder.journal();
+    let appended = || -> io::Result<()> {
+        let file = File::options().write(true).open(&path)?;
+        file.set_len(position.length)?;
+        file.write_all_at(records, position.length)?;
+        file.sync_data()
+    };
+    appended().map_err(folder.io("write", &path))?;
+    Ok(Position {
+        length: position.length + records.len() as u64,
+        ..position
+    })
+}
+
+/// Writes a journal anew, and makes it durable.
+pub(super) fn replace(folder: &Folder, generation: u64, records: &[u8]) -> Result<Position, Error> {
+    let new = folder.path().join("journal.new");
+    let path = folder.journal();
+    let written = || -> io::Result<()> {
+        let mut file = File::create(&new)?;
+        file.write_all(&header(generation))?;
+        file.write_all(records)?;
+        file.sync_data()?;
+        fs::rename(&new, &path)
+    };
+    written().map_err(folder.io("write", &path))?;
+    folder.sync(folder.path())?;
+    Ok(Position {
+        generation,
+        length: HEADER + records.len() as u64,
+    })
+}
+
+/// Notes that the index has committed up to `position`. Should it not get to the disk, it is only
+/// less easily seen when an older index is put in this one's place.
+pub(super) fn note_done(folder: &Folder, position: Position) {
+    let mut record = Vec::new();
+    put_record(&mut record, b"done", &position.length.to_le_bytes());
+    if let Ok(file) = File::options().write(true).open(folder.journal()) {
+        let _ = file.write_all_at(&record, position.length);
+    }
+}
+
+/// What a journal says, as far as it can be read.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    /// What was entered, in order.
+    pub(super) entered: Vec<Entered>,
+    /// Its generation.
+    pub(super) generation: u64,
+    /// Places where bytes made no sense and were passed over.
+    pub(super) damaged: u64,
+}
+
+/// Reads the whole journal; nothing if there is none.
+pub(super) fn read(folder: &Folder) -> Result<Option<Journal>, Error> {
+    let path = folder.journal();
+    match fs::read(&path) {
+        Ok(bytes) => Ok(Some(parse(&bytes))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(folder.io("read", &path)(error)),
+    }
+}
+
+fn parse(bytes: &[u8]) -> Journal {
+    let mut journal = Journal::default();
+    let mut rest = match generation(bytes) {
+        Some(generation) => {
+            journal.generation = generation;
+            bytes.get(HEADER as usize..).unwrap_or_default()
+        }
+        None => {
+            journal.damaged += 1;
+            bytes
+        }
+    };
+    let mut sound = true;
+    while rest.len() >= RECORD {
+        match take_record(rest) {
+            Some((tag, payload, behind)) => {
+                let entered = Entered::decode(tag, payload);
+                journal.damaged += u64::from(entered.is_none() && tag != *b"done");
+                journal.entered.extend(entered);
+                sound = true;
+                rest = behind;
+            }
+            None => {
+                journal.damaged += u64::from(sound);
+                sound = false;
+                // The next tag that a record follows.
+                let next = rest
+                    .windows(4)
+                    .skip(1)
+                    .position(|tag| matches!(tag, b"root" | b"gone" | b"pin " | b"done"));
+                rest = next.and_then(|at| rest.get(at + 1..)).unwrap_or_default();
+            }
+        }
+    }
+    journal.damaged += u64::from(sound && !rest.is_empty());
+    journal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::castore::{Digest, Node};
+
+    fn root(name: &str) -> Entered {
+        Entered::Root {
+            added: 7,
+            incomplete: false,
+            root: Root {
+                name: Name::new(name.as_bytes()).unwrap(),
+                node: Node::File {
+                    digest: Digest::of(name.as_bytes()),
+                    size: name.len() as u64,
+                    executable: false,
+                },
+            },
+            path_info: None,
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_costs_itself_and_no_other() {
+        let entered = [
+            root("first"),
+            Entered::Pin(b"pinned".to_vec(), true),
+            Entered::Removed(b"first".to_vec()),
+            root("second"),
+        ];
+        let mut bytes = header(3);
+        let mut starts = Vec::new();
+        for entry in &entered {
+            starts.push(bytes.len());
+            entry.encode(&mut bytes);
+        }
+        let whole = parse(&bytes);
+        assert_eq!((whole.generation, whole.damaged), (3, 0));
+        assert_eq!(whole.entered, entered);
+        for flipped in HEADER as usize..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[flipped] ^= 0x40;
+            let hit = starts.iter().rposition(|start| *start <= flipped).unwrap();
+            let mut expected = entered.to_vec();
+            expected.remove(hit);
+            let journal = parse(&bad);
+            assert_eq!(journal.entered, expected, "byte {flipped}");
+            assert!(journal.damaged > 0);
+        }
+        // Cut anywhere, what was whole before the cut is there.
+        for cut in HEADER as usize..bytes.len() {
+            let whole = starts.iter().skip(1).filter(|start| **start <= cut).count();
+            assert_eq!(parse(&bytes[..cut]).entered, entered[..whole]);
+        }
+    }
+}

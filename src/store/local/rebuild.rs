@@ -1,0 +1,368 @@
+//! Repairing a store: its file `format`, its index, its journal.
+//!
+//! A lost index is made anew of what is there: objects from the headers of their records, each of
+//! them checked, and roots, PathInfos and pins from the journal (or from the old index, where that can
+//! still be read and is not older). Nothing is overwritten: what is replaced is renamed.
+
+mod scan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::scan::scan;
+use super::LocalStore;
+use super::folder::Folder;
+use super::format::{self, FormatFile};
+use super::index::{self, CommitError, Contents, Index};
+use super::journal::{self, Entered};
+use super::location::{Kind, Location};
+use super::pack;
+use crate::castore::{BlobHasher, Digest};
+use crate::store::{Error, Ingest};
+
+/// How long a repair waits for additions under way.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes read at once of a file that is hashed.
+const BUFFER: usize = 1 << 20;
+
+/// What [`LocalStore::repair`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// The file `format` was missing or damaged, and was written.
+    pub format: bool,
+    /// The index was made anew.
+    pub index: Option<Rebuilt>,
+}
+
+/// An index that was made anew, and of what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// What was wrong with the old one.
+    pub why: String,
+    /// Where the old one is now, if there was one.
+    pub aside: Option<PathBuf>,
+    /// Blobs found.
+    pub blobs: u64,
+    /// Directories found.
+    pub directories: u64,
+    /// Roots found, those that wait for their content too.
+    pub roots: u64,
+    /// Pins of a cache.
+    pub pins: u64,
+    /// Places in packs and in the journal where bytes made no sense: what was there is lost, unless
+    /// it is fetched again.
+    pub damaged: u64,
+    /// There was neither a journal nor a readable index, so the names of the roots are lost.
+    pub names_lost: bool,
+}
+
+/// Names of roots and pins.
+#[derive(Debug, Default)]
+struct Names {
+    roots: BTreeMap<Vec<u8>, Entered>,
+    pins: BTreeSet<Vec<u8>>,
+}
+
+impl Names {
+    fn enter(&mut self, entered: Entered) {
+        match entered {
+            Entered::Root { ref root, .. } => {
+                self.roots.insert(root.name.to_vec(), entered);
+            }
+            Entered::Removed(name) => {
+                self.roots.remove(&name);
+            }
+            Entered::Pin(name, true) => {
+                self.pins.insert(name);
+            }
+            Entered::Pin(name, false) => {
+                self.pins.remove(&name);
+            }
+        }
+    }
+
+    fn all(&self) -> Vec<Entered> {
+        let pins = self
+            .pins
+            .iter()
+            .map(|name| Entered::Pin(name.clone(), true));
+        self.roots.values().cloned().chain(pins).collect()
+    }
+}
+
+impl LocalStore {
+    /// Repairs the store in the directory `path`, which may be one that cannot be opened: writes the
+    /// file `format` if that is missing or damaged, and makes a new index if the old one is missing,
+    /// cannot be read or written, or is older than the journal. Then opens the store.
+    ///
+    /// Fails if there is no store, if a newer version made it, and with [`Error::Refused`] if additions
+    /// are under way.
+    pub fn repair(path: &Path) -> Result<(Self, Repaired), Error> {
+        let folder = Arc::new(Folder::new(path));
+        let found = FormatFile::read(&folder)?;
+        if let FormatFile::Newer(version) = found {
+            return Err(format::newer(&folder, version));
+        }
+        if !format::holds_data(path) {
+            return Self::open(path).map(|store| (store, Repaired::default()));
+        }
+        let lock = folder.lock()?;
+        let alone = folder.be_alone(PATIENCE)?;
+        let alone = alone.ok_or_else(|| Error::Refused {
+            store: folder.url().to_owned(),
+            what: "the repair".to_owned(),
+            why: "additions are under way: try again when they have ended".to_owned(),
+        })?;
+        folder.make_folders()?;
+        let mut repaired = Repaired::default();
+        if !matches!(found, FormatFile::Known { .. }) {
+            folder.write_format(false)?;
+            repaired.format = true;
+        }
+        if let Some(why) = what_is_wrong(&folder)? {
+            repaired.index = Some(rebuild(&folder, why)?);
+        }
+        drop((alone, lock));
+        let store = Self::open(path)?;
+        if repaired.index.is_some() {
+            store.adopt_strays()?;
+            store.find_whole_trees()?;
+        }
+        Ok((store, repaired))
+    }
+
+    /// What is wrong with the index: whether all of it can be read, and, where this process may write,
+    /// whether it can be written to. Each problem is a sentence for the user.
+    pub fn check_index(&self) -> Result<Vec<String>, Error> {
+        let index = &self.0.index;
+        let mut problems = Vec::new();
+        if let Err(error) = read_all(index) {
+            problems.push(error.to_string());
+        }
+        match self.0.folder.check_writable() {
+            Err(Error::ReadOnly { .. }) => {}
+            Err(error @ Error::Format { .. }) => problems.push(error.to_string()),
+            Err(error) => return Err(error),
+            Ok(()) => {
+                if let Err(error) = write_nothing(index) {
+                    problems.push(format!("it can be read, but not written to: {error}"));
+                }
+            }
+        }
+        Ok(problems)
+    }
+
+    /// Takes large files that no record tells of: their group tables were lost.
+    fn adopt_strays(&self) -> Result<(), Error> {
+        let folder = &self.0.folder;
+        let ingest = self.addition()?;
+        for (digest, path) in large_files(folder)? {
+            if self.0.index.snapshot().blob(&digest)?.is_some() {
+                continue;
+            }
+            let (actual, table, len) = hash(&path).map_err(folder.io("read", &path))?;
+            if actual == digest {
+                ingest.adopt(&path, &digest, table, len)?;
+            }
+        }
+        Box::new(ingest).commit().map(drop)
+    }
+
+    /// Finds out which trees are whole.
+    fn find_whole_trees(&self) -> Result<(), Error> {
+        let ingest = self.addition()?;
+        let snapshot = self.0.index.fresh()?;
+        let staged = super::Staged::default();
+        let mut closure = super::Closure::new(&self.0, &snapshot, &staged);
+        for record in snapshot.root_records()? {
+            if !record.incomplete && closure.check(&record.root)?.is_ok() {
+                ingest.put_root(&record.root, record.path_info.as_ref())?;
+            }
+        }
+        Box::new(ingest).commit().map(drop)
+    }
+}
+
+/// Why the index has to be made anew; nothing if it is sound.
+fn what_is_wrong(folder: &Arc<Folder>) -> Result<Option<String>, Error> {
+    let checked = || -> Result<(), Error> {
+        let index = Index::open(folder.clone())?;
+        read_all(&index)?;
+        write_nothing(&index)
+    };
+    if matches!(folder.index().try_exists(), Ok(false)) {
+        return Ok(Some("it is missing".to_owned()));
+    }
+    match checked() {
+        Ok(()) => Ok(None),
+        Err(error @ (Error::Index { .. } | Error::Format { .. } | Error::Damaged { .. })) => {
+            Ok(Some(error.to_string()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads every entry.
+fn read_all(index: &Index) -> Result<(), Error> {
+    let snapshot = index.fresh()?;
+    snapshot.each_blob(|_, _| {})?;
+    snapshot.each_directory(|_, _| {})?;
+    snapshot.root_records()?;
+    snapshot.cached_roots()?;
+    snapshot.quarantined()?;
+    snapshot.packs().map(drop)
+}
+
+/// Commits a change that changes nothing; should the journal not be the index's, that is written.
+fn write_nothing(index: &Index) -> Result<(), Error> {
+    let change = index.change()?;
+    change.commit().map_err(CommitError::into_error)
+}
+
+/// Makes a new index of what is there.
+fn rebuild(folder: &Arc<Folder>, why: String) -> Result<Rebuilt, Error> {
+    let mut rebuilt = Rebuilt {
+        why,
+        ..Rebuilt::default()
+    };
+    let (names, generation) = names(folder, &mut rebuilt)?;
+    let mut contents = Contents::default();
+    for id in pack::list(folder)? {
+        let path = folder.pack(id);
+        let scanned = scan(id, &path).map_err(folder.io("read", &path))?;
+        rebuilt.damaged += scanned.damaged;
+        if scanned.end > 0 {
+            contents.packs.push((id, scanned.kind(), scanned.end));
+        }
+        contents.blobs.extend(scanned.blobs);
+        contents.directories.extend(scanned.directories);
+    }
+    // A large blob is its file; the record says only that there was one.
+    contents.blobs.retain(|(digest, at)| {
+        at.kind != Kind::Large
+            || fs::metadata(folder.blob(digest)).is_ok_and(|found| found.len() == at.len)
+    });
+    only_last(&mut contents.blobs);
+    only_last(&mut contents.directories);
+    rebuilt.blobs = contents.blobs.len() as u64;
+    rebuilt.directories = contents.directories.len() as u64;
+    rebuilt.roots = names.roots.len() as u64;
+    rebuilt.pins = names.pins.len() as u64;
+    contents.names = names.all();
+    if rebuilt.damaged > 0 {
+        keep_aside(folder, &folder.journal(), true)?;
+    }
+    let mut records = Vec::new();
+    let entered = contents.names.iter();
+    entered.for_each(|entered| entered.encode(&mut records));
+    contents.journal = journal::replace(folder, generation + 1, &records)?;
+    let old = folder.index();
+    rebuilt.aside = keep_aside(folder, &old, false)?;
+    folder.install_index(|path| index::create_with(folder, path, &contents))?;
+    Index::announce(folder)?;
+    Ok(rebuilt)
+}
+
+/// The names of roots and pins, and the generation of the journal.
+fn names(folder: &Arc<Folder>, rebuilt: &mut Rebuilt) -> Result<(Names, u64), Error> {
+    let mut names = Names::default();
+    let journal = journal::read(folder)?;
+    let generation = journal.as_ref().map_or(0, |journal| journal.generation);
+    let from_index = Index::open(folder.clone()).and_then(|index| {
+        let snapshot = index.fresh()?;
+        let position = snapshot.journal()?;
+        let (relation, _) = journal::relate(folder, position)?;
+        Ok((snapshot.entered()?, position.generation, relation))
+    });
+    match from_index {
+        Ok((entered, of_index, relation)) if relation != journal::Relation::Ahead => {
+            entered.into_iter().for_each(|entered| names.enter(entered));
+            return Ok((names, generation.max(of_index)));
+        }
+        _ => {}
+    }
+    match journal {
+        Some(journal) => {
+            rebuilt.damaged += journal.damaged;
+            let entered = journal.entered.into_iter();
+            entered.for_each(|entered| names.enter(entered));
+        }
+        None => rebuilt.names_lost = true,
+    }
+    Ok((names, generation))
+}
+
+/// Of several entries for a digest, keeps that which came last.
+fn only_last(entries: &mut Vec<(Digest, Location)>) {
+    entries.sort_by_key(|(digest, at)| (*digest, std::cmp::Reverse((at.pack, at.offset))));
+    entries.dedup_by_key(|(digest, _)| *digest);
+}
+
+/// Renames, or copies, a file to a name that no other file has; gives that name, or nothing if there is
+/// no such file.
+fn keep_aside(folder: &Folder, path: &Path, copy: bool) -> Result<Option<PathBuf>, Error> {
+    for number in 1.. {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".damaged-{number}"));
+        let aside = PathBuf::from(name);
+        if aside.try_exists().unwrap_or(true) {
+            continue;
+        }
+        let kept = match copy {
+            true => fs::copy(path, &aside).map(drop),
+            false => fs::rename(path, &aside),
+        };
+        return match kept {
+            Ok(()) => Ok(Some(aside)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(folder.io("rename", path)(error)),
+        };
+    }
+    Ok(None)
+}
+
+/// The files of large blobs, by the digests that their names say.
+fn large_files(folder: &Folder) -> Result<Vec<(Digest, PathBuf)>, Error> {
+    let blobs = folder.blobs();
+    let mut files = Vec::new();
+    for start in fs::read_dir(&blobs).map_err(folder.io("list", &blobs))? {
+        let start = start.map_err(folder.io("list", &blobs))?;
+        let path = start.path();
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotADirectory => continue,
+            Err(error) => return Err(folder.io("list", &path)(error)),
+        };
+        for file in entries {
+            let file = file.map_err(folder.io("list", &path))?;
+            let (first, rest) = (start.file_name(), file.file_name());
+            let digest = first.to_str().zip(rest.to_str());
+            let digest = digest.map(|(first, rest)| format!("{first}{rest}").parse());
+            if let Some(Ok(digest)) = digest {
+                files.push((digest, file.path()));
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn hash(path: &Path) -> std::io::Result<(Digest, crate::castore::GroupTable, u64)> {
+    let mut file = File::open(path)?;
+    let mut hasher = BlobHasher::new();
+    let mut buffer = vec![0; BUFFER];
+    let mut len = 0;
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(buffer.get(..read).unwrap_or_default());
+        len += read as u64;
+    }
+    let (digest, table) = hasher.finish();
+    Ok((digest, table, len))
+}

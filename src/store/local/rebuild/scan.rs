@@ -1,0 +1,185 @@
+//! Reading a pack without the index: every record that is what its header says.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::super::ingest::SMALL;
+use super::super::location::{Kind, Location};
+use super::super::pack::{HEADER_LEN, PackKind, RECORD_HEADER, Record};
+use crate::castore::{Digest, Directory, GroupTable, MAX_DIRECTORY_BYTES};
+
+/// Bytes read at once, at least.
+const WINDOW: usize = 4 << 20;
+
+/// What a pack holds.
+#[derive(Debug, Default)]
+pub(super) struct Scanned {
+    pub(super) blobs: Vec<(Digest, Location)>,
+    pub(super) directories: Vec<(Digest, Location)>,
+    /// Where the last sound record ends; 0 if there is none.
+    pub(super) end: u64,
+    /// Runs of bytes that are no sound record.
+    pub(super) damaged: u64,
+}
+
+impl Scanned {
+    pub(super) fn kind(&self) -> PackKind {
+        match self.directories.is_empty() {
+            true => PackKind::Blobs,
+            false => PackKind::Directories,
+        }
+    }
+}
+
+/// A file that is read from its start to its end, a piece at a time.
+struct Window {
+    file: File,
+    length: u64,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// The `length` bytes at `offset`; nothing if the file ends before.
+    fn get(&mut self, offset: u64, length: usize) -> io::Result<Option<&[u8]>> {
+        if offset + length as u64 > self.length {
+            return Ok(None);
+        }
+        let end = self.start + self.bytes.len() as u64;
+        if offset < self.start || offset + length as u64 > end {
+            let left = self.length - offset;
+            let wanted = length
+                .max(WINDOW)
+                .min(usize::try_from(left).unwrap_or(usize::MAX));
+            self.bytes.resize(wanted, 0);
+            self.start = offset;
+            self.file.read_exact_at(&mut self.bytes, offset)?;
+        }
+        let from = (offset - self.start) as usize;
+        Ok(self.bytes.get(from..from + length))
+    }
+}
+
+/// A sound record.
+enum Sound {
+    Blob(Digest, u64),
+    Table(Digest, u64),
+    Directory(Digest, u64),
+    Gone,
+}
+
+/// Reads the pack `id` at `path`.
+pub(super) fn scan(id: u32, path: &Path) -> io::Result<Scanned> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut window = Window {
+        file,
+        length,
+        start: 0,
+        bytes: Vec::new(),
+    };
+    let mut scanned = Scanned::default();
+    let mut at = HEADER_LEN;
+    let mut sound = true;
+    while at + RECORD_HEADER <= length {
+        let Some((record, end)) = record(&mut window, at)? else {
+            scanned.damaged += u64::from(sound);
+            sound = false;
+            at = next_tag(&mut window, at + 1)?;
+            continue;
+        };
+        sound = true;
+        let place = |kind, len| Location {
+            kind,
+            pack: id,
+            offset: at + RECORD_HEADER,
+            len,
+        };
+        match record {
+            Sound::Blob(digest, len) => scanned.blobs.push((digest, place(Kind::Packed, len))),
+            Sound::Table(digest, len) => scanned.blobs.push((digest, place(Kind::Large, len))),
+            Sound::Directory(digest, len) => {
+                scanned
+                    .directories
+                    .push((digest, place(Kind::Partial, len)));
+            }
+            Sound::Gone => {}
+        }
+        at = end;
+        scanned.end = end;
+    }
+    scanned.damaged += u64::from(sound && at < length);
+    Ok(scanned)
+}
+
+/// The record at `at` and where it ends, if it is what its header says.
+fn record(window: &mut Window, at: u64) -> io::Result<Option<(Sound, u64)>> {
+    let Some(header) = window.get(at, RECORD_HEADER as usize)? else {
+        return Ok(None);
+    };
+    let Some((record, digest, len)) = Record::parse_header(header) else {
+        return Ok(None);
+    };
+    let start = at + RECORD_HEADER;
+    let table = GroupTable::byte_len(len);
+    let limit = match record {
+        Record::Blob => SMALL as u64,
+        Record::Directory => MAX_DIRECTORY_BYTES as u64,
+        Record::Table | Record::Gone => i64::MAX as u64 / 2,
+    };
+    if len > limit {
+        return Ok(None);
+    }
+    let size = match record {
+        Record::Blob => len + table,
+        Record::Table => table,
+        Record::Directory | Record::Gone => len,
+    };
+    let end = start + size;
+    if record == Record::Gone {
+        // What is in it cannot be checked: a record, or nothing, has to follow.
+        let follows = match window.get(end, RECORD_HEADER as usize)? {
+            Some(header) => Record::parse_header(header).is_some(),
+            None => end == window.length,
+        };
+        return Ok(
+            (digest == Digest::from([0; Digest::LEN]) && follows).then_some((Sound::Gone, end))
+        );
+    }
+    let Some(bytes) = window.get(start, size as usize)? else {
+        return Ok(None);
+    };
+    let sound = match record {
+        Record::Blob => {
+            let (blob, groups) = bytes.split_at(len as usize);
+            let right = Digest::of(blob) == digest
+                && (table == 0 || GroupTable::decode(groups, &digest, len).is_ok());
+            right.then_some(Sound::Blob(digest, len))
+        }
+        Record::Table => {
+            let right = table > 0 && GroupTable::decode(bytes, &digest, len).is_ok();
+            right.then_some(Sound::Table(digest, len))
+        }
+        _ => {
+            let right = Directory::decode_verified(bytes.to_vec(), &digest).is_ok();
+            right.then_some(Sound::Directory(digest, len))
+        }
+    };
+    Ok(sound.map(|sound| (sound, end)))
+}
+
+/// Where the next tag of a record is, at `from` or behind; else the file's end.
+fn next_tag(window: &mut Window, mut from: u64) -> io::Result<u64> {
+    while from + RECORD_HEADER <= window.length {
+        let length = (window.length - from).min(WINDOW as u64) as usize;
+        let bytes = window.get(from, length)?.unwrap_or_default();
+        let found = bytes.windows(4).position(Record::is_tag);
+        if let Some(found) = found {
+            return Ok(from + found as u64);
+        }
+        from += (length - 3) as u64;
+    }
+    Ok(window.length)
+}

@@ -1,0 +1,82 @@
+//! Fetching what a verification found damaged or missing from another store.
+
+use std::collections::HashSet;
+
+use super::copy::{self, Copy};
+use super::verify::{Fault, Why};
+use super::{Error, TreePath};
+use crate::castore::Node;
+use crate::store::{Blocking, Object};
+
+/// What a repair fetched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fetched {
+    /// Objects that were damaged or missing and came from the other store, with what is below them.
+    pub objects: u64,
+    /// Objects that the other store does not have, or could not give, and why not.
+    pub failed: Vec<String>,
+}
+
+/// Fetches the objects of `faults` from `from` into `to`, and whatever `to` lacks below them. `to`
+/// must know by now that they are damaged: an embedded store does once they were read.
+///
+/// A node that gives another size than its object has is no damage, and stays.
+pub fn repair(
+    from: &Blocking,
+    to: &Blocking,
+    faults: &[Fault],
+    progress: &copy::Progress,
+) -> Result<Fetched, Error> {
+    let mut fetched = Fetched::default();
+    let mut copy = Copy::new(from, to, progress);
+    let mut seen = HashSet::new();
+    for fault in faults {
+        if matches!(fault.why, Why::NodeSize { .. }) || !seen.insert((fault.object, fault.digest)) {
+            continue;
+        }
+        let path = fault.paths.first().cloned().unwrap_or_default();
+        match fetch(from, &mut copy, fault, &path) {
+            Ok(true) => fetched.objects += 1,
+            Ok(false) => fetched.failed.push(format!(
+                "{path}: {} {}: {} does not have it",
+                fault.object,
+                fault.digest,
+                from.url()
+            )),
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            // One that cannot be had does not keep the others from coming.
+            Err(error) => fetched.failed.push(error.to_string()),
+        }
+    }
+    copy.end()?;
+    Ok(fetched)
+}
+
+fn fetch(
+    from: &Blocking,
+    copy: &mut Copy<'_>,
+    fault: &Fault,
+    path: &TreePath,
+) -> Result<bool, Error> {
+    let (digest, node) = match fault.object {
+        Object::Directory => {
+            let found = from.directory(&fault.digest).map_err(Error::at(path))?;
+            (fault.digest, found.map(|directory| directory.node()))
+        }
+        Object::Blob => {
+            let size = from.blob_size(&fault.digest).map_err(Error::at(path))?;
+            let node = size.map(|size| Node::File {
+                digest: fault.digest,
+                size,
+                executable: false,
+            });
+            (fault.digest, node)
+        }
+    };
+    let Some(node) = node.filter(|node| node.digest() == Some(digest)) else {
+        return Ok(false);
+    };
+    copy.tree(path, &node)?;
+    copy.flush()?;
+    Ok(true)
+}
