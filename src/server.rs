@@ -10,20 +10,30 @@
 //! readers cost a thousand small tasks.
 //!
 //! **What is refused.** Calls without one of [`Options::tokens`], where there are any; clients
-//! without a certificate, where [`Tls::client_authority`] is given. Writing, unless
-//! [`Options::writable`]. Messages over [`MAX_MESSAGE_BYTES`]. More than
-//! [`Options::streams`] calls at once on a connection wait for their turn.
+//! without a certificate, where [`Tls::client_authority`] is given. Adding, unless
+//! [`Options::writable`]; replacing and removing root nodes, unless [`Options::allow_replace`] or a
+//! token gives the right to. What is over a limit ([`Limits`]): requests, before and after a token is
+//! looked at; connections, calls and uploads; memory. More than [`Options::streams`] calls at once on a
+//! connection wait for their turn.
 
 mod access;
 mod authorize;
 mod blobs;
+mod budget;
+mod connections;
 mod directories;
+mod guard;
+mod incomplete;
 mod ingest;
+mod limits;
 mod listen;
+mod nars;
 mod parts;
 mod path_infos;
 mod respond;
+mod root_changes;
 mod roots;
+mod upload;
 
 use std::collections::hash_map::RandomState;
 use std::future::Future;
@@ -34,12 +44,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tower::util::MapRequestLayer;
 
@@ -53,13 +62,24 @@ use crate::proto::{DESCRIPTORS, Generation, MAX_MESSAGE_BYTES, with_generation};
 use crate::store::Store;
 
 pub use access::{Access, AccessError};
-pub use authorize::{Tokens, TokensError};
+pub use authorize::{Rights, Tokens, TokensError};
+pub use limits::Limits;
 pub use listen::{ListenError, Listener};
 
-/// HTTP/2 windows, in bytes: what may be under way to us before we say that we have read it. A
-/// client that sends 1 GB/s over 10 ms needs 10 MB.
-const STREAM_WINDOW: u32 = 8 << 20;
-const CONNECTION_WINDOW: u32 = 32 << 20;
+use authorize::Authorize;
+use connections::Connections;
+use guard::Guard;
+use incomplete::Incomplete;
+use nars::Nars;
+use path_infos::PathInfos;
+
+/// HTTP/2 windows, in bytes: what a client may have under way to us before we say that we have read it,
+/// and so what it can leave with us unread. 2 MiB fill 1.6 Gbit/s over 10 ms. The library also counts
+/// small frames that were not read yet by the window: half as many as there would be of 256 bytes.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 2 << 20;
+/// Bytes of the headers of a call.
+const HEADERS: u32 = 16 << 10;
 
 /// Calls at once on a connection, unless told otherwise.
 pub const DEFAULT_STREAMS: NonZeroU32 = NonZeroU32::new(256).expect("256 is not 0");
@@ -67,8 +87,15 @@ pub const DEFAULT_STREAMS: NonZeroU32 = NonZeroU32::new(256).expect("256 is not 
 /// How a store is served.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Whether clients may add to the store.
+    /// Whether clients may add to the store. What is there under a name stays.
     pub writable: bool,
+    /// Whether clients whose token says nothing else may replace and remove root nodes.
+    pub allow_replace: bool,
+    /// Whether the hashes of NARs that are lacking are computed before a client asks: for stores that
+    /// have all they hold at hand.
+    pub narinfos_ahead: bool,
+    /// What is bounded, and by how much.
+    pub limits: Limits,
     /// Calls at once on a connection.
     pub streams: NonZeroU32,
     /// How long calls that run may go on once the server was told to stop.
@@ -100,6 +127,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             writable: false,
+            allow_replace: false,
+            narinfos_ahead: false,
+            limits: Limits::default(),
             streams: DEFAULT_STREAMS,
             drain: Duration::from_secs(20),
             tls: None,
@@ -143,6 +173,11 @@ pub enum ServerError {
 struct Served {
     store: Arc<dyn Store>,
     writable: bool,
+    limits: Arc<Limits>,
+    /// Held while a root node is changed for a client.
+    roots_change: Arc<Mutex<()>>,
+    nars: Nars,
+    incomplete: Arc<Incomplete>,
     /// Tells one run of the server from another: versions of the roots start anew in each.
     instance: u64,
     proofs: parts::Proofs,
@@ -163,14 +198,22 @@ pub async fn serve(
     let (stop, stopping) = watch::channel(false);
     let version = roots::version_of(store.clone(), stopping.clone());
     let served = Served {
-        store,
         writable: options.writable,
+        limits: Arc::new(options.limits.clone()),
+        roots_change: Arc::default(),
+        nars: Nars::new(store.clone(), stopping.clone()),
+        incomplete: Arc::new(Incomplete::new(options.limits.incomplete)),
+        store,
         instance: RandomState::new().hash_one(std::process::id()),
         proofs: parts::Proofs::default(),
         stopping: stopping.clone(),
-        version,
+        version: version.clone(),
     };
-    let (health, routes) = routes(&served).await;
+    let path_infos = PathInfos::new(served.clone());
+    let (health, routes) = routes(&served, path_infos.clone()).await;
+    tokio::spawn(path_infos.look_after(options.narinfos_ahead, version, stopping.clone()));
+    let connections = Connections::new(options.limits.clone());
+    tokio::spawn(connections.clone().watch(stopping.clone()));
     let mut running = JoinSet::new();
     for listener in &listeners {
         if options.tokens.is_some() && options.tls.is_none() && matches!(listener, Listener::Tcp(_))
@@ -181,7 +224,13 @@ pub async fn serve(
         }
     }
     for listener in listeners {
-        let service = serve_one(listener, routes.clone(), options.clone(), stopping.clone());
+        let service = serve_one(
+            listener,
+            routes.clone(),
+            options.clone(),
+            connections.clone(),
+            stopping.clone(),
+        );
         running.spawn(service);
     }
     let failed = tokio::select! {
@@ -202,8 +251,10 @@ async fn serve_one(
     listener: Listener,
     routes: Routes,
     options: Options,
+    connections: Arc<Connections>,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), ServerError> {
+    let accepting = stopping.clone();
     let address = listener.to_string();
     let failed = |source| ServerError::Serve {
         listener: address.clone(),
@@ -216,6 +267,7 @@ async fn serve_one(
     let mut server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(HEADERS)
         .max_concurrent_streams(options.streams.get())
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)));
@@ -231,8 +283,15 @@ async fn serve_one(
         // An error means that the server is gone, which is a stop as well.
         let _ = stopping.wait_for(|stop| *stop).await;
     };
+    let every = Rights {
+        read: true,
+        add: options.writable,
+        replace: options.writable && options.allow_replace,
+    };
+    let tokens = options.tokens;
     let router = server
-        .layer(authorize::Authorize(options.tokens))
+        .layer(Guard(Arc::new(options.limits)))
+        .layer(Authorize { tokens, every })
         .layer(MapRequestLayer::new(to_current_generation))
         .add_routes(routes);
     tracing::info!("listening on {address}");
@@ -240,13 +299,13 @@ async fn serve_one(
         Listener::Tcp(listener) => {
             listener.set_nonblocking(true).map_err(unusable)?;
             let listener = tokio::net::TcpListener::from_std(listener).map_err(unusable)?;
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            let incoming = connections.accept(listener, address.clone(), accepting);
             router.serve_with_incoming_shutdown(incoming, stopped).await
         }
         Listener::Unix(listener) => {
             listener.set_nonblocking(true).map_err(unusable)?;
             let listener = tokio::net::UnixListener::from_std(listener).map_err(unusable)?;
-            let incoming = UnixListenerStream::new(listener);
+            let incoming = connections.accept(listener, address.clone(), accepting);
             router.serve_with_incoming_shutdown(incoming, stopped).await
         }
     }
@@ -259,7 +318,10 @@ fn to_current_generation<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-async fn routes(served: &Served) -> (tonic_health::server::HealthReporter, Routes) {
+async fn routes(
+    served: &Served,
+    path_infos: PathInfos,
+) -> (tonic_health::server::HealthReporter, Routes) {
     macro_rules! limited {
         ($server:ident) => {
             $server::new(served.clone())
@@ -269,14 +331,14 @@ async fn routes(served: &Served) -> (tonic_health::server::HealthReporter, Route
     }
     let blobs = limited!(BlobServiceServer);
     let directories = limited!(DirectoryServiceServer);
-    let path_infos = PathInfoServiceServer::new(path_infos::PathInfos::new(served.clone()))
+    let path_infos = PathInfoServiceServer::new(path_infos)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<BlobServiceServer<Served>>().await;
     health.set_serving::<DirectoryServiceServer<Served>>().await;
     health
-        .set_serving::<PathInfoServiceServer<path_infos::PathInfos>>()
+        .set_serving::<PathInfoServiceServer<PathInfos>>()
         .await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)

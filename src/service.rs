@@ -24,7 +24,7 @@ mod telemetry;
 mod view;
 mod watchdog;
 
-pub use config::{Config, Problem};
+pub use config::{Config, Problem, Size};
 pub use control::{CachedRoots, Done, Request, ask_status, tell};
 pub use daemon::{DaemonError, run};
 pub use log::text_fields;

@@ -240,6 +240,10 @@ pub trait Ingest: Send + Sync {
     /// fail with [`Error::Refused`].
     fn put_incomplete_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error>;
 
+    /// Lets garbage collections run until the next call, for an addition that waits for its source. What
+    /// the store had by then may be gone: the commit checks what is below its root nodes.
+    fn release(&self);
+
     /// Makes everything durable, then visible.
     fn commit(self: Box<Self>) -> Result<Added, Error>;
 }

@@ -109,6 +109,10 @@ impl Ingest for Limited {
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         self.inner.put_root(root, path_info)
     }
+    fn release(&self) {
+        self.inner.release();
+    }
+
     fn commit(self: Box<Self>) -> Result<Added, Error> {
         self.inner.commit()
     }

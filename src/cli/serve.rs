@@ -1,11 +1,12 @@
 //! `castore-fs serve`.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use castore_fs::server::{self, Access, Listener, Options};
+use castore_fs::server::{self, Access, Limits, Listener, Options};
+use castore_fs::service::Size;
 use clap::Args;
 use tokio::sync::Notify;
 
@@ -31,9 +32,21 @@ pub(super) struct Serve {
     /// Where to listen: HOST:PORT, unix:PATH, or systemd for sockets passed on by systemd
     #[arg(long, value_name = "ADDRESS", required = true)]
     listen: Vec<String>,
-    /// Let clients add to the store
+    /// Let clients add to the store; what is there under a name stays
     #[arg(long)]
     writable: bool,
+    /// Let clients replace and remove root nodes too
+    #[arg(long, requires = "writable")]
+    allow_replace: bool,
+    /// With --writable: what clients leave free on the store's disk (1GiB, 500MiB)
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1GiB")]
+    keep_free: u64,
+    /// With --writable: the most that one upload may have (1GiB, 500MiB)
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1TiB")]
+    max_upload: u64,
+    /// Connections at once, no more than half of the files that the process may have open
+    #[arg(long, value_name = "CONNECTIONS", default_value_t = 512)]
+    max_connections: usize,
     /// TLS on TCP: the certificate chain (PEM)
     #[arg(long, value_name = "PATH", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -43,7 +56,10 @@ pub(super) struct Serve {
     /// Demand of clients a certificate that one of these signed (PEM)
     #[arg(long, value_name = "PATH", requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
-    /// Demand of clients one of the bearer tokens in this file, one a line; not on TCP without TLS
+    /// Demand of clients one of the bearer tokens in this file; not on TCP without TLS
+    ///
+    /// A line is a token, and after it there may be what it gives the right to: read, add, replace.
+    /// Without such words it gives the right to what the server lets every client do.
     #[arg(long, value_name = "PATH")]
     token_file: Option<PathBuf>,
     /// Calls at once on a connection; more wait for their turn
@@ -84,8 +100,18 @@ impl Serve {
             confine(place.needs(), added, None)?;
         }
         let opened = place.open_or_make()?;
+        let mut limits = Limits {
+            keep_free: self.keep_free,
+            upload: self.max_upload,
+            disk: opened.local_folder().map(Path::to_owned),
+            ..Limits::default()
+        };
+        limits.connections = limits.connections.min(self.max_connections);
         let options = Options {
             writable: self.writable,
+            allow_replace: self.allow_replace,
+            narinfos_ahead: opened.local_folder().is_some(),
+            limits,
             streams: self.max_calls,
             tokens,
             drain: Duration::from_secs(self.drain),
@@ -99,4 +125,9 @@ impl Serve {
         opened.runtime.block_on(serving)?;
         Ok(())
     }
+}
+
+/// A size as people write it, in bytes.
+fn size(text: &str) -> Result<u64, String> {
+    text.parse::<Size>().map(|size| size.0)
 }

@@ -62,6 +62,13 @@ pub(super) struct Opened {
     pub(super) runtime: Runtime,
 }
 
+impl Opened {
+    /// The directory that the store is kept in, if it is a local one.
+    pub(super) fn local_folder(&self) -> Option<&Path> {
+        self.described.local.as_ref().map(LocalStore::folder)
+    }
+}
+
 impl StoreArguments {
     /// Opens the store to read from it: it has to be there.
     pub(super) fn open(&self) -> Result<Opened, Failure> {
@@ -180,10 +187,14 @@ impl Place {
     fn open_described(self, runtime: &Runtime) -> Result<store::Opened, Failure> {
         let _inside = runtime.enter();
         if let Plan::Url(url) = &self.named.plan {
+            let local = store::open_local(url)?;
             return Ok(store::Opened {
-                store: store::open(url)?,
+                store: match &local {
+                    Some(local) => Arc::new(local.clone()),
+                    None => store::open(url)?,
+                },
                 plan: self.named.plan,
-                local: None,
+                local,
                 cache: None,
                 without_near: false,
             });

@@ -1,4 +1,4 @@
-//! Who may call: whoever shows a bearer token, where the server demands one.
+//! Who may call, and do what: a client that shows a bearer token, where the server demands one.
 //!
 //! Whether the server is healthy may be asked by everybody: balancers and probes have no token.
 
@@ -12,11 +12,31 @@ use tower::{Layer, Service};
 
 /// What every path of the health service starts with.
 const HEALTH: &str = "/grpc.health.v1.";
+/// Methods that need the right to add: by themselves they tell nothing of what is in the store, but for
+/// whether it is there.
+const ADDING: [&str; 5] = [
+    "BlobService/Put",
+    "DirectoryService/Put",
+    "PathInfoService/Put",
+    "IngestService/Ingest",
+    "PartService/Missing",
+];
+
+/// What a client may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rights {
+    /// Read all that is in the store.
+    pub read: bool,
+    /// Add what is not there.
+    pub add: bool,
+    /// Replace and remove root nodes.
+    pub replace: bool,
+}
 
 /// The tokens that a server takes, as their hashes: comparing those takes the same time whatever
-/// is shown.
+/// is shown. Each with its rights, where the file names any.
 #[derive(Clone)]
-pub struct Tokens(Vec<blake3::Hash>);
+pub struct Tokens(Vec<(blake3::Hash, Option<Rights>)>);
 
 /// No token that could be demanded.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -24,21 +44,38 @@ pub enum TokensError {
     /// Nothing but white space.
     #[error("there is no token in it: write one on each line")]
     None,
-    /// A line that no client could send.
-    #[error("line {0} is no token: a token is one word of printable ASCII")]
+    /// A line that no client could send, or with a word that is no right.
+    #[error(
+        "line {0} is no token: a token is one word of printable ASCII, and after it there may be what \
+         it gives the right to: read, add, replace"
+    )]
     Line(usize),
 }
 
 impl Tokens {
-    /// Reads one token a line, so that an old one can be taken for a while beside a new one.
+    /// Reads one token a line, so that an old one can be taken for a while beside a new one. Words
+    /// after it are its rights; without any it may do what the server lets every client do.
     pub fn parse(text: &[u8]) -> Result<Self, TokensError> {
         let mut tokens = Vec::new();
         for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
-            match line.trim_ascii() {
-                b"" => {}
-                token if token.iter().all(u8::is_ascii_graphic) => tokens.push(blake3::hash(token)),
-                _ => return Err(TokensError::Line(number + 1)),
+            let wrong = TokensError::Line(number + 1);
+            let words = line.split(u8::is_ascii_whitespace);
+            let mut words = words.filter(|word| !word.is_empty());
+            let Some(token) = words.next() else { continue };
+            if !token.iter().all(u8::is_ascii_graphic) {
+                return Err(wrong);
             }
+            let mut rights: Option<Rights> = None;
+            for word in words {
+                let rights = rights.get_or_insert_default();
+                match word {
+                    b"read" => rights.read = true,
+                    b"add" => rights.add = true,
+                    b"replace" => (rights.add, rights.replace) = (true, true),
+                    _ => return Err(wrong),
+                }
+            }
+            tokens.push((blake3::hash(token), rights));
         }
         match tokens.is_empty() {
             true => Err(TokensError::None),
@@ -46,16 +83,19 @@ impl Tokens {
         }
     }
 
-    fn admit<B>(&self, request: &Request<B>) -> bool {
-        let shown = request.headers().get(http::header::AUTHORIZATION);
-        let token = shown.and_then(|shown| shown.as_bytes().strip_prefix(b"Bearer "));
-        token.is_some_and(|token| {
-            let token = blake3::hash(token);
-            // Each of them, so that which one it was takes no time to tell.
-            self.0
-                .iter()
-                .fold(false, |found, own| found | (*own == token))
-        })
+    /// The rights of the client that sent `request`, who has those of `every` one if its token names
+    /// none; nothing if it showed no token of these.
+    fn admit<B>(&self, request: &Request<B>, every: Rights) -> Option<Rights> {
+        let shown = request.headers().get(http::header::AUTHORIZATION)?;
+        let token = blake3::hash(shown.as_bytes().strip_prefix(b"Bearer ")?);
+        // Each of them, so that which one it was takes no time to tell.
+        let found = self.0.iter().fold(
+            None,
+            |found, (own, rights)| {
+                if *own == token { Some(*rights) } else { found }
+            },
+        )?;
+        Some(found.unwrap_or(every))
     }
 }
 
@@ -65,9 +105,13 @@ impl std::fmt::Debug for Tokens {
     }
 }
 
-/// Lets calls with a token through; all calls, if none is demanded.
+/// Lets calls through that show a token, where one is demanded, and have the right to what they do.
 #[derive(Clone)]
-pub(super) struct Authorize(pub(super) Option<Tokens>);
+pub(super) struct Authorize {
+    pub(super) tokens: Option<Tokens>,
+    /// What a client may do whose token names no rights.
+    pub(super) every: Rights,
+}
 
 impl<S> Layer<S> for Authorize {
     type Service = Authorized<S>;
@@ -75,7 +119,7 @@ impl<S> Layer<S> for Authorize {
     fn layer(&self, inner: S) -> Authorized<S> {
         Authorized {
             inner,
-            tokens: self.0.clone(),
+            authorize: self.clone(),
         }
     }
 }
@@ -84,7 +128,7 @@ impl<S> Layer<S> for Authorize {
 #[derive(Clone)]
 pub(super) struct Authorized<S> {
     inner: S,
-    tokens: Option<Tokens>,
+    authorize: Authorize,
 }
 
 impl<S, B, R> Service<Request<B>> for Authorized<S>
@@ -100,24 +144,48 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let admitted = match &self.tokens {
-            Some(tokens) => request.uri().path().starts_with(HEALTH) || tokens.admit(&request),
-            None => true,
-        };
-        if admitted {
-            return Either::Left(self.inner.call(request));
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match self.authorize.rights(&request) {
+            Ok(rights) => {
+                request.extensions_mut().insert(rights);
+                Either::Left(self.inner.call(request))
+            }
+            Err(refused) => Either::Right(ready(Ok(refused.into_http()))),
         }
-        let refused = Status::unauthenticated(
-            "this server demands a token: give its file in the URL, ?token-file=PATH",
-        );
-        Either::Right(ready(Ok(refused.into_http())))
+    }
+}
+
+impl Authorize {
+    fn rights<B>(&self, request: &Request<B>) -> Result<Rights, Status> {
+        let path = request.uri().path();
+        let rights = match &self.tokens {
+            None => self.every,
+            Some(_) if path.starts_with(HEALTH) => return Ok(Rights::default()),
+            Some(tokens) => tokens.admit(request, self.every).ok_or_else(|| {
+                Status::unauthenticated(
+                    "this server demands a token: give its file in the URL, ?token-file=PATH",
+                )
+            })?,
+        };
+        let name = path.rsplit('.').next().unwrap_or_default();
+        match rights.read || ADDING.contains(&name) {
+            true => Ok(rights),
+            false => Err(Status::permission_denied(
+                "the token has no right to read: give it the word `read` in the server's token file",
+            )),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const EVERY: Rights = Rights {
+        read: true,
+        add: false,
+        replace: false,
+    };
 
     #[test]
     fn one_token_a_line_and_no_other_is_admitted() {
@@ -127,9 +195,10 @@ mod tests {
             if let Some(header) = header {
                 request = request.header("authorization", header);
             }
-            tokens.admit(&request.body(()).unwrap())
+            tokens.admit(&request.body(()).unwrap(), EVERY)
         };
-        assert!(admits(Some("Bearer first")) && admits(Some("Bearer second")));
+        assert_eq!(admits(Some("Bearer first")), Some(EVERY));
+        assert_eq!(admits(Some("Bearer second")), Some(EVERY));
         for wrong in [
             "Bearer third",
             "Bearer ",
@@ -137,11 +206,38 @@ mod tests {
             "first",
             "Basic first",
         ] {
-            assert!(!admits(Some(wrong)), "{wrong}");
+            assert_eq!(admits(Some(wrong)), None, "{wrong}");
         }
-        assert!(!admits(None));
+        assert_eq!(admits(None), None);
         assert_eq!(Tokens::parse(b" \n").unwrap_err(), TokensError::None);
         assert_eq!(Tokens::parse(b"a\nb c").unwrap_err(), TokensError::Line(2));
         assert!(!format!("{tokens:?}").contains("first"));
+    }
+
+    #[test]
+    fn a_token_has_the_rights_that_its_line_names() {
+        let text = "plain\nreader read\nwriter add\nboth read add\nowner read replace\n";
+        let authorize = Authorize {
+            tokens: Some(Tokens::parse(text.as_bytes()).unwrap()),
+            every: EVERY,
+        };
+        let may = |token: &str, path: &str| {
+            let request = Request::builder()
+                .uri(format!("http://host{path}"))
+                .header("authorization", format!("Bearer {token}"));
+            authorize.rights(&request.body(()).unwrap()).ok()
+        };
+        let (read, put) = ("/a.BlobService/Read", "/a.IngestService/Ingest");
+        assert_eq!(may("plain", read), Some(EVERY));
+        let rights = |read, add, replace| Some(Rights { read, add, replace });
+        assert_eq!(may("reader", read), rights(true, false, false));
+        assert_eq!(may("writer", put), rights(false, true, false));
+        assert_eq!(may("writer", read), None);
+        assert_eq!(may("both", read), rights(true, true, false));
+        assert_eq!(may("owner", put), rights(true, true, true));
+        assert_eq!(
+            Tokens::parse(b"a read\nb write").unwrap_err(),
+            TokensError::Line(2)
+        );
     }
 }

@@ -5,16 +5,21 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Served;
 use super::respond::{Ended, Sender, Stream, answer, ask, digest, not_found, status, stream};
+use super::upload::{Begun, Upload};
 use crate::castore::{Digest, bao_field};
 use crate::proto::castore::services::blob_service_server::BlobService;
 use crate::proto::castore::v1::{
     BlobChunk, PutBlobResponse, ReadBlobRequest, StatBlobRequest, StatBlobResponse,
 };
-use crate::store::{Error, Object};
+use crate::store::{BlobWriter, Error, Object};
 
 /// Bytes in a message of a blob: large enough that the cost of a message (a few microseconds)
 /// vanishes, small enough that the first byte does not wait for the last.
 const PIECE: u64 = 256 << 10;
+/// Bytes that are written at once.
+const TOGETHER: usize = 256 << 10;
+/// Bytes of a blob that stay in memory, at most: until there are more, it may be a small one.
+const HEAD: usize = 1 << 20;
 
 #[tonic::async_trait]
 impl BlobService for Served {
@@ -65,23 +70,51 @@ impl BlobService for Served {
         &self,
         request: Request<Streaming<BlobChunk>>,
     ) -> Result<Response<PutBlobResponse>, Status> {
-        let mut request = request.into_inner();
-        let store = self.writable()?;
-        answer(async move {
-            let failed = |error: Error| status(&error);
-            let ingest = store.ingest().map_err(failed)?;
-            let mut writer = ingest.blob_writer().map_err(failed)?;
-            while let Some(chunk) = request.message().await? {
-                writer.write(&chunk.data).map_err(failed)?;
+        let mut upload = Upload::<Option<Box<dyn BlobWriter>>>::of(self, &request)?;
+        let mut messages = request.into_inner();
+        let mut waiting = Vec::new();
+        let (mut bytes, mut head) = (0, 0);
+        while let Some(BlobChunk { data }) = messages.message().await? {
+            // A hop to another thread costs as much as some thousand bytes.
+            let more = (head + data.len()).min(HEAD) - head;
+            head += more;
+            upload.keep(more)?;
+            bytes += data.len();
+            waiting.push(data);
+            if bytes >= TOGETHER {
+                let data = std::mem::take(&mut waiting);
+                let write = move |begun: &mut Begun<_>| write(begun, &data);
+                upload.work(bytes, write).await?;
+                bytes = 0;
             }
+        }
+        upload
+            .work(bytes, move |begun| write(begun, &waiting))
+            .await?;
+        let finish = move |Begun { ingest, kept }: Begun<Option<Box<dyn BlobWriter>>>| {
+            let failed = |error: Error| status(&error);
+            let writer = kept.ok_or_else(|| Status::internal("the blob went missing"))?;
             let (digest, _) = writer.finish().map_err(failed)?;
             ingest.commit().map_err(failed)?;
             Ok(Response::new(PutBlobResponse {
                 digest: Bytes::copy_from_slice(digest.as_bytes()),
             }))
-        })
-        .await
+        };
+        upload.finish(finish).await
     }
+}
+
+/// Writes what came of a blob.
+fn write(begun: &mut Begun<Option<Box<dyn BlobWriter>>>, data: &[Bytes]) -> Result<(), Status> {
+    let failed = |error: Error| status(&error);
+    let writer = match &mut begun.kept {
+        Some(writer) => writer,
+        None => begun
+            .kept
+            .insert(begun.ingest.blob_writer().map_err(failed)?),
+    };
+    data.iter()
+        .try_for_each(|data| writer.write(data).map_err(failed))
 }
 
 impl Served {
@@ -96,6 +129,7 @@ impl Served {
     ) -> Result<(), Ended> {
         let mut at = part.start;
         while at < part.end {
+            sender.wanted().await?;
             let length = PIECE.min(part.end - at) as usize;
             let (store, digest) = (self.store.clone(), *digest);
             let data = ask(async move { store.read(&digest, size, at, length).await }).await?;
@@ -111,16 +145,5 @@ impl Served {
             sender.send(message(data)).await?;
         }
         Ok(())
-    }
-
-    /// The store, if it may be added to.
-    pub(super) fn writable(&self) -> Result<std::sync::Arc<dyn crate::store::Store>, Status> {
-        if self.writable {
-            Ok(self.store.clone())
-        } else {
-            Err(Status::permission_denied(
-                "this server is read-only; `castore-fs serve --writable` takes additions",
-            ))
-        }
     }
 }

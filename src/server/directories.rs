@@ -7,18 +7,26 @@ use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Served;
+use super::connections::ConnectionState;
 use super::respond::{Stream, answer, ask, digest, not_found, status, stream};
+use super::upload::{Begun, Upload};
 use crate::castore::{Digest, Directory, NodeRef, Printable};
 use crate::proto::RawDirectory;
 use crate::proto::castore::services::directory_service_server::DirectoryService;
 use crate::proto::castore::v1::{
     GetDirectoryRequest, PutDirectoryResponse, get_directory_request::ByWhat,
 };
-use crate::store::{Error, Object, Store};
+use crate::store::{Object, Store};
 
 /// Directories that are read at once: a hop to the thread that reads them costs as much as reading
 /// one.
 const AT_ONCE: usize = 32;
+/// Bytes of Directories that are put at once.
+const TOGETHER: usize = 256 << 10;
+/// What a Directory takes in memory beside its bytes, about.
+const KEPT: usize = 256;
+/// What a Directory takes in memory while those below it are sent.
+const SEEN: usize = 160;
 
 #[tonic::async_trait]
 impl DirectoryService for Served {
@@ -28,6 +36,7 @@ impl DirectoryService for Served {
         &self,
         request: Request<GetDirectoryRequest>,
     ) -> Result<Response<Self::GetStream>, Status> {
+        let connection = request.extensions().get::<Arc<ConnectionState>>().cloned();
         let request = request.into_inner();
         let Some(ByWhat::Digest(bytes)) = request.by_what else {
             return Err(Status::invalid_argument("the request names no digest"));
@@ -52,7 +61,21 @@ impl DirectoryService for Served {
             let mut seen = HashSet::from([root]);
             let mut queue = VecDeque::new();
             queue_children(&directory, &mut seen, &mut queue);
+            let share = connection.map(|connection| connection.responses.clone());
+            let mut held = share.and_then(|share| share.try_hold(0));
+            let mut counted = 0;
             while !queue.is_empty() {
+                if let Some(held) = &mut held
+                    && seen.len() > counted
+                {
+                    if !held.grow((seen.len() - counted) * SEEN) {
+                        let why =
+                            "this server has no memory left to list closures to this connection";
+                        return Err(Status::resource_exhausted(why).into());
+                    }
+                    counted = seen.len();
+                }
+                sender.wanted().await?;
                 let batch: Vec<_> = queue.drain(..queue.len().min(AT_ONCE)).collect();
                 for directory in read(store.clone(), batch).await? {
                     sender.send(raw(&directory)).await?;
@@ -67,26 +90,45 @@ impl DirectoryService for Served {
         &self,
         request: Request<Streaming<RawDirectory>>,
     ) -> Result<Response<PutDirectoryResponse>, Status> {
-        let mut request = request.into_inner();
-        let store = self.writable()?;
-        answer(async move {
-            let failed = |error: Error| status(&error);
-            let ingest = store.ingest().map_err(failed)?;
-            let mut closure = Closure::default();
-            while let Some(RawDirectory(bytes)) = request.message().await? {
-                let directory = Directory::decode(Vec::from(bytes))
-                    .map_err(|error| Status::invalid_argument(error.to_string()))?;
-                closure.add(&directory).map_err(Status::invalid_argument)?;
-                ingest.put_directory(&directory).map_err(failed)?;
+        let mut upload = Upload::<Closure>::of(self, &request)?;
+        let mut messages = request.into_inner();
+        let mut waiting = Vec::new();
+        let mut bytes = 0;
+        while let Some(RawDirectory(directory)) = messages.message().await? {
+            upload.keep(directory.len() + KEPT)?;
+            bytes += directory.len() + KEPT;
+            waiting.push(directory);
+            if bytes >= TOGETHER {
+                let directories = std::mem::take(&mut waiting);
+                upload
+                    .work(bytes, move |begun| put(begun, directories))
+                    .await?;
+                bytes = 0;
             }
-            let root = closure.root().map_err(Status::invalid_argument)?;
-            ingest.commit().map_err(failed)?;
+        }
+        upload.work(bytes, move |begun| put(begun, waiting)).await?;
+        let finish = move |Begun { ingest, kept }: Begun<Closure>| {
+            let root = kept.root().map_err(Status::invalid_argument)?;
+            ingest.commit().map_err(|error| status(&error))?;
             Ok(Response::new(PutDirectoryResponse {
                 root_digest: Bytes::copy_from_slice(root.as_bytes()),
             }))
-        })
-        .await
+        };
+        upload.finish(finish).await
     }
+}
+
+/// Adds Directories that came.
+fn put(begun: &mut Begun<Closure>, directories: Vec<Bytes>) -> Result<(), Status> {
+    for bytes in directories {
+        let directory = Directory::decode(Vec::from(bytes))
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let kept = begun.kept.add(&directory);
+        kept.map_err(Status::invalid_argument)?;
+        let put = begun.ingest.put_directory(&directory);
+        put.map_err(|error| status(&error))?;
+    }
+    Ok(())
 }
 
 /// The Directories of `batch`, each given with one that refers to it.

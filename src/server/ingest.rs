@@ -7,15 +7,21 @@ use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Served;
-use super::respond::{answer, digest, status};
+use super::respond::{digest, status};
+use super::root_changes::{Wanted, check_form};
+use super::upload::{Begun, Upload};
 use crate::castore::{Digest, Directory, Name, Root};
 use crate::proto::castore_fs::services::ingest_service_server::IngestService;
 use crate::proto::castore_fs::v1::ingest_request::What;
 use crate::proto::castore_fs::v1::{IngestRequest, IngestResponse, Root as RootMessage};
-use crate::store::{BlobWriter, Error, Ingest};
+use crate::store::{BlobWriter, Error};
 
 /// Large blobs under way at once.
 const MAX_LARGE: usize = 64;
+/// Bytes of a large blob that stay in memory, at most: until there are more, it may be a small one.
+const HEAD: usize = 1 << 20;
+/// What a Directory takes in memory beside its bytes, about.
+const DIRECTORY: usize = 256;
 
 #[tonic::async_trait]
 impl IngestService for Served {
@@ -23,38 +29,105 @@ impl IngestService for Served {
         &self,
         request: Request<Streaming<IngestRequest>>,
     ) -> Result<Response<IngestResponse>, Status> {
-        let mut request = request.into_inner();
-        let store = self.writable()?;
-        answer(async move {
-            let mut addition = Addition {
-                ingest: store.ingest().map_err(|error| status(&error))?,
-                large: HashMap::new(),
+        let may_replace = self.rights(&request).replace;
+        let mut upload = Upload::<Addition>::of(self, &request)?;
+        let mut messages = request.into_inner();
+        // What is kept in memory, by the client's number of the blob it is of; and of the rest.
+        let mut heads: HashMap<u32, usize> = HashMap::new();
+        let mut kept = 0;
+        loop {
+            let message = messages.message().await?;
+            let Some(what) = message.and_then(|message| message.what) else {
+                // A client asks so whether additions are taken. What it sent was not added.
+                upload.work(0, |_| Ok(())).await?;
+                return Err(Status::aborted("the stream ended without a commit"));
             };
-            loop {
-                let message = request.message().await?;
-                // Whoever goes away without a commit has added nothing.
-                let what = message
-                    .and_then(|message| message.what)
-                    .ok_or_else(|| Status::aborted("the stream ended without a commit"))?;
-                if matches!(what, What::Commit(_)) {
-                    return addition.commit().map(Response::new);
+            let mut bytes = 0;
+            match &what {
+                What::Commit(_) => break,
+                What::RemoveRoot(_) if !may_replace => {
+                    return Err(Status::permission_denied(
+                        "root nodes are removed by `castore-fs serve --allow-replace`, or with the \
+                         right `replace` in the server's token file",
+                    ));
                 }
-                addition.take(what)?;
+                What::Blobs(blobs) => {
+                    bytes = blobs.blobs.iter().map(|blob| blob.data.len()).sum();
+                }
+                What::Part(part) => {
+                    bytes = part.data.len();
+                    let head = heads.entry(part.blob).or_default();
+                    let more = (*head + bytes).min(HEAD) - *head;
+                    *head += more;
+                    upload.keep(more)?;
+                }
+                What::End(end) => {
+                    heads.remove(&end.blob);
+                    upload.keep_only(kept + heads.values().sum::<usize>());
+                }
+                What::Directories(directories) => {
+                    let directories = directories.directories.iter();
+                    bytes = directories.map(|bytes| bytes.len() + DIRECTORY).sum();
+                    kept += bytes;
+                    upload.keep(bytes)?;
+                }
+                What::PutRoot(_) | What::RemoveRoot(_) => {}
             }
-        })
-        .await
+            let wanted = root_change(&what)?;
+            let memory = wanted.as_ref().map_or(0, Wanted::memory);
+            kept += memory;
+            upload.keep(memory)?;
+            upload
+                .work(bytes, move |begun| begun.take(what, wanted))
+                .await?;
+        }
+        let served = self.clone();
+        upload
+            .finish(move |Begun { ingest, kept }| {
+                if !kept.large.is_empty() {
+                    return Err(Status::invalid_argument("a blob was not ended"));
+                }
+                let added = served.commit(ingest, kept.roots, may_replace)?;
+                Ok(Response::new(IngestResponse {
+                    blobs: added.blobs,
+                    blob_bytes: added.blob_bytes,
+                    directories: added.directories,
+                }))
+            })
+            .await
     }
 }
 
-struct Addition {
-    ingest: Box<dyn Ingest>,
-    /// The large blobs that are coming in, by the client's number for them.
-    large: HashMap<u32, Box<dyn BlobWriter>>,
+/// What `what` does to a root node.
+fn root_change(what: &What) -> Result<Option<Wanted>, Status> {
+    Ok(match what {
+        What::PutRoot(RootMessage { entry, path_info }) => {
+            let root = Root::try_from(entry.clone().unwrap_or_default())
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
+            path_info.as_ref().map_or(Ok(()), check_form)?;
+            Some(Wanted::Put(root, path_info.clone().map(Box::new)))
+        }
+        What::RemoveRoot(name) => {
+            Some(Wanted::Remove(Name::new(name).map_err(|error| {
+                Status::invalid_argument(error.to_string())
+            })?))
+        }
+        _ => None,
+    })
 }
 
-impl Addition {
-    fn take(&mut self, what: What) -> Result<(), Status> {
+/// What an addition keeps beside what it has added.
+#[derive(Default)]
+struct Addition {
+    /// The large blobs that are coming in, by the client's number for them.
+    large: HashMap<u32, Box<dyn BlobWriter>>,
+    roots: Vec<Wanted>,
+}
+
+impl Begun<Addition> {
+    fn take(&mut self, what: What, wanted: Option<Wanted>) -> Result<(), Status> {
         let failed = |error: Error| status(&error);
+        self.kept.roots.extend(wanted);
         match what {
             What::Blobs(blobs) => {
                 let mut checked = Vec::with_capacity(blobs.blobs.len());
@@ -73,12 +146,12 @@ impl Addition {
             What::Part(part) => self.large(part.blob)?.write(&part.data).map_err(failed),
             What::End(end) => {
                 if end.digest.is_empty() {
-                    self.large.remove(&end.blob);
+                    self.kept.large.remove(&end.blob);
                     return Ok(());
                 }
                 let expected = digest(&end.digest)?;
                 self.large(end.blob)?;
-                let writer = self.large.remove(&end.blob);
+                let writer = self.kept.large.remove(&end.blob);
                 let writer = writer.ok_or_else(|| Status::internal("a blob went missing"))?;
                 let (actual, _) = writer.finish().map_err(failed)?;
                 if actual != expected {
@@ -98,46 +171,23 @@ impl Addition {
                         self.ingest.put_directory(&directory).map_err(failed)
                     })
             }
-            What::PutRoot(RootMessage { entry, path_info }) => {
-                let root = Root::try_from(entry.unwrap_or_default())
-                    .map_err(|error| Status::invalid_argument(error.to_string()))?;
-                self.ingest
-                    .put_root(&root, path_info.as_ref())
-                    .map_err(failed)
-            }
-            What::RemoveRoot(name) => {
-                let name = Name::new(&name)
-                    .map_err(|error| Status::invalid_argument(error.to_string()))?;
-                self.ingest.remove_root(&name).map_err(failed)
-            }
-            What::Commit(_) => Ok(()),
+            What::PutRoot(_) | What::RemoveRoot(_) | What::Commit(_) => Ok(()),
         }
     }
 
     fn large(&mut self, number: u32) -> Result<&mut Box<dyn BlobWriter>, Status> {
-        if self.large.len() >= MAX_LARGE && !self.large.contains_key(&number) {
+        let large = &mut self.kept.large;
+        if large.len() >= MAX_LARGE && !large.contains_key(&number) {
             return Err(Status::resource_exhausted(format!(
                 "more than {MAX_LARGE} blobs at once"
             )));
         }
-        Ok(match self.large.entry(number) {
+        Ok(match large.entry(number) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let writer = self.ingest.blob_writer();
                 entry.insert(writer.map_err(|error| status(&error))?)
             }
-        })
-    }
-
-    fn commit(self) -> Result<IngestResponse, Status> {
-        if !self.large.is_empty() {
-            return Err(Status::invalid_argument("a blob was not ended"));
-        }
-        let added = self.ingest.commit().map_err(|error| status(&error))?;
-        Ok(IngestResponse {
-            blobs: added.blobs,
-            blob_bytes: added.blob_bytes,
-            directories: added.directories,
         })
     }
 }

@@ -138,6 +138,7 @@ impl PartService for Served {
             store.will_need(&claims);
             let mut wanted = wanted.into_iter();
             loop {
+                sender.wanted().await?;
                 let store = store.clone();
                 let batch;
                 (wanted, batch) = answer(async move {

@@ -1,22 +1,36 @@
 //! Nix store paths: the field's PathInfoService.
+//!
+//! A peer takes no PathInfo without a narinfo, and fails as a whole at a listing that has one. So what
+//! is not known of a NAR is computed: in the background, and for those who ask for the path. Listings
+//! leave out what is not there yet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use tonic::{Request, Response, Status};
+use tokio::sync::watch;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request, Response, Status};
 
 use super::Served;
+use super::nars::is_incomplete;
 use super::respond::{Stream, answer, ask, status, stream};
-use crate::castore::{Name, Root};
-use crate::nix::{self, PathInfo};
+use super::root_changes::{Wanted, check_form, check_nar, taken};
+use super::upload::{check_room, working};
+use crate::castore::{Name, Node, Root};
+use crate::nix::{self, NarHash, NarInfo, PathInfo};
 use crate::proto::castore::v1::Entry;
 use crate::proto::store::services::path_info_service_server::PathInfoService;
 use crate::proto::store::v1::{
     CalculateNarResponse, GetPathInfoRequest, ListPathInfoRequest, get_path_info_request::ByWhat,
 };
 use crate::store::{Error, Store};
+
+/// How long a client that names no deadline waits for a NAR's hash.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether content has come, or root nodes without a narinfo.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The service, with an index from output hashes to the names that a store knows its roots by.
 #[derive(Clone)]
@@ -29,7 +43,7 @@ pub(super) struct PathInfos {
 struct Index {
     /// The version of the roots that `names` is of.
     version: Option<u64>,
-    names: HashMap<[u8; 20], Name>,
+    names: Arc<HashMap<[u8; 20], Name>>,
 }
 
 impl PathInfos {
@@ -40,14 +54,14 @@ impl PathInfos {
         }
     }
 
-    /// The name of the root whose Nix hash is `hash`.
-    async fn name(&self, hash: &[u8; 20]) -> Result<Option<Name>, Error> {
+    /// The names of the roots that are Nix store paths, by their hashes.
+    async fn names(&self) -> Result<Arc<HashMap<[u8; 20], Name>>, Error> {
         let store = &self.served.store;
         let version = store.roots_version()?;
         {
             let index = self.index.lock();
             if index.version == Some(version) {
-                return Ok(index.names.get(hash).cloned());
+                return Ok(index.names.clone());
             }
         }
         let names: HashMap<_, _> = store
@@ -56,12 +70,159 @@ impl PathInfos {
             .into_iter()
             .filter_map(|root| Some((nix::output_hash(&root.name)?, root.name)))
             .collect();
-        let name = names.get(hash).cloned();
+        let names = Arc::new(names);
         *self.index.lock() = Index {
             version: Some(version),
-            names,
+            names: names.clone(),
         };
-        Ok(name)
+        Ok(names)
+    }
+
+    /// What is known of the path `hash`.
+    async fn known(&self, hash: [u8; 20]) -> Result<Option<(Root, PathInfo)>, Status> {
+        let path_infos = self.clone();
+        ask(async move {
+            let store = path_infos.served.store.as_ref();
+            let Some(name) = path_infos.names().await?.get(&hash).cloned() else {
+                return Ok(None);
+            };
+            let Some(root) = store.root(&name).await? else {
+                return Ok(None);
+            };
+            let known = path_info(store, &root).await?;
+            Ok(Some((root, known)))
+        })
+        .await
+    }
+
+    /// Computes what is lacking of `known`, and puts it into the store if that takes additions.
+    async fn complete(&self, root: Root, mut known: PathInfo) -> Result<PathInfo, Status> {
+        let nar = self.served.nars.of(&root.node).await?;
+        known.narinfo = Some(narinfo(&nar));
+        if self.served.writable {
+            let (served, info) = (self.served.clone(), known.clone());
+            let put = working(move || {
+                check_room(&served.limits)?;
+                let ingest = served.store.ingest().map_err(|error| status(&error))?;
+                let wanted = Wanted::Put(root, Some(Box::new(info)));
+                served.commit(ingest, vec![wanted], false)
+            });
+            if let Err(error) = put.await {
+                // It is known in memory.
+                tracing::debug!("cannot keep a NAR's hash: {}", error.message());
+            }
+        }
+        Ok(known)
+    }
+
+    /// Takes `info` of `root`, whose content is there or comes later.
+    async fn take(
+        &self,
+        root: Root,
+        mut info: PathInfo,
+        may_replace: bool,
+    ) -> Result<PathInfo, Status> {
+        let nar = match self.served.nars.of(&root.node).await {
+            Ok(nar) => nar,
+            Err(error) if is_incomplete(&error) => return self.keep_incomplete(root, info).await,
+            // The node says something else of a blob than the blob.
+            Err(error) if error.code() == Code::DataLoss => {
+                return Err(Status::invalid_argument(error.message()));
+            }
+            Err(error) => return Err(error),
+        };
+        check_nar(&root, &info, |_| Ok(nar))?;
+        info.narinfo.get_or_insert_with(|| narinfo(&nar));
+        let served = self.served.clone();
+        working(move || {
+            check_room(&served.limits)?;
+            let ingest = served.store.ingest().map_err(|error| status(&error))?;
+            let wanted = Wanted::Put(root, Some(Box::new(info.clone())));
+            served.commit(ingest, vec![wanted], may_replace)?;
+            Ok(info)
+        })
+        .await
+    }
+
+    /// Keeps `info` of `root` until its content comes.
+    async fn keep_incomplete(&self, root: Root, info: PathInfo) -> Result<PathInfo, Status> {
+        let (store, name) = (self.served.store.clone(), root.name.clone());
+        let before = ask(async move { store.root(&name).await }).await?;
+        if let Some(before) = before.filter(|before| before.node != root.node) {
+            return Err(taken(&root.name, &before.node, &root.node));
+        }
+        if let Some(hash) = nix::output_hash(&root.name) {
+            self.served.incomplete.put(hash, root, info.clone());
+        }
+        Ok(info)
+    }
+
+    /// Looks until the server stops whether the content of root nodes has come, and computes what is
+    /// lacking of others.
+    pub(super) async fn look_after(
+        self,
+        ahead: bool,
+        mut version: watch::Receiver<u64>,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        let mut seen = HashSet::new();
+        version.mark_changed();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                _ = stopping.wait_for(|stop| *stop) => return,
+            }
+            for (hash, root, info) in self.served.incomplete.due() {
+                match self.served.nars.of(&root.node).await {
+                    Err(error) if error.code() == Code::DataLoss => {}
+                    Err(_) => continue,
+                    Ok(_) => {}
+                }
+                if let Err(error) = self.take(root.clone(), info, false).await {
+                    let name = &root.name;
+                    tracing::warn!(
+                        "the content of \"{name}\" came, and not the root node: {error}"
+                    );
+                }
+                self.served.incomplete.remove(&hash, &root);
+            }
+            if ahead && version.has_changed().unwrap_or(false) {
+                version.mark_unchanged();
+                if let Err(error) = self.compute_lacking(&mut seen, &stopping).await {
+                    tracing::warn!(
+                        "cannot compute the hashes of NARs ahead: {}",
+                        error.message()
+                    );
+                }
+            }
+        }
+    }
+
+    /// Computes the narinfos that are lacking of root nodes that were not `seen` before.
+    async fn compute_lacking(
+        &self,
+        seen: &mut HashSet<Name>,
+        stopping: &watch::Receiver<bool>,
+    ) -> Result<(), Status> {
+        let path_infos = self.clone();
+        let names = ask(async move { path_infos.names().await }).await?;
+        seen.retain(|name| nix::output_hash(name).is_some_and(|hash| names.contains_key(&hash)));
+        for (hash, name) in names.iter() {
+            if *stopping.borrow() {
+                return Ok(());
+            }
+            if !seen.insert(name.clone()) {
+                continue;
+            }
+            let known = self.known(*hash).await?;
+            if let Some((root, known)) = known.filter(|(_, known)| known.narinfo.is_none())
+                && let Err(error) = self.complete(root, known).await
+            {
+                let why = error.message();
+                tracing::warn!("cannot compute the hash of the NAR of \"{name}\": {why}");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -72,39 +233,72 @@ async fn path_info(store: &dyn Store, root: &Root) -> Result<PathInfo, Error> {
     Ok(known)
 }
 
+fn narinfo(nar: &NarHash) -> NarInfo {
+    NarInfo {
+        nar_size: nar.size,
+        nar_sha256: bytes::Bytes::copy_from_slice(&nar.sha256),
+        ..NarInfo::default()
+    }
+}
+
+/// How long the client waits, less what the way back takes.
+fn patience(metadata: &MetadataMap) -> Duration {
+    let said = metadata.get("grpc-timeout").and_then(|said| {
+        let said = said.to_str().ok()?;
+        let (digits, unit) = said.split_at_checked(said.len().checked_sub(1)?)?;
+        let number: u64 = digits.parse().ok()?;
+        Some(match unit {
+            "H" => Duration::from_secs(number.saturating_mul(3600)),
+            "M" => Duration::from_secs(number.saturating_mul(60)),
+            "S" => Duration::from_secs(number),
+            "m" => Duration::from_millis(number),
+            "u" => Duration::from_micros(number),
+            "n" => Duration::from_nanos(number),
+            _ => return None,
+        })
+    });
+    said.map_or(PATIENCE, |said| said.min(PATIENCE) * 9 / 10)
+}
+
 #[tonic::async_trait]
 impl PathInfoService for PathInfos {
     async fn get(
         &self,
         request: Request<GetPathInfoRequest>,
     ) -> Result<Response<PathInfo>, Status> {
+        let patience = patience(request.metadata());
         let Some(ByWhat::ByOutputHash(hash)) = request.into_inner().by_what else {
             return Err(Status::invalid_argument("the request names no output hash"));
         };
         let hash: [u8; 20] = hash[..].try_into().map_err(|_| {
             Status::invalid_argument(format!("an output hash has 20 bytes, not {}", hash.len()))
         })?;
+        let Some((root, known)) = self.known(hash).await? else {
+            let incomplete = self.served.incomplete.get(&hash);
+            let hash = nix::encode_base32(&hash);
+            return incomplete
+                .map(Response::new)
+                .ok_or_else(|| Status::not_found(format!("no path with the hash {hash}")));
+        };
+        if known.narinfo.is_some() {
+            return Ok(Response::new(known));
+        }
+        // It goes on when this client waits no longer.
         let path_infos = self.clone();
-        answer(async move {
-            let failed = |error: Error| status(&error);
-            let store = &path_infos.served.store;
-            let missing = || {
-                let text = nix::encode_base32(&hash);
-                Status::not_found(format!("no store path {text}-*"))
-            };
-            let name = path_infos.name(&hash).await.map_err(failed)?;
-            let name = name.ok_or_else(missing)?;
-            let root = store.root(&name).await.map_err(failed)?;
-            let root = root.ok_or_else(missing)?;
-            let known = path_info(store.as_ref(), &root).await.map_err(failed)?;
-            Ok(Response::new(known))
-        })
-        .await
+        let computing = tokio::spawn(async move { path_infos.complete(root, known).await });
+        match tokio::time::timeout(patience, computing).await {
+            Ok(Ok(completed)) => completed.map(Response::new),
+            Ok(Err(stopped)) => Err(Status::internal(stopped.to_string())),
+            Err(_) => Err(Status::unavailable(
+                "the hash of this path's NAR is being computed: ask again in a while",
+            )),
+        }
     }
 
     async fn put(&self, request: Request<PathInfo>) -> Result<Response<PathInfo>, Status> {
+        self.served.may_add(&request)?;
+        let may_replace = self.served.rights(&request).replace;
         let path_info = request.into_inner();
-        let store = self.served.writable()?;
         let refused = |why: String| Status::invalid_argument(why);
         let entry = path_info.entry.clone().unwrap_or_default();
         let root = Root::try_from(entry).map_err(|error| refused(error.to_string()))?;
@@ -114,47 +308,23 @@ impl PathInfoService for PathInfos {
                 root.name
             )));
         }
-        if let Some(reference) = path_info.references.iter().find(|hash| hash.len() != 20) {
-            let length = reference.len();
-            return Err(refused(format!("a reference has 20 bytes, not {length}")));
-        }
-        answer(async move {
-            let failed = |error: Error| status(&error);
-            let ingest = store.ingest().map_err(failed)?;
-            ingest.put_root(&root, Some(&path_info)).map_err(failed)?;
-            ingest.commit().map_err(failed)?;
-            Ok(Response::new(path_info))
-        })
-        .await
+        check_form(&path_info)?;
+        self.take(root, path_info, may_replace)
+            .await
+            .map(Response::new)
     }
 
     async fn calculate_nar(
         &self,
         request: Request<Entry>,
     ) -> Result<Response<CalculateNarResponse>, Status> {
-        let root = named(request.into_inner())
+        let node = node(request.into_inner())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let store = self.served.store.clone();
-        answer(async move {
-            // What was computed when the tree came in need not be computed again.
-            let roots = store.roots().await.map_err(|error| status(&error))?;
-            for other in roots.iter().filter(|other| other.node == root.node) {
-                let known = store.path_info(&other.name).await;
-                let narinfo = known
-                    .map_err(|error| status(&error))?
-                    .and_then(|known| known.narinfo);
-                if let Some(narinfo) = narinfo {
-                    return Ok(Response::new(CalculateNarResponse {
-                        nar_size: narinfo.nar_size,
-                        nar_sha256: narinfo.nar_sha256,
-                    }));
-                }
-            }
-            Err(Status::unimplemented(
-                "this server knows the NAR hash only of what was imported with one",
-            ))
-        })
-        .await
+        let nar = self.served.nars.of(&node).await?;
+        Ok(Response::new(CalculateNarResponse {
+            nar_size: nar.size,
+            nar_sha256: bytes::Bytes::copy_from_slice(&nar.sha256),
+        }))
     }
 
     type ListStream = Stream<PathInfo>;
@@ -163,14 +333,35 @@ impl PathInfoService for PathInfos {
         &self,
         _: Request<ListPathInfoRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let store = self.served.store.clone();
+        let path_infos = self.clone();
         Ok(Response::new(stream(move |sender| async move {
-            let asked = store.clone();
-            for root in ask(async move { asked.roots().await }).await? {
-                if nix::output_hash(&root.name).is_some() {
-                    let asked = store.clone();
-                    let known = ask(async move { path_info(asked.as_ref(), &root).await });
-                    sender.send(known.await?).await?;
+            let asked = path_infos.clone();
+            let names = ask(async move { asked.names().await }).await?;
+            let mut names: Vec<_> = names.values().cloned().collect();
+            names.sort_unstable();
+            for name in names {
+                sender.wanted().await?;
+                let store = path_infos.served.store.clone();
+                let found = answer(async move {
+                    let failed = |error: Error| status(&error);
+                    let root = store.root(&name).await.map_err(failed)?;
+                    match root {
+                        Some(root) => {
+                            let known = path_info(store.as_ref(), &root).await.map_err(failed)?;
+                            Ok(Some((root, known)))
+                        }
+                        None => Ok(None),
+                    }
+                });
+                let Some((root, mut known)) = found.await? else {
+                    continue;
+                };
+                if known.narinfo.is_none() {
+                    let nar = path_infos.served.nars.known(&root.node);
+                    known.narinfo = nar.as_ref().map(narinfo);
+                }
+                if known.narinfo.is_some() {
+                    sender.send(known).await?;
                 }
             }
             Ok(())
@@ -178,8 +369,8 @@ impl PathInfoService for PathInfos {
     }
 }
 
-/// The node in `entry`. A caller that only wants to know a node's NAR may leave its name empty.
-fn named(mut entry: Entry) -> Result<Root, crate::castore::NodeError> {
+/// The node in `entry`. A caller that only wants to know a node's NAR leaves its name empty.
+fn node(mut entry: Entry) -> Result<Node, crate::castore::NodeError> {
     use crate::proto::castore::v1::entry::Entry as Kind;
     let name = match &mut entry.entry {
         Some(Kind::Directory(directory)) => &mut directory.name,
@@ -187,8 +378,6 @@ fn named(mut entry: Entry) -> Result<Root, crate::castore::NodeError> {
         Some(Kind::Symlink(symlink)) => &mut symlink.name,
         None => return Err(crate::castore::NodeError::Empty),
     };
-    if name.is_empty() {
-        *name = Bytes::from_static(b"unnamed");
-    }
-    Root::try_from(entry)
+    *name = bytes::Bytes::from_static(b"unnamed");
+    Ok(Root::try_from(entry)?.node)
 }

@@ -1,23 +1,49 @@
 //! From a store's answers to a client's: statuses, streams, and the thread that may block.
 
 use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{Semaphore, mpsc};
 use tonic::Status;
 
 use crate::castore::Digest;
 use crate::store::{Error, Object};
 
-/// Messages that a stream may be ahead of its client.
-const AHEAD: usize = 4;
+/// What a streaming method answers with: each message is made when it is asked for, so that a client
+/// that takes nothing has nothing made for it.
+pub(super) struct Stream<T> {
+    messages: mpsc::Receiver<Result<T, Status>>,
+    demand: Arc<Semaphore>,
+    /// Whether a message was asked for that has not come yet.
+    asked: bool,
+}
 
-/// What a streaming method answers with.
-pub(super) type Stream<T> = ReceiverStream<Result<T, Status>>;
+impl<T> tokio_stream::Stream for Stream<T> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if !self.asked {
+            self.asked = true;
+            self.demand.add_permits(1);
+        }
+        let message = ready!(self.messages.poll_recv(context));
+        self.asked = false;
+        Poll::Ready(message)
+    }
+}
 
 /// Where a stream's messages go.
-pub(super) struct Sender<T>(mpsc::Sender<Result<T, Status>>);
+pub(super) struct Sender<T> {
+    messages: mpsc::Sender<Result<T, Status>>,
+    demand: Arc<Semaphore>,
+    /// Whether a message is wanted that was not sent yet.
+    wanted: AtomicBool,
+}
 
 /// The client has gone away: nothing more need be done.
 #[derive(Debug)]
@@ -44,14 +70,29 @@ impl From<Status> for Ended {
 }
 
 impl<T> Sender<T> {
-    /// Sends, waiting while the client is behind.
+    /// Waits until the client wants the next message: to be called before anything large is read.
+    pub(super) async fn wanted(&self) -> Result<(), Gone> {
+        if self.wanted.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        tokio::select! {
+            permit = self.demand.acquire() => permit.map_err(|_| Gone)?.forget(),
+            () = self.gone() => return Err(Gone),
+        }
+        self.wanted.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sends, waiting until the client wants it.
     pub(super) async fn send(&self, message: T) -> Result<(), Gone> {
-        self.0.send(Ok(message)).await.map_err(|_| Gone)
+        self.wanted().await?;
+        self.wanted.store(false, Ordering::Relaxed);
+        self.messages.send(Ok(message)).await.map_err(|_| Gone)
     }
 
     /// Ready when the client has gone away.
     pub(super) async fn gone(&self) {
-        self.0.closed().await;
+        self.messages.closed().await;
     }
 }
 
@@ -79,15 +120,24 @@ where
     W: FnOnce(Sender<T>) -> F + Send + 'static,
     F: Future<Output = Result<(), Ended>> + Send + 'static,
 {
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    let work = work(Sender(sender.clone()));
+    let (messages, receiver) = mpsc::channel(1);
+    let demand = Arc::new(Semaphore::new(0));
+    let work = work(Sender {
+        messages: messages.clone(),
+        demand: demand.clone(),
+        wanted: AtomicBool::new(false),
+    });
     tokio::spawn(async move {
         if let Err(Ended::Status(status)) = work.await {
             // If this fails the client has gone away and need not know.
-            let _ = sender.send(Err(status)).await;
+            let _ = messages.send(Err(status)).await;
         }
     });
-    ReceiverStream::new(receiver)
+    Stream {
+        messages: receiver,
+        demand,
+        asked: false,
+    }
 }
 
 /// What a client is told of a store's error.
@@ -101,6 +151,14 @@ pub(super) fn status(error: &Error) -> Status {
         Error::Remote { .. } => Status::unavailable(message),
         // Not "unavailable": this server is well, and has what others can be asked for.
         Error::Undecided { .. } => Status::internal(message),
+        Error::Io { source, .. }
+            if matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ) =>
+        {
+            Status::resource_exhausted(message)
+        }
         Error::Url { .. } | Error::Io { .. } | Error::Index { .. } | Error::Format { .. } => {
             Status::internal(message)
         }

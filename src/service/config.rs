@@ -175,9 +175,25 @@ pub struct Listen {
     /// Where: `unix:/PATH`, `HOST:PORT`, or `systemd:NAME` for what a socket unit passes on under
     /// that name (`FileDescriptorName=`).
     pub address: String,
-    /// Whether clients may add to the store.
+    /// Whether clients may add to the store. What is there under a name stays.
     #[serde(default)]
     pub writable: bool,
+    /// Whether clients may replace and remove root nodes too. A token in `token-file` can give the
+    /// right to it as well.
+    #[serde(default)]
+    pub allow_replace: bool,
+    /// What clients that add leave free on the store's disk, if it is a `local:` one.
+    #[cfg_attr(test, schemars(with = "String", default = "keep_free_text"))]
+    #[serde(default = "keep_free")]
+    pub keep_free: Size,
+    /// The most that one upload may have.
+    #[cfg_attr(test, schemars(with = "String", default = "max_upload_text"))]
+    #[serde(default = "max_upload")]
+    pub max_upload: Size,
+    /// Connections at once, no more than half of the files that the process may have open. The one that
+    /// has been quiet the longest is closed for the next.
+    #[serde(default = "max_connections")]
+    pub max_connections: usize,
     /// TLS on `HOST:PORT`: the file with the certificate chain (PEM).
     pub tls_cert_path: Option<PathBuf>,
     /// TLS on `HOST:PORT`: the file with the certificate's private key (PEM).
@@ -185,7 +201,7 @@ pub struct Listen {
     /// Demand of clients a certificate that an authority in this file (PEM) signed.
     pub tls_client_ca_path: Option<PathBuf>,
     /// Demand of clients one of the bearer tokens in this file, one a line; on `HOST:PORT` only with
-    /// TLS.
+    /// TLS. After a token there may be what it gives the right to: `read`, `add`, `replace`.
     pub token_file: Option<PathBuf>,
     /// Calls at once on a connection; more wait for their turn.
     #[serde(default = "max_calls")]
@@ -206,6 +222,10 @@ impl Listen {
             store: Some(store),
             address: format!("unix:{}", socket.display()),
             writable: true,
+            allow_replace: true,
+            keep_free: Size(0),
+            max_upload: max_upload(),
+            max_connections: max_connections(),
             tls_cert_path: None,
             tls_key_path: None,
             tls_client_ca_path: None,
@@ -225,6 +245,28 @@ impl Listen {
             tokens: self.token_file.clone(),
         }
     }
+}
+
+fn keep_free() -> Size {
+    Size(1 << 30)
+}
+
+#[cfg(test)]
+fn keep_free_text() -> String {
+    "1GiB".to_owned()
+}
+
+fn max_upload() -> Size {
+    Size(1 << 40)
+}
+
+#[cfg(test)]
+fn max_upload_text() -> String {
+    "1TiB".to_owned()
+}
+
+fn max_connections() -> usize {
+    512
 }
 
 fn max_calls() -> NonZeroU32 {

@@ -24,8 +24,8 @@ use super::mounts::{Host, StartError, find_top};
 use super::socket_file::SocketFile;
 use super::systemd::GuestKeeper;
 use crate::fs::{self as castore_fs, Owner};
-use crate::server::{self, AccessError, ListenError, Listener};
-use crate::store::{Blocking, Plan, Store};
+use crate::server::{self, AccessError, Limits, ListenError, Listener};
+use crate::store::{Blocking, LocalStore, Opened, Plan, Store};
 use crate::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, ROOT_TIMEOUT, Socket, SocketError, Tag, TagError,
 };
@@ -89,21 +89,33 @@ impl Device {
 }
 
 impl Listening {
-    /// Serves `store` as `config` says. `passed` are the sockets that systemd passed on.
+    /// Serves the store `opened` as `config` says. `passed` are the sockets that systemd passed on.
     pub fn start(
         name: &str,
         config: &config::Listen,
-        store: Arc<dyn Store>,
+        opened: &Opened,
         passed: &[(String, OwnedFd)],
         runtime: &Handle,
     ) -> Result<Self, EndpointError> {
+        let store = opened.store.clone();
+        let folder = opened.local.as_ref().map(LocalStore::folder);
         let listeners = bind(config, passed)?;
         let path = config.address.strip_prefix("unix:");
         let file = path.and_then(|path| SocketFile::at(Path::new(path)));
         let (stop, stopped) = oneshot::channel();
         let (tls, tokens) = config.access().load()?;
+        let mut limits = Limits {
+            keep_free: config.keep_free.0,
+            upload: config.max_upload.0,
+            disk: folder.map(Path::to_owned),
+            ..Limits::default()
+        };
+        limits.connections = limits.connections.min(config.max_connections);
         let options = server::Options {
             writable: config.writable,
+            allow_replace: config.allow_replace,
+            narinfos_ahead: folder.is_some() && !config.unnamed,
+            limits,
             streams: config.max_calls,
             drain: DRAIN,
             tls,

@@ -267,6 +267,10 @@ impl Ingest for FilteredIngest {
         self.inner.put_incomplete_root(root, path_info)
     }
 
+    fn release(&self) {
+        self.inner.release();
+    }
+
     fn commit(self: Box<Self>) -> Result<Added, Error> {
         self.inner.commit()
     }

@@ -113,6 +113,11 @@ impl LocalStore {
         })))
     }
 
+    /// The directory that it is kept in.
+    pub fn folder(&self) -> &Path {
+        self.0.folder.path()
+    }
+
     fn blob(&self, digest: &Digest) -> Result<Option<Location>, Error> {
         self.0.index.look_up(|snapshot| snapshot.blob(digest))
     }

@@ -281,6 +281,9 @@ impl Ingest for MemoryIngest {
         Err(RootChange::needs_content(self.store.url(), root))
     }
 
+    /// Nothing is kept from anybody.
+    fn release(&self) {}
+
     fn commit(self: Box<Self>) -> Result<Added, Error> {
         let staged = std::mem::take(&mut *self.staged.lock());
         let mut contents = self.store.0.contents.write();

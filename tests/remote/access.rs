@@ -257,7 +257,7 @@ async fn questions_that_are_too_large_are_refused() {
     };
     let refused = client.read(overflow).await;
     assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
-    // A message of more than 64 MiB, though of few words.
+    // A message of more than there can be questions in.
     let digests = vec![bytes::Bytes::from(vec![0; 65 << 20])];
     let large = client.missing(MissingRequest { digests }).await;
     let code = large.unwrap_err().code();

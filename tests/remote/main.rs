@@ -3,6 +3,7 @@
 
 mod access;
 mod answers;
+mod bounds;
 mod confined;
 mod copying;
 mod distance;
@@ -22,6 +23,7 @@ mod numbers;
 mod passed_on;
 mod peer;
 mod reading;
+mod rights;
 mod server;
 #[path = "../kit/skip.rs"]
 mod skip;

@@ -28,6 +28,7 @@ impl Server {
     pub fn start(store: Arc<dyn Store>, address: &str, writable: bool) -> Self {
         let options = Options {
             writable,
+            allow_replace: writable,
             drain: Duration::from_secs(2),
             ..Options::default()
         };

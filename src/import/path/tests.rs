@@ -85,6 +85,11 @@ impl Ingest for Watched {
     ) -> Result<(), store::Error> {
         self.inner.put_incomplete_root(root, path_info)
     }
+
+    fn release(&self) {
+        self.inner.release();
+    }
+
     fn commit(self: Box<Self>) -> Result<Added, store::Error> {
         self.inner.commit()
     }

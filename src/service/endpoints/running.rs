@@ -82,8 +82,7 @@ impl Endpoints {
         for (name, listen) in config.all_listeners() {
             let sockets = &self.sockets;
             let start = |opened: &Opened, _: &str| {
-                let store = opened.store.clone();
-                Listening::start(&name, &listen, store, sockets, &host.runtime)
+                Listening::start(&name, &listen, opened, sockets, &host.runtime)
             };
             let store = config.store_of(listen.store.as_deref());
             let running = &mut self.listeners;

@@ -21,7 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::Inner;
 use super::large::{LargeFile, LargeWriter, TmpFolder};
@@ -43,8 +43,8 @@ pub(in crate::store) struct LocalIngest(Arc<Session>);
 /// What writers of large blobs share with their addition.
 struct Session {
     store: Arc<Inner>,
-    /// Keeps garbage collections away.
-    _under_way: File,
+    /// Keeps garbage collections away; not between messages of a client that may be slow.
+    under_way: RwLock<Option<File>>,
     staged: Mutex<Staged>,
     /// Some write failed: there is no knowing what is missing.
     failed: AtomicBool,
@@ -91,7 +91,7 @@ impl LocalIngest {
     pub(super) fn new(store: Arc<Inner>, under_way: File) -> Self {
         Self(Arc::new(Session {
             store,
-            _under_way: under_way,
+            under_way: RwLock::new(Some(under_way)),
             staged: Mutex::default(),
             failed: AtomicBool::new(false),
         }))
@@ -120,6 +120,23 @@ impl LocalIngest {
 }
 
 impl Session {
+    /// Keeps garbage collections away until the result is dropped, and until the next release. What was
+    /// collected since the last one is not counted on.
+    fn at_work(&self) -> Result<RwLockReadGuard<'_, Option<File>>, Error> {
+        let under_way = self.under_way.read();
+        if under_way.is_some() {
+            return Ok(under_way);
+        }
+        drop(under_way);
+        let mut under_way = self.under_way.write();
+        if under_way.is_none() {
+            let begun = self.store.folder.begin_addition()?;
+            self.store.index.fresh()?;
+            *under_way = Some(begun);
+        }
+        Ok(RwLockWriteGuard::downgrade(under_way))
+    }
+
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         if *digest == Digest::empty_blob() {
             return Ok(true);
@@ -325,6 +342,7 @@ impl Drop for Session {
 
 impl Ingest for LocalIngest {
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        let _work = self.0.at_work()?;
         self.0.has_blob(digest)
     }
 
@@ -334,6 +352,7 @@ impl Ingest for LocalIngest {
 
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
         let session = &*self.0;
+        let _work = session.at_work()?;
         let mut small = Vec::with_capacity(blobs.len());
         for &(digest, bytes) in blobs {
             let single_group = bytes.len() as u64 <= group_size(bytes.len() as u64);
@@ -382,6 +401,7 @@ impl Ingest for LocalIngest {
     }
 
     fn put_directory(&self, directory: &Directory) -> Result<(), Error> {
+        let _work = self.0.at_work()?;
         let digest = directory.digest();
         let there = self.0.store.index.snapshot().directory(&digest)?.is_some();
         if there && !self.0.replaces(Object::Directory, &digest)? {
@@ -413,7 +433,12 @@ impl Ingest for LocalIngest {
         Ok(())
     }
 
+    fn release(&self) {
+        *self.0.under_way.write() = None;
+    }
+
     fn commit(self: Box<Self>) -> Result<Added, Error> {
+        let _work = self.0.at_work()?;
         self.0.commit()
     }
 }
@@ -439,6 +464,7 @@ impl BlobWriter for LocalWriter {
             return Ok(());
         }
         let session = self.session.clone();
+        let _work = session.at_work()?;
         let large = match &mut self.large {
             Some(large) => large,
             None => {
@@ -452,6 +478,7 @@ impl BlobWriter for LocalWriter {
 
     fn finish(self: Box<Self>) -> Result<(Digest, u64), Error> {
         let session = &self.session;
+        let _work = session.at_work()?;
         if let Some(large) = self.large {
             let file = session.noting(large.finish())?;
             let named = (file.digest, file.len);

@@ -235,6 +235,9 @@ impl Ingest for ObjectIngest {
         Err(RootChange::needs_content(&self.0.store.bucket.url, root))
     }
 
+    /// Nothing is kept from anybody.
+    fn release(&self) {}
+
     fn commit(self: Box<Self>) -> Result<Added, Error> {
         let addition = &self.0;
         let tops = addition.staged.lock().directories.tops();

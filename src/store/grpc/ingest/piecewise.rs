@@ -293,6 +293,9 @@ impl Ingest for Piecewise {
         ))
     }
 
+    /// Nothing is kept from anybody.
+    fn release(&self) {}
+
     fn commit(self: Box<Self>) -> Result<Added, Error> {
         self.settle()?;
         let tops = self.state.lock().directories.tops();

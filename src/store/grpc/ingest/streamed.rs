@@ -204,6 +204,9 @@ impl Ingest for Streamed {
         ))
     }
 
+    /// Nothing is kept from anybody.
+    fn release(&self) {}
+
     fn commit(self: Box<Self>) -> Result<Added, Error> {
         self.line.send(What::Commit(Commit {}))?;
         let limit = self.line.store.endpoint.deadlines.commit;

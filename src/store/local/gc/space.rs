@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use super::super::folder::Folder;
+use super::super::folder::{Folder, try_lock};
 use super::super::large::ST_BLOCK;
 use super::super::location::{Kind, Location};
 use super::super::pack::{HEADER_LEN, RECORD_HEADER, Record};
@@ -82,6 +82,12 @@ pub(super) fn remove_packs(folder: &Folder, packs: &[u32]) -> Result<u64, Error>
     let mut freed = 0;
     for pack in packs {
         let path = folder.pack(*pack);
+        // An addition that lets go of the store between its client's messages may write to it: once that
+        // has ended, what it leaves is taken back, or is a pack again.
+        let file = File::open(&path).and_then(|file| Ok((try_lock(&file)?, file)));
+        if matches!(file, Ok((false, _))) {
+            continue;
+        }
         let len = fs::symlink_metadata(&path).map_or(0, |found| found.blocks() * ST_BLOCK);
         match fs::remove_file(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,

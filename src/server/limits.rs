@@ -1,0 +1,140 @@
+//! What a server bounds, and by how much: the table in `docs/limits.md`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::proto::MAX_MESSAGE_BYTES;
+
+/// Bytes of a unary request: a digest or a name, and what is around it.
+const SMALL: usize = 4 << 10;
+/// Bytes of an `Entry` by itself, which may be a symlink with the longest target.
+const ENTRY: usize = 8 << 10;
+/// Bytes of a question about 4096 blobs at once: 64 for each.
+const QUESTIONS: usize = 256 << 10;
+/// Bytes of a PathInfo: 20,000 references.
+const PATH_INFO: usize = 1 << 20;
+/// Bytes of a message of a blob: what gRPC takes by default, and other servers too.
+const BLOB_MESSAGE: usize = 4 << 20;
+
+/// Bounds that a server's administrator may set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once on a listener. By default 512, and no more than half of the files that the
+    /// process may have open. The one that has been quiet the longest is closed for the next.
+    pub connections: usize,
+    /// Calls at once on all connections.
+    pub calls: usize,
+    /// Uploads at once on all connections.
+    pub uploads: usize,
+    /// How long a connection may be without a call before it is closed.
+    pub idle: Duration,
+    /// How long a new connection has for its first call: TLS and the headers are to come in it.
+    pub first_call: Duration,
+    /// How long a request may take to come in; and how long an upload may be silent, counting what its
+    /// connection does beside it. (64 KiB end the silence.)
+    pub silence: Duration,
+    /// Bytes of an upload.
+    pub upload: u64,
+    /// Bytes of requests and unfinished uploads in memory, of all connections.
+    pub request_memory: usize,
+    /// Bytes of answers in memory that clients have not taken, of all connections.
+    pub response_memory: usize,
+    /// The directory on whose file system [`keep_free`](Self::keep_free) is to stay free.
+    pub disk: Option<PathBuf>,
+    /// Bytes that uploads leave free on the disk.
+    pub keep_free: u64,
+    /// How long a root node may be without its content.
+    pub incomplete: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        Self {
+            connections: (files / 2).clamp(1, 512),
+            calls: 4096,
+            uploads: (files / 4).clamp(1, 2048),
+            idle: Duration::from_secs(5 * 60),
+            first_call: Duration::from_secs(20),
+            silence: Duration::from_secs(60),
+            upload: 1 << 40,
+            request_memory: 192 << 20,
+            response_memory: 64 << 20,
+            disk: None,
+            keep_free: 0,
+            incomplete: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+/// What kind of requests a method takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// One message, and an answer of little or many.
+    Unary,
+    /// One message, and an answer whenever there is something new.
+    Watch,
+    /// A stream of messages that adds to the store.
+    Upload,
+    /// A stream of questions.
+    Dialogue,
+}
+
+/// What is allowed to the requests of one method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Method {
+    pub(super) kind: Kind,
+    /// Bytes of a message.
+    pub(super) message: usize,
+}
+
+/// What is allowed to the requests at `path`, of whatever generation and whether there is such a
+/// method or not.
+pub(super) fn method(path: &str) -> Method {
+    // Without the package, which tells the generations apart.
+    let name = path.rsplit('.').next().unwrap_or_default();
+    let (kind, message) = match name {
+        "BlobService/Put" => (Kind::Upload, BLOB_MESSAGE),
+        "DirectoryService/Put" | "IngestService/Ingest" => (Kind::Upload, MAX_MESSAGE_BYTES),
+        "PathInfoService/Put" => (Kind::Unary, PATH_INFO),
+        "PathInfoService/CalculateNAR" => (Kind::Unary, ENTRY),
+        "PartService/Missing" | "PartService/ReadTogether" => (Kind::Unary, QUESTIONS),
+        "ServerReflection/ServerReflectionInfo" => (Kind::Dialogue, SMALL),
+        "RootService/Watch" | "Health/Watch" => (Kind::Watch, SMALL),
+        _ => (Kind::Unary, SMALL),
+    };
+    Method { kind, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_has_its_limit() {
+        let small = Method {
+            kind: Kind::Unary,
+            message: 4096,
+        };
+        for path in [
+            "/snix.castore.v1.BlobService/Stat",
+            "/tvix.castore.v1.BlobService/Read",
+            "/castore_fs.v1.RootService/Get",
+            "/grpc.health.v1.Health/Check",
+            "/nonsense",
+            "",
+        ] {
+            assert_eq!(method(path), small, "{path}");
+        }
+        for generation in ["snix", "tvix"] {
+            let put = method(&format!("/{generation}.castore.v1.BlobService/Put"));
+            assert_eq!(put.kind, Kind::Upload);
+            let put = method(&format!("/{generation}.store.v1.PathInfoService/Put"));
+            assert_eq!((put.kind, put.message), (Kind::Unary, 1 << 20));
+        }
+        assert_eq!(method("/grpc.health.v1.Health/Watch").kind, Kind::Watch);
+    }
+}

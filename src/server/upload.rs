@@ -1,0 +1,194 @@
+//! Additions to the store while their client sends them.
+//!
+//! Between two messages an upload holds no thread and keeps no garbage collection waiting: what has
+//! come is in the addition, which lets go of the store until it goes on ([`Ingest::release`]). Before
+//! the first message there is not even that. So a client that leaves a thousand uploads open holds
+//! nothing but their places, until a deadline ends them ([`super::guard`]).
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tonic::{Request, Status};
+
+use super::Served;
+use super::authorize::Rights;
+use super::budget::{Held, Share};
+use super::connections::ConnectionState;
+use super::limits::Limits;
+use super::respond::status;
+use crate::store::{Ingest, Store};
+
+/// Additions that are worked on at once. While a garbage collection keeps them waiting, as many
+/// threads wait, and the others serve readers.
+static WORKING: Semaphore = Semaphore::const_new(32);
+/// Bytes that come in between two looks at the disk.
+const LOOK: u64 = 16 << 20;
+
+/// An upload, of which `T` is what its method keeps.
+pub(super) struct Upload<T: Send + 'static> {
+    store: Arc<dyn Store>,
+    limits: Arc<Limits>,
+    share: Arc<Share>,
+    held: Option<Held>,
+    /// Bytes until the next look at the disk.
+    look: u64,
+    state: OffThread<Begun<T>>,
+}
+
+/// What there is of an upload from its first message on.
+pub(super) struct Begun<T> {
+    pub(super) ingest: Box<dyn Ingest>,
+    pub(super) kept: T,
+}
+
+/// Something whose end may touch the disk: it comes about on a thread that may wait for that.
+struct OffThread<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> Drop for OffThread<T> {
+    fn drop(&mut self) {
+        if let (Some(rest), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(rest));
+        }
+    }
+}
+
+impl<T: Default + Send + 'static> Upload<T> {
+    /// The upload that `request` is, if its client may add to the store.
+    pub(super) fn of<R>(served: &Served, request: &Request<R>) -> Result<Self, Status> {
+        served.may_add(request)?;
+        let connection = request.extensions().get::<Arc<ConnectionState>>();
+        let connection = connection.ok_or_else(|| Status::internal("no connection"))?;
+        Ok(Self {
+            store: served.store.clone(),
+            limits: served.limits.clone(),
+            share: connection.requests.clone(),
+            held: None,
+            look: 0,
+            state: OffThread(None),
+        })
+    }
+
+    /// Holds memory for what is kept until the upload ends.
+    pub(super) fn keep(&mut self, bytes: usize) -> Result<(), Status> {
+        let grown = match &mut self.held {
+            Some(held) => held.grow(bytes),
+            None => {
+                self.held = self.share.try_hold(bytes);
+                self.held.is_some()
+            }
+        };
+        match grown {
+            true => Ok(()),
+            false => Err(Status::resource_exhausted(
+                "this server has no memory left for unfinished uploads of this connection: wait for \
+                 others to end, or send less at once",
+            )),
+        }
+    }
+
+    /// Holds no more than `bytes`.
+    pub(super) fn keep_only(&mut self, bytes: usize) {
+        if let Some(held) = &mut self.held {
+            held.shrink(bytes);
+        }
+    }
+
+    /// Does `work`, for which `bytes` came, on a thread that may block; begins the addition if this is
+    /// the first.
+    pub(super) async fn work<R: Send + 'static>(
+        &mut self,
+        bytes: usize,
+        work: impl FnOnce(&mut Begun<T>) -> Result<R, Status> + Send + 'static,
+    ) -> Result<R, Status> {
+        let check = self.look <= bytes as u64;
+        self.look = match check {
+            true => LOOK,
+            false => self.look - bytes as u64,
+        };
+        let (state, store, limits) = (self.state.0.take(), self.store.clone(), self.limits.clone());
+        let (state, done) = working(move || {
+            if check {
+                check_room(&limits)?;
+            }
+            let mut state = match state {
+                Some(state) => state,
+                None => Begun {
+                    ingest: store.ingest().map_err(|error| status(&error))?,
+                    kept: T::default(),
+                },
+            };
+            let done = work(&mut state)?;
+            state.ingest.release();
+            Ok((state, done))
+        })
+        .await?;
+        self.state.0 = Some(state);
+        Ok(done)
+    }
+
+    /// Ends the upload by `work`, on a thread that may block.
+    pub(super) async fn finish<R: Send + 'static>(
+        mut self,
+        work: impl FnOnce(Begun<T>) -> Result<R, Status> + Send + 'static,
+    ) -> Result<R, Status> {
+        // Begun by now, or it is now.
+        self.work(0, |_| Ok(())).await?;
+        let state = self.state.0.take();
+        working(move || match state {
+            Some(state) => work(state),
+            None => Err(Status::internal("the upload was not begun")),
+        })
+        .await
+    }
+}
+
+/// Does `work` on a thread that may block, as one of a few.
+pub(super) async fn working<R: Send + 'static>(
+    work: impl FnOnce() -> Result<R, Status> + Send + 'static,
+) -> Result<R, Status> {
+    let _turn = WORKING.acquire().await;
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|stopped| Err(Status::internal(format!("the call broke off: {stopped}"))))
+}
+
+/// Fails if uploads have to leave free what the disk still has.
+pub(super) fn check_room(limits: &Limits) -> Result<(), Status> {
+    let Some(disk) = limits.disk.as_deref().filter(|_| limits.keep_free > 0) else {
+        return Ok(());
+    };
+    let found = rustix::fs::statvfs(disk)
+        .map_err(|error| Status::internal(format!("cannot ask the disk for its room: {error}")))?;
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    match free >= limits.keep_free {
+        true => Ok(()),
+        false => Err(Status::resource_exhausted(format!(
+            "the disk of this store has {free} bytes free, and {} are to stay free: run `castore-fs gc` \
+             there, or free some space",
+            limits.keep_free
+        ))),
+    }
+}
+
+impl Served {
+    /// What the client of `request` may do.
+    pub(super) fn rights<R>(&self, request: &Request<R>) -> Rights {
+        let rights = request.extensions().get::<Rights>();
+        rights.copied().unwrap_or_default()
+    }
+
+    /// Fails unless the client of `request` may add to the store.
+    pub(super) fn may_add<R>(&self, request: &Request<R>) -> Result<(), Status> {
+        if !self.writable {
+            return Err(Status::permission_denied(
+                "this server is read-only; `castore-fs serve --writable` takes additions",
+            ));
+        }
+        match self.rights(request).add {
+            true => Ok(()),
+            false => Err(Status::permission_denied(
+                "the token has no right to add: give it the word `add` in the server's token file",
+            )),
+        }
+    }
+}
