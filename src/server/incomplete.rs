@@ -171,7 +171,7 @@ mod tests {
         let root = Root {
             name: Name::new(b"x").unwrap(),
             node: Node::Symlink {
-                target: bytes::Bytes::from_static(b"t"),
+                target: crate::castore::SymlinkTarget::new(b"t").unwrap(),
             },
         };
         let large = PathInfo {
