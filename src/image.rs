@@ -23,6 +23,7 @@ mod count;
 mod extents;
 mod format;
 mod layout;
+mod location;
 mod metadata;
 mod names;
 mod reader;
@@ -33,6 +34,7 @@ pub use count::MOST_NAMES;
 pub use extents::ImagePiece;
 pub use format::{BLOCK, IMAGE_ALIGNMENT};
 pub use layout::{ImageError, ImageLayout, ImageTop, ImageVersion};
+pub use location::ImageLocation;
 pub use reader::{ErofsEntry, ErofsError, ErofsInode, ErofsKind, ErofsReader};
 
 use crate::castore::{Digest, Directory};

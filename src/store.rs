@@ -60,6 +60,7 @@ use crate::castore::{Digest, Directory, GroupTable, Name, Root};
 use crate::nix::PathInfo;
 
 pub use blocking::Blocking;
+pub(crate) use bounded::Bounded;
 pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
 pub use error::{Damage, Error, Object};
 pub use filter::{Filter, Pattern};

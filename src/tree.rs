@@ -15,6 +15,7 @@ mod blob;
 pub mod copy;
 mod error;
 pub mod export;
+mod image;
 pub mod nar;
 mod path;
 pub mod repair;
@@ -25,6 +26,7 @@ mod walk;
 
 pub use blob::copy_blob;
 pub use error::Error;
+pub use image::{ImageFile, ImageFileError, Waits, image_to_file, image_top, write_image};
 pub use path::TreePath;
 pub use target::{Found, Preference, Target};
 pub use walk::{Step, Walk};

@@ -275,6 +275,23 @@ fn digests_work_as_names_do() {
 }
 
 #[test]
+fn an_image_goes_out_the_same_to_a_file_and_to_a_pipe() {
+    let place = Place::with_tree();
+    place.good(&["export", "--format", "erofs", "tree", "tree.erofs"]);
+    let image = fs::read(place.path("tree.erofs")).unwrap();
+    let piped = place.good(&["export", "--format", "erofs", "tree"]);
+    assert!(image == piped);
+    assert_eq!(image.len() % (2 << 20), 0);
+    // Zeros take no room.
+    let stat = fs::metadata(place.path("tree.erofs")).unwrap();
+    assert!(stat.blocks() * 512 + (64 << 10) < stat.len(), "{stat:?}");
+    // A file is in a directory, by its name.
+    let one = place.good(&["export", "--format", "erofs", "tree/bin/sh"]);
+    let has = |text: &[u8]| one.windows(text.len()).any(|window| window == text);
+    assert!(has(b"...sh") && has(b"#!/bin/sh"));
+}
+
+#[test]
 fn archives_go_out_and_in_again_to_the_same_digest() {
     let place = Place::with_tree();
     let digest = place.json(&["stat", "--json", "tree"])[0]["digest"].clone();

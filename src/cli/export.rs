@@ -6,8 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use castore_fs::castore::{Node, Root};
+use castore_fs::image::{ImageTop, ImageVersion};
 use castore_fs::store::Blocking;
-use castore_fs::tree::{self, Found, Preference, Target, export, nar, tar};
+use castore_fs::tree::{
+    self, Found, ImageFile, Preference, Target, export, image_to_file, image_top, nar, tar,
+    write_image,
+};
 use clap::{Args, ValueEnum};
 use indicatif::HumanCount;
 
@@ -17,11 +22,12 @@ use super::output::Output;
 use super::progress::Line;
 use super::store::StoreArguments;
 
-/// Write a tree out: as files, or as a tar or NAR archive
+/// Write a tree out: as files, as a tar or NAR archive, or as a disk image
 ///
 /// As files: modes are 0644 and 0755 whatever the umask, times are second 1, and what is at
 /// DESTINATION is whole or not there. As tar: owner 0:0, times second 1, names in byte order, so
-/// that equal trees give equal archives.
+/// that equal trees give equal archives. As erofs: an image that Linux mounts, with the same bytes as
+/// the file that a mount shows in .images; zeros take no room on the disk.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs export tree ./copy
@@ -34,7 +40,7 @@ pub(super) struct Export {
     format: Format,
     /// What to export: NAME[/PATH] or a digest
     target: PathBuf,
-    /// Where to; must not exist. Archives go to standard output without it
+    /// Where to; must not exist. Archives and images go to standard output without it
     destination: Option<PathBuf>,
 }
 
@@ -46,6 +52,8 @@ enum Format {
     Tar,
     /// A Nix archive
     Nar,
+    /// An EROFS disk image
+    Erofs,
 }
 
 impl Export {
@@ -79,11 +87,17 @@ impl Export {
                 let mut output = Output::open()?;
                 if output.is_terminal() {
                     return Err(failure(
-                        "an archive does not belong on a terminal: give a DESTINATION or a pipe",
+                        "an archive or image does not belong on a terminal: give a DESTINATION or a pipe",
                     ));
                 }
                 let _line = Line::show("exporting", state);
-                write_archive(store, &found, format, &mut output, &progress)
+                match format {
+                    Format::Erofs => {
+                        let image = image(store, &found)?;
+                        Ok(write_image(&image, store, &mut output, &progress)?)
+                    }
+                    _ => write_archive(store, &found, format, &mut output, &progress),
+                }
             }
             (format, Some(path)) => {
                 let _line = Line::show("exporting", state);
@@ -109,8 +123,16 @@ fn to_file(
             source,
         },
     })?;
-    let mut out = BufWriter::with_capacity(256 << 10, file);
-    let result = write_archive(store, found, format, &mut out, progress);
+    let result = match format {
+        Format::Erofs => image(store, found).and_then(|image| {
+            let written = image_to_file(&image, store, &file, path, progress);
+            written.map_err(Failure::from)
+        }),
+        _ => {
+            let mut out = BufWriter::with_capacity(256 << 10, file);
+            write_archive(store, found, format, &mut out, progress)
+        }
+    };
     if result.is_err() {
         // What is wrong is said already, and the file may be gone by itself.
         let _ = fs::remove_file(path);
@@ -130,7 +152,26 @@ fn write_archive(
     } = found;
     match format {
         Format::Nar => nar::write_nar(store, path, node, out, progress)?,
-        Format::Tar | Format::Dir => tar::write_tar(store, path, node, name, out, progress)?,
+        Format::Tar | Format::Dir | Format::Erofs => {
+            tar::write_tar(store, path, node, name, out, progress)?
+        }
     }
     Ok(())
+}
+
+/// The image of what was found: of a file or symbolic link, a directory that has it by its name.
+fn image(store: &Blocking, found: &Found) -> Result<ImageFile, Failure> {
+    let top = match &found.node {
+        Node::Directory { digest, .. } => ImageTop::Directory(*digest),
+        node => {
+            let root = Root {
+                name: found.name.clone(),
+                node: node.clone(),
+            };
+            image_top(&[root]).map_err(tree::Error::from)?
+        }
+    };
+    let version = ImageVersion::default();
+    let made = ImageFile::new(store.store().clone(), top, version, store.runtime());
+    Ok(made.map_err(tree::Error::from)?)
 }

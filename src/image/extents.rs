@@ -34,6 +34,25 @@ impl ImagePiece {
             | ImagePiece::Blob { length, .. } => *length,
         }
     }
+
+    /// Its first `most` bytes.
+    pub fn first(self, most: u64) -> Self {
+        match self {
+            ImagePiece::Metadata(length) => ImagePiece::Metadata(length.min(most)),
+            ImagePiece::Zeros(length) => ImagePiece::Zeros(length.min(most)),
+            ImagePiece::Blob {
+                digest,
+                size,
+                offset,
+                length,
+            } => ImagePiece::Blob {
+                digest,
+                size,
+                offset,
+                length: length.min(most),
+            },
+        }
+    }
 }
 
 impl ImageLayout {
@@ -53,19 +72,15 @@ impl ImageLayout {
         if in_data >= data_end {
             return Ok(Some(ImagePiece::Zeros(self.size() - offset)));
         }
-        let first_block = |extent: &u32| self.blocks[*extent as usize];
-        let block = (in_data / BLOCK) as u32;
-        let after = self
-            .extents
-            .partition_point(|extent| first_block(extent) <= block);
+        let after = self.extent_after((in_data / BLOCK) as u32);
+        let first_block = |extent: u32| u64::from(self.blocks[extent as usize]);
         // The first extent starts at block 0.
         let entry = self.extents[after - 1];
-        let start = u64::from(first_block(&entry)) * BLOCK;
+        let in_blob = in_data - first_block(entry) * BLOCK;
         let end = match self.extents.get(after) {
-            Some(next) => u64::from(first_block(next)) * BLOCK,
+            Some(next) => first_block(*next) * BLOCK,
             None => data_end,
         };
-        let in_blob = in_data - start;
         Ok(Some(match self.entry_blob(entry, source)? {
             Some((digest, size)) if in_blob < size => ImagePiece::Blob {
                 digest,
@@ -77,17 +92,28 @@ impl ImageLayout {
         }))
     }
 
+    /// The extent after the one that block `block` of the file data is in.
+    pub(super) fn extent_after(&self, block: u32) -> usize {
+        let starts = |extent: &u32| self.blocks[*extent as usize] <= block;
+        self.extents.partition_point(starts)
+    }
+
+    /// The distinct Directory that has this entry, all their entries counted, and where in it.
+    pub(super) fn directory_of(&self, entry: u32) -> (u32, usize) {
+        let all = &self.counted.distinct;
+        let distinct = all.partition_point(|one| one.entries <= entry) - 1;
+        (distinct as u32, (entry - all[distinct].entries) as usize)
+    }
+
     /// The blob of the file that is this entry, all distinct Directories' entries counted.
     fn entry_blob<S: DirectorySource>(
         &self,
         entry: u32,
         source: &S,
     ) -> Result<Option<(Digest, u64)>, S::Error> {
-        let all = &self.counted.distinct;
-        let distinct = all.partition_point(|one| one.entries <= entry) - 1;
-        let index = entry - all[distinct].entries;
-        let directory = self.directory(distinct as u32, source)?;
-        let node = directory.get(index as usize).map(|entry| entry.node);
+        let (distinct, index) = self.directory_of(entry);
+        let directory = self.directory(distinct, source)?;
+        let node = directory.get(index).map(|entry| entry.node);
         Ok(match node {
             Some(NodeRef::File { digest, size, .. }) => Some((digest, size)),
             _ => None,

@@ -36,6 +36,11 @@ impl Blocking {
         &self.store
     }
 
+    /// What is waited on.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// See [`Store::url`].
     pub fn url(&self) -> &str {
         self.store.url()

@@ -6,14 +6,14 @@ use std::hash::Hash;
 use lru::LruCache;
 
 /// Values with their cost in bytes.
-pub(super) struct Bounded<K: Hash + Eq, V> {
+pub(crate) struct Bounded<K: Hash + Eq, V> {
     entries: LruCache<K, (V, usize)>,
     bytes: usize,
     limit: usize,
 }
 
 impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self {
             entries: LruCache::unbounded(),
             bytes: 0,
@@ -22,29 +22,29 @@ impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
     }
 
     /// The value of `key`, now the one used last.
-    pub(super) fn get(&mut self, key: &K) -> Option<V> {
+    pub(crate) fn get(&mut self, key: &K) -> Option<V> {
         self.entries.get(key).map(|(value, _)| value.clone())
     }
 
     /// Lets go of the value of `key`.
-    pub(super) fn remove(&mut self, key: &K) {
+    pub(crate) fn remove(&mut self, key: &K) {
         if let Some((_, bytes)) = self.entries.pop(key) {
             self.bytes -= bytes;
         }
     }
 
     /// Lets go of everything.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.entries.clear();
         self.bytes = 0;
     }
 
-    pub(super) fn contains(&self, key: &K) -> bool {
+    pub(crate) fn contains(&self, key: &K) -> bool {
         self.entries.contains(key)
     }
 
     /// Keeps `value`, at the price of others, and even if it alone is over the limit.
-    pub(super) fn insert(&mut self, key: K, value: V, bytes: usize) {
+    pub(crate) fn insert(&mut self, key: K, value: V, bytes: usize) {
         self.bytes += bytes;
         if let Some((_, (_, old))) = self.entries.push(key, (value, bytes)) {
             self.bytes -= old;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::TreePath;
+use super::{ImageFileError, TreePath};
 use crate::castore::{Digest, Printable};
 use crate::store::{self, Object};
 
@@ -75,6 +75,9 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// There is no image, or it cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageFileError),
     /// The place to export to is taken.
     #[error("{} exists already; export writes only to a path where there is nothing", Printable::path(.0))]
     Exists(PathBuf),

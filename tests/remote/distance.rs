@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use castore_fs::castore::Digest;
+use castore_fs::castore::{Digest, Node};
+use castore_fs::image::{ImageTop, ImageVersion};
 use castore_fs::store::{GrpcStore, Store};
+use castore_fs::tree::ImageFile;
 use castore_fs::tree::copy::{Progress, copy};
 
 use super::link::{Link, Terms};
@@ -77,6 +79,46 @@ async fn what_is_far_away_costs_few_round_trips() {
     };
     // In 512 reads of 128 KiB. How many of these calls overlap, the time that is printed tells.
     within("64 MiB from front to back", &client, 256, all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metadata_of_an_image_takes_three_round_trips() {
+    let store = memory();
+    // Nodes of blobs that are nowhere: none is asked for.
+    let root = put_root(&store, "tree", |ingest| {
+        let directories = (0..1000u32).map(|d| {
+            let files = (0..49u32).map(|f| {
+                let node = Node::File {
+                    digest: Digest::of(&(d * 49 + f).to_le_bytes()),
+                    size: 1000,
+                    executable: false,
+                };
+                (name(&format!("file {f}")), node)
+            });
+            let files = files.collect();
+            (
+                name(&format!("directory {d}")),
+                put_directory(ingest, files),
+            )
+        });
+        let directories = directories.collect();
+        put_directory(ingest, directories)
+    });
+    let server = Server::tcp(Arc::new(store));
+    let link = long_way_to(&server.url);
+    let client = connected(&link).await;
+    let far: Arc<dyn Store> = Arc::new(client.clone());
+    let runtime = tokio::runtime::Handle::current();
+    let listed = tokio::task::spawn_blocking(move || {
+        let top = ImageTop::Directory(root.node.digest().unwrap());
+        let image = ImageFile::new(far, top, ImageVersion::default(), &runtime).unwrap();
+        let mut metadata = vec![0; image.layout().metadata_size() as usize];
+        image.read_at(0, &mut metadata, &runtime).unwrap();
+        image.layout().paths()
+    });
+    let what = "the metadata of an image of 50,000 names";
+    let paths = within(what, &client, 3, listed).await.unwrap();
+    assert_eq!(paths, 50_001);
 }
 
 #[tokio::test(flavor = "multi_thread")]

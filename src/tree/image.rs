@@ -1,0 +1,355 @@
+//! The image of a tree as a file: any range of it, out of a store.
+//!
+//! An [`ImageFile`] has no bytes of its own. Metadata is generated from Directories, everything else is
+//! read from the blobs, through the store's verified reads. It is made when all Directories of the tree
+//! are known, and asks for them level by level, those of a level at once; blobs are read when a range
+//! that holds them is.
+//!
+//! **Directories are kept within a bound** ([`DIRECTORY_BYTES`]) and asked for again: of a local store
+//! that costs microseconds. The layout itself takes some bytes a name.
+//!
+//! **A range is whole or an error.** A short answer to a kernel would stand for zeros.
+
+mod export;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use parking_lot::Mutex;
+use thiserror::Error;
+use tokio::runtime::Handle;
+
+use crate::castore::{Digest, Directory, NodeRef, Root};
+use crate::image::{
+    DirectorySource, ImageError, ImageLayout, ImageLocation, ImagePiece, ImageTop, ImageVersion,
+};
+use crate::store::{self, Answer, Bounded, Object, Store};
+
+pub use export::{image_to_file, write_image};
+
+/// Bytes of Directories that an image keeps in memory.
+const DIRECTORY_BYTES: usize = 16 << 20;
+/// Directories that are asked for at once.
+const AT_ONCE: usize = 32;
+
+/// How a thread waits for a store.
+pub trait Waits {
+    /// The outcome of `work`; blocks until there is one.
+    fn wait<T>(&self, work: impl Future<Output = T>) -> T;
+}
+
+impl Waits for Handle {
+    fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.block_on(work)
+    }
+}
+
+/// Why there is no image, or why a range of it cannot be read.
+#[derive(Debug, Error)]
+pub enum ImageFileError {
+    /// The tree is too large for an image.
+    #[error("no image: {0}")]
+    TooLarge(String),
+    /// What a node of the tree refers to is not in the store.
+    #[error("{store} does not have the {object} {digest}")]
+    Absent {
+        /// The store's URL.
+        store: String,
+        /// What kind of object.
+        object: Object,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// The store failed, or has the object damaged.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl From<ImageError<ImageFileError>> for ImageFileError {
+    fn from(error: ImageError<ImageFileError>) -> Self {
+        match error {
+            ImageError::Source(error) => error,
+            other => ImageFileError::TooLarge(other.to_string()),
+        }
+    }
+}
+
+/// An image of a tree in a store.
+pub struct ImageFile {
+    store: Arc<dyn Store>,
+    layout: ImageLayout,
+    directories: Directories,
+}
+
+/// The Directories of an image, as far as they are kept.
+struct Directories {
+    /// The Directories at the tops of what the store keeps: an object store finds those below only once
+    /// it has seen these.
+    tops: Vec<Digest>,
+    kept: Mutex<Bounded<Digest, Directory>>,
+}
+
+impl ImageFile {
+    /// The image of what is at `top` in `store`, in layout `version`. Waits for every Directory.
+    pub fn new(
+        store: Arc<dyn Store>,
+        top: ImageTop,
+        version: ImageVersion,
+        waiter: &impl Waits,
+    ) -> Result<Self, ImageFileError> {
+        let tops = match &top {
+            ImageTop::Directory(digest) => vec![*digest],
+            ImageTop::Roots(directory) => subdirectories(directory).collect(),
+        };
+        let directories = Directories {
+            tops,
+            kept: Mutex::new(Bounded::new(DIRECTORY_BYTES)),
+        };
+        let source = Fetch {
+            store: &store,
+            directories: &directories,
+            waiter,
+        };
+        let layout = ImageLayout::new(top, version, &source)?;
+        Ok(Self {
+            store,
+            layout,
+            directories,
+        })
+    }
+
+    /// The layout.
+    pub fn layout(&self) -> &ImageLayout {
+        &self.layout
+    }
+
+    /// Bytes of the image.
+    pub fn size(&self) -> u64 {
+        self.layout.size()
+    }
+
+    /// Fills `buffer` with the image at `offset`, unless the image ends first; gives the number of
+    /// bytes. Blobs that the range needs are fetched at once.
+    ///
+    /// Fails as a whole if any part of it cannot be read.
+    pub fn read_at(
+        &self,
+        offset: u64,
+        buffer: &mut [u8],
+        waiter: &impl Waits,
+    ) -> Result<usize, ImageFileError> {
+        let length = self.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
+        let buffer = &mut buffer[..length];
+        let source = self.source(waiter);
+        let pieces = self.pieces(offset, length as u64, &source)?;
+        if pieces.len() > 1 {
+            self.announce(&pieces);
+        }
+        let mut done = 0;
+        for piece in pieces {
+            let part = &mut buffer[done..done + piece.length() as usize];
+            match piece {
+                ImagePiece::Metadata(_) => {
+                    let at = offset + done as u64;
+                    self.layout.read_metadata(at, part, &source)?;
+                }
+                ImagePiece::Zeros(_) => part.fill(0),
+                ImagePiece::Blob {
+                    digest,
+                    size,
+                    offset,
+                    ..
+                } => self.read_blob(&digest, size, offset, part, waiter)?,
+            }
+            done += piece.length() as usize;
+        }
+        Ok(length)
+    }
+
+    /// Has the store fetch the blobs behind `length` bytes at `offset`, and returns at once unless a
+    /// Directory has to be waited for.
+    pub fn will_need(
+        &self,
+        offset: u64,
+        length: u64,
+        waiter: &impl Waits,
+    ) -> Result<(), ImageFileError> {
+        let length = self.size().saturating_sub(offset).min(length);
+        let pieces = self.pieces(offset, length, &self.source(waiter))?;
+        self.announce(&pieces);
+        Ok(())
+    }
+
+    /// What is behind `offset`. For logs.
+    pub fn location(
+        &self,
+        offset: u64,
+        waiter: &impl Waits,
+    ) -> Result<ImageLocation, ImageFileError> {
+        self.layout.location(offset, &self.source(waiter))
+    }
+
+    fn source<'a, W>(&'a self, waiter: &'a W) -> Fetch<'a, W> {
+        Fetch {
+            store: &self.store,
+            directories: &self.directories,
+            waiter,
+        }
+    }
+
+    /// What `length` bytes at `offset` are made of. They are within the image.
+    fn pieces<W: Waits>(
+        &self,
+        offset: u64,
+        length: u64,
+        source: &Fetch<'_, W>,
+    ) -> Result<Vec<ImagePiece>, ImageFileError> {
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        while done < length
+            && let Some(piece) = self.layout.piece_at(offset + done, source)?
+        {
+            let piece = piece.first(length - done);
+            done += piece.length();
+            pieces.push(piece);
+        }
+        Ok(pieces)
+    }
+
+    fn announce(&self, pieces: &[ImagePiece]) {
+        let blob = |piece: &ImagePiece| match piece {
+            ImagePiece::Blob { digest, size, .. } => Some((*digest, *size)),
+            _ => None,
+        };
+        let blobs: Vec<_> = pieces.iter().filter_map(blob).collect();
+        if !blobs.is_empty() {
+            self.store.will_need(&blobs);
+        }
+    }
+
+    fn read_blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        buffer: &mut [u8],
+        waiter: &impl Waits,
+    ) -> Result<(), ImageFileError> {
+        let read = match self.store.read_now(digest, size, offset, buffer)? {
+            Answer::Found(length) => Some(length),
+            Answer::Absent => None,
+            Answer::Wait => {
+                let read = self.store.read(digest, size, offset, buffer.len());
+                waiter.wait(read)?.map(|bytes| {
+                    let length = bytes.len().min(buffer.len());
+                    buffer[..length].copy_from_slice(&bytes[..length]);
+                    length
+                })
+            }
+        };
+        match read {
+            Some(length) if length == buffer.len() => Ok(()),
+            _ => Err(ImageFileError::Absent {
+                store: self.store.url().to_owned(),
+                object: Object::Blob,
+                digest: *digest,
+            }),
+        }
+    }
+}
+
+/// What to show at the top of an image of `roots`: the directory itself if there is one root, and that
+/// is a directory, else a list of their names.
+///
+/// Fails if two roots have the same name.
+pub fn image_top(roots: &[Root]) -> Result<ImageTop, ImageFileError> {
+    if let [root] = roots
+        && let NodeRef::Directory { digest, .. } = root.node.borrow()
+    {
+        return Ok(ImageTop::Directory(digest));
+    }
+    ImageTop::roots(roots).map_err(|error| ImageFileError::TooLarge(error.to_string()))
+}
+
+/// Directories out of a store, or of those that are kept.
+struct Fetch<'a, W> {
+    store: &'a Arc<dyn Store>,
+    directories: &'a Directories,
+    waiter: &'a W,
+}
+
+impl<W: Waits> Fetch<'_, W> {
+    fn find(&self, digest: &Digest) -> Result<Option<Directory>, ImageFileError> {
+        if let Some(directory) = self.directories.kept.lock().get(digest) {
+            return Ok(Some(directory));
+        }
+        let found = match self.store.directory_now(digest)? {
+            Answer::Found(directory) => Some(directory),
+            Answer::Absent => None,
+            Answer::Wait => self.waiter.wait(self.store.directory(digest))?,
+        };
+        if let Some(directory) = &found {
+            self.keep(directory);
+        }
+        Ok(found)
+    }
+
+    fn keep(&self, directory: &Directory) {
+        let (digest, bytes) = (directory.digest(), directory.resident_bytes());
+        let mut kept = self.directories.kept.lock();
+        kept.insert(digest, directory.clone(), bytes);
+    }
+}
+
+impl<W: Waits> DirectorySource for Fetch<'_, W> {
+    type Error = ImageFileError;
+
+    fn directory(&self, digest: &Digest) -> Result<Directory, ImageFileError> {
+        if let Some(directory) = self.find(digest)? {
+            return Ok(directory);
+        }
+        for top in &self.directories.tops {
+            self.waiter.wait(self.store.directory(top))?;
+            if let Some(directory) = self.find(digest)? {
+                return Ok(directory);
+            }
+        }
+        Err(ImageFileError::Absent {
+            store: self.store.url().to_owned(),
+            object: Object::Directory,
+            digest: *digest,
+        })
+    }
+
+    fn directories(&self, digests: &[Digest]) -> Result<Vec<Directory>, ImageFileError> {
+        let mut far = Vec::new();
+        let mut found = HashMap::new();
+        for digest in digests {
+            match self.store.directory_now(digest)? {
+                Answer::Found(directory) => drop(found.insert(*digest, directory)),
+                Answer::Wait => far.push(*digest),
+                Answer::Absent => {}
+            }
+        }
+        let asked = far.iter().map(|digest| self.store.directory(digest));
+        let asked = stream::iter(asked).buffered(AT_ONCE).collect::<Vec<_>>();
+        if !far.is_empty() {
+            for directory in self.waiter.wait(asked) {
+                found.extend(directory?.map(|directory| (directory.digest(), directory)));
+            }
+        }
+        let directory = |digest| match found.remove(digest) {
+            Some(directory) => Ok(directory),
+            None => self.directory(digest),
+        };
+        digests.iter().map(directory).collect()
+    }
+}
+
+fn subdirectories(directory: &Directory) -> impl Iterator<Item = Digest> + '_ {
+    directory.iter().filter_map(|entry| match entry.node {
+        NodeRef::Directory { digest, .. } => Some(digest),
+        _ => None,
+    })
+}
