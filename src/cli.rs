@@ -20,6 +20,7 @@ mod export;
 mod failure;
 mod gc;
 mod generate;
+mod image;
 mod import;
 mod interrupt;
 mod json;
@@ -80,6 +81,7 @@ enum Verb {
     Daemon(daemon::Daemon),
     CheckConfig(check_config::CheckConfig),
     Status(status::Status),
+    Image(image::Image),
     Prefetch(prefetch::Prefetch),
     Pin(pin::Pin),
     Unpin(pin::Unpin),
@@ -121,6 +123,7 @@ pub fn main() -> ExitCode {
         Verb::Daemon(verb) => verb.run(),
         Verb::CheckConfig(verb) => verb.run(),
         Verb::Status(verb) => verb.run(),
+        Verb::Image(verb) => verb.run(),
         Verb::Prefetch(verb) => verb.run(),
         Verb::Pin(verb) => verb.run(),
         Verb::Unpin(verb) => verb.run(),

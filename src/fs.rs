@@ -16,6 +16,7 @@
 
 mod attributes;
 mod errno;
+mod images;
 mod listers;
 mod listing;
 mod node_id;
@@ -43,6 +44,7 @@ use crate::castore::{Digest, Directory, Node, NodeRef, Printable, Root};
 use crate::store::{Answer, Error, Store};
 
 pub use attributes::Owner;
+pub use images::ImageClosures;
 pub use node_id::NodeId;
 pub use nodes::{Ledger, LedgerError, NodeCount};
 pub use passthrough::{BackingDevice, Handle, OpenCount, OpenRequest, Opened, Passthrough, Reads};
@@ -52,6 +54,7 @@ pub use walk_ahead::PageCache;
 pub use warm_up::{WarmUp, WarmUpCount};
 
 use errno::failure;
+use images::Images;
 use listers::Listers;
 use node_id::Place;
 use nodes::{DirectoryNode, Nodes};
@@ -97,6 +100,8 @@ pub struct Options {
     pub slow_requests: Option<Duration>,
     /// Learn what is touched first, and fetch ahead what was; not without this.
     pub warm_up: Option<WarmUp>,
+    /// Show trees as disk images in `.images`, and these images of several roots; not without this.
+    pub images: Option<Arc<ImageClosures>>,
 }
 
 impl Default for Options {
@@ -111,6 +116,7 @@ impl Default for Options {
             most_directories: usize::MAX,
             slow_requests: None,
             warm_up: None,
+            images: None,
         }
     }
 }
@@ -138,6 +144,7 @@ pub struct CastoreFs {
     listers: Listers,
     learner: Option<Learner>,
     waiting: Waiting,
+    images: Option<Images>,
 }
 
 /// A node with what it takes to tell about it.
@@ -168,6 +175,8 @@ impl CastoreFs {
     ) -> Self {
         let (digest, size) = options.top_directory();
         let numbering = Arc::new(Numbering::new(ledger.clone()));
+        let closures = options.images.clone();
+        let images = closures.map(|closures| Images::new(closures, Vec::new(), ledger.clone()));
         let limit = options.directory_limit;
         Self {
             nodes: Nodes::new(digest, size, limit, numbering.clone(), ledger.clone())
@@ -181,6 +190,7 @@ impl CastoreFs {
             scout: Scout::default(),
             listers: Listers::default(),
             waiting,
+            images,
         }
     }
 
@@ -201,10 +211,18 @@ impl CastoreFs {
             .bounded(options.most_directories);
         let passthrough = match device {
             Some(device) if ledger.keeps_open_files() => {
-                let is_known = |id| nodes.may_be_known(id);
+                let is_known = |id| images::is_image(id) || nodes.may_be_known(id);
                 Some(Passthrough::adopt(device, ledger.clone(), is_known)?)
             }
             _ => None,
+        };
+        let images = match options.images.clone() {
+            Some(closures) => Some(Images::new(
+                closures,
+                ledger.images()?,
+                Some(ledger.clone()),
+            )),
+            None => None,
         };
         // Of what was used before, the kernel has in its cache what else would be learned.
         let told = options.warm_up.clone();
@@ -220,6 +238,7 @@ impl CastoreFs {
             scout: Scout::default(),
             listers: Listers::default(),
             waiting,
+            images,
         })
     }
 
@@ -325,6 +344,9 @@ impl CastoreFs {
 
     /// The attributes of a node that the kernel knows, and how long they hold.
     fn stat(&self, id: NodeId) -> io::Result<(stat64, Duration)> {
+        if let Some(stat) = self.stat_shown_image(id)? {
+            return Ok(stat);
+        }
         match id.place().ok_or(failure(libc::ESTALE))? {
             Place::Directory(0) if self.shows_roots() => Ok((self.stat_roots()?, TOP_TIMEOUT)),
             Place::Directory(slot) => {
@@ -463,6 +485,9 @@ impl CastoreFs {
 
     /// The path of `id` below the mount, for people: what cannot be told is `?`.
     fn path(&self, id: NodeId) -> String {
+        if let Some(path) = self.image_path(id) {
+            return path;
+        }
         let mut path = String::new();
         for (depth, (directory, index)) in self.nodes.trail(id).into_iter().enumerate() {
             path.push('/');

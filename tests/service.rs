@@ -3,6 +3,8 @@
 
 #[path = "kit/fixtures.rs"]
 mod fixtures;
+#[path = "service/images.rs"]
+mod images;
 #[path = "kit/manager.rs"]
 mod manager;
 #[path = "kit/mounted.rs"]

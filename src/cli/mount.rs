@@ -70,6 +70,10 @@ pub(super) struct Mount {
     /// several times as long.
     #[arg(long)]
     xattr: bool,
+    /// Show trees as disk images too: .images/NAME.erofs and .images/HEX.erofs, by a root's name or
+    /// digest
+    #[arg(long)]
+    images: bool,
     /// How bytes come to their readers
     #[arg(long, value_enum, default_value_t = ReadMode::PageCache)]
     reads: ReadMode,
@@ -128,6 +132,7 @@ impl Mount {
             },
             xattr: self.xattr,
             warm_up: self.warm_up(&opened)?,
+            images: self.images.then(Arc::default),
             ..Options::default()
         };
         let defaults = MountOptions::default();

@@ -33,6 +33,11 @@ impl CastoreFs {
         plus: Option<u32>,
         take: &mut Take<'_>,
     ) -> io::Result<()> {
+        let is_images =
+            self.list_images(id, offset, &mut |listed| take(listed, Some(no_node())))?;
+        if is_images {
+            return Ok(());
+        }
         let Some(Place::Directory(slot)) = id.place() else {
             return Err(failure(libc::ENOTDIR));
         };

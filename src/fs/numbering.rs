@@ -104,6 +104,7 @@ impl Numbering {
                     given.note(range.first, length);
                     given.ranges.insert(ino, range);
                 }
+                Numbered::Image(_) => {}
             }
         }
         Ok(Self {

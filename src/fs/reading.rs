@@ -52,6 +52,9 @@ impl CastoreFs {
     /// Fills `buffer` from the file `id` at `offset`, unless the file ends first; gives how many
     /// bytes that are.
     pub fn read_into(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(read) = self.read_image(id, offset, buffer) {
+            return read;
+        }
         let (digest, size) = self.file(id)?;
         let rest = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         if rest == 0 {
@@ -85,6 +88,9 @@ impl CastoreFs {
     ) -> io::Result<Opened> {
         if flags as i32 & libc::O_ACCMODE != libc::O_RDONLY {
             return Err(failure(libc::EROFS));
+        }
+        if let Some(digest) = self.image_digest(id) {
+            return passthrough.open(request, id, &digest, || Ok(None));
         }
         let (digest, size) = self.file(id)?;
         let opened = passthrough.open(request, id, &digest, || {

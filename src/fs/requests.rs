@@ -63,9 +63,14 @@ impl FileSystem for CastoreFs {
         };
         check_length(name)?;
         let name = name.to_bytes();
+        if let Some(image) = self.look_up_image(parent, name)? {
+            return Ok(image);
+        }
         if slot == 0 && self.shows_roots() {
             // A root node of this name can come at any moment: nothing is said of how long.
-            let root = self.find_root(name)?.ok_or(failure(libc::ENOENT))?;
+            let Some(root) = self.find_root(name)? else {
+                return self.look_up_images(name)?.ok_or(failure(libc::ENOENT));
+            };
             let (index, ino) = self.roots.index(&root);
             self.touch_root(index);
             let timeout = self.options.root_timeout;
@@ -76,6 +81,11 @@ impl FileSystem for CastoreFs {
             .find(name)
             .and_then(|index| Some((index, directory.get(index)?)));
         let Some((index, entry)) = found else {
+            if slot == 0
+                && let Some(images) = self.look_up_images(name)?
+            {
+                return Ok(images);
+            }
             // Node 0 says "does not exist" and lets the kernel remember it.
             return Ok(Entry {
                 entry_timeout: FOREVER,

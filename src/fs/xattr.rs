@@ -48,6 +48,9 @@ impl CastoreFs {
             // The kernel never asks again.
             return Err(failure(libc::ENOSYS));
         }
+        if self.image_path(id).is_some() {
+            return Ok(None);
+        }
         match id.place().ok_or(failure(libc::ESTALE))? {
             Place::Directory(0) if self.shows_roots() => Ok(None),
             Place::Directory(slot) => {

@@ -28,7 +28,7 @@ use crate::castore::{Digest, Directory, DirectoryError, Name, Node, NodeRef, Roo
 const ROOT_SLOTS: [u64; 2] = [36, BLOCK_SLOTS];
 
 /// What is at the top of an image.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageTop {
     /// The Directory of this digest.
     Directory(Digest),

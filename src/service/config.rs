@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::castore::Name;
 use crate::server::{self, Access};
 use crate::store::Plan;
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub stores: BTreeMap<String, Store>,
     /// What is mounted on this machine.
     pub mounts: BTreeMap<String, Mount>,
+    /// Images of several roots: a mount with `images = true` shows each as `.images/NAME.erofs`.
+    pub images: BTreeMap<String, Image>,
     /// Devices for virtual machines, which mount what is served there.
     pub virtiofs: BTreeMap<String, Virtiofs>,
     /// Sockets on which stores are served over gRPC. Without any mount, device or socket there is
@@ -121,6 +124,19 @@ pub struct Mount {
     /// that order, when the root is mounted anew: [warmup.md](warmup.md). By default neither is done.
     #[serde(default)]
     pub warmup: Warmup,
+    /// Whether trees are shown as disk images too, in `.images`: [images.md](images.md).
+    #[serde(default)]
+    pub images: bool,
+}
+
+/// A disk image of several roots, whose top lists them by name.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Image {
+    /// The names of the roots. They are looked up in the mount's store when the image is opened; there is
+    /// no image while one of them is missing.
+    pub roots: Vec<String>,
 }
 
 /// What is done about the first reads below a root.
@@ -386,6 +402,7 @@ impl Default for Config {
             drain: drain(),
             stores: BTreeMap::new(),
             mounts: BTreeMap::new(),
+            images: BTreeMap::new(),
             virtiofs: BTreeMap::new(),
             listen: BTreeMap::new(),
             control: Control::default(),
@@ -449,6 +466,16 @@ fn directory_memory_text() -> String {
 }
 
 impl Config {
+    /// The images of several roots: the names of the roots by the image's name.
+    pub fn image_closures(&self) -> BTreeMap<Name, Vec<Name>> {
+        // Names that are none were refused when the file was read.
+        let name = |text: &String| Name::new(text.as_bytes()).ok();
+        let closure = |(image, roots): (&String, &Image)| {
+            Some((name(image)?, roots.roots.iter().filter_map(name).collect()))
+        };
+        self.images.iter().filter_map(closure).collect()
+    }
+
     /// Reads `file`. Everything that is wrong is told, not only the first thing.
     pub fn load(file: &Path) -> Result<Self, Vec<Problem>> {
         let text = std::fs::read_to_string(file).map_err(|error| {

@@ -152,6 +152,7 @@ fn serve(
             devices: Arc::new(Mutex::new(std::mem::take(&mut passed.devices))),
             slow_requests: Some(config.log.slow_requests.0).filter(|span| !span.is_zero()),
             profiles: Arc::new(Profiles::new(config.profiles())),
+            images: Arc::default(),
         },
         config,
         runtime,
@@ -186,6 +187,7 @@ fn serve(
 impl Daemon {
     fn start(&mut self, mut left: BTreeMap<String, systemd::KeptPair>) -> Result<(), DaemonError> {
         self.stores = self.open_stores(&self.config)?;
+        self.host.images.set(self.config.image_closures());
         for (name, wanted) in Mounts::wanted(&self.config, &self.stores) {
             let left = left.remove(&name);
             self.mounts
@@ -315,6 +317,7 @@ impl Daemon {
         self.refresh();
         self.stores = stores;
         self.config = config;
+        self.host.images.set(self.config.image_closures());
         let (stores, host) = (&self.stores, &self.host);
         for (name, wanted) in missing {
             if let Err(error) = self.mounts.start(&name, wanted, None, stores, host) {

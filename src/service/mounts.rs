@@ -18,7 +18,7 @@ pub use self::running::Mounts;
 use super::config;
 use super::systemd::{self, KeptPair};
 use crate::castore::Node;
-use crate::fs::{Options, Owner, Reads, Top, WarmUp};
+use crate::fs::{ImageClosures, Options, Owner, Reads, Top, WarmUp};
 use crate::profile::{Profiles, Subject};
 use crate::store::{Blocking, Plan, Store};
 use crate::transport::fuse::{self, Inherited, MountError, MountOptions, Nursery, Session};
@@ -81,6 +81,8 @@ pub struct Host {
     pub devices: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
     /// What is known of the users of roots.
     pub profiles: Arc<Profiles>,
+    /// Images of several roots.
+    pub images: Arc<ImageClosures>,
 }
 
 /// A mount that is served.
@@ -243,6 +245,7 @@ impl Wanted {
             directory_limit: usize::try_from(self.config.directory_memory.0).unwrap_or(usize::MAX),
             slow_requests: host.slow_requests,
             warm_up: host.warm_up(self.config.warmup, self.config.root.as_deref(), &self.plan),
+            images: self.config.images.then(|| host.images.clone()),
             ..Options::default()
         })
     }
@@ -275,6 +278,7 @@ impl Wanted {
             gid,
             xattr,
             reads,
+            images,
             ..
         } = &self.config;
         let store = self.plan.identity();
@@ -283,9 +287,11 @@ impl Wanted {
             config::Reads::PageCache => "",
             config::Reads::Passthrough => ", passthrough",
         };
+        // As above.
+        let images = if *images { ", images" } else { "" };
         format!(
             "{store} on {path:?}: root {root:?}, list {list_root}, others {allow_other}, \
-             owner {uid}:{gid}, xattr {xattr}{reads}"
+             owner {uid}:{gid}, xattr {xattr}{reads}{images}"
         )
     }
 }

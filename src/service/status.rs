@@ -107,6 +107,9 @@ pub struct MountStatus {
     /// What is learned and fetched ahead, of a mount with `warmup = "learn"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup: Option<WarmUpCount>,
+    /// Whether trees are shown as disk images in `.images`.
+    #[serde(default)]
+    pub images: bool,
 }
 
 /// What is open on a mount.

@@ -36,6 +36,7 @@ pub(super) struct ViewedMount {
     pub(super) store: String,
     pub(super) session: Arc<Session>,
     pub(super) adopted: bool,
+    pub(super) images: bool,
 }
 
 impl View {
@@ -70,6 +71,7 @@ impl View {
                 table_bytes: nodes.table_bytes as u64,
                 open: viewed.session.open_files().map(Into::into),
                 warmup: viewed.session.warm_up_count(),
+                images: viewed.images,
             }
         };
         let of_device = |viewed: &ViewedDevice| {

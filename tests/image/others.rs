@@ -69,7 +69,7 @@ fn write_image(store: &MemoryStore, node: &Node, path: &Path) {
 }
 
 /// Fails unless what is at `path` is `model`. Collects inode numbers.
-fn assert_shows(model: &Model, path: &Path, inodes: &mut Vec<u64>) {
+pub(crate) fn assert_shows(model: &Model, path: &Path, inodes: &mut Vec<u64>) {
     let stat = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
     assert_eq!((stat.mtime(), stat.mtime_nsec()), (1, 0), "{path:?}");
     assert_eq!((stat.uid(), stat.gid()), (0, 0), "{path:?}");

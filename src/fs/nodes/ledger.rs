@@ -44,6 +44,7 @@ use self::numbered::take_entry;
 pub(in crate::fs) use self::open_files::{LeftOpen, OpenFile, Registration};
 use crate::castore::{Digest, Root};
 use crate::fs::numbering::NameRange;
+use crate::image::ImageTop;
 
 /// What every such file starts with.
 const MAGIC: u64 = u64::from_le_bytes(*b"castore\x01");
@@ -442,7 +443,23 @@ impl Ledger {
         Ok(all
             .filter_map(|numbered| match numbered {
                 Numbered::Root { ino, root } => Some((root, ino)),
-                Numbered::Range { .. } => None,
+                Numbered::Range { .. } | Numbered::Image(_) => None,
+            })
+            .collect())
+    }
+
+    /// Appends what an image shows, whose index is the number of those before it.
+    pub(in crate::fs) fn append_image(&self, top: &ImageTop) {
+        self.append(&Numbered::Image(top.clone()));
+    }
+
+    /// What every image shows that was appended, in order.
+    pub(in crate::fs) fn images(&self) -> Result<Vec<ImageTop>, LedgerError> {
+        let all = self.numbered()?.into_iter();
+        Ok(all
+            .filter_map(|numbered| match numbered {
+                Numbered::Image(top) => Some(top),
+                Numbered::Root { .. } | Numbered::Range { .. } => None,
             })
             .collect())
     }

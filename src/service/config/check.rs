@@ -1,10 +1,11 @@
 //! What the grammar of the configuration cannot say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::problem::{Source, nearest};
 use super::{Config, DEFAULT_STORE, Problem, composition};
+use crate::castore::Name;
 use crate::server::Access;
 use crate::service::log::check_level;
 use crate::service::telemetry::Exporter;
@@ -31,10 +32,12 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
     };
     names("stores", config.stores.keys().collect());
     names("mounts", config.mounts.keys().collect());
+    names("images", config.images.keys().collect());
     names("virtiofs", config.virtiofs.keys().collect());
     names("listen", config.listen.keys().collect());
     composition::check(config, source, &mut problems);
     check_mounts(config, source, &mut problems);
+    check_images(config, source, &mut problems);
     for (name, virtiofs) in &config.virtiofs {
         let key = |last| ["virtiofs", name.as_str(), last];
         if let Some(what) = bad_store(config, virtiofs.store.as_deref()) {
@@ -202,6 +205,26 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
         if mount.root.is_some() && !mount.list_root {
             let what = "this says whether root nodes are listed, and with `root` none are shown";
             problems.push(source.at(&key("list-root"), what));
+        }
+    }
+}
+
+fn check_images(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
+    for (name, image) in &config.images {
+        let mut seen = BTreeSet::new();
+        let mut wrong = |what: String| {
+            problems.push(source.at(&["images", name.as_str(), "roots"], what));
+        };
+        if image.roots.is_empty() {
+            wrong("an image needs at least one root".to_owned());
+        }
+        for root in &image.roots {
+            if let Err(error) = Name::new(root.as_bytes()) {
+                wrong(format!("{root:?} is no name of a root: {error}"));
+            }
+            if !seen.insert(root) {
+                wrong(format!("{root:?} is named twice"));
+            }
         }
     }
 }

@@ -163,6 +163,7 @@ impl Mounts {
             store: served.wanted.store.clone(),
             session: served.session.clone(),
             adopted: served.adopted,
+            images: served.wanted.config.images,
         };
         let mounts = self.served.iter();
         mounts

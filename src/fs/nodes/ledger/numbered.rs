@@ -1,7 +1,8 @@
 //! What has an inode number that does not follow from others, as bytes of the ledger.
 
-use crate::castore::{Digest, Name, Node, Root, SymlinkTarget};
+use crate::castore::{Digest, Directory, Name, Node, Root, SymlinkTarget};
 use crate::fs::numbering::NameRange;
+use crate::image::ImageTop;
 
 /// Kinds of entries: their first byte.
 const DIRECTORY: u8 = 0;
@@ -9,6 +10,8 @@ const FILE: u8 = 1;
 const PROGRAM: u8 = 2;
 const SYMLINK: u8 = 3;
 const RANGE: u8 = 4;
+const IMAGE: u8 = 5;
+const IMAGE_OF_ROOTS: u8 = 6;
 
 /// What has a number that does not follow from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub(in crate::fs) enum Numbered {
         /// How many numbers the range has.
         length: u64,
     },
+    /// What an image shows, whose index is the number of those before it.
+    Image(ImageTop),
 }
 
 impl Numbered {
@@ -36,6 +41,12 @@ impl Numbered {
     /// name and what its kind has: digest and size, or a target.
     pub(super) fn encode(&self) -> Vec<u8> {
         let (ino, root) = match self {
+            Self::Image(ImageTop::Directory(digest)) => {
+                return [&[IMAGE], digest.as_bytes().as_slice()].concat();
+            }
+            Self::Image(ImageTop::Roots(directory)) => {
+                return [&[IMAGE_OF_ROOTS], directory.as_bytes()].concat();
+            }
             Self::Range { ino, range, length } => {
                 let mut bytes = vec![RANGE];
                 for number in [*ino, range.first, *length] {
@@ -73,6 +84,17 @@ impl Numbered {
     /// What [`encode`](Self::encode) wrote; nothing if it was not that.
     pub(super) fn decode(entry: &[u8]) -> Option<Self> {
         let (kind, mut rest) = entry.split_first()?;
+        match *kind {
+            IMAGE => {
+                let digest = Digest::try_from(rest).ok()?;
+                return Some(Self::Image(ImageTop::Directory(digest)));
+            }
+            IMAGE_OF_ROOTS => {
+                let directory = Directory::decode(rest).ok()?;
+                return Some(Self::Image(ImageTop::Roots(directory)));
+            }
+            _ => {}
+        }
         let ino = take_number(&mut rest)?;
         if *kind == RANGE {
             let (first, length) = (take_number(&mut rest)?, take_number(&mut rest)?);

@@ -1,0 +1,214 @@
+//! Images as files of a mount.
+
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use castore_fs::fs::{Options, Reads};
+use castore_fs::image::{ImageTop, ImageVersion};
+use castore_fs::store::{MemoryStore, Store};
+use castore_fs::tree::ImageFile;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::model::{Model, directory, file, program, symlink};
+use crate::mounts::{Mounted, can_mount, top_of};
+use crate::others::assert_shows;
+use crate::skip::skip;
+
+fn tree() -> Model {
+    let files = (0..300).map(|n| (format!("{n}"), file(vec![n as u8; n * 50])));
+    directory([
+        ("files", directory(files)),
+        ("link", symlink("files/1")),
+        ("program", program(vec![7; 3_000_000])),
+    ])
+}
+
+fn with_images() -> Options {
+    Options {
+        images: Some(Arc::default()),
+        ..Options::default()
+    }
+}
+
+fn image(mounted: &Mounted, name: &str) -> PathBuf {
+    mounted.join(format!(".images/{name}.erofs"))
+}
+
+fn kind(error: std::io::Error) -> ErrorKind {
+    error.kind()
+}
+
+#[test]
+fn a_root_is_shown_by_name_and_by_digest_and_nothing_else_is() {
+    if !can_mount() {
+        return;
+    }
+    let store = Arc::new(MemoryStore::new());
+    let node = tree().put_root(&*store, "tree");
+    file("one file").put_root(&*store, "single");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let top = ImageTop::Directory(node.digest().unwrap());
+    let far: Arc<dyn Store> = store.clone();
+    let expected = ImageFile::new(far, top, ImageVersion::V1, runtime.handle()).unwrap();
+    let mut bytes = vec![0; expected.size() as usize];
+    expected.read_at(0, &mut bytes, runtime.handle()).unwrap();
+
+    let mounted = Mounted::new(store.clone(), with_images());
+    let names = |path: PathBuf| {
+        let listed = fs::read_dir(path).unwrap();
+        let mut names: Vec<_> = listed.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(mounted.path().to_owned()), ["single", "tree"]);
+    assert_eq!(
+        names(mounted.join(".images")),
+        ["single.erofs", "tree.erofs"]
+    );
+    let digest = node.digest().unwrap().to_hex();
+    for name in ["tree", &digest] {
+        let path = image(&mounted, name);
+        let stat = fs::metadata(&path).unwrap();
+        assert_eq!((stat.len(), stat.mode()), (expected.size(), 0o100_444));
+        assert!(fs::read(&path).unwrap() == bytes, "{name}");
+    }
+    let single = fs::read(image(&mounted, "single")).unwrap();
+    assert!(single.windows(8).any(|window| window == b"one file"));
+    // A digest below a root is not a root's.
+    let below = match &tree() {
+        Model::Directory(entries) => {
+            let ingest = store.ingest().unwrap();
+            entries[b"files".as_slice()].put(&*ingest).digest().unwrap()
+        }
+        _ => unreachable!("a directory"),
+    };
+    for name in ["other", &below.to_hex(), &digest.to_uppercase()] {
+        let error = fs::metadata(image(&mounted, name)).unwrap_err();
+        assert_eq!(kind(error), ErrorKind::NotFound, "{name}");
+    }
+    let error = fs::metadata(mounted.join(".images/tree")).unwrap_err();
+    assert_eq!(kind(error), ErrorKind::NotFound);
+    let error = fs::File::create(mounted.join(".images/new.erofs")).unwrap_err();
+    assert_eq!(kind(error), ErrorKind::ReadOnlyFilesystem);
+
+    // Off, as it is without the option.
+    let off = Mounted::new(store.clone(), Options::default());
+    assert!(!off.join(".images").exists());
+    // And one root at the top.
+    let options = Options {
+        top: top_of(&node),
+        ..with_images()
+    };
+    let one = Mounted::new(store, options);
+    assert_eq!(
+        names(one.join(".images")),
+        [format!("{digest}.erofs").as_str()]
+    );
+    assert!(fs::read(image(&one, &digest)).unwrap() == bytes);
+    assert!(!image(&one, "tree").exists());
+}
+
+#[test]
+fn a_root_called_as_the_directory_wins() {
+    if !can_mount() {
+        return;
+    }
+    let store = Arc::new(MemoryStore::new());
+    tree().put_root(&*store, "tree");
+    let mounted = Mounted::new(store.clone(), with_images());
+    assert!(image(&mounted, "tree").exists());
+    file("a root").put_root(&*store, ".images");
+    assert_eq!(fs::read(mounted.join(".images")).unwrap(), b"a root");
+}
+
+#[test]
+fn an_open_image_stays_while_its_name_moves_on() {
+    if !can_mount() {
+        return;
+    }
+    let store = Arc::new(MemoryStore::new());
+    directory([("a", file("first"))]).put_root(&*store, "tree");
+    let mounted = Mounted::new(store.clone(), with_images());
+    let mut open = fs::File::open(image(&mounted, "tree")).unwrap();
+    directory([("a", file("second"))]).put_root(&*store, "tree");
+    let has = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).any(|part| part == text);
+    assert!(has(&fs::read(image(&mounted, "tree")).unwrap(), b"second"));
+    let mut bytes = Vec::new();
+    open.read_to_end(&mut bytes).unwrap();
+    assert!(has(&bytes, b"first") && !has(&bytes, b"second"));
+}
+
+#[test]
+fn a_mount_with_passthrough_shows_images_too() {
+    if !can_mount() {
+        return;
+    }
+    let store = Arc::new(MemoryStore::new());
+    tree().put_root(&*store, "tree");
+    let plain = Mounted::new(store.clone(), with_images());
+    let options = Options {
+        reads: Reads::Passthrough,
+        ..with_images()
+    };
+    let mounted = Mounted::new(store, options);
+    let expected = fs::read(image(&plain, "tree")).unwrap();
+    assert!(fs::read(image(&mounted, "tree")).unwrap() == expected);
+}
+
+#[test]
+fn what_cannot_be_read_is_an_error_in_its_own_pages() {
+    if !can_mount() {
+        return;
+    }
+    let memory = MemoryStore::new();
+    let large = vec![9; 100_000];
+    let model = directory([
+        ("bad", file(large.clone())),
+        ("good", file(vec![8; 50_000])),
+    ]);
+    model.put_root(&memory, "tree");
+    let damaged = castore_fs::castore::Digest::of(&large);
+    let store = Arc::new(crate::double::Double::near("double:", memory).damaging(&damaged));
+    let mounted = Mounted::new(store, with_images());
+    let file = fs::File::open(image(&mounted, "tree")).unwrap();
+    // Metadata first, then "bad", then "good".
+    let mut page = [0; 4096];
+    file.read_exact_at(&mut page, 0).unwrap();
+    let data = 4096;
+    for at in 0..25 {
+        let read = file.read_at(&mut page, data + at * 4096);
+        assert_eq!(
+            read.unwrap_err().raw_os_error(),
+            Some(libc::EIO),
+            "page {at}"
+        );
+    }
+    file.read_exact_at(&mut page, data + 25 * 4096).unwrap();
+    assert_eq!(page, [8; 4096]);
+}
+
+#[test]
+fn the_kernel_mounts_an_image_that_a_mount_shows() {
+    if !can_mount() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        return skip("it needs mount(2), which only root may call");
+    }
+    let store = Arc::new(MemoryStore::new());
+    tree().put_root(&*store, "tree");
+    let mounted = Mounted::new(store, with_images());
+    let at = tempfile::tempdir().unwrap();
+    let image = image(&mounted, "tree");
+    if let Err(error) = rustix::mount::mount(&image, at.path(), "erofs", MountFlags::RDONLY, c"") {
+        return skip(&format!(
+            "it needs EROFS backed by a file (Linux 6.12): {error}"
+        ));
+    }
+    let shown = std::panic::catch_unwind(|| assert_shows(&tree(), at.path(), &mut Vec::new()));
+    rustix::mount::unmount(at.path(), UnmountFlags::empty()).unwrap();
+    shown.unwrap();
+}
