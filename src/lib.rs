@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
 //! | 0 | [`compression`] | streams out of gzip, xz, zstd, bzip2 and brotli |
+//! | 0 | [`descent`] | going down directory trees deeper than the limit of descriptors |
 //! | 0 | [`sandbox`] | giving up privileges, files and system calls |
 //! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
 //! | 1 | [`image`] | a tree as an EROFS disk image: pure, no I/O |
@@ -21,6 +22,7 @@
 
 pub mod castore;
 pub mod compression;
+pub mod descent;
 pub mod fs;
 pub mod image;
 pub mod import;

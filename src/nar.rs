@@ -26,9 +26,9 @@ pub use writer::Writer;
 /// What an archive starts with.
 const MAGIC: &[u8] = b"nix-archive-1";
 
-/// The most directories inside one another that the [`Reader`] follows. A path through as many
-/// one-letter names is twice as long as the longest path that Linux takes (4096 bytes).
-pub const MAX_DEPTH: usize = 4096;
+/// The most directories inside one another that the [`Reader`] follows: far more than any tree has
+/// that is meant to be used (the longest path that Linux takes has 4096 bytes), and little memory.
+pub const MAX_DEPTH: usize = 1 << 16;
 
 /// The zeros that follow a string of `length` bytes.
 fn padding(length: u64) -> usize {

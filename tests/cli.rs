@@ -1033,6 +1033,79 @@ fn a_tree_deeper_than_any_path_goes_in_and_out() {
     }
 }
 
+/// With as few descriptors as that, every way into a store and out of it has to close directories that
+/// it will come back to.
+#[test]
+fn a_tree_deeper_than_the_limit_of_descriptors_goes_in_and_out() {
+    /// What `TempDir` cannot remove: it opens a directory for each level.
+    struct Removed(PathBuf);
+    impl Drop for Removed {
+        fn drop(&mut self) {
+            let _ = Command::new("rm").arg("-rf").arg(&self.0).status();
+        }
+    }
+    let place = Place::new();
+    let _removed = Removed(place.folder.path().to_owned());
+    fs::create_dir(place.path("deep")).unwrap();
+    let depth = 5000;
+    let directory = rustix::fs::OFlags::DIRECTORY;
+    let mode = rustix::fs::Mode::RWXU;
+    let mut at = rustix::fs::open(place.path("deep"), directory, mode).unwrap();
+    for _ in 0..depth {
+        rustix::fs::mkdirat(&at, "d", mode).unwrap();
+        rustix::fs::symlinkat("target", &at, "z").unwrap();
+        at = rustix::fs::openat(&at, "d", directory, mode).unwrap();
+    }
+    let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+    let file = rustix::fs::openat(&at, "bottom", flags, mode).unwrap();
+    fs::File::from(file).write_all(&large()).unwrap();
+    let limited = |line: &str| shell(&place, &format!("ulimit -n 64; $CASTORE {line}"));
+    for line in [
+        "import deep",
+        "export deep out",
+        "import out",
+        "export --format nar deep out.nar",
+    ] {
+        let run = limited(line);
+        assert!(
+            run.status.success() && run.stderr.is_empty(),
+            "{line}: {run:?}"
+        );
+    }
+    let digest = |name| place.json(&["stat", "--json", name])[0]["digest"].clone();
+    assert_eq!(digest("out"), digest("deep"));
+    place.good(&["import", "--format", "nar", "--name", "again", "out.nar"]);
+    assert_eq!(digest("again"), digest("deep"));
+
+    // One that fails at the bottom takes everything back.
+    let there = |place: &Place| {
+        let entries = fs::read_dir(place.folder.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = there(&place);
+    assert!(spoil(&place.path("store"), &large()[..64]) > 0);
+    let run = limited("export deep failed");
+    assert_eq!(run.status.code(), Some(1), "{run:?}");
+    assert_eq!(one_line(run.stderr).matches("/d").count(), depth);
+    assert_eq!(there(&place), before);
+}
+
+#[test]
+fn an_export_that_fails_leaves_nothing_in_any_format() {
+    let place = Place::with_tree();
+    let before = fs::read_dir(place.folder.path()).unwrap().count();
+    for format in ["dir", "tar", "nar"] {
+        let line = format!("ulimit -f 1000; $CASTORE export --format {format} tree out");
+        let run = shell(&place, &line);
+        assert_eq!(run.status.code(), Some(1), "{run:?}");
+        let line = one_line(run.stderr);
+        assert!(line.contains("File too large"), "{line}");
+        assert_eq!(fs::read_dir(place.folder.path()).unwrap().count(), before);
+    }
+}
+
 #[test]
 fn gc_removes_what_no_root_leads_to_and_says_how_much() {
     let place = Place::with_tree();

@@ -1,6 +1,5 @@
 //! `castore-fs export`.
 
-use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,8 +9,8 @@ use castore_fs::castore::{Node, Root};
 use castore_fs::image::{ImageTop, ImageVersion};
 use castore_fs::store::Blocking;
 use castore_fs::tree::{
-    self, Found, ImageFile, Preference, Target, export, image_to_file, image_top, nar, tar,
-    write_image,
+    self, Found, ImageFile, NewFile, Preference, Target, export, image_to_file, image_top, nar,
+    tar, write_image,
 };
 use clap::{Args, ValueEnum};
 use indicatif::HumanCount;
@@ -25,9 +24,9 @@ use super::store::StoreArguments;
 /// Write a tree out: as files, as a tar or NAR archive, or as a disk image
 ///
 /// As files: modes are 0644 and 0755 whatever the umask, times are second 1, and what is at
-/// DESTINATION is whole or not there. As tar: owner 0:0, times second 1, names in byte order, so
-/// that equal trees give equal archives. As erofs: an image that Linux mounts, with the same bytes as
-/// the file that a mount shows in .images; zeros take no room on the disk.
+/// DESTINATION is whole or not there, archives and images as well. As tar: owner 0:0, times second 1,
+/// names in byte order, so that equal trees give equal archives. As erofs: an image that Linux mounts,
+/// with the same bytes as the file that a mount shows in .images; zeros take no room on the disk.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs export tree ./copy
@@ -107,7 +106,7 @@ impl Export {
     }
 }
 
-/// Writes an archive to a new file; removes it again when it does not become whole.
+/// Writes an archive to a new file, which is there when it is whole.
 fn to_file(
     store: &Blocking,
     found: &Found,
@@ -115,29 +114,18 @@ fn to_file(
     path: &Path,
     progress: &export::Progress,
 ) -> Result<(), Failure> {
-    let file = File::create_new(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::AlreadyExists => tree::Error::Exists(path.to_owned()),
-        _ => tree::Error::Io {
-            action: "make the file",
-            path: path.to_owned(),
-            source,
-        },
-    })?;
-    let result = match format {
-        Format::Erofs => image(store, found).and_then(|image| {
-            let written = image_to_file(&image, store, &file, path, progress);
-            written.map_err(Failure::from)
-        }),
-        _ => {
-            let mut out = BufWriter::with_capacity(256 << 10, file);
-            write_archive(store, found, format, &mut out, progress)
+    let new = NewFile::make(path)?;
+    match format {
+        Format::Erofs => {
+            image_to_file(&image(store, found)?, store, new.file(), path, progress)?;
         }
-    };
-    if result.is_err() {
-        // What is wrong is said already, and the file may be gone by itself.
-        let _ = fs::remove_file(path);
+        _ => {
+            let mut out = BufWriter::with_capacity(256 << 10, new.file());
+            write_archive(store, found, format, &mut out, progress)?;
+            out.flush().map_err(tree::Error::Output)?;
+        }
     }
-    result
+    Ok(new.place()?)
 }
 
 fn write_archive(

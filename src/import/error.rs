@@ -43,6 +43,15 @@ pub enum Error {
         /// What it is.
         kind: &'static str,
     },
+    /// A file that gives what happens in the system, or more than can ever be there.
+    #[error(
+        "{} has no end: it is no file with contents that could be kept; leave it out",
+        Printable::path(path)
+    )]
+    Endless {
+        /// The file.
+        path: PathBuf,
+    },
     /// A name or symlink target that breaks the castore's rules.
     #[error("{}: {source}", Printable::path(path))]
     Name {

@@ -15,6 +15,10 @@
 //! waits, so all of them get on. What grows with the tree is its names and digests, in the order of
 //! 150 bytes a file.
 //!
+//! **Depth.** The walk keeps the directories that it is inside of open, but no more than an eighth of
+//! the files that the process may have open; the others are opened again on the way back
+//! ([`Descent`]).
+//!
 //! **Nothing is followed.** Every file and directory is opened relative to its parent's descriptor
 //! and never through a symlink, so a tree that is being changed cannot lead out of itself. A file
 //! that was swapped for something else after it was listed is an error.
@@ -24,7 +28,8 @@ mod read;
 mod walk;
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::num::NonZero;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -34,8 +39,11 @@ use rustix::fs::{FileType, Mode, OFlags};
 use super::assembly::{Assembly, FileId, Slot};
 use super::{Error, Options, Progress, SpecialFiles};
 use crate::castore::Node;
+#[cfg(doc)]
+use crate::descent::Descent;
+use crate::descent::open_files_limit;
 use crate::store::Ingest;
-use queue::{AbandonOnPanic, Queue};
+use queue::{AbandonOnPanic, Batch, Queue};
 use walk::Walk;
 
 /// More readers than this gain nothing, since blobs are put one batch at a time, and they would hold
@@ -55,6 +63,14 @@ struct Job {
     folder: Arc<Folder>,
     name: CString,
     file: FileId,
+    /// The file does not say how long it is.
+    sizeless: bool,
+}
+
+impl AsFd for Folder {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 impl Folder {
@@ -78,7 +94,9 @@ pub(super) fn add(
     options: &Options,
     progress: &Progress,
 ) -> Result<Node, Error> {
-    let readers = thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_READERS));
+    let open_files = open_files_limit();
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let readers = cores.min(MAX_READERS).min(open_files / 16).max(1);
     let queue = Queue::default();
     let walked = thread::scope(|scope| {
         let _guard = AbandonOnPanic(&queue);
@@ -90,7 +108,14 @@ pub(super) fn add(
                 .map_err(|source| Error::io("start a thread to read", path.to_owned(), source))
                 .inspect_err(|_| queue.abandon())?;
         }
-        let walked = walk(path, &queue, options, progress);
+        let walk = Walk::new(
+            &queue,
+            options.special_files,
+            progress,
+            Batch::first(readers, open_files),
+            open_files,
+        );
+        let walked = walk_all(walk, path, &queue);
         // However the walk ended, the readers must come to an end too.
         queue.close();
         walked
@@ -102,13 +127,7 @@ pub(super) fn add(
 }
 
 /// Walks the tree at `path`, and gives its files to the readers.
-fn walk(
-    path: &Path,
-    queue: &Queue,
-    options: &Options,
-    progress: &Progress,
-) -> Result<(Assembly, Slot), Error> {
-    let mut walk = Walk::new(queue, options.special_files, progress);
+fn walk_all(mut walk: Walk<'_>, path: &Path, queue: &Queue) -> Result<(Assembly, Slot), Error> {
     let root = walk.root(path).inspect_err(|_| queue.abandon())?;
     Ok((walk.finish()?, root))
 }

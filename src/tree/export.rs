@@ -14,7 +14,8 @@
 //! fill 64 KiB become holes.
 //!
 //! One thread walks and makes the folders; the others write files. A folder's descriptor lives as
-//! long as somebody still writes into it; the last one out sets the folder's time.
+//! long as somebody still writes into it; the last one out sets the folder's time. Of the folders that
+//! the walk is inside of, those far up are closed and opened again on the way back ([`Descent`]).
 
 use std::ffi::OsStr;
 use std::io;
@@ -33,16 +34,20 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::removal::remove_tree;
 use super::{Error, TreePath, Walk, copy_blob};
 use crate::castore::{Digest, Node, NodeRef, Printable};
+use crate::descent::{Descent, DescentError, open_files_limit};
 use crate::store::Blocking;
 
 /// The modification time of everything, in seconds.
 pub(super) const MTIME: i64 = 1;
 /// Runs of zeros of this many bytes, at multiples of it, are not written.
 const HOLE: usize = 64 << 10;
-/// Files that wait to be written. Each may hold a descriptor of its folder.
+/// Files that wait to be written, at most. Each may hold a descriptor of its folder.
 const QUEUE: usize = 64;
+/// The most folders to keep open of those that the walk is inside of.
+const MAX_WINDOW: usize = 256;
 
 /// How an export goes on; may be looked at from other threads, and stops the export when told.
 #[derive(Debug, Default)]
@@ -103,6 +108,12 @@ struct Folder<'e> {
     path: TreePath,
 }
 
+impl AsFd for Folder<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl Drop for Folder<'_> {
     /// Nobody writes here any more: the time stays what it is set to.
     fn drop(&mut self) {
@@ -142,14 +153,17 @@ impl Export<'_> {
         path: &TreePath,
         node: &Node,
     ) -> Result<(), Error> {
-        let (sender, receiver) = sync_channel(QUEUE);
+        let open_files = open_files_limit();
+        let (sender, receiver) = sync_channel((open_files / 8).clamp(1, QUEUE));
         let receiver = Mutex::new(receiver);
-        let writers = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let writers = cores.min(open_files / 16).max(1);
+        let window = (open_files / 8).min(MAX_WINDOW);
         std::thread::scope(|scope| {
             for _ in 0..writers {
                 scope.spawn(|| self.write_files(parent, &receiver));
             }
-            if let Err(error) = self.walk(parent, name, path, node, sender) {
+            if let Err(error) = self.walk(parent, name, path, node, window, sender) {
                 self.fail(error);
             }
         });
@@ -166,23 +180,28 @@ impl Export<'_> {
         name: &[u8],
         path: &TreePath,
         node: &Node,
+        window: usize,
         jobs: SyncSender<Job<'e>>,
     ) -> Result<(), Error> {
-        let mut folders: Vec<Arc<Folder<'e>>> = Vec::new();
+        let mut folders: Descent<Arc<Folder<'e>>> = Descent::new(window);
         let mut walk = Walk::new(self.store, path.clone(), node.clone());
         while let Some(step) = walk.step()? {
             self.go_on()?;
-            folders.truncate(step.depth);
-            let folder = folders.last();
+            while folders.depth() > step.depth {
+                self.leave(&mut folders)?;
+            }
+            let folder = folders.here();
             let fd = folder.map_or(parent, |folder| folder.fd.as_fd());
             let name = if folder.is_some() { step.name } else { name };
             match step.node {
                 NodeRef::Directory { .. } => {
-                    folders.push(Arc::new(Folder {
+                    let folder = Arc::new(Folder {
                         fd: self.make_folder(fd, name, step.path)?,
                         export: self,
                         path: step.path.clone(),
-                    }));
+                    });
+                    let entered = folders.enter(folder);
+                    entered.map_err(self.io("look at the folder", step.path))?;
                     self.progress.nodes.fetch_add(1, Ordering::Relaxed);
                 }
                 NodeRef::Symlink { target } => {
@@ -213,6 +232,26 @@ impl Export<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Goes back up from the folder that the walk is in.
+    fn leave<'e>(&'e self, folders: &mut Descent<Arc<Folder<'e>>>) -> Result<(), Error> {
+        let left = folders.leave(|fd, below| {
+            let path = below.path.parent();
+            Arc::new(Folder {
+                fd,
+                export: self,
+                path,
+            })
+        });
+        left.map(drop).map_err(|error| Error::Io {
+            action: "go back up in",
+            path: self.target.to_owned(),
+            source: match error {
+                DescentError::Io(error) => error,
+                DescentError::Moved => io::Error::other(error),
+            },
+        })
     }
 
     fn make_folder(
@@ -349,7 +388,11 @@ impl Unfinished {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
         match openat(CWD, &path, flags, Mode::empty()) {
             Ok(fd) => Ok(Self { path, fd }),
-            Err(error) => Err(failed("open the folder", &path)(error)),
+            Err(error) => {
+                // It is empty, and its own error is what matters.
+                let _ = std::fs::remove_dir(&path);
+                Err(failed("open the folder", &path)(error))
+            }
         }
     }
 
@@ -370,7 +413,7 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+        if let Err(error) = remove_tree(&self.path) {
             tracing::warn!(path = %Printable::path(&self.path), %error, "cannot remove the unfinished export");
         }
     }

@@ -34,6 +34,17 @@ impl TreePath {
         path
     }
 
+    /// The path of the directory that this is in; empty at the top.
+    pub(super) fn parent(&self) -> Self {
+        let slash = self.0.iter().rposition(|&byte| byte == b'/');
+        Self(
+            self.0
+                .get(..slash.unwrap_or(0))
+                .unwrap_or_default()
+                .to_vec(),
+        )
+    }
+
     /// Goes back up to where the path had `length` bytes.
     pub(super) fn truncate(&mut self, length: usize) {
         self.0.truncate(length);

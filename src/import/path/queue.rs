@@ -12,35 +12,49 @@ use crate::import::assembly::{File, FileId, Files};
 /// Files that are read together, in the order of the walk.
 ///
 /// A batch ends after so many files that handing it over costs nothing, and after so few
-/// directories that those which are open at once stay below 600 (16 readers, each with a batch in
-/// hand and large files of another set aside, and 4 batches that wait): well below the usual limit
-/// of 1024 open files, less what the walk itself holds open, one for each level.
+/// directories that all of those which are open at once are no more than half of the files that the
+/// process may have open: each reader has a batch in hand and large files of another set aside, and 4
+/// batches wait.
 #[derive(Debug)]
 pub(super) struct Batch {
     /// Batches are put into the store in the order of their numbers.
     pub(super) number: u64,
     pub(super) jobs: Vec<Job>,
     folders: usize,
+    max_folders: usize,
 }
 
 /// Files in a batch.
 const MAX_JOBS: usize = 256;
-/// Directories in a batch.
+/// Directories in a batch, at most.
 const MAX_FOLDERS: usize = 16;
 /// Batches that wait for a reader.
 const MAX_WAITING: usize = 4;
 
 impl Batch {
-    pub(super) fn new(number: u64) -> Self {
+    /// The first batch, for `readers` in a process that may have `open_files`.
+    pub(super) fn first(readers: usize, open_files: usize) -> Self {
+        let batches = MAX_WAITING + 2 * readers;
         Self {
-            number,
+            number: 0,
             jobs: Vec::new(),
             folders: 0,
+            max_folders: (open_files / 2 / batches).clamp(1, MAX_FOLDERS),
+        }
+    }
+
+    /// An empty batch that comes after this one.
+    pub(super) fn next(&self) -> Self {
+        Self {
+            number: self.number + 1,
+            jobs: Vec::new(),
+            folders: 0,
+            max_folders: self.max_folders,
         }
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.jobs.len() >= MAX_JOBS || self.folders >= MAX_FOLDERS
+        self.jobs.len() >= MAX_JOBS || self.folders >= self.max_folders
     }
 
     pub(super) fn push(&mut self, job: Job) {

@@ -19,6 +19,8 @@ const BUFFER: usize = PUT + SMALL as usize + 1;
 /// Bytes of a large file read, or of a hole hashed, at once.
 const STEP: usize = 1 << 20;
 static ZEROS: [u8; STEP] = [0; STEP];
+/// The most bytes of a file that does not say how many it has.
+const MAX_SIZELESS: u64 = 1 << 30;
 
 /// Does what the queue has, until there is no more.
 pub(super) fn serve(queue: &Queue, ingest: &dyn Ingest, progress: &Progress) {
@@ -121,24 +123,37 @@ impl Reader<'_> {
     /// Reads a file into the buffer; gives it back if it is large.
     fn small(&mut self, job: Job) -> Result<Option<Job>, Error> {
         let (fd, stat) = open_file(&job)?;
-        let size = stat.st_size as u64;
+        let mut size = stat.st_size as u64;
         if size > SMALL {
             return Ok(Some(job));
         }
         let start = self.used;
-        // One byte more than the file has: to read less than asked for is to have read all.
-        let space = &mut self.buffer[start..=start + size as usize];
+        // One byte more than the file has: to read less than asked for is to have read all. A file that
+        // has no blocks may have another size than it says, and is read until there is no more.
+        let virtual_file = has_no_blocks(&stat);
+        let room = if virtual_file { SMALL } else { size };
+        let space = &mut self.buffer[start..=start + room as usize];
         let mut length = 0;
         while length < space.len() {
-            let read = rustix::io::retry_on_intr(|| rustix::io::read(&fd, &mut space[length..]))
-                .map_err(|error| Error::io("read", job.path(), error))?;
+            let part = &mut space[length..];
+            let read = rustix::io::retry_on_intr(|| rustix::io::read(&fd, &mut *part))
+                .map_err(|error| cannot_read(&job, error))?;
             length += read;
-            if read == 0 || length as u64 == size {
+            if read == 0 || (length as u64 == size && !virtual_file) {
                 break;
             }
         }
         if length as u64 != size {
-            return Err(Error::Changed { path: job.path() });
+            if !virtual_file || !is_unchanged(&job, &fd, &stat)? {
+                return Err(Error::Changed { path: job.path() });
+            }
+            if length as u64 > SMALL {
+                return Ok(Some(Job {
+                    sizeless: true,
+                    ..job
+                }));
+            }
+            size = length as u64;
         }
         let bytes = &self.buffer[start..start + length];
         let file = File {
@@ -157,9 +172,50 @@ impl Reader<'_> {
         Ok(None)
     }
 
+    /// Streams a file that does not say how long it is into the store, to its end.
+    fn sizeless(&mut self, job: &Job) -> Result<(), Error> {
+        let (fd, stat) = open_file(job)?;
+        let mut writer = self.ingest.blob_writer()?;
+        let mut size = 0;
+        loop {
+            self.progress.check()?;
+            let buffer = &mut self.buffer[..STEP];
+            let read = rustix::io::retry_on_intr(|| rustix::io::read(&fd, &mut *buffer))
+                .map_err(|error| cannot_read(job, error))?;
+            if read == 0 {
+                break;
+            }
+            size += read as u64;
+            if size > MAX_SIZELESS {
+                return Err(Error::Endless { path: job.path() });
+            }
+            writer.write(&self.buffer[..read])?;
+            self.progress.add_bytes(read as u64);
+        }
+        if !is_unchanged(job, &fd, &stat)? {
+            return Err(Error::Changed { path: job.path() });
+        }
+        let (digest, _) = writer.finish()?;
+        let file = File {
+            digest,
+            size,
+            executable: is_executable(&stat),
+        };
+        self.queue.add_files(std::iter::once((job.file, file)));
+        self.progress.add_file();
+        Ok(())
+    }
+
     /// Streams a file into the store.
     fn large(&mut self, job: &Job) -> Result<(), Error> {
+        if job.sizeless {
+            return self.sizeless(job);
+        }
         let (fd, before) = open_file(job)?;
+        // /proc/kcore: all that could ever be addressed.
+        if has_no_blocks(&before) && before.st_size as u64 > MAX_SIZELESS && is_proc(job, &fd)? {
+            return Err(Error::Endless { path: job.path() });
+        }
         // Advice: nothing is lost if it is not taken.
         let _ = rustix::fs::fadvise(&fd, 0, None, Advice::Sequential);
         let mut writer = self.ingest.blob_writer()?;
@@ -177,10 +233,9 @@ impl Reader<'_> {
             self.data(job, &fd, &mut *writer, data.clone())?;
             offset = data.end;
         }
-        let after = rustix::fs::fstat(&fd).map_err(|error| Error::io("stat", job.path(), error))?;
-        let time = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+        let unchanged = is_unchanged(job, &fd, &before)?;
         let (digest, written) = writer.finish()?;
-        if time(&before) != time(&after) || written != size {
+        if !unchanged || written != size {
             return Err(Error::Changed { path: job.path() });
         }
         let file = File {
@@ -217,7 +272,7 @@ impl Reader<'_> {
             let step = (range.end - offset).min(STEP as u64) as usize;
             let buffer = &mut self.buffer[..step];
             let read = rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut *buffer, offset))
-                .map_err(|error| Error::io("read", job.path(), error))?;
+                .map_err(|error| cannot_read(job, error))?;
             if read == 0 {
                 return Err(Error::Changed { path: job.path() });
             }
@@ -240,6 +295,41 @@ pub(super) fn open_file(job: &Job) -> Result<(OwnedFd, Stat), Error> {
             path: job.path(),
             kind: special(kind),
         }),
+    }
+}
+
+/// Whether a file takes no room on any disk: it is empty, or made up as it is read (`/proc`, `/sys`),
+/// and then its size may be 0 or a page, whatever it has.
+fn has_no_blocks(stat: &Stat) -> bool {
+    stat.st_blocks == 0
+}
+
+/// Whether the file is of procfs.
+fn is_proc(job: &Job, fd: &OwnedFd) -> Result<bool, Error> {
+    let statfs = rustix::fs::fstatfs(fd).map_err(|error| failed("stat", job.path(), error))?;
+    Ok(statfs.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
+/// Whether nothing has written to a file since it was `before`.
+fn is_unchanged(job: &Job, fd: &OwnedFd, before: &Stat) -> Result<bool, Error> {
+    let after = rustix::fs::fstat(fd).map_err(|error| Error::io("stat", job.path(), error))?;
+    let written = |stat: &Stat| {
+        (
+            stat.st_size,
+            stat.st_blocks,
+            stat.st_mtime,
+            stat.st_mtime_nsec,
+        )
+    };
+    Ok(written(before) == written(&after))
+}
+
+/// Files are opened so that a read does not wait: one that would have to gives what happens, and has
+/// no end.
+fn cannot_read(job: &Job, error: Errno) -> Error {
+    match error {
+        Errno::AGAIN => Error::Endless { path: job.path() },
+        _ => Error::io("read", job.path(), error),
     }
 }
 

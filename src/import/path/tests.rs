@@ -143,15 +143,57 @@ fn a_file_that_grows_or_shrinks_while_it_is_read_is_an_error() {
     }
 }
 
-/// Files of `/proc` say that they are empty and are not: read as they say, they would be lost.
+/// Files of `/proc` say that they are empty, and those of `/sys` that they have a page, and all have
+/// another size: read as they say, they would be lost.
 #[test]
-fn a_small_file_with_another_size_than_it_says_is_an_error() {
-    let path = Path::new("/proc/self/status");
-    let error = Fresh::new().import(Source::Path(path)).unwrap_err();
-    assert!(
-        matches!(&error, Error::Changed { path: changed } if changed == path),
-        "{error}"
-    );
+fn files_without_a_size_are_read_to_their_end() {
+    let fresh = Fresh::new();
+    for path in [
+        "/proc/version",
+        "/proc/filesystems",
+        "/sys/kernel/mm/transparent_hugepage/enabled",
+    ] {
+        let expected = fs::read(path).unwrap();
+        let said = fs::metadata(path).unwrap().len();
+        assert_ne!(expected.len() as u64, said, "{path}");
+        let imported = fresh.import(Source::Path(Path::new(path))).unwrap();
+        assert_eq!(
+            imported.root.node,
+            Node::File {
+                digest: Digest::of(&expected),
+                size: expected.len() as u64,
+                executable: false,
+            }
+        );
+    }
+    // A whole directory, of which one file is longer than what is read at once.
+    let path = Path::new("/proc/self/net");
+    let imported = fresh.import(Source::Path(path)).unwrap();
+    assert!(imported.totals.files > 10);
+    let kallsyms = fs::read("/proc/kallsyms").unwrap();
+    assert!(kallsyms.len() as u64 > SMALL);
+    let imported = fresh
+        .import(Source::Path(Path::new("/proc/kallsyms")))
+        .unwrap();
+    assert_eq!(imported.root.node.digest(), Some(Digest::of(&kallsyms)));
+    assert_eq!(imported.totals.bytes, kallsyms.len() as u64);
+}
+
+#[test]
+fn a_file_without_an_end_is_refused_as_such() {
+    for path in ["/proc/kmsg", "/proc/kcore"] {
+        let path = Path::new(path);
+        if !rustix::process::geteuid().is_root() {
+            crate::skip::skip("only root may open /proc/kmsg and /proc/kcore");
+            return;
+        }
+        if fs::metadata(path).is_err() {
+            continue;
+        }
+        // What the log has already can be read without waiting: only its end cannot.
+        let error = Fresh::new().import(Source::Path(path)).unwrap_err();
+        assert!(matches!(&error, Error::Endless { .. }), "{error}");
+    }
 }
 
 /// Between listing and opening, anything can happen to a name.
@@ -173,6 +215,7 @@ fn a_file_that_is_not_what_was_listed_is_an_error() {
             folder: folder.clone(),
             name: CString::new(name).unwrap(),
             file: assembly.file(),
+            sizeless: false,
         };
         read::open_file(&job).unwrap_err()
     };
@@ -305,6 +348,44 @@ fn what_may_not_be_read_is_named() {
             path.display()
         )
     );
+}
+
+/// Deeper than the process may have files open.
+#[test]
+fn a_tree_deeper_than_the_limit_of_descriptors_is_walked() {
+    let folder = tempfile::tempdir().unwrap();
+    let depth = 300;
+    let mut at: OwnedFd = File::open(folder.path()).unwrap().into();
+    for level in 0..depth {
+        rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
+        for (name, bytes) in [("a", "same"), ("z", &format!("{level}"))] {
+            let flags = OFlags::CREATE | OFlags::WRONLY;
+            let file = rustix::fs::openat(&at, name, flags, Mode::RWXU).unwrap();
+            File::from(file).write_all(bytes.as_bytes()).unwrap();
+        }
+        at = rustix::fs::openat(&at, "d", OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+    let import = |window: usize| {
+        let (queue, progress) = (Queue::default(), Progress::new());
+        let ingest = MemoryStore::new().ingest().unwrap();
+        let batch = Batch::first(1, window * 8);
+        let walk = Walk::new(&queue, SpecialFiles::Refuse, &progress, batch, window * 8);
+        let walked = thread::scope(|scope| {
+            scope.spawn(|| read::serve(&queue, &*ingest, &progress));
+            let walked = walk_all(walk, folder.path(), &queue);
+            queue.close();
+            walked
+        });
+        let (assembly, root) = walked.unwrap();
+        let files = queue.into_files().unwrap();
+        (
+            assembly.finish(root, &files, &*ingest).unwrap(),
+            progress.totals(),
+        )
+    };
+    let (node, totals) = import(3);
+    assert_eq!((totals.directories, totals.files), (depth + 1, 2 * depth));
+    assert_eq!(import(1000).0, node);
 }
 
 #[test]

@@ -12,10 +12,14 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir};
 use super::queue::{Abandoned, Batch, Queue};
 use super::{Error, Folder, Job, Progress, SpecialFiles, failed, open, open_flags, special};
 use crate::castore::{Name, Printable, SymlinkTarget};
+use crate::descent::{Descent, DescentError};
 use crate::import::assembly::{Assembly, DirectoryId, Slot};
 
 /// A buffer for names, in bytes: several hundred entries a system call.
 const LISTING: usize = 64 << 10;
+
+/// The most directories to keep open of those that the walk is inside of.
+const MAX_WINDOW: usize = 256;
 
 /// A name in a directory, and what it was when it was listed.
 struct Listed {
@@ -26,7 +30,6 @@ struct Listed {
 /// A directory that the walk is in.
 struct Open {
     id: DirectoryId,
-    folder: Arc<Folder>,
     /// What is still to come, the next one last.
     rest: Vec<Listed>,
 }
@@ -38,6 +41,8 @@ pub(super) struct Walk<'a> {
     assembly: Assembly,
     /// The files found since the last batch was handed out.
     batch: Batch,
+    /// The most directories to keep open.
+    window: usize,
     listing: Vec<MaybeUninit<u8>>,
 }
 
@@ -46,13 +51,16 @@ impl<'a> Walk<'a> {
         queue: &'a Queue,
         special_files: SpecialFiles,
         progress: &'a Progress,
+        batch: Batch,
+        open_files: usize,
     ) -> Self {
         Self {
             queue,
             special_files,
             progress,
             assembly: Assembly::default(),
-            batch: Batch::new(0),
+            batch,
+            window: (open_files / 8).min(MAX_WINDOW),
             listing: vec![MaybeUninit::uninit(); LISTING],
         }
     }
@@ -105,20 +113,33 @@ impl<'a> Walk<'a> {
 
     /// Walks the directory `fd` at `path`, and all below it.
     fn tree(&mut self, fd: OwnedFd, path: &Path) -> Result<DirectoryId, Error> {
-        let root = self.enter(Folder {
+        let root = Arc::new(Folder {
             fd,
             path: path.to_owned(),
-        })?;
-        let id = root.id;
-        let mut open_directories = vec![root];
-        while let Some(here) = open_directories.last_mut() {
+        });
+        let listed = self.list(&root)?;
+        let id = listed.id;
+        let mut descent = Descent::new(self.window);
+        let enter = |descent: &mut Descent<Arc<Folder>>, folder: Arc<Folder>| {
+            let path = folder.path.clone();
+            let entered = descent.enter(folder);
+            entered.map_err(|error| Error::io("stat", path, error))
+        };
+        enter(&mut descent, root)?;
+        let mut open_directories = vec![listed];
+        while let (Some(here), Some(folder)) = (open_directories.last_mut(), descent.here()) {
             self.progress.check()?;
             let Some(listed) = here.rest.pop() else {
                 open_directories.pop();
+                let path = folder.path.clone();
+                descent.leave(again).map_err(|error| match error {
+                    DescentError::Moved => Error::Changed { path },
+                    DescentError::Io(error) => Error::io("open the folder above", path, error),
+                })?;
                 continue;
             };
             let parent = here.id;
-            let folder = here.folder.clone();
+            let folder = folder.clone();
             let path = || folder.path_of(&listed.name);
             let name = Name::new(listed.name.as_bytes()).map_err(|source| Error::Name {
                 path: path(),
@@ -127,9 +148,11 @@ impl<'a> Walk<'a> {
             let slot = match listed.kind {
                 FileType::Directory => {
                     let fd = open(&folder, &listed.name, OFlags::DIRECTORY)?;
-                    let child = self.enter(Folder { fd, path: path() })?;
-                    let slot = Slot::Directory(child.id);
-                    open_directories.push(child);
+                    let child = Arc::new(Folder { fd, path: path() });
+                    let listed = self.list(&child)?;
+                    enter(&mut descent, child)?;
+                    let slot = Slot::Directory(listed.id);
+                    open_directories.push(listed);
                     slot
                 }
                 FileType::RegularFile => self.file(&folder, listed.name)?,
@@ -154,7 +177,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Lists a directory.
-    fn enter(&mut self, folder: Folder) -> Result<Open, Error> {
+    fn list(&mut self, folder: &Folder) -> Result<Open, Error> {
         let mut rest = Vec::new();
         let mut listing = RawDir::new(&folder.fd, &mut self.listing);
         while let Some(entry) = listing.next() {
@@ -164,7 +187,7 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let kind = match entry.file_type() {
-                FileType::Unknown => kind_of(&folder, name)?,
+                FileType::Unknown => kind_of(folder, name)?,
                 kind => kind,
             };
             rest.push(Listed {
@@ -176,7 +199,6 @@ impl<'a> Walk<'a> {
         self.progress.add_directory();
         Ok(Open {
             id: self.assembly.directory(),
-            folder: Arc::new(folder),
             rest,
         })
     }
@@ -190,6 +212,7 @@ impl<'a> Walk<'a> {
             folder: folder.clone(),
             name,
             file,
+            sizeless: false,
         });
         self.progress.found_file();
         Ok(Slot::File(file))
@@ -213,11 +236,19 @@ impl<'a> Walk<'a> {
     }
 
     fn hand_out(&mut self) -> Result<(), Error> {
-        let next = Batch::new(self.batch.number + 1);
+        let next = self.batch.next();
         let batch = std::mem::replace(&mut self.batch, next);
         // Whoever abandoned the import says why.
         self.queue.push(batch).map_err(|Abandoned| Error::Cancelled)
     }
+}
+
+/// The directory above `below`, which was closed meanwhile.
+fn again(fd: OwnedFd, below: &Arc<Folder>) -> Arc<Folder> {
+    Arc::new(Folder {
+        fd,
+        path: below.path.parent().unwrap_or(Path::new("")).to_owned(),
+    })
 }
 
 /// What `name` is, on file systems whose listings do not say.

@@ -1,0 +1,146 @@
+//! A file that is whole or not there.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat, renameat_with};
+use rustix::io::Errno;
+
+use super::Error;
+
+/// A file that gets its name when it is whole ([`NewFile::place`]).
+///
+/// It has no name until then (`O_TMPFILE`), so that nothing is left of it however the process ends. A
+/// file system that cannot do that has it under a hidden name beside its place, which goes when this
+/// is dropped.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    target: PathBuf,
+    /// The hidden name.
+    hidden: Option<PathBuf>,
+}
+
+impl NewFile {
+    /// Makes a file for `target`, where nothing may be yet.
+    pub fn make(target: &Path) -> Result<Self, Error> {
+        let name = match (target.file_name(), target.symlink_metadata()) {
+            (Some(name), Err(error)) if error.kind() == io::ErrorKind::NotFound => name,
+            (Some(_), Err(error)) => return Err(failed("look at", target, error)),
+            _ => return Err(Error::Exists(target.to_owned())),
+        };
+        let folder = match target.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let mode = Mode::from_raw_mode(0o666);
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        // Without /proc a file cannot get a name later.
+        let can_be_named = Path::new("/proc/self/fd").exists();
+        if can_be_named && let Ok(fd) = openat(CWD, folder, flags | OFlags::TMPFILE, mode) {
+            return Ok(Self {
+                file: fd.into(),
+                target: target.to_owned(),
+                hidden: None,
+            });
+        }
+        let start = name.as_bytes();
+        let start = start.get(..200).unwrap_or(start);
+        let end = format!(".castore-fs-{}", std::process::id());
+        let hidden = folder.join(OsStr::from_bytes(&[b".", start, end.as_bytes()].concat()));
+        let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let fd = openat(CWD, &hidden, flags, mode);
+        let fd = fd.map_err(|error| failed("make the file", target, error))?;
+        Ok(Self {
+            file: fd.into(),
+            target: target.to_owned(),
+            hidden: Some(hidden),
+        })
+    }
+
+    /// The file, to write to.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Gives the file its name, unless something has that by now.
+    pub fn place(mut self) -> Result<(), Error> {
+        let placed = match &self.hidden {
+            None => {
+                let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                linkat(CWD, path, CWD, &self.target, AtFlags::SYMLINK_FOLLOW)
+            }
+            Some(hidden) => {
+                match renameat_with(CWD, hidden, CWD, &self.target, RenameFlags::NOREPLACE) {
+                    // File systems without that flag: a link does not replace either.
+                    Err(Errno::INVAL) => linkat(CWD, hidden, CWD, &self.target, AtFlags::empty()),
+                    renamed => renamed.inspect(|()| self.hidden = None),
+                }
+            }
+        };
+        match placed {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Err(Error::Exists(self.target.clone())),
+            Err(error) => Err(failed("give its name to", &self.target, error)),
+        }
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(hidden) = &self.hidden {
+            // What went wrong before matters more.
+            let _ = std::fs::remove_file(hidden);
+        }
+    }
+}
+
+fn failed(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {
+    Error::Io {
+        action,
+        path: path.to_owned(),
+        source: source.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_file_has_a_name_when_it_is_whole_and_takes_nobody_elses() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("file");
+        let count = || fs::read_dir(folder.path()).unwrap().count();
+        let new = NewFile::make(&target).unwrap();
+        new.file().write_all(b"half").unwrap();
+        drop(new);
+        assert_eq!(count(), 0);
+        for hidden in [false, true] {
+            let mut new = NewFile::make(&target).unwrap();
+            if hidden {
+                let path = folder.path().join(".hidden");
+                new.file = File::create_new(&path).unwrap();
+                new.hidden = Some(path);
+            }
+            new.file().write_all(b"whole").unwrap();
+            new.place().unwrap();
+            assert_eq!(fs::read(&target).unwrap(), b"whole");
+            assert_eq!(count(), 1);
+            assert!(matches!(NewFile::make(&target), Err(Error::Exists(_))));
+            fs::remove_file(&target).unwrap();
+            let new = NewFile::make(&target).unwrap();
+            fs::write(&target, "another's").unwrap();
+            assert!(matches!(new.place(), Err(Error::Exists(_))));
+            assert_eq!(fs::read(&target).unwrap(), b"another's");
+            fs::remove_file(&target).unwrap();
+        }
+    }
+}

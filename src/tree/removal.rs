@@ -1,0 +1,146 @@
+//! Removing a tree of files, however deep it is.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, openat, statat, unlinkat};
+use rustix::io::Errno;
+
+use crate::descent::{Descent, DescentError};
+
+/// Directories that are open at once.
+const WINDOW: usize = 16;
+/// A buffer for names, in bytes.
+const LISTING: usize = 32 << 10;
+
+/// Removes the directory at `path` and everything below it; symbolic links are not followed. What
+/// cannot be removed does not keep the rest; the first error is returned.
+pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
+    let mut removal = Removal {
+        error: None,
+        buffer: vec![MaybeUninit::uninit(); LISTING],
+    };
+    let top = open(CWD, path)?;
+    let mut descent = Descent::new(WINDOW);
+    // Of each directory that the removal is in, the name, and the directories that are still there.
+    let mut levels = vec![(CString::default(), removal.clear(top.as_fd())?)];
+    descent.enter(top)?;
+    while let (Some((_, rest)), Some(here)) = (levels.last_mut(), descent.here()) {
+        if let Some(name) = rest.pop() {
+            match open(here.as_fd(), &name) {
+                Ok(below) => {
+                    let rest = removal.clear(below.as_fd())?;
+                    descent.enter(below)?;
+                    levels.push((name, rest));
+                }
+                Err(error) => removal.note(error),
+            }
+            continue;
+        }
+        let left = levels.pop();
+        let left_folder = descent.leave(|fd, _| fd).map_err(|error| match error {
+            DescentError::Io(error) => error,
+            DescentError::Moved => io::Error::other(error),
+        })?;
+        drop(left_folder);
+        if let (Some((name, _)), Some(above)) = (left, descent.here()) {
+            let removed = unlinkat(above, &name, AtFlags::REMOVEDIR);
+            removal.note_unless_gone(removed);
+        }
+    }
+    let removed = unlinkat(CWD, path, AtFlags::REMOVEDIR);
+    removal.note_unless_gone(removed);
+    removal.error.map_or(Ok(()), Err)
+}
+
+struct Removal {
+    /// The first one.
+    error: Option<io::Error>,
+    buffer: Vec<MaybeUninit<u8>>,
+}
+
+impl Removal {
+    /// Removes everything in a directory but the directories; gives their names.
+    fn clear(&mut self, folder: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
+        let mut directories = Vec::new();
+        let mut others = Vec::new();
+        let mut listing = RawDir::new(folder, &mut self.buffer);
+        while let Some(entry) = listing.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                FileType::Unknown => kind_of(folder, name),
+                kind => kind,
+            };
+            match kind {
+                FileType::Directory => directories.push(name.to_owned()),
+                _ => others.push(name.to_owned()),
+            }
+        }
+        for name in others {
+            let removed = unlinkat(folder, &name, AtFlags::empty());
+            self.note_unless_gone(removed);
+        }
+        Ok(directories)
+    }
+
+    fn note_unless_gone(&mut self, removed: Result<(), Errno>) {
+        match removed {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => self.note(error.into()),
+        }
+    }
+
+    fn note(&mut self, error: io::Error) {
+        self.error.get_or_insert(error);
+    }
+}
+
+fn open(folder: impl AsFd, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(folder, name, flags, Mode::empty())?)
+}
+
+/// What `name` is, on file systems whose listings do not say.
+fn kind_of(folder: BorrowedFd<'_>, name: &CStr) -> FileType {
+    let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
+    stat.map_or(FileType::Unknown, |stat| {
+        FileType::from_raw_mode(stat.st_mode)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_deep_tree_goes_and_what_its_links_point_to_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let outside = folder.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("kept"), "x").unwrap();
+        let tree = folder.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        let mut at = open(CWD, &tree).unwrap();
+        for _ in 0..3000 {
+            for name in ["down", "a", "z"] {
+                rustix::fs::mkdirat(&at, name, Mode::RWXU).unwrap();
+            }
+            rustix::fs::symlinkat(&outside, &at, "link").unwrap();
+            at = open(at.as_fd(), "down").unwrap();
+        }
+        symlink(&outside, tree.join("top-link")).unwrap();
+        remove_tree(&tree).unwrap();
+        assert!(!tree.exists() && outside.join("kept").exists());
+        assert!(remove_tree(&tree).is_err());
+    }
+}
