@@ -629,6 +629,33 @@ fn an_overlay_on_an_overlay_changes_the_file_that_is_changed() {
     twins_are_at(&lower.merged());
 }
 
+/// The kernel stacks two file systems at most, and passthrough counts as one.
+#[test]
+fn an_overlay_on_an_overlay_on_passthrough_is_refused() {
+    if !can_overlay() {
+        return;
+    }
+    let store = Arc::new(MemoryStore::new());
+    let node = twins().put_root(&*store, "root");
+    let options = Options {
+        top: top_of(&node),
+        reads: Reads::Passthrough,
+        ..Options::default()
+    };
+    let mount = Mounted::new(store, options);
+    if mount.session.reads() != Reads::Passthrough {
+        return skip::skip("it needs passthrough: Linux 6.9 and CAP_SYS_ADMIN");
+    }
+    let lower = Overlay::kernel(mount.path(), "");
+    let folder = Overlay::folders();
+    let layers = Overlay::layers(folder.path(), &lower.merged());
+    let mut mounting = Command::new("mount");
+    mounting.args(["-t", "overlay", "overlay", "-o", &layers]);
+    let output = mounting.arg(folder.path().join("merged")).output().unwrap();
+    assert!(!output.status.success());
+    twins_are_at(&lower.merged());
+}
+
 fn twins_are_at(path: &Path) {
     let read = |name: &str| fs::read(path.join(name)).unwrap();
     assert_eq!(read("a/boot.log"), b"");

@@ -201,6 +201,11 @@ fn what_reads_works() {
             );
             let direct = libc::open(f.as_ptr(), libc::O_RDONLY | libc::O_DIRECT);
             assert!(direct >= 0, "{:?}", io::Error::last_os_error());
+            let mut page = [0u8; 4096];
+            let (requests, read) =
+                mount.requests_of(|| libc::pread(direct, page.as_mut_ptr().cast(), 4096, 4096));
+            assert_eq!((read, page), (4096, [b'x'; 4096]));
+            assert_eq!(requests.of("READ"), 1, "past the page cache, which has it");
             libc::close(direct);
         }
         let mut bytes = Vec::new();
