@@ -607,6 +607,10 @@ fn an_overlay_changes_the_file_that_is_changed() {
             };
             let mount = Mounted::new(store, top);
             let overlay = Overlay::kernel(mount.path(), options);
+            let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+            let merged = overlay.merged().display().to_string();
+            let mut lines = mounts.lines().filter(|line| line.contains(&merged));
+            assert!(lines.all(|line| !line.contains("index=on")), "{mounts}");
             change_one_of_equal_files(&overlay.merged());
             assert_only_that_changed(&overlay.merged());
             overlay.unmount();
