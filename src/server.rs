@@ -20,6 +20,7 @@ mod access;
 mod authorize;
 mod blobs;
 mod budget;
+mod chunks;
 mod connections;
 mod directories;
 mod guard;
@@ -59,7 +60,7 @@ use crate::proto::castore_fs::services::part_service_server::PartServiceServer;
 use crate::proto::castore_fs::services::root_service_server::RootServiceServer;
 use crate::proto::store::services::path_info_service_server::PathInfoServiceServer;
 use crate::proto::{DESCRIPTORS, Generation, MAX_MESSAGE_BYTES, with_generation};
-use crate::store::Store;
+use crate::store::{LocalStore, Store};
 
 pub use access::{Access, AccessError};
 pub use authorize::{Rights, Tokens, TokensError};
@@ -67,6 +68,7 @@ pub use limits::Limits;
 pub use listen::{ListenError, Listener};
 
 use authorize::Authorize;
+use chunks::Chunks;
 use connections::Connections;
 use guard::Guard;
 use incomplete::Incomplete;
@@ -94,6 +96,8 @@ pub struct Options {
     /// Whether the hashes of NARs that are lacking are computed before a client asks: for stores that
     /// have all they hold at hand.
     pub narinfos_ahead: bool,
+    /// The store that is served, if it is one that keeps what is computed of its blobs.
+    pub local: Option<LocalStore>,
     /// What is bounded, and by how much.
     pub limits: Limits,
     /// Calls at once on a connection.
@@ -129,6 +133,7 @@ impl Default for Options {
             writable: false,
             allow_replace: false,
             narinfos_ahead: false,
+            local: None,
             limits: Limits::default(),
             streams: DEFAULT_STREAMS,
             drain: Duration::from_secs(20),
@@ -177,6 +182,7 @@ struct Served {
     /// Held while a root node is changed for a client.
     roots_change: Arc<Mutex<()>>,
     nars: Nars,
+    chunks: Chunks,
     incomplete: Arc<Incomplete>,
     /// Tells one run of the server from another: versions of the roots start anew in each.
     instance: u64,
@@ -202,6 +208,7 @@ pub async fn serve(
         limits: Arc::new(options.limits.clone()),
         roots_change: Arc::default(),
         nars: Nars::new(store.clone(), stopping.clone()),
+        chunks: Chunks::new(store.clone(), options.local.clone(), options.writable),
         incomplete: Arc::new(Incomplete::new(options.limits.incomplete)),
         store,
         instance: RandomState::new().hash_one(std::process::id()),

@@ -183,6 +183,10 @@ pub trait Store: Debug + Send + Sync {
     /// The size in bytes of the blob `digest`, if it is here: for who has a digest and no node.
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error>;
 
+    /// The chunks that the blob `digest` is cut into, in order, digests and sizes, if such a list is kept
+    /// with it, or the server that it comes from has one. Nothing is cut for it.
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error>;
+
     /// What verifies the parts of the blob `digest` of `size` bytes, if it is here: for who serves
     /// the store to others. A store that does not keep such tables reads the whole blob for it.
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error>;

@@ -111,6 +111,7 @@ impl Serve {
             writable: self.writable,
             allow_replace: self.allow_replace,
             narinfos_ahead: opened.local_folder().is_some(),
+            local: opened.described.local.clone(),
             limits,
             streams: self.max_calls,
             tokens,

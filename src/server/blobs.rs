@@ -1,13 +1,18 @@
 //! Blobs: the field's BlobService.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Served;
+use super::chunks::{List, Place};
+use super::path_infos::patience;
 use super::respond::{Ended, Sender, Stream, answer, ask, digest, not_found, status, stream};
 use super::upload::{Begun, Upload};
 use crate::castore::{Digest, bao_field};
 use crate::proto::castore::services::blob_service_server::BlobService;
+use crate::proto::castore::v1::stat_blob_response::ChunkMeta;
 use crate::proto::castore::v1::{
     BlobChunk, PutBlobResponse, ReadBlobRequest, StatBlobRequest, StatBlobResponse,
 };
@@ -27,24 +32,45 @@ impl BlobService for Served {
         &self,
         request: Request<StatBlobRequest>,
     ) -> Result<Response<StatBlobResponse>, Status> {
+        let patience = patience(request.metadata());
         let request = request.into_inner();
         let digest = digest(&request.digest)?;
-        let store = self.store.clone();
-        answer(async move {
+        let (store, send_bao) = (self.store.clone(), request.send_bao);
+        let answered = answer(async move {
             let failed = |error: Error| status(&error);
             let size = store.blob_size(&digest).await.map_err(failed)?;
-            let size = size.ok_or_else(|| not_found(Object::Blob, &digest))?;
             let mut bao = Bytes::new();
-            if request.send_bao
+            if let Some(size) = size
+                && send_bao
                 && let Some(groups) = store.group_table(&digest, size).await.map_err(failed)?
             {
                 bao = bao_field::encode(size, &groups).into();
             }
-            // No chunks: the blob is one chunk, itself. Whoever can use parts asks PartService.
-            let chunks = Vec::new();
-            Ok(Response::new(StatBlobResponse { chunks, bao }))
-        })
-        .await
+            Ok((size, bao))
+        });
+        let (size, bao) = match answered.await {
+            Ok((Some(size), bao)) => (size, bao),
+            // A chunk is there if the blob is that it is of, and is not cut itself.
+            Ok((None, _)) => match self.chunk(digest).await? {
+                Some(_) => (0, Bytes::new()),
+                None => return Err(not_found(Object::Blob, &digest)),
+            },
+            Err(status) => return Err(status),
+        };
+        let mut chunks = Vec::new();
+        // A client that has the table needs no list: it gets one that is known.
+        let list = match (request.send_chunks, bao.is_empty()) {
+            (false, _) => None,
+            (true, false) => self.chunks.known(digest, size),
+            (true, true) => self.chunks_in_time(digest, size, patience).await?,
+        };
+        if let Some(list) = list {
+            chunks.extend(list.iter().map(|(digest, size)| ChunkMeta {
+                digest: Bytes::copy_from_slice(digest.as_bytes()),
+                size: *size,
+            }));
+        }
+        Ok(Response::new(StatBlobResponse { chunks, bao }))
     }
 
     type ReadStream = Stream<BlobChunk>;
@@ -58,10 +84,18 @@ impl BlobService for Served {
         Ok(Response::new(stream(move |sender| async move {
             let store = served.store.clone();
             let size = ask(async move { store.blob_size(&digest).await }).await?;
-            let size = size.ok_or_else(|| not_found(Object::Blob, &digest))?;
             let message = |data| BlobChunk { data };
+            if let Some(size) = size {
+                let part = 0..size;
+                return served
+                    .send_blob(&sender, &digest, size, part, message)
+                    .await;
+            }
+            let place = served.chunk(digest).await?;
+            let place = place.ok_or_else(|| not_found(Object::Blob, &digest))?;
+            let part = place.offset..place.offset + place.length;
             served
-                .send_blob(&sender, &digest, size, 0..size, message)
+                .send_blob(&sender, &place.blob, place.size, part, message)
                 .await
         })))
     }
@@ -118,6 +152,30 @@ fn write(begun: &mut Begun<Option<Box<dyn BlobWriter>>>, data: &[Bytes]) -> Resu
 }
 
 impl Served {
+    /// Where the bytes of the chunk `digest` are, if it is one.
+    async fn chunk(&self, digest: Digest) -> Result<Option<Place>, Status> {
+        self.chunks.place(digest).await
+    }
+
+    /// The chunks of a blob, for a client that waits for `patience`.
+    async fn chunks_in_time(
+        &self,
+        digest: Digest,
+        size: u64,
+        patience: Duration,
+    ) -> Result<Option<List>, Status> {
+        let chunks = self.chunks.clone();
+        // It goes on when this client waits no longer.
+        let cutting = tokio::spawn(async move { chunks.of(digest, size).await });
+        match tokio::time::timeout(patience, cutting).await {
+            Ok(Ok(list)) => list,
+            Ok(Err(stopped)) => Err(Status::internal(stopped.to_string())),
+            Err(_) => Err(Status::unavailable(
+                "this blob is being cut into chunks: ask again in a while",
+            )),
+        }
+    }
+
     /// Sends a part of a blob piece by piece, each as the message that `message` makes of it.
     pub(super) async fn send_blob<T>(
         &self,

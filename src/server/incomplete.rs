@@ -1,8 +1,9 @@
 //! Root nodes whose content has not come yet.
 //!
 //! A peer that fills a near store puts what is known of a path first, and what is in it as it is read.
-//! Until then the root node is here and in no store: those who ask for the path over gRPC get it, and
-//! listings, mounts and copies do not see it. A restart forgets it, and the peer puts it again.
+//! Until then those who ask for the path over gRPC get it from here, and listings, mounts and copies do not
+//! see it. A local store keeps the root node, so that what comes of it is no garbage; what the peer says of
+//! the path is kept in memory until it was checked. A restart forgets that, and the peer puts it again.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -81,6 +82,11 @@ impl Incomplete {
         let roots = self.roots.lock();
         let waiting = roots.by_hash.get(hash)?;
         (waiting.since.elapsed() < self.keep).then(|| waiting.info.clone())
+    }
+
+    /// How many wait.
+    pub(super) fn count(&self) -> usize {
+        self.roots.lock().by_hash.len()
     }
 
     /// Forgets those that have waited for too long, and gives those whose content may have come.

@@ -27,8 +27,10 @@ use crate::proto::store::v1::{
 };
 use crate::store::{Error, Store};
 
-/// How long a client that names no deadline waits for a NAR's hash.
+/// How long a client that names no deadline waits for what has to be computed.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Root nodes without content that a store keeps, at most: each commit looks at all of them.
+const MOST_KEPT: usize = 4096;
 /// How often it is looked whether content has come, or root nodes without a narinfo.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -98,7 +100,17 @@ impl PathInfos {
     /// Computes what is lacking of `known`, and puts it into the store if that takes additions.
     async fn complete(&self, root: Root, mut known: PathInfo) -> Result<PathInfo, Status> {
         let nar = self.served.nars.of(&root.node).await?;
-        known.narinfo = Some(narinfo(&nar));
+        let said = nix::output_hash(&root.name).and_then(|hash| self.served.incomplete.get(&hash));
+        let is_true = |said: &PathInfo| {
+            said.entry == known.entry
+                && said.narinfo.is_some()
+                && check_nar(&root, said, |_| Ok(nar)).is_ok()
+        };
+        match said.filter(is_true) {
+            // Its content has just come.
+            Some(said) => known = said,
+            None => known.narinfo = Some(narinfo(&nar)),
+        }
         if self.served.writable {
             let (served, info) = (self.served.clone(), known.clone());
             let put = working(move || {
@@ -152,9 +164,28 @@ impl PathInfos {
             return Err(taken(&root.name, &before.node, &root.node));
         }
         if let Some(hash) = nix::output_hash(&root.name) {
-            self.served.incomplete.put(hash, root, info.clone());
+            let incomplete = &self.served.incomplete;
+            incomplete.put(hash, root.clone(), info.clone());
+            if incomplete.count() > MOST_KEPT {
+                return Ok(info);
+            }
         }
-        Ok(info)
+        // A local store keeps what comes of it from garbage collections. What is said of the NAR is not
+        // passed on before it was checked.
+        let (store, mut unproven) = (self.served.store.clone(), info.clone());
+        unproven.narinfo = None;
+        let kept = working(move || {
+            let failed = |error: Error| status(&error);
+            let ingest = store.ingest().map_err(failed)?;
+            let kept = ingest.put_incomplete_root(&root, Some(&unproven));
+            kept.map_err(failed)?;
+            ingest.commit().map_err(failed).map(drop)
+        });
+        match kept.await {
+            // Other stores keep none.
+            Err(error) if error.code() != Code::InvalidArgument => Err(error),
+            _ => Ok(info),
+        }
     }
 
     /// Looks until the server stops whether the content of root nodes has come, and computes what is
@@ -242,7 +273,7 @@ fn narinfo(nar: &NarHash) -> NarInfo {
 }
 
 /// How long the client waits, less what the way back takes.
-fn patience(metadata: &MetadataMap) -> Duration {
+pub(super) fn patience(metadata: &MetadataMap) -> Duration {
     let said = metadata.get("grpc-timeout").and_then(|said| {
         let said = said.to_str().ok()?;
         let (digits, unit) = said.split_at_checked(said.len().checked_sub(1)?)?;

@@ -115,6 +115,7 @@ impl Listening {
             writable: config.writable,
             allow_replace: config.allow_replace,
             narinfos_ahead: folder.is_some() && !config.unnamed,
+            local: opened.local.clone(),
             limits,
             streams: config.max_calls,
             drain: DRAIN,

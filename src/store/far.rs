@@ -61,6 +61,9 @@ pub(super) trait Behind: Debug + Send + Sync + 'static {
     /// The size of the blob `digest`, which is not the empty one.
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Failure>;
 
+    /// As [`Store::chunks`].
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Failure>;
+
     /// As [`Store::roots_version`].
     fn roots_version(&self) -> u64;
 
@@ -310,6 +313,18 @@ impl<B: Behind> Store for Far<B> {
             Some(digest),
             request,
             move |behind| async move { behind.blob_size(&wanted).await },
+        )
+        .await
+    }
+
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
+        let wanted = *digest;
+        let request = || format!("asking for the chunks of blob {digest}");
+        self.ask(
+            "ask for chunks",
+            Some(digest),
+            request,
+            move |behind| async move { behind.chunks(&wanted).await },
         )
         .await
     }

@@ -174,6 +174,10 @@ impl Store for Filter {
         self.inner.blob_size(digest).await
     }
 
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
+        self.inner.chunks(digest).await
+    }
+
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         self.inner.group_table(digest, size).await
     }

@@ -149,6 +149,10 @@ impl Behind for Server {
         self.blobs.size(digest).await
     }
 
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Failure> {
+        self.blobs.chunks(digest).await
+    }
+
     fn roots_version(&self) -> u64 {
         self.roots.version()
     }

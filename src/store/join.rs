@@ -344,6 +344,11 @@ impl Store for Join {
         Ok(found.await?.map(|(_, size)| size))
     }
 
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
+        let found = self.content(digest, |store| store.chunks(digest));
+        Ok(found.await?.map(|(_, list)| list))
+    }
+
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         let found = self.content(digest, |store| store.group_table(digest, size));
         Ok(found.await?.map(|(_, table)| table))

@@ -370,6 +370,11 @@ impl Store for LocalStore {
         Ok(size.or((*digest == Digest::empty_blob()).then_some(0)))
     }
 
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
+        let list = self.chunk_list(digest)?;
+        Ok(list.map(|list| list.iter().map(|chunk| (chunk.digest, chunk.len)).collect()))
+    }
+
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         let files = &self.0.files;
         match self.with_blob(digest, size, |at| files.group_table(digest, at))? {

@@ -174,6 +174,10 @@ impl Store for Measured {
         self.measure(self.inner.blob_size(digest)).await
     }
 
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
+        self.measure(self.inner.chunks(digest)).await
+    }
+
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         self.measure(self.inner.group_table(digest, size)).await
     }

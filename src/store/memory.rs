@@ -167,6 +167,11 @@ impl Store for MemoryStore {
         Ok(size.or((*digest == Digest::empty_blob()).then_some(0)))
     }
 
+    /// None are kept.
+    async fn chunks(&self, _: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
+        Ok(None)
+    }
+
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         let Some(blob) = self.blob(digest, size)? else {
             return Ok(None);

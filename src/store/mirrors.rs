@@ -335,6 +335,19 @@ impl Store for Mirrors {
             .await
     }
 
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
+        let asked = *digest;
+        let question = move |store: Arc<dyn Store>| -> Asking<Vec<(Digest, u64)>> {
+            Box::pin(async move { store.chunks(&asked).await })
+        };
+        self.ask(
+            Kind::Small,
+            || of("asking for the chunks of blob", asked),
+            question,
+        )
+        .await
+    }
+
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         let asked = *digest;
         let question = move |store: Arc<dyn Store>| -> Asking<GroupTable> {

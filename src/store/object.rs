@@ -138,6 +138,10 @@ impl Behind for BucketStore {
         self.blobs.size(digest).await
     }
 
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Failure> {
+        self.blobs.chunks(digest).await
+    }
+
     fn roots_version(&self) -> u64 {
         self.roots.version()
     }

@@ -399,6 +399,11 @@ impl Store for Double {
         self.inner().blob_size(digest).await
     }
 
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
+        self.before().await?;
+        self.inner().chunks(digest).await
+    }
+
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         self.before().await?;
         self.inner().group_table(digest, size).await

@@ -108,9 +108,9 @@ async fn questions_about_blobs() {
             let stat = client.stat(request).await;
             assert_eq!(stat.as_ref().err().map(Status::code), expected);
             if let Ok(stat) = stat {
-                // The blob is one chunk, itself, and nobody asked for more.
+                // Chunks of 1 MiB, and nobody asked for more.
                 let stat = stat.into_inner();
-                assert_eq!((stat.chunks.len(), stat.bao.len()), (0, 0));
+                assert_eq!((stat.chunks.len(), stat.bao.len()), (3, 0));
             }
             let request = ReadBlobRequest {
                 digest: digest.clone(),

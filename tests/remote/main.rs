@@ -4,6 +4,7 @@
 mod access;
 mod answers;
 mod bounds;
+mod chunks;
 mod confined;
 mod copying;
 mod distance;

@@ -259,6 +259,16 @@ impl Store for Cache {
         asked.map_err(|error| error.again())
     }
 
+    /// What is kept near is cut from there.
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
+        let inner = &self.0.inner;
+        if inner.near.has_blob(digest).await? {
+            return inner.near.chunks(digest).await;
+        }
+        let asked = inner.ask(inner.far.chunks(digest)).await;
+        asked.map_err(|error| error.again())
+    }
+
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         let inner = &self.0.inner;
         if let Ok(Some(table)) = inner.near.group_table(digest, size).await {

@@ -115,6 +115,10 @@ impl Store for WithoutNear {
         self.far.blob_size(digest).await
     }
 
+    async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
+        self.far.chunks(digest).await
+    }
+
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         self.far.group_table(digest, size).await
     }

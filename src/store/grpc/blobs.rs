@@ -250,6 +250,16 @@ impl ServerBlobs {
         Ok(missing)
     }
 
+    /// The chunks that the server lists of the blob.
+    pub(super) async fn chunks(
+        &self,
+        digest: &Digest,
+    ) -> Result<Option<Vec<(Digest, u64)>>, Failure> {
+        let list = self.chunked.list(digest).await?;
+        let list = list.filter(|list| !list.chunks.is_empty());
+        Ok(list.map(|list| list.chunks.clone()))
+    }
+
     /// The blob's size; from a server that does not say, by reading it.
     pub(super) async fn size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
         let Some(answer) = stat(&self.endpoint, digest, Ask::All).await? else {

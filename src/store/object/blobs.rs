@@ -42,6 +42,16 @@ impl BucketBlobs {
         self.bucket.has(&self.bucket.path("blobs", digest)).await
     }
 
+    /// The chunks of the blob.
+    pub(super) async fn chunks(
+        &self,
+        digest: &Digest,
+    ) -> Result<Option<Vec<(Digest, u64)>>, Failure> {
+        let list = self.chunked.list(digest).await?;
+        let list = list.filter(|list| !list.chunks.is_empty());
+        Ok(list.map(|list| list.chunks.clone()))
+    }
+
     pub(super) async fn size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
         let Some(list) = self.chunked.list(digest).await? else {
             return Ok(None);
