@@ -25,6 +25,7 @@ mod numbering;
 mod passthrough;
 mod reading;
 mod requests;
+mod root_lookup;
 mod scout;
 mod slow;
 mod top;
@@ -40,7 +41,7 @@ use std::time::Duration;
 use fuse_backend_rs::abi::fuse_abi::stat64;
 use fuse_backend_rs::api::filesystem::Entry;
 
-use crate::castore::{Digest, Directory, Node, NodeRef, Printable, Root};
+use crate::castore::{Digest, Directory, Node, NodeRef, Printable};
 use crate::store::{Answer, Error, Store};
 
 pub use attributes::Owner;
@@ -48,6 +49,7 @@ pub use images::ImageClosures;
 pub use node_id::NodeId;
 pub use nodes::{Ledger, LedgerError, NodeCount};
 pub use passthrough::{BackingDevice, Handle, OpenCount, OpenRequest, Opened, Passthrough, Reads};
+pub use root_lookup::{RootListing, RootNames, WhenUnreachable};
 pub use top::{RootChanges, Top};
 pub use waiting::{Uncounted, Waiting, Workers};
 pub use walk_ahead::PageCache;
@@ -59,6 +61,7 @@ use listers::Listers;
 use node_id::Place;
 use nodes::{DirectoryNode, Nodes};
 use numbering::{NameRange, Numbering, ROOT_INO};
+use root_lookup::Pause;
 use scout::Scout;
 use top::{Roots, SeenRoot};
 use walk_ahead::WalkAhead;
@@ -91,6 +94,10 @@ pub struct Options {
     /// How long the kernel may keep the name of a root node. For ever where the transport can
     /// tell the kernel about changes.
     pub root_timeout: Duration,
+    /// Which names of root nodes the store is asked for.
+    pub root_names: RootNames,
+    /// What a look-up of a root node gives while the store cannot be reached.
+    pub when_unreachable: WhenUnreachable,
     /// Bytes of Directories to keep in memory, at most.
     pub directory_limit: usize,
     /// Directories that the kernel may know at once; the next lookup gets ENOMEM. This machine's
@@ -107,11 +114,15 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            top: Top::Roots { list: true },
+            top: Top::Roots {
+                list: RootListing::All,
+            },
             owner: Owner::default(),
             reads: Reads::default(),
             xattr: false,
             root_timeout: FOREVER,
+            root_names: RootNames::default(),
+            when_unreachable: WhenUnreachable::default(),
             directory_limit: DEFAULT_DIRECTORY_LIMIT,
             most_directories: usize::MAX,
             slow_requests: None,
@@ -145,6 +156,7 @@ pub struct CastoreFs {
     learner: Option<Learner>,
     waiting: Waiting,
     images: Option<Images>,
+    pause: Pause,
 }
 
 /// A node with what it takes to tell about it.
@@ -191,6 +203,7 @@ impl CastoreFs {
             listers: Listers::default(),
             waiting,
             images,
+            pause: Pause::default(),
         }
     }
 
@@ -239,6 +252,7 @@ impl CastoreFs {
             listers: Listers::default(),
             waiting,
             images,
+            pause: Pause::default(),
         })
     }
 
@@ -437,24 +451,6 @@ impl CastoreFs {
             attr_flags: 0,
             attr_timeout,
             entry_timeout: timeout,
-        })
-    }
-
-    /// The root node `name`, if there is one.
-    fn find_root(&self, name: &[u8]) -> io::Result<Option<Root>> {
-        let root = match self.store.root_now(name) {
-            Ok(Answer::Found(root)) => Ok(Some(root)),
-            Ok(Answer::Absent) => Ok(None),
-            Ok(Answer::Wait) => self.waiting.wait(self.store.root(name)),
-            Err(error) => Err(error),
-        };
-        root.map_err(|error| {
-            let errno = errno::errno(&error);
-            tracing::error!(
-                path = %Printable(name), endpoint = errno::endpoint(&error), errno, %error,
-                "cannot look up a root node"
-            );
-            failure(errno)
         })
     }
 

@@ -20,3 +20,72 @@ pub fn output_hash(base_name: &[u8]) -> Option<[u8; 20]> {
     let path = StorePath::from_base_name(base_name).ok()?;
     Some(*path.hash().as_bytes())
 }
+
+/// Whether `base_name` can be that of a store path with content that another machine has: the base
+/// name of a store path, and none of those that Nix makes beside one for itself: derivations (`.drv`),
+/// locks (`.lock`), build directories and outputs of a check (`.chroot`, `.check`), and what it moves out
+/// of the way (`.old-1-2`) or has not finished (`.tmp-1-2`), as NixOS/nix 2.26 names them.
+///
+/// A source that is named like one of those (`<hash>-Cargo.lock`) is not told from it.
+pub fn is_content_name(base_name: &[u8]) -> bool {
+    let Ok(path) = StorePath::from_base_name(base_name) else {
+        return false;
+    };
+    let name = path.name();
+    let own = [".drv", ".lock", ".chroot", ".check"];
+    let is_numbered = |mark: &str| {
+        name.rsplit_once(mark).is_some_and(|(_, numbers)| {
+            !numbers.is_empty()
+                && (numbers.bytes()).all(|byte| byte.is_ascii_digit() || byte == b'-')
+        })
+    };
+    !own.iter().any(|end| name.ends_with(end)) && ![".old-", ".tmp-"].into_iter().any(is_numbered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_nix_makes_for_itself_hold_no_content() {
+        let hash = "yra1qha6bp2fm0mrb0qspjzsh9ismik0";
+        for name in [
+            "hello-2.12",
+            "bash-5.2-doc",
+            "locksmith",
+            "drv",
+            "x.lock.d",
+            "a.old-times",
+            ".tmp",
+        ] {
+            assert!(
+                is_content_name(format!("{hash}-{name}").as_bytes()),
+                "{name}"
+            );
+        }
+        for name in [
+            "hello.drv",
+            "hello.drv.lock",
+            "hello.lock",
+            "hello.drv.chroot",
+            "hello.check",
+            "hello.old-123-456",
+            "hello.tmp-123-456",
+        ] {
+            assert!(
+                !is_content_name(format!("{hash}-{name}").as_bytes()),
+                "{name}"
+            );
+        }
+        for name in [
+            "",
+            ".links",
+            ".tmp-link-1-2",
+            "tmp-4711-0",
+            "yra1qha6-x",
+            hash,
+        ] {
+            assert!(!is_content_name(name.as_bytes()), "{name}");
+        }
+    }
+}

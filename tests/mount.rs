@@ -19,16 +19,16 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, Root};
-use castore_fs::fs::{Options, Owner, Top};
+use castore_fs::fs::{Options, Owner, RootListing, RootNames, Top, WhenUnreachable};
 use castore_fs::store::{MemoryStore, Store};
 use castore_fs::transport::fuse::Unmounted;
-use double::{Double, Fate};
+use double::{DEADLINE, Double, Fate, Trouble};
 use model::{Model, directory, file, program, symlink};
 use mounted::{Mounted, can_mount, top_of};
 use parking_lot::RwLock;
@@ -447,7 +447,9 @@ fn a_top_that_is_not_listed_still_looks_up() {
     }
     let (store, _) = stored(&directory([("f", file("f"))]));
     let options = Options {
-        top: Top::Roots { list: false },
+        top: Top::Roots {
+            list: RootListing::Refused,
+        },
         ..Options::default()
     };
     let mount = Mounted::new(store, options);
@@ -457,6 +459,130 @@ fn a_top_that_is_not_listed_still_looks_up() {
     assert_eq!(os_error(error), libc::EPERM);
     assert_eq!(fs::read(mount.join("root/f")).unwrap(), b"f");
     assert_eq!(fs::read_dir(mount.join("root")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_top_that_lists_nothing_is_an_empty_directory_and_still_looks_up() {
+    if !can_mount() {
+        return;
+    }
+    let (store, _) = stored(&directory([("f", file("f"))]));
+    let options = Options {
+        top: Top::Roots {
+            list: RootListing::Nothing,
+        },
+        ..Options::default()
+    };
+    let mount = Mounted::new(store, options);
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
+    assert_eq!(fs::read(mount.join("root/f")).unwrap(), b"f");
+    assert_eq!(fs::read_dir(mount.join("root")).unwrap().count(), 1);
+    // What was looked up is not listed either.
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
+}
+
+/// A store far away with the root node [`SEEN`], for a mount below a Nix store.
+fn below_a_nix_store(trouble: Trouble) -> (Arc<Double>, Mounted) {
+    let memory = MemoryStore::new();
+    directory([("f", file("f"))]).put_root(&memory, SEEN);
+    let store = Arc::new(Double::far("double:", memory));
+    store.trouble(trouble);
+    let options = Options {
+        top: Top::Roots {
+            list: RootListing::Nothing,
+        },
+        root_names: RootNames::StorePaths,
+        when_unreachable: WhenUnreachable::Absent,
+        ..Options::default()
+    };
+    let mount = Mounted::new(store.clone(), options);
+    (store, mount)
+}
+
+const SEEN: &str = "00000000000000000000000000000000-seen";
+
+fn errno_of(path: PathBuf) -> i32 {
+    os_error(fs::metadata(path).unwrap_err())
+}
+
+#[test]
+fn names_that_cannot_be_store_paths_with_content_are_never_asked_for() {
+    if !can_mount() {
+        return;
+    }
+    let (store, mount) = below_a_nix_store(Trouble::None);
+    assert!(mount.join(SEEN).exists());
+    let hash = "11111111111111111111111111111111";
+    store.asked();
+    for name in [
+        ".links".to_owned(),
+        "tmp-4711-0".to_owned(),
+        format!("{hash}-a.drv"),
+        format!("{hash}-a.drv.lock"),
+        format!("{hash}-a.lock"),
+        format!("{hash}-a.drv.chroot"),
+    ] {
+        assert_eq!(errno_of(mount.join(&name)), libc::ENOENT, "{name}");
+    }
+    assert_eq!(store.asked(), 0);
+    assert_eq!(errno_of(mount.join(format!("{hash}-a"))), libc::ENOENT);
+    assert_eq!(store.asked(), 1);
+}
+
+#[test]
+fn an_unreachable_store_hides_what_was_never_seen_and_nothing_else() {
+    if !can_mount() {
+        return;
+    }
+    for trouble in [
+        Trouble::Unreachable,
+        Trouble::Hangs,
+        Trouble::Slow(DEADLINE),
+    ] {
+        let (store, mount) = below_a_nix_store(Trouble::None);
+        let seen = mount.join(SEEN);
+        assert!(seen.exists());
+        store.trouble(trouble);
+        store.asked();
+        // Those after the first make no request, so that none of them waits.
+        for number in 0..100 {
+            let name = format!("{:032}-new", 10 + number);
+            assert_eq!(errno_of(mount.join(&name)), libc::ENOENT, "{trouble:?}");
+        }
+        let asked = store.asked();
+        assert!((1..20).contains(&asked), "{trouble:?}: {asked} requests");
+        if trouble == Trouble::Unreachable {
+            assert_eq!(os_error(fs::read(seen.join("f")).unwrap_err()), libc::EIO);
+        }
+        store.trouble(Trouble::None);
+        // Without a change of the store's roots, nothing but another look-up finds it.
+        assert_eq!(fs::read(seen.join("f")).unwrap(), b"f");
+    }
+}
+
+#[test]
+fn a_root_is_found_again_after_its_store_was_unreachable() {
+    if !can_mount() {
+        return;
+    }
+    let (store, mount) = below_a_nix_store(Trouble::Unreachable);
+    let path = mount.join(SEEN);
+    assert_eq!(errno_of(path.clone()), libc::ENOENT);
+    store.trouble(Trouble::None);
+    // The pause of 5 s is over at some time, and nothing has to be dropped from a cache.
+    wait_until("the root that is there again", || path.exists());
+    assert_eq!(fs::read(path.join("f")).unwrap(), b"f");
+}
+
+#[test]
+fn by_default_an_unreachable_store_is_an_error() {
+    if !can_mount() {
+        return;
+    }
+    let store = Arc::new(Double::far("double:", MemoryStore::new()));
+    store.trouble(Trouble::Unreachable);
+    let mount = Mounted::new(store, Options::default());
+    assert_eq!(errno_of(mount.join(SEEN)), libc::EIO);
 }
 
 // Caching.

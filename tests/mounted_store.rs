@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use castore_fs::castore::{Name, Node};
-use castore_fs::fs::{Options, Reads, Top};
+use castore_fs::fs::{Options, Reads, RootListing, Top};
 use castore_fs::import::{self, Naming, Progress, Source, import};
 use castore_fs::store::{Blocking, LocalStore};
 use model::{Model, directory, file};
@@ -349,7 +349,9 @@ fn a_mount_sees_what_another_process_imports() {
     }
     let folder = Folder::new();
     let options = Options {
-        top: Top::Roots { list: true },
+        top: Top::Roots {
+            list: RootListing::All,
+        },
         ..Options::default()
     };
     let mount = Mounted::new(folder.store.clone(), options);

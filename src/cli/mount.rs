@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use castore_fs::castore::Node;
-use castore_fs::fs::{Options, Owner, Reads, Top, WarmUp};
+use castore_fs::fs::{Options, Owner, Reads, RootListing, Top, WarmUp};
 use castore_fs::profile::{Profiles, Subject};
 use castore_fs::store::Blocking;
 use castore_fs::transport::fuse::{MountOptions, Nursery, Session, Unmounted};
@@ -39,12 +39,8 @@ pub(super) struct Mount {
     /// Show this directory at the top: NAME[/PATH] or the digest of a Directory
     #[arg(long, value_name = "NAME|DIGEST")]
     root: Option<PathBuf>,
-    /// Let the roots be listed (the default)
-    #[arg(long, overrides_with = "no_list_root")]
-    list_root: bool,
-    /// Let roots be looked up by name only; listing them is refused
-    #[arg(long)]
-    no_list_root: bool,
+    #[command(flatten)]
+    listing: ListRoot,
     /// Let other users in
     #[arg(long)]
     allow_other: bool,
@@ -104,11 +100,45 @@ enum ReadMode {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Listing {
+    /// All of them
+    All,
+    /// An empty directory, for the lower layer of an overlay
+    Empty,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Learning {
     /// Neither
     Off,
     /// Both
     Learn,
+}
+
+/// What listing the roots gives.
+#[derive(Debug, Args)]
+pub(super) struct ListRoot {
+    /// What listing the roots gives; they are found by name in any case
+    #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true)]
+    #[arg(
+        default_value = "all",
+        default_missing_value = "all",
+        overrides_with = "no_list_root"
+    )]
+    list_root: Listing,
+    /// Let roots be looked up by name only; listing them is refused
+    #[arg(long, overrides_with = "list_root")]
+    no_list_root: bool,
+}
+
+impl ListRoot {
+    pub(super) fn listing(&self) -> RootListing {
+        match self.list_root {
+            _ if self.no_list_root => RootListing::Refused,
+            Listing::All => RootListing::All,
+            Listing::Empty => RootListing::Nothing,
+        }
+    }
 }
 
 impl Mount {
@@ -121,7 +151,7 @@ impl Mount {
         };
         let imported = self.import(&opened)?;
         let options = Options {
-            top: top(&opened.store, self.root.as_deref(), !self.no_list_root)?,
+            top: top(&opened.store, self.root.as_deref(), self.listing.listing())?,
             owner: Owner {
                 uid: self.uid,
                 gid: self.gid,
@@ -232,7 +262,11 @@ fn given(mountpoint: &Path) -> Result<Option<OwnedFd>, Failure> {
 }
 
 /// What is at the top: the tree `root`, or else the store's roots.
-pub(super) fn top(store: &Blocking, root: Option<&Path>, list: bool) -> Result<Top, Failure> {
+pub(super) fn top(
+    store: &Blocking,
+    root: Option<&Path>,
+    list: RootListing,
+) -> Result<Top, Failure> {
     let Some(root) = root else {
         return Ok(Top::Roots { list });
     };

@@ -122,6 +122,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Vec<OsStrin
             ("allow_other" | "allow-other", None) => wanted.push("--allow-other".into()),
             ("xattr", None) => wanted.push("--xattr".into()),
             ("list-root", None) => wanted.push("--list-root".into()),
+            ("list-root", Some(what)) => wanted.push(format!("--list-root={what}").into()),
             ("no-list-root", None) => wanted.push("--no-list-root".into()),
             (
                 "config" | "root" | "uid" | "gid" | "threads" | "reads" | "warmup" | "profiles",
@@ -134,7 +135,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Vec<OsStrin
             _ if sloppy => {}
             _ => {
                 return Err(failure(format!(
-                    "the mount option {text:?} is not known: allow_other, list-root, no-list-root, \
+                    "the mount option {text:?} is not known: allow_other, list-root[=empty], no-list-root, \
                      xattr, root=NAME, uid=N, gid=N, threads=N, reads=page-cache|passthrough, \
                      warmup=off|learn, profiles=PATH"
                 )));

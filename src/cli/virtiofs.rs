@@ -24,7 +24,7 @@ use parent::{Given, Parent};
 use super::confine::{Added, confine};
 use super::failure::{Failure, failure, say};
 use super::interrupt::on_interrupt;
-use super::mount::top;
+use super::mount::{ListRoot, top};
 use super::store::StoreArguments;
 use super::supervisor::Supervisor;
 
@@ -78,9 +78,8 @@ pub(super) struct Virtiofs {
     /// Show this directory at the top: NAME[/PATH] or the digest of a Directory
     #[arg(long, value_name = "NAME|DIGEST")]
     root: Option<PathBuf>,
-    /// Let roots be looked up by name only; listing them is refused
-    #[arg(long)]
-    no_list_root: bool,
+    #[command(flatten)]
+    listing: ListRoot,
     /// Who owns everything: user id
     #[arg(long, value_name = "U", default_value_t = 0)]
     uid: u32,
@@ -180,7 +179,7 @@ impl Virtiofs {
         // The configuration file can no longer be read: what it says is known by now.
         let opened = place.open_or_make()?;
         let options = Options {
-            top: top(&opened.store, self.root.as_deref(), !self.no_list_root)?,
+            top: top(&opened.store, self.root.as_deref(), self.listing.listing())?,
             owner: Owner {
                 uid: self.uid,
                 gid: self.gid,

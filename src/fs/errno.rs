@@ -8,7 +8,8 @@ use crate::store::Error;
 /// The errno for a request that failed with `error`.
 ///
 /// `ENOENT` is never among them: it means "does not exist", and a store that failed did not say
-/// that.
+/// that. The one exception is asked for by a mount's options, for names at its top that were never
+/// seen: [`WhenUnreachable::Absent`](super::WhenUnreachable::Absent).
 pub fn errno(error: &Error) -> i32 {
     match error {
         Error::Timeout { .. } | Error::Undecided { late: true, .. } => libc::ETIMEDOUT,
@@ -22,6 +23,15 @@ pub fn errno(error: &Error) -> i32 {
         | Error::Format { .. }
         | Error::Refused { .. } => libc::EIO,
     }
+}
+
+/// Whether the store's endpoint is what failed: it could not be reached, did not answer in time, or
+/// answered with an error. This machine's own disk is none.
+pub fn is_unreachable(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Timeout { .. } | Error::Undecided { .. } | Error::Remote { .. }
+    )
 }
 
 /// The address of whoever is not this machine and failed, for the log.

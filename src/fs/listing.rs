@@ -13,6 +13,7 @@ use super::errno::failure;
 use super::listers::LeaveOut;
 use super::node_id::{NodeId, Place};
 use super::numbering::ROOT_INO;
+use super::root_lookup::RootListing;
 use super::top::{SeenRoot, Top};
 use super::{CastoreFs, FOREVER, NOT_AT_ALL};
 use crate::castore::{Directory, NodeRef};
@@ -44,10 +45,11 @@ impl CastoreFs {
         if slot == 0
             && let Top::Roots { list } = self.options.top
         {
-            if !list {
-                return Err(failure(libc::EPERM));
-            }
-            return self.list_roots(offset, plus.is_some(), take);
+            return match list {
+                RootListing::All => self.list_roots(offset, plus.is_some(), take),
+                RootListing::Nothing => self.list_dots(offset, [ROOT_INO; 2], take).map(|_| ()),
+                RootListing::Refused => Err(failure(libc::EPERM)),
+            };
         }
         let (node, directory, names) = self.directory(slot)?;
         let above = self.nodes.ino_above(slot).unwrap_or(node.ino);

@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 
 use super::nodes::Ledger;
 use super::numbering::Numbering;
+use super::root_lookup::RootListing;
 use crate::castore::{Digest, Name, Node, Root};
 
 /// What a mount shows at its top.
@@ -19,8 +20,8 @@ use crate::castore::{Digest, Name, Node, Root};
 pub enum Top {
     /// The store's root nodes, by name.
     Roots {
-        /// Whether they can be listed; looked up they can always be.
-        list: bool,
+        /// What listing them gives; looked up they are found in any case.
+        list: RootListing,
     },
     /// One directory.
     Directory {
@@ -105,6 +106,11 @@ impl Roots {
         // A listing that the kernel keeps lacks it, and no update will tell: it is known now.
         seen.changes.listing = true;
         seen.add(root.clone(), before)
+    }
+
+    /// Whether there is a root node `name`, as far as was seen.
+    pub fn has(&self, name: &[u8]) -> bool {
+        Name::new(name).is_ok_and(|name| self.0.read().current.contains_key(&name))
     }
 
     /// The root node with this index, as it was when it was seen.

@@ -17,6 +17,7 @@ mod stores;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::castore::Name;
+use crate::fs::RootListing;
 use crate::server::{self, Access};
 use crate::store::Plan;
 
@@ -87,9 +89,24 @@ pub struct Mount {
     /// Show this directory at the top, by root name (`tree`, `tree/share`) or digest; else the
     /// store's root nodes are shown by name.
     pub root: Option<String>,
-    /// Whether root nodes can be listed; looked up by name they can always be.
-    #[serde(default = "yes")]
-    pub list_root: bool,
+    /// What listing the root nodes gives: all of them (`true`), EPERM (`false`), or an empty directory
+    /// (`"empty"`), which is for the lower layer of an overlay. Looked up by name they are found in any
+    /// case.
+    #[cfg_attr(test, schemars(with = "bool", default = "yes"))]
+    #[serde(default)]
+    pub list_root: ListRoot,
+    /// Which names of root nodes the store is asked for. With `"store-paths"` only those that can be Nix
+    /// store paths with content: a name of another shape, and one that ends in `.drv`, `.lock`, `.check`
+    /// or `.chroot` or is one of Nix's temporary names, does not exist (ENOENT), and no server learns
+    /// of it.
+    #[serde(default)]
+    pub names: Names,
+    /// What looking up a root node gives while the store cannot be reached: EIO or ETIMEDOUT
+    /// (`"error"`), or ENOENT for names that were never seen (`"absent"`). With `"absent"` such a
+    /// look-up waits at most 1 s, and for 5 s after one that failed no other waits. It is for a mount
+    /// below `/nix/store`, where Nix looks up each name that it is about to create.
+    #[serde(default)]
+    pub when_unreachable: WhenUnreachable,
     /// Whether users other than the service's own can see it.
     #[serde(default = "yes")]
     pub allow_other: bool,
@@ -137,6 +154,82 @@ pub struct Image {
     /// The names of the roots. They are looked up in the mount's store when the image is opened; there is
     /// no image while one of them is missing.
     pub roots: Vec<String>,
+}
+
+/// What listing the root nodes gives: `true`, `false` or `"empty"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ListRoot {
+    /// All of them.
+    #[default]
+    All,
+    /// EPERM.
+    Refused,
+    /// An empty directory.
+    Empty,
+}
+
+impl ListRoot {
+    /// The same for the file system.
+    pub fn listing(self) -> RootListing {
+        match self {
+            Self::All => RootListing::All,
+            Self::Refused => RootListing::Refused,
+            Self::Empty => RootListing::Nothing,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ListRoot {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = ListRoot;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false or \"empty\"")
+            }
+
+            fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<ListRoot, E> {
+                Ok(if value {
+                    ListRoot::All
+                } else {
+                    ListRoot::Refused
+                })
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<ListRoot, E> {
+                match text {
+                    "empty" => Ok(ListRoot::Empty),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        from.deserialize_any(Visitor)
+    }
+}
+
+/// Which names of root nodes the store is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Names {
+    /// Every name.
+    #[default]
+    Any,
+    /// Those that can be Nix store paths with content.
+    StorePaths,
+}
+
+/// What looking up a root node gives while the store cannot be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenUnreachable {
+    /// EIO or ETIMEDOUT.
+    #[default]
+    Error,
+    /// ENOENT for names that were never seen.
+    Absent,
 }
 
 /// What is done about the first reads below a root.
@@ -309,9 +402,16 @@ pub struct Virtiofs {
     pub queues: u8,
     /// Show this directory at the top, by root name or digest; else the store's root nodes.
     pub root: Option<String>,
-    /// Whether root nodes can be listed; looked up by name they can always be.
-    #[serde(default = "yes")]
-    pub list_root: bool,
+    /// What listing the root nodes gives: all of them (`true`), EPERM (`false`), or an empty directory
+    /// (`"empty"`), which is for the lower layer of an overlay. Looked up by name they are found in any
+    /// case.
+    #[cfg_attr(test, schemars(with = "bool", default = "yes"))]
+    #[serde(default)]
+    pub list_root: ListRoot,
+    /// Show only the root nodes whose names are in this file: one a line, of a path the last component, so
+    /// that the `store-paths` of nixpkgs' `closureInfo` will do. An absolute path. The file is read again
+    /// when it has changed; without it there are none.
+    pub roots_from: Option<PathBuf>,
     /// Who owns every file: user id.
     #[serde(default)]
     pub uid: u32,

@@ -25,7 +25,7 @@ use super::socket_file::SocketFile;
 use super::systemd::GuestKeeper;
 use crate::fs::{self as castore_fs, Owner};
 use crate::server::{self, AccessError, Limits, ListenError, Listener};
-use crate::store::{Blocking, LocalStore, Opened, Plan, Store};
+use crate::store::{Blocking, Filter, LocalStore, Opened, Plan, Store};
 use crate::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, ROOT_TIMEOUT, Socket, SocketError, Tag, TagError,
 };
@@ -203,9 +203,17 @@ pub fn serve_guests(
     host: &Host,
 ) -> Result<Device, EndpointError> {
     let runtime = &host.runtime;
+    let store: Arc<dyn Store> = match &config.roots_from {
+        Some(file) => Arc::new(Filter::of_listed(store, file)),
+        None => store,
+    };
     let blocking = Blocking::new(store.clone(), runtime.clone());
     let options = castore_fs::Options {
-        top: find_top(config.root.as_deref(), config.list_root, &blocking)?,
+        top: find_top(
+            config.root.as_deref(),
+            config.list_root.listing(),
+            &blocking,
+        )?,
         owner: Owner {
             uid: config.uid,
             gid: config.gid,

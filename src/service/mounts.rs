@@ -18,7 +18,9 @@ pub use self::running::Mounts;
 use super::config;
 use super::systemd::{self, KeptPair};
 use crate::castore::Node;
-use crate::fs::{ImageClosures, Options, Owner, Reads, Top, WarmUp};
+use crate::fs::{
+    ImageClosures, Options, Owner, Reads, RootListing, RootNames, Top, WarmUp, WhenUnreachable,
+};
 use crate::profile::{Profiles, Subject};
 use crate::store::{Blocking, Plan, Store};
 use crate::transport::fuse::{self, Inherited, MountError, MountOptions, Nursery, Session};
@@ -228,7 +230,7 @@ impl Wanted {
         let blocking = Blocking::new(store.clone(), host.runtime.clone());
         let top = find_top(
             self.config.root.as_deref(),
-            self.config.list_root,
+            self.config.list_root.listing(),
             &blocking,
         )?;
         Ok(Options {
@@ -240,6 +242,14 @@ impl Wanted {
             reads: match self.config.reads {
                 config::Reads::PageCache => Reads::PageCache,
                 config::Reads::Passthrough => Reads::Passthrough,
+            },
+            root_names: match self.config.names {
+                config::Names::Any => RootNames::Any,
+                config::Names::StorePaths => RootNames::StorePaths,
+            },
+            when_unreachable: match self.config.when_unreachable {
+                config::WhenUnreachable::Error => WhenUnreachable::Error,
+                config::WhenUnreachable::Absent => WhenUnreachable::Absent,
             },
             xattr: self.config.xattr,
             directory_limit: usize::try_from(self.config.directory_memory.0).unwrap_or(usize::MAX),
@@ -289,6 +299,12 @@ impl Wanted {
         };
         // As above.
         let images = if *images { ", images" } else { "" };
+        // As the versions said it that knew two of them.
+        let list_root = match list_root {
+            config::ListRoot::All => "true",
+            config::ListRoot::Refused => "false",
+            config::ListRoot::Empty => "empty",
+        };
         format!(
             "{store} on {path:?}: root {root:?}, list {list_root}, others {allow_other}, \
              owner {uid}:{gid}, xattr {xattr}{reads}{images}"
@@ -362,7 +378,11 @@ fn make_folder(path: &Path) -> Result<(), StartError> {
 }
 
 /// What is at the top: the directory that `root` names, else the store's root nodes.
-pub fn find_top(root: Option<&str>, list: bool, store: &Blocking) -> Result<Top, StartError> {
+pub fn find_top(
+    root: Option<&str>,
+    list: RootListing,
+    store: &Blocking,
+) -> Result<Top, StartError> {
     let Some(root) = root else {
         return Ok(Top::Roots { list });
     };

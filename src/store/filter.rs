@@ -1,19 +1,23 @@
 //! A store of which only some root nodes are seen.
 //!
 //! What decides is the name: [`Pattern`]s with `*`, `?`, `[…]` and `{…,…}`, matched against the
-//! name's bytes. Blobs and Directories have no name and pass: this chooses what is shown, and keeps
+//! name's bytes, and a set of names. Blobs and Directories have no name and pass: this chooses what is shown, and keeps
 //! nobody from reading by digest.
 //!
 //! What is added through a filter goes to the store behind it; a root node that could not be seen
 //! afterwards is refused.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use globset::{GlobBuilder, GlobMatcher};
+use parking_lot::Mutex;
 
 use super::{Added, Answer, BackingFile, BlobWriter, Error, Health, Ingest, Store, Usage};
 use crate::castore::{Digest, Directory, GroupTable, Name, Root};
@@ -65,6 +69,53 @@ pub struct Filter {
     url: String,
     inner: Arc<dyn Store>,
     patterns: Arc<[Pattern]>,
+    names: Option<Arc<ListedNames>>,
+}
+
+/// The names in a file, one a line; of a path the last component is the name, so that the `store-paths` of
+/// nixpkgs' `closureInfo` will do. The file is read again when it has changed, and lists nothing while it
+/// cannot be read.
+#[derive(Debug)]
+struct ListedNames {
+    file: PathBuf,
+    read: Mutex<ReadNames>,
+}
+
+#[derive(Debug, Default)]
+struct ReadNames {
+    /// What the file was when it was read: inode, size in bytes, time of the last change.
+    version: Option<(u64, u64, SystemTime)>,
+    names: HashSet<Name>,
+}
+
+impl ListedNames {
+    fn has(&self, name: &[u8]) -> bool {
+        let Ok(name) = Name::new(name) else {
+            return false;
+        };
+        let version = std::fs::metadata(&self.file).and_then(|found| {
+            let changed = found.modified()?;
+            Ok((found.ino(), found.len(), changed))
+        });
+        let version = version.ok();
+        let mut read = self.read.lock();
+        if read.version != version {
+            let text = std::fs::read(&self.file).unwrap_or_else(|error| {
+                tracing::warn!("cannot read the names in {}: {error}", self.file.display());
+                Vec::new()
+            });
+            let lines = text.split(|&byte| byte == b'\n');
+            let names = lines.filter_map(|line| {
+                let name = line.rsplit(|&byte| byte == b'/').next()?;
+                Name::new(name).ok()
+            });
+            *read = ReadNames {
+                version,
+                names: names.collect(),
+            };
+        }
+        read.names.contains(&name)
+    }
 }
 
 impl Filter {
@@ -75,11 +126,28 @@ impl Filter {
             url,
             inner,
             patterns: patterns.into(),
+            names: None,
+        }
+    }
+
+    /// Of `inner`, the root nodes whose names are in `file`: one a line, of a path the last component.
+    /// The file is read again when it has changed; without it there are none.
+    pub fn of_listed(inner: Arc<dyn Store>, file: &Path) -> Self {
+        let names = ListedNames {
+            file: file.to_owned(),
+            read: Mutex::default(),
+        };
+        Self {
+            url: inner.url().to_owned(),
+            inner,
+            patterns: Arc::default(),
+            names: Some(Arc::new(names)),
         }
     }
 
     fn takes(&self, name: &[u8]) -> bool {
-        self.patterns.iter().any(|pattern| pattern.takes(name))
+        self.names.as_ref().is_some_and(|names| names.has(name))
+            || self.patterns.iter().any(|pattern| pattern.takes(name))
     }
 }
 
@@ -224,13 +292,13 @@ impl FilteredIngest {
             return Ok(());
         }
         let patterns = self.filter.patterns.iter().map(Pattern::as_str);
+        let names = self.filter.names.as_ref();
+        let names = names.map(|names| format!("the names in {}", names.file.display()));
+        let all: Vec<_> = patterns.map(str::to_owned).chain(names).collect();
         Err(Error::Refused {
             store: self.filter.url.clone(),
             what: format!("root {name}"),
-            why: format!(
-                "its name is none that is seen here: {}",
-                patterns.collect::<Vec<_>>().join(", ")
-            ),
+            why: format!("its name does not match this filter: {}", all.join(", ")),
         })
     }
 }
@@ -283,6 +351,22 @@ impl Ingest for FilteredIngest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::MemoryStore;
+
+    #[test]
+    fn names_come_from_a_file_as_it_is_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("store-paths");
+        let filter = Filter::of_listed(Arc::new(MemoryStore::new()), &file);
+        assert!(!filter.takes(b"000-a"), "there is no file");
+        std::fs::write(&file, "/nix/store/000-a\n\n001-b\n").unwrap();
+        assert!(filter.takes(b"000-a") && filter.takes(b"001-b"));
+        assert!(!filter.takes(b"002-c") && !filter.takes(b"") && !filter.takes(b"nix"));
+        std::fs::write(&file, "/nix/store/000-a\n/nix/store/002-c\n").unwrap();
+        assert!(filter.takes(b"000-a") && filter.takes(b"002-c") && !filter.takes(b"001-b"));
+        std::fs::remove_file(&file).unwrap();
+        assert!(!filter.takes(b"000-a"));
+    }
 
     #[test]
     fn patterns_are_about_bytes() {

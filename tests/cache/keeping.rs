@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use castore_fs::castore::{Digest, Node};
-use castore_fs::fs::{Options, Top};
+use castore_fs::fs::{Options, RootListing, Top};
 use castore_fs::store::{Answer, CacheOptions, MemoryStore, Prefetch, Store};
 
 use crate::double::{Double, Trouble};
@@ -215,7 +215,9 @@ fn a_mount_goes_on_without_the_far_store_and_comes_up_again_without_it() {
     model.put_root(&memory, "root");
     let far_store = Arc::new(Double::far("far:", memory));
     let options = || Options {
-        top: Top::Roots { list: true },
+        top: Top::Roots {
+            list: RootListing::All,
+        },
         ..Options::default()
     };
     let old = CacheOptions {

@@ -30,7 +30,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use castore_fs::castore::{Digest, Node};
-use castore_fs::fs::{Options, Top};
+use castore_fs::fs::{Options, RootListing, Top};
 use castore_fs::store::{MemoryStore, Store};
 use castore_fs::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, EndpointStatus, ROOT_TIMEOUT, Socket, Tag,
@@ -205,7 +205,12 @@ fn equal_files_have_nodes_of_their_own_and_long_names_are_called_that() {
 fn root_nodes_are_kept_for_a_while_only_and_their_listing_tells_that_it_changed() {
     let store = Arc::new(MemoryStore::new());
     directory([("file", file("1"))]).put_root(&*store, "first");
-    let served = Served::new(store.clone(), Top::Roots { list: true });
+    let served = Served::new(
+        store.clone(),
+        Top::Roots {
+            list: RootListing::All,
+        },
+    );
     let mut guest = served.mounted();
     let first = guest.look_up(ROOT, "first");
     assert_eq!(first.seconds, ROOT_TIMEOUT.as_secs());

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use castore_fs::castore::Node;
-use castore_fs::fs::{Options, Top, WarmUp, WarmUpCount};
+use castore_fs::fs::{Options, RootListing, Top, WarmUp, WarmUpCount};
 use castore_fs::profile::{Profiles, Subject};
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
 use castore_fs::transport::virtiofs::ROOT_TIMEOUT;
@@ -262,7 +262,9 @@ fn a_mounts_profile_serves_a_guest_and_the_other_way() {
     if !can_mount() {
         return;
     }
-    let roots = || Top::Roots { list: true };
+    let roots = || Top::Roots {
+        list: RootListing::All,
+    };
     for guest_learns in [true, false] {
         let scene = Scene::new();
         let (_, store) = scene.cold();

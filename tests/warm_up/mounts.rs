@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use castore_fs::castore::{Digest, Node};
-use castore_fs::fs::{Options, Reads, Top, WarmUp};
+use castore_fs::fs::{Options, Reads, RootListing, Top, WarmUp};
 use castore_fs::profile::{Profile, Profiles};
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
 
@@ -183,7 +183,9 @@ fn the_users_of_another_version_are_served_by_path() {
     tree(1).put_root(&scene.memory, "app-1");
     tree(2).put_root(&scene.memory, "app-2");
     tree(3).put_root(&scene.memory, "else");
-    let roots = || Top::Roots { list: true };
+    let roots = || Top::Roots {
+        list: RootListing::All,
+    };
     let (_, store) = scene.cold();
     let mount = Mounted::new(store, scene.learning(roots(), None));
     start(&mount.join("app-1"), 1);

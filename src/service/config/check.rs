@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::problem::{Source, nearest};
-use super::{Config, DEFAULT_STORE, Problem, composition};
+use super::{Config, DEFAULT_STORE, ListRoot, Names, Problem, WhenUnreachable, composition};
 use crate::castore::Name;
 use crate::server::Access;
 use crate::service::log::check_level;
@@ -45,6 +45,15 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
         }
         if !virtiofs.socket.is_absolute() {
             problems.push(source.at(&key("socket"), "this must be an absolute path"));
+        }
+        if let Some(file) = &virtiofs.roots_from {
+            if !file.is_absolute() {
+                problems.push(source.at(&key("roots-from"), "this must be an absolute path"));
+            }
+            if virtiofs.root.is_some() {
+                let what = "this chooses root nodes, and with `root` none are shown";
+                problems.push(source.at(&key("roots-from"), what));
+            }
         }
         if !(1..=MOST_QUEUES).contains(&usize::from(virtiofs.queues)) {
             let what = format!("this must be 1 to {MOST_QUEUES}");
@@ -202,9 +211,22 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
         if let Some(what) = mount.root.as_deref().and_then(bad_root) {
             problems.push(source.at(&key("root"), what));
         }
-        if mount.root.is_some() && !mount.list_root {
+        if mount.root.is_some() && mount.list_root != ListRoot::All {
             let what = "this says whether root nodes are listed, and with `root` none are shown";
             problems.push(source.at(&key("list-root"), what));
+        }
+        let of_roots = [
+            ("names", mount.names != Names::default()),
+            (
+                "when-unreachable",
+                mount.when_unreachable != WhenUnreachable::default(),
+            ),
+        ];
+        for (last, is_set) in of_roots {
+            if is_set && mount.root.is_some() {
+                let what = "this is about look-ups of root nodes, and with `root` there are none";
+                problems.push(source.at(&key(last), what));
+            }
         }
     }
 }

