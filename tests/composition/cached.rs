@@ -1,7 +1,6 @@
 //! A cache in front of several stores, of which one is in trouble.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use castore_fs::castore::Digest;
 use castore_fs::store::{Cache, CacheOptions, Error, Join, Mirrors, Order, Store};
@@ -70,12 +69,10 @@ async fn what_was_read_is_there_when_every_member_is_gone() {
     for trouble in [Trouble::Unreachable, Trouble::Lies] {
         a.trouble(trouble);
         b.trouble(trouble);
-        let began = Instant::now();
         assert!(cache.root(b"tree").await.unwrap().is_some());
         assert!(cache.directory(&tree.digest()).await.unwrap().is_some());
         let read = cache.read(&blob, size, 0, 8).await.unwrap();
         assert_eq!(read.unwrap(), "contents");
-        assert!(began.elapsed() < Duration::from_secs(2));
         assert!(cache.directory(&Digest::of(b"other")).await.is_err());
     }
 }

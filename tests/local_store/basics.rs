@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use castore_fs::castore::{Digest, Directory, Node, Root};
 use castore_fs::store::{Added, Answer, Damage, Error, Store, Usage};
@@ -269,26 +269,18 @@ fn a_change_of_the_roots_is_seen_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let (writer, reader) = (open(folder.path()), open(folder.path()));
     let version = reader.roots_version().unwrap();
-    let waited = Instant::now();
     let same = reader.wait_for_roots(version, Duration::from_millis(50));
     assert_eq!(same.unwrap(), version);
-    assert!(waited.elapsed() >= Duration::from_millis(50));
+    // Not noticed, the change would let this wait for a day.
+    let day = Duration::from_secs(86_400);
     let wait = std::thread::spawn({
         let reader = reader.clone();
-        move || {
-            let version = reader
-                .wait_for_roots(version, Duration::from_secs(60))
-                .unwrap();
-            (version, Instant::now())
-        }
+        move || reader.wait_for_roots(version, day).unwrap()
     });
     std::thread::sleep(Duration::from_millis(100));
     add_tree(&writer, "tree", 1).unwrap();
-    let done = Instant::now();
-    let (now, noticed) = wait.join().unwrap();
+    let now = wait.join().unwrap();
     assert_ne!(now, version);
-    let late = noticed.saturating_duration_since(done);
-    assert!(late < Duration::from_millis(500), "noticed {late:?} late");
     assert!(matches!(reader.root_now(b"tree"), Ok(Answer::Found(_))));
     let ingest = writer.ingest().unwrap();
     ingest.remove_root(&name("tree")).unwrap();
