@@ -7,6 +7,7 @@
   config,
   lib,
   options,
+  pkgs,
   ...
 }:
 
@@ -73,7 +74,10 @@ in
         default = false;
         description = ''
           Whether it is this machine's Nix store, from the initial ramdisk on. The root nodes that the
-          host serves are then the store paths of the machine's system.
+          host serves are then the store paths of the machine's system, and `regInfo=PATH` on the
+          kernel's command line, as microvm.nix and nixpkgs' test machines have it, says where the
+          registration of these paths is: with it this machine's Nix knows them. On the host
+          {option}`services.castore-fs.virtiofs.<name>.closure` sees to both.
         '';
       };
 
@@ -107,6 +111,30 @@ in
           }
         ];
       }
+      (lib.mkIf cfg.nixStore.enable {
+        # Without it Nix takes every path of the system for garbage, whoever refers to it. Hence before
+        # whatever may collect.
+        systemd.services.castore-fs-registration = {
+          description = "Load what Nix has to know of the store paths of this machine";
+          wantedBy = [ "multi-user.target" ];
+          before = [
+            "nix-daemon.service"
+            "nix-daemon.socket"
+            "nix-gc.service"
+            "nix-optimise.service"
+          ];
+          requiredBy = [ "nix-gc.service" ];
+          unitConfig.DefaultDependencies = false;
+          after = [ "local-fs.target" ];
+          conflicts = [ "shutdown.target" ];
+          path = [ config.nix.package ];
+          script = "${pkgs.runtimeShell} ${./load-registration.sh}";
+          serviceConfig = {
+            Type = "oneshot";
+            RemainAfterExit = true;
+          };
+        };
+      })
       # nixpkgs' test machines take their file systems from here and from nowhere else.
       (lib.optionalAttrs (options ? virtualisation.fileSystems) {
         virtualisation = { inherit fileSystems; };

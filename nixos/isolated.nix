@@ -56,6 +56,8 @@ in
         # The daemon makes the store, or serves it.
         wants = [ daemon ];
         after = [ daemon ];
+        # A restart ends the guest. What a switch brings is for the guest's next start.
+        restartIfChanged = false;
         serviceConfig = {
           Type = "notify";
           ExecStart = execArgs (
@@ -74,6 +76,7 @@ in
               guest.root
             ]
             ++ lib.optional (guest.listRoot == false) "--no-list-root"
+            ++ lib.optional (guest.listRoot == "empty") "--list-root=empty"
             ++ guest.extraFlags
           );
           Restart = "on-failure";

@@ -25,12 +25,12 @@ let
   unit = "castore-fs.service";
   home = "/var/lib/castore-fs";
 
-  # A build fails on a file that the daemon would refuse, and says what the daemon would say.
   written = format.generate "castore-fs.toml" cfg.rendered;
-  checked = pkgs.runCommand "castore-fs-checked.toml" { } ''
-    ${lib.getExe cfg.package} check-config ${written}
-    ln -s ${written} "$out"
-  '';
+  checked = import ./checked-config.nix {
+    inherit lib written;
+    inherit (cfg) package;
+    inherit (pkgs) runCommand;
+  };
   configFile = if cfg.checkConfig then checked else written;
 
   # TOML has no null, and a table that nobody filled says nothing.
@@ -68,14 +68,27 @@ let
     map (listener: portOf listener.address) (lib.attrValues cfg.settings.listen)
   );
 
-  # Root makes the folders of mounts itself. Where it is not root, fusermount3 wants a folder of the
-  # user's own; `d!` is at boot alone, when nothing is mounted there yet whose owner could be set.
-  mountFolders = lib.mapAttrs' (
-    _: mount:
-    lib.nameValuePair mount.path (
-      if byHelper then { "d!" = { inherit (cfg) user group; }; } else { d = { }; }
-    )
-  ) cfg.settings.mounts;
+  # Root makes the folders of mounts itself; for others tmpfiles does.
+  mountFolders = lib.optionalAttrs (!byHelper) (
+    lib.mapAttrs' (_: mount: lib.nameValuePair mount.path { d = { }; }) cfg.settings.mounts
+  );
+  # fusermount3 wants a folder of the user's own. Its owner can be set only while nothing is mounted
+  # there, so that tmpfiles, which knows nothing of that, could do it at boot alone.
+  makeFolders = lib.concatStringsSep "; " (
+    lib.mapAttrsToList (
+      _: mount:
+      let
+        path = lib.escapeShellArg mount.path;
+        owner = lib.escapeShellArgs [
+          "--owner"
+          cfg.user
+          "--group"
+          cfg.group
+        ];
+      in
+      "mountpoint -q ${path} || install -d ${owner} ${path}"
+    ) cfg.settings.mounts
+  );
 
   # Those of local stores as well, except the one that systemd makes.
   storeFolders = lib.listToAttrs (
@@ -124,7 +137,11 @@ let
   systemctl = "${config.systemd.package}/bin/systemctl";
 in
 {
-  imports = [ ./isolated.nix ];
+  imports = [
+    ./closures.nix
+    ./garbage.nix
+    ./isolated.nix
+  ];
 
   options.services.castore-fs = {
     enable = lib.mkEnableOption "the content-addressed file system castore-fs";
@@ -167,7 +184,13 @@ in
     };
 
     virtiofs = mkOption {
-      type = types.attrsOf (types.submodule ./virtiofs.nix);
+      type = types.attrsOf (
+        types.submoduleWith {
+          modules = [ ./virtiofs.nix ];
+          specialArgs = { inherit pkgs; };
+          shorthandOnlyDefinesConfig = true;
+        }
+      );
       default = { };
       example.guest.store = "disk";
       description = ''
@@ -278,7 +301,6 @@ in
     {
       # For `fileSystems` entries, which need no daemon: mount(8) finds the helper.
       system.fsPackages = lib.mkIf (cfg.enable || inFstab) [ cfg.package ];
-      programs.fuse.enable = lib.mkIf (cfg.enable || inFstab) true;
     }
 
     (lib.mkIf cfg.enable {
@@ -287,8 +309,11 @@ in
       services.castore-fs.settings = {
         stores = lib.mapAttrs (_: storeSettings unit) cfg.stores;
         mounts = lib.mapAttrs (_: mountSettings) cfg.mounts;
-        virtiofs = lib.mapAttrs (_: virtiofsSettings) served;
+        virtiofs = lib.mapAttrs virtiofsSettings served;
       };
+
+      # Its setuid helpers are of use to that one way to mount, and to nothing else here.
+      programs.fuse.enable = lib.mkIf byHelper true;
 
       environment.systemPackages = [ cfg.package ];
       environment.etc."castore-fs/config.toml".source = configFile;
@@ -297,8 +322,14 @@ in
       systemd.services.castore-fs = {
         wantedBy = [ "multi-user.target" ];
         stopIfChanged = false;
-        reloadTriggers = [ configFile ];
-        path = lib.mkIf byHelper [ "/run/wrappers" ];
+        # A mount that a reload adds would find no folder of the user's own; a restart hands over.
+        reloadTriggers = lib.mkIf (!byHelper) [ configFile ];
+        restartTriggers = lib.mkIf byHelper [ configFile ];
+        path = lib.mkIf byHelper [
+          "/run/wrappers"
+          pkgs.coreutils
+          pkgs.util-linux
+        ];
         serviceConfig = lib.mkMerge [
           (lib.mkIf (cfg.credentials != { }) {
             LoadCredential = map loadCredential (lib.attrNames cfg.credentials);
@@ -317,6 +348,7 @@ in
           # For a service that is not root every one of these implies NoNewPrivileges, with which a
           # setuid program is an ordinary one.
           (lib.mkIf byHelper {
+            ExecStartPre = "+${pkgs.runtimeShell} -c ${lib.escapeShellArg (lib.replaceStrings [ "%" ] [ "%%" ] makeFolders)}";
             NoNewPrivileges = false;
             CapabilityBoundingSet = "~";
             LockPersonality = false;
@@ -349,6 +381,11 @@ in
     })
 
     (lib.mkIf (cfg.enable && overStore != { }) {
+      # What Nix's collector removed from this machine's own store is to be found below again.
+      systemd.services.nix-gc = lib.mkIf config.nix.gc.automatic {
+        serviceConfig.ExecStartPost = "-${systemctl} --no-block reload castore-fs-nix-store.service";
+      };
+
       # The overlay follows a daemon that is stopped and started; the unit below stays active.
       systemd.services.castore-fs.path = [ pkgs.util-linux ];
       systemd.services.castore-fs.serviceConfig = {
@@ -372,6 +409,8 @@ in
           RemainAfterExit = true;
           ExecStart = "${overlay} up ${lower}";
           ExecStop = "${overlay} down";
+          # Has the machine look again for what was not there, as while the store could not be reached.
+          ExecReload = "${overlay} refresh ${lower}";
           # The Nix daemon made its own view of the store when it started.
           ExecStartPost = "-${systemctl} --no-block try-restart nix-daemon.service";
           ExecStopPost = "-${systemctl} --no-block try-restart nix-daemon.service";
@@ -380,6 +419,4 @@ in
       };
     })
   ];
-
-  meta.doc = ../docs/nixos.md;
 }

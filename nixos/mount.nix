@@ -22,12 +22,13 @@ in
     };
 
     listRoot = mkOption {
-      type = types.nullOr types.bool;
+      type = types.nullOr (import ./listing.nix { inherit types; });
       default = null;
       example = false;
       description = ''
-        Whether `ls` on the mount shows every root of the store, as it does by default unless the mount
-        is layered below the Nix store. Entries are found by name either way.
+        What `ls` on the mount shows: every root of the store (`true`, the default), an error (`false`:
+        EPERM), or an empty directory (`"empty"`, the default of a mount that is layered below the Nix
+        store). Entries are found by name in any case.
       '';
     };
 
@@ -45,6 +46,8 @@ in
         has not got is found in the mount. The machine's own store stays on top and keeps taking what
         is built or fetched; booting and running what it has needs neither the mount nor the network.
         What is only below is unknown to this machine's Nix: it can be run, and is no valid path.
+        While the store below cannot be reached, a path that was never looked up does not exist, so
+        that Nix goes on with its work; `systemctl reload castore-fs-nix-store` has the machine look again.
       '';
     };
 

@@ -1,5 +1,5 @@
-# Layers /nix/store over a mount of castore-fs: `up LOWER` and `down`. POSIX shell; needs mount(8) and
-# setfattr(1).
+# Layers /nix/store over a mount of castore-fs: `up LOWER` and `down`. POSIX shell; needs mount(8),
+# flock(1) and setfattr(1).
 #
 # A daemon that is restarted, or dies, keeps its mount. One that is stopped takes it down, and with a
 # dead layer below, /nix/store could not even be listed: `stopped LOWER`, after every end of the daemon,
@@ -14,6 +14,11 @@
 # that, starting any program of the machine's would ask castore-fs, starting castore-fs itself among
 # them: a restart would wait for itself. Folders that are added through the overlay are marked by the
 # kernel, which does so only with a feature such as redirect_dir.
+#
+# The kernel remembers for the overlay which names are not there, so that what was looked up before it was
+# below, or while the store below could not be reached, stays missing. And where a path that is also below
+# is deleted through the overlay, by Nix's collector or before a build, a whiteout in the upper layer hides
+# it. `refresh LOWER` drops both; `up` removes whiteouts, too.
 set -eu
 
 store=${NIX_STORE_DIR:-/nix/store}
@@ -43,6 +48,7 @@ up() {
     fi
     work=$run/.castore-fs-work
     mkdir -p "$work"
+    remove_whiteouts "$own"
     find "$own" -mindepth 1 -maxdepth 1 -type d \
         -exec setfattr --name trusted.overlay.opaque --value y {} +
     flags=$(findmnt --noheadings --output VFS-OPTIONS --mountpoint "$store" | tail -n 1)
@@ -52,6 +58,40 @@ up() {
         *,ro,*) mount -o "remount,bind,$flags" "$store" ;;
     esac
     stat -c %d "$lower" >"$layered_device"
+}
+
+# remove_whiteouts OWN: those that are not in the middle of being replaced: Nix locks a path that it
+# builds, adds or substitutes by PATH.lock.
+remove_whiteouts() {
+    find "$1" -mindepth 1 -maxdepth 1 -type c | while IFS= read -r whiteout; do
+        [ "$(stat -c %t:%T "$whiteout")" = 0:0 ] || continue
+        if [ -e "$whiteout.lock" ]; then
+            flock --nonblock "$whiteout.lock" rm -f "$whiteout" || true
+        else
+            rm -f "$whiteout"
+        fi
+    done
+}
+
+# Has the kernel forget which names are not there, for this file system alone. A remount drops them, and
+# has to change nothing: it is done at a second place, whose own flags do not matter.
+forget() {
+    forgetting=$run/.castore-fs-merged
+    mkdir -p "$forgetting"
+    mount --bind "$store" "$forgetting"
+    # The new mount API would say again what the overlay is made of, which a remount refuses.
+    LIBMOUNT_FORCE_MOUNT2=always mount -i -o remount,rw "$forgetting" || failed=$?
+    umount "$forgetting"
+    return "${failed-0}"
+}
+
+refresh() {
+    if layered; then
+        remove_whiteouts "$run/$(basename "$store")"
+        forget
+    else
+        up "$1"
+    fi
 }
 
 stale() {
@@ -74,10 +114,11 @@ down() {
 case ${1-} in
     up) up "${2:?up LOWER}" ;;
     down) down ;;
+    refresh) refresh "${2:?refresh LOWER}" ;;
     stale) stale "${2:?stale LOWER}" ;;
     stopped) stopped "${2:?stopped LOWER}" ;;
     *)
-        echo "usage: nix-store-overlay.sh {up|stale|stopped} LOWER | down" >&2
+        echo "usage: nix-store-overlay.sh {up|refresh|stale|stopped} LOWER | down" >&2
         exit 2
         ;;
 esac

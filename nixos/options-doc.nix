@@ -40,7 +40,7 @@ let
   intro = ''
     # NixOS options
 
-    <!-- Generated from nixos/*.nix: `tests/nix/evaluate --write-docs LIB`; tested to be current. -->
+    <!-- Generated from nixos/*.nix: `tests/nix/evaluate --write LIB`; tested to be current. -->
 
     The module is `nixosModules.default`, and for `services.castore-fs.guest` it is `nixosModules.guest`.
     [nixos.md](nixos.md) has complete configurations.

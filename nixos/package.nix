@@ -23,6 +23,8 @@ rustPlatform.buildRustPackage {
       ../benches
       ../build.rs
       ../docs
+      # A unit test reads one of them.
+      ../fuzz/seeds
       ../proto
       ../src
       ../systemd
@@ -42,7 +44,7 @@ rustPlatform.buildRustPackage {
   nativeBuildInputs = [ installShellFiles ];
 
   # What can be proved in a build: there is no /dev/fuse there, no privilege, and no data made by other
-  # implementations. The rest is for tests/nixos.
+  # implementations. The rest is for tests/nixos. None of these measures time.
   cargoTestFlags = [
     "--lib"
     "--bins"

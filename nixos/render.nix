@@ -36,8 +36,13 @@ let
       in
       "${url}${separator}${name}=${value}"
     ) url (lib.attrNames parameters);
+
+  # The names that a guest with a `closure` is shown. It is gone with the boot, and every guest too.
+  closureFile = name: "/run/castore-fs-closures/${name}";
 in
 {
+  inherit closureFile;
+
   # A command line as systemd reads it, to which % is the beginning of something.
   execArgs = arguments: lib.replaceStrings [ "%" ] [ "%%" ] (lib.escapeShellArgs arguments);
 
@@ -84,16 +89,22 @@ in
   # The table of one of `mounts`.
   mountSettings =
     mount:
-    mount.settings
+    # Nix looks up every name that it is about to create, and has to do its work without the store below.
+    lib.optionalAttrs mount.overNixStore {
+      list-root = "empty";
+      names = "store-paths";
+      when-unreachable = "absent";
+    }
+    // mount.settings
     // present {
       inherit (mount) store path;
-      list-root = if mount.listRoot == null && mount.overNixStore then false else mount.listRoot;
+      list-root = mount.listRoot;
       allow-other = mount.allowOther;
     };
 
   # The table of one of `virtiofs`.
   virtiofsSettings =
-    guest:
+    name: guest:
     guest.settings
     // present {
       inherit (guest)
@@ -105,5 +116,6 @@ in
         ;
       socket-mode = guest.socketMode;
       list-root = guest.listRoot;
+      roots-from = if guest.closure == null then null else closureFile name;
     };
 }

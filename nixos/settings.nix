@@ -27,6 +27,7 @@ let
     };
 
   names = types.listOf types.str;
+  listing = import ./listing.nix { inherit types; };
   store = optional types.str "The name of a store; null for the only one.";
   warmup = optional (types.enum [
     "learn"
@@ -71,7 +72,15 @@ in
         inherit store;
         path = required types.str "Where to mount.";
         root = optional types.str "The directory to show at the top, instead of the root nodes.";
-        list-root = optional types.bool "Whether the root can be listed.";
+        list-root = optional listing "What listing the root gives.";
+        names = optional (types.enum [
+          "any"
+          "store-paths"
+        ]) "Which names of roots the store is asked for; null for `any`.";
+        when-unreachable = optional (types.enum [
+          "error"
+          "absent"
+        ]) "What looking up an unknown root gives while the store cannot be reached; null for `error`.";
         allow-other = optional types.bool "Whether other users see the mount.";
         reads = optional (types.enum [
           "page-cache"
@@ -91,7 +100,8 @@ in
         socket-mode = optional types.str "The socket's permissions, in octal.";
         tag = optional types.str "The tag, for monitors that ask for it.";
         root = optional types.str "The directory to show at the top, instead of the root nodes.";
-        list-root = optional types.bool "Whether the root can be listed.";
+        list-root = optional listing "What listing the root gives.";
+        roots-from = optional types.str "A file with the names of the roots that are shown, one a line.";
         inherit warmup;
       };
       default = { };

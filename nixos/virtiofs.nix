@@ -1,5 +1,11 @@
 # One of `services.castore-fs.virtiofs`.
-{ lib, name, ... }:
+{
+  lib,
+  name,
+  pkgs,
+  config,
+  ...
+}:
 
 let
   inherit (lib) mkOption types;
@@ -11,6 +17,27 @@ in
       default = null;
       example = "disk";
       description = "The name of the store that is served; null for the only one.";
+    };
+
+    closure = mkOption {
+      type = types.nullOr (types.listOf types.pathInStore);
+      default = null;
+      example = lib.literalExpression "[ guest.config.system.build.toplevel ]";
+      description = ''
+        Store paths of this machine that the guest gets, with all that they refer to: they are imported
+        into the guest's store, and the guest is shown these and no others. A switch to another closure
+        adds to what a running guest is shown. The guest's kernel takes
+        `regInfo=''${registration}/registration` on its command line, so that the guest's Nix knows them.
+      '';
+    };
+
+    registration = mkOption {
+      type = types.nullOr types.package;
+      readOnly = true;
+      default =
+        if config.closure == null then null else pkgs.closureInfo { rootPaths = config.closure; };
+      defaultText = lib.literalExpression "pkgs.closureInfo { rootPaths = closure; }";
+      description = "What Nix has to know of the closure.";
     };
 
     isolated = mkOption {
@@ -62,9 +89,12 @@ in
     };
 
     listRoot = mkOption {
-      type = types.nullOr types.bool;
+      type = types.nullOr (import ./listing.nix { inherit types; });
       default = null;
-      description = "Whether the guest can list the root nodes, as it can by default.";
+      description = ''
+        What listing the root nodes gives the guest: all of them (`true`, the default), EPERM (`false`), or
+        an empty directory (`"empty"`).
+      '';
     };
 
     warmup = mkOption {

@@ -94,6 +94,12 @@ let
       if case ? throws then threw else fired ++ rendered ++ checks ++ units ++ texts
     );
 
+  # The manual of NixOS takes no chapter of a module outside of it: its headings have no ids that the manual
+  # knows, and every `nixos-rebuild` would stop.
+  chapters = lib.filter (file: lib.hasInfix "meta.doc" (builtins.readFile file)) (
+    lib.filesystem.listFilesRecursive ../../nixos
+  );
+
   # What the package asks of whoever builds it.
   package = import ../../nixos/package.nix {
     inherit lib;
@@ -115,6 +121,7 @@ let
         "Cargo.lock"
         "benches"
         "build.rs"
+        "fuzz/seeds/profile"
         "proto"
         "src/main.rs"
         "systemd/castore-fs.service"
@@ -133,12 +140,27 @@ let
 in
 {
   problems =
-    lib.concatLists (lib.mapAttrsToList run cases) ++ map (what: "the package ${what}") packaged;
+    lib.concatLists (lib.mapAttrsToList run cases)
+    ++ map (file: "${toString file} adds a chapter to NixOS' manual") chapters
+    ++ map (what: "the package ${what}") packaged;
 
   rendered = lib.mapAttrs (_: case: (configOf case).services.castore-fs.rendered) (
     lib.filterAttrs (
-      _: case: case.fires or null == null && !(case ? throws) && case.services.enable or true
+      _: case:
+      case.fires or null == null && !(case ? throws || case ? refused) && case.services.enable or true
     ) cases
+  );
+
+  # What the daemon has to refuse, and its words.
+  refused = lib.mapAttrs (_: case: {
+    inherit ((configOf case).services.castore-fs) rendered;
+    words = case.refused;
+  }) (lib.filterAttrs (_: case: case ? refused) cases);
+
+  # By case, the units as NixOS would write them, for systemd to verify. Packages have a path that is the
+  # same everywhere.
+  units = lib.mapAttrs (_: case: lib.mapAttrs (_: unit: unit.whole) (configOf case).systemd.units) (
+    lib.filterAttrs (_: case: case.verified or false) cases
   );
 
   count = lib.length (lib.attrNames cases);

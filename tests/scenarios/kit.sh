@@ -64,3 +64,40 @@ within() {
 forget() {
     { echo 3 >/proc/sys/vm/drop_caches; } 2>/dev/null || true
 }
+
+# make_nix_store: where the machine is no NixOS, a folder like its Nix store, on a file system that an
+# overlay can have for its upper layer, and the module's unit.
+make_nix_store() {
+    ! test -d /nix/store || return 0
+    mkdir -p /nix
+    mount -t tmpfs tmpfs /nix
+    mkdir -p /nix/store/22222222222222222222222222222222-own
+    printf 'own\n' >/nix/store/22222222222222222222222222222222-own/file
+    mount --bind /nix/store /nix/store
+    mount -o remount,bind,ro /nix/store
+    overlay="/bin/sh $SCENARIOS/below-nix-store/files/nix-store-overlay.sh"
+    cat >/run/systemd/system/castore-fs-nix-store.service <<UNIT
+[Unit]
+Wants=castore-fs.service
+After=castore-fs.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=$overlay up /run/castore-fs-lower
+ExecReload=$overlay refresh /run/castore-fs-lower
+ExecStop=$overlay down
+UNIT
+    systemctl daemon-reload
+    systemctl start castore-fs-nix-store.service
+}
+
+# drop_nix_store: what make_nix_store made.
+drop_nix_store() {
+    test -e /run/systemd/system/castore-fs-nix-store.service || return 0
+    systemctl stop castore-fs-nix-store.service
+    rm /run/systemd/system/castore-fs-nix-store.service
+    systemctl daemon-reload
+    umount --lazy /nix/store
+    umount --lazy /nix
+    rmdir /nix
+}

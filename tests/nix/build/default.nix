@@ -1,28 +1,112 @@
-# The package's definition as nixpkgs' builder is given it, from nixos/package.nix, which takes so little
-# of nixpkgs' `lib` that none is needed.
+# Builds nixos/package.nix without nixpkgs: from exactly its file set, by the phases of ./builder.sh, with
+# the machine's own Rust and crates, outside of Nix's sandbox. Gives what CI builds:
+#
+#   package   the package
+#   checked   by name, what nixos/checked-config.nix makes of each file in `configurations`
+#
+# What nixpkgs' `rustPlatform.buildRustPackage` does otherwise is in docs/nixos.md. What nixos/package.nix
+# says and this does not know is an error here: each argument has its phase in ./builder.sh.
+{
+  # A folder of TOML files.
+  configurations ? ../../nixos/evaluation/expected,
+}:
+
 let
-  nothing = _: null;
-  lib = {
-    importTOML = file: builtins.fromTOML (builtins.readFile file);
-    optionalString = condition: text: if condition then text else "";
-    fileset = {
-      toSource = nothing;
-      unions = nothing;
-      difference = _: nothing;
+  lib = import ./lib.nix;
+  system = builtins.currentSystem;
+  builder = "/bin/bash";
+
+  # Where the machine's tools are, and how it builds: so that crates which its tests have built are not
+  # built again.
+  machine = builtins.listToAttrs (
+    builtins.filter (variable: variable.value != "") (
+      map
+        (name: {
+          inherit name;
+          value = builtins.getEnv name;
+        })
+        [
+          "CARGO_BUILD_JOBS"
+          "CARGO_HOME"
+          "CARGO_INCREMENTAL"
+          "CARGO_PROFILE_DEV_DEBUG"
+          "CARGO_PROFILE_TEST_DEBUG"
+          "CARGO_TARGET_DIR"
+          "PATH"
+          "RUSTUP_HOME"
+        ]
+    )
+  );
+
+  rustPlatform.buildRustPackage =
+    {
+      pname,
+      version,
+      src,
+      cargoLock,
+      nativeBuildInputs,
+      cargoTestFlags,
+      checkFlags,
+      postInstall,
+      meta,
+    }:
+    derivation (
+      machine
+      // {
+        name = "${pname}-${version}";
+        inherit
+          system
+          builder
+          src
+          nativeBuildInputs
+          cargoTestFlags
+          checkFlags
+          postInstall
+          ;
+        cargoLock = cargoLock.lockFile;
+        args = [ ./builder.sh ];
+      }
+    )
+    // {
+      inherit meta;
     };
-    licenses = {
-      mit = null;
-      asl20 = null;
+
+  package = import ../../../nixos/package.nix {
+    inherit lib rustPlatform;
+    stdenv = {
+      buildPlatform.canExecute = _: true;
+      hostPlatform = null;
     };
-    platforms.linux = [ ];
+    # Its functions are in ./builder.sh.
+    installShellFiles = "installShellFiles";
   };
+
+  checked =
+    file:
+    import ../../../nixos/checked-config.nix {
+      inherit lib package;
+      runCommand =
+        name: variables: script:
+        derivation (
+          variables
+          // {
+            inherit name system builder;
+            inherit (machine) PATH;
+            args = [
+              "-euc"
+              script
+            ];
+          }
+        );
+      written = configurations + "/${file}";
+    };
 in
-import ../../nixos/package.nix {
-  inherit lib;
-  stdenv = {
-    buildPlatform.canExecute = _: true;
-    hostPlatform = null;
-  };
-  rustPlatform.buildRustPackage = arguments: arguments;
-  installShellFiles = null;
+{
+  inherit package;
+  checked = builtins.listToAttrs (
+    map (file: {
+      name = lib.removeSuffix ".toml" file;
+      value = checked file;
+    }) (builtins.filter (lib.hasSuffix ".toml") (builtins.attrNames (builtins.readDir configurations)))
+  );
 }

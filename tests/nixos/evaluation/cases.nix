@@ -4,6 +4,8 @@
 #   units     units, and for each the file expected/<…>.unit with what the module says in it
 #   unit      lines that are in castore-fs.service's drop-in, and `notUnit`, lines that are not
 #   fires     words of the one assertion that has to fail, each of them
+#   refused   words of the daemon, which refuses the file that is written; no assertion fails
+#   verified  systemd-analyze verifies the units: they are in expected/units/<case>
 #   check     anything else, of the evaluated configuration: a list of booleans
 let
   inherit (builtins)
@@ -12,9 +14,12 @@ let
     length
     match
     ;
+  # Whether `words` are in `text`.
+  has = words: text: length (builtins.split words text) > 1;
 in
 {
   enabled-alone = {
+    verified = true;
     services = { };
     rendered = "enabled-alone";
     check = config: [
@@ -23,7 +28,8 @@ in
       (length config.systemd.services.castore-fs.reloadTriggers == 1)
       (elem config.services.castore-fs.package config.systemd.packages)
       (elem config.services.castore-fs.package config.system.fsPackages)
-      config.programs.fuse.enable
+      # Two setuid helpers that nothing here calls.
+      (!config.programs.fuse.enable)
     ];
     # The package's unit says how it is started, as whom, and in what sandbox.
     notUnit = [
@@ -43,6 +49,7 @@ in
   };
 
   everything = {
+    verified = true;
     services = {
       stores = {
         disk.url = "local:/var/lib/castore-fs";
@@ -84,9 +91,12 @@ in
       (elem 7740 config.networking.firewall.allowedTCPPorts)
       (
         config.systemd.tmpfiles.settings."10-castore-fs"."/run/castore-fs-virtiofs/guest".d == {
+          type = "d";
           user = "root";
           group = "kvm";
           mode = "2755";
+          age = "-";
+          argument = "";
         }
       )
       (!(hasAttr "castore-fs-virtiofs-guest" config.systemd.sockets))
@@ -156,6 +166,7 @@ in
   };
 
   isolated-guests = {
+    verified = true;
     services = {
       stores = {
         disk.url = "local:/var/lib/castore-fs";
@@ -188,6 +199,9 @@ in
       "castore-fs-virtiofs-far.service" = "isolated-far";
     };
     check = config: [
+      # A switch would end the guests.
+      (!config.systemd.services.castore-fs-virtiofs-near.restartIfChanged)
+      (!config.systemd.services.castore-fs-virtiofs-far.restartIfChanged)
       (
         config.systemd.sockets.castore-fs-virtiofs-near.socketConfig == {
           ListenStream = "/run/castore-fs-virtiofs/near/socket";
@@ -277,6 +291,7 @@ in
   };
 
   by-helper = {
+    verified = true;
     services = {
       user = "castore-fs";
       mountWith = "fusermount";
@@ -290,10 +305,23 @@ in
       "SystemCallFilter="
     ];
     notUnit = [ "AmbientCapabilities=" ];
-    check = config: [
-      (elem "/run/wrappers" (map toString config.systemd.services.castore-fs.path))
-      (config.systemd.tmpfiles.settings."10-castore-fs"."/srv/tree"."d!".user == "castore-fs")
-    ];
+    check =
+      config:
+      let
+        unit = config.systemd.services.castore-fs;
+      in
+      [
+        config.programs.fuse.enable
+        (elem "/run/wrappers" (map toString unit.path))
+        # At the first switch as at boot, and while nothing is mounted there.
+        (
+          match ".*mountpoint -q /srv/tree .. install -d --owner castore-fs --group castore-fs /srv/tree.*" unit.serviceConfig.ExecStartPre
+          != null
+        )
+        (!(hasAttr "/srv/tree" (config.systemd.tmpfiles.settings."10-castore-fs" or { })))
+        # A mount more finds its folder.
+        (length unit.restartTriggers == 1 && unit.reloadTriggers == [ ])
+      ];
   };
 
   below-nix-store = {
@@ -319,11 +347,125 @@ in
         (unit.wantedBy == [ "multi-user.target" ])
         (!(elem "network-online.target" (unit.after ++ unit.wants)))
         (!unit.restartIfChanged)
+        (
+          match ".*nix-store-overlay.sh refresh /run/castore-fs/store" unit.serviceConfig.ExecReload != null
+        )
+        (!(hasAttr "nix-gc" config.systemd.services))
         # For findmnt and umount.
         (elem "util-linux" (
           map (package: package.pname or package.name) config.systemd.services.castore-fs.path
         ))
       ];
+  };
+
+  below-nix-store-with-a-collector = {
+    verified = true;
+    services.mounts.store = {
+      path = "/run/castore-fs/store";
+      overNixStore = true;
+    };
+    also.nix.gc.automatic = true;
+    check = config: [
+      # What the collector removed is looked up below again.
+      (
+        match ".*--no-block reload castore-fs-nix-store.service" config.systemd.services.nix-gc.serviceConfig.ExecStartPost
+        != null
+      )
+    ];
+  };
+
+  collects-garbage = {
+    verified = true;
+    services = {
+      stores = {
+        disk.url = "local:/srv/castore";
+        upstream.url = "grpc+unix:/run/upstream.sock";
+      };
+      gc = {
+        automatic = true;
+        dates = "daily";
+        grace = "1d";
+      };
+    };
+    check =
+      config:
+      let
+        unit = config.systemd.services.castore-fs-gc;
+      in
+      [
+        (length unit.serviceConfig.ExecStart == 1)
+        (
+          match ".* gc --store local:/srv/castore --grace 1d" (builtins.head unit.serviceConfig.ExecStart)
+          != null
+        )
+        (config.systemd.timers.castore-fs-gc.timerConfig.OnCalendar == "daily")
+        (config.systemd.timers.castore-fs-gc.wantedBy == [ "timers.target" ])
+      ];
+  };
+
+  collects-garbage-of-the-daemons-own-store = {
+    services.gc.automatic = true;
+    check = config: [
+      (
+        match ".*--store local:/var/lib/castore-fs --grace 1h" (
+          builtins.head config.systemd.services.castore-fs-gc.serviceConfig.ExecStart
+        ) != null
+      )
+    ];
+  };
+
+  refuses-to-collect-in-a-store-far-away = {
+    services = {
+      stores.upstream.url = "grpc+unix:/run/upstream.sock";
+      gc = {
+        automatic = true;
+        stores = [ "upstream" ];
+      };
+    };
+    fires = [ "`gc.stores` names \"upstream\"" ];
+  };
+
+  a-guest-with-its-closure = {
+    verified = true;
+    services.virtiofs.guest.closure = [
+      "${builtins.storeDir}/00000000000000000000000000000000-nixos-system"
+    ];
+    rendered = "guest-closure";
+    check =
+      config:
+      let
+        unit = config.systemd.services.castore-fs-closure-guest;
+        registration = toString config.services.castore-fs.virtiofs.guest.registration;
+      in
+      [
+        (has "import --store local:/var/lib/castore-fs " unit.script)
+        (has "${registration}/store-paths" unit.script)
+        (unit.after == [ "castore-fs.service" ])
+      ];
+  };
+
+  refuses-a-closure-for-an-isolated-guest = {
+    services.virtiofs.guest = {
+      closure = [ "${builtins.storeDir}/00000000000000000000000000000000-nixos-system" ];
+      isolated = true;
+    };
+    fires = [ "leave out `virtiofs.guest.isolated`" ];
+  };
+
+  refuses-an-isolated-guest-of-an-undeclared-store = {
+    services.virtiofs.guest = {
+      store = "other";
+      isolated = true;
+    };
+    fires = [ "`virtiofs.guest.store` names the store \"other\"" ];
+  };
+
+  refuses-an-option-that-there-is-not = {
+    services.mounts.tree = {
+      path = "/srv/tree";
+      listRoots = true;
+    };
+    throws = config: config.services.castore-fs.mounts.tree;
   };
 
   fstab-without-the-daemon = {
@@ -336,7 +478,7 @@ in
     };
     check = config: [
       (elem config.services.castore-fs.package config.system.fsPackages)
-      config.programs.fuse.enable
+      (!config.programs.fuse.enable)
       (!(hasAttr "castore-fs" config.systemd.services))
     ];
   };
@@ -352,6 +494,7 @@ in
   };
 
   guest = {
+    verified = true;
     services.enable = false;
     services.guest = {
       enable = true;
@@ -367,6 +510,9 @@ in
         (lower.device == "castore" && lower.fsType == "virtiofs" && lower.neededForBoot)
         (store.overlay.lowerdir == [ "/nix/.castore" ] && store.neededForBoot)
         (config.fileSystems."/nix/.castore-upper".fsType == "tmpfs")
+        # Its Nix knows the paths before anything can collect them.
+        (elem "nix-gc.service" config.systemd.services.castore-fs-registration.before)
+        (elem "nix-gc.service" config.systemd.services.castore-fs-registration.requiredBy)
         (elem "virtiofs" config.boot.initrd.availableKernelModules)
       ];
   };
@@ -390,10 +536,7 @@ in
       store = "mian";
       path = "/srv/tree";
     };
-    fires = [
-      ''"mian", which is not declared (there is "default")''
-      "Declare `stores.mian`"
-    ];
+    refused = ''mounts.tree.store: there is no store "mian"'';
   };
 
   refuses-a-listener-of-an-undeclared-store = {
@@ -401,12 +544,12 @@ in
       store = "other";
       address = "[::]:7740";
     };
-    fires = [ "`settings.listen.network.store` names the store \"other\"" ];
+    refused = ''listen.network.store: there is no store "other"'';
   };
 
   refuses-a-guest-of-an-undeclared-store = {
     services.virtiofs.guest.store = "other";
-    fires = [ "`virtiofs.guest.store` names the store \"other\"" ];
+    refused = ''virtiofs.guest.store: there is no store "other"'';
   };
 
   refuses-a-mount-that-does-not-say-which-store = {
@@ -415,10 +558,7 @@ in
       two.url = "memory:";
     };
     services.mounts.tree.path = "/srv/tree";
-    fires = [
-      "`mounts.tree.store` is missing"
-      "Set it to one of them"
-    ];
+    refused = ''there are several stores (one, two)'';
   };
 
   refuses-a-store-that-is-nowhere = {
@@ -434,7 +574,7 @@ in
       a.path = "/srv/tree";
       b.path = "/srv//tree/";
     };
-    fires = [ ''the mounts "a" and "b" are both on /srv/tree'' ];
+    refused = ''the mount "a" is at this place already'';
   };
 
   refuses-a-mount-below-another = {
@@ -457,7 +597,7 @@ in
 
   refuses-a-relative-path = {
     services.mounts.tree.path = "srv/tree";
-    fires = [ ''"srv/tree", which is not an absolute one'' ];
+    refused = ''this must be the absolute path of a folder'';
   };
 
   refuses-to-hide-the-nix-store = {
@@ -474,7 +614,16 @@ in
       overNixStore = true;
       listRoot = true;
     };
-    fires = [ "Set `mounts.tree.listRoot = false`" ];
+    fires = [ "Leave out `mounts.tree.listRoot`" ];
+  };
+
+  refuses-an-unlistable-root-below-the-nix-store = {
+    services.mounts.tree = {
+      path = "/run/castore-fs/store";
+      overNixStore = true;
+      listRoot = false;
+    };
+    fires = [ "/nix/store cannot be listed either" ];
   };
 
   refuses-two-mounts-below-the-nix-store = {
@@ -525,10 +674,7 @@ in
         join = [ "disk" ];
       };
     };
-    fires = [
-      "is two things at once: `url` and `join`"
-      "Leave one of them"
-    ];
+    refused = ''"url" says already what the store is'';
   };
 
   refuses-two-kinds-in-settings-as-well = {
@@ -539,7 +685,7 @@ in
         mirrors.of = [ "disk" ];
       };
     };
-    fires = [ "is two things at once: `url` and `mirrors`" ];
+    refused = ''stores.main.mirrors: "url" says already'';
   };
 
   refuses-a-cache-of-an-undeclared-store = {
@@ -550,10 +696,7 @@ in
         far = [ "upstraem" ];
       };
     };
-    fires = [
-      "`stores.main.cache.far` names the store \"upstraem\", which is not declared"
-      "Declare `stores.upstraem`"
-    ];
+    refused = ''stores.main.cache.far: there is no store "upstraem"'';
   };
 
   refuses-mirrors-of-an-undeclared-store = {
@@ -564,7 +707,7 @@ in
         "two"
       ];
     };
-    fires = [ "`stores.main.mirrors.of` names the store \"two\"" ];
+    refused = ''stores.main.mirrors.of: there is no store "two"'';
   };
 
   refuses-a-filter-of-an-undeclared-store = {
@@ -572,12 +715,12 @@ in
       store = "all";
       roots = [ "app-*" ];
     };
-    fires = [ "`stores.main.filter.store` names the store \"all\"" ];
+    refused = ''stores.main.filter.store: there is no store "all"'';
   };
 
   refuses-a-join-of-an-undeclared-store = {
     services.stores.main.join = [ "all" ];
-    fires = [ "`stores.main.join` names the store \"all\"" ];
+    refused = ''stores.main.join: there is no store "all"'';
   };
 
   refuses-a-cache-that-is-kept-far-away = {
@@ -589,10 +732,7 @@ in
         far = [ "upstream" ];
       };
     };
-    fires = [
-      ''the cache "main" is to be kept in the store "near", which is in no folder''
-      "stores.cached.url = \"local:"
-    ];
+    refused = ''a cache is kept in a folder, and "near" is none'';
   };
 
   refuses-two-caches-in-one-folder = {
@@ -608,10 +748,7 @@ in
         far = [ "upstream" ];
       };
     };
-    fires = [
-      ''the caches "one" and "two" are kept in one folder''
-      "a near store of its own"
-    ];
+    refused = ''the cache "one" is kept there already'';
   };
 
   refuses-a-store-that-is-made-of-itself = {
@@ -627,15 +764,12 @@ in
       };
       disk.url = "memory:";
     };
-    fires = [
-      ''the store "a" is made of itself: a of b of c of a''
-      "out of the circle"
-    ];
+    refused = ''this store is made of itself: a of b of c of a'';
   };
 
   refuses-a-store-that-joins-itself = {
     services.stores.a.join = [ "a" ];
-    fires = [ ''the store "a" is made of itself: a of a'' ];
+    refused = ''a store cannot be made of itself'';
   };
 
   refuses-a-token-in-the-clear = {
@@ -644,10 +778,7 @@ in
       credential = "upstream";
     };
     services.credentials.upstream = "/run/keys/upstream";
-    fires = [
-      "would travel in the clear"
-      "grpc+https:"
-    ];
+    refused = ''a token would travel in the clear'';
   };
 
   refuses-a-credential-for-a-folder = {
@@ -656,7 +787,7 @@ in
       credential = "disk";
     };
     services.credentials.disk = "/run/keys/disk";
-    fires = [ "behind no server that asks for a credential" ];
+    refused = ''stores.disk.token-file: only a gRPC server wants a token'';
   };
 
   refuses-certificates-without-tls = {
@@ -664,7 +795,7 @@ in
       url = "grpc+unix:/run/upstream.sock";
       tls.authorities = "/etc/ca.pem";
     };
-    fires = [ "`stores.upstream.tls` is for servers that are reached by `grpc+https:`" ];
+    refused = ''only grpc+https uses certificates'';
   };
 
   refuses-a-certificate-without-its-key = {
@@ -673,7 +804,7 @@ in
       tls.certificate = "client";
     };
     services.credentials.client = "/run/keys/client.pem";
-    fires = [ "Set both `stores.upstream.tls.certificate` and `stores.upstream.tls.key`" ];
+    refused = ''a certificate is of use only with its key'';
   };
 
   refuses-a-certificate-that-is-not-declared = {

@@ -1,0 +1,1 @@
+../../../../nixos/load-registration.sh

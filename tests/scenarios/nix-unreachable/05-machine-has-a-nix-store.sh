@@ -1,0 +1,9 @@
+# On NixOS it is there, with the module's unit. Elsewhere Nix is a program of the distribution's, and its
+# store is made here.
+. "$SCENARIOS/nix-unreachable/files/kit.sh"
+make_nix_store
+start_far
+mkdir "$work/tree"
+printf 'far\n' >"$work/tree/file"
+castore-fs import --store "$far" --name 00000000000000000000000000000000-seen "$work/tree"
+within 30 cat /nix/store/00000000000000000000000000000000-seen/file
