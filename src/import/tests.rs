@@ -283,9 +283,12 @@ fn tar_of(tree: &Tree) -> Vec<u8> {
             Tree::Symlink(target) => {
                 header.set_entry_type(::tar::EntryType::Symlink);
                 header.set_mode(0o777);
-                builder
-                    .append_link(&mut header, as_path(&path), as_path(target))
-                    .unwrap();
+                // As it stands, where it fits: the crate makes "/" another target.
+                match header.set_link_name_literal(&target[..]) {
+                    Ok(()) => builder.append_data(&mut header, as_path(&path), &[][..]),
+                    Err(_) => builder.append_link(&mut header, as_path(&path), as_path(target)),
+                }
+                .unwrap();
             }
         }
     }

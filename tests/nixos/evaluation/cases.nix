@@ -350,7 +350,7 @@ in
         (
           match ".*nix-store-overlay.sh refresh /run/castore-fs/store" unit.serviceConfig.ExecReload != null
         )
-        (!(hasAttr "nix-gc" config.systemd.services))
+        (!(hasAttr "ExecStartPost" config.systemd.services.nix-gc.serviceConfig))
         # For findmnt and umount.
         (elem "util-linux" (
           map (package: package.pname or package.name) config.systemd.services.castore-fs.path

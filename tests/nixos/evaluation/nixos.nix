@@ -335,6 +335,12 @@ in
     )) { };
   };
 
+  # As the module of Nix' collector has it, whether a timer runs it or not.
+  config.systemd.services.nix-gc = {
+    script = "exec nix-collect-garbage";
+    serviceConfig.Type = "oneshot";
+  };
+
   config.assertions = lib.mapAttrsToList (name: user: {
     assertion = lib.count lib.id [ user.isSystemUser user.isNormalUser ] == 1 && user.group != "";
     message = "users.users.${name}: exactly one of isSystemUser and isNormalUser, and a group";

@@ -2,8 +2,8 @@
 # store is made here.
 . "$SCENARIOS/nix-unreachable/files/kit.sh"
 make_nix_store
-start_far
 mkdir "$work/tree"
 printf 'far\n' >"$work/tree/file"
 castore-fs import --store "$far" --name 00000000000000000000000000000000-seen "$work/tree"
-within 30 cat /nix/store/00000000000000000000000000000000-seen/file
+start_far
+within 30 look_again /nix/store/00000000000000000000000000000000-seen/file

@@ -3,10 +3,7 @@
 . "$SCENARIOS/nix-unreachable/files/kit.sh"
 systemctl kill --signal=SIGCONT far.service
 castore-fs import --store "$far" --name 11111111111111111111111111111111-later "$work/tree"
-looks_again() {
-    systemctl reload castore-fs-nix-store.service && cat /nix/store/11111111111111111111111111111111-later/file
-}
-within 30 looks_again
+within 30 look_again /nix/store/11111111111111111111111111111111-later/file
 [ "$(findmnt --noheadings --output FSTYPE --mountpoint /nix/store | tail -n 1)" = overlay ] ||
     fail "the layers are gone"
 ! touch /nix/store/new 2>/dev/null || fail "the Nix store can be written to by anybody"

@@ -11,7 +11,7 @@ nix-store --delete "$path"
 ! test -e "$upper/${path##*/}" || test -c "$upper/${path##*/}" || fail "it is still in the machine's own store"
 systemctl reload castore-fs-nix-store.service
 [ "$(whiteouts)" = 0 ] || fail "there are whiteouts: $(ls -l "$upper")"
-within 30 cat "$path"
+within 30 look_again "$path"
 # And Nix takes it into its own store anew.
 [ "$(nix-store --add "$work/both")" = "$path" ] || fail "it has another path"
 timeout 30 nix-store --verify-path "$path"
