@@ -25,6 +25,7 @@ use parking_lot::{Mutex, RwLock};
 use super::errno::{self, failure};
 use super::node_id::{NodeId, Place};
 use super::nodes::Ledger;
+use super::root_lookup::RootListing;
 use super::top::{SeenRoot, Top};
 use super::waiting::Waiting;
 use super::{CastoreFs, FOREVER, NOT_AT_ALL, attributes};
@@ -356,8 +357,12 @@ impl CastoreFs {
                 }
                 return Ok(true);
             }
-            Top::Roots { list: false } => {}
-            Top::Roots { list: true } => {
+            Top::Roots {
+                list: RootListing::Nothing | RootListing::Refused,
+            } => {}
+            Top::Roots {
+                list: RootListing::All,
+            } => {
                 if offset < 3 {
                     self.refresh_roots()
                         .map_err(|error| self.failed(NodeId::ROOT, None, &error))?;
