@@ -151,6 +151,24 @@ in
     };
   };
 
+  # Its steps use Nix on the machine's own store, and a server that they start and stop themselves.
+  nix-unreachable = scenario {
+    name = "nix-unreachable";
+    nodes.machine = {
+      virtualisation.useBootLoader = true;
+      virtualisation.useEFIBoot = true;
+      boot.loader.systemd-boot.enable = true;
+      services.castore-fs = {
+        stores.far.url = "grpc+unix:/run/castore-fs-far.sock";
+        mounts.store = {
+          store = "far";
+          path = "/run/castore-fs-lower";
+          overNixStore = true;
+        };
+      };
+    };
+  };
+
   # Garage as nixpkgs has it; the steps make one cluster of the three.
   object-store =
     let
