@@ -12,7 +12,7 @@
 
 let
   cfg = config.services.castore-fs;
-  inherit (import ./render.nix { inherit lib; }) closureFile execArgs;
+  inherit (import ./render.nix { inherit lib; }) closureFile;
 
   daemon = "castore-fs.service";
   guests = lib.filterAttrs (_: guest: guest.closure != null) cfg.virtiofs;

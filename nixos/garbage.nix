@@ -18,7 +18,10 @@ let
       cfg.settings.stores;
   isLocal = store: store.url or null != null && lib.hasPrefix "local:" store.url;
   names =
-    if cfg.gc.stores == null then lib.attrNames (lib.filterAttrs (_: isLocal) stores) else cfg.gc.stores;
+    if cfg.gc.stores == null then
+      lib.attrNames (lib.filterAttrs (_: isLocal) stores)
+    else
+      cfg.gc.stores;
 in
 {
   options.services.castore-fs.gc = {

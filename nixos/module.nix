@@ -348,7 +348,9 @@ in
           # For a service that is not root every one of these implies NoNewPrivileges, with which a
           # setuid program is an ordinary one.
           (lib.mkIf byHelper {
-            ExecStartPre = "+${pkgs.runtimeShell} -c ${lib.escapeShellArg (lib.replaceStrings [ "%" ] [ "%%" ] makeFolders)}";
+            ExecStartPre = "+${pkgs.runtimeShell} -c ${
+              lib.escapeShellArg (lib.replaceStrings [ "%" ] [ "%%" ] makeFolders)
+            }";
             NoNewPrivileges = false;
             CapabilityBoundingSet = "~";
             LockPersonality = false;

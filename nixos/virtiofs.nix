@@ -34,8 +34,7 @@ in
     registration = mkOption {
       type = types.nullOr types.package;
       readOnly = true;
-      default =
-        if config.closure == null then null else pkgs.closureInfo { rootPaths = config.closure; };
+      default = if config.closure == null then null else pkgs.closureInfo { rootPaths = config.closure; };
       defaultText = lib.literalExpression "pkgs.closureInfo { rootPaths = closure; }";
       description = "What Nix has to know of the closure.";
     };

@@ -95,8 +95,9 @@ in
   });
 
   options-doc = quiet "castore-fs-options-doc" (
-    lib.optional (optionsDoc != builtins.readFile ../../docs/nixos-options.md)
-      "docs/nixos-options.md is not what the modules say; write it with tests/nix/evaluate --write LIB"
+    lib.optional (
+      optionsDoc != builtins.readFile ../../docs/nixos-options.md
+    ) "docs/nixos-options.md is not what the modules say; write it with tests/nix/evaluate --write LIB"
   );
 }
 // machines

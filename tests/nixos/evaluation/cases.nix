@@ -347,9 +347,7 @@ in
         (unit.wantedBy == [ "multi-user.target" ])
         (!(elem "network-online.target" (unit.after ++ unit.wants)))
         (!unit.restartIfChanged)
-        (
-          match ".*nix-store-overlay.sh refresh /run/castore-fs/store" unit.serviceConfig.ExecReload != null
-        )
+        (match ".*nix-store-overlay.sh refresh /run/castore-fs/store" unit.serviceConfig.ExecReload != null)
         (!(hasAttr "ExecStartPost" config.systemd.services.nix-gc.serviceConfig))
         # For findmnt and umount.
         (elem "util-linux" (
@@ -558,7 +556,7 @@ in
       two.url = "memory:";
     };
     services.mounts.tree.path = "/srv/tree";
-    refused = ''there are several stores (one, two)'';
+    refused = "there are several stores (one, two)";
   };
 
   refuses-a-store-that-is-nowhere = {
@@ -597,7 +595,7 @@ in
 
   refuses-a-relative-path = {
     services.mounts.tree.path = "srv/tree";
-    refused = ''this must be the absolute path of a folder'';
+    refused = "this must be the absolute path of a folder";
   };
 
   refuses-to-hide-the-nix-store = {
@@ -764,12 +762,12 @@ in
       };
       disk.url = "memory:";
     };
-    refused = ''this store is made of itself: a of b of c of a'';
+    refused = "this store is made of itself: a of b of c of a";
   };
 
   refuses-a-store-that-joins-itself = {
     services.stores.a.join = [ "a" ];
-    refused = ''a store cannot be made of itself'';
+    refused = "a store cannot be made of itself";
   };
 
   refuses-a-token-in-the-clear = {
@@ -778,7 +776,7 @@ in
       credential = "upstream";
     };
     services.credentials.upstream = "/run/keys/upstream";
-    refused = ''a token would travel in the clear'';
+    refused = "a token would travel in the clear";
   };
 
   refuses-a-credential-for-a-folder = {
@@ -787,7 +785,7 @@ in
       credential = "disk";
     };
     services.credentials.disk = "/run/keys/disk";
-    refused = ''stores.disk.token-file: only a gRPC server wants a token'';
+    refused = "stores.disk.token-file: only a gRPC server wants a token";
   };
 
   refuses-certificates-without-tls = {
@@ -795,7 +793,7 @@ in
       url = "grpc+unix:/run/upstream.sock";
       tls.authorities = "/etc/ca.pem";
     };
-    refused = ''only grpc+https uses certificates'';
+    refused = "only grpc+https uses certificates";
   };
 
   refuses-a-certificate-without-its-key = {
@@ -804,7 +802,7 @@ in
       tls.certificate = "client";
     };
     services.credentials.client = "/run/keys/client.pem";
-    refused = ''a certificate is of use only with its key'';
+    refused = "a certificate is of use only with its key";
   };
 
   refuses-a-certificate-that-is-not-declared = {

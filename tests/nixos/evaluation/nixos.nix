@@ -342,7 +342,12 @@ in
   };
 
   config.assertions = lib.mapAttrsToList (name: user: {
-    assertion = lib.count lib.id [ user.isSystemUser user.isNormalUser ] == 1 && user.group != "";
+    assertion =
+      lib.count lib.id [
+        user.isSystemUser
+        user.isNormalUser
+      ] == 1
+      && user.group != "";
     message = "users.users.${name}: exactly one of isSystemUser and isNormalUser, and a group";
   }) config.users.users;
 }
