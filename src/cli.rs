@@ -103,9 +103,12 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return failure::usage(&error),
     };
-    // The service's log is what its configuration says.
-    if !matches!(arguments.verb, Verb::Daemon(_)) {
-        log_to_stderr();
+    match arguments.verb {
+        // The service's log is what its configuration says.
+        Verb::Daemon(_) => {}
+        Verb::Mount(_) | Verb::Virtiofs(_) | Verb::Serve(_) => log_to_stderr("warn"),
+        // An endpoint that fails fails the command, whose one error says why.
+        _ => log_to_stderr("warn,castore_fs::store::reputation=off"),
     }
     allow_many_files();
     let result = match arguments.verb {
@@ -147,9 +150,17 @@ fn allow_many_files() {
     }
 }
 
-/// Warnings and errors, unless `RUST_LOG` says otherwise.
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+/// What `usual` says, which is warnings and errors, unless `RUST_LOG` says otherwise.
+fn log_to_stderr(usual: &str) {
+    let asked = std::env::var("RUST_LOG").unwrap_or_default();
+    let filter = match castore_fs::service::check_level(&asked) {
+        Ok(()) if !asked.is_empty() => EnvFilter::new(asked),
+        Ok(()) => EnvFilter::new(usual),
+        Err(wrong) => {
+            failure::say(&format!("RUST_LOG: {wrong}"));
+            EnvFilter::new(usual)
+        }
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .fmt_fields(castore_fs::service::text_fields())

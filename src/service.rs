@@ -27,7 +27,7 @@ mod watchdog;
 pub use config::{Config, Problem, Size};
 pub use control::{CachedRoots, Done, Request, ask_status, tell};
 pub use daemon::{DaemonError, run};
-pub use log::text_fields;
+pub use log::{check_level, text_fields};
 pub use profiles::{ProfileDone, ProfileRequest, ProfileStatus, obey as obey_profile_request};
 pub use reach::{Outcome, Reached, reach};
 pub use sockets::{Ask, Serving, SocketError, listen_for_metrics, metrics_on};

@@ -15,6 +15,7 @@
 //! **Absent is not broken.** "This store does not have it" is `None` or [`Answer::Absent`];
 //! [`Error`] means the question could not be answered.
 
+mod advice;
 mod at_hand;
 mod authorities;
 mod blocking;

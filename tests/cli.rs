@@ -443,7 +443,27 @@ fn what_is_wrong_is_one_line_with_what_to_do() {
         ),
         (
             &["export", "tree", "no/where"],
-            "cannot make the folder no/.where.castore-fs-",
+            "the directory no does not exist; make it first",
+        ),
+        (
+            &["export", "--format", "tar", "tree", "no/where"],
+            "the directory no does not exist; make it first",
+        ),
+        (
+            &["ls", "--store", "local:~/store"],
+            "\"local:~/store\" is no store URL: local: does not know ~: write local:$HOME/",
+        ),
+        (
+            &[
+                "ls",
+                "--store",
+                "objectstore+s3://bucket/x?endpont=https://host",
+            ],
+            "\"objectstore+s3://bucket/x?endpont=https://host\" is no store URL: there is no parameter \"endpont\"",
+        ),
+        (
+            &["status", "--socket", "no.sock"],
+            "no service answers on no.sock: No such file or directory (os error 2); is castore-fs daemon running, and is this its control.socket",
         ),
         (
             &["import", "nowhere"],
@@ -607,6 +627,139 @@ fn a_closed_or_full_standard_output_is_an_error() {
         let run = shell(&place, &format!("$CASTORE ls tree {redirection}"));
         assert!(run.status.success(), "{redirection} {run:?}");
     }
+}
+
+#[test]
+fn a_log_level_that_is_none_is_reported_and_silences_nothing() {
+    let place = Place::new();
+    fs::create_dir(place.path("tree")).unwrap();
+    let fifo = place.path("tree/pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+    for (level, lines) in [
+        ("verbose", 2),
+        ("inof", 2),
+        ("error", 0),
+        ("castore_fs=info", 1),
+        ("", 1),
+    ] {
+        let mut command = place.command(&["import", "--skip-special", "tree"]);
+        let run = command.env("RUST_LOG", level).output().unwrap();
+        let stderr = String::from_utf8(run.stderr).unwrap();
+        assert_eq!(stderr.lines().count(), lines, "{level}: {stderr}");
+    }
+    fs::write(place.path("c.toml"), "[log]\nlevel = 'verbose'\n").unwrap();
+    let line = place.bad(1, &["check-config", "c.toml"]);
+    assert!(
+        line.contains("\"verbose\" is no level: write off, error, warn"),
+        "{line}"
+    );
+}
+
+/// What a new user gets wrong about a connection: one line, which says what to do.
+#[test]
+fn a_connection_that_fails_is_one_line_with_what_to_do() {
+    let place = Place::with_tree();
+    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    ca.distinguished_name
+        .push(rcgen::DnType::CommonName, "authority");
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    for (name, text) in [
+        ("ca.pem", ca_pem),
+        ("cert.pem", certificate.pem()),
+        ("key.pem", key.serialize_pem()),
+        ("token", "right".to_owned()),
+        ("wrong", "wrong".to_owned()),
+    ] {
+        fs::write(place.path(name), text).unwrap();
+        fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    /// Ended with the test.
+    struct Server(Child);
+    impl Drop for Server {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+    let serve = |more: &[&str]| {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = port.local_addr().unwrap().port();
+        let listen = format!("localhost:{port}");
+        let arguments = [&["serve", "--no-sandbox", "--listen", &listen][..], more].concat();
+        let server = Server(
+            place
+                .command(&arguments)
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap(),
+        );
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while std::net::TcpStream::connect(&listen).is_err() {
+            assert!(Instant::now() < deadline, "the server does not come up");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        (server, listen)
+    };
+    let (_tls, tls) = serve(&[
+        "--tls-cert",
+        "cert.pem",
+        "--tls-key",
+        "key.pem",
+        "--token-file",
+        "token",
+    ]);
+    let (_clear, clear) = serve(&[]);
+    let ca = "tls-ca-cert-path=ca.pem";
+    let port = tls.trim_start_matches("localhost:");
+    for (url, what) in [
+        (
+            format!("grpc+http://{tls}"),
+            "if it has TLS, write grpc+https://",
+        ),
+        (
+            format!("grpc+https://{clear}?{ca}"),
+            "does not speak TLS on this port",
+        ),
+        (
+            format!("grpc+https://{tls}"),
+            "name its authority with tls-ca-cert-path=FILE",
+        ),
+        (
+            format!("grpc+https://127.0.0.1:{port}?{ca}"),
+            "use a name that",
+        ),
+        (
+            format!("grpc+https://{tls}?{ca}"),
+            "demands a token: give its file in the URL",
+        ),
+        (
+            format!("grpc+https://{tls}?{ca}&token-file=wrong"),
+            "takes another one than was shown",
+        ),
+        (
+            "grpc+http://localhost:1".to_owned(),
+            "is the server running, and is the port right?",
+        ),
+        (
+            "grpc+unix:/nowhere/sock".to_owned(),
+            "there is no such socket",
+        ),
+    ] {
+        // Authorities that the system trusts, whether it has any or not.
+        let mut command = place.command(&["ls", "--store", &url]);
+        let run = command.env("SSL_CERT_FILE", "cert.pem").output().unwrap();
+        assert_eq!(run.status.code(), Some(1), "{url}");
+        let line = one_line(run.stderr);
+        assert!(line.contains(what), "{url}: {line}");
+    }
+    let right = format!("grpc+https://{tls}?{ca}&token-file=token");
+    assert_eq!(place.text(&["ls", "--store", &right]), "tree\n");
 }
 
 /// Whoever made a tree chose its names. They reach no terminal and forge no line: neither in a

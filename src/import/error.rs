@@ -34,7 +34,7 @@ pub enum Error {
     },
     /// A file that a castore cannot hold.
     #[error(
-        "{} is a {kind}, which cannot be imported; leave it out or skip special files",
+        "{} is a {kind}, which a castore cannot hold; leave it out, or all such files with --skip-special",
         Printable::path(path)
     )]
     Special {

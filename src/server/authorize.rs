@@ -162,9 +162,16 @@ impl Authorize {
             None => self.every,
             Some(_) if path.starts_with(HEALTH) => return Ok(Rights::default()),
             Some(tokens) => tokens.admit(request, self.every).ok_or_else(|| {
-                Status::unauthenticated(
-                    "this server demands a token: give its file in the URL, ?token-file=PATH",
-                )
+                let shown = request.headers().contains_key(http::header::AUTHORIZATION);
+                Status::unauthenticated(match shown {
+                    true => {
+                        "this server demands a token, and takes another one than was shown: is it the \
+                         right file, ?token-file=PATH?"
+                    }
+                    false => {
+                        "this server demands a token: give its file in the URL, ?token-file=PATH"
+                    }
+                })
             })?,
         };
         let name = path.rsplit('.').next().unwrap_or_default();

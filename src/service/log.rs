@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 
 use thiserror::Error;
 use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::debug_fn;
@@ -38,9 +39,27 @@ pub enum LogError {
 }
 
 /// Says what is wrong with a level, as [`start`] would.
-pub(super) fn check_level(level: &str) -> Result<(), String> {
+pub fn check_level(level: &str) -> Result<(), String> {
     let parsed = EnvFilter::builder().parse(level);
-    parsed.map(drop).map_err(|error| error.to_string())
+    parsed.map_err(|error| error.to_string())?;
+    // A word that is no level counts as a module of which everything is logged, and nothing else is.
+    let is_meant = |directive: &str| {
+        directive.contains(['=', '[', ':'])
+            || directive.starts_with("castore_fs")
+            || directive.is_empty()
+            || directive.parse::<LevelFilter>().is_ok()
+    };
+    match level
+        .split(',')
+        .map(str::trim)
+        .find(|directive| !is_meant(directive))
+    {
+        None => Ok(()),
+        Some(directive) => Err(format!(
+            "{directive:?} is no level: write off, error, warn, info, debug or trace, or \
+             MODULE=LEVEL such as castore_fs::store=debug"
+        )),
+    }
 }
 
 /// Starts to log as `log` says. If spans are exported, what this gives sends the last of them when it

@@ -39,7 +39,7 @@ pub enum SocketError {
         source: io::Error,
     },
     /// Nobody answers.
-    #[error("no service answers on {}: {source}; is castore-fs daemon running?", socket.display())]
+    #[error("no service answers on {}: {source}; {}", socket.display(), how_to_ask(source))]
     NoService {
         /// The control socket.
         socket: PathBuf,
@@ -54,6 +54,17 @@ pub enum SocketError {
         /// What it said.
         what: String,
     },
+}
+
+/// What to do about a control socket that cannot be connected to.
+fn how_to_ask(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "only the user that it runs as may ask it: try sudo",
+        io::ErrorKind::NotFound => {
+            "is castore-fs daemon running, and is this its control.socket (--socket PATH)?"
+        }
+        _ => "is castore-fs daemon running?",
+    }
 }
 
 /// A socket that is served until this is dropped.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
+use super::advice::with_advice;
 use super::{Damage, Error, Object};
 use crate::castore::Digest;
 
@@ -46,9 +47,9 @@ impl Failure {
                 }
             }
             Failure::Status(code, why) => Error::Remote {
+                why: with_advice(&store, code, &why),
                 store,
                 request: request.to_string(),
-                why: format!("{why} ({code:?})"),
             },
             Failure::Spool(path, kind) => Error::Io {
                 store,

@@ -73,6 +73,9 @@ fn check_folder(rest: &str) -> Result<&str, &'static str> {
     if rest.is_empty() {
         return Err("a folder has to follow local:");
     }
+    if rest.starts_with('~') {
+        return Err("local: does not know ~: write local:$HOME/… in a shell, or the whole path");
+    }
     if rest.contains('\0') {
         return Err("no path holds a NUL byte");
     }
@@ -104,6 +107,7 @@ pub fn check_url(url: &str) -> Result<(), String> {
 /// Fails if `url` names a store in a folder where there is none yet, which [`open`] would make: for
 /// who only wants to read, and may have mistyped.
 pub fn must_exist(url: &str) -> Result<(), Error> {
+    check_local(url)?;
     match local_folder(url) {
         Some(path) if !LocalStore::may_be_in(path) => Err(Error::Format {
             store: url.to_owned(),

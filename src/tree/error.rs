@@ -81,6 +81,9 @@ pub enum Error {
     /// The place to export to is taken.
     #[error("{} exists already; export writes only to a path where there is nothing", Printable::path(.0))]
     Exists(PathBuf),
+    /// The directory to export to is not there.
+    #[error("the directory {} does not exist; make it first", Printable::path(.0))]
+    NoFolder(PathBuf),
     /// An operation on a file outside failed.
     #[error("cannot {action} {}: {source}", Printable::path(path))]
     Io {

@@ -382,6 +382,7 @@ impl Unfinished {
             match mkdirat(CWD, &path, Mode::from_raw_mode(0o700)) {
                 Ok(()) => break path,
                 Err(Errno::EXIST) => attempt += 1,
+                Err(Errno::NOENT) => return Err(Error::NoFolder(parent.to_owned())),
                 Err(error) => return Err(failed("make the folder", &path)(error)),
             }
         };

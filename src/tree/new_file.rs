@@ -53,8 +53,10 @@ impl NewFile {
         let end = format!(".castore-fs-{}", std::process::id());
         let hidden = folder.join(OsStr::from_bytes(&[b".", start, end.as_bytes()].concat()));
         let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        let fd = openat(CWD, &hidden, flags, mode);
-        let fd = fd.map_err(|error| failed("make the file", target, error))?;
+        let fd = openat(CWD, &hidden, flags, mode).map_err(|error| match error {
+            Errno::NOENT => Error::NoFolder(folder.to_owned()),
+            _ => failed("make the file", target, error),
+        })?;
         Ok(Self {
             file: fd.into(),
             target: target.to_owned(),

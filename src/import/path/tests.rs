@@ -238,7 +238,7 @@ fn special_files_are_refused_by_name_or_left_out() {
     assert_eq!(
         error.to_string(),
         format!(
-            "{} is a socket, which cannot be imported; leave it out or skip special files",
+            "{} is a socket, which a castore cannot hold; leave it out, or all such files with --skip-special",
             socket.display()
         )
     );

@@ -123,7 +123,7 @@ pub enum Error {
     },
     /// A device or named pipe.
     #[error(
-        "the tar entry \"{}\" is a {kind}, which cannot be imported; leave it out or skip special files",
+        "the tar entry \"{}\" is a {kind}, which a castore cannot hold; leave it out, or all such files with --skip-special",
         Printable(path)
     )]
     Special {

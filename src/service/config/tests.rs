@@ -270,7 +270,9 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[stores.main]\nurl = 'grpc+https://u?stal-timeout=3'\n",
-            "6: stores.main.url: there is no parameter \"stal-timeout\"",
+            "6: stores.main.url: there is no parameter \"stal-timeout\"; there are wait-connect, \
+             tls-ca-cert-path, tls-client-cert-path, tls-client-key-path, token-file, \
+             connect-timeout, first-byte-timeout, stall-timeout, verify, cache, spool",
         ),
         (
             "[stores.main]\nurl = 'grpc+https://me:secret@u'\n",

@@ -31,6 +31,21 @@ use crate::store::credential::{read, read_secret};
 use crate::store::segments::Verify;
 use crate::store::shown_url::shown_parameter;
 
+/// What a URL can say, in the order of the table above.
+const PARAMETERS: [&str; 11] = [
+    "wait-connect",
+    "tls-ca-cert-path",
+    "tls-client-cert-path",
+    "tls-client-key-path",
+    "token-file",
+    "connect-timeout",
+    "first-byte-timeout",
+    "stall-timeout",
+    "verify",
+    "cache",
+    "spool",
+];
+
 /// HTTP/2 windows, in bytes: how much may be under way to us. 16 MiB fill 10 Gbit/s at 13 ms.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
@@ -141,7 +156,8 @@ impl Address {
                 "spool" => address.spool = mebibytes()?,
                 _ => {
                     let name = shown_parameter(&name, &value);
-                    return Err(format!("there is no parameter {name}"));
+                    let known = PARAMETERS.join(", ");
+                    return Err(format!("there is no parameter {name}; there are {known}"));
                 }
             }
         }
@@ -265,6 +281,17 @@ mod tests {
         assert_eq!(address.cache, 1 << 20);
         let address = Address::parse("grpc+http://[::1]:8000").unwrap();
         assert!(matches!(&address.target, Target::Tcp(uri) if uri == "http://[::1]:8000"));
+    }
+
+    #[test]
+    fn every_parameter_that_errors_list_is_one() {
+        for name in PARAMETERS {
+            let url = format!("grpc+https://host?{name}=?");
+            let unknown = Address::parse(&url).is_err_and(|why| why.contains("no parameter"));
+            assert!(!unknown, "{name}");
+        }
+        let error = Address::parse("grpc+https://host?tls-cacert=x").unwrap_err();
+        assert!(error.ends_with(&PARAMETERS.join(", ")), "{error}");
     }
 
     #[test]

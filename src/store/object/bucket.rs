@@ -10,8 +10,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
+use object_store::aws::AmazonS3ConfigKey;
+use object_store::azure::AzureConfigKey;
+use object_store::gcp::GoogleConfigKey;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutPayload, RetryConfig};
+use object_store::{
+    ClientConfigKey, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutPayload, RetryConfig,
+};
 use tokio::runtime::Handle;
 use tonic::Code;
 use url::Url;
@@ -123,7 +128,19 @@ impl Address {
             }
         }
         place.set_query(None);
-        ObjectStoreScheme::parse(&place).map_err(|error| with_causes(&error))?;
+        let (scheme, _) = ObjectStoreScheme::parse(&place).map_err(|error| with_causes(&error))?;
+        if let Some((name, value)) = address
+            .options
+            .iter()
+            .find(|(name, _)| !knows(&scheme, name))
+        {
+            let name = shown_parameter(name, value);
+            return Err(format!(
+                "there is no parameter {name} for {}; there are verify, credentials-file, and options \
+                 such as endpoint, region and skip_signature",
+                place.scheme()
+            ));
+        }
         address.place = place;
         Ok(address)
     }
@@ -281,6 +298,17 @@ impl Bucket {
             _ => self.reputation.succeeded(),
         }
         Err(failure)
+    }
+}
+
+/// Whether `name` is an option of a store of this kind. What kinds there will be is not for us to know.
+fn knows(scheme: &ObjectStoreScheme, name: &str) -> bool {
+    match scheme {
+        ObjectStoreScheme::AmazonS3 => name.parse::<AmazonS3ConfigKey>().is_ok(),
+        ObjectStoreScheme::GoogleCloudStorage => name.parse::<GoogleConfigKey>().is_ok(),
+        ObjectStoreScheme::MicrosoftAzure => name.parse::<AzureConfigKey>().is_ok(),
+        ObjectStoreScheme::Http => name.parse::<ClientConfigKey>().is_ok(),
+        _ => true,
     }
 }
 

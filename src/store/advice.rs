@@ -1,0 +1,112 @@
+//! What to do about a connection that failed: from what the libraries say, which know neither our URLs
+//! nor who reads them.
+
+use tonic::Code;
+
+/// A part of what a library says, and what helps.
+const KNOWN: [(&str, &str); 13] = [
+    (
+        "InvalidContentType",
+        "the server does not speak TLS on this port: write its TLS port, or http instead of https \
+         where the network is trusted",
+    ),
+    (
+        "frame with invalid size",
+        "the server does not speak HTTP/2 in the clear: if it has TLS, write grpc+https://",
+    ),
+    (
+        "UnknownIssuer",
+        "no authority that is trusted here signed the server's certificate: name its authority with \
+         tls-ca-cert-path=FILE",
+    ),
+    (
+        "CaUsedAsEndEntity",
+        "the server shows the certificate of an authority (CA:TRUE) as its own: give it one that the \
+         authority signed",
+    ),
+    (
+        "NotValidForName",
+        "the server's certificate is for another name: use a name that it is for",
+    ),
+    (
+        "certificate not valid for name",
+        "use a name that the server's certificate is for",
+    ),
+    (
+        "certificate expired",
+        "the server's certificate has to be renewed, or this machine's clock is wrong",
+    ),
+    (
+        "certificate not valid yet",
+        "this machine's clock is wrong, or the server's",
+    ),
+    (
+        "CertificateRequired",
+        "the server demands a certificate of its clients: name one with tls-client-cert-path=FILE and \
+         tls-client-key-path=FILE",
+    ),
+    (
+        "169.254.169.254",
+        "there are no credentials for the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
+         name a file of them with credentials-file=FILE; a public bucket needs skip_signature=true",
+    ),
+    (
+        "Connection refused",
+        "nothing listens there: is the server running, and is the port right?",
+    ),
+    (
+        "failed to lookup address",
+        "the name of the host is not known: is it spelled right?",
+    ),
+    (
+        "No such file or directory",
+        "there is no such socket: is the server running?",
+    ),
+];
+
+/// `why`, with what to do about it where that is known. `store` is the URL of the store that was asked.
+pub(super) fn with_advice(store: &str, code: Code, why: &str) -> String {
+    let advice = match code {
+        Code::Unauthenticated if store.starts_with("grpc+") && !why.contains("token-file") => {
+            Some("name the file of a token that the server takes with token-file=FILE")
+        }
+        // The server said so, and no library.
+        Code::Unavailable | Code::Internal | Code::Unknown => {
+            let known = KNOWN.iter().find(|(part, _)| why.contains(part));
+            known.map(|(_, advice)| *advice)
+        }
+        _ => None,
+    };
+    match advice {
+        Some(advice) => format!("{why} ({code:?}): {advice}"),
+        None => format!("{why} ({code:?})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_is_explained_and_the_rest_stays() {
+        let shown = |store, code, why| with_advice(store, code, why);
+        let refused = shown(
+            "grpc+http://host",
+            Code::Unavailable,
+            "tcp connect error: Connection refused (os error 111)",
+        );
+        assert_eq!(
+            refused,
+            "tcp connect error: Connection refused (os error 111) (Unavailable): nothing listens \
+             there: is the server running, and is the port right?"
+        );
+        assert_eq!(
+            shown("grpc+http://host", Code::DataLoss, "Connection refused"),
+            "Connection refused (DataLoss)"
+        );
+        let token = shown("grpc+https://host", Code::Unauthenticated, "no token");
+        assert!(token.contains("token-file=FILE"), "{token}");
+        let bucket = shown("objectstore+s3://host", Code::Unauthenticated, "no token");
+        assert!(!bucket.contains("token-file=FILE"), "{bucket}");
+    }
+}
