@@ -459,7 +459,7 @@ fn what_is_wrong_is_one_line_with_what_to_do() {
                 "--store",
                 "objectstore+s3://bucket/x?endpont=https://host",
             ],
-            "\"objectstore+s3://bucket/x?endpont=https://host\" is no store URL: there is no parameter \"endpont\"",
+            "\"objectstore+s3://bucket/x\" is no store URL: there is no parameter \"endpont\"",
         ),
         (
             &["status", "--socket", "no.sock"],
@@ -720,7 +720,7 @@ fn a_connection_that_fails_is_one_line_with_what_to_do() {
     for (url, what) in [
         (
             format!("grpc+http://{tls}"),
-            "if it has TLS, write grpc+https://",
+            "if the server has TLS, write grpc+https://",
         ),
         (
             format!("grpc+https://{clear}?{ca}"),

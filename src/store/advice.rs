@@ -4,15 +4,11 @@
 use tonic::Code;
 
 /// A part of what a library says, and what helps.
-const KNOWN: [(&str, &str); 13] = [
+const KNOWN: [(&str, &str); 12] = [
     (
         "InvalidContentType",
         "the server does not speak TLS on this port: write its TLS port, or http instead of https \
          where the network is trusted",
-    ),
-    (
-        "frame with invalid size",
-        "the server does not speak HTTP/2 in the clear: if it has TLS, write grpc+https://",
     ),
     (
         "UnknownIssuer",
@@ -64,13 +60,26 @@ const KNOWN: [(&str, &str); 13] = [
     ),
 ];
 
+/// What is said of a server that answers HTTP/2 in the clear with an alert of TLS, and hangs up.
+const NOT_IN_THE_CLEAR: [&str; 4] = [
+    "frame with invalid size",
+    "connection closed",
+    "Connection reset",
+    "Broken pipe",
+];
+
 /// `why`, with what to do about it where that is known. `store` is the URL of the store that was asked.
 pub(super) fn with_advice(store: &str, code: Code, why: &str) -> String {
     let advice = match code {
         Code::Unauthenticated if store.starts_with("grpc+") && !why.contains("token-file") => {
             Some("name the file of a token that the server takes with token-file=FILE")
         }
-        // The server said so, and no library.
+        Code::Unavailable | Code::Internal | Code::Unknown | Code::Cancelled
+            if store.starts_with("grpc+http:")
+                && NOT_IN_THE_CLEAR.iter().any(|part| why.contains(part)) =>
+        {
+            Some("if the server has TLS, write grpc+https://")
+        }
         Code::Unavailable | Code::Internal | Code::Unknown => {
             let known = KNOWN.iter().find(|(part, _)| why.contains(part));
             known.map(|(_, advice)| *advice)
@@ -99,6 +108,11 @@ mod tests {
             refused,
             "tcp connect error: Connection refused (os error 111) (Unavailable): nothing listens \
              there: is the server running, and is the port right?"
+        );
+        let clear = shown("grpc+http://host", Code::Cancelled, "connection closed");
+        assert!(
+            clear.ends_with("if the server has TLS, write grpc+https://"),
+            "{clear}"
         );
         assert_eq!(
             shown("grpc+http://host", Code::DataLoss, "Connection refused"),
