@@ -60,12 +60,14 @@ const KNOWN: [(&str, &str); 12] = [
     ),
 ];
 
-/// What is said of a server that answers HTTP/2 in the clear with an alert of TLS, and hangs up.
-const NOT_IN_THE_CLEAR: [&str; 4] = [
+/// What is said, in small letters, of a server that answers HTTP/2 in the clear with an alert of TLS,
+/// and hangs up.
+const NOT_IN_THE_CLEAR: [&str; 5] = [
     "frame with invalid size",
     "connection closed",
-    "Connection reset",
-    "Broken pipe",
+    "connection reset",
+    "broken pipe",
+    "stream closed",
 ];
 
 /// `why`, with what to do about it where that is known. `store` is the URL of the store that was asked.
@@ -76,7 +78,9 @@ pub(super) fn with_advice(store: &str, code: Code, why: &str) -> String {
         }
         Code::Unavailable | Code::Internal | Code::Unknown | Code::Cancelled
             if store.starts_with("grpc+http:")
-                && NOT_IN_THE_CLEAR.iter().any(|part| why.contains(part)) =>
+                && NOT_IN_THE_CLEAR
+                    .iter()
+                    .any(|part| why.to_ascii_lowercase().contains(part)) =>
         {
             Some("if the server has TLS, write grpc+https://")
         }
