@@ -45,7 +45,7 @@ use crate::castore::{Digest, Directory, Node, NodeRef, Printable};
 use crate::store::{Answer, Error, Store};
 
 pub use attributes::Owner;
-pub use images::ImageClosures;
+pub use images::{ImageClosures, ImageCount};
 pub use node_id::NodeId;
 pub use nodes::{Ledger, LedgerError, NodeCount};
 pub use passthrough::{BackingDevice, Handle, OpenCount, OpenRequest, Opened, Passthrough, Reads};

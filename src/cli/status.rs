@@ -246,6 +246,17 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
                 open.files, open.backed
             )?;
         }
+        for image in &mount.opened_images {
+            let size = image.size.map(|size| format!("{}, ", HumanBytes(size)));
+            writeln!(
+                text,
+                "  image {}: {}layout version {}, {} read",
+                image.digest,
+                size.unwrap_or_default(),
+                image.layout_version,
+                HumanBytes(image.read_bytes)
+            )?;
+        }
         if let Some(warmup) = &mount.warmup {
             show_warmup(warmup, &mut text)?;
         }

@@ -16,11 +16,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::stat64;
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
 use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
 
 use super::errno::{self, failure};
 use super::node_id::{NodeId, Place};
@@ -28,9 +30,9 @@ use super::nodes::Ledger;
 use super::root_lookup::RootListing;
 use super::top::{SeenRoot, Top};
 use super::waiting::Waiting;
-use super::{CastoreFs, FOREVER, NOT_AT_ALL, attributes};
+use super::{CastoreFs, FOREVER, NOT_AT_ALL, attributes, slow};
 use crate::castore::{Digest, Name, NodeRef, Root};
-use crate::image::{ImageTop, ImageVersion};
+use crate::image::{ImageLocation, ImageTop, ImageVersion};
 use crate::store::Bounded;
 use crate::tree::{ImageFile, ImageFileError, Waits, image_top};
 
@@ -44,6 +46,8 @@ const SLOT: u32 = u32::MAX;
 const DIRECTORY_INO: u64 = 1 << 63;
 /// Bytes of layouts that are kept.
 const LAYOUT_BYTES: usize = 64 << 20;
+/// Images that are listed by who asks for the mount's state.
+const MOST_COUNTED: usize = 100;
 /// The cookie of the first closure in a listing; roots have theirs below.
 const FIRST_CLOSURE: u64 = 1 << 40;
 
@@ -85,8 +89,25 @@ struct Seen {
 struct SeenImage {
     index: u32,
     top: ImageTop,
+    /// Bytes that were read of it.
+    read: AtomicU64,
     /// Held while its layout is made.
     making: tokio::sync::Mutex<()>,
+}
+
+/// An image of a mount, and what was read of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageCount {
+    /// The digest of the Directory at its top, in hex digits.
+    pub digest: String,
+    /// The version of its layout.
+    pub layout_version: u8,
+    /// Bytes of the image; nothing while its layout is not in memory.
+    pub size: Option<u64>,
+    /// Bytes of memory that its layout takes.
+    pub layout_bytes: u64,
+    /// Bytes that the kernel read of it since this process serves the mount.
+    pub read_bytes: u64,
 }
 
 impl Seen {
@@ -96,6 +117,7 @@ impl Seen {
         let image = Arc::new(SeenImage {
             index,
             top,
+            read: AtomicU64::new(0),
             making: tokio::sync::Mutex::default(),
         });
         self.all.push(image.clone());
@@ -145,6 +167,18 @@ impl Images {
     fn get(&self, index: u32) -> Option<Arc<SeenImage>> {
         self.seen.read().all.get(index as usize).cloned()
     }
+
+    fn count(&self, image: &SeenImage) -> ImageCount {
+        let file = self.files.lock().get(&image.index);
+        let layout = file.as_ref().map(|file| file.layout());
+        ImageCount {
+            digest: image.top.digest().to_hex(),
+            layout_version: ImageVersion::default().number(),
+            size: layout.map(|layout| layout.size()),
+            layout_bytes: layout.map_or(0, |layout| layout.resident_bytes() as u64),
+            read_bytes: image.read.load(Ordering::Relaxed),
+        }
+    }
 }
 
 impl Waits for Waiting {
@@ -173,6 +207,25 @@ fn shown(id: NodeId) -> Option<Shown> {
 }
 
 impl CastoreFs {
+    /// The images that were looked up, if this mount shows any: the last [`MOST_COUNTED`] of them.
+    pub fn image_counts(&self) -> Vec<ImageCount> {
+        let Some(images) = &self.images else {
+            return Vec::new();
+        };
+        let all = images.seen.read().all.clone();
+        let counted = all.iter().rev().take(MOST_COUNTED);
+        counted.map(|image| images.count(image)).collect()
+    }
+
+    /// What is at `offset` of the image `id`, as far as it is known without waiting.
+    pub(super) fn image_location(&self, id: NodeId, offset: u64) -> Option<ImageLocation> {
+        let (images, Shown::Image(index)) = self.shown_image(id)? else {
+            return None;
+        };
+        let file = images.files.lock().get(&index)?;
+        file.location(offset)
+    }
+
     /// What is in `.images`, if `id` is of there and this mount has it.
     fn shown_image(&self, id: NodeId) -> Option<(&Images, Shown)> {
         Some((self.images.as_ref()?, shown(id)?))
@@ -306,10 +359,14 @@ impl CastoreFs {
         let Shown::Image(index) = shown else {
             return Some(Err(failure(libc::EISDIR)));
         };
+        slow::reads_at(offset);
         let image = images.get(index).ok_or(failure(libc::ESTALE));
         Some(image.and_then(|image| {
             let file = self.image_file(images, &image)?;
             let read = file.read_at(offset, buffer, &self.waiting);
+            let read = read.inspect(|length| {
+                image.read.fetch_add(*length as u64, Ordering::Relaxed);
+            });
             read.map_err(|error| self.image_failed(&image.top, Some((&file, offset)), &error))
         }))
     }
@@ -425,7 +482,7 @@ impl CastoreFs {
             _ => None,
         };
         let offset = read.map(|(_, offset)| offset);
-        let location = read.and_then(|(file, offset)| file.location(offset, &self.waiting).ok());
+        let location = read.and_then(|(file, offset)| file.location(offset));
         tracing::error!(
             image = %top.digest(),
             offset,

@@ -22,6 +22,8 @@ use crate::spans;
 thread_local! {
     /// How long the request that this thread answers has waited.
     static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// From which offset of an image it reads.
+    static READS_AT: Cell<Option<u64>> = const { Cell::new(None) };
     /// When that request began, if spans are wanted, and its span, once it has one.
     static FOLLOWED: RefCell<Option<(Instant, Option<Span>)>> = const { RefCell::new(None) };
 }
@@ -67,6 +69,11 @@ pub(super) fn waited(long: Duration) {
     WAITED.set(WAITED.get() + long);
 }
 
+/// Notes that the request which this thread answers reads an image at `offset`.
+pub(super) fn reads_at(offset: u64) {
+    READS_AT.set(Some(offset));
+}
+
 impl CastoreFs {
     /// Does `work`, which answers a request for `node`; if it takes longer than
     /// [`Options::slow_requests`](super::Options) says, tells its story, calling it what `kind` does.
@@ -81,6 +88,7 @@ impl CastoreFs {
             return work();
         }
         WAITED.set(Duration::ZERO);
+        READS_AT.set(None);
         let began = Instant::now();
         if spans::wanted() {
             FOLLOWED.set(Some((began, None)));
@@ -121,7 +129,12 @@ impl CastoreFs {
         let endpoint = (!waited.is_zero()).then(|| self.store.url());
         let at_hand = total.saturating_sub(waited).saturating_sub(hashed);
         let millis = |span: Duration| span.as_micros() as f64 / 1000.0;
-        let path = self.path(id);
+        let mut path = self.path(id);
+        let location = READS_AT.get().and_then(|at| self.image_location(id, at));
+        if let Some(location) = &location {
+            path = format!("{path}: {}", location.path);
+        }
+        let digest = digest.or(location.map(|location| location.digest));
         if !span.is_none() {
             span.record("otel.name", request)
                 .record("path", display(&path))
@@ -174,9 +187,12 @@ mod tests {
     use tracing_subscriber::Layer;
     use tracing_subscriber::layer::{Context, SubscriberExt};
 
+    use fuse_backend_rs::api::filesystem::{Context as FuseContext, FileSystem};
+
     use super::*;
+    use crate::castore::{Directory, Name, Node, Root};
     use crate::fs::{Options, Uncounted, Waiting};
-    use crate::store::MemoryStore;
+    use crate::store::{MemoryStore, Store};
 
     /// The fields of the last event.
     #[derive(Clone, Default)]
@@ -194,6 +210,68 @@ mod tests {
             let value = format!("{value:?}");
             self.0.lock().insert(field.name().to_owned(), value);
         }
+    }
+
+    #[test]
+    fn a_slow_read_of_an_image_names_the_file_behind_the_offset() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let waiting = Waiting::new(runtime.handle().clone(), Arc::new(Uncounted));
+        let options = Options {
+            slow_requests: Some(Duration::from_millis(30)),
+            images: Some(Arc::default()),
+            ..Options::default()
+        };
+        let store = MemoryStore::default();
+        let node = Node::File {
+            digest: Digest::of(b"content"),
+            size: 7,
+            executable: false,
+        };
+        let name = |text: &str| Name::new(text.as_bytes()).unwrap();
+        let below = Directory::from_entries(vec![(name("file"), node)]).unwrap();
+        let top = Directory::from_entries(vec![(name("below"), below.node())]).unwrap();
+        let ingest = store.ingest().unwrap();
+        ingest
+            .put_blobs(&[(Digest::of(b"content"), b"content")])
+            .unwrap();
+        ingest.put_directory(&below).unwrap();
+        ingest.put_directory(&top).unwrap();
+        let root = Root {
+            name: name("tree"),
+            node: top.node(),
+        };
+        ingest.put_root(&root, None).unwrap();
+        ingest.commit().unwrap();
+        let fs = CastoreFs::new(Arc::new(store), options, waiting, None);
+        let context = FuseContext::default();
+        let images = fs.lookup(&context, NodeId::ROOT, c".images").unwrap();
+        let image = fs.lookup(&context, images.inode.into(), c"tree.erofs");
+        let image = image.unwrap().inode;
+        let last = Last::default();
+        let subscriber = tracing_subscriber::registry().with(last.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            let mut buffer = [0; 7];
+            fs.answering(
+                || "READ",
+                image,
+                || {
+                    // Behind a block of metadata.
+                    fs.read_into(image.into(), 4096, &mut buffer).unwrap();
+                    std::thread::sleep(Duration::from_millis(40));
+                },
+            );
+            assert_eq!(&buffer, b"content");
+        });
+        let told = last.0.lock();
+        let hex = top.digest().to_hex();
+        assert_eq!(told["path"], format!("/.images/{hex}.erofs: /below/file"));
+        assert_eq!(told["digest"], Digest::of(b"content").to_string());
+        let counted = &fs.image_counts()[0];
+        assert_eq!(
+            (counted.digest.as_str(), counted.read_bytes),
+            (hex.as_str(), 7)
+        );
+        assert_eq!((counted.layout_version, counted.size), (1, Some(2 << 20)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fs::{OpenCount, WarmUpCount};
+use crate::fs::{ImageCount, OpenCount, WarmUpCount};
 use crate::store::{Cache, CacheStatus, Health, Opened};
 use crate::transport::fuse::RequestTimes;
 use crate::transport::virtiofs::EndpointStatus;
@@ -110,6 +110,9 @@ pub struct MountStatus {
     /// Whether trees are shown as disk images in `.images`.
     #[serde(default)]
     pub images: bool,
+    /// The images that were opened since the mount was made, the latest first, 100 at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub opened_images: Vec<ImageCount>,
 }
 
 /// What is open on a mount.

@@ -72,6 +72,7 @@ impl View {
                 open: viewed.session.open_files().map(Into::into),
                 warmup: viewed.session.warm_up_count(),
                 images: viewed.images,
+                opened_images: viewed.session.images(),
             }
         };
         let of_device = |viewed: &ViewedDevice| {

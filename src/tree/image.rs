@@ -181,13 +181,13 @@ impl ImageFile {
         Ok(())
     }
 
-    /// What is behind `offset`. For logs.
-    pub fn location(
-        &self,
-        offset: u64,
-        waiter: &impl Waits,
-    ) -> Result<ImageLocation, ImageFileError> {
-        self.layout.location(offset, &self.source(waiter))
+    /// What is behind `offset`, as far as that is known without waiting. For logs.
+    pub fn location(&self, offset: u64) -> Option<ImageLocation> {
+        let source = AtHand {
+            store: &self.store,
+            directories: &self.directories,
+        };
+        self.layout.location(offset, &source).ok()
     }
 
     fn source<'a, W>(&'a self, waiter: &'a W) -> Fetch<'a, W> {
@@ -344,6 +344,33 @@ impl<W: Waits> DirectorySource for Fetch<'_, W> {
             None => self.directory(digest),
         };
         digests.iter().map(directory).collect()
+    }
+}
+
+/// Directories that need not be waited for.
+struct AtHand<'a> {
+    store: &'a Arc<dyn Store>,
+    directories: &'a Directories,
+}
+
+impl DirectorySource for AtHand<'_> {
+    type Error = ();
+
+    fn directory(&self, digest: &Digest) -> Result<Directory, ()> {
+        if let Some(directory) = self.directories.kept.lock().get(digest) {
+            return Ok(directory);
+        }
+        match self.store.directory_now(digest) {
+            Ok(Answer::Found(directory)) => Ok(directory),
+            _ => Err(()),
+        }
+    }
+
+    fn directories(&self, digests: &[Digest]) -> Result<Vec<Directory>, ()> {
+        digests
+            .iter()
+            .map(|digest| self.directory(digest))
+            .collect()
     }
 }
 

@@ -117,13 +117,13 @@ fn what_is_missing_or_of_another_size_fails_in_its_own_pages_and_is_named() {
     );
     let (wrong_at, wrong) = read(&["below", "wrong"]);
     assert!(matches!(wrong, Err(ImageFileError::Store(_))), "{wrong:?}");
-    let location = image.location(lost_at, runtime).unwrap();
+    let location = image.location(lost_at).unwrap();
     assert_eq!(location.path, "/below/lost");
     assert_eq!(location.digest, Digest::of(b"lost"));
-    let location = image.location(wrong_at + 4096, runtime).unwrap();
+    let location = image.location(wrong_at + 4096).unwrap();
     assert_eq!(location.path, "/below/wrong");
     // Metadata belongs to the directory whose entries' inodes are there.
-    let location = image.location(1024, runtime).unwrap();
+    let location = image.location(1024).unwrap();
     assert_eq!(
         (location.path.as_str(), location.digest),
         ("/", top.digest())
@@ -149,7 +149,7 @@ fn one_root_is_the_top_and_several_are_listed() {
     let mut bytes = [0; 4];
     image.read_at(at, &mut bytes, runtime.handle()).unwrap();
     assert_eq!(&bytes, b"two\0");
-    let location = image.location(at, runtime.handle()).unwrap();
+    let location = image.location(at).unwrap();
     assert_eq!(location.path, "/two/two");
 }
 

@@ -20,7 +20,8 @@ use super::pulse::{Pulse, Stuck};
 use super::serving::Serving;
 use super::{page_cache, permissions, root_watch, warm_up};
 use crate::fs::{
-    CastoreFs, Ledger, NodeCount, OpenCount, Options, Passthrough, Reads, Waiting, WarmUpCount,
+    CastoreFs, ImageCount, Ledger, NodeCount, OpenCount, Options, Passthrough, Reads, Waiting,
+    WarmUpCount,
 };
 use crate::store::Store;
 use crate::transport::requests::{RequestCounts, RequestTimes};
@@ -236,6 +237,11 @@ impl Session {
     /// Nodes that the kernel knows.
     pub fn nodes(&self) -> NodeCount {
         self.serving.fs.count()
+    }
+
+    /// The images that were looked up, if the mount shows any, the latest first.
+    pub fn images(&self) -> Vec<ImageCount> {
+        self.serving.fs.image_counts()
     }
 
     /// Whether the mount is gone, with its last user.
