@@ -163,8 +163,8 @@ pub(super) fn check_room(limits: &Limits) -> Result<(), Status> {
     match free >= limits.keep_free {
         true => Ok(()),
         false => Err(Status::resource_exhausted(format!(
-            "the disk of this store has {free} bytes free, and {} are to stay free: run `castore-fs gc` \
-             there, or free some space",
+            "the disk of this store has {free} bytes free, and {} are to stay free (--keep-free): run \
+             `castore-fs gc` there, or free some space",
             limits.keep_free
         ))),
     }

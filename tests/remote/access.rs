@@ -314,7 +314,9 @@ async fn the_program_takes_sockets_from_systemd_and_tokens_from_its_credentials(
     let read = cat(&format!("{url}?token-file=upstream"), &credentials);
     assert!(read.status.success(), "{read:?}");
     assert_eq!(read.stdout, b"content");
-    assert!(!String::from_utf8_lossy(&read.stderr).contains(TOKEN));
+    let said = String::from_utf8_lossy(&read.stderr);
+    assert!(!said.contains(TOKEN));
+    assert!(said.contains("every user can read it"), "{said}");
     let refused = cat(&url, &credentials);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains("demands a token"), "{said}");
