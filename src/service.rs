@@ -4,6 +4,7 @@
 //! running, tells systemd how it is, and leaves its mounts to its own successor, so that a restart,
 //! a crash or an upgrade is a pause for those who read and nothing else.
 
+mod claim;
 pub mod config;
 mod control;
 mod daemon;

@@ -73,7 +73,7 @@ pub use local::{
 };
 pub use memory::MemoryStore;
 pub use mirrors::{Mirrors, Order};
-pub use needs::{Needs, needs};
+pub use needs::{Needs, UsedFile, needs};
 pub use object::ObjectStore;
 pub use plan::{Named, OpenError, OpenStores, Opened, Plan, open_all, open_each};
 pub use shown_url::{shown_url, with_shown_urls};

@@ -15,8 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Say what is wrong with a configuration file
 ///
-/// Needs nothing but the file: no store is opened and nothing is mounted. Every mistake is a line:
-/// file, line, key, and what would be right.
+/// No store is opened and nothing is mounted. Every mistake is a line: file, line, key, and what would be
+/// right. Mount points are checked against this machine's files: one that would hide what the service
+/// needs is a mistake.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs check-config /etc/castore-fs/config.toml
@@ -31,7 +32,7 @@ pub(super) struct CheckConfig {
 
 impl CheckConfig {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let config = Config::load(&self.file).map_err(|problems| {
+        let config = Config::load_here(&self.file).map_err(|problems| {
             problems
                 .iter()
                 .for_each(|problem| say(&problem.to_string()));

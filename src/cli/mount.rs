@@ -4,12 +4,15 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use castore_fs::castore::Node;
 use castore_fs::fs::{Options, Owner, Reads, RootListing, Top, WarmUp};
 use castore_fs::profile::{Profiles, Subject};
 use castore_fs::store::Blocking;
-use castore_fs::transport::fuse::{MountOptions, Nursery, Session, Unmounted};
+use castore_fs::transport::fuse::{
+    MountOptions, MountWatch, Nursery, OwnFiles, Session, Unmounted,
+};
 use castore_fs::tree::{Preference, Target};
 use clap::{Args, ValueEnum};
 
@@ -20,11 +23,15 @@ use super::mount_helper;
 use super::store::{Opened, StoreArguments, default_folder};
 use super::supervisor::Supervisor;
 
+/// How often to try again to unmount, even if the mount table does not change.
+const MOUNT_TABLE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Mount a store, and serve it until it is unmounted
 ///
 /// Shows the store's roots by name, or with --root one tree. Says when the mount is up and stays in
-/// the foreground; Ctrl-C, SIGTERM or umount end it. A mount that is busy then is taken out of the
-/// tree and served until its last user has finished; a second Ctrl-C ends it at once.
+/// the foreground; Ctrl-C, SIGTERM, SIGHUP or umount end it. A mount that is busy then is taken out of
+/// the tree and served until its last user has finished; a second Ctrl-C ends it at once. Under nohup
+/// SIGHUP is ignored.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs mount --import ./tree /mnt
@@ -172,6 +179,7 @@ impl Mount {
             stay_awake: self.stay_awake.unwrap_or(defaults.stay_awake),
             device: given(&self.mountpoint)?.map(Arc::new),
             nursery: Some(nursery),
+            own_files: self.own_files(&opened)?,
             ..defaults
         };
         let store = opened.store.store().clone();
@@ -179,7 +187,14 @@ impl Mount {
         let session = Session::mount(store, &self.mountpoint, options, &mount, runtime)?;
         let session = Arc::new(session);
         let ending = session.clone();
-        on_interrupt(&opened.runtime, move || unmount(&ending))?;
+        on_interrupt(&opened.runtime, move || {
+            let session = ending.clone();
+            // It may take long, and another interrupt must be heard.
+            let unmounting = std::thread::Builder::new().name("unmount".into());
+            if let Err(error) = unmounting.spawn(move || unmount(&session)) {
+                say(&format!("cannot unmount: {error}"));
+            }
+        })?;
         let place = session.path().display();
         match imported {
             Some(name) if self.root.is_none() => {
@@ -197,29 +212,49 @@ impl Mount {
             rustix::stdio::dup2_stderr(std::fs::File::options().write(true).open("/dev/null")?)?;
         }
         session.wait();
+        session.remember();
+        // Threads may still wait for a store, and use the runtime: they end with the process.
+        std::mem::forget(opened.runtime);
         Ok(())
+    }
+
+    /// The files that the mount must not hide.
+    fn own_files(&self, opened: &Opened) -> Result<OwnFiles, Failure> {
+        let mut files = OwnFiles::default();
+        files.extend(opened.described.plan.used_files());
+        if let Some(file) = self.store.configuration() {
+            files.add("its configuration file", file);
+        }
+        if self.warmup == Learning::Learn {
+            files.add("its profiles", self.profiles_folder()?);
+        }
+        Ok(files)
     }
 
     fn warm_up(&self, opened: &Opened) -> Result<Option<WarmUp>, Failure> {
         if self.warmup == Learning::Off {
             return Ok(None);
         }
-        let folder = match &self.profiles {
-            // The helper of mount(8) changes to another folder; the mount outlives its own.
-            Some(folder) => std::path::absolute(folder)?,
-            None => {
-                let folder = default_folder().map_err(|_| {
-                    failure("neither XDG_DATA_HOME nor HOME is set: give --profiles PATH")
-                })?;
-                folder.join("profiles")
-            }
-        };
+        let folder = self.profiles_folder()?;
         let root = self.root.as_deref().map(Path::as_os_str);
         Ok(Some(WarmUp::new(
             Arc::new(Profiles::new(folder)),
             root.and_then(|root| Subject::new(root.as_bytes())),
             opened.described.plan.room_ahead(),
         )))
+    }
+
+    fn profiles_folder(&self) -> Result<PathBuf, Failure> {
+        match &self.profiles {
+            // The helper of mount(8) changes to another directory; the mount outlives its own.
+            Some(folder) => Ok(std::path::absolute(folder)?),
+            None => {
+                let folder = default_folder().map_err(|_| {
+                    failure("neither XDG_DATA_HOME nor HOME is set: give --profiles PATH")
+                })?;
+                Ok(folder.join("profiles"))
+            }
+        }
     }
 
     /// Imports what `--import` names; gives the root's name.
@@ -282,20 +317,42 @@ pub(super) fn top(
     }
 }
 
+/// Unmounts; waits for as long as other mounts prevent that.
 fn unmount(session: &Session) {
-    let place = session.path().display();
-    match session.unmount() {
-        Ok(Unmounted::Cleanly | Unmounted::Already) => {}
-        Ok(Unmounted::Lazily) => say(&format!(
-            "{place} is busy: it is out of the tree now, and served until its last user has \
-             finished; interrupt again to end it at once"
-        )),
-        Ok(Unmounted::NotOurs) => {
-            say(&format!(
-                "{place} was mounted by somebody else, who has to unmount it; nobody serves it now"
-            ));
-            std::process::exit(0);
+    let mut reported = false;
+    loop {
+        // Before the table is read, so that no change is missed.
+        let watch = MountWatch::new();
+        let place = session.current_path();
+        let place = place.display();
+        match session.unmount() {
+            Ok(Unmounted::Cleanly) => return,
+            Ok(Unmounted::InUse(users)) => {
+                return say(&format!(
+                    "{place} is unmounted, and served for as long as it is used, by {users}; \
+                     interrupt again to end it at once"
+                ));
+            }
+            Ok(Unmounted::Blocked(obstacles)) => {
+                if !std::mem::replace(&mut reported, true) {
+                    say(&format!(
+                        "{place} cannot be unmounted before {obstacles}; it is served until then; \
+                         interrupt again to end it at once"
+                    ));
+                }
+                let waited = watch.and_then(|watch| watch.wait(MOUNT_TABLE_INTERVAL));
+                if waited.is_err() {
+                    std::thread::sleep(MOUNT_TABLE_INTERVAL);
+                }
+            }
+            Ok(Unmounted::NotOurs) => {
+                say(&format!(
+                    "{place} was mounted by another program, which has to unmount it; no process \
+                     serves it now"
+                ));
+                std::process::exit(0);
+            }
+            Err(error) => return say(&format!("cannot unmount {place}: {error}")),
         }
-        Err(error) => say(&format!("cannot unmount {place}: {error}")),
     }
 }

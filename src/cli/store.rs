@@ -70,6 +70,12 @@ impl Opened {
 }
 
 impl StoreArguments {
+    /// The configuration file that describes the store, if it is one of those.
+    pub(super) fn configuration(&self) -> Option<&Path> {
+        let named = self.store.as_deref()?.starts_with("store:");
+        named.then_some(self.config.config.as_path())
+    }
+
     /// Opens the store to read from it: it has to be there.
     pub(super) fn open(&self) -> Result<Opened, Failure> {
         let place = self.place()?;

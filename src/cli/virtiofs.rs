@@ -231,8 +231,9 @@ impl Virtiofs {
             Ok(End::Stopped) | Err(_) => {}
         }
         endpoints.iter().for_each(|endpoint| endpoint.break_off());
-        // Threads may still wait for a store that is far away; the process does not.
-        opened.runtime.shutdown_background();
+        // Threads may still wait for a store that is far away, and would panic without the runtime; they
+        // end with the process.
+        std::mem::forget(opened.runtime);
         Ok(())
     }
 

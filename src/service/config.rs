@@ -8,6 +8,7 @@
 
 mod check;
 mod composition;
+mod own_files;
 mod problem;
 mod quantity;
 #[cfg(test)]
@@ -578,15 +579,18 @@ impl Config {
 
     /// Reads `file`. Everything that is wrong is told, not only the first thing.
     pub fn load(file: &Path) -> Result<Self, Vec<Problem>> {
-        let text = std::fs::read_to_string(file).map_err(|error| {
+        Self::parse(file, &Self::read(file)?)
+    }
+
+    fn read(file: &Path) -> Result<String, Vec<Problem>> {
+        std::fs::read_to_string(file).map_err(|error| {
             vec![Problem {
                 file: file.to_owned(),
                 line: None,
                 key: String::new(),
                 what: format!("cannot be read: {error}"),
             }]
-        })?;
-        Self::parse(file, &text)
+        })
     }
 
     /// Reads `text`, the contents of `file`.

@@ -8,7 +8,8 @@
 use std::fs;
 use std::io::{self, BufRead, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,7 +22,8 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::runtime::Handle;
 
 use super::profiles::{self, ProfileDone, ProfileRequest, Remember};
-use super::sockets::{Ask, Serving, SocketError, bind, complain_of_accept};
+use super::socket_file::SocketFileGuard;
+use super::sockets::{Ask, Serving, SocketError, bind_path, complain_of_accept};
 use super::status::{PrefetchStatus, Status};
 use crate::castore::Name;
 use crate::profile::Profiles;
@@ -158,15 +160,51 @@ pub struct Control {
     pub remember: Remember,
 }
 
-/// Serves the control socket at `path`.
-pub fn serve(path: &Path, control: Control, runtime: &Handle) -> Result<Serving, SocketError> {
-    let failed = |source| SocketError::Listen {
+/// A control socket that is not answered yet. Its file goes when it is dropped.
+pub struct Listening {
+    listener: UnixListener,
+    file: SocketFileGuard,
+    path: PathBuf,
+}
+
+/// Listens on the control socket at `path`. Fails if another service does.
+pub fn listen(path: &Path) -> Result<Listening, SocketError> {
+    let listen = || {
+        let listener = bind_path(path)?;
+        let file = SocketFileGuard::at(Some(path));
+        listener.set_nonblocking(true)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        let path = path.to_owned();
+        Ok(Listening {
+            listener,
+            file,
+            path,
+        })
+    };
+    listen().map_err(|source| listen_error(path, source))
+}
+
+fn listen_error(path: &Path, source: io::Error) -> SocketError {
+    SocketError::Listen {
         address: path.display().to_string(),
         source,
-    };
+    }
+}
+
+/// Answers on a control socket.
+pub fn serve(
+    listening: Listening,
+    control: Control,
+    runtime: &Handle,
+) -> Result<Serving, SocketError> {
+    let Listening {
+        listener,
+        file,
+        path,
+    } = listening;
     let _inside = runtime.enter();
-    let listener = bind(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    let listener = tokio::net::UnixListener::from_std(listener)
+        .map_err(|source| listen_error(&path, source))?;
     let serve = async move {
         loop {
             match listener.accept().await {
@@ -178,7 +216,7 @@ pub fn serve(path: &Path, control: Control, runtime: &Handle) -> Result<Serving,
             }
         }
     };
-    Ok(Serving::new(runtime.spawn(serve), Some(path)))
+    Ok(Serving::new(runtime.spawn(serve), file))
 }
 
 impl Control {

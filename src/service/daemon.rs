@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::runtime::Runtime;
 
+use super::claim::StateClaim;
 use super::config::{self, Config};
 use super::control::{self, Control, Prefetches};
 use super::endpoints::{Endpoints, NotServed};
@@ -57,6 +58,13 @@ pub enum DaemonError {
     /// The configuration is wrong.
     #[error("{}", lines(.0))]
     Config(Vec<config::Problem>),
+    /// Another service has the state directory.
+    #[error(
+        "another castore-fs daemon uses the state directory {}: stop that, or give this one another \
+         (state-dir)",
+        .0.display()
+    )]
+    StateInUse(PathBuf),
     /// A store cannot be opened.
     #[error(transparent)]
     Store(#[from] store::OpenError),
@@ -117,7 +125,7 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
     // Before there are threads.
     let nursery = Nursery::start().map_err(failed("start a process for notifications"))?;
     let events = signals::listen().map_err(failed("listen to signals"))?;
-    let left = mounts::places(&passed.mounts);
+    let left = mounts::left_mounts(&passed.mounts);
     let outcome = serve(file, started, passed, nursery, &events);
     if outcome.is_err() && systemd::is_there() {
         // systemd starts it again at once, which is right after a crash.
@@ -140,6 +148,9 @@ fn serve(
     let config = Config::load(file).map_err(DaemonError::Config)?;
     let _spans = log::start(&config.log)?;
     panics::abort_in_vital_threads();
+    // Before anything is mounted, or taken over from a service that may still run.
+    let _claim = claim(&config)?;
+    let control = control::listen(&config.control_socket())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -153,6 +164,7 @@ fn serve(
             slow_requests: Some(config.log.slow_requests.0).filter(|span| !span.is_zero()),
             profiles: Arc::new(Profiles::new(config.profiles())),
             images: Arc::default(),
+            own_files: config.own_files(file),
         },
         config,
         runtime,
@@ -170,7 +182,7 @@ fn serve(
         watched: Arc::default(),
         said: String::new(),
     };
-    if let Err(error) = daemon.start(std::mem::take(&mut passed.mounts)) {
+    if let Err(error) = daemon.start(std::mem::take(&mut passed.mounts), control) {
         daemon.give_up_start();
         return Err(error);
     }
@@ -184,11 +196,25 @@ fn serve(
     Ok(())
 }
 
+fn claim(config: &Config) -> Result<StateClaim, DaemonError> {
+    let folder = config.state_dir();
+    StateClaim::take(&folder).map_err(|_| DaemonError::StateInUse(folder))
+}
+
 impl Daemon {
-    fn start(&mut self, mut left: BTreeMap<String, systemd::KeptPair>) -> Result<(), DaemonError> {
+    fn start(
+        &mut self,
+        mut left: BTreeMap<String, systemd::KeptPair>,
+        control: control::Listening,
+    ) -> Result<(), DaemonError> {
         self.stores = self.open_stores(&self.config)?;
         self.host.images.set(self.config.image_closures());
-        for (name, wanted) in Mounts::wanted(&self.config, &self.stores) {
+        let wanted = Mounts::wanted(&self.config, &self.stores);
+        // First those that are there and that no process serves: what is checked for a new one may be
+        // below them. Then from the top down.
+        let mut wanted: Vec<_> = wanted.into_iter().collect();
+        wanted.sort_by_key(|(name, wanted)| (!left.contains_key(name), wanted.config.path.clone()));
+        for (name, wanted) in wanted {
             let left = left.remove(&name);
             self.mounts
                 .start(&name, wanted, left, &self.stores, &self.host)
@@ -206,7 +232,7 @@ impl Daemon {
         self.refresh();
         let handle = self.runtime.handle().clone();
         let (view, learning) = (self.view.clone(), self.view.clone());
-        let control = Control {
+        let answers = Control {
             ask: self.ask(),
             stores: Arc::new(move || view.lock().stores.clone()),
             prefetches: self.prefetches.clone(),
@@ -216,8 +242,7 @@ impl Daemon {
                 view.remember();
             }),
         };
-        let socket = self.config.control_socket();
-        self.control = Some(control::serve(&socket, control, &handle)?);
+        self.control = Some(control::serve(control, answers, &handle)?);
         self.metrics = self.start_metrics(&self.config)?;
         Ok(())
     }
@@ -318,7 +343,10 @@ impl Daemon {
         self.stores = stores;
         self.config = config;
         self.host.images.set(self.config.image_closures());
+        self.host.own_files = self.config.own_files(&self.file);
         let (stores, host) = (&self.stores, &self.host);
+        let mut missing: Vec<_> = missing.into_iter().collect();
+        missing.sort_by_key(|(_, wanted)| wanted.config.path.clone());
         for (name, wanted) in missing {
             if let Err(error) = self.mounts.start(&name, wanted, None, stores, host) {
                 tracing::error!(MOUNT = name, %error, "cannot mount");
@@ -361,8 +389,9 @@ impl Daemon {
         self.mounts.cut_off();
         self.control = None;
         self.metrics = None;
-        // Workers that wait in read() need not be told: they end with the process.
-        self.runtime.shutdown_background();
+        // Workers that wait in read() need not be told: they end with the process. Until then they and
+        // other threads may use the runtime, and would panic without it.
+        std::mem::forget(self.runtime);
     }
 
     fn line(&self) -> String {

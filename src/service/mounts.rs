@@ -23,16 +23,18 @@ use crate::fs::{
 };
 use crate::profile::{Profiles, Subject};
 use crate::store::{Blocking, Plan, Store};
-use crate::transport::fuse::{self, Inherited, MountError, MountOptions, Nursery, Session};
+use crate::transport::fuse::{
+    self, Inherited, MountError, MountOptions, Mountpoint, Nursery, OwnFiles, Session,
+};
 use crate::tree::{self, Preference, Target};
 
 /// Why a mount is not there.
 #[derive(Debug, Error)]
 pub enum StartError {
     /// Its folder cannot be made.
-    #[error("cannot make the folder {}: {source}", path.display())]
+    #[error("cannot make the directory {}: {source}", path.display())]
     Folder {
-        /// The folder.
+        /// The directory.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
@@ -85,6 +87,8 @@ pub struct Host {
     pub profiles: Arc<Profiles>,
     /// Images of several roots.
     pub images: Arc<ImageClosures>,
+    /// Files and directories that no mount may hide.
+    pub own_files: OwnFiles,
 }
 
 /// A mount that is served.
@@ -132,7 +136,7 @@ impl Wanted {
         let mut outside = None;
         if let Some(left) = left {
             match self.adopt(store.clone(), &options, &mount, left, runtime) {
-                Ok(session) if session.is_in_place() => {
+                Ok(session) if session.is_mounted() => {
                     tracing::info!(
                         MOUNT = name, STORE = self.store, path = %self.config.path.display(),
                         "going on with a mount that was left by a predecessor"
@@ -158,7 +162,7 @@ impl Wanted {
                          and what is open on it ends"
                     );
                     systemd::forget(name);
-                    detach(name, &self.config.path);
+                    detach(name, &self.config.path, || fuse::detach(&self.config.path));
                 }
             }
         }
@@ -191,9 +195,8 @@ impl Wanted {
         };
         let inherited = Inherited::read(device, table).map_err(|error| error.to_string())?;
         if mount.tag.as_deref() != Some(inherited.tag()) {
-            if inherited.path() != self.config.path {
-                detach("", &inherited.path());
-            }
+            let left = inherited.mountpoint();
+            detach("", left.path(), || left.detach());
             return Err("the configuration of the mount is another now".to_owned());
         }
         Session::adopt(inherited, store, options.clone(), mount, runtime.clone())
@@ -218,8 +221,9 @@ impl Wanted {
         runtime: &Handle,
     ) -> Result<Session, StartError> {
         let path = &self.config.path;
-        // Whoever has mounted a device that was given has found the folder.
+        // Where a device was given, the program that mounted it has found the directory.
         if mount.device.is_none() {
+            mount.own_files.check(path)?;
             make_folder(path)?;
         }
         let runtime = runtime.clone();
@@ -273,6 +277,7 @@ impl Wanted {
             tag: Some(self.tag()),
             device: None,
             nursery: Some(host.nursery.clone()),
+            own_files: host.own_files.clone(),
         }
     }
 
@@ -322,42 +327,36 @@ pub fn end_left(name: &str, left: KeptPair) {
     if let (Some(device), Some(table)) = (left.device, left.table)
         && let Ok(inherited) = Inherited::read(device, table)
     {
-        detach(name, &inherited.path());
+        let mount = inherited.mountpoint();
+        detach(name, mount.path(), || mount.detach());
     }
 }
 
-/// Where the mounts are that a predecessor left, by name.
-pub fn places(left: &BTreeMap<String, KeptPair>) -> Vec<(String, PathBuf)> {
-    let place = |(name, left): (&String, &KeptPair)| {
+/// The mounts that a predecessor left, by name.
+pub fn left_mounts(left: &BTreeMap<String, KeptPair>) -> Vec<(String, Mountpoint)> {
+    let mount = |(name, left): (&String, &KeptPair)| {
         let table = left.table.as_ref()?.try_clone().ok()?;
-        Some((name.clone(), Inherited::place(table).ok()?))
+        let mount = Inherited::mount_of(left.device.as_ref()?, table).ok()?;
+        Some((name.clone(), mount))
     };
-    left.iter().filter_map(place).collect()
+    left.iter().filter_map(mount).collect()
 }
 
-/// Ends mounts that a predecessor left and that nobody will go on with.
-pub fn end_unserved(left: Vec<(String, PathBuf)>) {
-    for (name, path) in left {
+/// Ends mounts that a predecessor left and that no process will go on with.
+pub fn end_unserved(left: Vec<(String, Mountpoint)>) {
+    for (name, mount) in left {
         systemd::forget(&name);
-        detach(&name, &path);
+        detach(&name, mount.path(), || mount.detach());
     }
 }
 
-/// Takes a mount of ours that nobody serves out of the tree; whether there was one.
-fn detach(name: &str, path: &Path) -> bool {
-    match fuse::detach(path) {
-        Ok(was_there) => {
-            if was_there {
-                let path = path.display();
-                tracing::warn!(MOUNT = name, %path, "took a mount that nobody serves out of the way");
-            }
-            was_there
-        }
-        Err(error) => {
-            let path = path.display();
-            tracing::error!(MOUNT = name, %path, %error, "cannot unmount");
-            false
-        }
+/// Has `detach` unmount a mount that no process serves, and logs what comes of it.
+fn detach(name: &str, path: &Path, detach: impl FnOnce() -> io::Result<bool>) {
+    let path = path.display();
+    match detach() {
+        Ok(true) => tracing::warn!(MOUNT = name, %path, "unmounted a mount that no process serves"),
+        Ok(false) => {}
+        Err(error) => tracing::error!(MOUNT = name, %path, %error, "cannot unmount"),
     }
 }
 

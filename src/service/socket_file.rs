@@ -34,6 +34,23 @@ impl SocketFile {
     }
 }
 
+/// A socket's file that is removed when this is dropped; or none.
+#[derive(Debug)]
+pub struct SocketFileGuard(Option<SocketFile>);
+
+impl SocketFileGuard {
+    /// Of the file at `path`, if there is one.
+    pub fn at(path: Option<&Path>) -> Self {
+        Self(path.and_then(SocketFile::at))
+    }
+}
+
+impl Drop for SocketFileGuard {
+    fn drop(&mut self) {
+        self.0.iter().for_each(SocketFile::remove);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

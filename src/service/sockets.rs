@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, UnixListener};
@@ -16,7 +19,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::metrics;
-use super::socket_file::SocketFile;
+use super::socket_file::SocketFileGuard;
 use super::status::Status;
 
 /// Bytes of a request, at most.
@@ -70,14 +73,13 @@ fn how_to_ask(error: &io::Error) -> &'static str {
 /// A socket that is served until this is dropped.
 pub struct Serving {
     task: JoinHandle<()>,
-    /// The file to remove then.
-    file: Option<SocketFile>,
+    /// The file that goes then.
+    file: SocketFileGuard,
 }
 
 impl Serving {
-    /// What `task` serves at `path`, which is removed at the end.
-    pub(super) fn new(task: JoinHandle<()>, path: Option<&Path>) -> Self {
-        let file = path.and_then(SocketFile::at);
+    /// What `task` serves on the socket of `file`.
+    pub(super) fn new(task: JoinHandle<()>, file: SocketFileGuard) -> Self {
         Self { task, file }
     }
 }
@@ -85,7 +87,6 @@ impl Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         self.task.abort();
-        self.file.iter().for_each(SocketFile::remove);
     }
 }
 
@@ -94,7 +95,7 @@ pub fn metrics(address: &str, ask: Ask, runtime: &Handle) -> Result<Serving, Soc
     let socket = listen_for_metrics(address)?;
     let mut serving = metrics_on(socket, ask, runtime)?;
     let path = address.strip_prefix("unix:").map(Path::new);
-    serving.file = path.and_then(SocketFile::at);
+    serving.file = SocketFileGuard::at(path);
     Ok(serving)
 }
 
@@ -143,10 +144,10 @@ pub fn metrics_on(socket: OwnedFd, ask: Ask, runtime: &Handle) -> Result<Serving
             }
         }
     };
-    Ok(Serving {
-        task: runtime.spawn(serve),
-        file: None,
-    })
+    Ok(Serving::new(
+        runtime.spawn(serve),
+        SocketFileGuard::at(None),
+    ))
 }
 
 enum MetricsListener {
@@ -159,31 +160,37 @@ pub(super) async fn complain_of_accept(error: &io::Error) {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
-    let listener = bind_path(path)?;
-    listener.set_nonblocking(true)?;
-    UnixListener::from_std(listener)
-}
-
 /// Listens at `path`, in place of a socket that a dead process left.
-fn bind_path(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
+pub(super) fn bind_path(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder)?;
+    // Of two processes that find a dead one's socket, the second must not remove the first one's. Where
+    // directories cannot be locked, that is a matter of luck.
+    let locked = fs::File::open(folder)?;
+    let _ = rustix::fs::flock(&locked, FlockOperation::LockExclusive);
     if path
         .symlink_metadata()
         .is_ok_and(|found| found.file_type().is_socket())
     {
-        let answers = std::os::unix::net::UnixStream::connect(path).is_ok();
-        if answers {
+        if is_listened_on(path)? {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
-                "another service answers there",
+                "another process listens there; stop that, or give this one another socket",
             ));
         }
         fs::remove_file(path)?;
     }
     std::os::unix::net::UnixListener::bind(path)
+}
+
+/// Whether a process listens on the socket at `path`. One that takes no connections counts too.
+fn is_listened_on(path: &Path) -> io::Result<bool> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(_) => Ok(false),
+    }
 }
 
 async fn answer_http(stream: impl AsyncRead + AsyncWrite + Unpin, ask: Ask) {

@@ -58,7 +58,7 @@ impl View {
             MountStatus {
                 path: viewed.path.clone(),
                 store: viewed.store.clone(),
-                mounted: viewed.session.is_in_place(),
+                mounted: viewed.session.is_mounted(),
                 adopted: viewed.adopted,
                 requests: requests
                     .map(|(kind, count)| (kind.to_owned(), count))

@@ -17,6 +17,16 @@ const VARIABLES: [&str; 5] = [
     "GOOGLE_APPLICATION_CREDENTIALS",
 ];
 
+/// What is read when a connection is made: names of hosts, and certificates of authorities
+/// (resolver(3), and where the crate openssl-probe looks on the common systems).
+const NETWORK_FILES: [&str; 5] = [
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/resolv.conf",
+    "/etc/ssl/certs",
+    "/etc/pki/tls/certs",
+];
+
 /// What a store needs to be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
@@ -60,15 +70,68 @@ pub fn needs(url: &str) -> Needs {
 
 /// The files that `url` or the environment names.
 fn named(url: &str) -> impl Iterator<Item = PathBuf> {
-    let parsed = ::url::Url::parse(url).ok();
-    let values: Vec<PathBuf> = parsed
-        .iter()
-        .flat_map(::url::Url::query_pairs)
-        .map(|(_, value)| credential::place(Path::new(value.as_ref())))
-        .collect();
     let variables = VARIABLES.iter().filter_map(std::env::var_os);
-    let all = values.into_iter().chain(variables.map(PathBuf::from));
-    all.filter(|path| path.is_absolute() && path.exists())
+    let all = parameters(url).into_iter().map(|(_, path)| path);
+    all.chain(
+        variables
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute()),
+    )
+    .filter(|path| path.exists())
+}
+
+/// The parameters of `url` that are absolute paths: name and path.
+fn parameters(url: &str) -> Vec<(String, PathBuf)> {
+    let parsed = ::url::Url::parse(url).ok();
+    let parameters = parsed.iter().flat_map(::url::Url::query_pairs);
+    parameters
+        .map(|(name, value)| {
+            let path = credential::place(Path::new(value.as_ref()));
+            (name.into_owned(), path)
+        })
+        .filter(|(_, path)| path.is_absolute())
+        .collect()
+}
+
+/// A file or directory that a process opens while it serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsedFile {
+    /// What it is, as error messages call it: "the store local:/srv/store".
+    pub what: String,
+    /// Its path. It need not exist yet.
+    pub path: PathBuf,
+}
+
+/// The files and directories that the store at `url` opens while it is read or written.
+pub(super) fn used_files(url: &str) -> Vec<UsedFile> {
+    let public = url.split(['?', '#']).next().unwrap_or(url);
+    let store = |path: &Path| UsedFile {
+        what: format!("the store {public}"),
+        path: path.to_owned(),
+    };
+    let needs = needs(url);
+    let mut files: Vec<UsedFile> = needs.folders.iter().map(|path| store(path)).collect();
+    let socket = public.strip_prefix("grpc+unix:").and_then(local_path);
+    files.extend(socket.map(|path| store(Path::new(path))));
+    if needs.network {
+        let named = parameters(url).into_iter();
+        files.extend(named.map(|(name, path)| UsedFile {
+            what: format!("the {name} of the store {public}"),
+            path,
+        }));
+        let variables = VARIABLES
+            .iter()
+            .filter_map(|name| Some((*name, PathBuf::from(std::env::var_os(name)?))));
+        files.extend(variables.map(|(name, path)| UsedFile {
+            what: format!("the file that {name} names"),
+            path,
+        }));
+        files.extend(NETWORK_FILES.map(|path| UsedFile {
+            what: "what connections need".to_owned(),
+            path: path.into(),
+        }));
+    }
+    files
 }
 
 #[cfg(test)]
@@ -87,6 +150,33 @@ mod tests {
         assert!(needs("grpc+https://example.org").network);
         let bucket = needs("objectstore+file:///srv/bucket?x=y");
         assert_eq!(bucket.folders, [PathBuf::from("/srv/bucket")]);
+    }
+
+    #[test]
+    fn what_is_opened_while_a_store_is_used_is_told_with_its_kind() {
+        let used = |url: &str| {
+            let files = used_files(url).into_iter();
+            let files = files.map(|file| (file.what, file.path.display().to_string()));
+            files.collect::<Vec<_>>()
+        };
+        let pair = |what: &str, path: &str| (what.to_owned(), path.to_owned());
+        assert_eq!(
+            used("local:/srv/store"),
+            [pair("the store local:/srv/store", "/srv/store")]
+        );
+        assert!(used("memory:").is_empty());
+        let peer = used("grpc+unix:/run/peer.sock?token-file=/etc/secret&verify=root");
+        assert_eq!(
+            peer[..2],
+            [
+                pair("the store grpc+unix:/run/peer.sock", "/run/peer.sock"),
+                pair(
+                    "the token-file of the store grpc+unix:/run/peer.sock",
+                    "/etc/secret"
+                )
+            ]
+        );
+        assert!(peer.contains(&pair("what connections need", "/etc/resolv.conf")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::cache::WithoutNear;
 use super::measured::Measured;
-use super::needs::{Needs, needs};
+use super::needs::{Needs, UsedFile, needs, used_files};
 use super::{
     Cache, CacheOptions, Error, Filter, Join, LocalStore, Mirrors, Order, Pattern, Store, url,
 };
@@ -112,6 +112,12 @@ impl Plan {
         all.read.sort();
         all.read.dedup();
         all
+    }
+
+    /// The files and directories that are opened while it is used. A mount of it must not hide them.
+    pub fn used_files(&self) -> Vec<UsedFile> {
+        let urls = self.urls().into_iter();
+        urls.flat_map(used_files).collect()
     }
 
     /// What is shown by it, less how it is reached and how much is kept: two with the same text show

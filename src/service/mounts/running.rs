@@ -14,8 +14,27 @@ use crate::transport::fuse::{Session, Unmounted};
 #[derive(Default)]
 pub struct Mounts {
     served: BTreeMap<String, Served>,
-    /// Out of the tree and still used.
-    leaving: Vec<Arc<Session>>,
+    /// Not wanted any more, and still used.
+    leaving: Vec<Leaving>,
+}
+
+/// A mount that is not wanted any more.
+struct Leaving {
+    name: String,
+    session: Arc<Session>,
+    /// Whether it is to be tried again to unmount it.
+    is_mounted: bool,
+}
+
+impl Leaving {
+    fn out_of_tree(name: &str, session: Arc<Session>) -> Self {
+        let name = name.to_owned();
+        Self {
+            name,
+            session,
+            is_mounted: false,
+        }
+    }
 }
 
 impl Mounts {
@@ -51,6 +70,7 @@ impl Mounts {
         };
         let store = opened.store.clone();
         let (served, outside) = wanted.start(name, store, left, host)?;
+        let outside = outside.map(|session| Leaving::out_of_tree(name, session));
         self.leaving.extend(outside);
         self.served.insert(name.to_owned(), served);
         Ok(())
@@ -62,7 +82,7 @@ impl Mounts {
         &mut self,
         mut wanted: BTreeMap<String, Wanted>,
     ) -> BTreeMap<String, Wanted> {
-        for (name, served) in std::mem::take(&mut self.served) {
+        for (name, served) in self.take_served() {
             if wanted.get(&name) == Some(&served.wanted) {
                 wanted.remove(&name);
                 self.served.insert(name, served);
@@ -73,11 +93,24 @@ impl Mounts {
         wanted
     }
 
-    /// Lets go of what others have unmounted, and of what nobody uses any more.
+    /// All that are served, those below others first.
+    fn take_served(&mut self) -> Vec<(String, Served)> {
+        let mut all: Vec<_> = std::mem::take(&mut self.served).into_iter().collect();
+        all.sort_by_key(|(_, served)| std::cmp::Reverse(served.session.current_path()));
+        all
+    }
+
+    /// Lets go of what others have unmounted and of what is not used any more, and tries again to
+    /// unmount what could not be.
     pub fn notice_ends(&mut self) {
-        self.leaving.retain(|session| !session.has_ended());
+        for leaving in &mut self.leaving {
+            if leaving.is_mounted {
+                leaving.is_mounted = is_still_mounted(leaving);
+            }
+        }
+        self.leaving.retain(|leaving| !leaving.session.has_ended());
         let gone = |(name, served): (&String, &Served)| {
-            (!served.session.is_in_place()).then(|| name.clone())
+            (!served.session.is_mounted()).then(|| name.clone())
         };
         let gone: Vec<String> = self.served.iter().filter_map(gone).collect();
         for name in gone {
@@ -85,18 +118,19 @@ impl Mounts {
                 tracing::warn!(
                     MOUNT = name,
                     path = %served.session.path().display(),
-                    "somebody else has unmounted it; a reload mounts it again"
+                    "another program has unmounted it; a reload mounts it again"
                 );
                 systemd::forget(&name);
                 served.session.leave();
-                self.leaving.push(served.session);
+                self.leaving
+                    .push(Leaving::out_of_tree(&name, served.session));
             }
         }
     }
 
     /// Takes all of them down; if there will be a `successor`, those that it can go on with stay.
     pub fn end(&mut self, successor: bool) {
-        for (name, served) in std::mem::take(&mut self.served) {
+        for (name, served) in self.take_served() {
             if successor && served.session.kept().is_some() {
                 served.session.leave();
                 tracing::info!(MOUNT = name, "left to a successor");
@@ -106,27 +140,41 @@ impl Mounts {
         }
     }
 
-    /// Takes a mount out of the tree; while it is used it is served on.
+    /// Unmounts it; while it is used, or cannot be unmounted, it is served on.
     fn take_down(&mut self, name: &str, session: Arc<Session>) {
-        let path = session.path().display().to_string();
+        let path = session.current_path().display().to_string();
+        let leaving = |is_mounted| Leaving {
+            name: name.to_owned(),
+            session: session.clone(),
+            is_mounted,
+        };
         match session.unmount() {
-            Ok(Unmounted::Lazily) => {
+            Ok(Unmounted::Cleanly) => tracing::info!(MOUNT = name, path, "unmounted"),
+            Ok(Unmounted::InUse(users)) => {
                 tracing::info!(
                     MOUNT = name,
                     path,
-                    "unmounted, and served until its last user has finished"
+                    "unmounted, and served for as long as it is used, by {users}"
                 );
-                self.leaving.push(session.clone());
+                self.leaving.push(leaving(false));
             }
-            Ok(Unmounted::Cleanly | Unmounted::Already) => {
-                tracing::info!(MOUNT = name, path, "unmounted");
+            Ok(Unmounted::Blocked(obstacles)) => {
+                tracing::warn!(
+                    MOUNT = name,
+                    path,
+                    "cannot be unmounted before {obstacles}; served until then"
+                );
+                self.leaving.push(leaving(true));
             }
             Ok(Unmounted::NotOurs) => tracing::info!(
                 MOUNT = name,
                 path,
-                "mounted by others, who have to unmount it; nobody serves it now"
+                "mounted by another program, which has to unmount it; no process serves it now"
             ),
-            Err(error) => tracing::error!(MOUNT = name, path, %error, "cannot unmount"),
+            Err(error) => {
+                tracing::error!(MOUNT = name, path, %error, "cannot unmount; will try again");
+                self.leaving.push(leaving(true));
+            }
         }
         systemd::forget(name);
     }
@@ -142,16 +190,30 @@ impl Mounts {
         }
     }
 
-    /// How many are out of the tree and still used.
+    /// How many are not wanted any more and still used.
     pub fn leaving(&self) -> usize {
         self.leaving.len()
     }
 
-    /// Serves those no longer that are out of the tree.
+    /// Serves those no longer that are not wanted any more.
     pub fn cut_off(&self) {
-        for session in &self.leaving {
-            let path = session.path().display();
-            tracing::warn!(%path, "still in use; what is open on it ends now");
+        for Leaving {
+            name,
+            session,
+            is_mounted,
+        } in &self.leaving
+        {
+            let path = session.current_path();
+            let path = path.display();
+            match is_mounted {
+                true => tracing::error!(
+                    MOUNT = name, %path,
+                    "still mounted, and no process serves it now: remove it with umount"
+                ),
+                false => {
+                    tracing::warn!(MOUNT = name, %path, "still in use; what is open on it ends now");
+                }
+            }
             session.leave();
         }
     }
@@ -169,5 +231,24 @@ impl Mounts {
         mounts
             .map(|(name, served)| (name.clone(), viewed(served)))
             .collect()
+    }
+}
+
+/// Tries to unmount what could not be unmounted before; whether it is still there.
+fn is_still_mounted(leaving: &Leaving) -> bool {
+    let name = &leaving.name;
+    match leaving.session.unmount() {
+        Ok(Unmounted::Blocked(_)) | Err(_) => true,
+        Ok(Unmounted::InUse(users)) => {
+            tracing::info!(
+                MOUNT = name,
+                "unmounted now, and served for as long as it is used, by {users}"
+            );
+            false
+        }
+        Ok(Unmounted::Cleanly | Unmounted::NotOurs) => {
+            tracing::info!(MOUNT = name, "unmounted now");
+            false
+        }
     }
 }

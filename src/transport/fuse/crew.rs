@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -29,9 +30,8 @@ pub(super) struct Crew {
     idle: AtomicUsize,
     /// Spare workers that run.
     spares: AtomicUsize,
-    /// Workers that run, spares among them.
-    running: Mutex<usize>,
-    ended: Condvar,
+    /// Notified, under its lock, when a worker ends.
+    ended: (Mutex<()>, Condvar),
 }
 
 impl Crew {
@@ -44,8 +44,7 @@ impl Crew {
             look_out: LookOut::new(stay_awake),
             idle: AtomicUsize::new(0),
             spares: AtomicUsize::new(0),
-            running: Mutex::new(0),
-            ended: Condvar::new(),
+            ended: (Mutex::new(()), Condvar::new()),
         }
     }
 
@@ -56,31 +55,25 @@ impl Crew {
     }
 
     fn start_worker(serving: &Arc<Serving>, spare: bool) -> io::Result<()> {
-        *serving.crew.running.lock() += 1;
         let served = serving.clone();
         let work = move || {
             served.crew.work(&served, spare);
-            served.crew.worker_ended();
+            let (lock, ended) = &served.crew.ended;
+            let _locked = lock.lock();
+            ended.notify_all();
         };
-        let started = std::thread::Builder::new()
-            .name(if spare { "fuse-spare" } else { "fuse" }.into())
-            .spawn(work);
-        if started.is_err() {
-            serving.crew.worker_ended();
-        }
-        started.map(drop)
+        let thread = std::thread::Builder::new();
+        let thread = thread.name(if spare { "fuse-spare" } else { "fuse" }.into());
+        thread.spawn(work).map(drop)
     }
 
-    fn worker_ended(&self) {
-        *self.running.lock() -= 1;
-        self.ended.notify_all();
-    }
-
-    /// Waits until the mount is gone and its last user has finished.
-    pub(super) fn wait(&self) {
-        let mut running = self.running.lock();
-        while *running > 0 {
-            self.ended.wait(&mut running);
+    /// Waits until `has_ended`, of which it is sure to hear if a worker has seen it; for no longer than
+    /// `patience`.
+    pub(super) fn wait(&self, patience: Duration, has_ended: impl Fn() -> bool) {
+        let (lock, ended) = &self.ended;
+        let mut locked = lock.lock();
+        if !has_ended() {
+            ended.wait_for(&mut locked, patience);
         }
     }
 

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::mountpoint::{Maker, Mountpoint};
+use super::mountpoint::{self, Maker, Mountpoint};
 use crate::fs::{Ledger, LedgerError};
 
 /// Why a predecessor's mount cannot be gone on with.
@@ -56,8 +56,9 @@ impl About {
         serde_json::from_slice(&about).map_err(|error| AdoptError::About(error.to_string()))
     }
 
-    fn path(&self) -> PathBuf {
-        PathBuf::from(OsString::from_vec(self.path.clone()))
+    fn mountpoint(&self, device: &OwnedFd) -> Mountpoint {
+        let path = PathBuf::from(OsString::from_vec(self.path.clone()));
+        mountpoint::known(device, path, self.id, self.made_by)
     }
 }
 
@@ -79,14 +80,9 @@ impl Inherited {
         })
     }
 
-    /// Where the mount of a node table is.
-    pub fn place(table: OwnedFd) -> Result<PathBuf, AdoptError> {
-        Ok(About::read(&Ledger::open(table)?)?.path())
-    }
-
-    /// Where it is mounted.
-    pub fn path(&self) -> PathBuf {
-        self.about.path()
+    /// The mount of `device`, whose node table is `table`.
+    pub fn mount_of(device: &OwnedFd, table: OwnedFd) -> Result<Mountpoint, AdoptError> {
+        Ok(About::read(&Ledger::open(table)?)?.mountpoint(device))
     }
 
     /// What [`MountOptions::tag`](super::MountOptions) was.
@@ -94,8 +90,9 @@ impl Inherited {
         &self.about.tag
     }
 
-    pub(super) fn mountpoint(&self) -> Mountpoint {
-        Mountpoint::known(self.path(), self.about.id, self.about.made_by)
+    /// The mount.
+    pub fn mountpoint(&self) -> Mountpoint {
+        self.about.mountpoint(&self.device)
     }
 }
 

@@ -1,21 +1,19 @@
 //! Making and undoing the mount itself.
 //!
 //! As root through mount(2), which gives us every option; otherwise through the setuid helper
-//! `fusermount3`, which passes the descriptor back over a socket. Or somebody with more rights has
-//! opened `/dev/fuse` for us, and perhaps mounted it as well: then that is for them to undo. After
-//! the mount is up this process must not touch paths below it outside of a thread that nothing waits
-//! for.
+//! `fusermount3`, which passes the descriptor back over a socket. Or another program has opened
+//! `/dev/fuse` for us, and perhaps mounted it as well: then that program unmounts it. After the mount
+//! is up this process must not touch paths below it outside of a thread that nothing waits for.
 
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -27,28 +25,66 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::device;
+use super::mount_table::{DeviceNumber, MountEntry, MountTable, mount_of};
+use super::own_files::OwnFiles;
+use super::trail::trail;
+use super::unmount::{MountIdentity, MountState, Obstacles};
+use super::users::Users;
 
 /// The type in `/proc/mounts`.
-const FS_TYPE: &str = "fuse.castore-fs";
+pub(super) const FS_TYPE: &str = "fuse.castore-fs";
 /// The device number of `/dev/fuse` (the kernel's `Documentation/admin-guide/devices.txt`).
 const FUSE_DEVICE: (u32, u32) = (10, 229);
-/// How long a mount may take to show that somebody serves it.
+/// How long a mount may take to show that a process serves it.
 const LIFE_SIGN: Duration = Duration::from_secs(1);
+/// How long the connection of an unmounted mount may take to end if nothing uses it any more.
+const END_PATIENCE: Duration = Duration::from_millis(200);
 /// The largest READ, in bytes.
 const MAX_READ: u32 = 1 << 20;
 
 /// Why there is no mount.
 #[derive(Debug, Error)]
 pub enum MountError {
-    /// The folder to mount on is not there.
-    #[error("{} does not exist; make that folder first", .0.display())]
+    /// The directory to mount on is not there.
+    #[error("{} does not exist; make that directory first", .0.display())]
     NoMountpoint(PathBuf),
-    /// It is not a folder.
-    #[error("{} is not a folder, and only a folder can be mounted on", .0.display())]
-    NotAFolder(PathBuf),
-    /// A mount whose server is gone is in the way, and cannot be taken out of it.
-    #[error("{} holds a mount whose server is gone; remove it with umount --lazy", .0.display())]
-    DeadMount(PathBuf),
+    /// It is not a directory.
+    #[error("{} is not a directory; mount on a directory", .0.display())]
+    NotADirectory(PathBuf),
+    /// It is `/`.
+    #[error(
+        "cannot mount on /: it would hide every file of this machine; mount on a directory below"
+    )]
+    RootDirectory,
+    /// It is at or above a file that this program needs.
+    #[error(
+        "cannot mount on {}: it would hide {what} ({}), and requests would wait for themselves; mount \
+         elsewhere",
+        mountpoint.display(),
+        path.display()
+    )]
+    HidesOwnFile {
+        /// Where.
+        mountpoint: PathBuf,
+        /// What the file is.
+        what: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another castore-fs is mounted there.
+    #[error(
+        "castore-fs is mounted on {} already; unmount that first, or mount elsewhere",
+        .0.display()
+    )]
+    AlreadyMounted(PathBuf),
+    /// A mount whose server is gone is in the way, and cannot be unmounted.
+    #[error("{} holds a mount whose server is gone: {why}; remove it with umount --lazy", mountpoint.display())]
+    DeadMount {
+        /// Where.
+        mountpoint: PathBuf,
+        /// Why it cannot be unmounted.
+        why: String,
+    },
     /// There is no FUSE.
     #[error(
         "cannot open /dev/fuse: {0}; load the kernel module fuse, or give this container the device"
@@ -90,16 +126,17 @@ pub enum MountError {
     },
 }
 
-/// A mount that this process made.
-#[derive(Debug)]
+/// A mount that this process serves.
+#[derive(Clone, Debug)]
 pub struct Mountpoint {
+    /// Where it was mounted.
     path: PathBuf,
-    /// The kernel's number of the mount, which tells it from another one at the same place.
-    id: Option<u64>,
+    /// Which mount it is; None if it is not in this mount namespace.
+    identity: Option<MountIdentity>,
     made_by: Maker,
 }
 
-/// Who made a mount, and has the right to undo it.
+/// Who made a mount, and has the right to unmount it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Maker {
@@ -107,8 +144,21 @@ pub(super) enum Maker {
     Ourselves,
     /// fusermount3, on our behalf.
     Helper,
-    /// Whoever gave us the descriptor.
+    /// Another program, which gave us the descriptor.
     Others,
+}
+
+/// How a mount ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    /// It is gone, and so are its users.
+    Cleanly,
+    /// It is out of the tree. It is to be served until these users have finished.
+    InUse(Users),
+    /// It is where it was, since these mounts lie on it or below. It can be unmounted once they are gone.
+    Blocked(Obstacles),
+    /// Another program has made it, and only that may unmount it. It ends with this process.
+    NotOurs,
 }
 
 /// What to ask of mount(2) or of the helper.
@@ -117,16 +167,19 @@ pub struct Request<'a> {
     pub source: &'a str,
     /// Whether users other than the one who mounts can see it.
     pub allow_other: bool,
+    /// What the mount must not hide.
+    pub own_files: &'a OwnFiles,
 }
 
 /// Mounts on `path`; gives the descriptor on which requests come.
 pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint), MountError> {
-    let path = absolute(path)?;
+    let path = resolve(path)?;
     take_away_dead(&path)?;
+    let target = open_target(&path, request)?;
     let is_root = rustix::process::geteuid().is_root();
     let opened = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let mounted = match opened {
-        Ok(device) => mount_directly(&device, &path, request).map(|()| device),
+        Ok(device) => mount_directly(&device, &target, request).map(|()| device),
         // The helper may open it.
         Err(Errno::ACCESS) if !is_root => Err(Errno::ACCESS),
         Err(errno) => return Err(MountError::NoDevice(errno.into())),
@@ -138,11 +191,16 @@ pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint)
         }
         Err(errno) => return Err(refused(&path, errno)),
     };
-    let id = find_mount(&path).map(|mount| mount.id);
-    Ok((device, Mountpoint { path, id, made_by }))
+    let identity = identify(&device, &path, Some(&target));
+    let mountpoint = Mountpoint {
+        path,
+        identity,
+        made_by,
+    };
+    Ok((device, mountpoint))
 }
 
-/// The mount of a descriptor that somebody else has opened: made on `path` unless it is there. If it
+/// The mount of a descriptor that another program has opened: made on `path` unless it is there. If it
 /// is, and the kernel tells where, that goes before `path`.
 pub fn given(
     device: &OwnedFd,
@@ -157,40 +215,85 @@ pub fn given(
     if (major, minor) != FUSE_DEVICE {
         return Err(MountError::NotADevice(path.to_owned()));
     }
-    let made_by = match device::is_mounted(device) {
-        true => Maker::Others,
-        false => match mount_directly(device, &absolute(path)?, request) {
-            Ok(()) => Maker::Ourselves,
-            Err(Errno::PERM | Errno::ACCESS) => {
-                return Err(MountError::NotMounted(path.to_owned()));
-            }
-            Err(errno) => return Err(refused(path, errno)),
-        },
-    };
-    let told = connection(device).and_then(|number| find(|line| line.device == number));
-    let found = told.or_else(|| find_mount(path));
+    if device::is_mounted(device) {
+        return Ok(known(device, path.to_owned(), None, Maker::Others));
+    }
+    let path = resolve(path)?;
+    take_away_dead(&path)?;
+    let target = open_target(&path, request)?;
+    match mount_directly(device, &target, request) {
+        Ok(()) => {}
+        Err(Errno::PERM | Errno::ACCESS) => return Err(MountError::NotMounted(path)),
+        Err(errno) => return Err(refused(&path, errno)),
+    }
     Ok(Mountpoint {
-        id: found.as_ref().map(|line| line.id),
-        path: found.map_or_else(|| path.to_owned(), |line| line.path),
-        made_by,
+        identity: identify(device, &path, Some(&target)),
+        path,
+        made_by: Maker::Ourselves,
     })
 }
 
-/// The device number of the mount that `device` serves, as `/proc/self/mountinfo` writes it. Older
-/// kernels do not tell.
-fn connection(device: &OwnedFd) -> Option<String> {
+/// The mount of `device` that another process made: on `path`, as mount `id`.
+pub(super) fn known(
+    device: &OwnedFd,
+    path: PathBuf,
+    id: Option<u64>,
+    made_by: Maker,
+) -> Mountpoint {
+    let table = MountTable::read().unwrap_or_default();
+    let found = match (id, connection(device)) {
+        // It may be gone, and another mount have its id.
+        (Some(id), Some(device)) => {
+            let identity = Some(MountIdentity { id, device });
+            return Mountpoint {
+                path,
+                identity,
+                made_by,
+            };
+        }
+        (None, Some(device)) => table.of_device(device).last(),
+        (Some(id), None) => table.by_id(id),
+        (None, None) => table.mounted_on(&path),
+    };
+    let found = found.filter(|entry| entry.fs_type == FS_TYPE);
+    Mountpoint {
+        identity: found.map(MountIdentity::of),
+        path: found.map_or(path, |entry| entry.path.clone()),
+        made_by,
+    }
+}
+
+/// The device number of the mount that `device` serves. Older kernels do not tell.
+fn connection(device: &OwnedFd) -> Option<DeviceNumber> {
     let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
     let mut lines = about.lines();
     let number = lines.find_map(|line| line.strip_prefix("fuse_connection:"))?;
-    Some(format!("0:{}", number.trim()))
+    Some(DeviceNumber {
+        major: 0,
+        minor: number.trim().parse().ok()?,
+    })
+}
+
+/// Which mount of `device` it is that was just made on the directory `target`, which is at `path`: the
+/// one in the mount of that directory. Where mounts propagate there can be others.
+fn identify(device: &OwnedFd, path: &Path, target: Option<&OwnedFd>) -> Option<MountIdentity> {
+    let table = MountTable::read().ok()?;
+    let parent = target.and_then(mount_of);
+    let in_parent = |entry: &&MountEntry| parent.is_none_or(|parent| entry.parent == parent);
+    let found = match connection(device) {
+        Some(number) => table.of_device(number).filter(in_parent).last(),
+        None => table
+            .mounted_on(path)
+            .filter(|entry| entry.fs_type == FS_TYPE),
+    };
+    found.map(MountIdentity::of)
 }
 
 fn refused(path: &Path, errno: Errno) -> MountError {
     let path = path.to_owned();
     match errno {
         Errno::NOENT => MountError::NoMountpoint(path),
-        Errno::NOTDIR => MountError::NotAFolder(path),
-        Errno::NOTCONN => MountError::DeadMount(path),
+        Errno::NOTDIR => MountError::NotADirectory(path),
         errno => MountError::System {
             action: "mount on",
             mountpoint: path,
@@ -199,25 +302,31 @@ fn refused(path: &Path, errno: Errno) -> MountError {
     }
 }
 
-/// The path without symlinks, except that its last part is not looked into: it may be a mount that
-/// nobody serves.
-fn absolute(path: &Path) -> Result<PathBuf, MountError> {
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => MountError::NoMountpoint(path.to_owned()),
-        _ => MountError::System {
-            action: "find",
-            mountpoint: path.to_owned(),
-            source,
-        },
+/// The path without symbolic links. Mounts of castore-fs are not looked into: it may be one that no
+/// process serves.
+fn resolve(path: &Path) -> Result<PathBuf, MountError> {
+    let failed = |source: io::Error| MountError::System {
+        action: "find",
+        mountpoint: path.to_owned(),
+        source,
     };
-    let whole = std::path::absolute(path).map_err(failed)?;
-    match (whole.parent(), whole.file_name()) {
-        (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(failed)?.join(name)),
-        _ => Ok(whole),
-    }
+    let table = MountTable::read().map_err(failed)?;
+    let steps = trail(path, &table, FS_TYPE).map_err(|error| match error.kind() {
+        io::ErrorKind::NotADirectory => MountError::NoMountpoint(path.to_owned()),
+        _ => failed(error),
+    })?;
+    let last = steps.into_iter().next_back();
+    Ok(last.map_or_else(|| PathBuf::from("/"), |last| last.path))
 }
 
-fn mount_directly(device: &OwnedFd, path: &Path, request: &Request<'_>) -> Result<(), Errno> {
+/// Opens the directory to mount on, after all checks.
+fn open_target(path: &Path, request: &Request<'_>) -> Result<OwnedFd, MountError> {
+    request.own_files.check(path)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| refused(path, errno))
+}
+
+fn mount_directly(device: &OwnedFd, target: &OwnedFd, request: &Request<'_>) -> Result<(), Errno> {
     let mut options = format!(
         "fd={},rootmode=40555,user_id={},group_id={},default_permissions,max_read={MAX_READ}",
         device.as_raw_fd(),
@@ -229,7 +338,9 @@ fn mount_directly(device: &OwnedFd, path: &Path, request: &Request<'_>) -> Resul
     }
     let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
-    rustix::mount::mount(request.source, path, FS_TYPE, flags, options.as_c_str())
+    // The directory that was checked, whatever its path leads to by now.
+    let target = format!("/proc/self/fd/{}", target.as_raw_fd());
+    rustix::mount::mount(request.source, target, FS_TYPE, flags, options.as_c_str())
 }
 
 /// Has `fusermount3` mount, and takes the descriptor that it sends.
@@ -306,14 +417,9 @@ fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 }
 
 impl Mountpoint {
-    /// A mount that another process made.
-    pub(super) fn known(path: PathBuf, id: Option<u64>, made_by: Maker) -> Self {
-        Self { path, id, made_by }
-    }
-
-    /// The kernel's number of the mount.
+    /// The id of the mount in mountinfo.
     pub(super) fn id(&self) -> Option<u64> {
-        self.id
+        self.identity.map(|identity| identity.id)
     }
 
     /// Who made it.
@@ -321,184 +427,170 @@ impl Mountpoint {
         self.made_by
     }
 
-    /// Where it is.
+    /// Where it was mounted.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the mount that is now seen at the path is this one.
+    /// Where it is mounted now, which is elsewhere if it or a directory above it was moved; where it was
+    /// mounted if it is gone.
+    pub fn current_path(&self) -> PathBuf {
+        let found = self.identity.and_then(|identity| identity.path().ok()?);
+        found.unwrap_or_else(|| self.path.clone())
+    }
+
+    /// Whether the mount is still in this mount namespace, wherever that is.
     pub fn is_mounted(&self) -> bool {
-        // Where others have mounted, it need not be where we can see it.
-        if self.made_by == Maker::Others && self.id.is_none() {
-            return true;
+        match self.identity {
+            Some(identity) => identity.path().is_ok_and(|path| path.is_some()),
+            // Another program mounted it where it cannot be seen from here.
+            None => self.made_by == Maker::Others,
         }
-        find_mount(&self.path).is_some_and(|mount| self.id.is_none_or(|id| id == mount.id))
     }
 
-    /// Undoes the mount; with `lazily`, takes it out of the tree at once and lets its users finish.
-    pub fn unmount(&self, lazily: bool) -> io::Result<()> {
-        if self.made_by == Maker::Helper {
-            return self.unmount_by_helper(lazily);
+    /// Unmounts it where it is now. `has_ended` is whether its connection has ended.
+    pub(super) fn unmount(&self, has_ended: impl Fn() -> bool) -> io::Result<Unmounted> {
+        if has_ended() {
+            return Ok(Unmounted::Cleanly);
         }
-        let mut flags = UnmountFlags::NOFOLLOW;
-        if lazily {
-            flags |= UnmountFlags::DETACH;
+        let Some(identity) = self.identity else {
+            return Ok(match self.made_by {
+                Maker::Others => Unmounted::NotOurs,
+                _ => Unmounted::InUse(Users::default()),
+            });
+        };
+        match identity.unmount(|path, flags| self.umount(path, flags)) {
+            Ok(MountState::Blocked(obstacles)) => Ok(Unmounted::Blocked(obstacles)),
+            Ok(MountState::Gone | MountState::Detached) => {
+                let deadline = Instant::now() + END_PATIENCE;
+                while !has_ended() {
+                    if Instant::now() > deadline {
+                        return Ok(Unmounted::InUse(Users::find(identity.device)));
+                    }
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Ok(Unmounted::Cleanly)
+            }
+            Err(error)
+                if error.kind() == io::ErrorKind::PermissionDenied
+                    && self.made_by == Maker::Others =>
+            {
+                Ok(Unmounted::NotOurs)
+            }
+            Err(error) => Err(error),
         }
-        Ok(rustix::mount::unmount(&self.path, flags)?)
     }
 
-    fn unmount_by_helper(&self, lazily: bool) -> io::Result<()> {
-        let output = Command::new("fusermount3")
-            .arg(if lazily { "-uz" } else { "-u" })
-            .arg("--")
-            .arg(&self.path)
-            .stdin(Stdio::null())
-            .output()?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(io::Error::new(
-                io::ErrorKind::ResourceBusy,
-                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            )),
+    fn umount(&self, path: &Path, flags: UnmountFlags) -> io::Result<()> {
+        match self.made_by {
+            Maker::Helper => unmount_by_helper(path, flags.contains(UnmountFlags::DETACH)),
+            _ => Ok(rustix::mount::unmount(path, flags)?),
+        }
+    }
+
+    /// Detaches the mount, which no process serves; whether it was there.
+    pub fn detach(&self) -> io::Result<bool> {
+        match self.identity {
+            Some(identity) => detach_mount(identity),
+            None => Ok(false),
         }
     }
 
     /// Sets how far the kernel reads ahead of sequential readers. Without the right to, the
     /// kernel's default of 128 KiB stays.
     pub fn set_read_ahead(&self, kib: u32) {
-        let Some(mount) = find_mount(&self.path) else {
+        let Some(identity) = self.identity else {
             return;
         };
-        let setting = format!("/sys/class/bdi/{}/read_ahead_kb", mount.device);
+        let setting = format!("/sys/class/bdi/{}/read_ahead_kb", identity.device);
         if let Err(error) = fs::write(&setting, kib.to_string()) {
             tracing::debug!(%setting, %error, "read-ahead stays at the kernel's default");
         }
     }
 }
 
-/// Takes the mount at `path` out of the tree, if it is one of this program's; whether it was. For
-/// mounts that nobody serves: a served one should be ended by its server.
+fn unmount_by_helper(path: &Path, lazily: bool) -> io::Result<()> {
+    let output = Command::new("fusermount3")
+        .arg(if lazily { "-uz" } else { "-u" })
+        .arg("--")
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        )),
+    }
+}
+
+/// Detaches the mount of this program at `path`; whether there was one. For mounts that no process
+/// serves: a served one should be ended by its server.
 pub fn detach(path: &Path) -> io::Result<bool> {
-    let path = absolute(path).map_err(io::Error::other)?;
-    if find_mount(&path).is_none_or(|mount| mount.fs_type != FS_TYPE) {
+    let path = resolve(path).map_err(io::Error::other)?;
+    let table = MountTable::read()?;
+    match table.mounted_on(&path) {
+        Some(entry) if entry.fs_type == FS_TYPE => detach_mount(MountIdentity::of(entry)),
+        _ => Ok(false),
+    }
+}
+
+/// Detaches a mount that no process serves; whether it was there.
+fn detach_mount(identity: MountIdentity) -> io::Result<bool> {
+    if identity.path()?.is_none() {
         return Ok(false);
     }
-    let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
-    match rustix::mount::unmount(&path, flags) {
-        Err(Errno::PERM) => Mountpoint::known(path, None, Maker::Helper).unmount(true)?,
-        outcome => outcome?,
+    let detach =
+        |path: &Path, flags| match rustix::mount::unmount(path, flags | UnmountFlags::DETACH) {
+            Err(Errno::PERM) => unmount_by_helper(path, true),
+            outcome => Ok(outcome?),
+        };
+    match identity.unmount(detach)? {
+        MountState::Blocked(obstacles) => Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            format!("first unmount {obstacles}"),
+        )),
+        MountState::Gone | MountState::Detached => Ok(true),
     }
-    Ok(true)
 }
 
-/// Takes mounts of ours whose server is gone away from `path`. mount(2) would put the new mount on top of
+/// Detaches mounts of ours on `path` whose server is gone. mount(2) would put the new mount on top of
 /// them, and they would be back when that ends.
 fn take_away_dead(path: &Path) -> Result<(), MountError> {
-    while find_mount(path).is_some_and(|mount| mount.fs_type == FS_TYPE) && is_dead(path) {
-        match detach(path) {
-            Ok(true) => {
+    let failed = |source| MountError::System {
+        action: "find",
+        mountpoint: path.to_owned(),
+        source,
+    };
+    loop {
+        let table = MountTable::read().map_err(failed)?;
+        match table.mounted_on(path) {
+            Some(entry) if entry.fs_type == FS_TYPE => {
+                if !is_dead(path) {
+                    return Err(MountError::AlreadyMounted(path.to_owned()));
+                }
+                detach_mount(MountIdentity::of(entry)).map_err(|error| MountError::DeadMount {
+                    mountpoint: path.to_owned(),
+                    why: error.to_string(),
+                })?;
                 let path = path.display();
-                tracing::warn!(%path, "took a mount whose server is gone out of the way");
+                tracing::warn!(%path, "unmounted a mount whose server is gone");
             }
-            Ok(false) | Err(_) => return Err(MountError::DeadMount(path.to_owned())),
+            _ => return Ok(()),
         }
     }
-    Ok(())
 }
 
-/// Whether the server of the mount at `path` is gone for good: nobody has its descriptor.
+/// Whether the server of the mount at `path` is gone for good: no process has its descriptor.
 fn is_dead(path: &Path) -> bool {
     let (tell, told) = mpsc::channel();
     let path = path.to_owned();
-    // In a thread of its own, which nobody waits for: a mount that somebody serves can take its time.
+    // In a thread of its own, which nothing waits for: a mount that is served can take its time.
     let asked = std::thread::Builder::new()
         .name("life-sign".into())
         .spawn(move || {
             let _ = tell.send(rustix::fs::statfs(&path).map(drop));
         });
     asked.is_ok() && told.recv_timeout(LIFE_SIGN) == Ok(Err(Errno::NOTCONN))
-}
-
-/// A line of `/proc/self/mountinfo`.
-struct MountLine {
-    id: u64,
-    path: PathBuf,
-    fs_type: String,
-    /// `major:minor`.
-    device: String,
-}
-
-/// The mount that is seen at `path`: of several, the last.
-fn find_mount(path: &Path) -> Option<MountLine> {
-    find(|line| line.path == path)
-}
-
-/// The last mount of which `is` says so.
-fn find(is: impl Fn(&MountLine) -> bool) -> Option<MountLine> {
-    let table = fs::read("/proc/self/mountinfo").ok()?;
-    let lines = table.split(|&byte| byte == b'\n');
-    let mut found = None;
-    for line in lines {
-        let mut columns = line.split(|&byte| byte == b' ');
-        let (Some(id), Some(device), Some(place)) =
-            (columns.next(), columns.nth(1), columns.nth(1))
-        else {
-            continue;
-        };
-        // A number of optional columns ends with a dash; the type follows.
-        let fs_type = columns.skip_while(|column| *column != b"-").nth(1);
-        let line = MountLine {
-            fs_type: String::from_utf8_lossy(fs_type.unwrap_or_default()).into_owned(),
-            id: std::str::from_utf8(id).ok()?.parse().ok()?,
-            path: unescape(place),
-            device: String::from_utf8_lossy(device).into_owned(),
-        };
-        if is(&line) {
-            found = Some(line);
-        }
-    }
-    found
-}
-
-/// Undoes the kernel's escapes: a backslash and three octal digits.
-fn unescape(column: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(column.len());
-    let mut rest = column;
-    while let [first, tail @ ..] = rest {
-        let octal = |digit: &u8| (b'0'..=b'7').contains(digit).then(|| digit - b'0');
-        match (first, tail) {
-            (b'\\', [a, b, c, after @ ..])
-                if let (Some(a @ 0..=3), Some(b), Some(c)) = (octal(a), octal(b), octal(c)) =>
-            {
-                bytes.push(a << 6 | b << 3 | c);
-                rest = after;
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::ffi::OsStrExt;
-
-    use super::*;
-
-    #[test]
-    fn paths_in_the_mount_table_are_unescaped() {
-        assert_eq!(
-            unescape(br"/a\040b\134c\0").as_os_str().as_bytes(),
-            br"/a b\c\0"
-        );
-    }
-
-    #[test]
-    fn the_root_of_the_tree_is_a_mount() {
-        assert!(find_mount(Path::new("/")).is_some());
-        assert!(find_mount(Path::new("/no/such/mount")).is_none());
-    }
 }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::serving::Serving;
 
@@ -12,7 +11,7 @@ pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
     let pages = serving.notices()?;
     let serving = serving.clone();
     let walk = move || {
-        let ended = || serving.ended.load(Ordering::Relaxed);
+        let ended = || serving.has_ended();
         serving.fs.walk_ahead(&pages, ended);
     };
     std::thread::Builder::new()

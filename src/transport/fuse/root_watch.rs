@@ -7,7 +7,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::notices::Notices;
@@ -37,7 +36,7 @@ pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
 fn watch(serving: &Serving, notices: &Notices) {
     let fs = &serving.fs;
     let mut seen = None;
-    while !serving.ended.load(Ordering::Relaxed) {
+    while !serving.has_ended() {
         match next_change(fs, seen) {
             Ok((version, changes)) => {
                 seen = Some(version);

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::InHeader;
@@ -27,7 +27,7 @@ pub(super) struct Serving {
     pub(super) fs: Arc<CastoreFs>,
     pub(super) counters: Counters,
     pub(super) crew: Arc<Crew>,
-    /// Whether the mount is gone, with its last user.
+    /// Whether a worker has seen that the mount is gone, with its last user.
     pub(super) ended: AtomicBool,
     /// Names the mount in what is logged while a request is answered.
     pub(super) span: tracing::Span,
@@ -64,6 +64,11 @@ impl Serving {
             init: Mutex::default(),
             init_answered: Condvar::new(),
         }
+    }
+
+    /// Whether the mount is gone, with its last user.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed) || !device::is_mounted(&self.device)
     }
 
     /// A way to notify the kernel, for one thread.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,8 +14,9 @@ use super::backing::FuseDevice;
 use super::crew::Crew;
 use super::device;
 use super::handover::{self, AdoptError, Inherited, Kept};
-use super::mountpoint::{self, Maker, MountError, Mountpoint};
+use super::mountpoint::{self, MountError, Mountpoint, Unmounted};
 use super::notices::{self, Nursery};
+use super::own_files::OwnFiles;
 use super::pulse::{Pulse, Stuck};
 use super::serving::Serving;
 use super::{page_cache, permissions, root_watch, warm_up};
@@ -26,6 +27,8 @@ use crate::fs::{
 use crate::store::Store;
 use crate::transport::requests::{RequestCounts, RequestTimes};
 
+/// How often to look whether a mount has ended. Workers notice by themselves, unless all of them wait.
+const END_INTERVAL: Duration = Duration::from_millis(500);
 /// Cores that may all spin for the sake of one walk; where there are more, only if told to.
 const FEW_CORES: usize = 8;
 
@@ -52,6 +55,8 @@ pub struct MountOptions {
     pub device: Option<Arc<OwnedFd>>,
     /// Who notifies the kernel: see [`Nursery`] for what happens without.
     pub nursery: Option<Arc<Nursery>>,
+    /// Files and directories that the mount must not hide.
+    pub own_files: OwnFiles,
 }
 
 impl Default for MountOptions {
@@ -67,6 +72,7 @@ impl Default for MountOptions {
             tag: None,
             device: None,
             nursery: None,
+            own_files: OwnFiles::default(),
         }
     }
 }
@@ -78,19 +84,6 @@ pub struct Session {
     ledger: Option<Arc<Ledger>>,
     /// Whether somebody else goes on with the mount.
     left: AtomicBool,
-}
-
-/// How a mount ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmounted {
-    /// It is gone.
-    Cleanly,
-    /// It is out of the tree; programs that use it can finish.
-    Lazily,
-    /// Somebody else had unmounted it already.
-    Already,
-    /// Others have made it and only they may undo it. It ends with this process.
-    NotOurs,
 }
 
 impl Session {
@@ -109,6 +102,7 @@ impl Session {
         let request = mountpoint::Request {
             source: &source,
             allow_other: mount.allow_other,
+            own_files: &mount.own_files,
         };
         let (device, mountpoint) = match &mount.device {
             Some(device) => {
@@ -132,7 +126,7 @@ impl Session {
         let session = Self::new(device, mountpoint, fs, crew, ledger, mount);
         session
             .start(mount)
-            .inspect_err(|_| drop(session.mountpoint.unmount(true)))?;
+            .inspect_err(|_| drop(session.mountpoint.detach()))?;
         Ok(session)
     }
 
@@ -205,9 +199,14 @@ impl Session {
         warm_up::start(&self.serving).map_err(failed)
     }
 
-    /// Where it is mounted.
+    /// Where it was mounted.
     pub fn path(&self) -> &Path {
         self.mountpoint.path()
+    }
+
+    /// Where it is mounted now, which is elsewhere if it or a directory above it was moved.
+    pub fn current_path(&self) -> PathBuf {
+        self.mountpoint.current_path()
     }
 
     /// Requests so far.
@@ -246,11 +245,11 @@ impl Session {
 
     /// Whether the mount is gone, with its last user.
     pub fn has_ended(&self) -> bool {
-        self.serving.ended.load(Ordering::Relaxed)
+        self.serving.has_ended()
     }
 
-    /// Whether the mount is still where it was made.
-    pub fn is_in_place(&self) -> bool {
+    /// Whether the mount is still there, or where it was moved.
+    pub fn is_mounted(&self) -> bool {
         !self.has_ended() && self.mountpoint.is_mounted()
     }
 
@@ -297,32 +296,20 @@ impl Session {
         )
     }
 
-    /// Takes the mount out of the tree; lazily if it is busy.
+    /// Unmounts it where it is now; what is busy is detached. To be tried again where other mounts lie
+    /// on it or below ([`Unmounted::Blocked`]).
     pub fn unmount(&self) -> io::Result<Unmounted> {
         // While the kernel still knows its nodes.
         self.remember();
-        if self.serving.ended.load(Ordering::Relaxed) || !self.mountpoint.is_mounted() {
-            return Ok(Unmounted::Already);
-        }
-        match self.mountpoint.unmount(false) {
-            Ok(()) => Ok(Unmounted::Cleanly),
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                self.mountpoint.unmount(true)?;
-                Ok(Unmounted::Lazily)
-            }
-            Err(error)
-                if error.kind() == io::ErrorKind::PermissionDenied
-                    && self.mountpoint.made_by() == Maker::Others =>
-            {
-                Ok(Unmounted::NotOurs)
-            }
-            Err(error) => Err(error),
-        }
+        self.mountpoint.unmount(|| self.has_ended())
     }
 
-    /// Waits until the mount is gone and its last user has finished.
+    /// Waits until the mount is gone and its last user has finished. Requests that still wait for a
+    /// store are not waited for: the programs that made them are gone.
     pub fn wait(&self) {
-        self.serving.crew.wait();
+        while !self.has_ended() {
+            self.serving.crew.wait(END_INTERVAL, || self.has_ended());
+        }
     }
 }
 
@@ -332,9 +319,13 @@ impl Drop for Session {
         if self.left.load(Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = self.unmount() {
-            let mountpoint = self.path().display();
-            tracing::error!(%mountpoint, %error, "cannot unmount");
+        let mountpoint = self.path().display();
+        match self.unmount() {
+            Ok(Unmounted::Blocked(obstacles)) => {
+                tracing::error!(%mountpoint, %obstacles, "cannot unmount what lies below other mounts");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%mountpoint, %error, "cannot unmount"),
         }
     }
 }

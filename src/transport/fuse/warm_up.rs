@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::serving::Serving;
 
@@ -14,7 +13,7 @@ pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
     let serving = serving.clone();
     let warm_up = move || {
         let _in_span = serving.span.enter();
-        let ended = || serving.ended.load(Ordering::Relaxed);
+        let ended = || serving.has_ended();
         serving.fs.warm_up(ended);
     };
     std::thread::Builder::new()

@@ -1,0 +1,63 @@
+//! One service for each state directory.
+//!
+//! Two processes on one state directory would overwrite each other's profiles, and each would take the
+//! other's mounts for those of a dead predecessor. So the service holds a lock on the directory itself
+//! (flock(2)), from before it mounts anything to its end, however that comes.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+
+/// Holds a state directory until it is dropped.
+#[derive(Debug)]
+pub struct StateClaim {
+    _locked: Option<OwnedFd>,
+}
+
+impl StateClaim {
+    /// Claims the directory `path`, which is made if it is not there. An error of the kind `WouldBlock`
+    /// means that another process has it. A directory that cannot be made or locked (a read-only or
+    /// remote file system) is not claimed.
+    pub fn take(path: &Path) -> io::Result<Self> {
+        // If this fails, so will opening it.
+        let _ = fs::create_dir_all(path);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let locked = rustix::fs::open(path, flags, Mode::empty()).and_then(|directory| {
+            flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(directory)
+        });
+        match locked {
+            Ok(directory) => Ok(Self {
+                _locked: Some(directory),
+            }),
+            Err(Errno::WOULDBLOCK) => Err(Errno::WOULDBLOCK.into()),
+            Err(error) => {
+                let path = path.display();
+                tracing::debug!(%path, %error, "the state directory is not locked");
+                Ok(Self { _locked: None })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_has_one_claim_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("made/for/it");
+        let claim = StateClaim::take(&path).unwrap();
+        let second = StateClaim::take(&path).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
+        drop(claim);
+        StateClaim::take(&path).unwrap();
+        // Where there can be no directory there is nothing to share.
+        StateClaim::take(Path::new("/dev/null/x")).unwrap();
+    }
+}

@@ -1,0 +1,76 @@
+//! What a service with this configuration opens while it serves: none of its mounts may hide it.
+
+use std::path::{Path, PathBuf};
+
+use super::{Config, Problem, problem};
+use crate::transport::fuse::OwnFiles;
+
+impl Config {
+    /// The files and directories that the service of the configuration `file` uses.
+    pub fn own_files(&self, file: &Path) -> OwnFiles {
+        let mut files = OwnFiles::default();
+        files.add("its configuration file", file);
+        files.add("its state directory", self.state_dir());
+        files.add("its profiles", self.profiles());
+        files.add("its control socket", self.control_socket());
+        for (variable, what) in [
+            ("CREDENTIALS_DIRECTORY", "its credentials"),
+            ("NOTIFY_SOCKET", "the service manager's socket"),
+        ] {
+            let path = std::env::var_os(variable).map(PathBuf::from);
+            if let Some(path) = path.filter(|path| path.is_absolute()) {
+                files.add(what, path);
+            }
+        }
+        if let Some(path) = socket_path(self.metrics.address.as_deref()) {
+            files.add("its socket for metrics", path);
+        }
+        for (name, listen) in self.all_listeners() {
+            if let Some(path) = socket_path(Some(&listen.address)) {
+                files.add(format!("the socket of the listener {name:?}"), path);
+            }
+            for (key, path) in [
+                ("tls-cert-path", listen.tls_cert_path),
+                ("tls-key-path", listen.tls_key_path),
+                ("tls-client-ca-path", listen.tls_client_ca_path),
+                ("token-file", listen.token_file),
+            ] {
+                if let Some(path) = path {
+                    files.add(format!("the {key} of the listener {name:?}"), path);
+                }
+            }
+        }
+        for (name, virtiofs) in &self.virtiofs {
+            let what = format!("the socket of the device {name:?}");
+            files.add(what, &virtiofs.socket);
+        }
+        for named in self.plans() {
+            files.extend(named.plan.used_files());
+        }
+        files
+    }
+
+    /// As [`load`](Self::load), and checks mount points against the files of this machine as the
+    /// service does before it mounts. Touches no mount of castore-fs.
+    pub fn load_here(file: &Path) -> Result<Self, Vec<Problem>> {
+        let text = Self::read(file)?;
+        let config = Self::parse(file, &text)?;
+        let source = problem::Source::new(file, &text);
+        let files = config.own_files(file);
+        let mut problems = Vec::new();
+        for (name, mount) in &config.mounts {
+            if let Err(error) = files.check(&mount.path) {
+                problems.push(source.at(&["mounts", name, "path"], error.to_string()));
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(config),
+            false => Err(problems),
+        }
+    }
+}
+
+/// The path of an address of the form `unix:/PATH`.
+fn socket_path(address: Option<&str>) -> Option<&str> {
+    address?.strip_prefix("unix:")
+}

@@ -1,0 +1,110 @@
+//! Files that this program needs to answer requests: no mount of its own may hide them.
+//!
+//! A mount at or above the store's directory is a deadlock: to answer a request the store opens a file
+//! below the mount, which is a request that waits for the first one. Nothing but an abort of the
+//! connection ends it. The same goes for sockets, certificates, the program's own libraries and
+//! whatever else is opened by its path later. So such a mount point is refused.
+//!
+//! Directories are compared in three ways, since one has many names. By path, after symbolic links. By
+//! file system and place in it, which sees through bind mounts and what already covers a directory. And
+//! by device and inode, for file systems that know one directory by several names.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::mount_table::MountTable;
+use super::mountpoint::{FS_TYPE, MountError};
+use super::trail::{Step, trail};
+use crate::store::UsedFile;
+
+/// Files and directories that must stay in reach. Those of the program itself are always among them.
+#[derive(Clone, Debug, Default)]
+pub struct OwnFiles(Vec<UsedFile>);
+
+impl Extend<UsedFile> for OwnFiles {
+    fn extend<I: IntoIterator<Item = UsedFile>>(&mut self, files: I) {
+        self.0.extend(files);
+    }
+}
+
+impl OwnFiles {
+    /// Adds `path`, which error messages call `what`.
+    pub fn add(&mut self, what: impl Into<String>, path: impl Into<PathBuf>) {
+        self.0.push(UsedFile {
+            what: what.into(),
+            path: path.into(),
+        });
+    }
+
+    /// Fails if `mountpoint` is `/`, is no directory, or is at or above one of these files. It need not
+    /// exist yet.
+    pub fn check(&self, mountpoint: &Path) -> Result<(), MountError> {
+        let failed = |source| MountError::System {
+            action: "find",
+            mountpoint: mountpoint.to_owned(),
+            source,
+        };
+        let table = MountTable::read().map_err(failed)?;
+        let steps = trail(mountpoint, &table, FS_TYPE).map_err(failed)?;
+        let Some(target) = steps.last() else {
+            return Ok(());
+        };
+        if target.path == Path::new("/") {
+            return Err(MountError::RootDirectory);
+        }
+        if target.is_directory == Some(false) {
+            return Err(MountError::NotADirectory(mountpoint.to_owned()));
+        }
+        for file in self.0.iter().chain(&program_files()) {
+            // What cannot be looked up is not used either.
+            let Ok(way) = trail(&file.path, &table, FS_TYPE) else {
+                continue;
+            };
+            if way.iter().any(|step| is_below(step, target)) {
+                return Err(MountError::HidesOwnFile {
+                    mountpoint: mountpoint.to_owned(),
+                    what: file.what.clone(),
+                    path: file.path.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether `step` is `target` or a place below it.
+fn is_below(step: &Step, target: &Step) -> bool {
+    let same_place = match (&step.place, &target.place) {
+        (Some((device, place)), Some((other, above))) => {
+            device == other && place.starts_with(above)
+        }
+        _ => false,
+    };
+    let same_inode = step.inode.is_some() && step.inode == target.inode;
+    step.path == target.path || same_place || same_inode
+}
+
+/// The executable and the libraries of this process.
+fn program_files() -> Vec<UsedFile> {
+    let file = |what: &str, path| UsedFile {
+        what: what.to_owned(),
+        path,
+    };
+    let executable = fs::read_link("/proc/self/exe").into_iter();
+    let mut files: Vec<UsedFile> = executable.map(|path| file("its program", path)).collect();
+    // proc_pid_maps(5): address, permissions, offset, device, inode, path.
+    let maps = fs::read("/proc/self/maps").unwrap_or_default();
+    for line in maps.split(|&byte| byte == b'\n') {
+        let mut columns = line.split(|&byte| byte == b' ');
+        let is_code = columns.nth(1).is_some_and(|bits| bits.contains(&b'x'));
+        let path = line.iter().position(|&byte| byte == b'/');
+        if let Some(path) = path.map(|at| Path::new(std::ffi::OsStr::from_bytes(&line[at..])))
+            && is_code
+            && files.iter().all(|file| file.path != path)
+        {
+            files.push(file("a library of its program", path.to_owned()));
+        }
+    }
+    files
+}

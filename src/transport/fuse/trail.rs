@@ -1,0 +1,155 @@
+//! The directories that a path leads through.
+//!
+//! Symbolic links are followed here and not by the kernel: each directory on the way counts, also that
+//! of a link. Mounts of castore-fs are not looked into, since a mount that no process serves would be
+//! waited for.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Stat};
+use rustix::io::Errno;
+
+use super::mount_table::{DeviceNumber, MountTable};
+
+/// Symbolic links that are followed, at most: as the kernel (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
+/// Which directory or file it is, whatever path leads to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Its absolute path without symbolic links.
+    pub path: PathBuf,
+    /// Its file system, and where it is there from the file system's root.
+    pub place: Option<(DeviceNumber, PathBuf)>,
+    /// `st_dev` and `st_ino`, if it exists.
+    pub inode: Option<(u64, u64)>,
+    /// Whether it is a directory; None if it does not exist or is a mount of castore-fs.
+    pub is_directory: Option<bool>,
+}
+
+/// What `path` leads through, from the root directory to what it names. What does not exist is taken for
+/// directories that will be made. `fs_type` is the type of the mounts that are not looked into.
+pub fn trail(path: &Path, table: &MountTable, fs_type: &str) -> io::Result<Vec<Step>> {
+    let mut rest = components(&std::path::absolute(path)?);
+    let mut at = PathBuf::from("/");
+    let mut steps = vec![step(&at, None, table)];
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        match name.as_bytes() {
+            b"/" => at = PathBuf::from("/"),
+            b".." => drop(at.pop()),
+            _ => {
+                let next = at.join(&name);
+                let mount = table.visible_at(&next);
+                let is_ours = mount.is_some_and(|entry| entry.fs_type == fs_type);
+                let found = match is_ours {
+                    true => None,
+                    false => look(&next)?,
+                };
+                let is_link = found.as_ref().is_some_and(|found| kind(found).is_symlink());
+                if is_link {
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(Errno::LOOP.into());
+                    }
+                    rest.extend(components(&std::fs::read_link(&next)?));
+                    continue;
+                }
+                at = next;
+                let mut made = step(&at, found.as_ref(), table);
+                if is_ours && table.mounted_on(&at).is_some() {
+                    // The directory that is covered by the mount.
+                    made.place = covered(&at, table);
+                }
+                steps.push(made);
+            }
+        }
+    }
+    // After `..` the last step is not where the path ends.
+    if steps.last().is_some_and(|last| last.path != at) {
+        let found = look(&at)?;
+        steps.push(step(&at, found.as_ref(), table));
+    }
+    Ok(steps)
+}
+
+/// The parts of a path, the first one last; `/` for an absolute path.
+fn components(path: &Path) -> Vec<OsString> {
+    let parts = path.components().rev();
+    let parts = parts.filter(|part| *part != Component::CurDir);
+    parts
+        .map(|part| OsStr::to_owned(part.as_os_str()))
+        .collect()
+}
+
+fn look(path: &Path) -> io::Result<Option<Stat>> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    match rustix::fs::statat(CWD, path, flags) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn kind(found: &Stat) -> FileType {
+    FileType::from_raw_mode(found.st_mode)
+}
+
+fn step(path: &Path, found: Option<&Stat>, table: &MountTable) -> Step {
+    let mount = table.visible_at(path);
+    Step {
+        path: path.to_owned(),
+        place: mount.and_then(|entry| Some((entry.device, entry.inside(path)?))),
+        inode: found.map(|found| (found.st_dev, found.st_ino)),
+        is_directory: found.map(|found| kind(found).is_dir()),
+    }
+}
+
+/// The place of the directory that mounts on `path` cover.
+fn covered(path: &Path, table: &MountTable) -> Option<(DeviceNumber, PathBuf)> {
+    let mut mount = table.mounted_on(path)?;
+    while let Some(below) = table.by_id(mount.parent) {
+        if below.path != path {
+            return Some((below.device, below.inside(path)?));
+        }
+        mount = below;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn paths(path: &Path, below: &Path) -> Vec<String> {
+        let steps = trail(path, &MountTable::read().unwrap(), "fuse.castore-fs").unwrap();
+        let paths = steps
+            .iter()
+            .filter_map(|step| step.path.strip_prefix(below).ok());
+        paths.map(|path| path.display().to_string()).collect()
+    }
+
+    #[test]
+    fn every_directory_on_the_way_is_a_step_that_of_a_link_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let top = folder.path().canonicalize().unwrap();
+        fs::create_dir_all(top.join("a/b")).unwrap();
+        fs::create_dir_all(top.join("c/d")).unwrap();
+        symlink("../../c/./d", top.join("a/b/link")).unwrap();
+        assert_eq!(
+            paths(&top.join("a/b/link/new/x"), &top),
+            ["", "a", "a/b", "c", "c/d", "c/d/new", "c/d/new/x"]
+        );
+        assert_eq!(paths(&top.join("a/b/.."), &top), ["", "a", "a/b", "a"]);
+        symlink("circle", top.join("circle")).unwrap();
+        let table = MountTable::read().unwrap();
+        let circle = trail(&top.join("circle"), &table, "x").unwrap_err();
+        assert_eq!(circle.raw_os_error(), Some(libc::ELOOP));
+    }
+}
