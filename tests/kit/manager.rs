@@ -117,6 +117,7 @@ impl Manager {
             .arg(&self.config)
             .env("NOTIFY_SOCKET", self.folder.path().join("notify"))
             .env("RUNTIME_DIRECTORY", self.folder.path())
+            .env("STATE_DIRECTORY", self.folder.path().join("state"))
             .stdout(Stdio::null());
         if let Ok(log) = std::fs::File::options()
             .create(true)

@@ -1,0 +1,857 @@
+//! `castore-fs mount` and the service as programs that come and go: where they mount, where they refuse
+//! to, and how a mount ends whatever became of its path meanwhile.
+
+#[path = "kit/manager.rs"]
+#[allow(dead_code)]
+mod manager;
+#[path = "kit/skip.rs"]
+mod skip;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use manager::Manager;
+use skip::skip;
+
+/// The user to be where a test is about users: nobody.
+const NOBODY: u32 = 65534;
+/// How long to wait for what should happen at once, before it counts as never.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn can_mount() -> bool {
+    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !can {
+        skip("it needs root and /dev/fuse");
+    }
+    can
+}
+
+/// A directory that is a mount of its own, so that mounts in it can be moved; with a store of one tree.
+struct Place {
+    folder: tempfile::TempDir,
+    children: Vec<Child>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self {
+            folder: tempfile::tempdir().unwrap(),
+            children: Vec::new(),
+        };
+        run(
+            "mount",
+            &[
+                "-t",
+                "tmpfs",
+                "-o",
+                "mode=755",
+                "place",
+                place.text("").as_str(),
+            ],
+        );
+        run("mount", &["--make-private", place.text("").as_str()]);
+        for name in ["tree", "mnt", "other", "up/mnt"] {
+            fs::create_dir_all(place.join(name)).unwrap();
+        }
+        fs::write(place.join("tree/file"), "content").unwrap();
+        fs::create_dir(place.join("tree/sub")).unwrap();
+        let imported = place
+            .command()
+            .arg("import")
+            .arg(place.join("tree"))
+            .output();
+        assert!(imported.unwrap().status.success());
+        place
+    }
+
+    fn join(&self, path: &str) -> PathBuf {
+        self.folder.path().join(path)
+    }
+
+    fn text(&self, path: &str) -> String {
+        let text = self.join(path).display().to_string();
+        text.trim_end_matches('/').to_owned()
+    }
+
+    /// `castore-fs` with the store of this place.
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_castore-fs"));
+        let store = format!("local:{}", self.join("store").display());
+        command
+            .env("CASTORE_FS_STORE", store)
+            .env("HOME", self.folder.path())
+            .current_dir("/")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts `castore-fs mount ARGUMENTS` in a process group of its own, and waits until it is up.
+    fn mount(&mut self, arguments: &[&str]) -> u32 {
+        self.mount_as(arguments, |_| {})
+    }
+
+    fn mount_as(&mut self, arguments: &[&str], set: impl FnOnce(&mut Command)) -> u32 {
+        let log = fs::File::create(self.join("log")).unwrap();
+        let mut command = self.command();
+        command
+            .arg("mount")
+            .args(arguments)
+            .stderr(log)
+            .process_group(0);
+        set(&mut command);
+        self.children.push(command.spawn().unwrap());
+        until(
+            "the mount is up",
+            || self.log().contains(" is on "),
+            || self.log(),
+        );
+        self.children.last().unwrap().id()
+    }
+
+    /// Runs `castore-fs mount ARGUMENTS`, which has to refuse; gives what it says.
+    fn refused(&self, arguments: &[&str]) -> String {
+        let mut command = self.command();
+        command.arg("mount").args(arguments);
+        let output = within_patience(command);
+        let said = String::from_utf8(output.1).unwrap();
+        assert!(!output.0.success(), "{arguments:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        said
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.join("log")).unwrap()
+    }
+
+    /// Waits for the end of the mount that was started last.
+    fn wait(&mut self) -> ExitStatus {
+        let mut child = self.children.pop().unwrap();
+        let mut status = None;
+        until(
+            "the process ends",
+            || {
+                status = child.try_wait().unwrap();
+                status.is_some()
+            },
+            || self.log(),
+        );
+        status.unwrap()
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.children
+            .last_mut()
+            .unwrap()
+            .try_wait()
+            .unwrap()
+            .is_none()
+    }
+
+    /// Lines of the mount table below this place, of castore-fs.
+    fn mounts(&self) -> Vec<String> {
+        mounts_below(self.folder.path(), "castore-fs")
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for _ in 0..8 {
+            let mut mounts = mounts_below(self.folder.path(), "");
+            mounts.reverse();
+            for place in mounts {
+                let _ = Command::new("umount").args(["--lazy", &place]).output();
+            }
+        }
+    }
+}
+
+/// Paths of mounts at or below `path`, of types that contain `of_type`.
+fn mounts_below(path: &Path, of_type: &str) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mounts = table.lines().filter_map(|line| {
+        let mut columns = line.split(' ').skip(1);
+        let (place, kind) = (columns.next()?, columns.next()?);
+        let is_below = Path::new(place).starts_with(path) && kind.contains(of_type);
+        is_below.then(|| place.to_owned())
+    });
+    mounts.collect()
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {output:?}"
+    );
+}
+
+/// Copies the program by another process: a descriptor of ours that is open for writing could be on its
+/// way through another test's fork, and the copy could not be run.
+fn copy_program(to: &Path) {
+    run(
+        "cp",
+        &[env!("CARGO_BIN_EXE_castore-fs"), to.to_str().unwrap()],
+    );
+}
+
+/// Waits until `is_so`; fails with what `why` says.
+fn until(what: &str, mut is_so: impl FnMut() -> bool, why: impl Fn() -> String) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE, "not so: {what}\n{}", why());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The status and the standard error of `command`, which is killed if it does not end.
+fn within_patience(mut command: Command) -> (ExitStatus, Vec<u8>) {
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        stderr.read_to_end(&mut said).map(|_| said).unwrap()
+    });
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return (status, reader.join().unwrap());
+        }
+        if began.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            let _ = child.wait();
+            panic!("{command:?} does not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn signal(process: u32, signal: i32) {
+    // SAFETY: a signal to a child that was not waited for.
+    assert_eq!(unsafe { libc::kill(process as i32, signal) }, 0);
+}
+
+/// The processes of the process group `group`.
+fn group_members(group: u32) -> Vec<String> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let stats = processes.filter_map(|process| {
+        let stat = fs::read_to_string(process.path().join("stat")).ok()?;
+        let (name, rest) = stat.rsplit_once(") ")?;
+        let mut columns = rest.split(' ');
+        let (state, of_group) = (columns.next()?, columns.nth(1)?);
+        (of_group == group.to_string() && state != "Z").then(|| name.to_owned())
+    });
+    stats.collect()
+}
+
+/// Has `command` run in a mount namespace of its own, with `prepare` done in it as shell.
+fn in_namespace(command: &Command, prepare: &str) -> Command {
+    let mut shell = Command::new("unshare");
+    shell.args(["--mount", "--propagation", "private", "sh", "-ec"]);
+    shell.arg(format!("{prepare}\nexec \"$@\"")).arg("sh");
+    shell.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        shell.env(name, value.unwrap_or_default());
+    }
+    shell
+}
+
+// Where a mount is refused.
+
+#[test]
+fn a_mount_that_would_hide_the_store_is_refused_whatever_its_path_looks_like() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    fs::create_dir_all(place.join("var/lib/store")).unwrap();
+    fs::create_dir(place.join("alias")).unwrap();
+    symlink("var/lib", place.join("lib")).unwrap();
+    symlink(place.join("lib/store"), place.join("link")).unwrap();
+    let import = |store: &str| {
+        let import = place
+            .command()
+            .args(["import", "--store", store])
+            .arg(place.join("tree"))
+            .output();
+        assert!(import.unwrap().status.success());
+    };
+    let direct = format!("local:{}", place.text("var/lib/store"));
+    let linked = format!("local:{}", place.text("link"));
+    import(&direct);
+    run(
+        "mount",
+        &["--bind", &place.text("var"), &place.text("alias")],
+    );
+    for (store, mountpoint) in [
+        (&direct, "var/lib/store"),
+        (&direct, "var/lib"),
+        (&direct, "var"),
+        (&direct, ""),
+        (&direct, "lib"),
+        (&direct, "link"),
+        (&direct, "var/../lib/."),
+        // The same directory by its bind mount.
+        (&direct, "alias"),
+        (&direct, "alias/lib/store"),
+        (&linked, "var"),
+        (&linked, "lib"),
+    ] {
+        let mountpoint = place.text(mountpoint);
+        let said = place.refused(&["--store", store, &mountpoint]);
+        assert!(said.contains("would hide the store local:/"), "{said}");
+        assert!(said.contains("mount elsewhere"), "{said}");
+    }
+    // By a link that lies below the mount point, where the store itself does not.
+    fs::create_dir(place.join("links")).unwrap();
+    symlink(place.join("var/lib/store"), place.join("links/store")).unwrap();
+    let linked = format!("local:{}", place.text("links/store"));
+    place.refused(&["--store", &linked, &place.text("links")]);
+    assert!(place.mounts().is_empty());
+}
+
+#[test]
+fn a_mount_beside_or_below_the_store_is_made() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new();
+    fs::create_dir_all(place.join("store/mnt")).unwrap();
+    fs::create_dir_all(place.join("sto")).unwrap();
+    for mountpoint in ["store/mnt", "sto", "mnt"] {
+        let mountpoint = place.text(mountpoint);
+        let process = place.mount(&[&mountpoint]);
+        assert_eq!(place.mounts(), [mountpoint]);
+        signal(process, libc::SIGTERM);
+        assert!(place.wait().success());
+    }
+}
+
+#[test]
+fn a_mount_that_would_hide_profiles_credentials_or_sockets_is_refused() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let up = place.text("up");
+    let profiles = place.text("up/profiles");
+    let said = place.refused(&["--warmup=learn", "--profiles", &profiles, &up]);
+    assert!(said.contains("its profiles"), "{said}");
+    fs::write(place.join("up/secret"), "word").unwrap();
+    let peer = format!(
+        "grpc+https://127.0.0.1:1?token-file={}",
+        place.text("up/secret")
+    );
+    let said = place.refused(&["--store", &peer, &up]);
+    assert!(said.contains("the token-file"), "{said}");
+    let socket = format!("grpc+unix:{}", place.text("up/peer.sock"));
+    let said = place.refused(&["--store", &socket, &up]);
+    assert!(said.contains("the store grpc+unix:"), "{said}");
+    fs::write(
+        place.join("up/config.toml"),
+        format!("[stores.s]\nurl = 'local:{}'\n", place.text("store")),
+    )
+    .unwrap();
+    let said = place.refused(&[
+        "--store",
+        "store:s",
+        "--config",
+        &place.text("up/config.toml"),
+        &up,
+    ]);
+    assert!(said.contains("its configuration file"), "{said}");
+}
+
+#[test]
+fn a_mount_that_would_hide_the_program_its_libraries_or_everything_is_refused() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    fs::create_dir(place.join("bin")).unwrap();
+    copy_program(&place.join("bin/castore-fs"));
+    let mut copied = Command::new(place.join("bin/castore-fs"));
+    copied.env("CASTORE_FS_STORE", format!("local:{}", place.text("store")));
+    copied.arg("mount").arg(place.join("bin"));
+    let (status, said) = within_patience(copied);
+    let said = String::from_utf8(said).unwrap();
+    assert!(!status.success() && said.contains("its program"), "{said}");
+    // Of the libraries one is as good as the other; in a namespace, in case it is mounted after all.
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let library = maps.lines().find(|line| line.contains("libc.so")).unwrap();
+    let library = Path::new(&library[library.find('/').unwrap()..]);
+    let mut mount = place.command();
+    mount.arg("mount").arg(library.parent().unwrap());
+    let (status, said) = within_patience(in_namespace(&mount, ""));
+    let said = String::from_utf8(said).unwrap();
+    assert!(
+        !status.success() && said.contains("a library of its program"),
+        "{said}"
+    );
+    let mut mount = place.command();
+    mount.args(["mount", "/"]);
+    let (status, said) = within_patience(in_namespace(&mount, ""));
+    let said = String::from_utf8(said).unwrap();
+    assert!(
+        !status.success() && said.contains("cannot mount on /:"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_regular_file_is_no_mount_point_for_root_and_for_others() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let file = place.text("file");
+    fs::write(&file, "").unwrap();
+    assert!(place.refused(&[&file]).contains("is not a directory"));
+    if Command::new("fusermount3")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        return skip("there is no fusermount3 (package fuse3)");
+    }
+    fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
+    std::os::unix::fs::chown(&file, Some(NOBODY), None).unwrap();
+    run("chmod", &["-R", "a+rwX", &place.text("store")]);
+    let program = place.join("castore-fs");
+    copy_program(&program);
+    let mut mount = Command::new(program);
+    mount.env("CASTORE_FS_STORE", format!("local:{}", place.text("store")));
+    mount.args(["mount", &file]).uid(NOBODY).gid(NOBODY);
+    let (status, said) = within_patience(mount);
+    let said = String::from_utf8(said).unwrap();
+    assert!(
+        !status.success() && said.contains("is not a directory"),
+        "{said}"
+    );
+    assert!(place.mounts().is_empty());
+}
+
+#[test]
+fn a_second_mount_on_the_same_place_is_refused_unless_the_first_is_dead() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new();
+    let mnt = place.text("mnt");
+    let process = place.mount(&[&mnt]);
+    symlink("mnt", place.join("link")).unwrap();
+    for path in ["mnt", "link", "other/../mnt"] {
+        let said = place.refused(&[&place.text(path)]);
+        assert!(said.contains("is mounted on"), "{said}");
+    }
+    assert_eq!(
+        fs::read_to_string(place.join("mnt/tree/file")).unwrap(),
+        "content"
+    );
+    // One whose server is gone is taken away.
+    signal(process, libc::SIGKILL);
+    place.wait();
+    let process = place.mount(&[&mnt]);
+    assert_eq!(place.mounts(), [mnt]);
+    assert_eq!(
+        fs::read_to_string(place.join("mnt/tree/file")).unwrap(),
+        "content"
+    );
+    signal(process, libc::SIGTERM);
+    assert!(place.wait().success());
+    assert!(place.mounts().is_empty());
+}
+
+#[test]
+fn the_service_and_its_check_refuse_what_the_command_line_refuses() {
+    if !can_mount() {
+        return;
+    }
+    let cases = [
+        ("@/var", "", "the store local:"),
+        ("@/state", "", "its state directory"),
+        ("@", "", "its configuration file"),
+        (
+            "@/run/x/..",
+            "[metrics]\naddress = 'unix:@/run/metrics'\n",
+            "its socket for metrics",
+        ),
+        (
+            "@/run",
+            "[virtiofs.guest]\nsocket = '@/run/guest'\n",
+            "the socket of the device \"guest\"",
+        ),
+        (
+            "@/run",
+            "[listen.peers]\naddress = 'unix:@/run/peers'\n",
+            "the socket of the listener \"peers\"",
+        ),
+        (
+            "@/certs",
+            "[listen.tcp]\naddress = '127.0.0.1:0'\ntls-cert-path = '@/certs/c'\n\
+             tls-key-path = '@/certs/k'\n",
+            "the tls-cert-path of the listener \"tcp\"",
+        ),
+        ("@/file", "", "is not a directory"),
+    ];
+    let mut manager = Manager::new("");
+    for name in ["var", "state", "run/x", "certs"] {
+        fs::create_dir_all(manager.join(name)).unwrap();
+    }
+    fs::write(manager.join("file"), "").unwrap();
+    for (path, more, why) in cases {
+        manager.configure(&format!(
+            "state-dir = '@/state'\n[stores.disk]\nurl = 'local:@/var/lib/store'\n\
+             [mounts.tree]\npath = '{path}'\n{more}"
+        ));
+        let config = manager.join("config.toml");
+        let checked = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+            .arg("check-config")
+            .arg(&config)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(checked.stderr).unwrap();
+        assert!(!checked.status.success(), "{path}");
+        assert!(
+            said.contains("mounts.tree.path: ") && said.contains(why),
+            "{said}"
+        );
+        manager.start();
+        assert!(!manager.wait(), "{path}");
+        let log = manager.log();
+        assert!(
+            log.contains("the mount \"tree\"") && log.contains(why),
+            "{path}: {log}"
+        );
+        fs::write(manager.join("log"), "").unwrap();
+    }
+    assert!(mounts_below(manager.path(), "castore").is_empty());
+}
+
+// How a mount ends.
+
+#[test]
+fn a_closed_terminal_ends_a_mount_unless_it_was_started_by_nohup() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new();
+    let mnt = place.text("mnt");
+    let process = place.mount(&[&mnt]);
+    signal(process, libc::SIGHUP);
+    assert!(place.wait().success());
+    assert!(place.mounts().is_empty());
+    let process = place.mount_as(&[&mnt], |command| {
+        let ignore = || {
+            // SAFETY: ignoring a signal runs no code.
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+            Ok(())
+        };
+        // SAFETY: the closure makes one system call.
+        unsafe { command.pre_exec(ignore) };
+    });
+    signal(process, libc::SIGHUP);
+    signal(process, libc::SIGTERM);
+    // Two signals that are heard would end it with status 130.
+    assert!(place.wait().success());
+    assert!(place.mounts().is_empty());
+}
+
+#[test]
+fn a_mount_is_unmounted_where_it_is_now() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new();
+    let (up, mnt, other) = (place.text("up/mnt"), place.text("mnt"), place.text("other"));
+    // Moved, with another file system where it was.
+    let process = place.mount(&[&mnt]);
+    run("mount", &["--move", &mnt, &other]);
+    run("mount", &["-t", "tmpfs", "in-its-place", &mnt]);
+    signal(process, libc::SIGTERM);
+    assert!(place.wait().success());
+    assert!(place.mounts().is_empty());
+    run("umount", &[&mnt]);
+    // Its parent was renamed.
+    let process = place.mount(&[&up]);
+    fs::rename(place.join("up"), place.join("renamed")).unwrap();
+    fs::create_dir_all(&up).unwrap();
+    signal(process, libc::SIGTERM);
+    assert!(place.wait().success());
+    assert!(place.mounts().is_empty());
+    // Its path is a symbolic link, which leads elsewhere by now.
+    symlink("mnt", place.join("link")).unwrap();
+    let process = place.mount(&[&place.text("link")]);
+    assert_eq!(place.mounts(), [mnt]);
+    fs::remove_file(place.join("link")).unwrap();
+    symlink("other", place.join("link")).unwrap();
+    signal(process, libc::SIGTERM);
+    assert!(place.wait().success());
+    assert!(place.mounts().is_empty());
+    assert!(!place.log().contains("panicked"), "{}", place.log());
+}
+
+#[test]
+fn a_covered_mount_is_reported_and_unmounted_once_it_is_uncovered() {
+    if !can_mount() {
+        return;
+    }
+    // Another mount on it, in it, or on a directory above it.
+    for cover in ["up/mnt", "up/mnt/tree/sub", "up"] {
+        let mut place = Place::new();
+        let (mnt, cover) = (place.text("up/mnt"), place.text(cover));
+        let process = place.mount(&[&mnt]);
+        run("mount", &["-t", "tmpfs", "cover", &cover]);
+        fs::write(format!("{cover}/precious"), "kept").unwrap();
+        signal(process, libc::SIGTERM);
+        until(
+            "it says why",
+            || place.log().contains("cannot be unmounted before"),
+            || place.log(),
+        );
+        let log = place.log();
+        assert!(
+            log.contains(&format!("the mount of type tmpfs on {cover}")),
+            "{log}"
+        );
+        assert!(place.is_running());
+        assert_eq!(
+            fs::read_to_string(format!("{cover}/precious")).unwrap(),
+            "kept"
+        );
+        assert_eq!(place.mounts(), [mnt.as_str()]);
+        run("umount", &[&cover]);
+        assert!(place.wait().success());
+        assert!(place.mounts().is_empty());
+        assert_eq!(
+            place.log().matches("cannot be unmounted").count(),
+            1,
+            "{}",
+            place.log()
+        );
+    }
+}
+
+#[test]
+fn a_mount_that_is_used_otherwise_is_reported_and_served_until_it_is_free() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new();
+    let (mnt, other) = (place.text("mnt"), place.text("other"));
+    let said = |place: &Place, who: &str| {
+        until(
+            "it says who uses it",
+            || place.log().contains("is unmounted, and served"),
+            || place.log(),
+        );
+        let log = place.log();
+        assert!(log.contains(who), "{who}: {log}");
+    };
+    // A bind mount.
+    let process = place.mount(&[&mnt]);
+    run("mount", &["--bind", &mnt, &other]);
+    signal(process, libc::SIGTERM);
+    said(&place, &format!("the bind mount on {other}"));
+    assert_eq!(place.mounts(), [other.as_str()]);
+    assert_eq!(
+        fs::read_to_string(place.join("other/tree/file")).unwrap(),
+        "content"
+    );
+    assert!(place.is_running());
+    run("umount", &[&other]);
+    assert!(place.wait().success());
+    // An open file, and a working directory.
+    for user in ["exec sleep 1000 <tree/file", "cd tree && exec sleep 1000"] {
+        let process = place.mount(&[&mnt]);
+        let mut sleeper = Command::new("sh")
+            .args(["-c", user])
+            .current_dir(&mnt)
+            .spawn()
+            .unwrap();
+        let comm = format!("/proc/{}/comm", sleeper.id());
+        let sleeps = || fs::read_to_string(&comm).unwrap().trim() == "sleep";
+        until("it sleeps", sleeps, String::new);
+        signal(process, libc::SIGTERM);
+        said(&place, &format!("process {} (\"sleep\")", sleeper.id()));
+        assert!(place.mounts().is_empty());
+        assert!(place.is_running());
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert!(place.wait().success());
+    }
+    // Another mount namespace.
+    let process = place.mount(&[&mnt]);
+    let mut sleeper = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c"])
+        .arg("echo; exec sleep 1000")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut byte = [0];
+    sleeper
+        .stdout
+        .take()
+        .unwrap()
+        .read_exact(&mut byte)
+        .unwrap();
+    signal(process, libc::SIGTERM);
+    said(&place, "the mount namespace of process");
+    assert!(place.is_running());
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    assert!(place.wait().success());
+}
+
+#[test]
+fn an_unmount_by_hand_ends_the_process_and_its_helpers() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new();
+    let mnt = place.text("mnt");
+    let process = place.mount(&["--warmup=learn", &mnt]);
+    assert_eq!(
+        fs::read_to_string(place.join("mnt/tree/file")).unwrap(),
+        "content"
+    );
+    assert!(group_members(process).len() > 1, "there are helpers");
+    run("umount", &[&mnt]);
+    assert!(place.wait().success());
+    until(
+        "its helpers have ended",
+        || group_members(process).is_empty(),
+        || group_members(process).join(", "),
+    );
+}
+
+#[test]
+fn nothing_panics_at_the_end_of_a_mount_that_learns() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new();
+    let mnt = place.text("mnt");
+    let profiles = place.text("profiles");
+    for round in 0..12 {
+        let process = place.mount(&["--warmup=learn", "--profiles", &profiles, &mnt]);
+        assert_eq!(
+            fs::read_to_string(place.join("mnt/tree/file")).unwrap(),
+            "content"
+        );
+        match round % 2 {
+            0 => signal(process, libc::SIGTERM),
+            _ => run("umount", &[&mnt]),
+        }
+        assert!(place.wait().success());
+        let log = place.log();
+        assert!(!log.contains("panicked"), "round {round}: {log}");
+        assert!(
+            place.join("profiles/tree.profile").exists(),
+            "round {round}"
+        );
+        fs::remove_dir_all(&profiles).unwrap();
+    }
+}
+
+// The service.
+
+fn service() -> Manager {
+    let manager = Manager::new(
+        "state-dir = '@/state'\ndrain = '10s'\n[stores.disk]\nurl = 'local:@/store'\n\
+         [mounts.tree]\npath = '@/mnt'\nwarmup = 'learn'\n",
+    );
+    let tree = manager.join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::create_dir(manager.join("mnt")).unwrap();
+    fs::write(tree.join("file"), "content").unwrap();
+    manager.import(&tree, "tree");
+    manager
+}
+
+#[test]
+fn a_second_service_is_refused_before_it_mounts_anything() {
+    if !can_mount() {
+        return;
+    }
+    let mut first = service();
+    first.start_and_wait();
+    let folder = first.path().display().to_string();
+    let second = |state: &str, socket: &str| {
+        let config = first.join("second.toml");
+        let text = format!(
+            "state-dir = '{folder}/{state}'\n[control]\nsocket = '{folder}/{socket}'\n\
+             [stores.disk]\nurl = 'local:{folder}/store'\n[mounts.other]\npath = '{folder}/other'\n"
+        );
+        fs::write(&config, text).unwrap();
+        let mut daemon = Command::new(env!("CARGO_BIN_EXE_castore-fs"));
+        daemon.arg("daemon").arg("--config").arg(&config);
+        let (status, said) = within_patience(daemon);
+        assert!(!status.success());
+        // Not even the directory was made.
+        assert!(!first.join("other").exists());
+        String::from_utf8(said).unwrap()
+    };
+    let said = second("state", "another");
+    assert!(
+        said.contains("another castore-fs daemon uses the state directory"),
+        "{said}"
+    );
+    let said = second("other-state", "control");
+    assert!(said.contains("another process listens there"), "{said}");
+    // The first has not noticed.
+    assert_eq!(first.status()["mounts"]["tree"]["mounted"], true);
+    first.signal(libc::SIGTERM);
+    assert!(first.wait());
+}
+
+#[test]
+fn the_service_unmounts_what_was_moved_and_waits_for_what_is_covered() {
+    if !can_mount() {
+        return;
+    }
+    let mut manager = service();
+    let folder = manager.path().display().to_string();
+    run("mount", &["-t", "tmpfs", "place", &format!("{folder}/mnt")]);
+    run("mount", &["--make-private", &format!("{folder}/mnt")]);
+    for name in ["a", "b"] {
+        fs::create_dir(manager.join("mnt").join(name)).unwrap();
+    }
+    manager.configure(
+        "state-dir = '@/state'\n[stores.disk]\nurl = 'local:@/store'\n\
+         [mounts.tree]\npath = '@/mnt/a'\nwarmup = 'learn'\n",
+    );
+    manager.start_and_wait();
+    let (a, b) = (format!("{folder}/mnt/a"), format!("{folder}/mnt/b"));
+    run("mount", &["--move", &a, &b]);
+    assert_eq!(
+        fs::read_to_string(format!("{b}/tree/file")).unwrap(),
+        "content"
+    );
+    run("mount", &["-t", "tmpfs", "cover", &b]);
+    assert_eq!(manager.status()["mounts"]["tree"]["mounted"], true);
+    manager.signal(libc::SIGTERM);
+    until(
+        "it is reported",
+        || {
+            manager
+                .log()
+                .contains("cannot be unmounted before the mount of type tmpfs")
+        },
+        || manager.log(),
+    );
+    assert_eq!(mounts_below(Path::new(&b), "tmpfs").len(), 1);
+    run("umount", &[&b]);
+    assert!(manager.wait(), "{}", manager.log());
+    assert!(mounts_below(manager.path(), "castore").is_empty());
+    assert!(!manager.log().contains("panicked"), "{}", manager.log());
+    run("umount", &[&format!("{folder}/mnt")]);
+}
