@@ -32,6 +32,7 @@ mod pin;
 mod prefetch;
 mod profile;
 mod progress;
+mod remount;
 mod serve;
 mod stat;
 mod status;
@@ -46,6 +47,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// A content-addressed file system.
 ///
@@ -72,7 +75,7 @@ enum Verb {
     Cat(cat::Cat),
     Stat(stat::Stat),
     Export(export::Export),
-    Mount(mount::Mount),
+    Mount(Box<mount::Mount>),
     Virtiofs(virtiofs::Virtiofs),
     Verify(verify::Verify),
     Copy(copy::Copy),
@@ -106,9 +109,9 @@ pub fn main() -> ExitCode {
     match arguments.verb {
         // The service's log is what its configuration says.
         Verb::Daemon(_) => {}
-        Verb::Mount(_) | Verb::Virtiofs(_) | Verb::Serve(_) => log_to_stderr("warn"),
+        Verb::Mount(_) | Verb::Virtiofs(_) | Verb::Serve(_) => log_messages("warn"),
         // An endpoint that fails fails the command, whose one error says why.
-        _ => log_to_stderr("warn,castore_fs::store::reputation=off"),
+        _ => log_messages("warn,castore_fs::store::reputation=off"),
     }
     allow_many_files();
     let result = match arguments.verb {
@@ -150,8 +153,9 @@ fn allow_many_files() {
     }
 }
 
-/// What `usual` says, which is warnings and errors, unless `RUST_LOG` says otherwise.
-fn log_to_stderr(usual: &str) {
+/// What `usual` says, which is warnings and errors, unless `RUST_LOG` says otherwise. A mount that mount(8)
+/// has started logs to the journal, where there is one: its standard error ends with mount(8).
+fn log_messages(usual: &str) {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let filter = match castore_fs::service::check_level(&asked) {
         Ok(()) if !asked.is_empty() => EnvFilter::new(asked),
@@ -161,6 +165,14 @@ fn log_to_stderr(usual: &str) {
             EnvFilter::new(usual)
         }
     };
+    if mount_helper::is_background()
+        && let Ok(journal) = tracing_journald::layer()
+    {
+        let journal = journal.with_field_prefix(None);
+        let journal = journal.with_syslog_identifier("castore-fs".to_owned());
+        let log = tracing_subscriber::registry().with(filter).with(journal);
+        return log.init();
+    }
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .fmt_fields(castore_fs::service::text_fields())

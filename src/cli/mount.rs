@@ -1,5 +1,6 @@
 //! `castore-fs mount`.
 
+use std::ffi::OsStr;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use castore_fs::fs::{Options, Owner, Reads, RootListing, Top, WarmUp};
 use castore_fs::profile::{Profiles, Subject};
 use castore_fs::store::Blocking;
 use castore_fs::transport::fuse::{
-    MountOptions, MountWatch, Nursery, OwnFiles, Session, Unmounted,
+    GenericOptions, MountOptions, MountWatch, Nursery, OwnFiles, Session, Unmounted,
 };
 use castore_fs::tree::{Preference, Target};
 use clap::{Args, ValueEnum};
@@ -48,9 +49,20 @@ pub(super) struct Mount {
     root: Option<PathBuf>,
     #[command(flatten)]
     listing: ListRoot,
-    /// Let other users in
-    #[arg(long)]
+    /// Let other users see the mount: the default where root mounts
+    ///
+    /// A mount of another user is for that user alone by default, and letting others in takes
+    /// user_allow_other in /etc/fuse.conf.
+    #[arg(long, overrides_with = "no_allow_other")]
     allow_other: bool,
+    /// Show the mount to this user only, not even to root
+    #[arg(long)]
+    no_allow_other: bool,
+    /// Options of mount(8) that do not depend on the file system: noexec,nosymfollow,sync,…
+    ///
+    /// ro, nosuid, nodev and noatime are the default.
+    #[arg(short, long, value_name = "LIST", value_delimiter = ',')]
+    options: Vec<String>,
     /// Who owns everything: user id
     #[arg(long, value_name = "U", default_value_t = 0)]
     uid: u32,
@@ -150,6 +162,10 @@ impl ListRoot {
 
 impl Mount {
     pub(super) fn run(self) -> Result<(), Failure> {
+        let generic = self.generic()?;
+        if mount_helper::is_background() {
+            mount_helper::become_background()?;
+        }
         // Before there are threads.
         let nursery = Arc::new(Nursery::start()?);
         let opened = match &self.import {
@@ -174,11 +190,12 @@ impl Mount {
         };
         let defaults = MountOptions::default();
         let mount = MountOptions {
-            allow_other: self.allow_other,
+            allow_other: self.is_for_others(),
             threads: self.threads.map_or(defaults.threads, usize::from),
             stay_awake: self.stay_awake.unwrap_or(defaults.stay_awake),
             device: given(&self.mountpoint)?.map(Arc::new),
             nursery: Some(nursery),
+            generic,
             own_files: self.own_files(&opened)?,
             ..defaults
         };
@@ -195,6 +212,66 @@ impl Mount {
                 say(&format!("cannot unmount: {error}"));
             }
         })?;
+        let supervisor = Supervisor::connect()?;
+        if mount_helper::is_background() {
+            if let Err(error) = mount_helper::report_ready() {
+                unmount(&session);
+                return Err(error.into());
+            }
+        } else {
+            self.report_mounted(&session, &opened, imported);
+        }
+        // As a unit of Type=notify.
+        supervisor.tell("READY=1");
+        session.wait();
+        session.remember();
+        // Threads may still wait for a store, and use the runtime: they end with the process.
+        std::mem::forget(opened.runtime);
+        Ok(())
+    }
+
+    /// Whether users other than this one see the mount.
+    fn is_for_others(&self) -> bool {
+        self.allow_other || !self.no_allow_other && rustix::process::geteuid().is_root()
+    }
+
+    fn generic(&self) -> Result<GenericOptions, Failure> {
+        let mut generic = GenericOptions::default();
+        let options = self.options.iter().filter(|option| !option.is_empty());
+        for option in options {
+            if !generic.add(option) {
+                return Err(Failure::Usage(format!(
+                    "{option:?} is no option of mount(8) that every file system has; those of \
+                     castore-fs have a flag each"
+                )));
+            }
+        }
+        Ok(generic)
+    }
+
+    /// Whether this mount has another value of the option `key` of fstab than `other`.
+    pub(super) fn differs(&self, other: &Self, key: &str) -> bool {
+        match key {
+            "config" => self.store.configuration_file() != other.store.configuration_file(),
+            "gid" => self.gid != other.gid,
+            "list-root" | "no-list-root" => self.listing.listing() != other.listing.listing(),
+            "profiles" => self.profiles != other.profiles,
+            "reads" => self.reads != other.reads,
+            "root" => self.root != other.root,
+            "threads" => self.threads != other.threads,
+            "uid" => self.uid != other.uid,
+            "warmup" => self.warmup != other.warmup,
+            "xattr" => self.xattr != other.xattr,
+            _ => false,
+        }
+    }
+
+    /// Whether it is of the store `url`.
+    pub(super) fn is_of(&self, url: &OsStr) -> bool {
+        self.store.is(url)
+    }
+
+    fn report_mounted(&self, session: &Session, opened: &Opened, imported: Option<String>) {
         let place = session.path().display();
         match imported {
             Some(name) if self.root.is_none() => {
@@ -205,17 +282,6 @@ impl Mount {
             }
             _ => say(&format!("{} is on {place}", opened.store.url())),
         }
-        // As a unit of Type=notify, or for the helper of mount(8).
-        Supervisor::connect()?.tell("READY=1");
-        if std::env::var_os(mount_helper::BACKGROUND).is_some() {
-            // Whoever called mount(8) may wait until nobody holds its standard error any more.
-            rustix::stdio::dup2_stderr(std::fs::File::options().write(true).open("/dev/null")?)?;
-        }
-        session.wait();
-        session.remember();
-        // Threads may still wait for a store, and use the runtime: they end with the process.
-        std::mem::forget(opened.runtime);
-        Ok(())
     }
 
     /// The files that the mount must not hide.
@@ -319,6 +385,10 @@ pub(super) fn top(
 
 /// Unmounts; waits for as long as other mounts prevent that.
 fn unmount(session: &Session) {
+    let say = |message: &str| match mount_helper::is_background() {
+        true => tracing::warn!("{message}"),
+        false => say(message),
+    };
     let mut reported = false;
     loop {
         // Before the table is read, so that no change is missed.

@@ -2,53 +2,90 @@
 //!
 //! Installed under that name (or `mount.fuse.castore-fs`), the program takes what mount(8) gives:
 //! `mount.castore-fs URL DIR [-sfnv] [-N namespace] [-t type] [-o options]`. It starts
-//! `castore-fs mount` in the background and ends when that says that the mount is up, or why not;
-//! the words are sd_notify(3)'s.
+//! `castore-fs mount` in the background and ends when that says that the mount is up, or why not. It
+//! prints nothing unless something fails.
+//!
+//! The process in the background writes `READY=1` to its standard output, which is a pipe. If the
+//! helper is gone by then, because the user interrupted mount(8), it unmounts and ends as well.
 
-use std::ffi::{OsStr, OsString};
-use std::io;
+use std::ffi::{CStr, OsStr, OsString};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use castore_fs::store;
+use castore_fs::transport::fuse::GenericOptions;
+use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::thread::LinkNameSpaceType;
 
-use super::failure::{Failure, failure};
+use super::failure::Failure;
+use super::remount;
 
-/// How often to look whether the mount has failed instead of coming up.
-const INTERVAL: Duration = Duration::from_millis(50);
-/// Set for the mount in the background: once it is up, nobody hears what it says.
-pub(super) const BACKGROUND: &str = "CASTORE_FS_MOUNT_HELPER";
-/// Options for others: mount(8) itself, systemd, fsck; and what every mount of ours is anyway.
-const NOT_FOR_US: &[&str] = &[
-    "_netdev",
-    "async",
-    "atime",
-    "auto",
-    "defaults",
-    "dev",
-    "diratime",
-    "exec",
-    "group",
-    "noatime",
-    "noauto",
-    "nodev",
-    "nodiratime",
-    "nofail",
-    "nosuid",
-    "nouser",
-    "owner",
-    "relatime",
-    "norelatime",
-    "ro",
-    "rw",
-    "suid",
-    "user",
-    "users",
-];
+/// Set for the process in the background.
+const BACKGROUND: &str = "CASTORE_FS_MOUNT_HELPER";
+/// What that process says, and is called in `ps`.
+const READY: &str = "READY=1";
+const PROGRAM: &CStr = c"castore-fs";
+
+/// Exit statuses of mount(8).
+const USAGE: u8 = 1;
+const SYSTEM_ERROR: u8 = 2;
+const MOUNT_FAILURE: u8 = 32;
+
+/// Why nothing was mounted: an exit status, and words for it, unless they were said.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: u8,
+    words: Option<String>,
+}
+
+impl Refusal {
+    /// Status 32, "mount failure".
+    pub(super) fn failure(words: impl Into<String>) -> Self {
+        Self {
+            status: MOUNT_FAILURE,
+            words: Some(words.into()),
+        }
+    }
+
+    fn usage(words: impl Into<String>) -> Self {
+        Self {
+            status: USAGE,
+            words: Some(words.into()),
+        }
+    }
+}
+
+impl From<io::Error> for Refusal {
+    /// Status 2, "system error".
+    fn from(error: io::Error) -> Self {
+        Self {
+            status: SYSTEM_ERROR,
+            words: Some(error.to_string()),
+        }
+    }
+}
+
+/// What mount(8) asks for.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// The store's URL.
+    pub(super) url: OsString,
+    /// The directory to mount on.
+    pub(super) directory: PathBuf,
+    /// Options that are ours, in order, as fstab writes them: `root=tree`.
+    pub(super) ours: Vec<String>,
+    /// Options that do not depend on the file system, in order.
+    pub(super) generic: Vec<String>,
+    /// Options that the kernel shows of a FUSE mount: mount(8) repeats them for a remount.
+    pub(super) fuse: Vec<String>,
+    fake: bool,
+    namespace: Option<OsString>,
+}
 
 /// Whether the program was called as mount(8) calls its helpers.
 pub(super) fn is_called(program: &OsStr) -> bool {
@@ -58,194 +95,313 @@ pub(super) fn is_called(program: &OsStr) -> bool {
 
 /// Mounts as `arguments` say; gives the exit status that mount(8) wants.
 pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    match parse(arguments).and_then(|wanted| match wanted {
-        Some(wanted) => mount(&wanted),
-        None => Ok(()),
-    }) {
+    match Wanted::parse(arguments).and_then(|wanted| wanted.obey()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            error.report();
-            // mount(8): "mount failure".
-            ExitCode::from(32)
+        Err(Refusal { status, words }) => {
+            if let Some(words) = words {
+                let _ = Failure::Message(words).report();
+            }
+            ExitCode::from(status)
         }
     }
 }
 
-/// The arguments of `castore-fs mount`; none if nothing is to be done (`-f`).
-fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Option<Vec<OsString>>, Failure> {
-    let mut places = Vec::new();
-    let mut options = Vec::new();
-    let (mut sloppy, mut fake) = (false, false);
-    let mut arguments = arguments;
-    while let Some(argument) = arguments.next() {
-        match argument.as_bytes() {
-            b"-o" => options.push(arguments.next().unwrap_or_default()),
-            b"-t" | b"-N" => drop(arguments.next()),
-            flags if flags.len() > 1 && flags[0] == b'-' => {
-                sloppy |= flags.contains(&b's');
-                fake |= flags.contains(&b'f');
-                if let Some(wrong) = flags[1..].iter().find(|flag| !b"sfnv".contains(flag)) {
-                    let wrong = char::from(*wrong);
-                    return Err(failure(format!(
-                        "mount.castore-fs knows no option -{wrong}"
-                    )));
+impl Wanted {
+    fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Self, Refusal> {
+        let mut wanted = Self::default();
+        let (mut places, mut lists) = (Vec::new(), Vec::new());
+        let mut sloppy = false;
+        let mut arguments = arguments;
+        while let Some(argument) = arguments.next() {
+            match argument.as_bytes() {
+                b"-o" => lists.push(arguments.next().unwrap_or_default()),
+                b"-t" => drop(arguments.next()),
+                b"-N" => wanted.namespace = arguments.next(),
+                flags if flags.len() > 1 && flags[0] == b'-' => {
+                    sloppy |= flags.contains(&b's');
+                    wanted.fake |= flags.contains(&b'f');
+                    if let Some(wrong) = flags[1..].iter().find(|flag| !b"sfnv".contains(flag)) {
+                        let wrong = char::from(*wrong);
+                        let words = format!("mount.castore-fs has no option -{wrong}");
+                        return Err(Refusal::usage(words));
+                    }
                 }
+                _ => places.push(argument),
             }
-            _ => places.push(argument),
         }
-    }
-    let [url, folder] = places.as_slice() else {
-        return Err(failure(
-            "usage: mount.castore-fs STORE-URL DIR [-o OPTIONS]",
-        ));
-    };
-    // Before it becomes an argument, which every user of the machine can see.
-    if let Some(url) = url.to_str().filter(|url| !url.starts_with("store:"))
-        && let Err(why) = store::check_url(url)
-    {
-        let url = store::shown_url(url);
-        return Err(failure(format!("{url:?} is no store URL: {why}")));
-    }
-    let mut wanted: Vec<OsString> = vec!["mount".into(), "--store".into(), url.clone()];
-    let options: Vec<&[u8]> = options
-        .iter()
-        .flat_map(|list| list.as_bytes().split(|&byte| byte == b','))
-        .filter(|option| !option.is_empty())
-        .collect();
-    for option in options {
-        let text = String::from_utf8_lossy(option);
-        let (key, value) = match text.split_once('=') {
-            Some((key, value)) => (key, Some(value)),
-            None => (text.as_ref(), None),
+        let [url, directory] = places.as_slice() else {
+            let usage = "usage: mount.castore-fs STORE-URL DIR [-sfnv] [-o OPTIONS]";
+            return Err(Refusal::usage(usage));
         };
-        match (key, value) {
-            ("allow_other" | "allow-other", None) => wanted.push("--allow-other".into()),
-            ("xattr", None) => wanted.push("--xattr".into()),
-            ("list-root", None) => wanted.push("--list-root".into()),
-            ("list-root", Some(what)) => wanted.push(format!("--list-root={what}").into()),
-            ("no-list-root", None) => wanted.push("--no-list-root".into()),
-            (
-                "config" | "root" | "uid" | "gid" | "threads" | "reads" | "warmup" | "profiles",
-                Some(value),
-            ) => {
-                wanted.push(format!("--{key}={value}").into());
-            }
-            _ if key.starts_with("x-") || key.starts_with("comment") => {}
-            _ if value.is_none() && NOT_FOR_US.contains(&key) => {}
-            _ if sloppy => {}
-            _ => {
-                return Err(failure(format!(
-                    "the mount option {text:?} is not known: allow_other, list-root[=empty], no-list-root, \
-                     xattr, root=NAME, uid=N, gid=N, threads=N, reads=page-cache|passthrough, \
-                     warmup=off|learn, profiles=PATH"
+        // Before it becomes an argument, which every user of the machine can see.
+        if let Some(url) = url.to_str().filter(|url| !url.starts_with("store:"))
+            && let Err(why) = store::check_url(url)
+        {
+            let url = store::shown_url(url);
+            return Err(Refusal::failure(format!("{url:?} is no store URL: {why}")));
+        }
+        // The process in the background works in another directory.
+        wanted.url = absolute_url(url)?;
+        wanted.directory = std::path::absolute(directory)?;
+        for option in lists.iter().flat_map(|list| split(list)) {
+            if !wanted.take(&option) && !sloppy {
+                return Err(Refusal::failure(format!(
+                    "the mount option {option:?} is not known; beside the options of mount(8) that \
+                     do not depend on the file system there are: {}",
+                    OURS.map(|(_, example)| example).join(", ")
                 )));
             }
         }
+        Ok(wanted)
     }
-    wanted.push("--".into());
-    wanted.push(folder.clone());
-    Ok((!fake).then_some(wanted))
-}
 
-/// Runs `castore-fs` with `arguments` in the background; returns when the mount is up.
-fn mount(arguments: &[OsString]) -> Result<(), Failure> {
-    let folder = match rustix::process::geteuid().is_root() {
-        true => PathBuf::from("/run"),
-        false => std::env::temp_dir(),
-    };
-    let address = folder.join(format!("castore-fs-mount-{}", std::process::id()));
-    let socket = UnixDatagram::bind(&address)?;
-    let outcome = wait_for_mount(arguments, &address, &socket);
-    let _ = std::fs::remove_file(&address);
-    outcome
-}
-
-fn wait_for_mount(
-    arguments: &[OsString],
-    address: &Path,
-    socket: &UnixDatagram,
-) -> Result<(), Failure> {
-    socket.set_read_timeout(Some(INTERVAL))?;
-    let mut child = Command::new("/proc/self/exe")
-        .args(arguments)
-        .env("NOTIFY_SOCKET", address)
-        .env(BACKGROUND, "1")
-        .env_remove("WATCHDOG_USEC")
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        // A terminal's interrupt is not for it.
-        .process_group(0)
-        .spawn()?;
-    let mut message = [0; 4096];
-    loop {
-        match socket.recv(&mut message) {
-            Ok(length) => {
-                let message = String::from_utf8_lossy(&message[..length]);
-                if message.lines().any(|line| line == "READY=1") {
-                    return Ok(());
-                }
+    /// Takes an option; whether it is one that is known.
+    fn take(&mut self, option: &str) -> bool {
+        let (key, value) = match option.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (option, None),
+        };
+        let is_ours = OURS
+            .iter()
+            .any(|(known, example)| *known == key && example.contains('=') == value.is_some());
+        let list = match key {
+            _ if is_ours => &mut self.ours,
+            // Every mount of ours checks permissions in the kernel.
+            "default_permissions" if value.is_none() => return true,
+            "user_id" | "group_id" | "max_read" | "blksize" | "rootmode" if value.is_some() => {
+                &mut self.fuse
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                ) => {}
-            Err(error) => return Err(error.into()),
+            _ if key == "remount" || GenericOptions::default().add(option) => &mut self.generic,
+            _ => return false,
+        };
+        list.push(option.to_owned());
+        true
+    }
+
+    fn obey(&self) -> Result<(), Refusal> {
+        if let Some(namespace) = &self.namespace {
+            enter(namespace)?;
         }
-        if child.try_wait()?.is_some() {
-            // It has said why.
-            return Err(Failure::Reported);
+        if self.generic.iter().any(|option| option == "remount") {
+            return remount::remount(self, self.fake);
+        }
+        if let Some(option) = self.fuse.first() {
+            let words = format!("the mount option {option:?} is set by the kernel and castore-fs");
+            return Err(Refusal::failure(words));
+        }
+        match self.fake {
+            true => Ok(()),
+            false => self.mount(),
         }
     }
+
+    /// The arguments of `castore-fs` that mean the same.
+    pub(super) fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["mount".into(), "--store".into(), self.url.clone()];
+        for option in &self.ours {
+            let option = option.replace("allow_other", "allow-other");
+            arguments.push(format!("--{option}").into());
+        }
+        if !self.generic.is_empty() {
+            arguments.push("--options".into());
+            arguments.push(self.generic.join(",").into());
+        }
+        arguments.push("--".into());
+        arguments.push(self.directory.clone().into());
+        arguments
+    }
+
+    /// Runs `castore-fs mount` in the background; returns when the mount is up.
+    fn mount(&self) -> Result<(), Refusal> {
+        // What it says is printed only if it fails. In memory: a pipe could be full.
+        let said = rustix::fs::memfd_create(c"castore-fs-mount", MemfdFlags::CLOEXEC)
+            .map_err(io::Error::from)?;
+        let mut said = File::from(said);
+        let mut child = Command::new("/proc/self/exe")
+            .arg0(OsStr::from_bytes(PROGRAM.to_bytes()))
+            .args(self.arguments())
+            .env(BACKGROUND, "1")
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(said.try_clone()?)
+            .spawn()?;
+        if wait_until_ready(&mut child)? {
+            return Ok(());
+        }
+        child.wait()?;
+        said.rewind()?;
+        io::copy(&mut said, &mut io::stderr())?;
+        Err(Refusal {
+            status: MOUNT_FAILURE,
+            words: None,
+        })
+    }
+}
+
+/// Whether the mount is up; it is not if the process ends before it says so.
+fn wait_until_ready(child: &mut Child) -> io::Result<bool> {
+    let Some(output) = child.stdout.take() else {
+        return Ok(false);
+    };
+    for line in BufReader::new(output).lines() {
+        if line? == READY {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Options of ours: the name, and how to write it.
+const OURS: [(&str, &str); 13] = [
+    ("allow_other", "allow_other"),
+    ("no-allow_other", "no-allow_other"),
+    ("config", "config=FILE"),
+    ("gid", "gid=N"),
+    ("list-root", "list-root"),
+    ("no-list-root", "no-list-root"),
+    ("profiles", "profiles=PATH"),
+    ("reads", "reads=page-cache|passthrough"),
+    ("root", "root=NAME"),
+    ("threads", "threads=N"),
+    ("uid", "uid=N"),
+    ("warmup", "warmup=off|learn"),
+    ("xattr", "xattr"),
+];
+
+/// The options of a list, which commas separate; those inside double quotes belong to a value.
+fn split(list: &OsStr) -> Vec<String> {
+    let text = list.to_string_lossy();
+    let mut quoted = false;
+    let options = text.split(|letter| {
+        quoted ^= letter == '"';
+        letter == ',' && !quoted
+    });
+    let options = options.filter(|option| !option.is_empty());
+    options.map(str::to_owned).collect()
+}
+
+/// The URL with an absolute path, if it is that of a directory.
+fn absolute_url(url: &OsStr) -> io::Result<OsString> {
+    match url.as_bytes().strip_prefix(b"local:") {
+        Some(path) if !path.is_empty() && !path.starts_with(b"/") => {
+            let mut url = OsString::from("local:");
+            url.push(std::path::absolute(OsStr::from_bytes(path))?);
+            Ok(url)
+        }
+        _ => Ok(url.to_owned()),
+    }
+}
+
+/// Enters the mount namespace `namespace`: `mount -N`.
+fn enter(namespace: &OsStr) -> Result<(), Refusal> {
+    let enter = || {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let opened: OwnedFd = rustix::fs::open(namespace, flags, Mode::empty())?;
+        let kind = LinkNameSpaceType::Mount;
+        rustix::thread::move_into_link_name_space(opened.as_fd(), Some(kind))
+    };
+    enter().map_err(|errno: rustix::io::Errno| {
+        let namespace = namespace.display();
+        Refusal::failure(format!(
+            "cannot enter the mount namespace {namespace}: {errno}"
+        ))
+    })
+}
+
+/// Whether this process is the one in the background.
+pub(super) fn is_background() -> bool {
+    std::env::var_os(BACKGROUND).is_some()
+}
+
+/// Makes this process independent of the terminal and the session of mount(8), and gives it the
+/// program's name.
+pub(super) fn become_background() -> io::Result<()> {
+    rustix::process::setsid()?;
+    rustix::thread::set_name(PROGRAM)?;
+    Ok(())
+}
+
+/// Says that the mount is up, and lets go of what mount(8) holds the other end of. Fails if that is gone.
+pub(super) fn report_ready() -> io::Result<()> {
+    let mut output = io::stdout();
+    writeln!(output, "{READY}")?;
+    output.flush()?;
+    let null = File::options().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parsed(arguments: &[&str]) -> Result<Option<String>, String> {
-        let given = arguments.iter().map(OsString::from);
-        match parse(given) {
+    fn parsed(arguments: &[&str]) -> Result<String, (u8, String)> {
+        let wanted = Wanted::parse(arguments.iter().map(OsString::from));
+        match wanted {
             Ok(wanted) => {
-                Ok(wanted.map(|wanted| wanted.join(OsStr::new(" ")).into_string().unwrap()))
+                let arguments = wanted.arguments();
+                Ok(arguments.join(OsStr::new(" ")).into_string().unwrap())
             }
-            Err(Failure::Message(message)) => Err(message),
-            Err(other) => panic!("{other:?}"),
+            Err(refusal) => Err((refusal.status, refusal.words.unwrap())),
         }
     }
 
     #[test]
     fn the_words_of_mount_become_ours() {
         let words = "local:/s /m -o rw,nosuid,_netdev,nofail,x-systemd.automount,uid=7,allow_other,\
-                     warmup=learn";
+                     warmup=learn,default_permissions,context=\"a:b,c\"";
         let words: Vec<&str> = words.split(' ').collect();
-        let said = parsed(&words).unwrap().unwrap();
         assert_eq!(
-            said,
-            "mount --store local:/s --uid=7 --allow-other --warmup=learn -- /m"
+            parsed(&words).unwrap(),
+            "mount --store local:/s --uid=7 --allow-other --warmup=learn --options \
+             rw,nosuid,_netdev,nofail,x-systemd.automount,context=\"a:b,c\" -- /m"
         );
-        assert_eq!(parsed(&["local:/s", "/m", "-f"]).unwrap(), None);
+        assert_eq!(
+            parsed(&["local:/s", "/m", "-f", "-o", "no-allow_other"]).unwrap(),
+            "mount --store local:/s --no-allow-other -- /m"
+        );
     }
 
     #[test]
-    fn an_option_that_nobody_knows_is_an_error_unless_mount_is_sloppy() {
-        assert!(
-            parsed(&["local:/s", "/m", "-o", "colour=red"])
-                .unwrap_err()
-                .contains("colour=red")
+    fn relative_paths_are_of_the_directory_that_mount_was_called_in() {
+        let here = std::env::current_dir().unwrap();
+        let here = here.display();
+        assert_eq!(
+            parsed(&["local:s", "m"]).unwrap(),
+            format!("mount --store local:{here}/s -- {here}/m")
         );
-        assert!(parsed(&["-s", "local:/s", "/m", "-o", "colour=red"]).is_ok());
-        assert!(parsed(&["local:/s"]).unwrap_err().starts_with("usage"));
+    }
+
+    #[test]
+    fn an_unknown_option_is_an_error_unless_mount_is_sloppy() {
+        for option in ["colour=red", "root", "xattr=1", "loop"] {
+            let (status, words) = parsed(&["local:/s", "/m", "-o", option]).unwrap_err();
+            assert_eq!(status, 32);
+            assert!(words.contains(&format!("{option:?}")), "{words}");
+            assert!(parsed(&["-s", "local:/s", "/m", "-o", option]).is_ok());
+        }
     }
 
     #[test]
     fn a_url_with_a_secret_never_becomes_an_argument() {
-        let said = parsed(&["grpc+https://me:hunter2@host", "/m"]).unwrap_err();
+        let (status, words) = parsed(&["grpc+https://me:hunter2@host", "/m"]).unwrap_err();
+        assert_eq!(status, 32);
         assert!(
-            said.contains("token-file") && !said.contains("hunter2"),
-            "{said}"
+            words.contains("token-file") && !words.contains("hunter2"),
+            "{words}"
         );
+    }
+
+    #[test]
+    fn wrong_usage_is_status_1() {
+        let (status, words) = parsed(&["local:/s"]).unwrap_err();
+        assert!(status == 1 && words.starts_with("usage"), "{words}");
+        let (status, words) = parsed(&["local:/s", "/m", "-q"]).unwrap_err();
+        assert!(status == 1 && words.contains("-q"), "{words}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Which store a command works on: a URL, or the name of a store in a configuration file.
 
+use std::ffi::OsStr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,6 +71,16 @@ impl Opened {
 }
 
 impl StoreArguments {
+    /// Whether `url` is what was given.
+    pub(super) fn is(&self, url: &OsStr) -> bool {
+        self.store.as_deref().is_some_and(|store| url == store)
+    }
+
+    /// The configuration file, given or by default.
+    pub(super) fn configuration_file(&self) -> &Path {
+        &self.config.config
+    }
+
     /// The configuration file that describes the store, if it is one of those.
     pub(super) fn configuration(&self) -> Option<&Path> {
         let named = self.store.as_deref()?.starts_with("store:");

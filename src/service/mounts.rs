@@ -277,6 +277,7 @@ impl Wanted {
             tag: Some(self.tag()),
             device: None,
             nursery: Some(host.nursery.clone()),
+            generic: defaults.generic,
             own_files: host.own_files.clone(),
         }
     }

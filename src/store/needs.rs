@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::credential;
+use super::shown_url::shown_url;
 use super::url::local_path;
 
 /// Where a program finds names, certificates and sockets of services on whatever system.
@@ -104,19 +105,20 @@ pub struct UsedFile {
 
 /// The files and directories that the store at `url` opens while it is read or written.
 pub(super) fn used_files(url: &str) -> Vec<UsedFile> {
-    let public = url.split(['?', '#']).next().unwrap_or(url);
+    let shown = shown_url(url);
     let store = |path: &Path| UsedFile {
-        what: format!("the store {public}"),
+        what: format!("the store {shown}"),
         path: path.to_owned(),
     };
     let needs = needs(url);
     let mut files: Vec<UsedFile> = needs.folders.iter().map(|path| store(path)).collect();
-    let socket = public.strip_prefix("grpc+unix:").and_then(local_path);
+    let socket = url.strip_prefix("grpc+unix:");
+    let socket = socket.and_then(|rest| local_path(rest.split('?').next().unwrap_or(rest)));
     files.extend(socket.map(|path| store(Path::new(path))));
     if needs.network {
         let named = parameters(url).into_iter();
         files.extend(named.map(|(name, path)| UsedFile {
-            what: format!("the {name} of the store {public}"),
+            what: format!("the {name} of the store {shown}"),
             path,
         }));
         let variables = VARIABLES

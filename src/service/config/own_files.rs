@@ -1,6 +1,6 @@
 //! What a service with this configuration opens while it serves: none of its mounts may hide it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Config, Problem, problem};
 use crate::transport::fuse::OwnFiles;
@@ -13,15 +13,6 @@ impl Config {
         files.add("its state directory", self.state_dir());
         files.add("its profiles", self.profiles());
         files.add("its control socket", self.control_socket());
-        for (variable, what) in [
-            ("CREDENTIALS_DIRECTORY", "its credentials"),
-            ("NOTIFY_SOCKET", "the service manager's socket"),
-        ] {
-            let path = std::env::var_os(variable).map(PathBuf::from);
-            if let Some(path) = path.filter(|path| path.is_absolute()) {
-                files.add(what, path);
-            }
-        }
         if let Some(path) = socket_path(self.metrics.address.as_deref()) {
             files.add("its socket for metrics", path);
         }

@@ -48,6 +48,8 @@ pub struct MountEntry {
     pub options: String,
     /// The type, such as `ext4` or `fuse.castore-fs`.
     pub fs_type: String,
+    /// What is mounted, in the words of the program that mounted it: the store's URL.
+    pub source: String,
     /// The options of the file system, separated by commas.
     pub fs_options: String,
 }
@@ -175,7 +177,9 @@ impl MountEntry {
         // Any number of optional columns ends with a dash.
         let mut rest = columns.skip_while(|column| *column != b"-").skip(1);
         let fs_type = text(rest.next()?);
-        let fs_options = rest.nth(1).map(text).unwrap_or_default();
+        let source = rest.next().map(unescape).unwrap_or_default();
+        let source = source.to_string_lossy().into_owned();
+        let fs_options = rest.next().map(text).unwrap_or_default();
         Some(Self {
             id,
             parent,
@@ -184,6 +188,7 @@ impl MountEntry {
             path,
             options,
             fs_type,
+            source,
             fs_options,
         })
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::device;
+use super::generic_options::GenericOptions;
 use super::mount_table::{DeviceNumber, MountEntry, MountTable, mount_of};
 use super::own_files::OwnFiles;
 use super::trail::trail;
@@ -77,6 +78,9 @@ pub enum MountError {
         .0.display()
     )]
     AlreadyMounted(PathBuf),
+    /// There is no mount of castore-fs to change.
+    #[error("castore-fs is not mounted on {}", .0.display())]
+    NothingMounted(PathBuf),
     /// A mount whose server is gone is in the way, and cannot be unmounted.
     #[error("{} holds a mount whose server is gone: {why}; remove it with umount --lazy", mountpoint.display())]
     DeadMount {
@@ -167,6 +171,8 @@ pub struct Request<'a> {
     pub source: &'a str,
     /// Whether users other than the one who mounts can see it.
     pub allow_other: bool,
+    /// Flags of the mount.
+    pub generic: &'a GenericOptions,
     /// What the mount must not hide.
     pub own_files: &'a OwnFiles,
 }
@@ -191,12 +197,7 @@ pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint)
         }
         Err(errno) => return Err(refused(&path, errno)),
     };
-    let identity = identify(&device, &path, Some(&target));
-    let mountpoint = Mountpoint {
-        path,
-        identity,
-        made_by,
-    };
+    let mountpoint = made(&device, path, &target, made_by, request)?;
     Ok((device, mountpoint))
 }
 
@@ -226,11 +227,33 @@ pub fn given(
         Err(Errno::PERM | Errno::ACCESS) => return Err(MountError::NotMounted(path)),
         Err(errno) => return Err(refused(&path, errno)),
     }
-    Ok(Mountpoint {
-        identity: identify(device, &path, Some(&target)),
+    made(device, path, &target, Maker::Ourselves, request)
+}
+
+/// The mount that was just made on the directory `target`, with what is set only then.
+fn made(
+    device: &OwnedFd,
+    path: PathBuf,
+    target: &OwnedFd,
+    made_by: Maker,
+    request: &Request<'_>,
+) -> Result<Mountpoint, MountError> {
+    let mountpoint = Mountpoint {
+        identity: identify(device, &path, target),
         path,
-        made_by: Maker::Ourselves,
-    })
+        made_by,
+    };
+    for propagation in request.generic.propagation() {
+        if let Err(errno) = rustix::mount::mount_change(&mountpoint.path, *propagation) {
+            let _ = mountpoint.detach();
+            return Err(MountError::System {
+                action: "change the propagation of",
+                mountpoint: mountpoint.path,
+                source: errno.into(),
+            });
+        }
+    }
+    Ok(mountpoint)
 }
 
 /// The mount of `device` that another process made: on `path`, as mount `id`.
@@ -276,9 +299,9 @@ fn connection(device: &OwnedFd) -> Option<DeviceNumber> {
 
 /// Which mount of `device` it is that was just made on the directory `target`, which is at `path`: the
 /// one in the mount of that directory. Where mounts propagate there can be others.
-fn identify(device: &OwnedFd, path: &Path, target: Option<&OwnedFd>) -> Option<MountIdentity> {
+fn identify(device: &OwnedFd, path: &Path, target: &OwnedFd) -> Option<MountIdentity> {
     let table = MountTable::read().ok()?;
-    let parent = target.and_then(mount_of);
+    let parent = mount_of(target);
     let in_parent = |entry: &&MountEntry| parent.is_none_or(|parent| entry.parent == parent);
     let found = match connection(device) {
         Some(number) => table.of_device(number).filter(in_parent).last(),
@@ -304,7 +327,7 @@ fn refused(path: &Path, errno: Errno) -> MountError {
 
 /// The path without symbolic links. Mounts of castore-fs are not looked into: it may be one that no
 /// process serves.
-fn resolve(path: &Path) -> Result<PathBuf, MountError> {
+pub(super) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
     let failed = |source: io::Error| MountError::System {
         action: "find",
         mountpoint: path.to_owned(),
@@ -336,11 +359,17 @@ fn mount_directly(device: &OwnedFd, target: &OwnedFd, request: &Request<'_>) -> 
     if request.allow_other {
         options.push_str(",allow_other");
     }
-    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOATIME;
+    options.push_str(&request.generic.data());
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
     // The directory that was checked, whatever its path leads to by now.
     let target = format!("/proc/self/fd/{}", target.as_raw_fd());
-    rustix::mount::mount(request.source, target, FS_TYPE, flags, options.as_c_str())
+    rustix::mount::mount(
+        request.source,
+        target,
+        FS_TYPE,
+        request.generic.flags(),
+        options.as_c_str(),
+    )
 }
 
 /// Has `fusermount3` mount, and takes the descriptor that it sends.
@@ -366,8 +395,8 @@ fn mount_by_helper(path: &Path, request: &Request<'_>) -> Result<OwnedFd, MountE
     // A comma would end the option, a backslash hides one.
     let source = request.source.replace('\\', "\\\\").replace(',', "\\,");
     let mut options = format!(
-        "ro,nodev,nosuid,noatime,default_permissions,max_read={MAX_READ},subtype=castore-fs,\
-         fsname={source}"
+        "{},default_permissions,max_read={MAX_READ},subtype=castore-fs,fsname={source}",
+        request.generic.for_helper()
     );
     if request.allow_other {
         options.push_str(",allow_other");

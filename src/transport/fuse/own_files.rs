@@ -85,14 +85,27 @@ fn is_below(step: &Step, target: &Step) -> bool {
     step.path == target.path || same_place || same_inode
 }
 
-/// The executable and the libraries of this process.
+/// The executable and the libraries of this process, what its environment names, and what it needs of
+/// the kernel.
 fn program_files() -> Vec<UsedFile> {
     let file = |what: &str, path| UsedFile {
         what: what.to_owned(),
         path,
     };
+    let mut files = vec![
+        file("what it reads of the kernel", "/proc/self".into()),
+        file("the device of FUSE", "/dev/fuse".into()),
+    ];
+    for (variable, what) in [
+        ("CREDENTIALS_DIRECTORY", "its credentials"),
+        ("NOTIFY_SOCKET", "the service manager's socket"),
+    ] {
+        let path = std::env::var_os(variable).map(PathBuf::from);
+        let path = path.filter(|path| path.is_absolute());
+        files.extend(path.map(|path| file(what, path)));
+    }
     let executable = fs::read_link("/proc/self/exe").into_iter();
-    let mut files: Vec<UsedFile> = executable.map(|path| file("its program", path)).collect();
+    files.extend(executable.map(|path| file("its program", path)));
     // proc_pid_maps(5): address, permissions, offset, device, inode, path.
     let maps = fs::read("/proc/self/maps").unwrap_or_default();
     for line in maps.split(|&byte| byte == b'\n') {

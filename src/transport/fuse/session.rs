@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use super::backing::FuseDevice;
 use super::crew::Crew;
 use super::device;
+use super::generic_options::GenericOptions;
 use super::handover::{self, AdoptError, Inherited, Kept};
 use super::mountpoint::{self, MountError, Mountpoint, Unmounted};
 use super::notices::{self, Nursery};
@@ -55,6 +56,8 @@ pub struct MountOptions {
     pub device: Option<Arc<OwnedFd>>,
     /// Who notifies the kernel: see [`Nursery`] for what happens without.
     pub nursery: Option<Arc<Nursery>>,
+    /// Flags of the mount.
+    pub generic: GenericOptions,
     /// Files and directories that the mount must not hide.
     pub own_files: OwnFiles,
 }
@@ -72,6 +75,7 @@ impl Default for MountOptions {
             tag: None,
             device: None,
             nursery: None,
+            generic: GenericOptions::default(),
             own_files: OwnFiles::default(),
         }
     }
@@ -102,6 +106,7 @@ impl Session {
         let request = mountpoint::Request {
             source: &source,
             allow_other: mount.allow_other,
+            generic: &mount.generic,
             own_files: &mount.own_files,
         };
         let (device, mountpoint) = match &mount.device {

@@ -1,0 +1,113 @@
+//! `mount -o remount` on a mount of castore-fs.
+//!
+//! Flags of the mount change at once. Options of ours do not: the process that serves the mount was
+//! started with them. An option that says something else than that process was told is refused by its
+//! name, and one that says the same is accepted, since mount(8) repeats what fstab says.
+
+use castore_fs::transport::fuse::{ExistingMount, GenericOptions};
+use clap::Parser;
+
+use super::mount::Mount;
+use super::mount_helper::{Refusal, Wanted};
+use super::{Arguments, Verb};
+
+/// Changes the mount as `wanted` says; only checks that if it is `fake`.
+pub(super) fn remount(wanted: &Wanted, fake: bool) -> Result<(), Refusal> {
+    let place = wanted.directory.display();
+    let mount = ExistingMount::find(&wanted.directory)
+        .map_err(|error| Refusal::failure(error.to_string()))?;
+    if let Some(changed) = changed_option(wanted, &mount)? {
+        return Err(Refusal::failure(format!(
+            "cannot change {changed} of the mount on {place}: that is fixed while it is mounted; \
+             unmount it and mount it again"
+        )));
+    }
+    let mut options = GenericOptions::default();
+    for option in wanted.generic.iter().filter(|option| *option != "remount") {
+        options.add(option);
+    }
+    if wants_to_write(wanted, &options, &mount) {
+        return Err(Refusal::failure(format!(
+            "cannot remount {place} read-write: what castore-fs mounts cannot be written to"
+        )));
+    }
+    if fake {
+        return Ok(());
+    }
+    let remounted = mount.remount(&options);
+    remounted.map_err(|error| Refusal::failure(error.to_string()))
+}
+
+/// The option of ours or of FUSE that is not what the mount has, if there is one.
+fn changed_option(wanted: &Wanted, mount: &ExistingMount) -> Result<Option<String>, Refusal> {
+    for option in &wanted.fuse {
+        if !mount.has_fuse_option(option) {
+            return Ok(Some(format!("the option {option:?}")));
+        }
+    }
+    let has_others = mount.has_fuse_option("allow_other");
+    for option in &wanted.ours {
+        if option == "allow_other" && !has_others || option == "no-allow_other" && has_others {
+            return Ok(Some(format!("the option {option:?}")));
+        }
+    }
+    let server = mount.server_arguments().map(Arguments::try_parse_from);
+    let server = match server {
+        Some(Ok(Arguments {
+            verb: Verb::Mount(server),
+        })) => Some(server),
+        _ => None,
+    };
+    let is_same_store = wanted.url == *mount.source()
+        || server
+            .as_ref()
+            .is_some_and(|server| server.is_of(&wanted.url));
+    if !is_same_store {
+        return Ok(Some(format!("the store ({})", wanted.url.display())));
+    }
+    let ours = wanted.ours.iter().map(String::as_str);
+    let ours: Vec<&str> = ours
+        .filter(|option| !option.ends_with("allow_other"))
+        .collect();
+    let Some(first) = ours.first() else {
+        return Ok(None);
+    };
+    let Some(server) = server else {
+        return Err(Refusal::failure(format!(
+            "cannot compare the option {first:?} with those of the mount: no process of \
+             castore-fs mount that can be seen from here serves it; if it is a mount of the service, \
+             change the configuration and reload that"
+        )));
+    };
+    let asked = wanted_mount(wanted)?;
+    let changed = ours.into_iter().find(|option| {
+        let key = option.split('=').next().unwrap_or(option);
+        asked.differs(&server, key)
+    });
+    Ok(changed.map(|option| format!("the option {option:?}")))
+}
+
+/// The mount that would be made.
+fn wanted_mount(wanted: &Wanted) -> Result<Box<Mount>, Refusal> {
+    let program = std::iter::once("castore-fs".into());
+    let parsed = Arguments::try_parse_from(program.chain(wanted.arguments()));
+    match parsed {
+        Ok(Arguments {
+            verb: Verb::Mount(mount),
+        }) => Ok(mount),
+        Ok(_) => Err(Refusal::failure("these are no arguments of a mount")),
+        Err(error) => Err(Refusal::failure(error.to_string().trim().to_owned())),
+    }
+}
+
+/// Whether `rw` is meant. mount(8) puts it before all options that do not say `ro`, so that it means
+/// nothing there; unless it is all that was asked for, or stands before what mount(8) has read from the
+/// mount itself, which would have said `ro`.
+fn wants_to_write(wanted: &Wanted, options: &GenericOptions, mount: &ExistingMount) -> bool {
+    let last = |name| wanted.generic.iter().rposition(|option| option == name);
+    let Some(at) = last("rw") else { return false };
+    if last("ro").is_some_and(|ro| ro > at) {
+        return false;
+    }
+    at > 0 || !wanted.fuse.is_empty() || *options == GenericOptions::default() || mount.has(options)
+}

@@ -1,0 +1,287 @@
+//! Options of mount(8) that do not depend on the file system ("filesystem-independent mount options").
+//!
+//! Most are flags of mount(2), of the mount or of its file system. What is mounted here can only be read
+//! and has no devices and no setuid bits, so `ro`, `nosuid`, `nodev` and `noatime` are where they begin.
+//! `rw` changes nothing: mount(8) adds it to what does not say `ro`.
+
+use std::path::Path;
+
+use rustix::mount::{MountFlags, MountPropagationFlags};
+
+use super::mount_table::MountEntry;
+
+/// What a mount is without any option.
+const BASE: MountFlags = MountFlags::RDONLY
+    .union(MountFlags::NOSUID)
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOATIME);
+
+const NONE: MountFlags = MountFlags::empty();
+/// At most one of these holds; without any the kernel takes `relatime`.
+const ATIME: MountFlags = MountFlags::NOATIME
+    .union(MountFlags::RELATIME)
+    .union(MountFlags::STRICTATIME);
+
+/// Options that are flags: the name, what it sets, and what it clears first.
+const FLAGS: &[(&str, MountFlags, MountFlags)] = &[
+    ("ro", NONE, NONE),
+    ("rw", NONE, NONE),
+    ("defaults", NONE, NONE),
+    ("exec", NONE, MountFlags::NOEXEC),
+    ("noexec", MountFlags::NOEXEC, NONE),
+    ("suid", NONE, MountFlags::NOSUID),
+    ("nosuid", MountFlags::NOSUID, NONE),
+    ("dev", NONE, MountFlags::NODEV),
+    ("nodev", MountFlags::NODEV, NONE),
+    ("symfollow", NONE, MountFlags::NOSYMFOLLOW),
+    ("nosymfollow", MountFlags::NOSYMFOLLOW, NONE),
+    ("atime", NONE, MountFlags::NOATIME),
+    ("noatime", MountFlags::NOATIME, ATIME),
+    ("relatime", MountFlags::RELATIME, ATIME),
+    ("norelatime", NONE, MountFlags::RELATIME),
+    ("strictatime", MountFlags::STRICTATIME, ATIME),
+    ("nostrictatime", NONE, MountFlags::STRICTATIME),
+    ("diratime", NONE, MountFlags::NODIRATIME),
+    ("nodiratime", MountFlags::NODIRATIME, NONE),
+    ("async", NONE, MountFlags::SYNCHRONOUS),
+    ("sync", MountFlags::SYNCHRONOUS, NONE),
+    ("dirsync", MountFlags::DIRSYNC, NONE),
+    ("lazytime", MountFlags::LAZYTIME, NONE),
+    ("nolazytime", NONE, MountFlags::LAZYTIME),
+    ("silent", MountFlags::SILENT, NONE),
+    ("loud", NONE, MountFlags::SILENT),
+    // What a user may mount is not for others to be tricked by.
+    ("user", USER, NONE),
+    ("users", USER, NONE),
+    ("owner", OWNER, NONE),
+    ("group", OWNER, NONE),
+    // There is nothing to count or to lock in what cannot be written.
+    ("iversion", NONE, NONE),
+    ("noiversion", NONE, NONE),
+    ("mand", NONE, NONE),
+    ("nomand", NONE, NONE),
+    // For mount(8), systemd and fsck(8).
+    ("auto", NONE, NONE),
+    ("noauto", NONE, NONE),
+    ("nofail", NONE, NONE),
+    ("nouser", NONE, NONE),
+    ("nousers", NONE, NONE),
+    ("noowner", NONE, NONE),
+    ("nogroup", NONE, NONE),
+    ("_netdev", NONE, NONE),
+    ("comment", NONE, NONE),
+];
+
+const OWNER: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+const USER: MountFlags = OWNER.union(MountFlags::NOEXEC);
+
+/// Options that say which mounts get a copy of what is mounted in this one (mount_namespaces(7)).
+const PROPAGATION: &[(&str, MountPropagationFlags)] = &[
+    ("shared", MountPropagationFlags::SHARED),
+    ("slave", MountPropagationFlags::DOWNSTREAM),
+    ("private", MountPropagationFlags::PRIVATE),
+    ("unbindable", MountPropagationFlags::UNBINDABLE),
+];
+
+/// Options with a value that SELinux reads (mount(8)); without it they mean nothing.
+const SELINUX: &[&str] = &["context", "fscontext", "defcontext", "rootcontext"];
+
+/// Flags as mountinfo and fusermount3 write them.
+const NAMES: &[(&str, MountFlags)] = &[
+    ("noexec", MountFlags::NOEXEC),
+    ("nosuid", MountFlags::NOSUID),
+    ("nodev", MountFlags::NODEV),
+    ("nosymfollow", MountFlags::NOSYMFOLLOW),
+    ("noatime", MountFlags::NOATIME),
+    ("relatime", MountFlags::RELATIME),
+    ("nodiratime", MountFlags::NODIRATIME),
+    ("sync", MountFlags::SYNCHRONOUS),
+    ("dirsync", MountFlags::DIRSYNC),
+    ("lazytime", MountFlags::LAZYTIME),
+];
+
+/// What is asked of mount(2) whatever the file system is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GenericOptions {
+    flags: MountFlags,
+    propagation: Vec<MountPropagationFlags>,
+    /// `context="…"` and the like.
+    selinux: Vec<String>,
+}
+
+impl Default for GenericOptions {
+    fn default() -> Self {
+        Self {
+            flags: BASE,
+            propagation: Vec::new(),
+            selinux: Vec::new(),
+        }
+    }
+}
+
+impl GenericOptions {
+    /// Takes `option` in, after those before it; whether it is one of these.
+    pub fn add(&mut self, option: &str) -> bool {
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option, None),
+        };
+        if ["x-", "X-"].iter().any(|prefix| name.starts_with(prefix)) {
+            return true;
+        }
+        if let Some(value) = value {
+            let is_context = SELINUX.contains(&name);
+            if is_context && !value.is_empty() {
+                self.selinux.push(option.to_owned());
+            }
+            // Who may mount and unmount it, and what fstab remarks on it.
+            return is_context || matches!(name, "user" | "comment" | "uhelper" | "helper");
+        }
+        if let Some((_, set, clear)) = FLAGS.iter().find(|(known, ..)| *known == name) {
+            self.flags = self.flags.difference(*clear).union(*set);
+            return true;
+        }
+        let (name, recursive) = match name.strip_prefix('r') {
+            Some(rest) if PROPAGATION.iter().any(|(known, _)| *known == rest) => (rest, true),
+            _ => (name, false),
+        };
+        let found = PROPAGATION.iter().find(|(known, _)| *known == name);
+        self.propagation
+            .extend(found.map(|(_, flags)| match recursive {
+                true => flags.union(MountPropagationFlags::REC),
+                false => *flags,
+            }));
+        found.is_some()
+    }
+
+    /// The flags for mount(2).
+    pub(super) fn flags(&self) -> MountFlags {
+        self.flags
+    }
+
+    /// What SELinux wants of the file system's options, each with a comma before it.
+    pub(super) fn data(&self) -> String {
+        match Path::new("/sys/fs/selinux/enforce").exists() {
+            true => self
+                .selinux
+                .iter()
+                .map(|option| format!(",{option}"))
+                .collect(),
+            false => String::new(),
+        }
+    }
+
+    /// The flags as options of fusermount3, separated by commas.
+    pub(super) fn for_helper(&self) -> String {
+        let mut names = vec!["ro"];
+        // fusermount3 lets only root leave these out.
+        let flags = self.flags.union(OWNER);
+        names.extend(
+            NAMES
+                .iter()
+                .filter(|(_, flag)| flags.contains(*flag))
+                .map(|(name, _)| *name),
+        );
+        if flags.contains(MountFlags::STRICTATIME) {
+            names.push("strictatime");
+        }
+        names.join(",")
+    }
+
+    /// Who else gets what is mounted in it, to be set once it is mounted.
+    pub(super) fn propagation(&self) -> &[MountPropagationFlags] {
+        &self.propagation
+    }
+
+    /// Whether the mount of `entry` has these flags.
+    pub(super) fn are_those_of(&self, entry: &MountEntry) -> bool {
+        let all = entry.options.split(',').chain(entry.fs_options.split(','));
+        let has: MountFlags = all
+            .filter_map(|option| NAMES.iter().find(|(name, _)| *name == option))
+            .fold(NONE, |flags, (_, flag)| flags.union(*flag));
+        // Which the kernel does not write, or fixes when the file system is made.
+        let unseen = MountFlags::RDONLY
+            .union(MountFlags::SILENT)
+            .union(MountFlags::STRICTATIME)
+            .union(MountFlags::DIRSYNC);
+        let mut wanted = self.flags.difference(unseen);
+        if !self.flags.intersects(ATIME) {
+            wanted = wanted.union(MountFlags::RELATIME);
+        }
+        wanted == has.difference(unseen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(list: &str) -> GenericOptions {
+        let mut options = GenericOptions::default();
+        for option in list.split(',') {
+            assert!(options.add(option), "{option}");
+        }
+        options
+    }
+
+    #[test]
+    fn a_later_option_goes_before_an_earlier_one() {
+        assert_eq!(of("noexec").flags(), BASE.union(MountFlags::NOEXEC));
+        assert_eq!(of("noexec,exec").flags(), BASE);
+        assert_eq!(of("user,exec").flags(), BASE);
+        assert_eq!(of("users").flags(), BASE.union(MountFlags::NOEXEC));
+        assert_eq!(of("rw,suid,dev").flags(), BASE.difference(OWNER));
+        let strict = of("strictatime").flags();
+        assert_eq!(strict & ATIME, MountFlags::STRICTATIME);
+        assert_eq!(
+            of("strictatime,relatime").flags() & ATIME,
+            MountFlags::RELATIME
+        );
+        assert_eq!(of("atime").flags() & ATIME, NONE);
+    }
+
+    #[test]
+    fn every_option_of_mount_that_does_not_depend_on_the_file_system_is_known() {
+        // mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS", and what fstab(5) and systemd.mount(5) add.
+        of(
+            "async,atime,noatime,auto,noauto,context=system_u:object_r:tmp_t:s0,fscontext=c,\
+            defcontext=c,rootcontext=c,defaults,dev,nodev,diratime,nodiratime,dirsync,exec,noexec,\
+            group,iversion,noiversion,mand,nomand,_netdev,nofail,relatime,norelatime,strictatime,\
+            nostrictatime,lazytime,nolazytime,suid,nosuid,silent,loud,owner,ro,rw,sync,user,user=me,\
+            nouser,users,X-mount.mkdir=755,X-mount.owner=0,x-systemd.automount,x-initrd.mount,\
+            nosymfollow,symfollow,comment=bind,shared,rprivate,slave,runbindable",
+        );
+        for unknown in ["colour=red", "noexec=1", "rnoexec", "bind", ""] {
+            assert!(!GenericOptions::default().add(unknown), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn flags_of_a_mount_are_compared_with_what_is_wanted() {
+        let entry = |options: &str, fs_options: &str| MountEntry {
+            id: 1,
+            parent: 1,
+            device: "0:1".parse().unwrap(),
+            root: "/".into(),
+            path: "/m".into(),
+            options: options.to_owned(),
+            fs_type: String::new(),
+            source: String::new(),
+            fs_options: fs_options.to_owned(),
+        };
+        let plain = entry("ro,nosuid,nodev,noatime", "ro,user_id=0");
+        assert!(of("rw").are_those_of(&plain));
+        assert!(of("silent,loud").are_those_of(&plain));
+        assert!(!of("noexec").are_those_of(&plain));
+        assert!(!of("sync").are_those_of(&plain));
+        assert!(of("sync,atime").are_those_of(&entry("ro,nosuid,nodev,relatime", "ro,sync")));
+    }
+
+    #[test]
+    fn fusermount_is_told_by_name() {
+        assert_eq!(
+            of("dev,noexec,strictatime,sync").for_helper(),
+            "ro,noexec,nosuid,nodev,sync,strictatime"
+        );
+    }
+}

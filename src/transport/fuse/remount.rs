@@ -1,0 +1,92 @@
+//! Changing the flags of a mount that is there, for `mount -o remount`.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use super::generic_options::GenericOptions;
+use super::mount_table::{DeviceNumber, MountEntry, MountTable};
+use super::mountpoint::{FS_TYPE, MountError, resolve};
+
+/// A mount of castore-fs, whichever process serves it.
+#[derive(Clone, Debug)]
+pub struct ExistingMount(MountEntry);
+
+impl ExistingMount {
+    /// The one at `path`.
+    pub fn find(path: &Path) -> Result<Self, MountError> {
+        let path = resolve(path)?;
+        let table = MountTable::read().map_err(|source| MountError::System {
+            action: "find",
+            mountpoint: path.clone(),
+            source,
+        })?;
+        match table.mounted_on(&path) {
+            Some(entry) if entry.fs_type == FS_TYPE => Ok(Self(entry.clone())),
+            _ => Err(MountError::NothingMounted(path)),
+        }
+    }
+
+    /// The first column of `/proc/mounts`: the store's URL.
+    pub fn source(&self) -> &str {
+        &self.0.source
+    }
+
+    /// Whether it has this option of FUSE: `allow_other`, `user_id=0`.
+    pub fn has_fuse_option(&self, option: &str) -> bool {
+        self.0.fs_options.split(',').any(|has| has == option)
+    }
+
+    /// Whether it has the flags of `options`.
+    pub fn has(&self, options: &GenericOptions) -> bool {
+        options.are_those_of(&self.0)
+    }
+
+    /// Gives it the flags of `options`, and takes away all others.
+    pub fn remount(&self, options: &GenericOptions) -> Result<(), MountError> {
+        let failed = |errno: rustix::io::Errno| MountError::System {
+            action: "remount",
+            mountpoint: self.0.path.clone(),
+            source: errno.into(),
+        };
+        rustix::mount::mount_remount(&self.0.path, options.flags(), c"").map_err(failed)?;
+        for propagation in options.propagation() {
+            rustix::mount::mount_change(&self.0.path, *propagation).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// The arguments of the process that serves it, program first. None if there is none that this
+    /// process may look at, or if the kernel does not tell.
+    pub fn server_arguments(&self) -> Option<Vec<OsString>> {
+        let processes = fs::read_dir("/proc").ok()?.flatten();
+        let mut processes = processes.map(|process| process.path());
+        let server = processes.find(|process| serves(process, self.0.device).unwrap_or(false))?;
+        let line = fs::read(server.join("cmdline")).ok()?;
+        let line = line.strip_suffix(b"\0").unwrap_or(&line);
+        let arguments = line.split(|&byte| byte == 0);
+        Some(
+            arguments
+                .map(|one| OsString::from_vec(one.to_vec()))
+                .collect(),
+        )
+    }
+}
+
+/// Whether the process of the directory `process` has the descriptor of the FUSE connection `device`.
+fn serves(process: &Path, device: DeviceNumber) -> io::Result<bool> {
+    let wanted = format!("fuse_connection:\t{}", device.minor);
+    for descriptor in fs::read_dir(process.join("fd"))? {
+        let descriptor = descriptor?;
+        let target = fs::read_link(descriptor.path()).unwrap_or_else(|_| PathBuf::new());
+        if target == Path::new("/dev/fuse") {
+            let about = fs::read_to_string(process.join("fdinfo").join(descriptor.file_name()));
+            if about.is_ok_and(|about| about.lines().any(|line| line == wanted)) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
