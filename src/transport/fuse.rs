@@ -20,7 +20,6 @@ mod mountpoint;
 mod notices;
 mod own_files;
 mod page_cache;
-mod permissions;
 mod pulse;
 mod remount;
 mod root_watch;

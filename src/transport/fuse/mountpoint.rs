@@ -456,6 +456,21 @@ impl Mountpoint {
         self.made_by
     }
 
+    /// Whether the kernel checks modes itself, as it does in every mount that this program or fusermount3
+    /// makes. One that another program made need not be so, and is seen only in this mount namespace.
+    pub(super) fn has_default_permissions(&self) -> bool {
+        let has = |entry: &MountEntry| {
+            let mut options = entry.fs_options.split(',');
+            options.any(|option| option == "default_permissions")
+        };
+        let is_seen = || {
+            let table = MountTable::read().ok()?;
+            let device = self.identity?.device;
+            Some(table.of_device(device).any(has))
+        };
+        self.made_by != Maker::Others || is_seen().unwrap_or(false)
+    }
+
     /// Where it was mounted.
     pub fn path(&self) -> &Path {
         &self.path

@@ -20,7 +20,7 @@ use super::notices::{self, Nursery};
 use super::own_files::OwnFiles;
 use super::pulse::{Pulse, Stuck};
 use super::serving::Serving;
-use super::{page_cache, permissions, root_watch, warm_up};
+use super::{page_cache, root_watch, warm_up};
 use crate::fs::{
     CastoreFs, ImageCount, Ledger, NodeCount, OpenCount, Options, Passthrough, Reads, Waiting,
     WarmUpCount,
@@ -176,8 +176,7 @@ impl Session {
             Some(name) => tracing::error_span!("mount", MOUNT = name, STORE = mount.store_name),
             None => tracing::Span::none(),
         };
-        let default_permissions =
-            mountpoint.made_by() != Maker::Others || permissions::are_checked_by_kernel(&device);
+        let default_permissions = mountpoint.has_default_permissions();
         let nursery = mount.nursery.clone();
         let serving = Serving::new(device, fs, crew, span, nursery, default_permissions);
         Self {
