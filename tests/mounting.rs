@@ -346,6 +346,7 @@ fn a_mount_that_would_hide_profiles_credentials_or_sockets_is_refused() {
     let said = place.refused(&["--warmup=learn", "--profiles", &profiles, &up]);
     assert!(said.contains("its profiles"), "{said}");
     fs::write(place.join("up/secret"), "word").unwrap();
+    fs::set_permissions(place.join("up/secret"), fs::Permissions::from_mode(0o600)).unwrap();
     let peer = format!(
         "grpc+https://127.0.0.1:1?token-file={}",
         place.text("up/secret")
