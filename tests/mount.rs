@@ -1022,6 +1022,38 @@ fn an_unmount_from_outside_ends_the_session() {
     mount.session.wait();
 }
 
+#[test]
+fn a_mount_ends_with_its_users_although_a_request_waits_for_ever() {
+    if !can_mount() {
+        return;
+    }
+    let inner = MemoryStore::new();
+    let node = directory([("f", file(vec![5; 200_000]))]).put_root(&inner, "root");
+    let store = Arc::new(Double::near("gated:", inner));
+    let mount = Mounted::top(store.clone(), &node);
+    store.close();
+    let mut reader = Command::new("cat")
+        .arg(mount.join("f"))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("a read waits", || *store.at_gate.borrow() > 0);
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    let status = Command::new("umount").arg(mount.path()).status().unwrap();
+    assert!(status.success());
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        mount.session.wait();
+        tell.send(mount).unwrap();
+    });
+    let mount = told.recv_timeout(Duration::from_secs(20));
+    let mount = mount.expect("the end of the mount is noticed");
+    assert!(*store.at_gate.borrow() > 0, "the request still waits");
+    store.open();
+    drop(mount);
+}
+
 // Failing stores.
 
 #[test]

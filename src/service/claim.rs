@@ -1,8 +1,9 @@
 //! One service for each state directory.
 //!
-//! Two processes on one state directory would overwrite each other's profiles, and each would take the
-//! other's mounts for those of a dead predecessor. So the service holds a lock on the directory itself
-//! (flock(2)), from before it mounts anything to its end, however that comes.
+//! Two processes on one state directory would overwrite each other's profiles and fill the same caches.
+//! So the service holds a lock (flock(2)) on the directory of profiles in it, from before it mounts
+//! anything to its end, however that comes. (The state directory itself can be a store's, and stores
+//! lock theirs.)
 
 use std::fs;
 use std::io;
@@ -19,14 +20,14 @@ pub struct StateClaim {
 }
 
 impl StateClaim {
-    /// Claims the directory `path`, which is made if it is not there. An error of the kind `WouldBlock`
-    /// means that another process has it. A directory that cannot be made or locked (a read-only or
-    /// remote file system) is not claimed.
-    pub fn take(path: &Path) -> io::Result<Self> {
+    /// Claims the state directory whose profiles are in `profiles`, which is made if it is not there. An
+    /// error of the kind `WouldBlock` means that another process has it. What cannot be made or locked (on
+    /// a read-only or remote file system) is not claimed.
+    pub fn take(profiles: &Path) -> io::Result<Self> {
         // If this fails, so will opening it.
-        let _ = fs::create_dir_all(path);
+        let _ = fs::create_dir_all(profiles);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let locked = rustix::fs::open(path, flags, Mode::empty()).and_then(|directory| {
+        let locked = rustix::fs::open(profiles, flags, Mode::empty()).and_then(|directory| {
             flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
             Ok(directory)
         });
@@ -36,7 +37,7 @@ impl StateClaim {
             }),
             Err(Errno::WOULDBLOCK) => Err(Errno::WOULDBLOCK.into()),
             Err(error) => {
-                let path = path.display();
+                let path = profiles.display();
                 tracing::debug!(%path, %error, "the state directory is not locked");
                 Ok(Self { _locked: None })
             }

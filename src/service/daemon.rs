@@ -197,8 +197,8 @@ fn serve(
 }
 
 fn claim(config: &Config) -> Result<StateClaim, DaemonError> {
-    let folder = config.state_dir();
-    StateClaim::take(&folder).map_err(|_| DaemonError::StateInUse(folder))
+    let claim = StateClaim::take(&config.profiles());
+    claim.map_err(|_| DaemonError::StateInUse(config.state_dir()))
 }
 
 impl Daemon {

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use thiserror::Error;
@@ -162,12 +161,9 @@ pub(super) async fn complain_of_accept(error: &io::Error) {
 
 /// Listens at `path`, in place of a socket that a dead process left.
 pub(super) fn bind_path(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(folder)?;
-    // Of two processes that find a dead one's socket, the second must not remove the first one's. Where
-    // directories cannot be locked, that is a matter of luck.
-    let locked = fs::File::open(folder)?;
-    let _ = rustix::fs::flock(&locked, FlockOperation::LockExclusive);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
     if path
         .symlink_metadata()
         .is_ok_and(|found| found.file_type().is_socket())
