@@ -5,7 +5,9 @@
 mod skip;
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -156,7 +158,7 @@ fn run(command: &mut Command) -> Output {
 }
 
 /// Waits until `is_so`.
-fn until(what: &str, is_so: impl Fn() -> bool) {
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < PATIENCE, "not so: {what}");
@@ -252,8 +254,11 @@ fn a_mount_of_root_is_for_all_users_unless_it_says_otherwise() {
         place.good(options);
         assert_eq!(place.has("allow_other"), is_for_others, "{options}");
         let mut cat = Command::new("cat");
-        std::os::unix::process::CommandExt::uid(&mut cat, NOBODY);
-        let read = cat.arg(place.join("mnt/tree/script")).output().unwrap();
+        let read = cat
+            .uid(NOBODY)
+            .arg(place.join("mnt/tree/script"))
+            .output()
+            .unwrap();
         assert_eq!(read.status.success(), is_for_others, "{options}");
         place.unmount();
     }
@@ -447,4 +452,39 @@ fn mount_and_fstab_find_the_helper_for_root_and_for_users() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// As with `x-systemd.automount` in fstab: a process that looks into the mount point waits until it is
+/// mounted. The helper must not.
+#[test]
+fn a_mount_on_an_automount_does_not_wait_for_itself() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mnt = place.join("mnt");
+    let (_events, out) = rustix::pipe::pipe().unwrap();
+    let options = format!(
+        "fd={},pgrp={},minproto=5,maxproto=5,direct",
+        out.as_raw_fd(),
+        rustix::process::getpgrp().as_raw_nonzero()
+    );
+    let options = std::ffi::CString::new(options).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("automount", &mnt, "autofs", flags, options.as_c_str()).unwrap();
+    drop(out);
+    // What is of this process group passes.
+    let mut helper = Command::new(place.join("mount.castore-fs"));
+    helper.arg(place.url()).arg(&mnt).process_group(0);
+    let mut helper = helper.spawn().unwrap();
+    let mut status = None;
+    until("the helper ends", || {
+        status = helper.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(status.unwrap().success());
+    assert!(place.has("user_id=0"));
+    assert!(mnt.join("tree/script").exists());
+    place.unmount();
+    place.unmount();
 }

@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::net::{
@@ -334,7 +334,7 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
         source,
     };
     let table = MountTable::read().map_err(failed)?;
-    let steps = trail(path, &table, FS_TYPE).map_err(|error| match error.kind() {
+    let steps = trail(path, &table, FS_TYPE, |_| false).map_err(|error| match error.kind() {
         io::ErrorKind::NotADirectory => MountError::NoMountpoint(path.to_owned()),
         _ => failed(error),
     })?;
@@ -345,8 +345,15 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
 /// Opens the directory to mount on, after all checks.
 fn open_target(path: &Path, request: &Request<'_>) -> Result<OwnedFd, MountError> {
     request.own_files.check(path)?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| refused(path, errno))
+    // Not with O_DIRECTORY: where an automount waits for this mount, that would wait for it too.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags, Mode::empty());
+    let opened = opened.map_err(|errno| refused(path, errno))?;
+    let found = rustix::fs::fstat(&opened).map_err(|errno| refused(path, errno))?;
+    match FileType::from_raw_mode(found.st_mode) {
+        FileType::Directory => Ok(opened),
+        _ => Err(MountError::NotADirectory(path.to_owned())),
+    }
 }
 
 fn mount_directly(device: &OwnedFd, target: &OwnedFd, request: &Request<'_>) -> Result<(), Errno> {

@@ -46,7 +46,7 @@ impl OwnFiles {
             source,
         };
         let table = MountTable::read().map_err(failed)?;
-        let steps = trail(mountpoint, &table, FS_TYPE).map_err(failed)?;
+        let steps = trail(mountpoint, &table, FS_TYPE, |_| false).map_err(failed)?;
         let Some(target) = steps.last() else {
             return Ok(());
         };
@@ -57,11 +57,11 @@ impl OwnFiles {
             return Err(MountError::NotADirectory(mountpoint.to_owned()));
         }
         for file in self.0.iter().chain(&program_files()) {
-            // What cannot be looked up is not used either.
-            let Ok(way) = trail(&file.path, &table, FS_TYPE) else {
-                continue;
-            };
-            if way.iter().any(|step| is_below(step, target)) {
+            // No further than to the mount point: an automount there waits for this mount. What cannot be
+            // looked up is not used either.
+            let way = trail(&file.path, &table, FS_TYPE, |step| is_below(step, target));
+            let last = way.ok().and_then(|way| way.into_iter().next_back());
+            if last.is_some_and(|step| is_below(&step, target)) {
                 return Err(MountError::HidesOwnFile {
                     mountpoint: mountpoint.to_owned(),
                     what: file.what.clone(),

@@ -31,8 +31,14 @@ pub struct Step {
 }
 
 /// What `path` leads through, from the root directory to what it names. What does not exist is taken for
-/// directories that will be made. `fs_type` is the type of the mounts that are not looked into.
-pub fn trail(path: &Path, table: &MountTable, fs_type: &str) -> io::Result<Vec<Step>> {
+/// directories that will be made. `fs_type` is the type of the mounts that are not looked into. The way
+/// ends early at a step of which `is_last` says so.
+pub fn trail(
+    path: &Path,
+    table: &MountTable,
+    fs_type: &str,
+    is_last: impl Fn(&Step) -> bool,
+) -> io::Result<Vec<Step>> {
     let mut rest = components(&std::path::absolute(path)?);
     let mut at = PathBuf::from("/");
     let mut steps = vec![step(&at, None, table)];
@@ -64,7 +70,11 @@ pub fn trail(path: &Path, table: &MountTable, fs_type: &str) -> io::Result<Vec<S
                     // The directory that is covered by the mount.
                     made.place = covered(&at, table);
                 }
+                let is_last = is_last(&made);
                 steps.push(made);
+                if is_last {
+                    return Ok(steps);
+                }
             }
         }
     }
@@ -128,7 +138,13 @@ mod tests {
     use super::*;
 
     fn paths(path: &Path, below: &Path) -> Vec<String> {
-        let steps = trail(path, &MountTable::read().unwrap(), "fuse.castore-fs").unwrap();
+        let steps = trail(
+            path,
+            &MountTable::read().unwrap(),
+            "fuse.castore-fs",
+            |_| false,
+        )
+        .unwrap();
         let paths = steps
             .iter()
             .filter_map(|step| step.path.strip_prefix(below).ok());
@@ -149,7 +165,7 @@ mod tests {
         assert_eq!(paths(&top.join("a/b/.."), &top), ["", "a", "a/b", "a"]);
         symlink("circle", top.join("circle")).unwrap();
         let table = MountTable::read().unwrap();
-        let circle = trail(&top.join("circle"), &table, "x").unwrap_err();
+        let circle = trail(&top.join("circle"), &table, "x", |_| false).unwrap_err();
         assert_eq!(circle.raw_os_error(), Some(libc::ELOOP));
     }
 }
