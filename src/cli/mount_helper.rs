@@ -161,9 +161,10 @@ impl Wanted {
             Some((key, value)) => (key, Some(value)),
             None => (option, None),
         };
-        let is_ours = OURS
-            .iter()
-            .any(|(known, example)| *known == key && example.contains('=') == value.is_some());
+        let is_ours = OURS.iter().any(|(known, example)| {
+            let (takes_value, is_optional) = (example.contains('='), example.contains("[="));
+            *known == key && (is_optional || takes_value == value.is_some())
+        });
         let list = match key {
             _ if is_ours => &mut self.ours,
             // Every mount of ours checks permissions in the kernel.
@@ -260,7 +261,7 @@ const OURS: [(&str, &str); 13] = [
     ("no-allow_other", "no-allow_other"),
     ("config", "config=FILE"),
     ("gid", "gid=N"),
-    ("list-root", "list-root"),
+    ("list-root", "list-root[=empty]"),
     ("no-list-root", "no-list-root"),
     ("profiles", "profiles=PATH"),
     ("reads", "reads=page-cache|passthrough"),
@@ -361,8 +362,15 @@ mod tests {
              rw,nosuid,_netdev,nofail,x-systemd.automount,context=\"a:b,c\" -- /m"
         );
         assert_eq!(
-            parsed(&["local:/s", "/m", "-f", "-o", "no-allow_other"]).unwrap(),
-            "mount --store local:/s --no-allow-other -- /m"
+            parsed(&[
+                "local:/s",
+                "/m",
+                "-f",
+                "-o",
+                "no-allow_other,list-root=empty"
+            ])
+            .unwrap(),
+            "mount --store local:/s --no-allow-other --list-root=empty -- /m"
         );
     }
 
