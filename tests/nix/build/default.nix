@@ -92,9 +92,11 @@ let
           // {
             inherit name system builder;
             inherit (machine) PATH;
+            # The shell has to stay until the end, as in nixpkgs: a command in its place that closes its
+            # output before it exits (ln) is killed by Nix now and then.
             args = [
               "-euc"
-              script
+              "${script}\nexit 0\n"
             ];
           }
         );
