@@ -23,8 +23,7 @@ rustPlatform.buildRustPackage {
       ../benches
       ../build.rs
       ../docs
-      # A unit test reads one of them.
-      ../fuzz/seeds
+      ../fuzz
       ../proto
       ../src
       ../systemd

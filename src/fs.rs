@@ -51,7 +51,7 @@ pub use nodes::{Ledger, LedgerError, NodeCount};
 pub use passthrough::{BackingDevice, Handle, OpenCount, OpenRequest, Opened, Passthrough, Reads};
 pub use root_lookup::{RootListing, RootNames, WhenUnreachable};
 pub use top::{RootChanges, Top};
-pub use waiting::{Uncounted, Waiting, Workers};
+pub use waiting::{Arrival, Parked, Paused, Waiting, parkable};
 pub use walk_ahead::PageCache;
 pub use warm_up::{WarmUp, WarmUpCount};
 
@@ -64,6 +64,7 @@ use numbering::{NameRange, Numbering, ROOT_INO};
 use root_lookup::Pause;
 use scout::Scout;
 use top::{Roots, SeenRoot};
+use waiting::{Brought, Stop, Wanted};
 use walk_ahead::WalkAhead;
 use warm_up::Learner;
 
@@ -256,6 +257,11 @@ impl CastoreFs {
         })
     }
 
+    /// The runtime that its requests wait on.
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        self.waiting.runtime()
+    }
+
     /// The store that is shown.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
@@ -282,17 +288,21 @@ impl CastoreFs {
     }
 
     /// Asks the store for its root nodes.
-    fn refresh_roots(&self) -> Result<(), Error> {
-        let now = self.waiting.wait(self.store.roots())?;
-        self.roots.update(now);
+    fn refresh_roots(&self) -> Result<(), Stop> {
+        if let Brought::Roots(now) = self.waiting.wait(&self.store, Wanted::Roots)? {
+            self.roots.update(now.to_vec());
+        }
         Ok(())
     }
 
     /// Asks the store for its root nodes; gives what changed since this was last called, about
     /// which the kernel has to be told.
     pub fn changed_roots(&self) -> Result<RootChanges, Error> {
-        self.refresh_roots()?;
-        Ok(self.roots.take_changes())
+        match self.refresh_roots() {
+            // No request asks here, so none is parked.
+            Ok(()) | Err(Stop::Parked) => Ok(self.roots.take_changes()),
+            Err(Stop::Failed(error)) => Err(error),
+        }
     }
 
     /// The directory in `slot`, its Directory and its entries' inode numbers.
@@ -309,7 +319,7 @@ impl CastoreFs {
             directory = self.find_below_ancestors(slot, &node.digest);
         }
         let directory = directory
-            .map_err(|error| self.failed(id, Some(&node.digest), &error))?
+            .map_err(|stop| self.stopped(id, Some(&node.digest), stop))?
             .ok_or_else(|| self.missing(id, "directory", &node.digest))?;
         let node = self.nodes.keep(slot, directory.clone());
         let node = node.ok_or(failure(libc::ESTALE))?;
@@ -317,18 +327,21 @@ impl CastoreFs {
         Ok((node, directory, names))
     }
 
-    fn find(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+    fn find(&self, digest: &Digest) -> Result<Option<Directory>, Stop> {
         match self.store.directory_now(digest)? {
             Answer::Found(directory) => Ok(Some(directory)),
             Answer::Absent => Ok(None),
-            Answer::Wait => self.waiting.wait(self.store.directory(digest)),
+            Answer::Wait => match self.waiting.wait(&self.store, Wanted::Directory(*digest))? {
+                Brought::Directory(directory) => Ok(directory),
+                _ => Ok(None),
+            },
         }
     }
 
     /// The Directory `digest` of the directory in `slot`, from a store that did not find it by its
     /// digest. An object store keeps closures, and finds a Directory once it has seen the root of
     /// one that it is in: which it has forgotten when the process has changed, or much came between.
-    fn find_below_ancestors(&self, slot: u32, digest: &Digest) -> Result<Option<Directory>, Error> {
+    fn find_below_ancestors(&self, slot: u32, digest: &Digest) -> Result<Option<Directory>, Stop> {
         for ancestor in self.nodes.ancestors(slot) {
             if self.find(&ancestor)?.is_some()
                 && let Some(directory) = self.find(digest)?
@@ -468,6 +481,14 @@ impl CastoreFs {
             "a request failed"
         );
         failure(errno)
+    }
+
+    /// As [`failed`](Self::failed), unless the request is only parked.
+    fn stopped(&self, id: NodeId, digest: Option<&Digest>, stop: Stop) -> io::Error {
+        match stop {
+            Stop::Parked => errno::parked(),
+            Stop::Failed(error) => self.failed(id, digest, &error),
+        }
     }
 
     /// Logs that what `id` refers to is not in the store: EIO, for the name does exist.

@@ -2,5 +2,6 @@
 
 pub mod fuse;
 mod init;
+mod reply;
 mod requests;
 pub mod virtiofs;

@@ -19,6 +19,7 @@ mod image;
 pub mod nar;
 mod new_file;
 mod path;
+mod place;
 mod removal;
 pub mod repair;
 pub mod tar;

@@ -25,7 +25,10 @@ impl DirectorySource for Trees {
     }
 
     fn directories(&self, digests: &[Digest]) -> Result<Vec<Directory>, Infallible> {
-        digests.iter().map(|digest| self.directory(digest)).collect()
+        digests
+            .iter()
+            .map(|digest| self.directory(digest))
+            .collect()
     }
 }
 
@@ -64,7 +67,10 @@ fn tree(data: &[u8], trees: &mut Trees) -> Digest {
         };
         entries.push((Name::new(&name).expect("legal"), node));
     }
-    entries.push((Name::new(b"last").expect("legal"), nodes[nodes.len() - 1].clone()));
+    entries.push((
+        Name::new(b"last").expect("legal"),
+        nodes[nodes.len() - 1].clone(),
+    ));
     entries.sort_by(|(a, _), (b, _)| a.cmp(b));
     entries.dedup_by(|(a, _), (b, _)| a == b);
     let Ok(top) = Directory::from_entries(entries) else {
@@ -105,7 +111,9 @@ fuzz_target!(|data: &[u8]| {
         let directory = &trees.0[&digest];
         let listed = reader.list(&inode).expect("a listing");
         assert_eq!(listed.len(), directory.len() + 2);
-        let listed = listed.iter().filter(|entry| ![b"." as &[u8], b".."].contains(&&entry.name[..]));
+        let listed = listed
+            .iter()
+            .filter(|entry| ![b"." as &[u8], b".."].contains(&&entry.name[..]));
         for (listed, entry) in listed.zip(directory.iter()) {
             seen += 1;
             assert_eq!(listed.name, entry.name);

@@ -109,11 +109,7 @@ impl Ingest for Limited {
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         self.inner.put_root(root, path_info)
     }
-    fn put_incomplete_root(
-        &self,
-        root: &Root,
-        path_info: Option<&PathInfo>,
-    ) -> Result<(), Error> {
+    fn put_incomplete_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         self.inner.put_incomplete_root(root, path_info)
     }
 

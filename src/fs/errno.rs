@@ -50,6 +50,11 @@ pub fn damaged(error: &Error) -> Option<&Digest> {
     }
 }
 
+/// What a request comes to that is [parked](super::waiting): nothing that a program sees.
+pub fn parked() -> io::Error {
+    io::ErrorKind::WouldBlock.into()
+}
+
 /// An errno as the error type of a FUSE request.
 pub fn failure(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)

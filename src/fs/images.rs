@@ -183,7 +183,7 @@ impl Images {
 
 impl Waits for Waiting {
     fn wait<T>(&self, work: impl Future<Output = T>) -> T {
-        Waiting::wait(self, work)
+        self.block(work)
     }
 }
 
@@ -286,7 +286,7 @@ impl CastoreFs {
         let Some(digest) = hex_digest(name) else {
             return Ok(None);
         };
-        let roots = self.waiting.wait(self.store.roots());
+        let roots = self.waiting.block(self.store.roots());
         let roots = roots.map_err(|error| self.failed(NodeId::ROOT, Some(&digest), &error))?;
         let is_it = |root: &Root| match root.node.borrow() {
             NodeRef::Directory { digest: of, .. } => of == digest,
@@ -334,7 +334,7 @@ impl CastoreFs {
         if let Some(file) = images.files.lock().get(&image.index) {
             return Ok(file);
         }
-        let _one = self.waiting.wait(image.making.lock());
+        let _one = self.waiting.block(image.making.lock());
         if let Some(file) = images.files.lock().get(&image.index) {
             return Ok(file);
         }
@@ -369,6 +369,11 @@ impl CastoreFs {
             });
             read.map_err(|error| self.image_failed(&image.top, Some((&file, offset)), &error))
         }))
+    }
+
+    /// Whether a request for `node` may block: those in `.images`. It needs a thread of its own.
+    pub fn may_block(&self, node: u64) -> bool {
+        self.images.is_some() && is_image(NodeId::from(node))
     }
 
     /// What the image `id` shows, if it is one.
@@ -422,7 +427,7 @@ impl CastoreFs {
             } => {
                 if offset < 3 {
                     self.refresh_roots()
-                        .map_err(|error| self.failed(NodeId::ROOT, None, &error))?;
+                        .map_err(|stop| self.stopped(NodeId::ROOT, None, stop))?;
                 }
                 let mut next = offset.saturating_sub(2);
                 while let Ok(index) = u32::try_from(next)

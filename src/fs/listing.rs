@@ -121,7 +121,7 @@ impl CastoreFs {
         if offset == 0 {
             self.roots.list();
             self.refresh_roots()
-                .map_err(|error| self.failed(NodeId::ROOT, None, &error))?;
+                .map_err(|stop| self.stopped(NodeId::ROOT, None, stop))?;
         }
         if !self.list_dots(offset, [ROOT_INO, ROOT_INO], take)? {
             return Ok(());

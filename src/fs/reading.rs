@@ -10,9 +10,10 @@ use fuse_backend_rs::file_buf::FileVolatileSlice;
 use fuse_backend_rs::file_traits::FileReadWriteVolatile;
 
 use super::CastoreFs;
-use super::errno::failure;
+use super::errno::{self, failure};
 use super::node_id::{NodeId, Place};
 use super::passthrough::{OpenRequest, Opened, Passthrough};
+use super::waiting::{self, Brought, Stop, Wanted};
 use super::walk_ahead;
 use crate::castore::{Digest, Node};
 use crate::store::Answer;
@@ -31,8 +32,7 @@ impl CastoreFs {
         if rest == 0 {
             return Ok(0);
         }
-        self.note_read(id, size, offset);
-        self.touch(id, &digest, offset, rest as u64);
+        self.note_read(id, &digest, size, offset, rest as u64);
         let mut blob = BlobFile {
             fs: self,
             id,
@@ -60,13 +60,16 @@ impl CastoreFs {
         if rest == 0 {
             return Ok(0);
         }
-        self.note_read(id, size, offset);
-        self.touch(id, &digest, offset, rest as u64);
+        self.note_read(id, &digest, size, offset, rest as u64);
         self.read_blob(id, &digest, size, offset, &mut buffer[..rest])
     }
 
-    /// Small files that are read from their start may be part of a walk.
-    fn note_read(&self, id: NodeId, size: u64, offset: u64) {
+    /// Notes a read, once. Small files that are read from their start may be part of a walk.
+    fn note_read(&self, id: NodeId, digest: &Digest, size: u64, offset: u64, length: u64) {
+        if waiting::has_waited_for_bytes() {
+            return;
+        }
+        self.touch(id, digest, offset, length);
         if offset == 0 {
             self.walk_passes(id);
         }
@@ -131,17 +134,25 @@ impl CastoreFs {
             Ok(Answer::Found(length)) => Ok(Some(length)),
             Ok(Answer::Absent) => Ok(None),
             Ok(Answer::Wait) => {
-                if offset == 0 {
+                if offset == 0 && !waiting::has_waited_for_bytes() {
                     self.walk_waits(id);
                 }
-                let read = self.store.read(digest, size, offset, buffer.len());
-                self.waiting.wait(read).map(|bytes| {
-                    bytes.map(|bytes| {
+                let bytes = Wanted::Bytes {
+                    digest: *digest,
+                    size,
+                    offset,
+                    length: buffer.len(),
+                };
+                match self.waiting.wait(&self.store, bytes) {
+                    Ok(Brought::Bytes(Some(bytes))) => {
                         let length = bytes.len().min(buffer.len());
                         buffer[..length].copy_from_slice(&bytes[..length]);
-                        length
-                    })
-                })
+                        Ok(Some(length))
+                    }
+                    Ok(_) => Ok(None),
+                    Err(Stop::Failed(error)) => Err(error),
+                    Err(Stop::Parked) => return Err(errno::parked()),
+                }
             }
             Err(error) => Err(error),
         };

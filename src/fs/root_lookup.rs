@@ -7,16 +7,16 @@
 //! ([`RootNames::StorePaths`]), and an endpoint that is down, slow or silent hides what is not known yet
 //! instead of failing Nix ([`WhenUnreachable::Absent`]).
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::CastoreFs;
 use super::errno::{self, failure};
+use super::waiting::{self, Brought, Stop, Wanted};
 use crate::castore::{Printable, Root};
 use crate::nix;
-use crate::store::{Answer, Error};
+use crate::store::Answer;
 
 /// How long a look-up of an unknown name waits for the store, where it is then absent.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -101,9 +101,13 @@ impl CastoreFs {
         let hides = self.options.when_unreachable == WhenUnreachable::Absent;
         let root = match hides && !self.roots.has(name) {
             true => self.find_unknown_root(name),
-            false => self.ask_for_root(name, |work| self.waiting.wait(work)),
+            false => self.ask_for_root(name, None),
         };
-        root.map_err(|error| {
+        root.map_err(|stop| {
+            let error = match stop {
+                Stop::Parked => return errno::parked(),
+                Stop::Failed(error) => error,
+            };
             let errno = errno::errno(&error);
             tracing::error!(
                 path = %Printable(name), endpoint = errno::endpoint(&error), errno, %error,
@@ -113,39 +117,36 @@ impl CastoreFs {
         })
     }
 
-    /// As the store has it, waiting as `wait` does where it takes a request.
-    fn ask_for_root<'a>(
-        &'a self,
-        name: &'a [u8],
-        wait: impl FnOnce(BoxedAnswer<'a>) -> Result<Option<Root>, Error>,
-    ) -> Result<Option<Root>, Error> {
+    /// As the store has it. Where it takes a request, that may take as long as `patience` says, and there
+    /// may be a pause.
+    fn ask_for_root(&self, name: &[u8], patience: Option<Duration>) -> Result<Option<Root>, Stop> {
         match self.store.root_now(name)? {
-            Answer::Found(root) => Ok(Some(root)),
-            Answer::Absent => Ok(None),
-            Answer::Wait => wait(self.store.root(name)),
+            Answer::Found(root) => return Ok(Some(root)),
+            Answer::Absent => return Ok(None),
+            Answer::Wait => {}
         }
+        let wanted = Wanted::Root {
+            name: name.to_vec(),
+            patience,
+        };
+        // A request that was parked has asked already.
+        let asks_now = patience.is_some() && !waiting::knows(&wanted);
+        if asks_now && !self.pause.allows_request(Instant::now()) {
+            return Ok(None);
+        }
+        let Brought::Root(root) = self.waiting.wait(&self.store, wanted)? else {
+            return Ok(None);
+        };
+        if patience.is_some() {
+            self.pause.end();
+        }
+        Ok(root)
     }
 
     /// A root node of a name that was never seen: absent while the store cannot be reached.
-    fn find_unknown_root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
-        let answer = self.ask_for_root(name, |work| {
-            if !self.pause.allows_request(Instant::now()) {
-                return Ok(None);
-            }
-            let limited = async { tokio::time::timeout(PATIENCE, work).await };
-            let answer = self.waiting.wait(limited).unwrap_or_else(|_| {
-                Err(Error::Timeout {
-                    store: self.store.url().to_owned(),
-                    after: PATIENCE,
-                })
-            });
-            if answer.is_ok() {
-                self.pause.end();
-            }
-            answer
-        });
-        match answer {
-            Err(error) if errno::is_unreachable(&error) => {
+    fn find_unknown_root(&self, name: &[u8]) -> Result<Option<Root>, Stop> {
+        match self.ask_for_root(name, Some(PATIENCE)) {
+            Err(Stop::Failed(error)) if errno::is_unreachable(&error) => {
                 self.pause.begin(Instant::now());
                 tracing::warn!(
                     path = %Printable(name), endpoint = errno::endpoint(&error), %error,
@@ -157,10 +158,6 @@ impl CastoreFs {
         }
     }
 }
-
-/// What a store's look-up of a root node is, before it is waited for.
-type BoxedAnswer<'a> =
-    std::pin::Pin<Box<dyn Future<Output = Result<Option<Root>, Error>> + Send + 'a>>;
 
 #[cfg(test)]
 mod tests {

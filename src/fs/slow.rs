@@ -15,13 +15,11 @@ use tracing::Span;
 use tracing::field::{Empty, display};
 
 use super::node_id::Place;
-use super::{CastoreFs, NodeId};
+use super::{CastoreFs, NodeId, Parked, Paused, parkable};
 use crate::castore::{Digest, NodeRef, effort};
 use crate::spans;
 
 thread_local! {
-    /// How long the request that this thread answers has waited.
-    static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     /// From which offset of an image it reads.
     static READS_AT: Cell<Option<u64>> = const { Cell::new(None) };
     /// When that request began, if spans are wanted, and its span, once it has one.
@@ -64,9 +62,21 @@ struct Parts {
     hashed: Duration,
 }
 
-/// Notes that the request which this thread answers has waited for `long`.
-pub(super) fn waited(long: Duration) {
-    WAITED.set(WAITED.get() + long);
+/// What is to be told of a request, as long as it is not answered.
+#[derive(Debug, Default)]
+pub(super) struct Story {
+    /// When it began to be answered, if anybody wants to know.
+    began: Option<Instant>,
+    waited: Duration,
+    hashed: Duration,
+    span: Option<Span>,
+}
+
+impl Story {
+    /// Notes that the request has waited for `long`.
+    pub(super) fn waited(&mut self, long: Duration) {
+        self.waited += long;
+    }
 }
 
 /// Notes that the request which this thread answers reads an image at `offset`.
@@ -75,44 +85,48 @@ pub(super) fn reads_at(offset: u64) {
 }
 
 impl CastoreFs {
-    /// Does `work`, which answers a request for `node`; if it takes longer than
+    /// Does `work`, which answers a request for `node` of which `paused` is the state; gives also what it
+    /// waits for if it was [parked](parkable). If it takes longer than
     /// [`Options::slow_requests`](super::Options) says, tells its story, calling it what `kind` does.
     pub fn answering<T>(
         &self,
+        paused: &mut Paused,
         kind: impl FnOnce() -> &'static str,
         node: u64,
         work: impl FnOnce() -> T,
-    ) -> T {
+    ) -> (T, Option<Parked>) {
         let threshold = self.options.slow_requests;
         if threshold.is_none() && !spans::wanted() {
-            return work();
+            return parkable(paused, work);
         }
-        WAITED.set(Duration::ZERO);
         READS_AT.set(None);
-        let began = Instant::now();
+        let began = *paused.story.began.get_or_insert_with(Instant::now);
         if spans::wanted() {
-            FOLLOWED.set(Some((began, None)));
+            FOLLOWED.set(Some((began, paused.story.span.take())));
         }
-        let (outcome, hashed) = effort::measure(work);
+        let ((outcome, parked), hashed) = effort::measure(|| parkable(paused, work));
+        let story = &mut paused.story;
+        story.hashed += hashed;
+        let made = FOLLOWED.take().and_then(|(_, span)| span);
+        if parked.is_some() {
+            story.span = made;
+            return (outcome, parked);
+        }
         let total = began.elapsed();
         let slow = threshold.is_some_and(|threshold| total >= threshold);
-        let mut span = Span::none();
-        if spans::wanted() {
-            let made = FOLLOWED.take().and_then(|(_, span)| span);
-            span = match made {
-                None if slow => request_span(began),
-                made => made.unwrap_or_else(Span::none),
-            };
-        }
+        let span = match made {
+            None if slow && spans::wanted() => request_span(began),
+            made => made.unwrap_or_else(Span::none),
+        };
         if slow || !span.is_none() {
             let parts = Parts {
                 total,
-                waited: WAITED.get(),
-                hashed,
+                waited: story.waited,
+                hashed: story.hashed,
             };
             self.tell(kind(), node, &parts, slow, &span);
         }
-        outcome
+        (outcome, None)
     }
 
     fn tell(&self, request: &str, node: u64, parts: &Parts, slow: bool, span: &Span) {
@@ -191,7 +205,7 @@ mod tests {
 
     use super::*;
     use crate::castore::{Directory, Name, Node, Root};
-    use crate::fs::{Options, Uncounted, Waiting};
+    use crate::fs::{Options, Waiting};
     use crate::store::{MemoryStore, Store};
 
     /// The fields of the last event.
@@ -215,7 +229,7 @@ mod tests {
     #[test]
     fn a_slow_read_of_an_image_names_the_file_behind_the_offset() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let waiting = Waiting::new(runtime.handle().clone(), Arc::new(Uncounted));
+        let waiting = Waiting::new(runtime.handle().clone());
         let options = Options {
             slow_requests: Some(Duration::from_millis(30)),
             images: Some(Arc::default()),
@@ -252,6 +266,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             let mut buffer = [0; 7];
             fs.answering(
+                &mut Paused::default(),
                 || "READ",
                 image,
                 || {
@@ -277,24 +292,28 @@ mod tests {
     #[test]
     fn a_slow_request_tells_where_its_time_went_and_a_fast_one_nothing() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let waiting = Waiting::new(runtime.handle().clone(), Arc::new(Uncounted));
+        let waiting = Waiting::new(runtime.handle().clone());
         let options = Options {
             slow_requests: Some(Duration::from_millis(30)),
             ..Options::default()
         };
         let store = Arc::new(MemoryStore::default());
-        let fs = CastoreFs::new(store, options, waiting.clone(), None);
+        let fs = CastoreFs::new(store, options, waiting, None);
         let last = Last::default();
         let subscriber = tracing_subscriber::registry().with(last.clone());
         let bytes = vec![1; 1 << 20];
         tracing::subscriber::with_default(subscriber, || {
-            fs.answering(|| "READ", 1, || ());
+            fs.answering(&mut Paused::default(), || "READ", 1, || ());
             assert!(last.0.lock().is_empty());
+            let mut paused = Paused::default();
+            paused.story.began = Some(Instant::now());
+            std::thread::sleep(Duration::from_millis(40));
+            paused.story.waited(Duration::from_millis(40));
             fs.answering(
+                &mut paused,
                 || "READ",
                 1,
                 || {
-                    waiting.wait(async { tokio::time::sleep(Duration::from_millis(40)).await });
                     Digest::of(&bytes);
                     std::thread::sleep(Duration::from_millis(20));
                 },

@@ -1,43 +1,223 @@
 //! How a request waits for a store.
 //!
-//! Nearly every request is answered in place. One that is not blocks the worker it runs on, on the
-//! async runtime that the store's work runs on; the transport is told, so that it can start a
-//! spare worker and a slow endpoint never keeps requests from being read.
+//! Nearly every request is answered in place. One that is not is **parked**: the transport lets go of
+//! its thread, waits for what it wants ([`Parked::arrival`]) among any number of others on an async
+//! runtime, and then has it answered again from the start. What it has waited for by then is in its
+//! [`Paused`] state, where it is found this time.
+//!
+//! A caller that is no request, and so has a thread of its own, blocks. So does what needs many answers
+//! one after the other (an image's layout): requests for it have a thread each while they wait
+//! ([`CastoreFs::may_block`](super::CastoreFs::may_block)).
 
+use std::cell::RefCell;
+use std::fmt;
 use std::future::Future;
-use std::pin::pin;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
+use tracing::Instrument;
 
-use super::slow;
+use super::slow::{self, Story};
+use crate::castore::{Digest, Directory, Root};
+use crate::store::{Error, Store};
 
-/// Told when a worker stops to wait, and when it goes on.
-pub trait Workers: Send + Sync {
-    /// This worker is about to wait.
-    fn wait_begins(&self);
-    /// This worker goes on.
-    fn wait_ends(&self);
+/// What a request waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Directory(Digest),
+    Root {
+        name: Vec<u8>,
+        /// How long it may take, if that is less than the store takes.
+        patience: Option<Duration>,
+    },
+    Roots,
+    Bytes {
+        digest: Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    },
+}
+
+/// What comes of it.
+#[derive(Clone, Debug)]
+pub(super) enum Brought {
+    Directory(Option<Directory>),
+    Root(Option<Root>),
+    Roots(Arc<[Root]>),
+    Bytes(Option<Bytes>),
+}
+
+/// Why there is no answer in place.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The request is parked.
+    Parked,
+    /// The store failed.
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Stop::Failed(error)
+    }
+}
+
+type Outcome = Result<Brought, Error>;
+type Work = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// A request that waits.
+pub struct Parked {
+    wanted: Wanted,
+    /// The store's URL.
+    store: String,
+    work: Work,
+    began: Instant,
+    _counted: Counted,
+}
+
+impl fmt::Debug for Parked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Parked").field(&self.wanted).finish()
+    }
+}
+
+/// What came of a wait.
+#[derive(Debug)]
+pub struct Arrival {
+    wanted: Wanted,
+    outcome: Outcome,
+    began: Instant,
+}
+
+impl Parked {
+    /// Waits for what the request wants. A store that panics has failed.
+    pub async fn arrival(self) -> Arrival {
+        let outcome = AssertUnwindSafe(self.work).catch_unwind().await;
+        Arrival {
+            outcome: outcome.unwrap_or_else(|_| {
+                Err(Error::Remote {
+                    store: self.store,
+                    request: "what a request waits for".to_owned(),
+                    why: "a panic; this is a bug".to_owned(),
+                })
+            }),
+            wanted: self.wanted,
+            began: self.began,
+        }
+    }
+}
+
+/// What a request has to remember while it is parked.
+#[derive(Debug, Default)]
+pub struct Paused {
+    known: Vec<(Wanted, Outcome)>,
+    pub(super) story: Story,
+}
+
+impl Paused {
+    /// Takes note of what came.
+    pub fn arrived(&mut self, arrival: Arrival) {
+        self.story.waited(arrival.began.elapsed());
+        self.known.push((arrival.wanted, arrival.outcome));
+    }
+}
+
+thread_local! {
+    /// The request that this thread answers, if it can be parked.
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+}
+
+struct Current {
+    known: Vec<(Wanted, Outcome)>,
+    parked: Option<Parked>,
+}
+
+/// Takes the current request off the thread, also when its answer panics.
+struct Answering<'a>(&'a mut Paused);
+
+impl Answering<'_> {
+    fn end(&mut self) -> Option<Parked> {
+        let current = CURRENT.take()?;
+        self.0.known = current.known;
+        current.parked
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Does `answer`, which answers a request of which `paused` is the state; gives also what it waits for if
+/// it could not be answered yet. Then the answer counts for nothing.
+pub fn parkable<T>(paused: &mut Paused, answer: impl FnOnce() -> T) -> (T, Option<Parked>) {
+    let known = std::mem::take(&mut paused.known);
+    CURRENT.set(Some(Current {
+        known,
+        parked: None,
+    }));
+    let mut answering = Answering(paused);
+    let answer = answer();
+    (answer, answering.end())
+}
+
+/// Whether the request that this thread answers has waited for what is `wanted`.
+pub(super) fn knows(wanted: &Wanted) -> bool {
+    CURRENT.with_borrow(|current| {
+        current
+            .as_ref()
+            .is_some_and(|current| current.known.iter().any(|(known, _)| known == wanted))
+    })
+}
+
+/// Whether the request that this thread answers was parked for bytes before.
+pub(super) fn has_waited_for_bytes() -> bool {
+    CURRENT.with_borrow(|current| {
+        current.as_ref().is_some_and(|current| {
+            let mut known = current.known.iter();
+            known.any(|(wanted, _)| matches!(wanted, Wanted::Bytes { .. }))
+        })
+    })
 }
 
 /// Where requests wait.
 #[derive(Clone)]
 pub struct Waiting {
     runtime: Handle,
-    workers: Arc<dyn Workers>,
     /// Requests that wait at this moment.
     count: Arc<AtomicUsize>,
 }
 
+/// One of those that wait.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Waiting {
-    /// Waits on `runtime`, telling `workers`.
-    pub fn new(runtime: Handle, workers: Arc<dyn Workers>) -> Self {
+    /// Waits on `runtime`.
+    pub fn new(runtime: Handle) -> Self {
         Self {
             runtime,
-            workers,
             count: Arc::default(),
         }
     }
@@ -52,33 +232,132 @@ impl Waiting {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// The outcome of `work`: at once if it is ready, else after a wait.
-    pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+    /// The outcome of `work`; blocks until there is one.
+    pub(super) fn block<T>(&self, work: impl Future<Output = T>) -> T {
+        let _counted = Counted::new(&self.count);
+        tokio::task::block_in_place(|| self.runtime.block_on(work))
+    }
+
+    /// What `store` has of what is `wanted`: at once if it is known or ready. Otherwise the request that
+    /// this thread answers is parked; a thread that answers none blocks.
+    pub(super) fn wait(&self, store: &Arc<dyn Store>, wanted: Wanted) -> Result<Brought, Stop> {
+        let here = CURRENT.with_borrow(|current| {
+            let Some(current) = current else {
+                return Ok(None);
+            };
+            if current.parked.is_some() {
+                return Err(Stop::Parked);
+            }
+            let mut known = current.known.iter();
+            let known = known.find_map(|(about, outcome)| (*about == wanted).then_some(outcome));
+            Ok(known.map(|outcome| match outcome {
+                Ok(brought) => Ok(brought.clone()),
+                Err(error) => Err(error.again()),
+            }))
+        })?;
+        if let Some(outcome) = here {
+            return Ok(outcome?);
+        }
         let span = slow::span();
-        let _in_span = span.enter();
-        let mut work = pin!(work);
+        let mut work: Work = Box::pin(bring(store.clone(), wanted.clone()).instrument(span));
         // Work that needs the runtime's timers or sockets must be polled inside it.
         let inside = self.runtime.enter();
         let first = work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         drop(inside);
         if let Poll::Ready(outcome) = first {
-            return outcome;
+            return Ok(outcome?);
         }
-        let began = Instant::now();
-        self.workers.wait_begins();
-        self.count.fetch_add(1, Ordering::Relaxed);
-        let outcome = self.runtime.block_on(work);
-        self.count.fetch_sub(1, Ordering::Relaxed);
-        self.workers.wait_ends();
-        slow::waited(began.elapsed());
-        outcome
+        let parked = Parked {
+            wanted,
+            store: store.url().to_owned(),
+            work,
+            began: Instant::now(),
+            _counted: Counted::new(&self.count),
+        };
+        let blocks = CURRENT.with_borrow_mut(|current| match current {
+            Some(current) => {
+                current.parked = Some(parked);
+                None
+            }
+            None => Some(parked),
+        });
+        match blocks {
+            None => Err(Stop::Parked),
+            Some(parked) => Ok(self.runtime.block_on(parked.arrival()).outcome?),
+        }
     }
 }
 
-/// Workers that are not counted: for a transport that never runs out of them.
-pub struct Uncounted;
+async fn bring(store: Arc<dyn Store>, wanted: Wanted) -> Outcome {
+    Ok(match wanted {
+        Wanted::Directory(digest) => Brought::Directory(store.directory(&digest).await?),
+        Wanted::Root { name, patience } => {
+            let root = store.root(&name);
+            Brought::Root(match patience {
+                None => root.await?,
+                Some(after) => match tokio::time::timeout(after, root).await {
+                    Ok(root) => root?,
+                    Err(_) => {
+                        return Err(Error::Timeout {
+                            store: store.url().to_owned(),
+                            after,
+                        });
+                    }
+                },
+            })
+        }
+        Wanted::Roots => Brought::Roots(store.roots().await?.into()),
+        Wanted::Bytes {
+            digest,
+            size,
+            offset,
+            length,
+        } => Brought::Bytes(store.read(&digest, size, offset, length).await?),
+    })
+}
 
-impl Workers for Uncounted {
-    fn wait_begins(&self) {}
-    fn wait_ends(&self) {}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::double::{Double, Trouble};
+    use crate::store::MemoryStore;
+
+    #[test]
+    fn a_request_that_waits_gives_its_thread_back_and_is_answered_when_asked_again() {
+        let memory = MemoryStore::new();
+        let digest = Digest::of(b"contents");
+        let ingest = memory.ingest().unwrap();
+        ingest.put_blobs(&[(digest, b"contents")]).unwrap();
+        ingest.commit().unwrap();
+        let far = Double::far("far:", memory);
+        far.trouble(Trouble::Slow(std::time::Duration::from_millis(5)));
+        let store: Arc<dyn Store> = Arc::new(far);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let waiting = Waiting::new(runtime.handle().clone());
+        let wanted = Wanted::Bytes {
+            digest,
+            size: 8,
+            offset: 3,
+            length: 5,
+        };
+        let ask = || waiting.wait(&store, wanted.clone());
+        let mut paused = Paused::default();
+        let (answer, parked) = parkable(&mut paused, ask);
+        assert!(matches!(answer, Err(Stop::Parked)), "{answer:?}");
+        assert_eq!(waiting.count(), 1);
+        let arrival = runtime.block_on(parked.unwrap().arrival());
+        assert_eq!(waiting.count(), 0);
+        paused.arrived(arrival);
+        // Also when it is asked for more than once.
+        let (answers, parked) = parkable(&mut paused, || [ask(), ask()]);
+        assert!(parked.is_none());
+        for answer in answers {
+            let Ok(Brought::Bytes(Some(bytes))) = answer else {
+                panic!("{answer:?}");
+            };
+            assert_eq!(&bytes[..], b"tents");
+        }
+        // Who answers no request waits here.
+        assert!(matches!(ask(), Ok(Brought::Bytes(Some(_)))));
+    }
 }

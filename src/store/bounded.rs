@@ -33,6 +33,15 @@ impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
         }
     }
 
+    /// Lets go of the value that was used longest ago; false if there is none.
+    pub(super) fn pop_oldest(&mut self) -> bool {
+        let oldest = self.entries.pop_lru();
+        if let Some((_, (_, bytes))) = &oldest {
+            self.bytes -= bytes;
+        }
+        oldest.is_some()
+    }
+
     /// Lets go of everything.
     pub(crate) fn clear(&mut self) {
         self.entries.clear();

@@ -18,6 +18,7 @@ use tonic::Code;
 use super::bounded::Bounded;
 use super::failure::Failure;
 use super::flights::Flights;
+use super::in_flight::InFlight;
 use super::segments::{Part, Sink};
 use super::{Damage, Object};
 use crate::castore::Digest;
@@ -28,6 +29,8 @@ pub(super) const MAX_CHUNK: u64 = 64 << 20;
 /// Chunks fetched at once of one blob: with the field's chunks of 256 KiB on average, 4 MiB are
 /// under way, what 40 MB/s move in 100 ms.
 const AT_ONCE: usize = 16;
+/// Bytes of chunks of one blob that wait at once for those before them.
+const MOST_WAITING: u64 = 64 << 20;
 /// Bytes of chunks and of chunk lists that are kept.
 const KEPT_CHUNKS: usize = 32 << 20;
 const KEPT_LISTS: usize = 16 << 20;
@@ -63,26 +66,36 @@ impl ChunkList {
         let sizes = self.chunks.iter().map(|(_, size)| *size);
         sizes.reduce(u64::saturating_add)
     }
+
+    /// Chunks that are fetched at once: fewer if they are said to be large.
+    fn at_once(&self) -> usize {
+        let largest = self.chunks.iter().map(|(_, size)| *size).max();
+        let most = MOST_WAITING / largest.unwrap_or_default().max(1);
+        (most.max(1) as usize).min(AT_ONCE)
+    }
 }
 
 /// Lists and chunks, each fetched once for all who want it.
 #[derive(Debug)]
 pub(super) struct Chunked<C> {
     source: Arc<C>,
-    chunks: Mutex<Bounded<Digest, Bytes>>,
-    lists: Mutex<Bounded<Digest, Arc<ChunkList>>>,
+    chunks: Arc<Mutex<Bounded<Digest, Bytes>>>,
+    lists: Arc<Mutex<Bounded<Digest, Arc<ChunkList>>>>,
     listing: Flights<Digest, Result<Option<Arc<ChunkList>>, Failure>>,
-    fetching: Flights<Digest, Result<Option<Bytes>, Failure>>,
+    /// Also by how long the chunk may be: what one node says must not spoil another's read.
+    fetching: Flights<(Digest, u64), Result<Option<Bytes>, Failure>>,
+    in_flight: Arc<InFlight>,
 }
 
 impl<C: Chunks> Chunked<C> {
     pub(super) fn new(source: Arc<C>) -> Self {
         Self {
             source,
-            chunks: Mutex::new(Bounded::new(KEPT_CHUNKS)),
-            lists: Mutex::new(Bounded::new(KEPT_LISTS)),
+            chunks: Arc::new(Mutex::new(Bounded::new(KEPT_CHUNKS))),
+            lists: Arc::new(Mutex::new(Bounded::new(KEPT_LISTS))),
             listing: Flights::default(),
             fetching: Flights::default(),
+            in_flight: Arc::new(InFlight::new()),
         }
     }
 
@@ -92,9 +105,14 @@ impl<C: Chunks> Chunked<C> {
             return Ok(Some(list));
         }
         let (source, wanted) = (self.source.clone(), *digest);
+        let lists = self.lists.clone();
         let landed = self
             .listing
             .join(*digest, self.source.runtime(), || async move {
+                // It may have landed between the look and the departure.
+                if let Some(list) = lists.lock().get(&wanted) {
+                    return Ok(Some(list));
+                }
                 let Some(stat) = source.stat(&wanted).await? else {
                     return Ok(None);
                 };
@@ -104,14 +122,12 @@ impl<C: Chunks> Chunked<C> {
                         format!("the chunks of blob {wanted}: {why}"),
                     )
                 })?;
-                Ok(Some(Arc::new(list)))
+                let bytes = list.chunks.len() * size_of::<(Digest, u64)>() + list.bao.len() + 128;
+                let list = Arc::new(list);
+                lists.lock().insert(wanted, list.clone(), bytes);
+                Ok(Some(list))
             });
-        let list = landed.await.unwrap_or_else(|| Err(Failure::crashed()))?;
-        if let Some(list) = &list {
-            let bytes = list.chunks.len() * size_of::<(Digest, u64)>() + list.bao.len() + 128;
-            self.lists.lock().insert(*digest, list.clone(), bytes);
-        }
-        Ok(list)
+        landed.await.unwrap_or_else(|| Err(Failure::crashed()))
     }
 
     /// The chunk `digest` of at most `limit` bytes, if there is one, checked against its digest.
@@ -120,9 +136,14 @@ impl<C: Chunks> Chunked<C> {
             return Ok(Some(chunk));
         }
         let (source, wanted) = (self.source.clone(), *digest);
+        let (in_flight, chunks) = (self.in_flight.clone(), self.chunks.clone());
         let landed = self
             .fetching
-            .join(*digest, self.source.runtime(), || async move {
+            .join((*digest, limit), self.source.runtime(), || async move {
+                let _permit = in_flight.begin(limit).await;
+                if let Some(chunk) = chunks.lock().get(&wanted) {
+                    return Ok(Some(chunk));
+                }
                 let Some(bytes) = source.chunk(&wanted, limit).await? else {
                     return Ok(None);
                 };
@@ -130,14 +151,11 @@ impl<C: Chunks> Chunked<C> {
                     let damage = Damage::WrongBytes { offset: 0 };
                     return Err(source.lied(Object::Blob, &wanted, damage));
                 }
+                let cost = bytes.len() + 128;
+                chunks.lock().insert(wanted, bytes.clone(), cost);
                 Ok(Some(bytes))
             });
-        let chunk = landed.await.unwrap_or_else(|| Err(Failure::crashed()))?;
-        if let Some(chunk) = &chunk {
-            let bytes = chunk.len() + 128;
-            self.chunks.lock().insert(*digest, chunk.clone(), bytes);
-        }
-        Ok(chunk)
+        landed.await.unwrap_or_else(|| Err(Failure::crashed()))
     }
 
     /// The chunk `digest` of at most `limit` bytes, which something refers to.
@@ -187,7 +205,7 @@ impl<C: Chunks> Chunked<C> {
             next = next.saturating_add(chunk.1);
             self.chunk_of(*digest, at, chunk)
         });
-        let mut chunks = stream::iter(chunks).buffered(AT_ONCE);
+        let mut chunks = stream::iter(chunks).buffered(list.at_once());
         while let Some(chunk) = chunks.next().await {
             sink(chunk?)?;
         }
@@ -227,7 +245,10 @@ impl<C: Chunks> Chunked<C> {
         let chunks = wanted
             .into_iter()
             .map(|(at, chunk)| self.chunk_of(*digest, at, chunk));
-        let chunks: Vec<Bytes> = stream::iter(chunks).buffered(AT_ONCE).try_collect().await?;
+        let chunks: Vec<Bytes> = stream::iter(chunks)
+            .buffered(list.at_once())
+            .try_collect()
+            .await?;
         let mut bytes = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
         for chunk in &chunks {
             bytes.extend_from_slice(chunk);

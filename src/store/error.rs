@@ -184,7 +184,7 @@ impl Error {
     }
 
     /// The same error once more: for each of those who waited for one answer.
-    pub(super) fn again(&self) -> Self {
+    pub(crate) fn again(&self) -> Self {
         match self {
             Error::Url { url, why } => Error::Url {
                 url: url.clone(),

@@ -134,8 +134,8 @@ impl<B: Behind> Far<B> {
         )
     }
 
-    fn check_empty(&self, digest: &Digest, size: u64) -> Result<(), Error> {
-        segments::check_empty(digest, size).map_err(|failure| failure.of(self.0.url(), "reading"))
+    fn check_claim(&self, digest: &Digest, size: u64) -> Result<(), Error> {
+        segments::check_claim(digest, size).map_err(|failure| failure.of(self.0.url(), "reading"))
     }
 }
 
@@ -182,7 +182,7 @@ impl<B: Behind> Store for Far<B> {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<Answer<usize>, Error> {
-        self.check_empty(digest, size)?;
+        self.check_claim(digest, size)?;
         let length = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         if length == 0 {
             return Ok(Answer::Found(0));
@@ -234,7 +234,7 @@ impl<B: Behind> Store for Far<B> {
         offset: u64,
         length: usize,
     ) -> Result<Option<Bytes>, Error> {
-        self.check_empty(digest, size)?;
+        self.check_claim(digest, size)?;
         let length = size.saturating_sub(offset).min(length as u64);
         if length == 0 {
             return Ok(Some(Bytes::new()));
@@ -330,6 +330,7 @@ impl<B: Behind> Store for Far<B> {
     }
 
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        self.check_claim(digest, size)?;
         let wanted = *digest;
         let request = || format!("reading blob {digest}");
         self.ask(

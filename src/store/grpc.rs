@@ -18,6 +18,7 @@ mod blobs;
 mod directories;
 mod endpoint;
 mod ingest;
+mod payload;
 mod roots;
 
 use std::sync::Arc;

@@ -10,6 +10,7 @@
 mod blobs;
 mod bucket;
 mod directories;
+mod http;
 mod ingest;
 mod roots;
 
@@ -31,11 +32,9 @@ use super::{Error, Ingest, network};
 use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
 
-/// Bytes kept in memory of blobs, of Directories, and in the temporary folder of large blobs whose
-/// parts cannot be checked alone.
+/// Bytes kept in memory of blobs and of Directories.
 const BLOB_CACHE: usize = 128 << 20;
 const DIRECTORY_CACHE: usize = 64 << 20;
-const SPOOL: usize = 4 << 30;
 /// How often a waiter looks whether the roots have changed.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -67,7 +66,7 @@ impl ObjectStore {
         let bucket = Arc::new(Bucket::open(url, runtime).map_err(wrong)?);
         let blobs = BucketBlobs::new(bucket.clone());
         Ok(Self::new(BucketStore {
-            segments: Segments::new(blobs.clone(), bucket.verify, BLOB_CACHE, SPOOL),
+            segments: Segments::new(blobs.clone(), bucket.verify, BLOB_CACHE, bucket.spool),
             blobs,
             directories: ClosureDirectories::new(bucket.clone(), DIRECTORY_CACHE),
             roots: BucketRoots::new(bucket.clone()),

@@ -29,6 +29,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tonic::Code;
 
 use self::held::Whole;
 use self::readers::Readers;
@@ -37,6 +38,7 @@ use self::witness::Witnesses;
 use super::bounded::Bounded;
 use super::failure::Failure;
 use super::flights::Flights;
+use super::in_flight::InFlight;
 use super::{Damage, Object};
 use crate::castore::{Digest, GroupTable, group_size, part_size, verify_part};
 
@@ -78,7 +80,10 @@ pub(super) struct Segments<S> {
     segments: Mutex<Bounded<(Claim, u64), Bytes>>,
     tables: Mutex<Bounded<Claim, Arc<GroupTable>>>,
     spools: Mutex<Bounded<Claim, Arc<held::Spool>>>,
+    /// What they take, those on their way included.
+    space: held::SpoolSpace,
     witnesses: Witnesses,
+    in_flight: InFlight,
     /// Turns of blobs that are fetched ahead one by one.
     alone: tokio::sync::Semaphore,
     readers: Readers,
@@ -101,7 +106,9 @@ impl<S: Source> Segments<S> {
             segments: Mutex::new(Bounded::new(cache_bytes)),
             tables: Mutex::new(Bounded::new(cache_bytes / 4)),
             spools: Mutex::new(Bounded::new(spool_bytes)),
+            space: held::SpoolSpace::new(spool_bytes as u64),
             witnesses: Witnesses::new(),
+            in_flight: InFlight::new(),
             alone: Self::turns(),
             readers: Readers::new(),
             fetching: Flights::default(),
@@ -279,10 +286,14 @@ impl<S: Source> Segments<S> {
     ) -> Result<Known, Failure> {
         // Who has lied once is not believed to have the right chunks in his lists.
         let chunks_suffice = self.verify == Verify::Chunks && !self.source.is_liar();
-        let part = self
-            .source
-            .part(digest, size, start, length, chunks_suffice);
-        let bytes = match part.await? {
+        let part = {
+            let _permit = self.in_flight.begin(length).await;
+            let source = &self.source;
+            source
+                .part(digest, size, start, length, chunks_suffice)
+                .await?
+        };
+        let bytes = match part {
             Part::Absent => return Ok(Known::Absent),
             Part::Unavailable => return Ok(Known::OnlyWhole),
             Part::Proven(bytes, proof) => {
@@ -399,8 +410,19 @@ impl<S: Source> Segments<S> {
     }
 }
 
-/// Checks that the empty blob, and it alone, is said to be empty.
-pub(super) fn check_empty(digest: &Digest, size: u64) -> Result<(), Failure> {
+/// The largest blob that is read from far away, in bytes. The unit of fetching grows with what a node
+/// says that a blob has: up to here it is 64 MiB at most.
+pub(super) const LARGEST_BLOB: u64 = 4 << 40;
+
+/// Checks that the empty blob, and it alone, is said to be empty, and that no blob is said to be larger
+/// than [`LARGEST_BLOB`].
+pub(super) fn check_claim(digest: &Digest, size: u64) -> Result<(), Failure> {
+    if size > LARGEST_BLOB {
+        let why = format!(
+            "blob {digest} is said to have {size} bytes, and {LARGEST_BLOB} are read at most"
+        );
+        return Err(Failure::Status(Code::ResourceExhausted, why));
+    }
     let damage = match (*digest == Digest::empty_blob(), size) {
         (true, 0) => return Ok(()),
         (true, expected) => Damage::WrongSize {

@@ -5,8 +5,8 @@
 //! unmounts when it is dropped; plain blocking `read()`s on one descriptor cost less, and leave
 //! the descriptor whole for a successor process.
 //!
-//! Workers block in `read()` until there is a request and answer it themselves. A worker that has
-//! to wait for a far store says so, and a spare is started if nobody else is left to read.
+//! Workers block in `read()` until there is a request and answer it themselves. A request that has to
+//! wait for a store far away is parked, and answered by the async runtime when what it waits for came.
 
 mod answer;
 mod backing;
@@ -20,6 +20,7 @@ mod mountpoint;
 mod notices;
 mod own_files;
 mod page_cache;
+mod parked;
 mod pulse;
 mod remount;
 mod root_watch;

@@ -46,6 +46,13 @@ pub struct Answering<'a> {
     began: Instant,
 }
 
+impl Answering<'_> {
+    /// When a request began that is over only later: then this is given to [`Counters::ended`].
+    pub fn pause(self) -> Instant {
+        std::mem::ManuallyDrop::new(self).began
+    }
+}
+
 impl Drop for Answering<'_> {
     fn drop(&mut self) {
         let nanos = self.began.elapsed().as_nanos() as u64;
@@ -135,6 +142,12 @@ impl Counters {
         }
     }
 
+    /// Times a request that is over now and began at `began`.
+    pub fn ended(&self, header: &InHeader, began: Instant) {
+        let counter = &self.0[(header.opcode as usize).min(KINDS - 1)];
+        drop(Answering { counter, began });
+    }
+
     /// How long requests took, by kind.
     pub fn times(&self) -> BTreeMap<&'static str, RequestTimes> {
         let mut times = BTreeMap::<_, RequestTimes>::new();
@@ -209,7 +222,7 @@ mod tests {
         let answering = counters.begin(&header);
         assert_eq!(counters.now().of("READ"), 1);
         assert_eq!(counters.times()["READ"].percentile(50), None);
-        drop(answering);
+        counters.ended(&header, answering.pause());
         let times = &counters.times()["READ"];
         assert_eq!(times.buckets.iter().sum::<u64>(), 1);
         assert!(times.total > Duration::ZERO);

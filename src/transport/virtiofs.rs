@@ -34,7 +34,6 @@ pub mod fuzzing;
 mod inflight;
 mod message;
 mod record;
-mod reply;
 mod ring;
 mod session;
 mod socket;

@@ -12,7 +12,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{Error, TreePath};
+use super::Error;
+use super::place::Place;
 use crate::castore::{Digest, Directory, Node, NodeRef, Root};
 use crate::store::{Added, Blocking, Ingest, Object};
 
@@ -66,7 +67,7 @@ fn copy_in_slices(
         ..Copy::new(from, to, progress)
     };
     for root in roots {
-        copy.tree(&TreePath::new(&root.name), &root.node)?;
+        copy.tree(&Place::root(&root.name), &root.node)?;
     }
     copy.flush()?;
     for root in roots {
@@ -87,8 +88,8 @@ pub(super) struct Copy<'a> {
     added: Added,
     /// Objects that need no more thought.
     seen: HashSet<(bool, Digest)>,
-    /// What waits to be sent: small blobs, then Directories, each with the path it was found at.
-    blobs: Vec<(Digest, u64, TreePath)>,
+    /// What waits to be sent: small blobs, then Directories, each with the place it was found at.
+    blobs: Vec<(Digest, u64, Place)>,
     blob_bytes: u64,
     directories: Vec<Directory>,
     /// Bytes since the last commit, and after how many there is the next.
@@ -99,7 +100,7 @@ pub(super) struct Copy<'a> {
 /// A directory on the way down.
 struct Level {
     directory: Directory,
-    path: TreePath,
+    place: Place,
     next: usize,
 }
 
@@ -128,9 +129,9 @@ impl<'a> Copy<'a> {
     }
 
     /// Copies a node and everything below it that is missing at the other end.
-    pub(super) fn tree(&mut self, path: &TreePath, node: &Node) -> Result<(), Error> {
+    pub(super) fn tree(&mut self, place: &Place, node: &Node) -> Result<(), Error> {
         let mut levels = Vec::new();
-        levels.extend(self.node(path, node.borrow())?);
+        levels.extend(self.node(place, node.borrow())?);
         while let Some(level) = levels.last_mut() {
             if self.progress.stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
@@ -146,29 +147,29 @@ impl<'a> Copy<'a> {
                 continue;
             };
             level.next += 1;
-            let path = level.path.join(entry.name);
+            let place = level.place.join(entry.name);
             // The entry borrows the level that stays where it is while another goes on top.
             let node = entry.node.to_owned().map_err(|error| Error::Object {
-                path: path.clone(),
+                path: place.path(),
                 source: crate::store::Error::Refused {
                     store: self.from.url().to_owned(),
                     what: "a symbolic link".to_owned(),
                     why: error.to_string(),
                 },
             })?;
-            let below = self.node(&path, node.borrow())?;
+            let below = self.node(&place, node.borrow())?;
             levels.extend(below);
         }
         Ok(())
     }
 
     /// Takes a node; gives the directory to go down into, if it is one that is missing.
-    fn node(&mut self, path: &TreePath, node: NodeRef<'_>) -> Result<Option<Level>, Error> {
+    fn node(&mut self, place: &Place, node: NodeRef<'_>) -> Result<Option<Level>, Error> {
         match node {
             NodeRef::Symlink { .. } => Ok(None),
             NodeRef::File { digest, size, .. } => {
                 if self.seen.insert((false, digest)) {
-                    self.blob(digest, size, path)?;
+                    self.blob(digest, size, place)?;
                 }
                 Ok(None)
             }
@@ -179,23 +180,23 @@ impl<'a> Copy<'a> {
                 if size >= WORTH_ASKING && self.to.has_tree(&digest)? {
                     return Ok(None);
                 }
-                let directory = self.from.directory(&digest).map_err(Error::at(path))?;
+                let directory = self.from.directory(&digest).map_err(error_at(place))?;
                 let directory =
-                    directory.ok_or_else(|| self.absent(path, Object::Directory, digest))?;
+                    directory.ok_or_else(|| self.absent(place, Object::Directory, digest))?;
                 Ok(Some(Level {
                     directory,
-                    path: path.clone(),
+                    place: place.clone(),
                     next: 0,
                 }))
             }
         }
     }
 
-    fn blob(&mut self, digest: Digest, size: u64, path: &TreePath) -> Result<(), Error> {
+    fn blob(&mut self, digest: Digest, size: u64, place: &Place) -> Result<(), Error> {
         if size >= LARGE {
-            return self.large(digest, size, path);
+            return self.large(digest, size, place);
         }
-        self.blobs.push((digest, size, path.clone()));
+        self.blobs.push((digest, size, place.clone()));
         self.blob_bytes += size;
         if self.blobs.len() >= BATCH || self.blob_bytes >= BATCH_BYTES {
             self.flush()?;
@@ -203,7 +204,7 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    fn large(&mut self, digest: Digest, size: u64, path: &TreePath) -> Result<(), Error> {
+    fn large(&mut self, digest: Digest, size: u64, place: &Place) -> Result<(), Error> {
         if self.ingest()?.has_blob(&digest)? {
             self.progress.skipped.fetch_add(1, Ordering::Relaxed);
             return Ok(());
@@ -216,8 +217,8 @@ impl<'a> Copy<'a> {
                 return Err(Error::Interrupted);
             }
             let read = self.from.read(&digest, size, at, &mut buffer);
-            let read = read.map_err(Error::at(path))?.filter(|&read| read > 0);
-            let read = read.ok_or_else(|| self.absent(path, Object::Blob, digest))?;
+            let read = read.map_err(error_at(place))?.filter(|&read| read > 0);
+            let read = read.ok_or_else(|| self.absent(place, Object::Blob, digest))?;
             writer.write(&buffer[..read])?;
             at += read as u64;
             self.progress
@@ -244,9 +245,9 @@ impl<'a> Copy<'a> {
             .collect();
         let mut bytes = 0;
         let mut contents = Vec::with_capacity(missing.len());
-        for (read, (digest, _, path)) in self.from.read_whole(&wanted).into_iter().zip(&missing) {
-            let read = read.map_err(Error::at(path))?;
-            let read = read.ok_or_else(|| self.absent(path, Object::Blob, *digest))?;
+        for (read, (digest, _, place)) in self.from.read_whole(&wanted).into_iter().zip(&missing) {
+            let read = read.map_err(error_at(place))?;
+            let read = read.ok_or_else(|| self.absent(place, Object::Blob, *digest))?;
             bytes += read.len() as u64;
             contents.push((*digest, read));
         }
@@ -292,14 +293,19 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    fn absent(&self, path: &TreePath, object: Object, digest: Digest) -> Error {
+    fn absent(&self, place: &Place, object: Object, digest: Digest) -> Error {
         Error::Absent {
-            path: path.clone(),
+            path: place.path(),
             store: self.from.url().to_owned(),
             object,
             digest,
         }
     }
+}
+
+/// What makes a store's error one of `place`.
+fn error_at(place: &Place) -> impl FnOnce(crate::store::Error) -> Error + '_ {
+    move |error| Error::at(&place.path())(error)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::copy::{self, Copy};
+use super::place::Place;
 use super::verify::{Fault, Why};
 use super::{Error, TreePath};
 use crate::castore::Node;
@@ -76,7 +77,7 @@ fn fetch(
     let Some(node) = node.filter(|node| node.digest() == Some(digest)) else {
         return Ok(false);
     };
-    copy.tree(path, &node)?;
+    copy.tree(&Place::root(path.as_bytes()), &node)?;
     copy.flush()?;
     Ok(true)
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
+use super::copy;
 use super::export::{Progress, to_directory};
 use super::nar::write_nar;
 use super::tar::write_tar;
@@ -514,7 +515,94 @@ fn verify_finds_nodes_that_lie_about_sizes() {
         .collect();
     assert_eq!(said.len(), 2);
     assert_eq!(said[0], "lying/d: the node says size 77, it is 2");
-    assert!(said[1].starts_with("lying/f: ") && said[1].ends_with("it has 5 bytes instead of 4"));
+    assert_eq!(said[1], "lying/f: the node says size 4, it is 5");
+}
+
+/// However many sizes nodes give a blob, and however large: what is wrong with it is said once.
+#[test]
+fn verify_reports_a_blob_once() {
+    let (missing, sound) = (Digest::of(b"missing"), Digest::of(b"12345"));
+    let memory = MemoryStore::new();
+    let ingest = memory.ingest().unwrap();
+    ingest.put_blobs(&[(sound, b"12345")]).unwrap();
+    let file = |digest, size| Node::File {
+        digest,
+        size,
+        executable: false,
+    };
+    let entries = (1..1000u64).flat_map(|size| {
+        [
+            (
+                name(&format!("missing-{size:04}")),
+                file(missing, size << 52),
+            ),
+            (name(&format!("sound-{size:04}")), file(sound, size)),
+        ]
+    });
+    let tree = Directory::from_entries(entries.collect()).unwrap();
+    ingest.put_directory(&tree).unwrap();
+    ingest.commit().unwrap();
+    let store = Arc::new(Double::near("double:", memory));
+    let runtime = Runtime::new().unwrap();
+    let blocking = Blocking::new(store.clone(), runtime.handle().clone());
+    let roots = [(TreePath::new(b"tree"), tree.node())];
+    let report = verify::verify(&blocking, &roots, &verify::Progress::default()).unwrap();
+    assert_eq!((report.directories, report.blobs), (1, 2));
+    let [first, second] = &report.faults[..] else {
+        panic!("{} faults", report.faults.len());
+    };
+    assert_eq!(first.why.to_string(), "missing");
+    assert_eq!(first.paths.len() as u64 + first.more_paths, 999);
+    assert_eq!(second.why.to_string(), "the node says size 1, it is 5");
+    assert_eq!(second.paths.len() as u64 + second.more_paths, 998);
+    // Not one for each piece of what it is said to have.
+    let asked = store.objects.load(Ordering::Relaxed);
+    assert!(asked < 100, "{asked} questions");
+}
+
+/// Paths of every level and of every blob that waits would be 20 GB.
+#[test]
+fn a_very_deep_tree_is_copied_in_memory_by_its_depth() {
+    const DEPTH: usize = 100_000;
+    let (from, to) = (MemoryStore::new(), MemoryStore::new());
+    let ingest = from.ingest().unwrap();
+    let blob = |level: usize| level.to_string().into_bytes();
+    let mut node = put(&*ingest, &directory([("end", file(b"end"))]));
+    for level in 0..DEPTH {
+        let bytes = blob(level);
+        let digest = Digest::of(&bytes);
+        ingest.put_blobs(&[(digest, &bytes)]).unwrap();
+        let size = bytes.len() as u64;
+        let file = Node::File {
+            digest,
+            size,
+            executable: false,
+        };
+        let entries = vec![(name("d"), node), (name("f"), file)];
+        let directory = Directory::from_entries(entries).unwrap();
+        ingest.put_directory(&directory).unwrap();
+        node = directory.node();
+    }
+    let root = Root {
+        name: name("deep"),
+        node,
+    };
+    ingest.put_root(&root, None).unwrap();
+    ingest.commit().unwrap();
+    let runtime = Runtime::new().unwrap();
+    let blocking = |store: MemoryStore| Blocking::new(Arc::new(store), runtime.handle().clone());
+    let progress = copy::Progress::default();
+    let added = copy::copy(&blocking(from), &blocking(to), &[root], &progress).unwrap();
+    assert_eq!(added.directories, DEPTH as u64 + 1);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse::<u64>()
+        .unwrap();
+    assert!(peak < 4 << 20, "{peak} kB");
 }
 
 #[test]

@@ -7,12 +7,15 @@
 //!
 //! The store does the hashing ("verified or not at all"); what is added here is to ask for every
 //! byte, to compare what nodes say (sizes) with what they refer to, and to find every path that a
-//! damaged object spoils.
+//! damaged object spoils. Work is bounded by what there is, not by what nodes say: an object is read by
+//! the size of the first node that leads to it and reported once, and of a blob that turns out to be
+//! damaged nothing more is read.
 //!
 //! Paths are looked for only when something is wrong: a second pass goes down from the roots, into
 //! those Directories alone that lead to damage.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -134,19 +137,35 @@ pub fn verify(
         blob_bytes: progress.bytes.load(Ordering::Relaxed),
         ..Report::default()
     };
-    for claim in &state.seen {
-        match claim.object {
+    for (object, _) in state.seen.keys() {
+        match object {
             Object::Directory => report.directories += 1,
             Object::Blob => report.blobs += 1,
         }
     }
-    if !state.faults.is_empty() {
-        report.faults = Search::new(store, state.faults).run(roots);
+    let wrong = state.judge(store);
+    if !wrong.is_empty() {
+        report.faults = Search::new(store, wrong).run(roots);
     }
     Ok(report)
 }
 
+/// What names an object.
+type Key = (Object, Digest);
+
+/// What is wrong with an object, and which nodes are to blame: those that give it another size than the
+/// `right` one, or all.
+#[derive(Debug)]
+struct Wrong {
+    why: Why,
+    right: Option<u64>,
+}
+
 impl Claim {
+    fn key(&self) -> Key {
+        (self.object, self.digest)
+    }
+
     /// What `node` claims; a symbolic link claims nothing.
     fn of(node: NodeRef<'_>) -> Option<Self> {
         match node {
@@ -175,11 +194,63 @@ struct Check<'c> {
 
 #[derive(Default)]
 struct State {
-    seen: HashSet<Claim>,
+    /// The size by which each object is read.
+    seen: HashMap<Key, u64>,
+    /// The other sizes that nodes give it.
+    disputed: HashMap<Key, BTreeSet<u64>>,
     stack: Vec<Work>,
     /// Threads that hold work, and may add more.
     busy: usize,
-    faults: HashMap<Claim, Why>,
+    faults: HashMap<Key, Why>,
+}
+
+impl State {
+    /// What is wrong, once every object was read.
+    fn judge(mut self, store: &Blocking) -> HashMap<Key, Wrong> {
+        let mut wrong = HashMap::new();
+        for (key, others) in &self.disputed {
+            let Some(&first) = self.seen.get(key) else {
+                continue;
+            };
+            let right = match self.faults.get(key) {
+                None => Some(first),
+                Some(Why::NodeSize { actual, .. }) => Some(*actual),
+                // The first node may have been the wrong one.
+                Some(Why::Missing | Why::Store(_)) => sound_size(store, key, others),
+            };
+            let Some(right) = right else { continue };
+            let said = others.iter().copied().chain([first]);
+            if let Some(said) = said.filter(|said| *said != right).min() {
+                let why = Why::NodeSize {
+                    said,
+                    actual: right,
+                };
+                self.faults.remove(key);
+                let right = Some(right);
+                wrong.insert(*key, Wrong { why, right });
+            }
+        }
+        for (key, why) in self.faults {
+            let right = match why {
+                Why::NodeSize { actual, .. } => Some(actual),
+                Why::Missing | Why::Store(_) => None,
+            };
+            wrong.insert(key, Wrong { why, right });
+        }
+        wrong
+    }
+}
+
+/// The one of `sizes` by which the blob is sound, if the store knows it.
+fn sound_size(store: &Blocking, (object, digest): &Key, sizes: &BTreeSet<u64>) -> Option<u64> {
+    if *object != Object::Blob {
+        return None;
+    }
+    let size = store.blob_size(digest).ok()??;
+    let no_path = TreePath::default();
+    let is_sound = sizes.contains(&size)
+        && copy_range(store, digest, size, 0..size, &no_path, |_, _| Ok(())).is_ok();
+    is_sound.then_some(size)
 }
 
 /// An object, or a part of a blob, from `from` on.
@@ -194,12 +265,20 @@ impl Check<'_> {
     fn push(&self, claims: impl Iterator<Item = Claim>) {
         let mut state = self.state.lock();
         for claim in claims {
-            if state.seen.insert(claim) {
-                let to = match claim.object {
-                    Object::Blob => claim.size,
-                    Object::Directory => 0,
-                };
-                state.stack.push(Work { claim, from: 0, to });
+            match state.seen.entry(claim.key()) {
+                Entry::Vacant(entry) => {
+                    entry.insert(claim.size);
+                    let to = match claim.object {
+                        Object::Blob => claim.size,
+                        Object::Directory => 0,
+                    };
+                    state.stack.push(Work { claim, from: 0, to });
+                }
+                Entry::Occupied(entry) if *entry.get() != claim.size => {
+                    let disputed = state.disputed.entry(claim.key()).or_default();
+                    disputed.insert(claim.size);
+                }
+                Entry::Occupied(_) => {}
             }
         }
         drop(state);
@@ -228,6 +307,9 @@ impl Check<'_> {
                 return None;
             }
             if let Some(mut work) = state.stack.pop() {
+                if state.faults.contains_key(&work.claim.key()) {
+                    continue;
+                }
                 if work.to - work.from > RANGE {
                     let middle = work.from + RANGE;
                     state.stack.push(Work {
@@ -295,16 +377,17 @@ impl Check<'_> {
 
     /// Keeps the first that was found about an object.
     fn fault(&self, claim: Claim, why: Why) {
-        self.state.lock().faults.entry(claim).or_insert(why);
+        let mut state = self.state.lock();
+        state.faults.entry(claim.key()).or_insert(why);
     }
 }
 
 /// The second pass: the paths of what is wrong.
 struct Search<'s> {
     store: &'s Blocking,
-    faults: HashMap<Claim, Fault>,
+    faults: HashMap<Key, (Fault, Option<u64>)>,
     /// Those of which a path is known, in the order of these paths.
-    order: Vec<Claim>,
+    order: Vec<Key>,
     /// Whether a Directory leads to something wrong.
     leads: HashMap<Digest, bool>,
     /// Directories that were gone into.
@@ -321,16 +404,16 @@ struct Level {
 }
 
 impl<'s> Search<'s> {
-    fn new(store: &'s Blocking, faults: HashMap<Claim, Why>) -> Self {
-        let faults = faults.into_iter().map(|(claim, why)| {
+    fn new(store: &'s Blocking, wrong: HashMap<Key, Wrong>) -> Self {
+        let faults = wrong.into_iter().map(|((object, digest), wrong)| {
             let fault = Fault {
-                object: claim.object,
-                digest: claim.digest,
-                why,
+                object,
+                digest,
+                why: wrong.why,
                 paths: Vec::new(),
                 more_paths: 0,
             };
-            (claim, fault)
+            ((object, digest), (fault, wrong.right))
         });
         Self {
             store,
@@ -353,23 +436,30 @@ impl<'s> Search<'s> {
         let mut faults = self.faults;
         self.order
             .iter()
-            .filter_map(|claim| faults.remove(claim))
+            .filter_map(|key| Some(faults.remove(key)?.0))
             .collect()
+    }
+
+    /// What is wrong with what a node claims.
+    fn fault(&mut self, claim: &Claim) -> Option<&mut Fault> {
+        let (fault, right) = self.faults.get_mut(&claim.key())?;
+        (*right != Some(claim.size)).then_some(fault)
     }
 
     /// Keeps the path if the node there is wrong.
     fn note(&mut self, path: &TreePath, node: NodeRef<'_>) {
         let Some(claim) = Claim::of(node) else { return };
-        let Some(fault) = self.faults.get_mut(&claim) else {
+        let Some(fault) = self.fault(&claim) else {
             return;
         };
-        if fault.paths.is_empty() {
-            self.order.push(claim);
-        }
+        let is_first = fault.paths.is_empty();
         if fault.paths.len() < MAX_PATHS {
             fault.paths.push(path.clone());
         } else {
             fault.more_paths += 1;
+        }
+        if is_first {
+            self.order.push(claim.key());
         }
     }
 
@@ -390,7 +480,10 @@ impl<'s> Search<'s> {
                 continue;
             };
             level.next += 1;
-            let wrong = Claim::of(entry.node).is_some_and(|claim| self.faults.contains_key(&claim));
+            let wrong = Claim::of(entry.node).is_some_and(|claim| {
+                let fault = self.faults.get(&claim.key());
+                fault.is_some_and(|(_, right)| *right != Some(claim.size))
+            });
             let below = match entry.node {
                 NodeRef::Directory { digest, .. } => Some(digest),
                 _ => None,

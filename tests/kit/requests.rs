@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use castore_fs::castore::Node;
-use castore_fs::fs::{CastoreFs, Options, Top, Waiting, WarmUp, Workers};
+use castore_fs::fs::{CastoreFs, Options, Paused, Top, Waiting, WarmUp};
 use castore_fs::profile::Profiles;
 use castore_fs::store::LocalStore;
 use castore_fs::transport::fuse::Answerer;
@@ -64,7 +64,7 @@ impl Requests {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let waiting = Waiting::new(runtime.handle().clone(), Arc::new(NeverWait));
+        let waiting = Waiting::new(runtime.handle().clone());
         let fs = Arc::new(CastoreFs::new(Arc::new(store), options, waiting, None));
         Self {
             answerer: Answerer::new(fs),
@@ -93,8 +93,15 @@ impl Requests {
         request[size_of::<InHeader>()..length].copy_from_slice(body);
         self.reply[..4].fill(0);
         let (request, reply) = (&mut request[..length], &mut self.reply);
-        let answered = self.answerer.answer(&self.nowhere, &header, request, reply);
-        answered.unwrap();
+        let mut paused = Paused::default();
+        let answered = self
+            .answerer
+            .answer(&self.nowhere, &header, request, reply, &mut paused);
+        let parked = answered.unwrap();
+        assert!(
+            parked.is_none(),
+            "a request waited, and all it needed was here"
+        );
         u32::from_ne_bytes(self.reply[..4].try_into().unwrap()) as usize
     }
 
@@ -114,14 +121,4 @@ pub fn read_in(offset: u64, size: u32) -> [u8; 40] {
     body[8..16].copy_from_slice(&offset.to_ne_bytes());
     body[16..20].copy_from_slice(&size.to_ne_bytes());
     body
-}
-
-struct NeverWait;
-
-impl Workers for NeverWait {
-    fn wait_begins(&self) {
-        panic!("a request waited, and all it needed was here");
-    }
-
-    fn wait_ends(&self) {}
 }

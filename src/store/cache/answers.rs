@@ -51,7 +51,7 @@ impl Store for Cache {
         buffer: &mut [u8],
     ) -> Result<Answer<usize>, Error> {
         let inner = &self.0.inner;
-        check_empty(&inner.url, digest, size)?;
+        check_claim(&inner.url, digest, size)?;
         let length = size.saturating_sub(offset).min(buffer.len() as u64) as usize;
         if length == 0 {
             return Ok(Answer::Found(0));
@@ -135,7 +135,7 @@ impl Store for Cache {
         length: usize,
     ) -> Result<Option<Bytes>, Error> {
         let inner = &self.0.inner;
-        check_empty(&inner.url, digest, size)?;
+        check_claim(&inner.url, digest, size)?;
         let end = size.min(offset.saturating_add(length as u64));
         if offset >= end {
             return Ok(Some(Bytes::new()));
@@ -330,6 +330,6 @@ impl Store for Cache {
 }
 
 /// Checks that the empty blob, and it alone, is said to be empty.
-fn check_empty(store: &str, digest: &Digest, size: u64) -> Result<(), Error> {
-    segments::check_empty(digest, size).map_err(|failure| failure.of(store, "reading"))
+fn check_claim(store: &str, digest: &Digest, size: u64) -> Result<(), Error> {
+    segments::check_claim(digest, size).map_err(|failure| failure.of(store, "reading"))
 }

@@ -10,10 +10,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
 use tonic::Code;
 
-use super::endpoint::{Connection, Endpoint, Rest};
+use super::endpoint::{Connection, Endpoint, Rest, USUAL_MESSAGE};
 use crate::castore::bao_field::{self, BaoFieldError};
 use crate::castore::{Digest, GroupTable, part_size};
-use crate::proto::MAX_MESSAGE_BYTES;
 use crate::proto::castore::services::blob_service_client::BlobServiceClient;
 use crate::proto::castore::v1::{BlobChunk, ReadBlobRequest, StatBlobRequest, StatBlobResponse};
 use crate::proto::castore_fs::services::part_service_client::PartServiceClient;
@@ -23,11 +22,15 @@ use crate::proto::castore_fs::v1::{
 };
 use crate::store::chunked::{Chunked, Chunks};
 use crate::store::failure::{Failure, found};
+use crate::store::pace::Payload;
 use crate::store::segments::{Claim, Many, Part, Sink, Source};
 use crate::store::{Damage, Object};
 
 /// Digests in one question.
 const MAX_QUESTIONS: usize = 4096;
+/// The largest blob whose bytes are counted to learn its size, in bytes: only servers that neither
+/// list chunks nor say sizes make that necessary.
+const MOST_COUNTED: u64 = 64 << 30;
 
 /// The blobs of a server, without any cache.
 #[derive(Debug)]
@@ -161,7 +164,12 @@ impl Source for ServerBlobs {
             }
             answer => answer?,
         };
+        let mut left = wanted.iter().map(|(_, size)| *size).sum::<u64>();
         while let Some((message, mut rest)) = next {
+            let Some(still_left) = left.checked_sub(message.payload()) else {
+                return Err(too_much("it sent more bytes than it was asked for"));
+            };
+            left = still_left;
             for blob in message.blobs {
                 sink(blob.index as usize, blob.data);
             }
@@ -276,6 +284,10 @@ impl ServerBlobs {
         let mut next = read_whole(&self.endpoint, digest).await?;
         while let Some((chunk, mut rest)) = next {
             size += chunk.data.len() as u64;
+            if size > MOST_COUNTED {
+                let why = format!("more than the {MOST_COUNTED} bytes that are counted");
+                return Err(too_much(&why));
+            }
             next = rest.next().await?.map(|chunk| (chunk, rest));
         }
         Ok(Some(size))
@@ -297,15 +309,27 @@ async fn stat(
     ask: Ask,
 ) -> Result<Option<StatBlobResponse>, Failure> {
     let asked = Bytes::copy_from_slice(digest.as_bytes());
-    let answer = endpoint.call(|connection| {
-        let request = StatBlobRequest {
-            digest: asked.clone(),
-            send_chunks: matches!(ask, Ask::Chunks | Ask::All),
-            send_bao: matches!(ask, Ask::Table | Ask::All),
-        };
-        async move { Ok(client(connection).stat(request).await?.into_inner()) }
+    let answer = endpoint.large(|limit| {
+        let asked = &asked;
+        async move {
+            let answer = endpoint.call(|connection| {
+                let request = StatBlobRequest {
+                    digest: asked.clone(),
+                    send_chunks: matches!(ask, Ask::Chunks | Ask::All),
+                    send_bao: matches!(ask, Ask::Table | Ask::All),
+                };
+                let mut client = client(connection).max_decoding_message_size(limit);
+                async move { Ok(client.stat(request).await?.into_inner()) }
+            });
+            answer.await
+        }
     });
     found(answer.await)
+}
+
+/// An answer that is larger than any right one.
+fn too_much(why: &str) -> Failure {
+    Failure::Status(Code::ResourceExhausted, why.to_owned())
 }
 
 async fn read_whole(
@@ -333,7 +357,7 @@ async fn collect(
 }
 
 /// `first` and what comes after it.
-async fn rest_of<M>(
+async fn rest_of<M: Payload>(
     first: Bytes,
     mut rest: Rest<M>,
     data: impl Fn(M) -> Bytes,
@@ -353,9 +377,9 @@ async fn rest_of<M>(
 }
 
 fn client(connection: Connection) -> BlobServiceClient<Connection> {
-    BlobServiceClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    BlobServiceClient::new(connection).max_decoding_message_size(USUAL_MESSAGE)
 }
 
 fn part_client(connection: Connection) -> PartServiceClient<Connection> {
-    PartServiceClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    PartServiceClient::new(connection).max_decoding_message_size(USUAL_MESSAGE)
 }

@@ -13,11 +13,11 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::endpoint::{Endpoint, Rest};
+use super::endpoint::{Endpoint, Rest, USUAL_MESSAGE};
 use crate::castore::{Digest, Directory, NodeRef};
+use crate::proto::RawDirectory;
 use crate::proto::castore::services::directory_service_client::DirectoryServiceClient;
 use crate::proto::castore::v1::{GetDirectoryRequest, get_directory_request::ByWhat};
-use crate::proto::{MAX_MESSAGE_BYTES, RawDirectory};
 use crate::store::bounded::Bounded;
 use crate::store::failure::{Failure, found};
 use crate::store::{Damage, Object};
@@ -148,15 +148,20 @@ impl Directories {
         digest: &Digest,
     ) -> Result<Option<(RawDirectory, Rest<RawDirectory>)>, Failure> {
         let asked = Bytes::copy_from_slice(digest.as_bytes());
-        let answer = self.endpoint.stream(|connection| {
-            let request = GetDirectoryRequest {
-                by_what: Some(ByWhat::Digest(asked.clone())),
-                recursive: true,
-            };
+        let answer = self.endpoint.large(|limit| {
+            let asked = &asked;
             async move {
-                let mut client = DirectoryServiceClient::new(connection)
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES);
-                client.get(request).await
+                let answer = self.endpoint.stream(|connection| {
+                    let request = GetDirectoryRequest {
+                        by_what: Some(ByWhat::Digest(asked.clone())),
+                        // A very large one comes alone.
+                        recursive: limit == USUAL_MESSAGE,
+                    };
+                    let mut client =
+                        DirectoryServiceClient::new(connection).max_decoding_message_size(limit);
+                    async move { client.get(request).await }
+                });
+                answer.await
             }
         });
         // The field's servers answer a recursive question for what is not there with nothing.

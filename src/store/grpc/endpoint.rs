@@ -14,14 +14,16 @@ use std::time::Duration;
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tower::Service;
 
 use crate::castore::Digest;
-use crate::proto::{Generation, with_generation};
+use crate::proto::{Generation, MAX_MESSAGE_BYTES, with_generation};
 use crate::store::failure::Failure;
+use crate::store::pace::{Pace, Payload};
 use crate::store::reputation::Reputation;
 use crate::store::{Damage, Error, Object};
 
@@ -29,6 +31,12 @@ use crate::store::{Damage, Error, Object};
 const ATTEMPTS: u32 = 3;
 /// The pause before the second attempt, in the mean; it triples.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The largest message of an answer, in bytes: gRPC's own default, so that no server of the field
+/// sends larger pieces of a blob.
+pub(super) const USUAL_MESSAGE: usize = 4 << 20;
+/// Answers of more than [`USUAL_MESSAGE`] and up to [`MAX_MESSAGE_BYTES`] that are taken at once: the
+/// Directories of very large directories, and the chunk lists of very large blobs.
+const LARGE_AT_ONCE: usize = 2;
 
 /// How long a server may take.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +45,7 @@ pub struct Deadlines {
     pub connect: Duration,
     /// From a call to the first message of its answer.
     pub first_byte: Duration,
-    /// Between messages.
+    /// For which an answer may bring less than [`LEAST_RATE`](crate::store::pace::LEAST_RATE).
     pub stall: Duration,
     /// To make an addition durable.
     pub commit: Duration,
@@ -66,6 +74,7 @@ pub(super) struct Endpoint {
     reputation: Reputation,
     /// The server has none of our services.
     field_only: AtomicBool,
+    large: Semaphore,
 }
 
 impl fmt::Debug for Endpoint {
@@ -92,6 +101,7 @@ impl Endpoint {
             calls: AtomicU64::new(0),
             reputation: Reputation::new(),
             field_only: AtomicBool::new(false),
+            large: Semaphore::new(LARGE_AT_ONCE),
         })
     }
 
@@ -171,16 +181,36 @@ impl Endpoint {
         call: impl Fn(Connection) -> F,
     ) -> Result<Option<(T, Rest<T>)>, Failure>
     where
+        T: Payload,
         F: Future<Output = Result<tonic::Response<Streaming<T>>, Status>>,
     {
-        let stall = self.deadlines.stall;
         let call = &call;
-        self.call(|connection| async move {
+        let answer = self.call(|connection| async move {
             let mut stream = call(connection).await?.into_inner();
             let first = stream.message().await?;
-            Ok(first.map(|first| (first, Rest { stream, stall })))
-        })
-        .await
+            Ok(first.map(|first| (first, stream)))
+        });
+        let Some((first, stream)) = answer.await? else {
+            return Ok(None);
+        };
+        let mut pace = Pace::new(self.deadlines.stall);
+        pace.note(first.payload())?;
+        Ok(Some((first, Rest { stream, pace })))
+    }
+
+    /// Asks for a message that is hardly ever larger than [`USUAL_MESSAGE`]: `ask` is called with that
+    /// limit, and if the answer is larger, with [`MAX_MESSAGE_BYTES`] when few others are as large.
+    pub(super) async fn large<T, F>(&self, ask: impl Fn(usize) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        match ask(USUAL_MESSAGE).await {
+            Err(failure) if failure.is(Code::OutOfRange) => {
+                let _turn = self.large.acquire().await;
+                ask(MAX_MESSAGE_BYTES).await
+            }
+            answer => answer,
+        }
     }
 
     async fn attempt<T, F>(&self, call: &impl Fn(Connection) -> F) -> Result<T, Failure>
@@ -243,15 +273,18 @@ impl Endpoint {
 /// What comes after the first message of a stream.
 pub(super) struct Rest<T> {
     stream: Streaming<T>,
-    stall: Duration,
+    pace: Pace,
 }
 
-impl<T> Rest<T> {
+impl<T: Payload> Rest<T> {
     pub(super) async fn next(&mut self) -> Result<Option<T>, Failure> {
-        match tokio::time::timeout(self.stall, self.stream.message()).await {
-            Ok(message) => message.map_err(Failure::from),
-            Err(_) => Err(Failure::Timeout(self.stall)),
-        }
+        let next = self.stream.message();
+        let message = self.pace.wait(next, |message| match message {
+            Ok(Some(message)) => message.payload(),
+            // An end is not without content.
+            Ok(None) | Err(_) => 1,
+        });
+        message.await?.map_err(Failure::from)
     }
 }
 

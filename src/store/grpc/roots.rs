@@ -12,14 +12,14 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::watch;
 use tonic::Code;
 
-use super::endpoint::{Endpoint, Rest};
+use super::endpoint::{Endpoint, Rest, USUAL_MESSAGE};
 use crate::castore::Root;
 use crate::nix::{self, PathInfo};
-use crate::proto::MAX_MESSAGE_BYTES;
 use crate::proto::castore::v1::Entry;
 use crate::proto::castore_fs::services::root_service_client::RootServiceClient;
 use crate::proto::castore_fs::v1::{GetRootRequest, ListRootsRequest, WatchRootsRequest};
@@ -28,6 +28,8 @@ use crate::proto::store::v1::{
     GetPathInfoRequest, ListPathInfoRequest, get_path_info_request::ByWhat,
 };
 use crate::store::failure::{Failure, found};
+use crate::store::pace::Payload;
+use crate::store::root_list::RootList;
 
 /// How long an answer of a server that does not tell of changes holds.
 const FOUND_HOLDS: Duration = Duration::from_secs(300);
@@ -36,6 +38,10 @@ const ABSENT_HOLDS: Duration = Duration::from_secs(10);
 const MAX_KNOWN: usize = 100_000;
 /// The pause before a broken watch is taken up again.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
+/// Changes in a second that are acted on; of those that come together the last counts.
+const CHANGES_A_SECOND: u32 = 100;
+/// Changes that come together, at most.
+const MOST_TOGETHER: usize = 10_000;
 
 /// The root nodes of a server.
 #[derive(Debug)]
@@ -88,9 +94,24 @@ async fn watch_for_changes(
             let mut stream = answer.await?;
             // No deadline: there may be no change for weeks, and a dead connection is found out by
             // its keep-alive.
-            while let Some(told) = stream.message().await? {
+            let (mut since, mut changes) = (tokio::time::Instant::now(), 0);
+            while let Some(mut told) = stream.message().await? {
+                for _ in 0..MOST_TOGETHER {
+                    match stream.message().now_or_never() {
+                        Some(Ok(Some(later))) => told = later,
+                        _ => break,
+                    }
+                }
                 if let Some(roots) = roots.upgrade() {
                     roots.told(Server::Tells(told.instance, told.version));
+                }
+                changes += 1;
+                let second = since + Duration::from_secs(1);
+                if changes >= CHANGES_A_SECOND {
+                    tokio::time::sleep_until(second).await;
+                }
+                if tokio::time::Instant::now() >= second {
+                    (since, changes) = (tokio::time::Instant::now(), 0);
                 }
             }
             Ok::<_, Failure>(())
@@ -201,8 +222,8 @@ impl Roots {
             let answer = self.endpoint.call(|connection| {
                 let name = asked.clone();
                 async move {
-                    let mut client = RootServiceClient::new(connection)
-                        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+                    let mut client =
+                        RootServiceClient::new(connection).max_decoding_message_size(USUAL_MESSAGE);
                     Ok(client.get(GetRootRequest { name }).await?.into_inner())
                 }
             });
@@ -225,8 +246,8 @@ impl Roots {
                 by_what: Some(ByWhat::ByOutputHash(hash.clone())),
             };
             async move {
-                let mut client = PathInfoServiceClient::new(connection)
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES);
+                let mut client =
+                    PathInfoServiceClient::new(connection).max_decoding_message_size(USUAL_MESSAGE);
                 Ok(client.get(request).await?.into_inner())
             }
         });
@@ -250,7 +271,7 @@ impl Roots {
     async fn list_by_name(&self) -> Result<Vec<Root>, Failure> {
         let answer = self.endpoint.stream(|connection| async move {
             let mut client =
-                RootServiceClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES);
+                RootServiceClient::new(connection).max_decoding_message_size(USUAL_MESSAGE);
             client.list(ListRootsRequest {}).await
         });
         self.roots_in(answer.await?, |message| message.entry).await
@@ -259,24 +280,26 @@ impl Roots {
     async fn list_path_infos(&self) -> Result<Vec<Root>, Failure> {
         let answer = self.endpoint.stream(|connection| async move {
             let mut client =
-                PathInfoServiceClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES);
+                PathInfoServiceClient::new(connection).max_decoding_message_size(USUAL_MESSAGE);
             client.list(ListPathInfoRequest {}).await
         });
         self.roots_in(answer.await?, |message| message.entry).await
     }
 
     /// The root nodes of a stream, in each of whose messages there is an `entry`.
-    async fn roots_in<T>(
+    async fn roots_in<T: Payload>(
         &self,
         mut next: Option<(T, Rest<T>)>,
         entry: impl Fn(T) -> Option<Entry>,
     ) -> Result<Vec<Root>, Failure> {
-        let mut roots = Vec::new();
+        let mut roots = RootList::default();
         while let Some((message, mut rest)) = next {
-            roots.extend(self.root(entry(message), None)?);
+            if let Some(root) = self.root(entry(message), None)? {
+                roots.push(root)?;
+            }
             next = rest.next().await?.map(|message| (message, rest));
         }
-        Ok(roots)
+        Ok(roots.into())
     }
 
     /// The root in `entry`; nothing if it has another name than the one `asked` for.

@@ -24,6 +24,11 @@ use crate::store::{Damage, Object};
 
 /// The least chunk of the field's writers, in bytes: a smaller blob is one.
 const MIN_CHUNK: u64 = 128 << 10;
+/// The largest list of chunks, in bytes: half a million chunks, with the table of as large a blob.
+const MAX_LIST: u64 = 32 << 20;
+/// The most that has to be kept to unpack, as a power of two of bytes: 8 MiB, which RFC 8878 asks
+/// every decoder to support, and more than any level of zstd below 20 needs.
+pub(super) const MAX_WINDOW: u32 = 23;
 
 /// The blobs of a bucket, without any cache of note.
 #[derive(Debug)]
@@ -76,7 +81,7 @@ impl Chunks for Bucket {
 
     async fn stat(&self, digest: &Digest) -> Result<Option<StatBlobResponse>, Failure> {
         let path = self.path("blobs", digest);
-        let Some(bytes) = self.get(&path).await? else {
+        let Some(bytes) = self.get(&path, MAX_LIST).await? else {
             return Ok(None);
         };
         let stat = StatBlobResponse::decode(bytes)
@@ -86,7 +91,7 @@ impl Chunks for Bucket {
 
     async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, Failure> {
         let path = self.path("chunks", digest);
-        let Some(packed) = self.get(&path).await? else {
+        let Some(packed) = self.get(&path, most_packed(limit)).await? else {
             return Ok(None);
         };
         let bytes = unpacked(&packed, limit)
@@ -112,7 +117,7 @@ impl Source for BucketBlobs {
     async fn whole(&self, digest: &Digest, size: u64, sink: Sink<'_>) -> Result<bool, Failure> {
         // No need to ask what a blob below the least chunk is made of.
         if size <= MIN_CHUNK
-            && let Some(blob) = self.chunked.find(digest, MAX_CHUNK).await?
+            && let Some(blob) = self.chunked.find(digest, size).await?
         {
             sink(blob)?;
             return Ok(true);
@@ -121,7 +126,7 @@ impl Source for BucketBlobs {
             return Ok(false);
         };
         if list.chunks.is_empty() {
-            sink(self.chunked.chunk(digest, MAX_CHUNK).await?)?;
+            sink(self.chunked.chunk(digest, size.min(MAX_CHUNK)).await?)?;
             return Ok(true);
         }
         self.chunked.whole(digest, &list, sink).await?;
@@ -159,11 +164,18 @@ impl Source for BucketBlobs {
     }
 }
 
+/// The most bytes that `limit` bytes have when they are packed: zstd adds less than a 256th and its
+/// header to what it cannot make smaller.
+fn most_packed(limit: u64) -> u64 {
+    limit.saturating_add(limit >> 8).saturating_add(64 << 10)
+}
+
 /// What `packed` holds, if that is no more than `limit` bytes.
-pub(super) fn unpacked(packed: &[u8], limit: u64) -> std::io::Result<Vec<u8>> {
+fn unpacked(packed: &[u8], limit: u64) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut bytes = Vec::new();
-    let decoder = zstd::stream::read::Decoder::new(packed)?;
+    let mut decoder = zstd::stream::read::Decoder::new(packed)?;
+    decoder.window_log_max(MAX_WINDOW)?;
     decoder
         .take(limit.saturating_add(1))
         .read_to_end(&mut bytes)?;

@@ -1,40 +1,53 @@
 //! A place for objects: a bucket of a cloud, a WebDAV server, or a folder.
 //!
-//! The client of the crate `object_store` tries again by itself what a busy service refuses, for a
-//! few seconds. What fails after that fails, and the bucket may rest ([`crate::store::reputation`]).
+//! What finds no connection or a busy service is tried again, a few times, with growing pauses of
+//! random length. What fails after that fails, and the bucket may rest ([`crate::store::reputation`]).
+//! The crate `object_store` would do that by itself; its retries are turned off.
 
 use std::fmt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3ConfigKey;
 use object_store::azure::AzureConfigKey;
 use object_store::gcp::GoogleConfigKey;
 use object_store::path::Path;
 use object_store::{
-    ClientConfigKey, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutPayload, RetryConfig,
+    ClientConfigKey, ClientOptions, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutPayload,
+    RetryConfig,
 };
 use tokio::runtime::Handle;
 use tonic::Code;
 use url::Url;
 
+use super::http::BoundedConnector;
 use crate::castore::Digest;
 use crate::store::authorities::with_causes;
 use crate::store::credential;
 use crate::store::failure::{Failure, found};
+use crate::store::pace::{LEAST_RATE, Pace};
 use crate::store::reputation::Reputation;
 use crate::store::segments::Verify;
 use crate::store::shown_url::shown_parameter;
 use crate::store::{Damage, Object};
 
-/// How long one operation may take, its retries included.
+/// How long a connection may take, then the beginning of an answer, and for how long an object may bring
+/// less than [`LEAST_RATE`].
+const CONNECT: Duration = Duration::from_secs(5);
+const FIRST_BYTE: Duration = Duration::from_secs(15);
+const STALL: Duration = Duration::from_secs(15);
+/// How long an operation may take that brings no object; one that takes an object there may take longer,
+/// by the object's bytes.
 const DEADLINE: Duration = Duration::from_secs(40);
-/// How often, and for how long, a request that found nobody or a busy service is made again.
-const RETRIES: usize = 3;
-const RETRY_FOR: Duration = Duration::from_secs(5);
+/// Attempts at what finds no connection or a busy service.
+const ATTEMPTS: u32 = 3;
+/// The pause before the second attempt, in the mean; it triples.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes in the temporary folder, unless the URL says otherwise.
+const SPOOL: usize = 4 << 30;
 /// Environment variables that say how to reach a cloud, and with which credentials.
 const ENVIRONMENT: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 /// Words in the names of parameters that are secrets.
@@ -59,6 +72,8 @@ pub(super) struct Bucket {
     pub(super) runtime: Handle,
     /// What has to be known of bytes before they are handed out.
     pub(super) verify: Verify,
+    /// Bytes of the temporary folder that may be used.
+    pub(super) spool: usize,
     store: Box<dyn ObjectStore>,
     reputation: Reputation,
     calls: AtomicU64,
@@ -77,6 +92,8 @@ struct Address {
     /// Without what follows.
     place: Url,
     verify: Verify,
+    /// Bytes.
+    spool: usize,
     credentials_file: Option<PathBuf>,
     /// Options of the object store, by their names in the crate `object_store`.
     options: Vec<(String, String)>,
@@ -100,6 +117,7 @@ impl Address {
         let mut address = Self {
             place: place.clone(),
             verify: Verify::default(),
+            spool: SPOOL,
             credentials_file: None,
             options: Vec::new(),
         };
@@ -111,6 +129,12 @@ impl Address {
             let name = name.to_ascii_lowercase();
             match name.as_str() {
                 "verify" => address.verify = Verify::parse(&value)?,
+                "spool" => {
+                    address.spool = match value.parse::<u32>() {
+                        Ok(mebibytes) if mebibytes > 0 => (mebibytes as usize) << 20,
+                        _ => return Err(format!("spool={value}: write a number of MiB")),
+                    }
+                }
                 "credentials-file" => {
                     address.credentials_file = Some(PathBuf::from(value.as_ref()));
                 }
@@ -157,6 +181,7 @@ impl Bucket {
         let Address {
             place: inner,
             verify,
+            spool,
             credentials_file,
             options: given,
         } = Address::parse(url)?;
@@ -165,8 +190,6 @@ impl Bucket {
             .filter(|(name, _)| ENVIRONMENT.iter().any(|prefix| name.starts_with(prefix)))
             .map(|(name, value)| (name.to_ascii_lowercase(), value))
             .collect();
-        options.push(("connect_timeout".to_owned(), "5 seconds".to_owned()));
-        options.push(("timeout".to_owned(), "30 seconds".to_owned()));
         if let Some(path) = credentials_file {
             options.extend(credentials(&path)?);
         }
@@ -182,6 +205,7 @@ impl Bucket {
             url: format!("objectstore+{inner}"),
             runtime,
             verify,
+            spool,
             store,
             reputation: Reputation::new(),
             calls: AtomicU64::new(0),
@@ -221,83 +245,141 @@ impl Bucket {
             .map_err(|error| Failure::Status(Code::InvalidArgument, error.to_string()))
     }
 
-    /// The object at `path`, if there is one.
-    pub(super) async fn get(&self, path: &str) -> Result<Option<Bytes>, Failure> {
+    /// The object at `path`, if there is one. More than `limit` bytes are not taken, whatever the service
+    /// says that it has.
+    pub(super) async fn get(&self, path: &str, limit: u64) -> Result<Option<Bytes>, Failure> {
+        let start = || Collected {
+            first: Bytes::new(),
+            all: BytesMut::new(),
+            left: limit,
+        };
+        let collected = self.fetch(path, start, |collected, piece| {
+            if collected.push(piece) {
+                return Ok(true);
+            }
+            let why = format!("{path} has more than the {limit} bytes that it may have");
+            Err(Failure::Status(Code::DataLoss, why))
+        });
+        Ok(collected.await?.map(Collected::into_bytes))
+    }
+
+    /// Gives the object at `path`, if there is one, to `take` piece by piece, as long as that says that it
+    /// wants more. Each attempt begins anew with what `start` makes.
+    pub(super) async fn fetch<T>(
+        &self,
+        path: &str,
+        start: impl Fn() -> T,
+        take: impl Fn(&mut T, Bytes) -> Result<bool, Failure>,
+    ) -> Result<Option<T>, Failure> {
         let at = self.at(path)?;
-        let got = self.in_time(async { self.store.get(&at).await?.bytes().await });
-        found(got.await)
+        let fetched = self.attempt(|| async {
+            let head = in_time(FIRST_BYTE, self.store.get(&at)).await?;
+            let mut body = head.into_stream();
+            let mut pace = Pace::new(STALL);
+            let mut taken = start();
+            loop {
+                let next = pace.wait(body.next(), |piece| match piece {
+                    Some(Ok(piece)) => piece.len() as u64,
+                    Some(Err(_)) | None => 1,
+                });
+                let Some(piece) = next.await?.transpose().map_err(failure)? else {
+                    return Ok(taken);
+                };
+                if !take(&mut taken, piece)? {
+                    return Ok(taken);
+                }
+            }
+        });
+        found(fetched.await)
     }
 
     /// Whether there is an object at `path`.
     pub(super) async fn has(&self, path: &str) -> Result<bool, Failure> {
         let at = self.at(path)?;
-        Ok(found(self.in_time(self.store.head(&at)).await)?.is_some())
+        let head = self.attempt(|| in_time(DEADLINE, self.store.head(&at)));
+        Ok(found(head.await)?.is_some())
     }
 
     pub(super) async fn put(&self, path: &str, bytes: Bytes) -> Result<(), Failure> {
         let at = self.at(path)?;
-        self.in_time(self.store.put(&at, PutPayload::from_bytes(bytes)))
-            .await?;
+        let deadline = DEADLINE + Duration::from_secs(bytes.len() as u64 / LEAST_RATE);
+        let put = || {
+            let payload = PutPayload::from_bytes(bytes.clone());
+            in_time(deadline, self.store.put(&at, payload))
+        };
+        self.attempt(put).await?;
         Ok(())
     }
 
     /// Removes the object at `path`, if there is one.
     pub(super) async fn delete(&self, path: &str) -> Result<(), Failure> {
         let at = self.at(path)?;
-        found(self.in_time(self.store.delete(&at)).await)?;
+        let deleted = self.attempt(|| in_time(DEADLINE, self.store.delete(&at)));
+        found(deleted.await)?;
         Ok(())
     }
 
-    /// The paths of all objects below the folder `path`.
-    pub(super) async fn list(&self, path: &str) -> Result<Vec<String>, Failure> {
+    /// The paths of all objects below the folder `path`; nothing if those are more than `most`.
+    pub(super) async fn list(
+        &self,
+        path: &str,
+        most: usize,
+    ) -> Result<Option<Vec<String>>, Failure> {
         let at = self.at(path)?;
-        let listed = self.store.list(Some(&at)).map_ok(|object| {
-            let path = object.location.to_string();
-            path.strip_prefix(&self.base).unwrap_or(&path).to_owned()
-        });
-        // A long listing takes many requests: each page gets the time of one operation.
-        let mut listed = std::pin::pin!(listed);
-        let mut paths = Vec::new();
-        while let Some(path) = self
-            .in_time(async { listed.next().await.transpose() })
-            .await?
-        {
-            paths.push(path);
-        }
-        Ok(paths)
+        let list = || async {
+            let listed = self.store.list(Some(&at)).map_ok(|object| {
+                let path = object.location.to_string();
+                path.strip_prefix(&self.base).unwrap_or(&path).to_owned()
+            });
+            // A long listing takes many requests: each page gets the time of one operation.
+            let mut listed = std::pin::pin!(listed);
+            let mut paths = Vec::new();
+            while let Some(path) =
+                in_time(DEADLINE, async { listed.next().await.transpose() }).await?
+            {
+                if paths.len() >= most {
+                    return Ok(None);
+                }
+                paths.push(path);
+            }
+            Ok(Some(paths))
+        };
+        self.attempt(list).await
     }
 
-    /// Does `work`, unless the bucket rests.
-    async fn in_time<T>(
-        &self,
-        work: impl Future<Output = object_store::Result<T>>,
-    ) -> Result<T, Failure> {
+    /// Does `work`, unless the bucket rests. What finds no connection, or a service that is too busy, is
+    /// tried again.
+    async fn attempt<T, F>(&self, work: impl Fn() -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
         let began = self.reputation.begin(DEADLINE)?;
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        let failure = match tokio::time::timeout(DEADLINE, work).await {
-            Err(_) => Failure::Timeout(DEADLINE),
-            Ok(Ok(done)) => {
-                self.reputation.succeeded();
-                return Ok(done);
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            let failure = match work().await {
+                Ok(done) => {
+                    self.reputation.succeeded();
+                    return Ok(done);
+                }
+                Err(failure) => failure,
+            };
+            match &failure {
+                Failure::Status(Code::Unavailable, _) if attempt < ATTEMPTS => {
+                    let jitter = 0.5 + fastrand::f64();
+                    tokio::time::sleep(pause.mul_f64(jitter)).await;
+                    pause *= 3;
+                    continue;
+                }
+                Failure::Timeout(_) | Failure::Status(Code::Unavailable, _) => {
+                    self.reputation.failed(&self.url, began, &failure);
+                }
+                // It answered, if not what was hoped for.
+                _ => self.reputation.succeeded(),
             }
-            Ok(Err(error)) => {
-                let code = match error {
-                    object_store::Error::NotFound { .. } => Code::NotFound,
-                    object_store::Error::PermissionDenied { .. } => Code::PermissionDenied,
-                    object_store::Error::Unauthenticated { .. } => Code::Unauthenticated,
-                    _ => Code::Unavailable,
-                };
-                Failure::Status(code, with_causes(&error))
-            }
-        };
-        match &failure {
-            Failure::Timeout(_) | Failure::Status(Code::Unavailable, _) => {
-                self.reputation.failed(&self.url, began, &failure);
-            }
-            // It answered, if not what was hoped for.
-            _ => self.reputation.succeeded(),
+            return Err(failure);
         }
-        Err(failure)
+        unreachable!("the loop ends by returning")
     }
 }
 
@@ -312,21 +394,83 @@ fn knows(scheme: &ObjectStoreScheme, name: &str) -> bool {
     }
 }
 
+/// An object as it comes.
+struct Collected {
+    /// Its only piece, so far.
+    first: Bytes,
+    /// Its pieces, once there are several.
+    all: BytesMut,
+    /// How many bytes may still come.
+    left: u64,
+}
+
+impl Collected {
+    /// Takes another piece; false if that is too much.
+    fn push(&mut self, piece: Bytes) -> bool {
+        let Some(left) = self.left.checked_sub(piece.len() as u64) else {
+            return false;
+        };
+        self.left = left;
+        if self.first.is_empty() && self.all.is_empty() {
+            self.first = piece;
+        } else {
+            self.all.extend_from_slice(&std::mem::take(&mut self.first));
+            self.all.extend_from_slice(&piece);
+        }
+        true
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self.all.is_empty() {
+            true => self.first,
+            false => self.all.freeze(),
+        }
+    }
+}
+
+/// What `work` comes to within `deadline`.
+async fn in_time<T>(
+    deadline: Duration,
+    work: impl Future<Output = object_store::Result<T>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(deadline, work).await {
+        Ok(done) => done.map_err(failure),
+        Err(_) => Err(Failure::Timeout(deadline)),
+    }
+}
+
+fn failure(error: object_store::Error) -> Failure {
+    let code = match error {
+        object_store::Error::NotFound { .. } => Code::NotFound,
+        object_store::Error::PermissionDenied { .. } => Code::PermissionDenied,
+        object_store::Error::Unauthenticated { .. } => Code::Unauthenticated,
+        _ => Code::Unavailable,
+    };
+    Failure::Status(code, with_causes(&error))
+}
+
 /// The store that `url` names, and the path in it.
 fn open(
     url: &Url,
     options: Vec<(String, String)>,
 ) -> object_store::Result<(Box<dyn ObjectStore>, Path)> {
+    // Retries are ours, and so are deadlines: [`Bucket::attempt`].
     let retry = RetryConfig {
-        max_retries: RETRIES,
-        retry_timeout: RETRY_FOR,
+        max_retries: 0,
         ..RetryConfig::default()
     };
+    let client = ClientOptions::new()
+        .with_connect_timeout(CONNECT)
+        .with_timeout_disabled();
     let (scheme, path) = ObjectStoreScheme::parse(url)?;
     // As object_store::parse_url_opts does it, which has no place for retries.
     macro_rules! built {
-        ($builder:ty) => {{
-            let builder = <$builder>::new().with_url(url.as_str()).with_retry(retry);
+        ($builder:ty, $url:expr) => {{
+            let builder = <$builder>::new()
+                .with_url($url)
+                .with_retry(retry)
+                .with_client_options(client)
+                .with_http_connector(BoundedConnector);
             let builder = options.into_iter().fold(builder, |builder, (name, value)| {
                 match name.parse() {
                     Ok(key) => builder.with_config(key, value),
@@ -338,11 +482,17 @@ fn open(
         }};
     }
     let store = match scheme {
-        ObjectStoreScheme::AmazonS3 => built!(object_store::aws::AmazonS3Builder),
+        ObjectStoreScheme::AmazonS3 => built!(object_store::aws::AmazonS3Builder, url.as_str()),
         ObjectStoreScheme::GoogleCloudStorage => {
-            built!(object_store::gcp::GoogleCloudStorageBuilder)
+            built!(object_store::gcp::GoogleCloudStorageBuilder, url.as_str())
         }
-        ObjectStoreScheme::MicrosoftAzure => built!(object_store::azure::MicrosoftAzureBuilder),
+        ObjectStoreScheme::MicrosoftAzure => {
+            built!(object_store::azure::MicrosoftAzureBuilder, url.as_str())
+        }
+        ObjectStoreScheme::Http => {
+            let host = &url[..url::Position::BeforePath];
+            built!(object_store::http::HttpBuilder, host)
+        }
         _ => return object_store::parse_url_opts(url, options),
     };
     Ok((store, path))

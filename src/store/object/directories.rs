@@ -6,15 +6,17 @@
 //! so it is remembered which that was.
 
 use std::collections::HashSet;
+use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tonic::Code;
 
-use super::blobs::unpacked;
+use super::blobs::MAX_WINDOW;
 use super::bucket::Bucket;
 use crate::castore::{Digest, Directory, NodeRef};
+use crate::proto::MAX_MESSAGE_BYTES;
 use crate::store::bounded::Bounded;
 use crate::store::failure::Failure;
 use crate::store::flights::Flights;
@@ -27,8 +29,13 @@ const KNOWN: usize = 1 << 20;
 /// zstd's own default.
 const LEVEL: i32 = 3;
 
-/// A closure, root first.
-type Closure = Arc<Vec<Directory>>;
+/// A closure, root first, as far as it is kept.
+#[derive(Debug)]
+struct Closure {
+    directories: Vec<Directory>,
+    /// Whether every Directory of it was looked at.
+    is_whole: bool,
+}
 
 /// The Directories of a bucket.
 #[derive(Debug)]
@@ -37,7 +44,9 @@ pub(super) struct ClosureDirectories {
     here: Mutex<Bounded<Digest, Directory>>,
     /// The root of a closure that each is in.
     closures: Mutex<Bounded<Digest, Digest>>,
-    fetching: Flights<Digest, Result<Option<Closure>, Failure>>,
+    fetching: Flights<Digest, Result<Option<Arc<Closure>>, Failure>>,
+    /// Bytes that are kept of one closure: half of the cache, so that none drives out all others.
+    most_kept: usize,
 }
 
 impl ClosureDirectories {
@@ -47,6 +56,7 @@ impl ClosureDirectories {
             here: Mutex::new(Bounded::new(cache_bytes)),
             closures: Mutex::new(Bounded::new(KNOWN)),
             fetching: Flights::default(),
+            most_kept: cache_bytes / 2,
         })
     }
 
@@ -59,29 +69,44 @@ impl ClosureDirectories {
             return Ok(Some(directory));
         }
         let root = self.closures.lock().get(digest).unwrap_or(*digest);
-        let bucket = self.bucket.clone();
-        let fetched = self
-            .fetching
-            .join(root, &self.bucket.runtime, || async move {
-                let packed = bucket.get(&bucket.path("dirs", &root)).await?;
-                let closure = packed.map(|packed| decode(&bucket, &packed, &root));
-                Ok(closure.transpose()?.map(Arc::new))
-            });
-        let fetched = fetched.await.unwrap_or_else(|| Err(Failure::crashed()))?;
-        let Some(closure) = fetched else {
-            return Ok(None);
-        };
-        let mut found = None;
-        let (mut here, mut closures) = (self.here.lock(), self.closures.lock());
-        for directory in closure.iter() {
-            let own = directory.digest();
-            if own == *digest {
-                found = Some(directory.clone());
+        loop {
+            let (bucket, wanted, most) = (self.bucket.clone(), *digest, self.most_kept);
+            let fetched = self
+                .fetching
+                .join(root, &self.bucket.runtime, || async move {
+                    let path = bucket.path("dirs", &root);
+                    let start = || ClosureReader::new(&bucket, root, wanted, most);
+                    let take =
+                        |reader: &mut std::io::Result<ClosureReader>, packed: Bytes| match reader {
+                            Ok(reader) => reader.take(&packed),
+                            Err(_) => Ok(false),
+                        };
+                    let Some(reader) = bucket.fetch(&path, start, take).await? else {
+                        return Ok(None);
+                    };
+                    let reader = reader
+                        .map_err(|error| Failure::Status(Code::Internal, error.to_string()))?;
+                    Ok(Some(Arc::new(reader.finish()?)))
+                });
+            let fetched = fetched.await.unwrap_or_else(|| Err(Failure::crashed()))?;
+            let Some(closure) = fetched else {
+                return Ok(None);
+            };
+            let mut found = None;
+            let (mut here, mut closures) = (self.here.lock(), self.closures.lock());
+            for directory in &closure.directories {
+                let own = directory.digest();
+                if own == *digest {
+                    found = Some(directory.clone());
+                }
+                closures.insert(own, root, 1);
+                here.insert(own, directory.clone(), directory.resident_bytes());
             }
-            closures.insert(own, root, 1);
-            here.insert(own, directory.clone(), directory.resident_bytes());
+            // Another's flight may have ended before it came to this one.
+            if found.is_some() || closure.is_whole {
+                return Ok(found);
+            }
         }
-        Ok(found)
     }
 
     /// Writes a closure; `leaves_first` ends with its root.
@@ -102,40 +127,180 @@ impl ClosureDirectories {
     }
 }
 
-fn decode(bucket: &Bucket, packed: &[u8], root: &Digest) -> Result<Vec<Directory>, Failure> {
-    let path = bucket.path("dirs", root);
-    let wrong = |why: String| Failure::Status(Code::DataLoss, format!("{path}: {why}"));
-    let plain = unpacked(packed, MAX_CLOSURE).map_err(|error| wrong(error.to_string()))?;
-    let mut rest = &plain[..];
-    let mut directories = Vec::new();
-    let mut announced = HashSet::from([*root]);
-    while !rest.is_empty() {
-        let (length, after) = rest
-            .split_first_chunk()
-            .ok_or_else(|| wrong("it ends inside a length".to_owned()))?;
-        let (bytes, after) = after
-            .split_at_checked(u32::from_be_bytes(*length) as usize)
-            .ok_or_else(|| wrong("it ends inside a directory".to_owned()))?;
-        rest = after;
-        let directory = match directories.is_empty() {
-            true => Directory::decode_verified(bytes, root).map_err(|error| {
-                tracing::error!("{bucket:?} holds {path}, and {error}");
-                Failure::Damaged(Object::Directory, *root, Damage::Directory(error))
-            })?,
-            false => Directory::decode(bytes).map_err(|error| wrong(error.to_string()))?,
+/// A closure that is taken apart as it comes and is unpacked, so that what is no closure is found out at
+/// its first wrong byte, and nothing is held but what it was good for.
+struct ClosureReader {
+    unpacker: zstd::stream::write::Decoder<'static, ClosureParser>,
+    path: String,
+}
+
+/// The Directories of a closure, out of its unpacked bytes.
+struct ClosureParser {
+    bucket: Arc<Bucket>,
+    root: Digest,
+    wanted: Digest,
+    /// Bytes of Directories that are kept.
+    most: usize,
+    path: String,
+    /// The bytes after the last whole Directory.
+    rest: Vec<u8>,
+    came: u64,
+    announced: HashSet<Digest>,
+    /// What was announced and has not come.
+    awaited: HashSet<Digest>,
+    directories: Vec<Directory>,
+    kept: usize,
+    has_wanted: bool,
+    /// Why it is none: the unpacker can carry no more than an I/O error.
+    failure: Option<Failure>,
+}
+
+impl ClosureReader {
+    /// Of the closure of `root`, of which Directories up to `most` bytes are kept, and `wanted`.
+    fn new(
+        bucket: &Arc<Bucket>,
+        root: Digest,
+        wanted: Digest,
+        most: usize,
+    ) -> std::io::Result<Self> {
+        let path = bucket.path("dirs", &root);
+        let parser = ClosureParser {
+            bucket: bucket.clone(),
+            root,
+            wanted,
+            most,
+            path: path.clone(),
+            rest: Vec::new(),
+            came: 0,
+            announced: HashSet::from([root]),
+            awaited: HashSet::from([root]),
+            directories: Vec::new(),
+            kept: 0,
+            has_wanted: false,
+            failure: None,
         };
-        if !announced.contains(&directory.digest()) {
-            let strange = directory.digest();
-            return Err(wrong(format!("nothing before {strange} refers to it")));
+        let mut unpacker = zstd::stream::write::Decoder::new(parser)?;
+        unpacker.window_log_max(MAX_WINDOW)?;
+        Ok(Self { unpacker, path })
+    }
+
+    /// Takes more packed bytes; whether there is a use for any after them.
+    fn take(&mut self, packed: &[u8]) -> Result<bool, Failure> {
+        let unpacked = self.unpacker.write_all(packed);
+        self.check(unpacked)?;
+        Ok(!self.unpacker.get_ref().has_enough())
+    }
+
+    fn check(&mut self, unpacked: std::io::Result<()>) -> Result<(), Failure> {
+        let Err(error) = unpacked else { return Ok(()) };
+        let known = self.unpacker.get_mut().failure.take();
+        Err(known
+            .unwrap_or_else(|| Failure::Status(Code::DataLoss, format!("{}: {error}", self.path))))
+    }
+
+    /// All that was kept.
+    fn finish(mut self) -> Result<Closure, Failure> {
+        let flushed = self.unpacker.flush();
+        self.check(flushed)?;
+        let parser = self.unpacker.into_inner();
+        let is_whole = !parser.has_enough();
+        if parser.directories.is_empty() {
+            return Err(parser.wrong("it is empty"));
         }
-        announced.extend(directory.iter().filter_map(|entry| match entry.node {
+        if is_whole && !(parser.rest.is_empty() && parser.awaited.is_empty()) {
+            return Err(parser.wrong("it ends too early"));
+        }
+        Ok(Closure {
+            directories: parser.directories,
+            is_whole,
+        })
+    }
+}
+
+impl ClosureParser {
+    fn has_enough(&self) -> bool {
+        self.has_wanted && self.kept >= self.most
+    }
+
+    fn wrong(&self, why: &str) -> Failure {
+        Failure::Status(Code::DataLoss, format!("{}: {why}", self.path))
+    }
+
+    /// Takes the whole Directories out of what has come.
+    fn parse(&mut self) -> Result<(), Failure> {
+        let mut bytes = std::mem::take(&mut self.rest);
+        let mut at = 0;
+        while !self.has_enough()
+            && let Some(length) = bytes[at..].first_chunk()
+        {
+            let length = u32::from_be_bytes(*length) as usize;
+            if length > MAX_MESSAGE_BYTES {
+                return Err(self.wrong(&format!("a directory of {length} bytes is announced")));
+            }
+            let Some(directory) = bytes.get(at + 4..at + 4 + length) else {
+                break;
+            };
+            self.directory(directory)?;
+            at += 4 + length;
+        }
+        bytes.drain(..at);
+        self.rest = bytes;
+        Ok(())
+    }
+
+    fn directory(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let is_root = self.directories.is_empty();
+        let directory = match is_root {
+            true => Directory::decode_verified(bytes, &self.root).map_err(|error| {
+                tracing::error!("{:?} holds {}, and {error}", self.bucket, self.path);
+                Failure::Damaged(Object::Directory, self.root, Damage::Directory(error))
+            })?,
+            false => Directory::decode(bytes).map_err(|error| self.wrong(&error.to_string()))?,
+        };
+        let own = directory.digest();
+        if !self.announced.contains(&own) {
+            return Err(self.wrong(&format!("nothing before {own} refers to it")));
+        }
+        let children = directory.iter().filter_map(|entry| match entry.node {
             NodeRef::Directory { digest, .. } => Some(digest),
             _ => None,
-        }));
-        directories.push(directory);
+        });
+        for child in children {
+            // The empty Directory needs no bytes, and some may leave it out.
+            if self.announced.insert(child) && child != Digest::empty_blob() {
+                self.awaited.insert(child);
+            }
+        }
+        self.awaited.remove(&own);
+        let is_wanted = own == self.wanted;
+        self.has_wanted |= is_wanted;
+        if is_root || is_wanted || self.kept < self.most {
+            self.kept += directory.resident_bytes();
+            self.directories.push(directory);
+        }
+        Ok(())
     }
-    if directories.is_empty() {
-        return Err(wrong("it is empty".to_owned()));
+}
+
+impl Write for ClosureParser {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.has_enough() {
+            return Ok(bytes.len());
+        }
+        self.came += bytes.len() as u64;
+        self.rest.extend_from_slice(bytes);
+        let parsed = match self.came > MAX_CLOSURE {
+            true => Err(self.wrong(&format!("it unpacks to more than {MAX_CLOSURE} bytes"))),
+            false => self.parse(),
+        };
+        parsed.map_err(|failure| {
+            self.failure = Some(failure);
+            std::io::Error::from(std::io::ErrorKind::InvalidData)
+        })?;
+        Ok(bytes.len())
     }
-    Ok(directories)
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

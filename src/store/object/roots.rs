@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use parking_lot::Mutex;
 use prost::Message;
 use tonic::Code;
@@ -20,6 +20,7 @@ use crate::castore::{Digest, Name, Root};
 use crate::nix::PathInfo;
 use crate::proto::castore_fs::v1::Root as RootMessage;
 use crate::store::failure::Failure;
+use crate::store::root_list::{self, RootList};
 
 const FOLDER: &str = "castore-fs/roots";
 const FOUND_HOLDS: Duration = Duration::from_secs(60);
@@ -28,6 +29,8 @@ const ABSENT_HOLDS: Duration = Duration::from_secs(10);
 const MAX_KNOWN: usize = 100_000;
 /// Objects read at once for a listing.
 const AT_ONCE: usize = 64;
+/// The largest object of a root, in bytes: a name, a node, and what is known of a store path.
+const MAX_ROOT: u64 = 1 << 20;
 
 /// The root nodes of a bucket.
 #[derive(Debug)]
@@ -103,7 +106,7 @@ impl BucketRoots {
     }
 
     async fn read(&self, path: &str) -> Result<Option<(Root, Option<PathInfo>)>, Failure> {
-        let Some(bytes) = self.bucket.get(path).await? else {
+        let Some(bytes) = self.bucket.get(path, MAX_ROOT).await? else {
             return Ok(None);
         };
         let wrong = |why: String| Failure::Status(Code::DataLoss, format!("{path}: {why}"));
@@ -114,16 +117,20 @@ impl BucketRoots {
     }
 
     pub(super) async fn list(&self) -> Result<Vec<Root>, Failure> {
-        let paths = self.bucket.list(FOLDER).await?;
+        let paths = self.bucket.list(FOLDER, root_list::MOST_ROOTS).await?;
+        let paths = paths.ok_or_else(root_list::too_many)?;
         let reads = paths
             .into_iter()
             .map(|path| async move { self.read(&path).await });
-        let roots = stream::iter(reads).buffer_unordered(AT_ONCE);
-        // What went away meanwhile is not there.
-        let mut roots: Vec<Root> = roots
-            .try_filter_map(|found| std::future::ready(Ok(found.map(|(root, _)| root))))
-            .try_collect()
-            .await?;
+        let mut found = stream::iter(reads).buffer_unordered(AT_ONCE);
+        let mut roots = RootList::default();
+        while let Some(found) = found.next().await {
+            // What went away meanwhile is not there.
+            if let Some((root, _)) = found? {
+                roots.push(root)?;
+            }
+        }
+        let mut roots = Vec::from(roots);
         roots.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(roots)
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
-use super::{Claim, Segments, Source};
+use super::{Claim, LARGEST_BLOB, Segments, Source};
 use crate::castore::{Digest, part_size};
 use crate::spans;
 use crate::store::failure::Failure;
@@ -41,7 +41,7 @@ impl<S: Source> Segments<S> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         for &(digest, size) in blobs {
-            if size == 0 || self.witnesses.is_quarantined(&digest) {
+            if size == 0 || size > LARGEST_BLOB || self.witnesses.is_quarantined(&digest) {
                 continue;
             }
             let part = part_size(size);

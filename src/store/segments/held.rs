@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
+use tonic::Code;
 
 use super::{Segments, Source};
 use crate::castore::{BlobHasher, Digest, GroupTable, part_size};
@@ -26,6 +28,55 @@ pub(super) enum Whole {
 pub(super) struct Spool {
     file: File,
     pub(super) table: GroupTable,
+    _room: Room,
+}
+
+/// The bytes in the temporary folder, of all blobs that are there or on their way.
+#[derive(Debug)]
+pub(super) struct SpoolSpace {
+    used: Arc<AtomicU64>,
+    limit: u64,
+}
+
+/// What one blob takes of them; given back when it goes.
+#[derive(Debug)]
+struct Room {
+    used: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl SpoolSpace {
+    /// At most `limit` bytes.
+    pub(super) fn new(limit: u64) -> Self {
+        Self {
+            used: Arc::default(),
+            limit,
+        }
+    }
+
+    fn room(&self) -> Room {
+        Room {
+            used: self.used.clone(),
+            bytes: 0,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.limit
+    }
+}
+
+impl Room {
+    fn grow(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl<S: Source> Segments<S> {
@@ -83,6 +134,7 @@ impl<S: Source> Segments<S> {
         digest: &Digest,
         size: u64,
     ) -> Result<Option<(Bytes, GroupTable)>, Failure> {
+        let _permit = self.in_flight.begin(size).await;
         // Room for what was promised, but no more than a source can make us take for a lie.
         let mut all = BytesMut::new();
         let mut only = None;
@@ -119,13 +171,24 @@ impl<S: Source> Segments<S> {
         size: u64,
     ) -> Result<Option<Arc<Spool>>, Failure> {
         let failed = |error: std::io::Error| Failure::Spool(std::env::temp_dir(), error.kind());
+        if size > self.space.limit {
+            return Err(self.no_room(size));
+        }
         let mut file = tempfile::tempfile().map_err(failed)?;
+        let mut room = self.space.room();
         let mut hasher = BlobHasher::new();
         let mut came = 0;
         let mut sink = |bytes: Bytes| {
             came += bytes.len() as u64;
             if came > size {
                 return Err(self.wrong_size(digest, size, came));
+            }
+            room.grow(bytes.len() as u64);
+            // Blobs that nobody reads any more make room. A read under way keeps its own.
+            while self.space.is_over() {
+                if !self.spools.lock().pop_oldest() {
+                    return Err(self.no_room(size));
+                }
             }
             hasher.update(&bytes);
             file.write_all(&bytes).map_err(failed)
@@ -134,12 +197,25 @@ impl<S: Source> Segments<S> {
             return Ok(None);
         }
         let table = self.bind(digest, size, came, hasher)?;
-        let spool = Arc::new(Spool { file, table });
+        let spool = Arc::new(Spool {
+            file,
+            table,
+            _room: room,
+        });
         let cost = usize::try_from(size).unwrap_or(usize::MAX);
         self.spools
             .lock()
             .insert((*digest, size), spool.clone(), cost);
         Ok(Some(spool))
+    }
+
+    fn no_room(&self, size: u64) -> Failure {
+        let limit = self.space.limit >> 20;
+        let why = format!(
+            "a blob that is said to have {size} bytes can only be verified as a whole, and there is \
+             no room for it in the {limit} MiB of the temporary folder that may be used (spool=MIB)"
+        );
+        Failure::Status(Code::ResourceExhausted, why)
     }
 
     pub(super) fn read_spool(

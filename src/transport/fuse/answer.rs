@@ -17,11 +17,14 @@ use fuse_backend_rs::abi::fuse_abi::{
 };
 use fuse_backend_rs::api::filesystem::{Context, DirEntry, Entry, FileSystem};
 use fuse_backend_rs::api::server::Server;
-use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
+use fuse_backend_rs::transport::{FuseBuf, Reader};
+use parking_lot::Mutex;
 use vm_memory::ByteValued;
 
 use super::device;
-use crate::fs::{CastoreFs, Handle, NodeId, OpenRequest, Opened, Passthrough};
+use crate::fs::{CastoreFs, Handle, NodeId, OpenRequest, Opened, Parked, Passthrough, Paused};
+use crate::transport::reply::ReplyBuffer;
+use crate::transport::requests;
 
 /// `FUSE_UNIQUE_RESEND` of the kernel's `fuse.h`: this request was sent before.
 const REPEATED: u64 = 1 << 63;
@@ -34,6 +37,8 @@ const PASSTHROUGH: u32 = 1 << 7;
 pub struct Answerer {
     fs: Arc<CastoreFs>,
     rare: Server<Arc<CastoreFs>>,
+    /// In which replies to rare requests are made.
+    buffers: Mutex<Vec<ReplyBuffer>>,
 }
 
 /// What became of a request.
@@ -53,26 +58,50 @@ impl Answerer {
     pub fn new(fs: Arc<CastoreFs>) -> Self {
         Self {
             rare: Server::new(fs.clone()),
+            buffers: Mutex::default(),
             fs,
         }
     }
 
     /// Answers `request`, whose header is `header`, on `device`. `reply` is room for the answer: of the
-    /// largest READ, and a header. Says why if the kernel has no answer now.
+    /// largest READ, and a header. A request that has to wait gets no answer yet: what it waits for is
+    /// given, and it is to be answered again with the same `paused` state. Says why if the kernel has no
+    /// answer now.
     pub fn answer(
         &self,
         device: &OwnedFd,
         header: &InHeader,
         request: &mut [u8],
         reply: &mut [u8],
-    ) -> Result<(), String> {
-        let body = request.get(size_of::<InHeader>()..).unwrap_or_default();
+        paused: &mut Paused,
+    ) -> Result<Option<Parked>, String> {
         let Some((head, data)) = reply.split_at_mut_checked(size_of::<OutHeader>()) else {
             return Err("no room for a reply".to_owned());
         };
-        let written = match self.frequent(header, body, data) {
-            Outcome::Silent => return Ok(()),
-            Outcome::Rare => return self.rare(device, request, reply),
+        let mut rare = None;
+        let name = || requests::name(header.opcode as usize);
+        let (outcome, parked) = self.fs.answering(paused, name, header.nodeid, || {
+            let body = request.get(size_of::<InHeader>()..).unwrap_or_default();
+            let outcome = self.frequent(header, body, data);
+            if matches!(outcome, Outcome::Rare) {
+                rare = Some(self.rare(request));
+            }
+            outcome
+        });
+        if parked.is_some() {
+            return Ok(parked);
+        }
+        let written = match outcome {
+            Outcome::Silent => return Ok(None),
+            Outcome::Rare => {
+                let buffer = rare.ok_or("a rare request without an outcome")??;
+                let sent = match buffer.reply() {
+                    [] => Ok(()),
+                    reply => device::send(device, reply),
+                };
+                self.buffers.lock().push(buffer);
+                sent
+            }
             Outcome::Reply(Ok(length)) => {
                 let whole = put_header(head, header.unique, length);
                 device::send(device, &reply[..whole])
@@ -91,20 +120,25 @@ impl Answerer {
                 device::reply_error(device, header.unique, errno)
             }
         };
-        written.map_err(|error| error.to_string())
+        written.map(|()| None).map_err(|error| error.to_string())
     }
 
-    fn rare(&self, device: &OwnedFd, request: &mut [u8], reply: &mut [u8]) -> Result<(), String> {
-        let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request));
-        let writer = FuseDevWriter::<()>::new(device::number(device), reply);
-        match (reader, writer) {
-            (Ok(reader), Ok(writer)) => self
-                .rare
-                .handle_message(reader, Writer::FuseDev(writer), None, None)
-                .map(drop)
-                .map_err(|error| error.to_string()),
-            _ => Err("no buffers".to_owned()),
-        }
+    /// Makes the reply to a rare request.
+    fn rare(&self, request: &mut [u8]) -> Result<ReplyBuffer, String> {
+        let buffer = self.buffers.lock().pop();
+        let mut buffer = match buffer {
+            Some(buffer) => buffer,
+            None => ReplyBuffer::new().map_err(|error| error.to_string())?,
+        };
+        let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request))
+            .map_err(|error| error.to_string())?;
+        let writer = buffer
+            .writer(device::REPLY_BYTES)
+            .map_err(|error| error.to_string())?;
+        self.rare
+            .handle_message(reader, writer, None, None)
+            .map_err(|error| error.to_string())?;
+        Ok(buffer)
     }
 
     fn frequent(&self, header: &InHeader, body: &[u8], out: &mut [u8]) -> Outcome {

@@ -1,7 +1,7 @@
 //! `/dev/fuse`: reading requests and writing replies, whole messages at a time.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use fuse_backend_rs::abi::fuse_abi::{InHeader, OutHeader};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -81,9 +81,4 @@ pub fn header(request: &[u8]) -> Option<InHeader> {
     let bytes = request.get(..size_of::<InHeader>())?;
     header.as_mut_slice().copy_from_slice(bytes);
     Some(header)
-}
-
-/// The descriptor's number, for the crate, which wants one.
-pub fn number(device: &OwnedFd) -> i32 {
-    device.as_raw_fd()
 }

@@ -1,15 +1,14 @@
 //! Whether the workers of a mount get on with their work.
 //!
 //! A watchdog that asked the mount itself would hang with it. So each worker counts: odd while it
-//! answers a request, even while it waits for one. One that stands at the same odd number for long,
-//! and does not wait for an endpoint meanwhile, is stuck; and so is a mount for which the kernel
-//! holds requests that nobody takes. A slow endpoint is neither: who waits for it says so.
+//! answers a request, even while it waits for one. One that stands at the same odd number for long is
+//! stuck; and so is a mount for which the kernel holds requests that nobody takes. A slow endpoint is
+//! neither: a request that waits for it is parked, and has no worker.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -19,13 +18,6 @@ use parking_lot::Mutex;
 pub(super) struct Stamp {
     /// Odd while it answers a request.
     count: AtomicU64,
-    /// Whether it waits for an endpoint.
-    waiting: AtomicBool,
-}
-
-thread_local! {
-    /// The stamp of the worker that this thread is.
-    static MINE: RefCell<Option<Arc<Stamp>>> = const { RefCell::new(None) };
 }
 
 impl Stamp {
@@ -38,17 +30,6 @@ impl Stamp {
     pub(super) fn end(&self) {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// This thread, if it is a worker, waits for an endpoint from now on; or no longer.
-pub(super) fn set_waiting(waiting: bool) {
-    MINE.with_borrow(|mine| {
-        if let Some(stamp) = mine {
-            // Another number: the time before the wait does not count.
-            stamp.count.fetch_add(2, Ordering::Relaxed);
-            stamp.waiting.store(waiting, Ordering::Relaxed);
-        }
-    });
 }
 
 /// The stamps of a mount's workers.
@@ -71,7 +52,6 @@ impl Stamps {
         let stamp = Arc::new(Stamp::default());
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.all.lock().insert(number, stamp.clone());
-        MINE.set(Some(stamp.clone()));
         Enrolled {
             stamps: self,
             number,
@@ -79,14 +59,10 @@ impl Stamps {
         }
     }
 
-    fn now(&self) -> HashMap<u64, (u64, bool)> {
+    fn now(&self) -> HashMap<u64, u64> {
         let all = self.all.lock();
-        let seen = |stamp: &Stamp| {
-            let waiting = stamp.waiting.load(Ordering::Relaxed);
-            (stamp.count.load(Ordering::Relaxed), waiting)
-        };
         all.iter()
-            .map(|(number, stamp)| (*number, seen(stamp)))
+            .map(|(number, stamp)| (*number, stamp.count.load(Ordering::Relaxed)))
             .collect()
     }
 }
@@ -94,14 +70,13 @@ impl Stamps {
 impl Drop for Enrolled<'_> {
     fn drop(&mut self) {
         self.stamps.all.lock().remove(&self.number);
-        MINE.set(None);
     }
 }
 
 /// Why a mount is thought to be stuck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stuck {
-    /// So many workers are in the middle of a request, and do not wait for an endpoint.
+    /// So many workers are in the middle of a request.
     Workers(usize),
     /// The kernel has requests that nobody takes.
     NobodyReads,
@@ -139,17 +114,16 @@ impl Pulse {
         let seen = stamps.now();
         self.workers.retain(|number, _| seen.contains_key(number));
         let mut stuck = 0;
-        for (number, (count, waiting)) in &seen {
+        for (number, count) in &seen {
             let since = self.workers.entry(*number).or_insert((*count, now));
             if since.0 != *count {
                 *since = (*count, now);
             }
-            let busy = count % 2 == 1 && !waiting;
+            let busy = count % 2 == 1;
             stuck += usize::from(busy && now.duration_since(since.1) >= bound);
         }
-        let all_wait = !seen.is_empty() && seen.values().all(|(_, waiting)| *waiting);
         self.untaken = match self.untaken {
-            _ if !pending || all_wait => None,
+            _ if !pending => None,
             Some((since, before)) if before == taken => Some((since, before)),
             _ => Some((now, taken)),
         };
@@ -171,7 +145,7 @@ mod tests {
     const BOUND: Duration = Duration::from_secs(10);
 
     #[test]
-    fn a_worker_that_stays_in_a_request_is_stuck_and_one_that_waits_is_not() {
+    fn a_worker_that_stays_in_a_request_is_stuck() {
         let stamps = Stamps::default();
         let me = stamps.enroll();
         let mut pulse = Pulse::default();
@@ -191,14 +165,8 @@ mod tests {
         assert_eq!(at(101, &mut pulse), None);
         assert_eq!(at(110, &mut pulse), None);
         assert_eq!(at(111, &mut pulse), Some(Stuck::Workers(1)));
-        set_waiting(true);
-        assert_eq!(at(112, &mut pulse), None);
-        assert_eq!(at(1000, &mut pulse), None, "an endpoint may be slow");
-        set_waiting(false);
-        assert_eq!(at(1001, &mut pulse), None, "the wait does not count");
-        assert_eq!(at(1011, &mut pulse), Some(Stuck::Workers(1)));
         me.stamp.end();
-        assert_eq!(at(1012, &mut pulse), None);
+        assert_eq!(at(112, &mut pulse), None);
         drop(me);
         assert_eq!(at(9999, &mut pulse), None);
     }
@@ -221,19 +189,5 @@ mod tests {
         assert_eq!(at(9, 6), None);
         assert_eq!(at(18, 6), None);
         assert_eq!(at(19, 6), Some(Stuck::NobodyReads));
-    }
-
-    #[test]
-    fn requests_that_wait_behind_a_slow_endpoint_are_no_sign() {
-        let stamps = Stamps::default();
-        let me = stamps.enroll();
-        me.stamp.begin();
-        set_waiting(true);
-        let mut pulse = Pulse::default();
-        let start = Instant::now();
-        for seconds in [0, 30, 90] {
-            let now = start + Duration::from_secs(seconds);
-            assert_eq!(pulse.look(&stamps, true, 1, now, BOUND), None);
-        }
     }
 }

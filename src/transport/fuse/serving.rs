@@ -1,25 +1,34 @@
 //! A mount as the threads see that serve it, and what becomes of a request.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use fuse_backend_rs::abi::fuse_abi::InHeader;
+use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode};
 use parking_lot::{Condvar, Mutex};
 
 use super::answer::Answerer;
 use super::crew::Crew;
 use super::device;
 use super::notices::{Notices, Nursery};
-use crate::fs::{CastoreFs, Passthrough};
+use super::parked::{self, ParkedRequests};
+use crate::fs::{CastoreFs, Parked, Passthrough, Paused};
 use crate::transport::init::{self, Peer};
-use crate::transport::requests::{self, Counters};
+use crate::transport::requests::Counters;
 
 /// How long the kernel may take to say hello.
 const INIT_PATIENCE: Duration = Duration::from_secs(20);
+/// `FUSE_UNIQUE_RESEND` of the kernel's `fuse.h`: this request was sent before.
+const REPEATED: u64 = 1 << 63;
+
+thread_local! {
+    /// Room for a reply, of threads that go on with requests that were parked.
+    static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// What the threads of a mount share.
 pub(super) struct Serving {
@@ -27,6 +36,7 @@ pub(super) struct Serving {
     pub(super) fs: Arc<CastoreFs>,
     pub(super) counters: Counters,
     pub(super) crew: Arc<Crew>,
+    pub(super) parked: ParkedRequests,
     /// Whether a worker has seen that the mount is gone, with its last user.
     pub(super) ended: AtomicBool,
     /// Names the mount in what is logged while a request is answered.
@@ -57,6 +67,7 @@ impl Serving {
             fs,
             counters: Counters::default(),
             crew,
+            parked: ParkedRequests::default(),
             ended: AtomicBool::new(false),
             span,
             nursery,
@@ -77,26 +88,63 @@ impl Serving {
     }
 
     /// Answers `request`, with `reply` as room for the answer.
-    pub(super) fn answer(&self, request: &mut [u8], reply: &mut [u8]) {
+    pub(super) fn answer(self: &Arc<Self>, request: &mut [u8], reply: &mut [u8]) {
         let Some(header) = device::header(request) else {
             tracing::error!(bytes = request.len(), "the kernel sent less than a header");
             return;
         };
-        let _answering = self.counters.begin(&header);
+        let answering = self.counters.begin(&header);
         if init::is_init(&header) {
             return self.answer_init(&header, &request[size_of::<InHeader>()..]);
         }
+        if header.opcode == Opcode::Interrupt as u32 {
+            return self.interrupt(&request[size_of::<InHeader>()..]);
+        }
+        if self.fs.may_block(header.nodeid) {
+            let (serving, mut request) = (self.clone(), request.to_vec());
+            let began = answering.pause();
+            self.fs.runtime().spawn_blocking(move || {
+                serving.answer_blocking(&header, &mut request);
+                serving.counters.ended(&header, began);
+            });
+            return;
+        }
+        let mut paused = Paused::default();
+        if let Some(parked) = self.go_on(&header, request, reply, &mut paused) {
+            let began = answering.pause();
+            let waits = self
+                .clone()
+                .wait_parked(header, request.to_vec(), paused, parked, began);
+            self.fs.runtime().spawn(waits);
+        }
+    }
+
+    /// Answers a request on a thread that may wait for it.
+    fn answer_blocking(&self, header: &InHeader, request: &mut [u8]) {
+        let mut paused = Paused::default();
+        let mut reply = vec![0; device::REPLY_BYTES];
+        let _in_span = self.span.enter();
+        while let Some(parked) = self.go_on(header, request, &mut reply, &mut paused) {
+            paused.arrived(self.fs.runtime().block_on(parked.arrival()));
+        }
+    }
+
+    /// Answers a request of which `paused` is the state; gives what it waits for if that cannot be yet.
+    fn go_on(
+        &self,
+        header: &InHeader,
+        request: &mut [u8],
+        reply: &mut [u8],
+        paused: &mut Paused,
+    ) -> Option<Parked> {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            self.fs.answering(
-                || requests::name(header.opcode as usize),
-                header.nodeid,
-                || self.answerer.answer(&self.device, &header, request, reply),
-            )
+            self.answerer
+                .answer(&self.device, header, request, reply, paused)
         }));
         // Whatever went wrong, the program must not wait for ever. If it has its answer already,
         // or was killed, the kernel says ENOENT to this one.
         match outcome {
-            Ok(Ok(())) => {}
+            Ok(Ok(parked)) => return parked,
             Ok(Err(error)) => {
                 if device::reply_error(&self.device, header.unique, libc::EIO).is_ok() {
                     tracing::error!(opcode = header.opcode, %error, "a request was not answered");
@@ -111,6 +159,72 @@ impl Serving {
                 );
             }
         }
+        None
+    }
+
+    /// Waits for what a request wants, and answers it.
+    async fn wait_parked(
+        self: Arc<Self>,
+        header: InHeader,
+        mut request: Vec<u8>,
+        mut paused: Paused,
+        mut parked: Parked,
+        began: Instant,
+    ) {
+        let unique = header.unique & !REPEATED;
+        let (mut ended, interrupted) = self.parked.park(unique, header.pid);
+        if interrupted {
+            self.watch(unique, header.pid);
+        }
+        loop {
+            let arrival = tokio::select! {
+                arrival = parked.arrival() => arrival,
+                // What is fetched for it goes on; others may want it too.
+                _ = &mut ended => {
+                    let _ = device::reply_error(&self.device, header.unique, libc::EINTR);
+                    break;
+                }
+            };
+            paused.arrived(arrival);
+            let again = self.span.in_scope(|| {
+                REPLY.with_borrow_mut(|reply| {
+                    reply.resize(device::REPLY_BYTES, 0);
+                    self.go_on(&header, &mut request, reply, &mut paused)
+                })
+            });
+            match again {
+                Some(again) => parked = again,
+                None => break,
+            }
+        }
+        self.parked.take_back(unique);
+        self.counters.ended(&header, began);
+    }
+
+    /// A signal came to the program whose request the body of an INTERRUPT names.
+    fn interrupt(self: &Arc<Self>, body: &[u8]) {
+        // `struct fuse_interrupt_in` is the number alone.
+        let Some(unique) = body.first_chunk() else {
+            return;
+        };
+        let unique = u64::from_ne_bytes(*unique) & !REPEATED;
+        if let Some(thread) = self.parked.interrupted(unique) {
+            self.watch(unique, thread);
+        }
+    }
+
+    /// Ends the wait of the request `unique` once its `thread` is to die.
+    fn watch(self: &Arc<Self>, unique: u64, thread: u32) {
+        let serving = self.clone();
+        self.fs.runtime().spawn(async move {
+            while serving.parked.has(unique) {
+                if parked::is_killed(thread) {
+                    serving.parked.take_back(unique);
+                    return;
+                }
+                tokio::time::sleep(parked::LOOK).await;
+            }
+        });
     }
 
     fn answer_init(&self, header: &InHeader, body: &[u8]) {

@@ -38,7 +38,7 @@ const FEW_CORES: usize = 8;
 pub struct MountOptions {
     /// Whether users other than the one who mounts can see it.
     pub allow_other: bool,
-    /// Workers that read requests. More are started while these wait for a far store.
+    /// Workers that read requests.
     pub threads: usize,
     /// How far the kernel reads ahead of sequential readers, in KiB.
     pub read_ahead_kib: u32,
@@ -102,7 +102,7 @@ impl Session {
     ) -> Result<Self, MountError> {
         let source = store.url().to_owned();
         let crew = Arc::new(Crew::new(mount.stay_awake));
-        let waiting = Waiting::new(runtime, crew.clone());
+        let waiting = Waiting::new(runtime);
         let request = mountpoint::Request {
             source: &source,
             allow_other: mount.allow_other,
@@ -145,7 +145,7 @@ impl Session {
         runtime: Handle,
     ) -> Result<Self, AdoptError> {
         let crew = Arc::new(Crew::new(mount.stay_awake));
-        let waiting = Waiting::new(runtime, crew.clone());
+        let waiting = Waiting::new(runtime);
         let mountpoint = inherited.mountpoint();
         let Inherited { device, ledger, .. } = inherited;
         let device = Arc::new(device);

@@ -1,69 +1,38 @@
-//! The threads of a queue: its worker, and spares that stand in while it waits.
+//! The thread of a queue.
 //!
-//! A queue has one worker, which sleeps until the guest kicks the queue, and serves what there is
-//! in place. One request that waits for a far store must not keep the others from being taken: a
-//! worker that is about to wait calls a spare, which takes its place, and which may call another.
-//! At any moment one thread of a queue is ready to take requests, as long as there are spares to
-//! be had; a spare that is not needed rests for a while, and then ends.
+//! It sleeps until the guest kicks the queue, and serves what there is in place. A request that has to
+//! wait for a store far away is parked and answered by the async runtime later: it keeps nobody from
+//! being served.
 //!
-//! All of them listen on one edge-triggered epoll, which tells one of them of every kick, and nobody
-//! ever reads a kick: there is nothing to learn from how many there were.
+//! The thread listens on an edge-triggered epoll, and nobody ever reads a kick: there is nothing to learn
+//! from how many there were.
 
-use std::cell::RefCell;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use super::ring::{Ring, Took};
 use super::session::Guest;
-use crate::fs::Workers;
 
-/// Spares of a queue, at most: each holds a request that waits for a far store.
-const MOST_SPARES: usize = 64;
-/// How long a spare rests before it ends.
-const REST: Duration = Duration::from_secs(2);
-/// How long a spare listens in one go before it looks whether it is needed.
-const LISTEN: Duration = Duration::from_millis(250);
 /// How long to wait when there is no listening.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// The threads of a queue.
+/// What wakes a queue's thread.
 #[derive(Debug)]
 pub struct Crew {
     kicks: OwnedFd,
     /// Among the kicks, and always to be heard once the connection has ended.
     end: OwnedFd,
-    state: Mutex<State>,
-    called: Condvar,
-}
-
-#[derive(Debug)]
-struct State {
-    /// Threads that take requests, or will once there are some.
-    ready: usize,
-    /// Spares, whatever they do.
-    spares: usize,
-    /// Spares that rest.
-    resting: usize,
-    /// Resting spares that were called and have not noticed yet.
-    called: usize,
     /// The connection has ended.
-    dismissed: bool,
-}
-
-/// What a spare does next.
-enum Next {
-    Serve,
-    Listen,
-    End,
+    dismissed: AtomicBool,
 }
 
 impl Crew {
-    /// A queue's threads: so far none, and the worker counts as ready.
+    /// For a queue whose thread was not started yet.
     pub fn new() -> io::Result<Self> {
         let kicks = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -72,14 +41,7 @@ impl Crew {
         Ok(Self {
             kicks,
             end,
-            state: Mutex::new(State {
-                ready: 1,
-                spares: 0,
-                resting: 0,
-                called: 0,
-                dismissed: false,
-            }),
-            called: Condvar::new(),
+            dismissed: AtomicBool::new(false),
         })
     }
 
@@ -97,20 +59,19 @@ impl Crew {
         }
     }
 
-    /// Ends the spares, each once it is done.
+    /// Ends the thread.
     pub fn dismiss(&self) {
-        self.state.lock().dismissed = true;
-        self.called.notify_all();
+        self.dismissed.store(true, Ordering::Relaxed);
         let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
     }
 
-    /// Starts the worker of `ring`, whose crew this is.
+    /// Starts the thread of `ring`, whose crew this is.
     pub fn start_worker(ring: &Ring, guest: &Arc<Guest>) -> io::Result<()> {
         let (ring, guest) = (ring.clone(), guest.clone());
         let work = move || {
             let crew = ring.crew();
-            while !crew.state.lock().dismissed {
-                if crew.listen(None) {
+            while !crew.dismissed.load(Ordering::Relaxed) {
+                if crew.listen() {
                     serve(&ring, &guest);
                 }
             }
@@ -119,92 +80,11 @@ impl Crew {
         thread.spawn(work).map(drop)
     }
 
-    /// The calling thread is about to wait: another has to be ready.
-    fn wait_begins(&self, ring: &Ring, guest: &Arc<Guest>) {
-        let mut state = self.state.lock();
-        state.ready -= 1;
-        if state.ready > 0 || state.dismissed {
-            return;
-        }
-        if state.resting > state.called {
-            state.called += 1;
-            state.ready += 1;
-            self.called.notify_one();
-        } else if state.spares < MOST_SPARES {
-            state.spares += 1;
-            state.ready += 1;
-            drop(state);
-            self.start_spare(ring.clone(), guest.clone());
-        }
-    }
-
-    fn wait_ends(&self) {
-        self.state.lock().ready += 1;
-    }
-
-    fn start_spare(&self, ring: Ring, guest: Arc<Guest>) {
-        let work = move || ring.crew().stand_in(&ring, &guest);
-        let thread = std::thread::Builder::new().name("virtiofs-spare".into());
-        if let Err(error) = thread.spawn(work) {
-            tracing::warn!(%error, "cannot start a spare worker");
-            let mut state = self.state.lock();
-            state.spares -= 1;
-            state.ready -= 1;
-        }
-    }
-
-    /// The life of a spare.
-    fn stand_in(&self, ring: &Ring, guest: &Arc<Guest>) {
-        loop {
-            serve(ring, guest);
-            loop {
-                match self.next() {
-                    Next::Serve => break,
-                    Next::End => return,
-                    Next::Listen if self.listen(Some(LISTEN)) => break,
-                    Next::Listen => {}
-                }
-            }
-        }
-    }
-
-    fn next(&self) -> Next {
-        let mut state = self.state.lock();
-        if state.ready > 1 && !state.dismissed {
-            state.ready -= 1;
-            state.resting += 1;
-            let until = Instant::now() + REST;
-            while state.called == 0 && !state.dismissed {
-                if self.called.wait_until(&mut state, until).timed_out() {
-                    break;
-                }
-            }
-            state.resting -= 1;
-            if state.called == 0 {
-                state.spares -= 1;
-                return Next::End;
-            }
-            // Whoever called has counted this thread as ready.
-            state.called -= 1;
-            return Next::Serve;
-        }
-        if state.dismissed {
-            state.ready -= 1;
-            state.spares -= 1;
-            return Next::End;
-        }
-        Next::Listen
-    }
-
     /// Waits for a kick; whether there was one.
-    fn listen(&self, patience: Option<Duration>) -> bool {
+    fn listen(&self) -> bool {
         let mut events = Vec::with_capacity(1);
-        let patience = patience.map(|patience| rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: patience.subsec_nanos().into(),
-        });
-        let spare = rustix::buffer::spare_capacity(&mut events);
-        match epoll::wait(&self.kicks, spare, patience.as_ref()) {
+        let room = rustix::buffer::spare_capacity(&mut events);
+        match epoll::wait(&self.kicks, room, None) {
             Ok(count) => count > 0,
             Err(rustix::io::Errno::INTR) => true,
             Err(error) => {
@@ -216,25 +96,20 @@ impl Crew {
     }
 }
 
-thread_local! {
-    /// The queue that this thread serves, and for whom.
-    static SERVED: RefCell<Option<(Ring, Arc<Guest>)>> = const { RefCell::new(None) };
-}
-
 /// Serves what the queue holds, until it is empty.
 pub fn serve(ring: &Ring, guest: &Arc<Guest>) {
     let Some(mut buffers) = guest.buffers() else {
         // The guest waits: better than a wrong answer. Its next kick tries again.
         return;
     };
-    SERVED.set(Some((ring.clone(), guest.clone())));
     let _in_span = guest.span().enter();
     'more: loop {
         ring.want_kicks(false);
         loop {
             match ring.take(&mut buffers.request) {
                 Took::Request { ticket, room } => {
-                    guest.answer(&mut buffers, room, |reply| ring.reply(ticket, reply));
+                    let ring = ring.clone();
+                    guest.answer(&mut buffers, room, move |reply| ring.reply(ticket, reply));
                 }
                 Took::Malformed(why) => guest.complain(&why.to_string()),
                 Took::Nothing => break,
@@ -250,28 +125,5 @@ pub fn serve(ring: &Ring, guest: &Arc<Guest>) {
             break;
         }
     }
-    SERVED.set(None);
     guest.keep(buffers);
-}
-
-/// The crew of the queue that the calling thread serves.
-pub struct CurrentCrew;
-
-impl CurrentCrew {
-    fn with(work: impl FnOnce(&Ring, &Arc<Guest>)) {
-        // Taken out for the moment, so that nothing that `work` calls can find it borrowed.
-        if let Some((ring, guest)) = SERVED.with(|served| served.borrow().clone()) {
-            work(&ring, &guest);
-        }
-    }
-}
-
-impl Workers for CurrentCrew {
-    fn wait_begins(&self) {
-        Self::with(|ring, guest| ring.crew().wait_begins(ring, guest));
-    }
-
-    fn wait_ends(&self) {
-        Self::with(|ring, _| ring.crew().wait_ends());
-    }
 }

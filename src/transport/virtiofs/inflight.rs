@@ -36,9 +36,10 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 /// What every such file starts with.
 const MAGIC: u64 = u64::from_le_bytes(*b"castore\x02");
 /// The version of the layout. Another one is not read.
-pub const VERSION: u64 = 1;
-/// Requests of a queue that are taken at once, at most: one for each of its threads.
-pub const SLOTS: usize = 128;
+pub const VERSION: u64 = 2;
+/// Requests of a queue that are taken at once, at most: as many as its ring can hold, so that those that
+/// wait for a store far away keep no other from being taken.
+pub const SLOTS: usize = 1024;
 /// Queues that there is room for.
 const QUEUES: usize = 64;
 
@@ -96,7 +97,7 @@ pub struct Inflight {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Again {
     /// Where it is written down.
-    pub slot: u8,
+    pub slot: u16,
     /// Its first descriptor.
     pub head: u16,
     /// Whether it forgets.
@@ -287,7 +288,7 @@ impl QueueInflight {
 
     /// Writes a request down, the `order`-th that was taken, which `tries` processes have begun to
     /// serve, this one among them.
-    pub fn take(&self, slot: u8, head: u16, forgets: bool, tries: u8, order: u64) {
+    pub fn take(&self, slot: u16, head: u16, forgets: bool, tries: u8, order: u64) {
         let forgets = if forgets { FORGETS } else { 0 };
         let tries = u64::from(tries.min(MOST_TRIES)) << TRIES_SHIFT;
         let order = (order & ORDER) << HEAD_BITS;
@@ -298,7 +299,7 @@ impl QueueInflight {
     }
 
     /// A request is about to be put into the used ring, whose index is `used` so far.
-    pub fn settling(&self, slot: u8, used: u16) {
+    pub fn settling(&self, slot: u16, used: u16) {
         self.store(
             SETTLING_AT,
             USED | u64::from(slot) << HEAD_BITS | u64::from(used),
@@ -306,7 +307,7 @@ impl QueueInflight {
     }
 
     /// It is there: the guest can be served.
-    pub fn settled(&self, slot: u8) {
+    pub fn settled(&self, slot: u16) {
         if self.inflight.load(ATTEMPTS_AT) != 0 {
             self.inflight.store(ATTEMPTS_AT, 0);
         }
@@ -318,7 +319,7 @@ impl QueueInflight {
     pub fn recover(&self, used: u16) -> Vec<Again> {
         let settling = self.load(SETTLING_AT);
         if settling & USED != 0 {
-            let slot = (settling >> HEAD_BITS) as u8;
+            let slot = (settling >> HEAD_BITS) as u16;
             // The guest saw it; only the strike is missing.
             if used != settling as u16 && usize::from(slot) < SLOTS {
                 self.store(SLOTS_AT + usize::from(slot), 0);
@@ -328,7 +329,7 @@ impl QueueInflight {
         let slots = (0..SLOTS).filter_map(|slot| {
             let word = self.load(SLOTS_AT + slot);
             (word & USED != 0).then_some(Again {
-                slot: slot as u8,
+                slot: slot as u16,
                 head: word as u16,
                 forgets: word & FORGETS != 0,
                 tries: (word >> TRIES_SHIFT) as u8 & MOST_TRIES,

@@ -70,7 +70,7 @@ struct State {
     /// How many were ever taken.
     last: u64,
     /// Places in the record that are free.
-    free: Vec<u8>,
+    free: Vec<u16>,
     /// What a predecessor had taken, not served again yet.
     again: VecDeque<Again>,
     /// Replies that are being copied to the guest.
@@ -88,7 +88,7 @@ pub struct Ticket(u64);
 /// Where the reply to a request goes.
 struct Outstanding {
     head: u16,
-    slot: u8,
+    slot: u16,
     room: Room,
     /// From the header, once it was read.
     unique: u64,
@@ -131,7 +131,7 @@ impl Ring {
                 call: None,
                 taken: HashMap::new(),
                 last: 0,
-                free: (0..SLOTS as u8).collect(),
+                free: (0..SLOTS as u16).collect(),
                 again: VecDeque::new(),
                 copying: 0,
                 stopping: false,
@@ -190,7 +190,7 @@ impl Ring {
         if state.stopping {
             return Took::Stopped;
         }
-        // There is one for each thread that could want one.
+        // There is one for each descriptor of the ring.
         let Some(slot) = state.free.last().copied() else {
             return Took::Nothing;
         };
@@ -209,7 +209,7 @@ impl Ring {
     fn begin(
         &self,
         state: &mut State,
-        slot: u8,
+        slot: u16,
         tries: u8,
         chain: DescriptorChain<Arc<GuestMemoryMmap>>,
         request: &mut Vec<u8>,
@@ -265,7 +265,7 @@ impl Ring {
     }
 
     /// Puts a chain into the used ring, and tells the guest if it wants to be told.
-    fn give_back(&self, state: &mut State, slot: u8, head: u16, written: u32) {
+    fn give_back(&self, state: &mut State, slot: u16, head: u16, written: u32) {
         if state.abandoned {
             return;
         }

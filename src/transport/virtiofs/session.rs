@@ -20,13 +20,12 @@ use tokio::runtime::Handle;
 use vm_memory::ByteValued;
 
 use super::chain::HEADER_BYTES;
-use super::crew::CurrentCrew;
 use super::record::Record;
-use super::reply::ReplyBuffer;
 use super::warm_up::WarmUp;
-use crate::fs::{CastoreFs, Ledger, LedgerError, NodeCount, Options, Waiting};
+use crate::fs::{CastoreFs, Ledger, LedgerError, NodeCount, Options, Parked, Paused, Waiting};
 use crate::store::Store;
 use crate::transport::init::{self, Peer};
+use crate::transport::reply::ReplyBuffer;
 use crate::transport::requests::{self, Counters};
 
 /// Where `struct fuse_in_header` has the request's number.
@@ -79,7 +78,7 @@ impl Session {
 
 impl Shown {
     fn waiting(&self) -> Waiting {
-        Waiting::new(self.runtime.clone(), Arc::new(CurrentCrew))
+        Waiting::new(self.runtime.clone())
     }
 }
 
@@ -168,28 +167,110 @@ impl Guest {
     }
 
     /// Answers the request in `buffers`, which leaves `room` bytes for the reply; then gives the
-    /// reply to `send`. An empty reply is what FORGET gets. No panic leaves this.
-    pub fn answer(&self, buffers: &mut Buffers, room: usize, send: impl FnOnce(&[u8])) {
+    /// reply to `send`, later if the request has to wait. An empty reply is what FORGET gets. No panic
+    /// leaves this.
+    pub fn answer(
+        self: &Arc<Self>,
+        buffers: &mut Buffers,
+        room: usize,
+        send: impl FnOnce(&[u8]) + Send + 'static,
+    ) {
         let Buffers { request, reply } = buffers;
         let Some(header) = header(request) else {
             return send(&[]);
         };
-        let _answering = self.shown.counters.begin(&header);
+        let answering = self.shown.counters.begin(&header);
+        let session = self.session.read().clone();
+        let may_block = |session: &Session| session.fs.may_block(header.nodeid);
+        if session.as_ref().is_some_and(may_block) {
+            let mut waits = Waits {
+                header,
+                session,
+                request: request.clone(),
+                room,
+                paused: Paused::default(),
+            };
+            let (guest, began) = (self.clone(), answering.pause());
+            self.shown.runtime.spawn_blocking(move || {
+                guest.answer_blocking(&mut waits, send);
+                guest.shown.counters.ended(&header, began);
+            });
+            return;
+        }
+        let mut paused = Paused::default();
         let outcome = self.checked(&header, request).and_then(|request| {
-            catch_unwind(AssertUnwindSafe(|| {
-                self.handle(&header, request, reply, room)
-            }))
-            .unwrap_or_else(|_| {
-                let (opcode, node) = (header.opcode, header.nodeid);
-                tracing::error!(opcode, node, "a request panicked; this is a bug");
-                Err(libc::EIO)
-            })
+            self.handle(&header, session.as_ref(), request, reply, room, &mut paused)
         });
-        match outcome {
-            Ok(Reply::Made) => send(reply.reply()),
-            Ok(Reply::Own(bytes)) => send(&bytes),
-            Err(_) if wants_no_reply(&header) || room < size_of::<OutHeader>() => send(&[]),
-            Err(errno) => send(&failure(header.unique, errno)),
+        if let Ok(Reply::Later(parked)) = outcome {
+            let waits = Waits {
+                header,
+                session,
+                request: request.clone(),
+                room,
+                paused,
+            };
+            let (guest, began) = (self.clone(), answering.pause());
+            self.shown.runtime.spawn(async move {
+                guest.wait_parked(waits, *parked, send).await;
+                guest.shown.counters.ended(&header, began);
+            });
+            return;
+        }
+        give(&header, outcome, reply, room, send);
+    }
+
+    /// Answers a request on a thread that may wait for it.
+    fn answer_blocking(&self, waits: &mut Waits, send: impl FnOnce(&[u8])) {
+        let Some(mut buffers) = self.buffers() else {
+            return send(&failure(waits.header.unique, libc::ENOMEM));
+        };
+        let _in_span = self.shown.span.enter();
+        loop {
+            let outcome = self.again(waits, &mut buffers.reply);
+            if let Ok(Reply::Later(parked)) = outcome {
+                let arrival = self.shown.runtime.block_on(parked.arrival());
+                waits.paused.arrived(arrival);
+                continue;
+            }
+            give(&waits.header, outcome, &buffers.reply, waits.room, send);
+            self.keep(buffers);
+            return;
+        }
+    }
+
+    /// Makes the reply to a request that may have waited.
+    fn again(&self, waits: &mut Waits, reply: &mut ReplyBuffer) -> Result<Reply, i32> {
+        let request = self.checked(&waits.header, &mut waits.request)?;
+        let session = waits.session.as_ref();
+        self.handle(
+            &waits.header,
+            session,
+            request,
+            reply,
+            waits.room,
+            &mut waits.paused,
+        )
+    }
+
+    /// Waits for what a request wants, answers it, and gives the reply to `send`.
+    async fn wait_parked(&self, mut waits: Waits, parked: Parked, send: impl FnOnce(&[u8])) {
+        let mut parked = parked;
+        loop {
+            let arrival = parked.arrival().await;
+            waits.paused.arrived(arrival);
+            let Some(mut buffers) = self.buffers() else {
+                return send(&failure(waits.header.unique, libc::ENOMEM));
+            };
+            let span = &self.shown.span;
+            let outcome = span.in_scope(|| self.again(&mut waits, &mut buffers.reply));
+            if let Ok(Reply::Later(again)) = outcome {
+                self.keep(buffers);
+                parked = *again;
+                continue;
+            }
+            give(&waits.header, outcome, &buffers.reply, waits.room, send);
+            self.keep(buffers);
+            return;
         }
     }
 
@@ -206,12 +287,35 @@ impl Guest {
         Ok(&mut request[..length])
     }
 
+    /// As [`handle_now`](Self::handle_now); a panic is EIO.
     fn handle(
         &self,
         header: &InHeader,
+        session: Option<&Session>,
         request: &mut [u8],
         reply: &mut ReplyBuffer,
         room: usize,
+        paused: &mut Paused,
+    ) -> Result<Reply, i32> {
+        catch_unwind(AssertUnwindSafe(|| {
+            self.handle_now(header, session, request, reply, room, paused)
+        }))
+        .unwrap_or_else(|_| {
+            let (opcode, node) = (header.opcode, header.nodeid);
+            tracing::error!(opcode, node, "a request panicked; this is a bug");
+            Err(libc::EIO)
+        })
+    }
+
+    /// Makes the reply to a request of `session`.
+    fn handle_now(
+        &self,
+        header: &InHeader,
+        session: Option<&Session>,
+        request: &mut [u8],
+        reply: &mut ReplyBuffer,
+        room: usize,
+        paused: &mut Paused,
     ) -> Result<Reply, i32> {
         if self.dismissed.load(Ordering::Relaxed) {
             return Err(libc::EIO);
@@ -223,16 +327,20 @@ impl Guest {
             self.end_session();
             return Ok(Reply::Own(failure(header.unique, 0)));
         }
-        let session = self.session.read().clone().ok_or(libc::EIO)?;
+        let session = session.ok_or(libc::EIO)?;
         let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request));
         let (Ok(reader), Ok(writer)) = (reader, reply.writer(room)) else {
             return Err(libc::EIO);
         };
-        let handled = session.fs.answering(
+        let (handled, parked) = session.fs.answering(
+            paused,
             || requests::name(header.opcode as usize),
             header.nodeid,
             || session.server.handle_message(reader, writer, None, None),
         );
+        if let Some(parked) = parked {
+            return Ok(Reply::Later(Box::new(parked)));
+        }
         match handled {
             Ok(_) => Ok(Reply::Made),
             Err(error) => {
@@ -338,6 +446,35 @@ enum Reply {
     Made,
     /// Here.
     Own(Vec<u8>),
+    /// Nowhere yet: the request has to wait.
+    Later(Box<Parked>),
+}
+
+/// A request that waits.
+struct Waits {
+    header: InHeader,
+    /// Node ids are places in its table, whatever the guest mounts meanwhile.
+    session: Option<Session>,
+    request: Vec<u8>,
+    room: usize,
+    paused: Paused,
+}
+
+/// Gives a reply to `send`.
+fn give(
+    header: &InHeader,
+    outcome: Result<Reply, i32>,
+    reply: &ReplyBuffer,
+    room: usize,
+    send: impl FnOnce(&[u8]),
+) {
+    match outcome {
+        Ok(Reply::Made) => send(reply.reply()),
+        Ok(Reply::Own(bytes)) => send(&bytes),
+        Ok(Reply::Later(_)) => send(&failure(header.unique, libc::EIO)),
+        Err(_) if wants_no_reply(header) || room < size_of::<OutHeader>() => send(&[]),
+        Err(errno) => send(&failure(header.unique, errno)),
+    }
 }
 
 /// A reply without a body: an errno, or 0 for success.

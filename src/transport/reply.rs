@@ -1,4 +1,5 @@
-//! Private memory in which a reply is made, before it goes to the guest as a whole.
+//! Private memory in which a reply is made, before it goes to a guest as a whole, or to the kernel: a
+//! request that turns out to have to wait is answered later, and what was written so far by nobody read.
 //!
 //! The crate's writer for virtiofs writes to wherever a chain of descriptors points, and the store
 //! reads and verifies right there. Were that the guest's memory, the guest could change bytes

@@ -1,0 +1,83 @@
+//! HTTP answers with an end.
+//!
+//! Objects are taken piece by piece, and no more of them than is of use. Everything else (listings,
+//! errors, credentials) the crate `object_store` collects whole, in a buffer as large as the answer's
+//! Content-Length says. Here it learns of no length, and of no more than [`MOST_COLLECTED`] bytes.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::Method;
+use http_body::{Body, Frame};
+use object_store::ClientOptions;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
+    HttpResponseBody, HttpService, ReqwestConnector,
+};
+
+/// Bytes of an answer that is collected whole, at most. A page of a listing has a thousand objects; a
+/// WebDAV server lists a whole folder in one answer.
+const MOST_COLLECTED: u64 = 64 << 20;
+
+/// Makes clients whose answers have an end.
+#[derive(Debug)]
+pub(super) struct BoundedConnector;
+
+impl HttpConnector for BoundedConnector {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let client = ReqwestConnector::default().connect(options)?;
+        Ok(HttpClient::new(BoundedClient(client)))
+    }
+}
+
+#[derive(Debug)]
+struct BoundedClient(HttpClient);
+
+#[async_trait]
+impl HttpService for BoundedClient {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        // Listings have a query.
+        let may_be_object = request.method() == Method::GET && request.uri().query().is_none();
+        let response = self.0.execute(request).await?;
+        let is_object = may_be_object && response.status().is_success();
+        let limit = if is_object { u64::MAX } else { MOST_COLLECTED };
+        Ok(response.map(|body| HttpResponseBody::new(BoundedBody { body, left: limit })))
+    }
+}
+
+/// A body that fails when it is longer than it may be. It says nothing of its length, which would be
+/// allocated.
+struct BoundedBody {
+    body: HttpResponseBody,
+    left: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the answer has more than {} MiB", MOST_COLLECTED >> 20)]
+struct TooLong;
+
+impl Body for BoundedBody {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            match self.left.checked_sub(data.len() as u64) {
+                Some(left) => self.left = left,
+                None => {
+                    let error = HttpError::new(HttpErrorKind::Decode, TooLong);
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+}

@@ -1,0 +1,142 @@
+//! Endpoints that lie about sizes, never end, drip, hang and reset: what they can cost, counted in bytes
+//! and calls, and that nobody else has to wait for them.
+
+#[path = "../kit/manager.rs"]
+#[allow(dead_code)]
+mod manager;
+#[path = "../kit/model.rs"]
+#[allow(dead_code)]
+mod model;
+#[path = "../kit/mounted.rs"]
+#[allow(dead_code)]
+mod mounted;
+#[path = "../kit/noise.rs"]
+mod noise;
+#[path = "../kit/patience.rs"]
+mod patience;
+#[path = "../kit/skip.rs"]
+mod skip;
+
+mod bucket;
+mod endpoint;
+mod soak;
+mod stuck;
+
+use castore_fs::castore::Digest;
+use castore_fs::store::{Error, GrpcStore, MemoryStore, Store};
+use endpoint::{Habit, HostileServer};
+use noise::noise;
+use patience::wait_until;
+
+fn with_blobs(blobs: &[&[u8]]) -> MemoryStore {
+    let store = MemoryStore::new();
+    let ingest = store.ingest().unwrap();
+    for blob in blobs {
+        ingest.put_blobs(&[(Digest::of(blob), blob)]).unwrap();
+    }
+    ingest.commit().unwrap();
+    store
+}
+
+fn client(server: &HostileServer, query: &str) -> GrpcStore {
+    GrpcStore::open(&format!("{}?{query}", server.url())).unwrap()
+}
+
+/// An answer that carries nothing, or a byte now and then, ends by the stall deadline, and so does the
+/// call: nothing goes on being received.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_progress_ends() {
+    let blob = noise(1, 100_000);
+    let digest = Digest::of(&blob);
+    let server = HostileServer::start(&with_blobs(&[&blob]), Habit::Honest);
+    for habit in [Habit::Empty, Habit::Drips] {
+        server.be(habit);
+        let client = client(&server, "stall-timeout=2");
+        let error = client.read(&digest, 100_000, 0, 10).await.unwrap_err();
+        match habit {
+            Habit::Drips => assert!(matches!(error, Error::Timeout { .. }), "{error}"),
+            _ => assert!(error.to_string().contains("without content"), "{error}"),
+        }
+        // What was on its way when the call was cancelled was sent by then.
+        let sent = parking_lot::Mutex::new(u64::MAX);
+        wait_until("the call ends", || {
+            std::thread::sleep(std::time::Duration::from_millis(1500));
+            let now = server.sent();
+            std::mem::replace(&mut *sent.lock(), now) == now
+        });
+    }
+}
+
+/// What a node says that a file has costs nothing: neither memory nor the temporary folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_size_that_is_only_said_costs_nothing() {
+    let server = HostileServer::start(&with_blobs(&[b"small"]), Habit::Endless);
+    let client = client(&server, "spool=16");
+    let digest = Digest::of(b"no such content");
+    for size in [1 << 62, u64::MAX, (4 << 40) + 1, 17 << 20] {
+        let error = client.read(&digest, size, 0, 4096).await.unwrap_err();
+        assert!(error.to_string().contains("is said to have"), "{error}");
+        let error = client.group_table(&digest, size).await.unwrap_err();
+        assert!(error.to_string().contains("is said to have"), "{error}");
+        client.will_need(&[(digest, size)]);
+    }
+    assert_eq!(server.sent(), 0, "messages of blobs");
+    // What may be fetched ends where it is longer than it was said to be.
+    let error = client.read(&digest, 12 << 20, 0, 4096).await.unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    // A sole message may be read ahead into the windows of HTTP/2, which are as large as they are.
+    assert!(server.sent() < (12 + 64) * 16 + 100, "{}", server.sent());
+}
+
+/// The temporary folder holds what it may: blobs that nobody reads make room for others.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_blobs_share_the_temporary_folder() {
+    let blobs: Vec<_> = (0..3).map(|seed| noise(seed, 10 << 20)).collect();
+    let all: Vec<_> = blobs.iter().map(|blob| &blob[..]).collect();
+    let server = HostileServer::start(&with_blobs(&all), Habit::Honest);
+    let client = client(&server, "spool=16&cache=1");
+    for _ in 0..2 {
+        for blob in &blobs {
+            let read = client.read(&Digest::of(blob), 10 << 20, 5 << 20, 100).await;
+            assert_eq!(read.unwrap().unwrap(), blob[5 << 20..][..100]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_list_of_roots_ends() {
+    let server = HostileServer::start(&MemoryStore::new(), Habit::Endless);
+    let error = client(&server, "").roots().await.unwrap_err().to_string();
+    assert!(error.contains("lists more than"), "{error}");
+}
+
+/// Bytes are never wrong, whatever the server does to them; and it is well again once it is honest.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_wrong_is_an_error_and_what_comes_right_is_not() {
+    let blob = noise(3, 300_000);
+    let digest = Digest::of(&blob);
+    let server = HostileServer::start(&with_blobs(&[&blob]), Habit::Honest);
+    for habit in [
+        Habit::Flips,
+        Habit::Truncates,
+        Habit::Exceeds,
+        Habit::Resets,
+        Habit::Refuses,
+    ] {
+        server.be(habit);
+        let client = client(&server, "");
+        let read = client.read(&digest, 300_000, 7, 100).await;
+        assert!(read.is_err(), "{habit:?}: {read:?}");
+        server.be(Habit::Honest);
+        // It may rest for a moment.
+        let mut again = client.read(&digest, 300_000, 7, 100).await;
+        for _ in 0..100 {
+            if again.is_ok() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            again = client.read(&digest, 300_000, 7, 100).await;
+        }
+        assert_eq!(again.unwrap().unwrap(), blob[7..107], "{habit:?}");
+    }
+}
