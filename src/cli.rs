@@ -33,6 +33,7 @@ mod prefetch;
 mod profile;
 mod progress;
 mod remount;
+mod rm;
 mod serve;
 mod stat;
 mod status;
@@ -79,6 +80,7 @@ enum Verb {
     Virtiofs(virtiofs::Virtiofs),
     Verify(verify::Verify),
     Copy(copy::Copy),
+    Rm(rm::Rm),
     Gc(gc::Gc),
     Serve(serve::Serve),
     Daemon(daemon::Daemon),
@@ -124,6 +126,7 @@ pub fn main() -> ExitCode {
         Verb::Virtiofs(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Copy(verb) => verb.run(),
+        Verb::Rm(verb) => verb.run(),
         Verb::Gc(verb) => verb.run(),
         Verb::Serve(verb) => verb.run(),
         Verb::Daemon(verb) => verb.run(),

@@ -17,6 +17,7 @@
 mod attributes;
 mod errno;
 mod images;
+mod in_use;
 mod listers;
 mod listing;
 mod node_id;
@@ -57,6 +58,7 @@ pub use warm_up::{WarmUp, WarmUpCount};
 
 use errno::failure;
 use images::Images;
+use in_use::InUse;
 use listers::Listers;
 use node_id::Place;
 use nodes::{DirectoryNode, Nodes};
@@ -155,6 +157,7 @@ pub struct CastoreFs {
     scout: Scout,
     listers: Listers,
     learner: Option<Learner>,
+    in_use: InUse,
     waiting: Waiting,
     images: Option<Images>,
     pause: Pause,
@@ -202,6 +205,7 @@ impl CastoreFs {
             walk_ahead: WalkAhead::default(),
             scout: Scout::default(),
             listers: Listers::default(),
+            in_use: InUse::default(),
             waiting,
             images,
             pause: Pause::default(),
@@ -251,6 +255,7 @@ impl CastoreFs {
             walk_ahead: WalkAhead::default(),
             scout: Scout::default(),
             listers: Listers::default(),
+            in_use: InUse::default(),
             waiting,
             images,
             pause: Pause::default(),
@@ -260,6 +265,45 @@ impl CastoreFs {
     /// The runtime that its requests wait on.
     pub fn runtime(&self) -> &tokio::runtime::Handle {
         self.waiting.runtime()
+    }
+
+    /// Holds in the store what the kernel may still ask for, from here on and before any request is
+    /// answered. `connection` is the FUSE connection of a mount. What a predecessor held for it is held
+    /// by this one.
+    pub fn hold_in_use(&self, connection: Option<u64>) {
+        self.in_use.begin(self.store.as_ref(), connection);
+        match self.options.top {
+            Top::Directory { digest, size } => self.in_use.hold(&Node::Directory { digest, size }),
+            Top::Roots { .. } => {
+                for (index, root) in (0..).zip(self.roots.all()) {
+                    if self.may_know_root(index) {
+                        self.in_use.hold_root(index, &root.node);
+                    }
+                }
+            }
+        }
+        self.in_use.succeed(self.store.as_ref(), connection);
+    }
+
+    /// Releases the roots that the store does not have any more and the kernel has forgotten. `changed`:
+    /// whether the store's roots have changed since this was last called.
+    pub fn release_unused(&self, changed: bool) {
+        let gone = |index| !self.roots.is_current(index);
+        let forgotten = |index| !self.may_know_root(index);
+        self.in_use.release_roots(changed, gone, forgotten);
+    }
+
+    /// Whether the kernel may know this root.
+    fn may_know_root(&self, index: u32) -> bool {
+        let seen = self.roots.get(index);
+        let is_directory = seen.is_none_or(|seen| matches!(seen.root.node, Node::Directory { .. }));
+        // Whether the kernel knows a file is not counted by itself.
+        !is_directory || self.nodes.knows_root(index)
+    }
+
+    /// Holds nothing any more: no successor goes on with this.
+    pub fn end_use(&self) {
+        self.in_use.end();
     }
 
     /// The store that is shown.

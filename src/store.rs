@@ -72,7 +72,7 @@ pub use grpc::GrpcStore;
 pub use health::{EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
 pub use join::Join;
 pub use local::{
-    Chunk, ChunkPlace, Collected, GcOptions, LocalStore, Rebuilt, Repaired, RootRecord,
+    Chunk, ChunkPlace, Collected, GcOptions, Lease, LocalStore, Rebuilt, Repaired, RootRecord,
 };
 pub use memory::MemoryStore;
 pub use mirrors::{Mirrors, Order};

@@ -1320,3 +1320,52 @@ fn a_machine_without_certificates_of_authorities_is_told_what_it_lacks() {
         }
     }
 }
+
+#[test]
+fn rm_removes_names_and_gc_what_they_led_to() {
+    let place = Place::with_tree();
+    place.good(&["import", "--name", "other", "tree/bin"]);
+    assert_eq!(place.text(&["rm", "--dry-run", "tree"]), "tree\n");
+    assert_eq!(place.text(&["ls"]), "other\ntree\n");
+    assert_eq!(
+        place.bad(1, &["rm", "tree", "none"]),
+        "local:store has no root named none; `castore-fs ls` lists the names it has"
+    );
+    assert_eq!(place.text(&["ls"]), "other\ntree\n");
+    assert_eq!(place.text(&["rm", "tree"]), "tree\n");
+    assert_eq!(place.text(&["ls"]), "other\n");
+    let collected = place.text(&["gc", "--grace", "0s"]);
+    assert!(collected.starts_with("removed "), "{collected}");
+    place.good(&["verify"]);
+}
+
+#[test]
+fn verify_repairs_what_is_damaged_from_another_store() {
+    let place = Place::with_tree();
+    place.good(&["import", "--store", "local:good", "tree"]);
+    let pack = place.path("store/packs/00000000.pack");
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let end = bytes.len() - 20;
+    bytes[65] ^= 1;
+    bytes[end] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    assert_eq!(place.run(&["verify"]).status.code(), Some(1));
+    let error = place.bad(2, &["verify", "--from", "local:good"]);
+    assert!(error.contains("--repair"), "{error}");
+    // Without another store there is nothing to repair them from.
+    assert_eq!(place.run(&["verify", "--repair"]).status.code(), Some(1));
+    let said = place.text(&["verify", "--repair", "--from", "local:good"]);
+    assert!(said.contains("repaired: fetched "), "{said}");
+    assert!(said.ends_with("nothing is damaged\n"), "{said}");
+    place.good(&["verify"]);
+    // The same for an index that is lost.
+    std::fs::remove_file(place.path("store/index.redb")).unwrap();
+    let error = place.bad(1, &["ls"]);
+    assert!(
+        error.contains("castore-fs verify --repair --store local:store"),
+        "{error}"
+    );
+    let said = place.text(&["verify", "--repair"]);
+    assert!(said.contains("repaired: made a new index of "), "{said}");
+    assert_eq!(place.text(&["ls"]), "tree\n");
+}

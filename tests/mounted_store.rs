@@ -23,7 +23,7 @@ use std::sync::Arc;
 use castore_fs::castore::{Name, Node};
 use castore_fs::fs::{Options, Reads, RootListing, Top};
 use castore_fs::import::{self, Naming, Progress, Source, import};
-use castore_fs::store::{Blocking, LocalStore};
+use castore_fs::store::{Blocking, GcOptions, LocalStore, Store};
 use model::{Model, directory, file};
 use mounted::{Mounted, can_mount, top_of};
 use xattr::xattr;
@@ -367,4 +367,68 @@ fn a_mount_sees_what_another_process_imports() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     panic!("the listing never showed the new root node");
+}
+
+/// Reads everything below an open directory, whatever its name was.
+fn assert_tree_is(tree: &Model, top: &fs::File) {
+    use std::os::fd::AsRawFd;
+    tree.assert_is_at(Path::new(&format!("/proc/self/fd/{}/", top.as_raw_fd())));
+}
+
+#[test]
+fn what_is_mounted_stays_readable_after_rm_and_gc_until_it_is_unmounted() {
+    if !can_mount() {
+        return;
+    }
+    let folder = Folder::new();
+    let large: Vec<u8> = (0..3_000_000_u32).map(|at| (at / 7) as u8).collect();
+    let tree = directory([
+        ("large", file(large)),
+        ("small", file("small")),
+        ("below", directory([("deep", file("deep"))])),
+    ]);
+    let by_name = Mounted::new(folder.store.clone(), Options::default());
+    let other = folder.reopened();
+    let collect = || {
+        let options = GcOptions {
+            grace: std::time::Duration::ZERO,
+            ..GcOptions::default()
+        };
+        other.collect_garbage(&options).unwrap().blobs
+    };
+    let collected = |what| {
+        for _ in 0..1000 {
+            if collect() > 0 {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("it is never collected, although {what}");
+    };
+    let remove = || {
+        let ingest = other.ingest().unwrap();
+        ingest.remove_root(&Name::new(b"tree").unwrap()).unwrap();
+        ingest.commit().unwrap();
+    };
+    // The kernel knows the top of the tree by an open file, and none of what is below.
+    tree.put_root(&*other, "tree");
+    let top = fs::File::open(by_name.join("tree")).unwrap();
+    remove();
+    assert_eq!(collect(), 0);
+    drop(top);
+    collected("the kernel has forgotten it");
+
+    let node = tree.put_root(&*other, "tree");
+    let by_digest = Mounted::top(folder.reopened(), &node);
+    let top = fs::File::open(by_name.join("tree")).unwrap();
+    remove();
+    assert_eq!(collect(), 0);
+    assert_tree_is(&tree, &top);
+    tree.assert_is_at(by_digest.path());
+    drop(by_digest);
+    assert_eq!(collect(), 0);
+    assert_tree_is(&tree, &top);
+    drop(top);
+    drop(by_name);
+    collected("it is unmounted");
 }

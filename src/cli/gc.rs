@@ -15,9 +15,9 @@ use super::store::StoreArguments;
 /// Remove everything that no root leads to, and give its room back to the disk
 ///
 /// Works on a local: store, beside whoever reads it and imports into it: an import that is under way
-/// is waited for. What was added within the grace period stays, and so does what was below a root
-/// that was removed within it: a mount may still show that. Of a store that is a cache, what it knows
-/// the roots of stays.
+/// is waited for. What is mounted or open stays, whether its root was removed or not. So does what was
+/// added within the grace period, and what was below a root that was removed within it. In a cache,
+/// objects reachable from a cached root are kept.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs gc --dry-run

@@ -14,7 +14,7 @@ use castore_fs::sandbox;
 use castore_fs::service::{
     Ask, Status, StoreStatus, VirtiofsStatus, listen_for_metrics, metrics_on,
 };
-use castore_fs::store;
+use castore_fs::store::{self, Needs};
 use castore_fs::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, MOST_QUEUES, ROOT_TIMEOUT, Socket, Tag,
 };
@@ -32,6 +32,8 @@ use super::supervisor::Supervisor;
 /// socket those of every queue (8, and 2 for a successor) and of its memory.
 const OPEN_FILES: u64 = 1024;
 const OPEN_FILES_OF_A_QUEUE: u64 = 16 * 10;
+/// What leases of embedded stores are marked with (see `docs/store-format.md`).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// How often a worker whose parent has died looks whether its guests have left.
 const ALONE: Duration = Duration::from_millis(500);
 
@@ -174,7 +176,7 @@ impl Virtiofs {
         // Before the store and its runtime start threads.
         if !self.no_sandbox {
             let most = Some(self.open_files(given.sockets.len()));
-            confine(place.needs(), Added::Never, most)?;
+            confine(with_leases(place.needs()), Added::Never, most)?;
         }
         // The configuration file can no longer be read: what it says is known by now.
         let opened = place.open_or_make()?;
@@ -309,4 +311,17 @@ fn group(group: &str) -> Result<u32, Failure> {
         id.parse().ok()
     });
     found.ok_or_else(|| failure(format!("there is no group {group} in /etc/group")))
+}
+
+/// What it takes besides to note in embedded stores what guests have in use, where that is allowed.
+fn with_leases(mut needs: Needs) -> Needs {
+    for folder in &needs.folders {
+        let leases = folder.join("leases");
+        let is_store = folder.join("index.redb").exists();
+        if is_store && (leases.is_dir() || std::fs::create_dir(&leases).is_ok()) {
+            needs.write.push(leases);
+        }
+    }
+    needs.read.push(PathBuf::from(BOOT_ID));
+    needs
 }

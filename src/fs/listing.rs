@@ -133,6 +133,7 @@ impl CastoreFs {
             let listed = dir_entry(u64::from(index), &root.name, ino, node);
             let timeout = self.options.root_timeout;
             let looked_up = plus.then(|| {
+                self.in_use.hold_root(index, &root.node);
                 self.look_up((0, index), ino, || 0, node, timeout)
                     .unwrap_or_else(|_| no_node())
             });

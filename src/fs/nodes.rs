@@ -259,6 +259,11 @@ impl Nodes {
         Some(node.known_as(child))
     }
 
+    /// Whether the kernel knows the root node at `index`, if that is a directory.
+    pub fn knows_root(&self, index: u32) -> bool {
+        self.table.read().find_child(TOP, index).is_some()
+    }
+
     /// With at most `most` directories known at once.
     pub fn bounded(mut self, most: usize) -> Self {
         self.most = most;

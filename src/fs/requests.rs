@@ -72,6 +72,12 @@ impl FileSystem for CastoreFs {
                 return self.look_up_images(name)?.ok_or(failure(libc::ENOENT));
             };
             let (index, ino) = self.roots.index(&root);
+            if self.in_use.hold_root(index, &root.node)
+                && self.find_root(name)?.as_ref() != Some(&root)
+            {
+                // It went away before it was held, and may have been collected.
+                return Err(failure(libc::ENOENT));
+            }
             self.touch_root(index);
             let timeout = self.options.root_timeout;
             return self.look_up((slot, index), ino, || 0, root.node.borrow(), timeout);

@@ -119,6 +119,20 @@ impl Roots {
         seen.all.get(index as usize).map(|(root, _)| root.clone())
     }
 
+    /// Every root node that was ever seen, in the order of their indices.
+    pub fn all(&self) -> Vec<Root> {
+        let seen = self.0.read();
+        seen.all.iter().map(|(seen, _)| seen.root.clone()).collect()
+    }
+
+    /// Whether the store has the root node with this index, as far as is known.
+    pub fn is_current(&self, index: u32) -> bool {
+        let seen = self.0.read();
+        seen.all
+            .get(index as usize)
+            .is_some_and(|(_, current)| *current)
+    }
+
     /// Takes over what the store has now.
     pub fn update(&self, now: Vec<Root>) {
         let mut seen = self.0.write();

@@ -1,6 +1,8 @@
 //! The control socket: how the running service is asked and told things.
 //!
-//! A client sends one line with a JSON object (`{"ask": "status"}`) and gets one line back:
+//! A client sends one line with a JSON object (`{"ask": "status"}`) and gets one line back. The
+//! commands of this program also send `"version"` and `"protocol"`; a service that speaks another
+//! version of the protocol refuses by name. The reply is
 //! `{"status": …}`, `{"done": …}` or `{"error": "…"}`. A prefetch tells how far it is, a line at a
 //! time, before its last one; it ends early if nobody reads them. Only who may write to the socket's
 //! file can ask; it is made for the service's own user.
@@ -35,6 +37,23 @@ const LONGEST_REQUEST: u64 = 12 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a prefetch tells how far it is.
 const PROGRESS: Duration = Duration::from_millis(200);
+
+/// The version of what is said here; grows when requests or replies change so that another version
+/// would misunderstand them.
+const PROTOCOL: u32 = 1;
+
+/// A request with who sends it.
+#[derive(Serialize, Deserialize)]
+struct Asked<R> {
+    #[serde(flatten)]
+    request: R,
+    /// Of the program that asks; nothing from other clients.
+    #[serde(default)]
+    version: Option<String>,
+    /// As [`PROTOCOL`]; nothing from other clients, who know what they do.
+    #[serde(default)]
+    protocol: Option<u32>,
+}
 
 /// What the service can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,13 +244,13 @@ impl Control {
         let mut line = String::new();
         let mut read = BufReader::new(read.take(LONGEST_REQUEST));
         let asked = match tokio::time::timeout(PATIENCE, read.read_line(&mut line)).await {
-            Ok(Ok(_)) => serde_json::from_str(&line).map_err(|error| error.to_string()),
+            Ok(Ok(_)) => parse(&line),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => return,
         };
         let reply = match asked {
             Ok(request) => self.obey(request, &mut write).await,
-            Err(error) => Err(format!("that is no request: {error}")),
+            Err(error) => Err(error),
         };
         // A client that does not wait for its answer is no concern of ours.
         let _ = say(&mut write, &reply.unwrap_or_else(Reply::Error)).await;
@@ -337,6 +356,29 @@ impl Control {
     }
 }
 
+/// The request that a client sent, unless it speaks another version.
+fn parse(line: &str) -> Result<Request, String> {
+    #[derive(Deserialize)]
+    struct Client {
+        version: Option<String>,
+        protocol: Option<u32>,
+    }
+    if let Ok(client) = serde_json::from_str::<Client>(line)
+        && let Some(protocol) = client.protocol.filter(|protocol| *protocol != PROTOCOL)
+    {
+        let version = client.version.unwrap_or_default();
+        return Err(format!(
+            "this service is castore-fs {} (control protocol {PROTOCOL}), the command is \
+             {version} (control protocol {protocol}): use the same version; after an upgrade, restart \
+             the service",
+            env!("CARGO_PKG_VERSION")
+        ));
+    }
+    let asked = serde_json::from_str::<Asked<Request>>(line);
+    let asked = asked.map_err(|error| format!("that is no request: {error}"))?;
+    Ok(asked.request)
+}
+
 fn names(roots: &[String]) -> Result<Vec<Name>, String> {
     if roots.is_empty() {
         return Err("name a root".to_owned());
@@ -404,7 +446,12 @@ fn exchange(
     };
     let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
     stream.set_read_timeout(patience).map_err(failed)?;
-    let mut asked = serde_json::to_vec(request).map_err(|error| failed(error.into()))?;
+    let asked = Asked {
+        request,
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        protocol: Some(PROTOCOL),
+    };
+    let mut asked = serde_json::to_vec(&asked).map_err(|error| failed(error.into()))?;
     asked.push(b'\n');
     stream.write_all(&asked).map_err(failed)?;
     for line in io::BufReader::new(stream).lines() {
@@ -414,10 +461,43 @@ fn exchange(
             Err(error) => {
                 return Err(SocketError::Answer {
                     socket: socket.to_owned(),
-                    what: error.to_string(),
+                    what: format!(
+                        "an answer that castore-fs {} does not understand ({error}): use the same \
+                         version as the service; after an upgrade, restart it",
+                        env!("CARGO_PKG_VERSION")
+                    ),
                 });
             }
         }
     }
     Err(failed(io::ErrorKind::UnexpectedEof.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_of_the_protocol_is_refused_by_name_and_other_clients_are_not() {
+        assert_eq!(parse(r#"{"ask": "status"}"#), Ok(Request::Status));
+        let request = Request::DropCache { store: None };
+        let mut asked = Asked {
+            request: &request,
+            version: Some("0.1.0".to_owned()),
+            protocol: Some(PROTOCOL),
+        };
+        let line = serde_json::to_string(&asked).unwrap();
+        assert_eq!(parse(&line), Ok(request.clone()));
+        asked.version = Some("9.8.7".to_owned());
+        asked.protocol = Some(PROTOCOL + 1);
+        // A newer one may ask what this one does not know.
+        let line = serde_json::to_string(&asked).unwrap();
+        for line in [line.replace("drop-cache", "something new"), line] {
+            let error = parse(&line).unwrap_err();
+            let own = env!("CARGO_PKG_VERSION");
+            assert!(error.contains("9.8.7") && error.contains(own), "{error}");
+            assert!(error.contains("use the same version"), "{error}");
+        }
+        assert!(parse("{}").unwrap_err().contains("that is no request"));
+    }
 }

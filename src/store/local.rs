@@ -13,6 +13,7 @@
 //! blobs/xx/…        each larger blob as a plain file
 //! parts/            what a cache has of large blobs that it does not have whole
 //! additions         locked by whoever adds, and by a garbage collection
+//! leases/           what mounts have in use
 //! tmp/              what is being written
 //! ```
 //!
@@ -34,6 +35,7 @@ mod index;
 mod ingest;
 mod journal;
 mod large;
+mod leases;
 mod location;
 mod near;
 mod pack;
@@ -62,6 +64,7 @@ pub use self::index::{Chunk, ChunkPlace, RootRecord};
 use self::index::{CommitError, Index, Snapshot};
 pub(super) use self::ingest::LocalIngest;
 use self::ingest::Staged;
+pub use self::leases::Lease;
 use self::location::{Kind, Location};
 use self::parts::Parts;
 use self::read::Files;

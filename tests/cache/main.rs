@@ -10,6 +10,7 @@ mod model;
 #[path = "../kit/mounted.rs"]
 #[allow(dead_code)]
 mod mounted;
+mod near;
 #[path = "../kit/noise.rs"]
 mod noise;
 #[path = "../kit/patience.rs"]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use castore_fs::castore::Digest;
 use castore_fs::store::{
-    CacheOptions, EndpointState, Named, OpenStores, Order, Plan, Store, open_all,
+    CacheOptions, EndpointState, Named, OpenStores, Order, Plan, Store, open_all, open_each,
 };
 
 fn named(name: &str, plan: Plan) -> Named {
@@ -122,4 +122,19 @@ fn what_is_needed_is_what_all_of_it_needs() {
         both.plan.urls(),
         ["local:/srv/a", "grpc+https://example.org"]
     );
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_keeps_no_other_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = folder.path().join("bad");
+    drop(castore_fs::store::LocalStore::open(&bad).unwrap());
+    std::fs::write(bad.join("index.redb"), [7; 20_000]).unwrap();
+    let bad = named("bad", Plan::Url(format!("local:{}", bad.display())));
+    let both = mirrors("both", &[&memory("a"), &bad]);
+    let (open, failed) = open_each(&[bad, both, memory("b")], &OpenStores::new());
+    assert!(open.contains_key("b") && !open.contains_key("both"));
+    assert_eq!(failed.keys().collect::<Vec<_>>(), ["bad", "both"]);
+    let error = failed["both"].to_string();
+    assert!(error.contains("castore-fs verify --repair"), "{error}");
 }

@@ -7,6 +7,7 @@ mod damage;
 mod disk;
 mod folder;
 mod garbage;
+mod leases;
 mod missing;
 #[path = "../kit/noise.rs"]
 mod noise;

@@ -41,6 +41,17 @@ fn child() {
     let (verb, number) = role.split_once(' ').unwrap_or((&role, "0"));
     let number: u64 = number.parse().unwrap();
     match verb {
+        // Has a tree in use until it is killed.
+        "hold" => {
+            let store = open(std::path::Path::new(&path));
+            let root = block_on(store.root(b"tree")).unwrap().unwrap();
+            let lease = store.lease(None).unwrap();
+            lease.hold(&root.node);
+            println!("\nheld");
+            loop {
+                std::thread::park();
+            }
+        }
         // Adds twenty trees.
         "add" => {
             for at in 0..20 {

@@ -79,6 +79,11 @@ impl Folder {
         self.path.join("journal")
     }
 
+    /// What processes have in use (see [`leases`](super::leases)).
+    pub(super) fn leases(&self) -> PathBuf {
+        self.path.join("leases")
+    }
+
     pub(super) fn sequence(&self) -> PathBuf {
         self.path.join("sequence")
     }

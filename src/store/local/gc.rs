@@ -19,8 +19,10 @@
 //!
 //! **Too young.** Additions over the network come in several (blobs, Directories, the root), so what
 //! was added less than a *grace* ago counts as reached, and all below it. So does what was below a
-//! root that went away less than a grace ago: a mount may still show it. Once that has passed, such
-//! a mount's reads fail (EIO); what the kernel has in its page cache it goes on having.
+//! root that went away less than a grace ago: one that is shown without a lease.
+//!
+//! **In use.** What a mount shows, of roots that were removed too, is reached as long as the mount is
+//! there ([`leases`](super::leases)).
 
 mod evict;
 mod mark;
@@ -35,7 +37,7 @@ pub(in crate::store) use self::evict::Keep;
 use self::mark::Marks;
 use super::index::{MEMORY, Snapshot, now};
 use super::location::{Kind, Location};
-use super::{Inner, LocalStore, large};
+use super::{Inner, LocalStore, large, leases};
 use crate::castore::Digest;
 use crate::store::Error;
 
@@ -198,6 +200,9 @@ fn mark_all(
     marks.look_again(store, snapshot)?;
     for root in snapshot.roots()? {
         marks.below(store, snapshot, root.node.borrow())?;
+    }
+    for node in leases::in_use(&store.folder)? {
+        marks.below_past(store, snapshot, node.borrow())?;
     }
     for root in snapshot.incomplete_roots()? {
         marks.below_past(store, snapshot, root.node.borrow())?;

@@ -453,6 +453,13 @@ fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 }
 
 impl Mountpoint {
+    /// The number of the FUSE connection that `device` serves for this mount: what the kernel says, or
+    /// else the minor number of the mount's device.
+    pub fn connection(&self, device: &OwnedFd) -> Option<u64> {
+        let number = connection(device).or_else(|| Some(self.identity.as_ref()?.device));
+        number.map(|number| u64::from(number.minor))
+    }
+
     /// The id of the mount in mountinfo.
     pub(super) fn id(&self) -> Option<u64> {
         self.identity.map(|identity| identity.id)

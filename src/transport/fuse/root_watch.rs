@@ -39,8 +39,11 @@ fn watch(serving: &Serving, notices: &Notices) {
     while !serving.has_ended() {
         match next_change(fs, seen) {
             Ok((version, changes)) => {
+                let changed = seen != Some(version);
                 seen = Some(version);
                 tell_kernel(notices, &changes);
+                // What the kernel drops for that, it forgets a moment later.
+                fs.release_unused(changed);
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot watch the store's root nodes; will try again");

@@ -125,6 +125,7 @@ impl Session {
         let passthrough = has_opens
             .then(|| Passthrough::new(Box::new(FuseDevice(device.clone())), ledger.clone()));
         let fs = CastoreFs::with_ledger(store, options, waiting, passthrough, ledger.clone());
+        fs.hold_in_use(mountpoint.connection(&device));
         if ledger.is_none() {
             notices::leave_unkept(mount.nursery.as_deref(), &device);
         }
@@ -151,6 +152,7 @@ impl Session {
         let device = Arc::new(device);
         let backing = Box::new(FuseDevice(device.clone()));
         let fs = CastoreFs::adopt(store, options, waiting, Some(backing), ledger.clone())?;
+        fs.hold_in_use(mountpoint.connection(&device));
         let session = Self::new(device, mountpoint, fs, crew, Some(ledger), mount);
         // Until it is known to work, a failure must not end the mount: the caller decides.
         session.leave();

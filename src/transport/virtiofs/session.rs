@@ -123,7 +123,10 @@ impl Guest {
             )
         };
         match session.and_then(adopt) {
-            Ok(fs) => self.begin(Session::new(fs)),
+            Ok(fs) => {
+                fs.hold_in_use(None);
+                self.begin(Session::new(fs));
+            }
             Err(error) => {
                 tracing::error!(
                     %error,
@@ -391,6 +394,7 @@ impl Guest {
             None,
             ledger.clone(),
         );
+        fs.hold_in_use(None);
         // Before the guest hears of it.
         self.record.session(ledger.as_ref());
         self.begin(Session::new(fs));
@@ -400,7 +404,9 @@ impl Guest {
     /// Forgets what the guest mounted. Requests that are being served finish with what they have.
     pub fn end_session(&self) {
         let mut session = self.session.write();
-        *session = None;
+        if let Some(session) = session.take() {
+            session.fs.end_use();
+        }
         self.warm_up.end();
         drop(session);
         self.record.session(None);

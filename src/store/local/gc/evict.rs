@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::super::index::Snapshot;
 use super::super::large::ST_BLOCK;
 use super::super::location::Kind;
-use super::super::{Inner, LocalStore};
+use super::super::{Inner, LocalStore, leases};
 use super::{Collected, Marks, space};
 use crate::castore::{Digest, Node, NodeRef};
 use crate::store::Error;
@@ -80,7 +80,9 @@ impl LocalStore {
                 room.keep(store, snapshot, marks, node.borrow())?;
             }
             room.left = keep.budget.saturating_sub(u64::MAX - room.left);
-            for node in &keep.in_order {
+            // What is mounted may be read at any moment, from the kernel's caches without our seeing it.
+            let in_use = leases::in_use(&store.folder)?;
+            for node in in_use.iter().chain(&keep.in_order) {
                 room.keep(store, snapshot, marks, node.borrow())?;
                 if room.full {
                     break;

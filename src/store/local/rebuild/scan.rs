@@ -84,20 +84,21 @@ pub(super) fn scan(id: u32, path: &Path) -> io::Result<Scanned> {
     let mut at = HEADER_LEN;
     let mut sound = true;
     while at + RECORD_HEADER <= length {
-        let Some((record, end)) = record(&mut window, at)? else {
+        let Some(found) = record(&mut window, at)? else {
             scanned.damaged += u64::from(sound);
             sound = false;
             at = next_tag(&mut window, at + 1)?;
             continue;
         };
         sound = true;
+        scanned.damaged += u64::from(!found.is_named);
         let place = |kind, len| Location {
             kind,
             pack: id,
             offset: at + RECORD_HEADER,
             len,
         };
-        match record {
+        match found.sound {
             Sound::Blob(digest, len) => scanned.blobs.push((digest, place(Kind::Packed, len))),
             Sound::Table(digest, len) => scanned.blobs.push((digest, place(Kind::Large, len))),
             Sound::Directory(digest, len) => {
@@ -107,15 +108,23 @@ pub(super) fn scan(id: u32, path: &Path) -> io::Result<Scanned> {
             }
             Sound::Gone => {}
         }
-        at = end;
-        scanned.end = end;
+        at = found.end;
+        scanned.end = found.end;
     }
     scanned.damaged += u64::from(sound && at < length);
     Ok(scanned)
 }
 
-/// The record at `at` and where it ends, if it is what its header says.
-fn record(window: &mut Window, at: u64) -> io::Result<Option<(Sound, u64)>> {
+/// A record, and where it ends.
+struct Sounded {
+    sound: Sound,
+    end: u64,
+    /// Its header has its digest.
+    is_named: bool,
+}
+
+/// The record at `at`, if it is what its header says.
+fn record(window: &mut Window, at: u64) -> io::Result<Option<Sounded>> {
     let Some(header) = window.get(at, RECORD_HEADER as usize)? else {
         return Ok(None);
     };
@@ -144,30 +153,53 @@ fn record(window: &mut Window, at: u64) -> io::Result<Option<(Sound, u64)>> {
             Some(header) => Record::parse_header(header).is_some(),
             None => end == window.length,
         };
-        return Ok(
-            (digest == Digest::from([0; Digest::LEN]) && follows).then_some((Sound::Gone, end))
-        );
+        let is_gone = digest == Digest::from([0; Digest::LEN]) && follows;
+        return Ok(is_gone.then_some(Sounded {
+            sound: Sound::Gone,
+            end,
+            is_named: true,
+        }));
     }
     let Some(bytes) = window.get(start, size as usize)? else {
         return Ok(None);
     };
-    let sound = match record {
-        Record::Blob => {
-            let (blob, groups) = bytes.split_at(len as usize);
-            let right = Digest::of(blob) == digest
-                && (table == 0 || GroupTable::decode(groups, &digest, len).is_ok());
-            right.then_some(Sound::Blob(digest, len))
-        }
-        Record::Table => {
-            let right = table > 0 && GroupTable::decode(bytes, &digest, len).is_ok();
-            right.then_some(Sound::Table(digest, len))
-        }
-        _ => {
-            let right = Directory::decode_verified(bytes.to_vec(), &digest).is_ok();
-            right.then_some(Sound::Directory(digest, len))
-        }
+    let content = bytes.get(..len.min(size) as usize).unwrap_or_default();
+    let actual = match record {
+        // The bytes of the blob are elsewhere.
+        Record::Table => digest,
+        _ => Digest::of(content),
     };
-    Ok(sound.map(|sound| (sound, end)))
+    let is_sound = match record {
+        Record::Blob | Record::Table => {
+            let groups = bytes.get((size - table) as usize..).unwrap_or_default();
+            match table {
+                0 => record == Record::Blob,
+                _ => GroupTable::decode(groups, &actual, len).is_ok(),
+            }
+        }
+        _ => Directory::decode_verified(content.to_vec(), &actual).is_ok(),
+    };
+    if !is_sound {
+        return Ok(None);
+    }
+    let sound = match record {
+        Record::Blob => Sound::Blob(actual, len),
+        Record::Table => Sound::Table(actual, len),
+        _ => Sound::Directory(actual, len),
+    };
+    let is_named = actual == digest;
+    // Its digest in the header may be what is damaged: the object is what its bytes say. But then the
+    // length has to be right, and a record, or nothing, to follow.
+    let follows = is_named
+        || match window.get(end, RECORD_HEADER as usize)? {
+            Some(header) => Record::parse_header(header).is_some(),
+            None => end == window.length,
+        };
+    Ok(follows.then_some(Sounded {
+        sound,
+        end,
+        is_named,
+    }))
 }
 
 /// Where the next tag of a record is, at `from` or behind; else the file's end.

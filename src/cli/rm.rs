@@ -1,0 +1,73 @@
+//! `castore-fs rm`.
+
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use castore_fs::castore::Name;
+use clap::Args;
+
+use super::failure::{Failure, failure, say};
+use super::output::Output;
+use super::store::StoreArguments;
+
+/// Remove roots from a store, by name
+///
+/// Only the names go; `castore-fs gc` removes what no other root leads to and gives its space back.
+/// What is mounted or open stays readable until it is unmounted or closed. If one of the names is not
+/// there, none is removed.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs rm tree
+  castore-fs rm --store local:/srv/castore --dry-run old-1 old-2")]
+pub(super) struct Rm {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// Only print the names that would be removed
+    #[arg(long)]
+    dry_run: bool,
+    /// The roots' names
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<PathBuf>,
+}
+
+impl Rm {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let opened = self.store.open()?;
+        let store = &opened.store;
+        let mut names = Vec::new();
+        let mut all_there = true;
+        for path in &self.names {
+            let bytes = path.as_os_str().as_bytes();
+            let bytes = bytes.strip_prefix(b"/nix/store/").unwrap_or(bytes);
+            let name = Name::new(bytes)
+                .map_err(|error| failure(format!("{}: {error}", path.display())))?;
+            if store.root(&name)?.is_none() {
+                say(&format!(
+                    "{} has no root named {name}; `castore-fs ls` lists the names it has",
+                    store.url()
+                ));
+                all_there = false;
+            }
+            names.push(name);
+        }
+        if !all_there {
+            return Err(Failure::Reported);
+        }
+        if !self.dry_run {
+            let ingest = store.ingest()?;
+            for name in &names {
+                ingest.remove_root(name)?;
+            }
+            ingest.commit()?;
+        }
+        let mut output = Output::open()?;
+        for name in &names {
+            let name = output.name(name.as_bytes()).into_owned();
+            output.write_all(&name)?;
+            writeln!(output)?;
+        }
+        output.flush()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! What the kernel may still ask for, held in the stores so that no garbage collection takes it.
+//!
+//! A root that was looked up can be read from the kernel's caches for as long as it knows it, without
+//! any request, and asked for again at any time after that; also when its name is gone from the store.
+//! So it is held in every embedded store ([`Store::embedded`]) before the kernel hears of it, and
+//! released when the store has no such root any more and the kernel has forgotten it, or with the
+//! mount. A mount of one directory holds that.
+
+use std::collections::{HashMap, HashSet};
+
+use parking_lot::Mutex;
+
+use crate::castore::Node;
+use crate::store::{Lease, Store};
+
+/// What a mount or a guest's session has in use.
+#[derive(Default)]
+pub(super) struct InUse(Mutex<Held>);
+
+#[derive(Default)]
+struct Held {
+    leases: Vec<Lease>,
+    /// Root nodes by their index.
+    roots: HashMap<u32, Node>,
+    /// Those that the store does not have any more.
+    gone: Vec<u32>,
+}
+
+impl InUse {
+    /// Begins to hold. `connection` is the FUSE connection of a mount.
+    pub(super) fn begin(&self, store: &dyn Store, connection: Option<u64>) {
+        let stores = store.embedded();
+        let leases = stores.iter().filter_map(|store| store.lease(connection));
+        self.0.lock().leases = leases.collect();
+    }
+
+    /// A predecessor's holdings are held by this process now.
+    pub(super) fn succeed(&self, store: &dyn Store, connection: Option<u64>) {
+        if let Some(connection) = connection {
+            for store in store.embedded() {
+                store.succeed_lease(connection);
+            }
+        }
+    }
+
+    /// Holds what is below `node`, for as long as the mount lives.
+    pub(super) fn hold(&self, node: &Node) {
+        let held = self.0.lock();
+        for lease in &held.leases {
+            lease.hold(node);
+        }
+    }
+
+    /// Holds the root node with this index; says whether it was not held before.
+    pub(super) fn hold_root(&self, index: u32, node: &Node) -> bool {
+        let held = &mut *self.0.lock();
+        if held.leases.is_empty() || held.roots.contains_key(&index) {
+            return false;
+        }
+        for lease in &held.leases {
+            lease.hold(node);
+        }
+        held.roots.insert(index, node.clone());
+        true
+    }
+
+    /// Releases the root nodes that the store does not have any more, of which `gone` is true, and that
+    /// the kernel has forgotten, of which `forgotten` is true. `changed`: the store's roots have changed
+    /// since this was last called.
+    pub(super) fn release_roots(
+        &self,
+        changed: bool,
+        gone: impl Fn(u32) -> bool,
+        forgotten: impl Fn(u32) -> bool,
+    ) {
+        let held = &mut *self.0.lock();
+        if changed {
+            held.gone = held.roots.keys().copied().filter(|at| gone(*at)).collect();
+        }
+        let over: Vec<u32> = held
+            .gone
+            .iter()
+            .copied()
+            .filter(|at| forgotten(*at))
+            .collect();
+        if over.is_empty() {
+            return;
+        }
+        held.gone.retain(|index| !over.contains(index));
+        let released: Vec<_> = over.iter().filter_map(|at| held.roots.remove(at)).collect();
+        // Two names may stand for one tree.
+        let still: HashSet<_> = held.roots.values().map(Node::digest).collect();
+        for node in released
+            .iter()
+            .filter(|node| !still.contains(&node.digest()))
+        {
+            held.leases.iter().for_each(|lease| lease.release(node));
+        }
+    }
+
+    /// Holds nothing any more.
+    pub(super) fn end(&self) {
+        let held = std::mem::take(&mut *self.0.lock());
+        held.leases.into_iter().for_each(Lease::end);
+    }
+}
