@@ -322,9 +322,8 @@ fn is_over(lease: &Parsed, boot: &str, path: &Path) -> bool {
     if lease.boot != boot {
         return true;
     }
-    match lease.connection.and_then(is_connected) {
-        Some(is_connected) => return !is_connected,
-        None => {}
+    if let Some(is_connected) = lease.connection.and_then(is_connected) {
+        return !is_connected;
     }
     if let Some(dead) = lease.dead {
         return dead.saturating_add(SUCCESSION) < now();
