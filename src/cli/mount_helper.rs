@@ -327,13 +327,11 @@ pub(super) fn become_background() -> io::Result<()> {
 
 /// Says that the mount is up, and lets go of what mount(8) holds the other end of. Fails if that is gone.
 pub(super) fn report_ready() -> io::Result<()> {
-    let mut output = io::stdout();
-    writeln!(output, "{READY}")?;
-    output.flush()?;
+    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let null = File::options().write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
-    Ok(())
+    writeln!(output, "{READY}")
 }
 
 #[cfg(test)]
