@@ -20,6 +20,7 @@
 //!
 //! `docs/architecture.md` draws the whole house.
 
+pub mod binary_cache;
 pub mod castore;
 pub mod compression;
 pub mod descent;

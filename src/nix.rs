@@ -6,11 +6,19 @@
 //! it, and importing a tree gives the path that `nix-store --add` would.
 
 mod base32;
+mod content_address;
+mod hash;
+mod narinfo;
 mod path_info;
+mod signature;
 mod store_path;
 
 pub use base32::{decode as decode_base32, encode as encode_base32};
+pub use content_address::{ContentAddress, ContentAddressError, ContentMethod};
+pub use hash::{NixHash, NixHashError};
+pub use narinfo::{MAX_NARINFO_BYTES, NarinfoError, NarinfoFile};
 pub use path_info::{NarHash, content_addressed};
+pub use signature::{KeyError, PublicKey, SecretKey, Signature};
 pub use store_path::{STORE_DIR, StorePath, StorePathError, StorePathHash};
 
 pub use crate::proto::store::v1::{NarInfo, PathInfo};

@@ -78,6 +78,9 @@ pub struct CacheOptions {
     pub keep_free: Option<u64>,
     /// How long the far store's answer for a root's name holds.
     pub roots_max_age: Duration,
+    /// Whether a look-up of a root keeps its [`PathInfo`](crate::nix::PathInfo) too: right where
+    /// the far store knows it by then.
+    pub keep_path_infos: bool,
 }
 
 impl Default for CacheOptions {
@@ -86,6 +89,7 @@ impl Default for CacheOptions {
             size: None,
             keep_free: None,
             roots_max_age: Duration::from_secs(60),
+            keep_path_infos: false,
         }
     }
 }
@@ -106,6 +110,7 @@ struct Inner {
     far: Arc<dyn Store>,
     url: String,
     limit: Option<u64>,
+    keep_path_infos: bool,
     runtime: Handle,
     writer: Arc<Writer>,
     reach: Reach,
@@ -167,6 +172,7 @@ impl Cache {
         let inner = Arc::new(Inner {
             runtime: network::handle().map_err(failed)?.clone(),
             limit: options.size,
+            keep_path_infos: options.keep_path_infos,
             writer: Arc::new(Writer::new(near.clone(), options)?),
             reach: Reach::default(),
             recent: Mutex::new(Recent {

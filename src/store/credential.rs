@@ -32,7 +32,7 @@ pub(crate) fn warn_if_public(path: &Path) {
 }
 
 /// What is in the file that a URL calls `path`.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
     let place = place(path);
     std::fs::read(&place).map_err(|error| format!("cannot read {}: {error}", place.display()))
 }

@@ -15,7 +15,7 @@ type Landing<V> = watch::Receiver<Option<V>>;
 
 /// Fetches that are under way, by what they fetch.
 #[derive(Debug)]
-pub(super) struct Flights<K, V>(Arc<Mutex<HashMap<K, Landing<V>>>>);
+pub(crate) struct Flights<K, V>(Arc<Mutex<HashMap<K, Landing<V>>>>);
 
 impl<K, V> Default for Flights<K, V> {
     fn default() -> Self {
@@ -30,7 +30,7 @@ where
 {
     /// What the flight for `key` brings; `fetch` flies if none is under way. The flight goes on
     /// when its passengers leave. Nothing if it crashed.
-    pub(super) async fn join<F>(
+    pub(crate) async fn join<F>(
         &self,
         key: K,
         runtime: &Handle,

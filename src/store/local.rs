@@ -59,7 +59,7 @@ use self::damage::FoundDamage;
 use self::folder::Folder;
 pub(super) use self::gc::Keep;
 pub use self::gc::{Collected, GcOptions};
-pub(super) use self::index::CachedRoot;
+pub(crate) use self::index::CachedRoot;
 pub use self::index::{Chunk, ChunkPlace, RootRecord};
 use self::index::{CommitError, Index, Snapshot};
 pub(super) use self::ingest::LocalIngest;
@@ -70,7 +70,7 @@ use self::parts::Parts;
 use self::read::Files;
 pub use self::rebuild::{Rebuilt, Repaired};
 use super::{Answer, BackingFile, Error, Health, Ingest, Object, Store, Usage, at_hand};
-use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Root};
+use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Node, NodeRef, Root};
 use crate::nix::PathInfo;
 
 /// A store in a folder. Clones are the same store.
@@ -146,8 +146,35 @@ impl LocalStore {
         Ok(self.blob(digest)?.map(|at| at.len))
     }
 
+    /// Whether the blob `digest` is here.
+    pub(crate) fn has_blob_now(&self, digest: &Digest) -> Result<bool, Error> {
+        if *digest == Digest::empty_blob() {
+            return Ok(true);
+        }
+        let there = self.blob(digest)?.is_some();
+        Ok(there && !self.0.index.fresh()?.is_quarantined(Object::Blob, digest)?)
+    }
+
+    /// Whether `node` and everything below it is here, as far as the index says.
+    pub(crate) fn is_whole(&self, node: &Node) -> Result<bool, Error> {
+        match node.borrow() {
+            NodeRef::Symlink { .. } => Ok(true),
+            NodeRef::File { digest, .. } => self.has_blob_now(&digest),
+            NodeRef::Directory { digest, .. } => {
+                let at = (self.0.index).look_up(|snapshot| snapshot.directory(&digest))?;
+                Ok(at.is_some_and(|at| at.kind == Kind::Whole))
+            }
+        }
+    }
+
+    /// The root `name`, if a cache in this store remembers it.
+    pub(crate) fn cached_root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        let found = self.0.index.fresh()?.cached_root(name)?;
+        Ok(found.and_then(|found| found.root))
+    }
+
     /// What a cache in this store remembers of root nodes.
-    pub(super) fn cached_roots(&self) -> Result<HashMap<Bytes, CachedRoot>, Error> {
+    pub(crate) fn cached_roots(&self) -> Result<HashMap<Bytes, CachedRoot>, Error> {
         self.0.index.fresh()?.cached_roots()
     }
 
@@ -361,11 +388,7 @@ impl Store for LocalStore {
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        if *digest == Digest::empty_blob() {
-            return Ok(true);
-        }
-        let there = self.blob(digest)?.is_some();
-        Ok(there && !self.0.index.fresh()?.is_quarantined(Object::Blob, digest)?)
+        self.has_blob_now(digest)
     }
 
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {

@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// Threads that move frames and hash what arrives.
 const THREADS: usize = 2;
 
-pub(super) fn handle() -> io::Result<&'static Handle> {
+pub(crate) fn handle() -> io::Result<&'static Handle> {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime.handle());

@@ -225,6 +225,7 @@ impl Config {
                     size: cache.size.map(|size| size.0),
                     keep_free: cache.keep_free.map(|size| size.0),
                     roots_max_age: cache.roots_max_age.0,
+                    ..CacheOptions::default()
                 },
             }
         } else if let Some(mirrors) = &store.mirrors {

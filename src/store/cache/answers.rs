@@ -213,6 +213,13 @@ impl Store for Cache {
         if let Some(info) = inner.near.path_info(name).await? {
             return Ok(Some(info));
         }
+        // What is kept with every look-up is not asked for again.
+        let kept = inner
+            .keep_path_infos
+            .then(|| inner.writer.roots.path_info(name));
+        if let Some(Some(info)) = kept {
+            return Ok(Some(info));
+        }
         match inner.ask(inner.far.path_info(name)).await {
             Ok(Some(info)) => {
                 inner.writer.roots.note_path_info(name, &info);

@@ -304,6 +304,13 @@ impl Inner {
                 let found = inner.ask(question).await?;
                 let found = found.filter(|root| root.name.as_bytes() == &name[..]);
                 inner.writer.roots.note(&name, found.as_ref(), true);
+                if inner.keep_path_infos && found.is_some() {
+                    let (far, asked) = (inner.far.clone(), name.clone());
+                    let question = async move { far.path_info(&asked).await };
+                    if let Ok(Some(info)) = inner.ask(question).await {
+                        inner.writer.roots.note_path_info(&name, &info);
+                    }
+                }
                 Ok(found)
             }
         });

@@ -44,7 +44,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
 use self::cached_roots::CACHED_ROOTS;
-pub(in crate::store) use self::cached_roots::CachedRoot;
+pub(crate) use self::cached_roots::CachedRoot;
 pub(super) use self::change::{Change, CommitError};
 pub use self::chunk_lists::{Chunk, ChunkPlace};
 pub(super) use self::contents::{Contents, create_with};

@@ -25,16 +25,16 @@ const PINNED: u8 = 1;
 
 /// A root node of the store behind a cache.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(in crate::store) struct CachedRoot {
+pub(crate) struct CachedRoot {
     /// When the other store last said so, in milliseconds since 1970.
-    pub(in crate::store) asked: u64,
+    pub(crate) asked: u64,
     /// When somebody last used it, in milliseconds since 1970.
-    pub(in crate::store) used: u64,
+    pub(crate) used: u64,
     /// Whether what is below it stays, used or not.
-    pub(in crate::store) pinned: bool,
+    pub(crate) pinned: bool,
     /// Nothing if only the pin is known.
-    pub(in crate::store) root: Option<Root>,
-    pub(in crate::store) path_info: Option<Box<PathInfo>>,
+    pub(crate) root: Option<Root>,
+    pub(crate) path_info: Option<Box<PathInfo>>,
 }
 
 impl CachedRoot {
@@ -54,6 +54,15 @@ impl CachedRoot {
 }
 
 impl Snapshot {
+    /// The root `name`, if a cache remembers it. What makes no sense is as good as nothing.
+    pub(in crate::store) fn cached_root(&self, name: &[u8]) -> Result<Option<CachedRoot>, Error> {
+        let value = guarded(&self.folder, || {
+            let found = redb::ReadableTable::get(&self.cached_roots, name)?;
+            Ok(found.map(|value| value.value().to_vec()))
+        })?;
+        Ok(value.and_then(|value| self.decode_cached(name, &value)))
+    }
+
     /// Every root that a cache remembers. What makes no sense is left out: it is only a memory.
     pub(in crate::store) fn cached_roots(&self) -> Result<HashMap<Bytes, CachedRoot>, Error> {
         let entries = guarded(&self.folder, || {

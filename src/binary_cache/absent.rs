@@ -1,0 +1,156 @@
+//! Names that no binary cache has, remembered for an hour.
+//!
+//! As long as Nix remembers a negative answer (`narinfo-cache-negative-ttl`). Kept in a file, since
+//! a machine that boots asks for the same names again. The file holds lines `SECONDS NAME`, seconds
+//! since 1970; it is a memory only, so a file that cannot be read or written costs requests and
+//! nothing else.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+
+/// How long "there is none" holds.
+pub(super) const REMEMBERED: Duration = Duration::from_secs(3600);
+/// Names remembered at the most; beyond, all are forgotten.
+const MOST_NAMES: usize = 100_000;
+/// Bytes of the file that are read at the most.
+const MOST_BYTES: u64 = 32 << 20;
+/// Names that are new since the file was written before it is written again.
+const NEW_BEFORE_WRITE: usize = 64;
+
+/// Names that no binary cache has.
+#[derive(Debug)]
+pub(super) struct AbsentNames {
+    file: Option<PathBuf>,
+    names: Mutex<Names>,
+}
+
+#[derive(Debug, Default)]
+struct Names {
+    /// Seconds since 1970 at which each was found to be absent.
+    since: HashMap<String, u64>,
+    new: usize,
+}
+
+fn now() -> u64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed();
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// Whether an answer of `since` still holds; one of the future does not.
+fn holds(since: u64, now: u64) -> bool {
+    now.checked_sub(since)
+        .is_some_and(|age| age < REMEMBERED.as_secs())
+}
+
+impl AbsentNames {
+    /// What `file` holds, if there is one.
+    pub(super) fn open(file: Option<PathBuf>) -> Self {
+        let since = file.as_deref().map(read).unwrap_or_default();
+        Self {
+            file,
+            names: Mutex::new(Names { since, new: 0 }),
+        }
+    }
+
+    /// Whether no cache had `name` within the last hour.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        let names = self.names.lock();
+        names
+            .since
+            .get(name)
+            .is_some_and(|since| holds(*since, now()))
+    }
+
+    /// No cache has `name` now.
+    pub(super) fn insert(&self, name: &str) {
+        let mut names = self.names.lock();
+        if names.since.len() >= MOST_NAMES {
+            names.since.clear();
+        }
+        names.since.insert(name.to_owned(), now());
+        names.new += 1;
+        if names.new >= NEW_BEFORE_WRITE {
+            self.write(&mut names);
+        }
+    }
+
+    /// A cache has `name` after all.
+    pub(super) fn remove(&self, name: &str) {
+        self.names.lock().since.remove(name);
+    }
+
+    /// Forgets every name.
+    pub(super) fn clear(&self) {
+        let mut names = self.names.lock();
+        names.since.clear();
+        self.write(&mut names);
+    }
+
+    fn write(&self, names: &mut Names) {
+        names.new = 0;
+        let Some(file) = &self.file else { return };
+        let now = now();
+        names.since.retain(|_, since| holds(*since, now));
+        let mut text = String::new();
+        for (name, since) in &names.since {
+            writeln!(text, "{since} {name}").expect("text grows");
+        }
+        let new = file.with_extension("new");
+        let written = fs::write(&new, text).and_then(|()| fs::rename(&new, file));
+        if let Err(error) = written {
+            tracing::debug!("cannot write {}: {error}", file.display());
+        }
+    }
+}
+
+impl Drop for AbsentNames {
+    fn drop(&mut self) {
+        let names = &mut *self.names.lock();
+        if names.new > 0 {
+            self.write(names);
+        }
+    }
+}
+
+fn read(file: &Path) -> HashMap<String, u64> {
+    let mut text = String::new();
+    let opened = fs::File::open(file);
+    let _ = opened.and_then(|file| file.take(MOST_BYTES).read_to_string(&mut text));
+    let now = now();
+    let lines = text.lines().filter_map(|line| {
+        let (since, name) = line.split_once(' ')?;
+        let since = since.parse().ok()?;
+        holds(since, now).then(|| (name.to_owned(), since))
+    });
+    lines.take(MOST_NAMES).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_remembered_over_restarts_for_an_hour_and_until_they_are_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("absent");
+        let old = now() - 3600;
+        fs::write(&file, format!("{old} old\n99999999999 future\nx y z\n")).unwrap();
+        let names = AbsentNames::open(Some(file.clone()));
+        assert!(!names.contains("old") && !names.contains("future"));
+        names.insert("a");
+        names.insert("b");
+        names.remove("b");
+        assert!(names.contains("a"));
+        drop(names);
+        let names = AbsentNames::open(Some(file.clone()));
+        assert!(names.contains("a") && !names.contains("b"));
+        names.clear();
+        assert!(!AbsentNames::open(Some(file)).contains("a"));
+    }
+}

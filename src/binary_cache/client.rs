@@ -1,0 +1,402 @@
+//! Asking one binary cache: small files whole, NARs as streams that go on where they broke off.
+//!
+//! **Not there** is 404, 410 and 403 (what a bucket without the right to list answers); 401 and
+//! 407 are errors with advice. Whatever may pass by itself (no connection, 429, 5xx) is tried
+//! [`TRIES`] times; a `Retry-After` of up to [`LONGEST_WAIT`] is honoured. The client library makes
+//! no retries of its own and decompresses nothing.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http::header::{AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER};
+use tokio::sync::mpsc;
+use url::Url;
+
+use super::address::{CacheAddress, CacheLocation};
+use super::failure::CacheFailure;
+use super::netrc;
+use super::rate::{SlowestRate, WINDOW};
+use crate::store::credential;
+
+/// How often a request is made at the most, unless it made progress meanwhile.
+const TRIES: u32 = 5;
+/// The first pause between two of them; it doubles.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// The longest pause.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long a small file may take, in one try; after as much no other try begins.
+const SMALL_DEADLINE: Duration = Duration::from_secs(15);
+/// A try of a NAR that brought as much counts as progress: it is not the last.
+const PROGRESS: u64 = 1 << 20;
+/// Bytes of a local file that are read at once.
+const FILE_CHUNK: usize = 256 << 10;
+
+/// A client of one binary cache.
+#[derive(Debug)]
+pub(super) struct CacheClient {
+    pub(super) address: CacheAddress,
+    http: reqwest::Client,
+    headers: HeaderMap,
+    requests: AtomicU64,
+}
+
+impl CacheClient {
+    /// Fails where a netrc or token file cannot be read or the HTTP client cannot be made.
+    pub(super) fn new(address: CacheAddress) -> Result<Self, String> {
+        // An error says that one is installed already, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT)
+            .user_agent(concat!("castore-fs/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::limited(5))
+            .build()
+            .map_err(|error| format!("cannot start an HTTP client: {error}"))?;
+        Ok(Self {
+            headers: headers(&address)?,
+            address,
+            http,
+            requests: AtomicU64::new(0),
+        })
+    }
+
+    /// Requests made so far.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// The file at `path`, of at most `limit` bytes; nothing if the cache has none.
+    pub(super) async fn small(
+        &self,
+        path: &str,
+        limit: usize,
+    ) -> Result<Option<Bytes>, CacheFailure> {
+        let mut pauses = Pauses::default();
+        let began = Instant::now();
+        loop {
+            let tried = self.try_small(path, limit);
+            let tried = match tokio::time::timeout(SMALL_DEADLINE, tried).await {
+                Ok(tried) => tried,
+                Err(_) => Err((CacheFailure::TimedOut(SMALL_DEADLINE), None)),
+            };
+            match tried {
+                Ok(found) => return Ok(found),
+                Err((failure, _)) if began.elapsed() > SMALL_DEADLINE => return Err(failure),
+                Err((failure, after)) => pauses.pause(failure, after).await?,
+            }
+        }
+    }
+
+    async fn try_small(
+        &self,
+        path: &str,
+        limit: usize,
+    ) -> Result<Option<Bytes>, (CacheFailure, Option<Duration>)> {
+        let too_long = || CacheFailure::Refused(format!("{path} is longer than {limit} bytes"));
+        let url = match self.locate(path).map_err(|failure| (failure, None))? {
+            Located::Url(url) => url,
+            Located::File(file) => {
+                self.requests.fetch_add(1, Ordering::Relaxed);
+                let read = tokio::task::spawn_blocking(move || {
+                    let mut bytes = Vec::new();
+                    let limit = limit as u64 + 1;
+                    File::open(file)?.take(limit).read_to_end(&mut bytes)?;
+                    Ok::<_, std::io::Error>(bytes)
+                });
+                let read = read.await.map_err(std::io::Error::other).flatten();
+                return match read {
+                    Ok(bytes) if bytes.len() > limit => Err((too_long(), None)),
+                    Ok(bytes) => Ok(Some(bytes.into())),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    Err(error) => Err((CacheFailure::Unreachable(error.to_string()), None)),
+                };
+            }
+        };
+        let Some(mut response) = self.get(url, 0).await? else {
+            return Ok(None);
+        };
+        let mut bytes = BytesMut::new();
+        loop {
+            let chunk = response.chunk().await;
+            let Some(chunk) = chunk.map_err(|error| (unreachable(&error), None))? else {
+                return Ok(Some(bytes.freeze()));
+            };
+            if bytes.len() + chunk.len() > limit {
+                return Err((too_long(), None));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+    }
+
+    /// Sends the file at `path`, of at most `limit` bytes, to `out`, and at its end nothing more;
+    /// a failure is the last thing sent. Ends when `out` is closed.
+    pub(super) async fn stream(
+        &self,
+        path: &str,
+        limit: u64,
+        out: mpsc::Sender<Result<Bytes, CacheFailure>>,
+    ) {
+        if let Err(failure) = self.try_stream(path, limit, &out).await {
+            // Fails if the reader has gone, which then needs no reason.
+            let _ = out.send(Err(failure)).await;
+        }
+    }
+
+    async fn try_stream(
+        &self,
+        path: &str,
+        limit: u64,
+        out: &mpsc::Sender<Result<Bytes, CacheFailure>>,
+    ) -> Result<(), CacheFailure> {
+        let url = match self.locate(path)? {
+            Located::Url(url) => url,
+            Located::File(file) => {
+                self.requests.fetch_add(1, Ordering::Relaxed);
+                let out = out.clone();
+                let send = move || send_file(&file, limit, &out);
+                let sent = tokio::task::spawn_blocking(send).await;
+                return sent
+                    .unwrap_or_else(|error| Err(CacheFailure::Unreachable(error.to_string())));
+            }
+        };
+        let mut pauses = Pauses::default();
+        let mut sent = 0;
+        loop {
+            let before = sent;
+            let tried = self.try_part(url.clone(), limit, &mut sent, out).await;
+            if sent - before >= PROGRESS {
+                pauses = Pauses::default();
+            }
+            match tried {
+                Ok(()) => return Ok(()),
+                Err((failure, after)) => pauses.pause(failure, after).await?,
+            }
+        }
+    }
+
+    /// Sends what follows the first `sent` bytes of `url`, which it counts up.
+    async fn try_part(
+        &self,
+        url: Url,
+        limit: u64,
+        sent: &mut u64,
+        out: &mpsc::Sender<Result<Bytes, CacheFailure>>,
+    ) -> Result<(), (CacheFailure, Option<Duration>)> {
+        let asked = tokio::time::timeout(SMALL_DEADLINE, self.get(url, *sent)).await;
+        let asked = asked.unwrap_or(Err((CacheFailure::TimedOut(SMALL_DEADLINE), None)))?;
+        let absent = || CacheFailure::Refused("the NAR that its narinfo names is not there".into());
+        let mut response = asked.ok_or_else(|| (absent(), None))?;
+        // A server that knows no ranges sends everything again.
+        let mut skip = match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let start = range_start(response.headers());
+                if start != Some(*sent) {
+                    let why = "the server sent another range than the one asked for";
+                    return Err((CacheFailure::Refused(why.to_owned()), None));
+                }
+                0
+            }
+            _ => *sent,
+        };
+        let mut rate = SlowestRate::new();
+        loop {
+            let since = Instant::now();
+            let chunk = tokio::time::timeout(rate.patience(), response.chunk()).await;
+            let chunk = chunk.map_err(|_| (CacheFailure::TimedOut(WINDOW), None))?;
+            let Some(mut chunk) = chunk.map_err(|error| (unreachable(&error), None))? else {
+                return Ok(());
+            };
+            rate.took(chunk.len() as u64, since)
+                .map_err(|_| (CacheFailure::TimedOut(WINDOW), None))?;
+            let skipped = skip.min(chunk.len() as u64);
+            skip -= skipped;
+            let chunk = chunk.split_off(skipped as usize);
+            *sent += chunk.len() as u64;
+            if *sent > limit {
+                let why = format!("the NAR's file is longer than {limit} bytes");
+                return Err((CacheFailure::Refused(why), None));
+            }
+            if !chunk.is_empty() && out.send(Ok(chunk)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The answer for `url` from byte `from` on; nothing if the cache has no such file.
+    async fn get(
+        &self,
+        url: Url,
+        from: u64,
+    ) -> Result<Option<reqwest::Response>, (CacheFailure, Option<Duration>)> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let is_own = self.owns(&url);
+        let mut request = self.http.get(url);
+        if is_own {
+            request = request.headers(self.headers.clone());
+        }
+        if from > 0 {
+            request = request.header(RANGE, format!("bytes={from}-"));
+        }
+        let response = request.send().await;
+        let response = response.map_err(|error| (unreachable(&error), None))?;
+        let status = response.status();
+        match status.as_u16() {
+            200 | 206 => Ok(Some(response)),
+            403 | 404 | 410 => Ok(None),
+            status @ (401 | 407) => Err((CacheFailure::Unauthorized(status), None)),
+            status => Err((
+                CacheFailure::Status(status),
+                retry_after(response.headers()),
+            )),
+        }
+    }
+
+    /// Whether `url` is on this cache's server, which alone is sent the login.
+    fn owns(&self, url: &Url) -> bool {
+        match &self.address.location {
+            CacheLocation::Http(base) => base.origin() == url.origin(),
+            CacheLocation::Directory(_) => false,
+        }
+    }
+
+    /// Where the file is that a narinfo calls `path`: below the cache, or anywhere by a URL.
+    fn locate(&self, path: &str) -> Result<Located, CacheFailure> {
+        let refused = |why: &str| CacheFailure::Refused(format!("the URL in its narinfo {why}"));
+        match &self.address.location {
+            CacheLocation::Http(base) => {
+                let url = base.join(path).map_err(|_| refused("is not a URL"))?;
+                let is_weaker = base.scheme() == "https" && url.scheme() != "https";
+                match url.scheme() {
+                    _ if is_weaker => Err(refused("leaves https")),
+                    "http" | "https" => Ok(Located::Url(url)),
+                    _ => Err(refused("is neither http nor https")),
+                }
+            }
+            CacheLocation::Directory(base) => {
+                let is_below = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+                match is_below && !path.contains('\0') {
+                    true => Ok(Located::File(base.join(path))),
+                    false => Err(refused("leads out of the cache's directory")),
+                }
+            }
+        }
+    }
+}
+
+enum Located {
+    Url(Url),
+    File(std::path::PathBuf),
+}
+
+/// Pauses between the tries of one request.
+#[derive(Default)]
+struct Pauses {
+    tries: u32,
+}
+
+impl Pauses {
+    /// Waits before the next try, or fails with `failure` if there is to be none.
+    async fn pause(
+        &mut self,
+        failure: CacheFailure,
+        after: Option<Duration>,
+    ) -> Result<(), CacheFailure> {
+        self.tries += 1;
+        if self.tries >= TRIES || !failure.is_transient() {
+            return Err(failure);
+        }
+        let doubled = FIRST_WAIT.saturating_mul(1 << (self.tries - 1));
+        let wait = after.unwrap_or(doubled).min(LONGEST_WAIT);
+        tokio::time::sleep(wait.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+        Ok(())
+    }
+}
+
+fn send_file(
+    path: &std::path::Path,
+    limit: u64,
+    out: &mpsc::Sender<Result<Bytes, CacheFailure>>,
+) -> Result<(), CacheFailure> {
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            CacheFailure::Refused("the NAR that its narinfo names is not there".to_owned())
+        }
+        _ => CacheFailure::Unreachable(error.to_string()),
+    };
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    if length > limit {
+        let why = format!("the NAR's file is longer than {limit} bytes");
+        return Err(CacheFailure::Refused(why));
+    }
+    file.rewind().map_err(failed)?;
+    loop {
+        let mut chunk = vec![0; FILE_CHUNK];
+        let read = file.read(&mut chunk).map_err(failed)?;
+        if read == 0 {
+            return Ok(());
+        }
+        chunk.truncate(read);
+        if out.blocking_send(Ok(chunk.into())).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// What every request to the cache's own server carries.
+fn headers(address: &CacheAddress) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    let text = |path: &std::path::Path| {
+        let text = credential::read(path)?;
+        let wrong = |_| format!("{} is not text", path.display());
+        String::from_utf8(text).map_err(wrong)
+    };
+    let value = if let Some(path) = &address.token_file {
+        Some(format!("Bearer {}", text(path)?.trim()))
+    } else if let (Some(path), Some(host)) = (&address.netrc_file, address.host()) {
+        netrc::login(&text(path)?, host).map(|login| {
+            let both = format!("{}:{}", login.user, login.password);
+            format!("Basic {}", data_encoding::BASE64.encode(both.as_bytes()))
+        })
+    } else {
+        None
+    };
+    if let Some(value) = value {
+        let value = HeaderValue::from_str(&value);
+        let mut value = value.map_err(|_| "the login has control characters".to_owned())?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+    Ok(headers)
+}
+
+fn unreachable(error: &reqwest::Error) -> CacheFailure {
+    let mut why = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !why.contains(&text) {
+            why = format!("{why}: {text}");
+        }
+        cause = error.source();
+    }
+    CacheFailure::Unreachable(why)
+}
+
+/// Seconds of a `Retry-After` header.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// The first byte of a `Content-Range` header, `bytes FIRST-LAST/SIZE`.
+fn range_start(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    let range = range.strip_prefix("bytes ")?;
+    range.split('-').next()?.parse().ok()
+}

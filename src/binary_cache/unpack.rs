@@ -1,0 +1,155 @@
+//! From a NAR's bytes, as they come, into a local store.
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use super::failure::CacheFailure;
+use crate::castore::Node;
+use crate::compression::{Compression, Decoder, Limits};
+use crate::import::{self, Progress};
+use crate::nix::{ContentMethod, NarinfoFile, NixHash};
+use crate::store::{LocalStore, Store};
+
+/// The chunks of a download, read by a thread that may block.
+pub(super) struct ChunkReader {
+    chunks: mpsc::Receiver<Result<Bytes, CacheFailure>>,
+    chunk: Bytes,
+    /// What ended the download before its end.
+    failure: Option<CacheFailure>,
+}
+
+impl ChunkReader {
+    pub(super) fn new(chunks: mpsc::Receiver<Result<Bytes, CacheFailure>>) -> Self {
+        Self {
+            chunks,
+            chunk: Bytes::new(),
+            failure: None,
+        }
+    }
+}
+
+impl Read for ChunkReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.chunks.blocking_recv() {
+                None => return Ok(0),
+                Some(Ok(chunk)) => self.chunk = chunk,
+                Some(Err(failure)) => {
+                    let text = failure.to_string();
+                    self.failure = Some(failure);
+                    return Err(io::Error::other(text));
+                }
+            }
+        }
+        let length = buffer.len().min(self.chunk.len());
+        buffer[..length].copy_from_slice(&self.chunk.split_to(length));
+        Ok(length)
+    }
+}
+
+/// Hashes and counts what is read through it.
+struct Hashing<R> {
+    input: R,
+    size: u64,
+    hasher: Sha256,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        self.size += read as u64;
+        Ok(read)
+    }
+}
+
+/// Whether a NAR of `narinfo` can be unpacked; gives its compression.
+pub(super) fn compression(narinfo: &NarinfoFile) -> Result<Option<Compression>, CacheFailure> {
+    if narinfo.compression == "none" {
+        return Ok(None);
+    }
+    let known = Compression::from_name(&narinfo.compression).map(Some);
+    known.ok_or_else(|| {
+        CacheFailure::Refused(format!(
+            "its Compression {:?} is not one of none, xz, zstd, bzip2, gzip and br",
+            narinfo.compression
+        ))
+    })
+}
+
+/// Unpacks the NAR of `narinfo` into `into`, and gives the node it makes once its size and hash
+/// are what the narinfo says; otherwise nothing of it stays. Blocks.
+pub(super) fn unpack(
+    into: &LocalStore,
+    narinfo: &NarinfoFile,
+    mut input: ChunkReader,
+) -> Result<Node, CacheFailure> {
+    let compression = compression(narinfo)?;
+    let kept = |error: crate::store::Error| CacheFailure::Store(error.to_string());
+    let ingest = into.ingest().map_err(kept)?;
+    let limits = Limits::of_output(narinfo.nar.size.saturating_add(1));
+    let decoder = Decoder::new(&mut input, compression, limits)
+        .map_err(|error| CacheFailure::Refused(error.to_string()))?;
+    let mut nar = Hashing {
+        input: decoder,
+        size: 0,
+        hasher: Sha256::new(),
+    };
+    let added = import::add(
+        &*ingest,
+        import::Source::Nar(&mut nar),
+        &import::Options::default(),
+        &Progress::new(),
+    );
+    // The reader of a NAR stops behind its end: nothing may follow.
+    let rest = added.is_ok().then(|| io::copy(&mut nar, &mut io::sink()));
+    let (size, sha256) = (nar.size, nar.hasher.finalize());
+    if let Some(failure) = input.failure {
+        return Err(failure);
+    }
+    let refused =
+        |error: &dyn std::fmt::Display| CacheFailure::Refused(format!("its NAR: {error}"));
+    if let Some(Err(error)) = &rest {
+        return Err(refused(error));
+    }
+    let node = match added {
+        Ok(node) => node,
+        Err(import::Error::Store(error)) => return Err(kept(error)),
+        Err(error) => return Err(refused(&error)),
+    };
+    if size != narinfo.nar.size {
+        let expected = narinfo.nar.size;
+        let why = format!("its NAR has {size} bytes instead of the {expected} of its NarSize");
+        return Err(CacheFailure::Refused(why));
+    }
+    if sha256[..] != narinfo.nar.sha256 {
+        return Err(CacheFailure::Refused(format!(
+            "its NAR has the hash {} instead of its NarHash {}",
+            NixHash::Sha256(sha256.into()),
+            NixHash::Sha256(narinfo.nar.sha256),
+        )));
+    }
+    ingest.commit().map_err(kept)?;
+    Ok(node)
+}
+
+/// Whether the hash in the path's content address is that of the contents, as far as the NAR's
+/// hash or the `contents` of its only file tell.
+pub(super) fn address_fits_contents(
+    narinfo: &NarinfoFile,
+    contents: impl FnOnce() -> Option<[u8; 32]>,
+) -> bool {
+    let Some(address) = narinfo.content_address else {
+        return false;
+    };
+    let Some(expected) = address.hash.sha256() else {
+        return false;
+    };
+    match address.method {
+        ContentMethod::Recursive => narinfo.nar.sha256 == expected,
+        ContentMethod::Flat | ContentMethod::Text => contents() == Some(expected),
+    }
+}

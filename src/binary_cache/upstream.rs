@@ -1,0 +1,541 @@
+//! One or more binary caches as the upstream of a cache.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::absent::AbsentNames;
+use super::address::CacheAddress;
+use super::client::CacheClient;
+use super::closure::Prefetcher;
+use super::failure::CacheFailure;
+use super::info::{CacheInfo, MAX_INFO_BYTES};
+use super::unpack::{ChunkReader, address_fits_contents, compression, unpack};
+use crate::castore::{Digest, Directory, GroupTable, Node, NodeRef, Root};
+use crate::nix::{MAX_NARINFO_BYTES, NarinfoFile, PathInfo, StorePath};
+use crate::store::flights::Flights;
+use crate::store::{Answer, BackingFile, Error, Health, Ingest, LocalStore, Store, Usage, network};
+
+/// NARs that are downloaded and unpacked at once.
+const UNPACKING: usize = 16;
+/// Chunks of a NAR that wait for being unpacked.
+const CHUNKS_AHEAD: usize = 16;
+/// Paths whose narinfo stays in memory.
+const KNOWN_PATHS: usize = 4096;
+/// Paths whose contents came last and whose [`PathInfo`] stays in memory: the look-up
+/// asks for it next.
+const FETCHED_PATHS: usize = 256;
+/// Paths that are downloaded again, one after the other, to find contents that are gone.
+const MOST_SEARCHED: usize = 8;
+/// Bytes of a content-addressed file that are hashed at once.
+const HASHED_AT_ONCE: usize = 1 << 20;
+
+/// What is fetched of the paths that a path refers to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClosureMode {
+    /// Their narinfos and NARs, ahead of their readers.
+    #[default]
+    Fetch,
+    /// Their narinfos.
+    Narinfos,
+    /// Nothing.
+    Off,
+}
+
+/// Binary caches, and the local store that their contents are unpacked into. Clones share
+/// everything.
+///
+/// Answers look-ups of names that are store paths; has no list of them. Contents are looked for in
+/// the local store first by whoever stands in front (a [`Cache`](crate::store::Cache)): a digest
+/// that is asked for here is not there, so the paths that could have it are downloaded again.
+#[derive(Clone, Debug)]
+pub struct BinaryCaches(Arc<Inner>);
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    url: String,
+    caches: Vec<CacheClient>,
+    into: LocalStore,
+    runtime: Handle,
+    closure: ClosureMode,
+    /// The caches by their priority, once that is known.
+    order: tokio::sync::Mutex<Vec<Order>>,
+    absent: AbsentNames,
+    known: Mutex<LruCache<StorePath, Arc<Known>>>,
+    infos: Mutex<LruCache<StorePath, PathInfo>>,
+    fetching: Flights<StorePath, Shared<Root>>,
+    asking: Flights<StorePath, Shared<Arc<Known>>>,
+    unpacking: Semaphore,
+    prefetcher: Prefetcher,
+}
+
+/// An answer for all who waited for it.
+type Shared<T> = Result<Option<T>, Arc<Error>>;
+
+/// The narinfo of a path, and which cache it is from.
+#[derive(Debug)]
+pub(super) struct Known {
+    cache: usize,
+    pub(super) narinfo: NarinfoFile,
+    /// Whether a trusted key has signed it; if not, its contents are its proof.
+    signed: bool,
+}
+
+/// A cache and its priority.
+#[derive(Clone, Copy, Debug)]
+struct Order {
+    priority: u32,
+    cache: usize,
+}
+
+impl BinaryCaches {
+    /// The caches at `addresses`, unpacked into `into`. `absent` is the file that remembers names
+    /// that no cache has.
+    pub fn new(
+        addresses: Vec<CacheAddress>,
+        into: LocalStore,
+        closure: ClosureMode,
+        absent: Option<PathBuf>,
+    ) -> Result<Self, Error> {
+        let shown: Vec<&str> = addresses.iter().map(|address| &address.shown[..]).collect();
+        let url = shown.join(" ");
+        let wrong = |why: String| Error::Url {
+            url: url.clone(),
+            why,
+        };
+        let caches: Result<Vec<CacheClient>, String> =
+            addresses.into_iter().map(CacheClient::new).collect();
+        let caches = caches.map_err(wrong)?;
+        if let Some(cache) = caches.iter().find(|cache| {
+            cache.address.require_signatures && cache.address.trusted_public_keys.is_empty()
+        }) {
+            return Err(Error::Url {
+                url: cache.address.shown.clone(),
+                why:
+                    "no key is trusted to sign its paths: add trusted-public-keys=NAME:BASE64, or \
+                      require-signatures=false"
+                        .to_owned(),
+            });
+        }
+        let runtime = network::handle().map_err(|source| Error::Io {
+            store: url.clone(),
+            action: "start threads for",
+            path: PathBuf::new(),
+            source,
+        })?;
+        Ok(Self(Arc::new(Inner {
+            caches,
+            into,
+            runtime: runtime.clone(),
+            closure,
+            order: tokio::sync::Mutex::default(),
+            absent: AbsentNames::open(absent),
+            known: remembering(KNOWN_PATHS),
+            infos: remembering(FETCHED_PATHS),
+            fetching: Flights::default(),
+            asking: Flights::default(),
+            unpacking: Semaphore::new(UNPACKING),
+            prefetcher: Prefetcher::default(),
+            url,
+        })))
+    }
+
+    /// Forgets which names are absent, so that they are asked for again.
+    pub fn forget_absent(&self) {
+        self.0.absent.clear();
+    }
+
+    /// Requests made to the caches so far.
+    pub fn requests(&self) -> u64 {
+        self.0.caches.iter().map(CacheClient::requests).sum()
+    }
+
+    /// The narinfo of the path `name`; nothing if no cache has it.
+    pub async fn narinfo(&self, name: &[u8]) -> Result<Option<NarinfoFile>, Error> {
+        let Ok(path) = StorePath::from_base_name(name) else {
+            return Ok(None);
+        };
+        let known = self.0.known(path).await?;
+        Ok(known.map(|known| known.narinfo.clone()))
+    }
+}
+
+impl Inner {
+    /// The runtime that fetches.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// The local store that contents go to.
+    pub(super) fn into(&self) -> &LocalStore {
+        &self.into
+    }
+
+    /// Fetches ahead what `narinfo` refers to.
+    pub(super) fn prefetch(self: &Arc<Self>, narinfo: &NarinfoFile, mode: ClosureMode) {
+        self.prefetcher.want(self, narinfo, mode);
+    }
+
+    /// The caches, by their priority, and why one of them is left out.
+    async fn order(&self) -> (Vec<usize>, Option<Error>) {
+        let mut order = self.order.lock().await;
+        let mut failure = None;
+        for (index, cache) in self.caches.iter().enumerate() {
+            if order.iter().any(|order| order.cache == index) {
+                continue;
+            }
+            let info = cache.small("nix-cache-info", MAX_INFO_BYTES).await;
+            let info = info.and_then(|found| {
+                CacheInfo::parse(&found.unwrap_or_default()).map_err(CacheFailure::Refused)
+            });
+            match info {
+                Ok(info) => order.push(Order {
+                    priority: cache.address.priority.unwrap_or(info.priority),
+                    cache: index,
+                }),
+                Err(error) => {
+                    let request = "reading nix-cache-info".to_owned();
+                    failure = Some(error.of(&cache.address.shown, request));
+                }
+            }
+        }
+        order.sort_by_key(|order| order.priority);
+        (order.iter().map(|order| order.cache).collect(), failure)
+    }
+
+    /// The narinfo of `path`, from memory or from the first cache that has it.
+    pub(super) async fn known(
+        self: &Arc<Self>,
+        path: StorePath,
+    ) -> Result<Option<Arc<Known>>, Error> {
+        if let Some(known) = self.known.lock().get(&path) {
+            return Ok(Some(known.clone()));
+        }
+        if self.absent.contains(&path.to_string()) {
+            return Ok(None);
+        }
+        let landed = self.asking.join(path.clone(), &self.runtime, || {
+            let inner = self.clone();
+            async move { inner.ask(&path).await.map_err(Arc::new) }
+        });
+        self.landed(landed.await)
+    }
+
+    async fn ask(&self, path: &StorePath) -> Result<Option<Arc<Known>>, Error> {
+        let (order, mut failure) = self.order().await;
+        for index in order {
+            let cache = &self.caches[index];
+            match self.ask_one(index, path).await {
+                Ok(Some(known)) => {
+                    let known = Arc::new(known);
+                    self.absent.remove(&path.to_string());
+                    self.known.lock().put(path.clone(), known.clone());
+                    return Ok(Some(known));
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let error = error.of(&cache.address.shown, format!("the narinfo of {path}"));
+                    tracing::debug!("{error}");
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        match failure {
+            Some(failure) => Err(failure),
+            None => {
+                self.absent.insert(&path.to_string());
+                Ok(None)
+            }
+        }
+    }
+
+    async fn ask_one(&self, index: usize, path: &StorePath) -> Result<Option<Known>, CacheFailure> {
+        let cache = &self.caches[index];
+        let file = format!("{}.narinfo", path.hash());
+        let Some(text) = cache.small(&file, MAX_NARINFO_BYTES).await? else {
+            return Ok(None);
+        };
+        let narinfo = NarinfoFile::parse(&text)
+            .map_err(|error| CacheFailure::Refused(format!("it is not a narinfo: {error}")))?;
+        // Another name with this hash is another path, which the cache does not claim to have.
+        if narinfo.path != *path {
+            return Ok(None);
+        }
+        compression(&narinfo)?;
+        let keys = &cache.address.trusted_public_keys;
+        let signed = !cache.address.require_signatures || narinfo.is_signed_by(keys);
+        if !signed && !narinfo.address_gives_path() {
+            return Err(CacheFailure::Refused(
+                "it has no signature by a trusted key (trusted-public-keys)".to_owned(),
+            ));
+        }
+        Ok(Some(Known {
+            cache: index,
+            narinfo,
+            signed,
+        }))
+    }
+
+    /// The contents of `path`, unpacked into the local store.
+    pub(super) async fn fetch(self: &Arc<Self>, path: StorePath) -> Result<Option<Root>, Error> {
+        let landed = self.fetching.join(path.clone(), &self.runtime, || {
+            let inner = self.clone();
+            async move { inner.download(path).await.map_err(Arc::new) }
+        });
+        self.landed(landed.await)
+    }
+
+    async fn download(self: Arc<Self>, path: StorePath) -> Result<Option<Root>, Error> {
+        let Some(known) = self.known(path.clone()).await? else {
+            return Ok(None);
+        };
+        let cache = &self.caches[known.cache];
+        let failed = |failure: CacheFailure| {
+            // The next look-up asks anew, perhaps another cache.
+            self.known.lock().pop(&path);
+            failure.of(&cache.address.shown, format!("fetching {path}"))
+        };
+        let began = Instant::now();
+        let node = self.clone().unpack(known.clone()).await.map_err(failed)?;
+        if !known.signed && !self.proves_itself(&known.narinfo, &node) {
+            let why = "its contents do not have the hash of its content address, and no trusted \
+                       key has signed it";
+            return Err(failed(CacheFailure::Refused(why.to_owned())));
+        }
+        tracing::debug!(
+            "{}: fetched {path}, {} bytes in {:?}",
+            cache.address.shown,
+            known.narinfo.nar.size,
+            began.elapsed()
+        );
+        if self.closure != ClosureMode::Off {
+            self.prefetch(&known.narinfo, self.closure);
+        }
+        let info = known.narinfo.path_info(node.clone());
+        let root = path.root(node);
+        self.infos.lock().put(path, info);
+        Ok(Some(root))
+    }
+
+    /// Downloads and unpacks one NAR.
+    async fn unpack(self: Arc<Self>, known: Arc<Known>) -> Result<Node, CacheFailure> {
+        let _permit = self.unpacking.acquire().await;
+        let (out, chunks) = mpsc::channel(CHUNKS_AHEAD);
+        let (inner, asked) = (self.clone(), known.clone());
+        // What is compressed can be a little larger than what it stands for.
+        let size = known.narinfo.nar.size;
+        let limit = size.saturating_add(size / 16).saturating_add(1 << 20);
+        self.runtime.spawn(async move {
+            let cache = &inner.caches[asked.cache];
+            cache.stream(&asked.narinfo.url, limit, out).await;
+        });
+        let into = self.into.clone();
+        let work = move || unpack(&into, &known.narinfo, ChunkReader::new(chunks));
+        let unpacked = tokio::task::spawn_blocking(work).await;
+        unpacked.unwrap_or_else(|error| Err(CacheFailure::Store(error.to_string())))
+    }
+
+    /// Whether the contents are what the path's content address says.
+    fn proves_itself(&self, narinfo: &NarinfoFile, node: &Node) -> bool {
+        address_fits_contents(narinfo, || {
+            let NodeRef::File { digest, size, .. } = node.borrow() else {
+                return None;
+            };
+            sha256_of(&self.into, &digest, size)
+        })
+    }
+
+    fn landed<T>(&self, landed: Option<Shared<T>>) -> Result<Option<T>, Error> {
+        match landed {
+            Some(Ok(found)) => Ok(found),
+            Some(Err(error)) => Err(error.again()),
+            None => Err(Error::Remote {
+                store: self.url.clone(),
+                request: "fetching a path".to_owned(),
+                why: "the fetch broke off".to_owned(),
+            }),
+        }
+    }
+
+    /// Downloads paths again until `found` is true: contents that were here are gone, and which
+    /// path they belong to is not recorded. Those that were used last come first.
+    async fn search(
+        self: &Arc<Self>,
+        found: impl Fn(&LocalStore) -> Result<bool, Error>,
+    ) -> Result<bool, Error> {
+        let mut roots: Vec<_> = (self.into.cached_roots()?.into_iter())
+            .filter_map(|(_, cached)| Some((cached.used, cached.root?)))
+            .collect();
+        roots.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
+        let mut searched = 0;
+        for (_, root) in roots {
+            let Ok(path) = StorePath::from_base_name(root.name.as_bytes()) else {
+                continue;
+            };
+            if searched == MOST_SEARCHED || self.into.is_whole(&root.node)? {
+                continue;
+            }
+            searched += 1;
+            self.fetch(path).await?;
+            if found(&self.into)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A memory of the `most` values used last.
+fn remembering<V>(most: usize) -> Mutex<LruCache<StorePath, V>> {
+    let most = NonZeroUsize::new(most).expect("a memory of nothing is of no use");
+    Mutex::new(LruCache::new(most))
+}
+
+/// The SHA-256 of a blob in `store`; nothing if it cannot be read.
+fn sha256_of(store: &LocalStore, digest: &Digest, size: u64) -> Option<[u8; 32]> {
+    use sha2::Digest as _;
+    let mut hasher = sha2::Sha256::new();
+    let mut buffer = vec![0; HASHED_AT_ONCE];
+    let mut offset = 0;
+    while offset < size {
+        match store.read_now(digest, size, offset, &mut buffer) {
+            Ok(Answer::Found(read)) if read > 0 => {
+                hasher.update(&buffer[..read]);
+                offset += read as u64;
+            }
+            _ => return None,
+        }
+    }
+    Some(hasher.finalize().into())
+}
+
+#[async_trait]
+impl Store for BinaryCaches {
+    fn url(&self) -> &str {
+        &self.0.url
+    }
+
+    fn directory_now(&self, _: &Digest) -> Result<Answer<Directory>, Error> {
+        Ok(Answer::Wait)
+    }
+
+    fn read_now(&self, _: &Digest, _: u64, _: u64, _: &mut [u8]) -> Result<Answer<usize>, Error> {
+        Ok(Answer::Wait)
+    }
+
+    /// Contents come by the path, so there is nothing to fetch ahead.
+    fn will_need(&self, _: &[(Digest, u64)]) {}
+
+    /// Names that are not store paths, or that no cache has, are absent at once.
+    fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
+        Ok(match StorePath::from_base_name(name) {
+            Err(_) => Answer::Absent,
+            Ok(path) if self.0.absent.contains(&path.to_string()) => Answer::Absent,
+            Ok(_) => Answer::Wait,
+        })
+    }
+
+    fn backing_file(&self, _: &Digest, _: u64) -> Result<Option<BackingFile>, Error> {
+        Ok(None)
+    }
+
+    async fn directory(&self, digest: &Digest) -> Result<Option<Directory>, Error> {
+        let inner = &self.0;
+        let there = |into: &LocalStore| {
+            let found = into.directory_now(digest)?;
+            Ok(matches!(found, Answer::Found(_)))
+        };
+        match inner.search(there).await? {
+            true => inner.into.directory(digest).await,
+            false => Ok(None),
+        }
+    }
+
+    async fn read(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<Option<Bytes>, Error> {
+        let inner = &self.0;
+        match inner.search(|into| into.has_blob_now(digest)).await? {
+            true => inner.into.read(digest, size, offset, length).await,
+            false => Ok(None),
+        }
+    }
+
+    async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
+        match StorePath::from_base_name(name) {
+            Ok(path) => self.0.fetch(path).await,
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// A binary cache has no list of its paths.
+    async fn roots(&self) -> Result<Vec<Root>, Error> {
+        Err(Error::Refused {
+            store: self.0.url.clone(),
+            what: "listing the roots".to_owned(),
+            why: "a Nix binary cache cannot list its paths; look them up by name".to_owned(),
+        })
+    }
+
+    async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
+        let Ok(path) = StorePath::from_base_name(name) else {
+            return Ok(None);
+        };
+        if let Some(info) = self.0.infos.lock().get(&path) {
+            return Ok(Some(info.clone()));
+        }
+        // Of a path that was fetched before, the near store remembers it. This one is new.
+        let fetched = self.0.fetch(path.clone()).await?;
+        let info = self.0.infos.lock().get(&path).cloned();
+        Ok(fetched.and(info))
+    }
+
+    async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        self.0.into.has_blob(digest).await
+    }
+
+    async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        self.0.into.blob_size(digest).await
+    }
+
+    async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
+        self.0.into.group_table(digest, size).await
+    }
+
+    fn usage(&self) -> Result<Option<Usage>, Error> {
+        Ok(None)
+    }
+
+    fn health(&self) -> Health {
+        Health::default()
+    }
+
+    fn roots_version(&self) -> Result<u64, Error> {
+        Ok(0)
+    }
+
+    /// A store path never changes.
+    fn wait_for_roots(&self, _: u64, timeout: Duration) -> Result<u64, Error> {
+        std::thread::sleep(timeout);
+        Ok(0)
+    }
+
+    fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
+        Err(Error::ReadOnly {
+            store: self.0.url.clone(),
+            why: "it is a Nix binary cache, which is only read; add to another store".to_owned(),
+        })
+    }
+}
