@@ -14,6 +14,7 @@
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
 //! | 3 | [`fs`] | the file system: nodes, lookups, listings, reads |
 //! | 3 | [`import`], [`tree`] | trees into a store, and back out of one |
+//! | 4 | [`binary_cache`], [`stores`] | Nix binary caches as stores; from a URL or description to a store |
 //! | 4 | [`transport`] | how requests come in: FUSE, virtiofs |
 //! | 4 | [`server`] | any store, served over gRPC |
 //! | 5 | [`service`] | the daemon: configuration, supervision, systemd |
@@ -36,6 +37,7 @@ pub mod server;
 pub mod service;
 pub mod spans;
 pub mod store;
+pub mod stores;
 pub mod transport;
 pub mod tree;
 

@@ -38,11 +38,9 @@ mod measured;
 mod memory;
 mod mirrors;
 mod missing;
-mod needs;
 pub(crate) mod network;
 mod object;
 mod pace;
-mod plan;
 mod reputation;
 mod root_change;
 mod root_list;
@@ -50,7 +48,6 @@ mod root_versions;
 mod segments;
 mod shown_url;
 mod staged_directories;
-mod url;
 
 use std::fmt::Debug;
 use std::os::fd::OwnedFd;
@@ -65,22 +62,23 @@ use crate::nix::PathInfo;
 
 pub use blocking::Blocking;
 pub(crate) use bounded::Bounded;
+pub(crate) use cache::WithoutNear;
 pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
 pub use error::{Damage, Error, Object};
 pub use filter::{Filter, Pattern};
 pub use grpc::GrpcStore;
 pub use health::{EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
 pub use join::Join;
+pub(crate) use local::url as local_url;
+pub use local::url::{local_folder, open_local};
 pub use local::{
     Chunk, ChunkPlace, Collected, GcOptions, Lease, LocalStore, Rebuilt, Repaired, RootRecord,
 };
+pub(crate) use measured::Measured;
 pub use memory::MemoryStore;
 pub use mirrors::{Mirrors, Order};
-pub use needs::{Needs, UsedFile, needs};
 pub use object::ObjectStore;
-pub use plan::{Named, OpenError, OpenStores, Opened, Plan, open_all, open_each};
 pub use shown_url::{shown_url, with_shown_urls};
-pub use url::{check_url, local_folder, must_exist, open, open_local};
 
 /// What a store answers without waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, Root};
-use castore_fs::store::{Error, ObjectStore, Store, open};
+use castore_fs::store::{Error, ObjectStore, Store};
+use castore_fs::stores::open;
 use double::Double;
 use noise::noise;
 use serde_json::Value;

@@ -171,6 +171,26 @@ impl CacheAddress {
         Ok(())
     }
 
+    /// Says what is missing if no path could ever be trusted.
+    pub fn check_trust(&self) -> Result<(), String> {
+        match self.require_signatures && self.trusted_public_keys.is_empty() {
+            true => Err("no key is trusted to sign its paths: add \
+                 trusted-public-keys=NAME:BASE64, or require-signatures=false"
+                .to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    /// The files that it names, and the directory that it is.
+    pub fn files(&self) -> Vec<&Path> {
+        let named = [&self.netrc_file, &self.token_file].into_iter().flatten();
+        let directory = match &self.location {
+            CacheLocation::Directory(path) => Some(path),
+            CacheLocation::Http(_) => None,
+        };
+        named.chain(directory).map(PathBuf::as_path).collect()
+    }
+
     /// The host's name, of a cache on a server.
     pub fn host(&self) -> Option<&str> {
         match &self.location {

@@ -50,6 +50,19 @@ pub enum ClosureMode {
     Off,
 }
 
+impl std::str::FromStr for ClosureMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "fetch" => Ok(Self::Fetch),
+            "narinfos" => Ok(Self::Narinfos),
+            "off" => Ok(Self::Off),
+            _ => Err("closure: expected fetch, narinfos or off".to_owned()),
+        }
+    }
+}
+
 /// Binary caches, and the local store that their contents are unpacked into. Clones share
 /// everything.
 ///
@@ -114,16 +127,11 @@ impl BinaryCaches {
         let caches: Result<Vec<CacheClient>, String> =
             addresses.into_iter().map(CacheClient::new).collect();
         let caches = caches.map_err(wrong)?;
-        if let Some(cache) = caches.iter().find(|cache| {
-            cache.address.require_signatures && cache.address.trusted_public_keys.is_empty()
-        }) {
-            return Err(Error::Url {
+        for cache in &caches {
+            cache.address.check_trust().map_err(|why| Error::Url {
                 url: cache.address.shown.clone(),
-                why:
-                    "no key is trusted to sign its paths: add trusted-public-keys=NAME:BASE64, or \
-                      require-signatures=false"
-                        .to_owned(),
-            });
+                why,
+            })?;
         }
         let runtime = network::handle().map_err(|source| Error::Io {
             store: url.clone(),

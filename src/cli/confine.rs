@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use castore_fs::sandbox::Sandbox;
-use castore_fs::store::Needs;
+use castore_fs::stores::Needs;
 
 use super::failure::{Failure, failure, say};
 

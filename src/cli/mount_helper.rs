@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use castore_fs::store;
+use castore_fs::stores;
 use castore_fs::transport::fuse::GenericOptions;
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::thread::LinkNameSpaceType;
@@ -135,7 +136,7 @@ impl Wanted {
         };
         // Before it becomes an argument, which every user of the machine can see.
         if let Some(url) = url.to_str().filter(|url| !url.starts_with("store:"))
-            && let Err(why) = store::check_url(url)
+            && let Err(why) = stores::check_url(url)
         {
             let url = store::shown_url(url);
             return Err(Refusal::failure(format!("{url:?} is no store URL: {why}")));

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use castore_fs::service::Config;
-use castore_fs::store::{self, Blocking, LocalStore, Named, Needs, OpenStores, Plan, Store};
+use castore_fs::store::{self, Blocking, LocalStore, Store};
+use castore_fs::stores::{self, Named, Needs, OpenStores, Plan};
 use clap::Args;
 use tokio::runtime::Runtime;
 
@@ -59,7 +60,7 @@ pub(super) struct Place {
 pub(super) struct Opened {
     pub(super) store: Blocking,
     /// The same store, with what it is made of.
-    pub(super) described: store::Opened,
+    pub(super) described: stores::Opened,
     pub(super) runtime: Runtime,
 }
 
@@ -201,14 +202,14 @@ impl Place {
         Ok(self.open_described(runtime)?.store)
     }
 
-    fn open_described(self, runtime: &Runtime) -> Result<store::Opened, Failure> {
+    fn open_described(self, runtime: &Runtime) -> Result<stores::Opened, Failure> {
         let _inside = runtime.enter();
         if let Plan::Url(url) = &self.named.plan {
             let local = store::open_local(url)?;
-            return Ok(store::Opened {
+            return Ok(stores::Opened {
                 store: match &local {
                     Some(local) => Arc::new(local.clone()),
-                    None => store::open(url)?,
+                    None => stores::open(url)?,
                 },
                 plan: self.named.plan,
                 local,
@@ -216,7 +217,7 @@ impl Place {
                 without_near: false,
             });
         }
-        let mut opened = store::open_all(std::slice::from_ref(&self.named), &OpenStores::new())?;
+        let mut opened = stores::open_all(std::slice::from_ref(&self.named), &OpenStores::new())?;
         let opened = opened.remove(&self.named.name);
         opened.ok_or_else(|| failure("the store was not opened; this is a bug"))
     }

@@ -14,7 +14,7 @@ use castore_fs::sandbox;
 use castore_fs::service::{
     Ask, Status, StoreStatus, VirtiofsStatus, listen_for_metrics, metrics_on,
 };
-use castore_fs::store::{self, Needs};
+use castore_fs::stores::{self, Needs};
 use castore_fs::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, MOST_QUEUES, ROOT_TIMEOUT, Socket, Tag,
 };
@@ -240,7 +240,7 @@ impl Virtiofs {
     }
 
     /// How to tell what goes on.
-    fn ask(&self, store: store::Opened, endpoints: &[Arc<Endpoint>], started: Instant) -> Ask {
+    fn ask(&self, store: stores::Opened, endpoints: &[Arc<Endpoint>], started: Instant) -> Ask {
         let paths = self.socket.iter().cloned().map(Some);
         let devices: Vec<_> = endpoints
             .iter()

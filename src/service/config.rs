@@ -28,7 +28,7 @@ use serde::Deserialize;
 use crate::castore::Name;
 use crate::fs::RootListing;
 use crate::server::{self, Access};
-use crate::store::Plan;
+use crate::stores::Plan;
 
 pub use problem::Problem;
 pub use quantity::{Mode, Size, Span};

@@ -29,7 +29,8 @@ use super::sockets::{Ask, Serving, SocketError, bind_path, complain_of_accept};
 use super::status::{PrefetchStatus, Status};
 use crate::castore::Name;
 use crate::profile::Profiles;
-use crate::store::{Cache, Collected, OpenStores, Prefetch};
+use crate::store::{Cache, Collected, Prefetch};
+use crate::stores::OpenStores;
 
 /// Bytes of a request, at most: a profile of 8 MiB in base64, and a little more.
 const LONGEST_REQUEST: u64 = 12 << 20;

@@ -41,7 +41,7 @@ use super::view::View;
 use super::watchdog::{self, Watched};
 use super::{log, panics, repeats, systemd};
 use crate::profile::Profiles;
-use crate::store::{self, OpenStores};
+use crate::stores::{self, OpenStores};
 use crate::transport::fuse::Nursery;
 
 /// How often the status line is looked at, and whether mounts are still there.
@@ -67,7 +67,7 @@ pub enum DaemonError {
     StateInUse(PathBuf),
     /// A store cannot be opened.
     #[error(transparent)]
-    Store(#[from] store::OpenError),
+    Store(#[from] stores::OpenError),
     /// A mount cannot be made.
     #[error("the mount {name:?}: {source}")]
     Mount {
@@ -258,7 +258,7 @@ impl Daemon {
     /// description of it is refused.
     fn open_stores(&self, config: &Config) -> Result<OpenStores, DaemonError> {
         let _inside = self.runtime.enter();
-        let (stores, failed) = store::open_each(&config.plans(), &self.stores);
+        let (stores, failed) = stores::open_each(&config.plans(), &self.stores);
         for (name, error) in failed {
             if self.stores.contains_key(&name) {
                 return Err(error.into());

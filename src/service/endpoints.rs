@@ -25,7 +25,8 @@ use super::socket_file::SocketFile;
 use super::systemd::GuestKeeper;
 use crate::fs::{self as castore_fs, Owner};
 use crate::server::{self, AccessError, Limits, ListenError, Listener};
-use crate::store::{Blocking, Filter, LocalStore, Opened, Plan, Store};
+use crate::store::{Blocking, Filter, LocalStore, Store};
+use crate::stores::{Opened, Plan};
 use crate::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, ROOT_TIMEOUT, Socket, SocketError, Tag, TagError,
 };

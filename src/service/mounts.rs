@@ -22,7 +22,8 @@ use crate::fs::{
     ImageClosures, Options, Owner, Reads, RootListing, RootNames, Top, WarmUp, WhenUnreachable,
 };
 use crate::profile::{Profiles, Subject};
-use crate::store::{Blocking, Plan, Store};
+use crate::store::{Blocking, Store};
+use crate::stores::Plan;
 use crate::transport::fuse::{
     self, Inherited, MountError, MountOptions, Mountpoint, Nursery, OwnFiles, Session,
 };

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::Config;
 use crate::castore::Digest;
-use crate::store::{self, Error, Plan, Store};
+use crate::store::{self, Error, Store};
+use crate::stores::{self, Plan};
 
 /// A store that was asked a question.
 #[derive(Clone, Debug)]
@@ -67,12 +68,12 @@ pub fn reach(config: &Config, patience: Duration) -> io::Result<Vec<Reached>> {
 }
 
 async fn ask(url: String) -> Result<Outcome, Error> {
-    if store::must_exist(&url).is_err() {
+    if stores::must_exist(&url).is_err() {
         return Ok(Outcome::ToBeMade);
     }
     let began = Instant::now();
     // To open may mean to connect, which blocks.
-    let opened = tokio::task::spawn_blocking(move || store::open(&url)).await;
+    let opened = tokio::task::spawn_blocking(move || stores::open(&url)).await;
     let store: Arc<dyn Store> = match opened {
         Ok(opened) => opened?,
         Err(crashed) => std::panic::resume_unwind(crashed.into_panic()),

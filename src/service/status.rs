@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::fs::{ImageCount, OpenCount, WarmUpCount};
-use crate::store::{Cache, CacheStatus, Health, Opened};
+use crate::store::{Cache, CacheStatus, Health};
+use crate::stores::Opened;
 use crate::transport::fuse::RequestTimes;
 use crate::transport::virtiofs::EndpointStatus;
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::status::{
     ListenStatus, MountStatus, PrefetchStatus, Status, StoreStatus, VirtiofsStatus,
 };
-use crate::store::OpenStores;
+use crate::stores::OpenStores;
 use crate::transport::fuse::Session;
 use crate::transport::virtiofs::Endpoint;
 

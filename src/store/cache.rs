@@ -48,11 +48,11 @@ use tokio::runtime::Handle;
 pub use self::prefetch::Prefetch;
 use self::reach::Reach;
 pub use self::status::CacheStatus;
-pub(super) use self::without_near::WithoutNear;
+pub(crate) use self::without_near::WithoutNear;
 use self::writer::Writer;
 use super::bounded::Bounded;
 use super::flights::Flights;
-use super::url::open_near;
+use super::local_url::open_near;
 use super::{Collected, Error, LocalStore, Store, network};
 use crate::castore::{Digest, Directory, GroupTable, Name, Root, group_size};
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// Where the file is that a URL calls `path`.
-pub(super) fn place(path: &Path) -> PathBuf {
+pub(crate) fn place(path: &Path) -> PathBuf {
     let is_name = path.components().count() == 1 && path.is_relative();
     match std::env::var_os("CREDENTIALS_DIRECTORY") {
         Some(folder) if is_name => Path::new(&folder).join(path),

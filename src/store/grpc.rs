@@ -92,7 +92,7 @@ impl GrpcStore {
     }
 
     /// Says what is wrong with `url`, without connecting.
-    pub(super) fn check_url(url: &str) -> Result<(), String> {
+    pub(crate) fn check_url(url: &str) -> Result<(), String> {
         Address::parse(url).map(drop)
     }
 

@@ -42,6 +42,7 @@ mod pack;
 mod parts;
 mod read;
 mod rebuild;
+pub(crate) mod url;
 
 use std::collections::HashMap;
 use std::fmt;

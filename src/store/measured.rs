@@ -17,7 +17,7 @@ use crate::nix::PathInfo;
 
 /// `inner`, measured. What is at hand is not counted: only questions that leave this process.
 #[derive(Debug)]
-pub(super) struct Measured {
+pub(crate) struct Measured {
     inner: Arc<dyn Store>,
     requests: AtomicU64,
     failures: AtomicU64,
@@ -34,7 +34,7 @@ struct Latest {
 }
 
 impl Measured {
-    pub(super) fn new(inner: Arc<dyn Store>) -> Self {
+    pub(crate) fn new(inner: Arc<dyn Store>) -> Self {
         Self {
             inner,
             requests: AtomicU64::new(0),

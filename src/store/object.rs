@@ -75,7 +75,7 @@ impl ObjectStore {
     }
 
     /// Says what is wrong with `url`, without looking at a file or connecting.
-    pub(super) fn check_url(url: &str) -> Result<(), String> {
+    pub(crate) fn check_url(url: &str) -> Result<(), String> {
         Bucket::check_url(url)
     }
 

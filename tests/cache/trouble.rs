@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store, open};
+use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
+use castore_fs::stores::open;
 
 use crate::double::{Double, Trouble};
 use crate::model::file;

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use castore_fs::castore::Digest;
-use castore_fs::store::{
-    CacheOptions, EndpointState, Named, OpenStores, Order, Plan, Store, open_all, open_each,
-};
+use castore_fs::store::{CacheOptions, EndpointState, Order, Store};
+use castore_fs::stores::{Named, OpenStores, Plan, open_all, open_each};
 
 fn named(name: &str, plan: Plan) -> Named {
     Named {

@@ -6,7 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
-use castore_fs::store::{Error, LocalStore, Store, open as open_url};
+use castore_fs::store::{Error, LocalStore, Store};
+use castore_fs::stores::open as open_url;
 use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
 use crate::folder::{large, records};

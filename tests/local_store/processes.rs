@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use castore_fs::store::{Store, open as open_url};
+use castore_fs::store::Store;
+use castore_fs::stores::open as open_url;
 
 use crate::garbage::{now, remove};
 use crate::tree::*;

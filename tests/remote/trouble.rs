@@ -208,7 +208,7 @@ async fn a_server_that_is_not_there_is_told_quickly_by_name() {
     assert!(started.elapsed() < Duration::from_secs(5));
     let error = error.to_string();
     assert!(error.contains(&url) && error.contains("refused"), "{error}");
-    let error = castore_fs::store::open(&format!("{url}?wait-connect=1")).unwrap_err();
+    let error = castore_fs::stores::open(&format!("{url}?wait-connect=1")).unwrap_err();
     assert!(error.to_string().contains(&url), "{error}");
 }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::check::bad_store;
 use super::problem::{Problem, Source};
 use super::{Config, Store};
-use crate::store::{self, Pattern};
+use crate::store::Pattern;
+use crate::stores;
 
 /// The keys of which a store has exactly one.
 const KINDS: &str = "url, cache, mirrors, filter, join";
@@ -60,7 +61,7 @@ fn url(store: &Store, say: &mut impl FnMut(&[&str], String)) {
         return say(&["url"], what.to_owned());
     }
     if store.url.is_some()
-        && let Err(what) = store::check_url(url)
+        && let Err(what) = stores::check_url(url)
     {
         return say(&["url"], what);
     }

@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use super::Config;
 use super::quantity::{Size, Span};
-use crate::store::{CacheOptions, Named, Order, Pattern, Plan};
+use crate::store::{CacheOptions, Order, Pattern};
+use crate::stores::{Named, Plan};
 
 /// A store: where it is (`url`), or what it is made of. Exactly one of `url`, `cache`, `mirrors`,
 /// `filter` and `join` says that.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::store::Plan;
+use crate::stores::Plan;
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(Path::new("test.toml"), text).map_err(|problems| {
@@ -35,11 +35,11 @@ fn a_token_file_becomes_part_of_the_url_that_is_opened() {
     let text = "[stores.a]\nurl = 'objectstore+s3://bucket'\nverify = 'chunks'\n";
     let url = parse(text).unwrap().stores["a"].full_url().unwrap();
     assert_eq!(url, "objectstore+s3://bucket?verify=chunks");
-    assert_eq!(crate::store::check_url(&url), Ok(()));
+    assert_eq!(crate::stores::check_url(&url), Ok(()));
     let text = "[stores.a]\nurl = 'grpc+https://host'\ntls-ca-cert-path = '/ca'\n\
                 tls-client-cert-path = '/c'\ntls-client-key-path = '/k'\n";
     let url = parse(text).unwrap().stores["a"].full_url().unwrap();
-    assert_eq!(crate::store::check_url(&url), Ok(()), "{url}");
+    assert_eq!(crate::stores::check_url(&url), Ok(()), "{url}");
     assert!(url.ends_with("&tls-client-key-path=%2Fk"), "{url}");
 }
 

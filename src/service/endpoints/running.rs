@@ -12,7 +12,7 @@ use crate::service::mounts::Host;
 use crate::service::status::ListenStatus;
 use crate::service::systemd;
 use crate::service::view::ViewedDevice;
-use crate::store::{OpenStores, Opened, Plan};
+use crate::stores::{OpenStores, Opened, Plan};
 
 /// An endpoint cannot be had.
 #[derive(Debug, Error)]

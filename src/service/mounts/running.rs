@@ -7,7 +7,7 @@ use super::{Host, Served, StartError, Wanted};
 use crate::service::config::Config;
 use crate::service::systemd::{self, KeptPair};
 use crate::service::view::ViewedMount;
-use crate::store::OpenStores;
+use crate::stores::OpenStores;
 use crate::transport::fuse::{Session, Unmounted};
 
 /// What is mounted at this moment.

@@ -15,7 +15,7 @@ use crate::store::{Answer, BackingFile, Error, Health, Ingest, LocalStore, Store
 
 /// A far store, and why there is no near one.
 #[derive(Debug)]
-pub(in crate::store) struct WithoutNear {
+pub(crate) struct WithoutNear {
     far: Arc<dyn Store>,
     url: String,
     why: Error,
@@ -23,7 +23,7 @@ pub(in crate::store) struct WithoutNear {
 
 impl WithoutNear {
     /// `url` is what logs and errors call it.
-    pub(in crate::store) fn new(url: String, far: Arc<dyn Store>, why: Error) -> Self {
+    pub(crate) fn new(url: String, far: Arc<dyn Store>, why: Error) -> Self {
         Self { far, url, why }
     }
 

@@ -5,13 +5,16 @@
 //! opens the others; a store that several are made of is opened once.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
-use super::cache::WithoutNear;
-use super::measured::Measured;
 use super::needs::{Needs, UsedFile, needs, used_files};
-use super::{
-    Cache, CacheOptions, Error, Filter, Join, LocalStore, Mirrors, Order, Pattern, Store, url,
+use super::{binary_cache_url, url};
+use crate::binary_cache::{CacheAddress, ClosureMode};
+use crate::store::local_url::open_near;
+use crate::store::{
+    Cache, CacheOptions, Error, Filter, Join, LocalStore, Measured, Mirrors, Order, Pattern, Store,
+    WithoutNear, open_local,
 };
 
 /// Half of what stores far away keep in memory, unless their URL says otherwise.
@@ -38,6 +41,17 @@ pub enum Plan {
         /// What is read.
         far: Box<Named>,
         /// How much is kept, and how long.
+        options: CacheOptions,
+    },
+    /// Nix binary caches, unpacked into a local store.
+    BinaryCache {
+        /// Where they are.
+        caches: Vec<CacheAddress>,
+        /// What they are unpacked into: has to be a local store.
+        into: Box<Named>,
+        /// What is fetched of references.
+        closure: ClosureMode,
+        /// How much is kept. The age of roots does not matter.
         options: CacheOptions,
     },
     /// Several that hold the same.
@@ -67,6 +81,7 @@ impl Plan {
         match self {
             Plan::Url(_) => "url",
             Plan::Cache { .. } => "cache",
+            Plan::BinaryCache { .. } => "binary-cache",
             Plan::Mirrors { .. } => "mirrors",
             Plan::Filter { .. } => "filter",
             Plan::Join { .. } => "join",
@@ -80,6 +95,7 @@ impl Plan {
             Plan::Mirrors { members, .. } | Plan::Join { members } => members.iter().collect(),
             Plan::Filter { of, .. } => vec![of],
             Plan::Cache { near, far, .. } => vec![near, far],
+            Plan::BinaryCache { into, .. } => vec![into],
         }
     }
 
@@ -87,7 +103,7 @@ impl Plan {
     fn nears(&self) -> HashSet<String> {
         let members = self.members().into_iter();
         let mut nears: HashSet<_> = members.flat_map(|member| member.plan.nears()).collect();
-        if let Plan::Cache { near, .. } = self {
+        if let Plan::Cache { near, .. } | Plan::BinaryCache { into: near, .. } = self {
             nears.insert(near.name.clone());
         }
         nears
@@ -106,8 +122,16 @@ impl Plan {
             all.read.extend(needs.read);
             all.write.extend(needs.write);
         }
-        if let Plan::Cache { near, .. } = self {
-            all.write.extend(near.plan.needs().folders);
+        match self {
+            Plan::Cache { near, .. } => all.write.extend(near.plan.needs().folders),
+            Plan::BinaryCache { caches, into, .. } => {
+                all.write.extend(into.plan.needs().folders);
+                let files = caches.iter().flat_map(CacheAddress::files);
+                all.read.extend(files.map(Path::to_owned));
+                all.read.extend(Needs::of_network().read);
+                all.network = true;
+            }
+            _ => {}
         }
         all.read.sort();
         all.read.dedup();
@@ -117,7 +141,19 @@ impl Plan {
     /// The files and directories that are opened while it is used. A mount of it must not hide them.
     pub fn used_files(&self) -> Vec<UsedFile> {
         let urls = self.urls().into_iter();
-        urls.flat_map(used_files).collect()
+        let mut files: Vec<UsedFile> = urls.flat_map(used_files).collect();
+        if let Plan::BinaryCache { caches, .. } = self {
+            for cache in caches {
+                files.extend(cache.files().into_iter().map(|path| UsedFile {
+                    what: format!("a file of the binary cache {}", cache.shown),
+                    path: path.to_owned(),
+                }));
+            }
+        }
+        let members = self.members().into_iter();
+        let below = members.filter(|member| !matches!(member.plan, Plan::Url(_)));
+        files.extend(below.flat_map(|member| member.plan.used_files()));
+        files
     }
 
     /// What is shown by it, less how it is reached and how much is kept: two with the same text show
@@ -135,6 +171,10 @@ impl Plan {
                 .to_owned(),
             Plan::Url(url) => url.clone(),
             Plan::Cache { far, .. } => format!("cache({})", far.plan.identity()),
+            Plan::BinaryCache { caches, .. } => {
+                let shown: Vec<&str> = caches.iter().map(|cache| &cache.shown[..]).collect();
+                format!("binary-cache({})", shown.join(", "))
+            }
             Plan::Mirrors { members, .. } => format!("mirrors({})", list(members)),
             Plan::Filter { of, roots } => format!("filter({}, {roots:?})", of.plan.identity()),
             Plan::Join { members } => format!("join({})", list(members)),
@@ -147,6 +187,7 @@ impl Plan {
         match self {
             Plan::Url(url) => url::must_exist(url),
             Plan::Cache { far, .. } => far.plan.must_exist(),
+            Plan::BinaryCache { .. } => Ok(()),
             _ => {
                 let mut members = self.members().into_iter();
                 members.try_for_each(|member| member.plan.must_exist())
@@ -158,7 +199,9 @@ impl Plan {
     /// cache, and of what a far store without one keeps in memory.
     pub fn room_ahead(&self) -> u64 {
         match self {
-            Plan::Cache { options, .. } => options.size.map_or(u64::MAX, |size| size / 2),
+            Plan::Cache { options, .. } | Plan::BinaryCache { options, .. } => {
+                options.size.map_or(u64::MAX, |size| size / 2)
+            }
             Plan::Url(_) => MEMORY_AHEAD,
             _ => {
                 let members = self.members().into_iter();
@@ -288,8 +331,8 @@ fn make(
     let store: Arc<dyn Store> = match plan {
         Plan::Url(url) => {
             local = match is_near {
-                true => url::open_near(url).map_err(failed)?,
-                false => url::open_local(url).map_err(failed)?,
+                true => open_near(url).map_err(failed)?,
+                false => open_local(url).map_err(failed)?,
             };
             match &local {
                 Some(local) => Arc::new(local.clone()),
@@ -330,6 +373,26 @@ fn make(
             };
             let near = near.local.clone().ok_or_else(|| failed(not_local()))?;
             let made = Cache::new(near, far_store, options.clone()).map_err(failed)?;
+            cache = Some(made.clone());
+            Arc::new(made)
+        }
+        Plan::BinaryCache {
+            caches,
+            into,
+            closure,
+            options,
+        } => {
+            let near = open(into)?;
+            let not_local = || Error::Url {
+                url: near.plan.identity(),
+                why: "binary caches are unpacked into a directory: the store has to be local:PATH"
+                    .to_owned(),
+            };
+            let near = near.local.clone().ok_or_else(|| failed(not_local()))?;
+            let directory = near.folder().to_owned();
+            let options = options.clone();
+            let made = binary_cache_url::cache(caches.clone(), near, &directory, *closure, options);
+            let made = made.map_err(failed)?;
             cache = Some(made.clone());
             Arc::new(made)
         }

@@ -1,10 +1,14 @@
 //! From a URL to a store.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use super::shown_url::shown_url;
-use super::{Error, GrpcStore, LocalStore, MemoryStore, ObjectStore, Store};
+use super::binary_cache_url;
+use crate::binary_cache;
+use crate::store::local_url::check_folder;
+use crate::store::{
+    Error, GrpcStore, LocalStore, MemoryStore, ObjectStore, Store, local_folder, open_local,
+    shown_url,
+};
 
 /// Opens the store that `url` names.
 ///
@@ -14,6 +18,7 @@ use super::{Error, GrpcStore, LocalStore, MemoryStore, ObjectStore, Store};
 /// | `memory:` | in this process's memory, gone with it |
 /// | `grpc+http://HOST:PORT`, `grpc+https://HOST:PORT`, `grpc+unix:/PATH` | behind a gRPC server |
 /// | `objectstore+{file,s3,gs,az,http,https}://…` | in an object store |
+/// | `nix+{https,http,file}://…` | a Nix binary cache, unpacked into a local store |
 pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     if let Some(store) = open_local(url)? {
         return Ok(Arc::new(store));
@@ -30,56 +35,15 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
         "memory" => Err(wrong("nothing can follow memory:")),
         "grpc+http" | "grpc+https" | "grpc+unix" => Ok(Arc::new(GrpcStore::open(url)?)),
         _ if scheme.starts_with("objectstore+") => Ok(Arc::new(ObjectStore::open(url)?)),
+        _ if binary_cache::SCHEMES.contains(&scheme) => binary_cache_url::open(url),
         "store" => Err(wrong(
             "that is a name of a configuration file, and there is none here",
         )),
         _ => Err(wrong(
-            "the schemes are local:, memory:, grpc+{http,https,unix}: and \
-             objectstore+{file,s3,gs,az,http,https}:",
+            "the schemes are local:, memory:, grpc+{http,https,unix}:, \
+             objectstore+{file,s3,gs,az,http,https}: and nix+{https,http,file}:",
         )),
     }
-}
-
-/// Opens the store that `url` names if that is one in a folder; nothing if it is of another kind.
-pub fn open_local(url: &str) -> Result<Option<LocalStore>, Error> {
-    check_local(url)?.map(LocalStore::open).transpose()
-}
-
-/// As [`open_local`], for a cache to keep in it what it reads.
-pub(super) fn open_near(url: &str) -> Result<Option<LocalStore>, Error> {
-    check_local(url)?.map(LocalStore::open_near).transpose()
-}
-
-fn check_local(url: &str) -> Result<Option<&Path>, Error> {
-    let Some(rest) = url.strip_prefix("local:") else {
-        return Ok(None);
-    };
-    let wrong = |why: &str| Error::Url {
-        url: url.to_owned(),
-        why: why.to_owned(),
-    };
-    let path = check_folder(rest).map_err(wrong)?;
-    Ok(Some(Path::new(path)))
-}
-
-/// The directory of the store that `url` names, if it is an embedded one.
-pub fn local_folder(url: &str) -> Option<&Path> {
-    let path = url.strip_prefix("local:").and_then(local_path);
-    path.filter(|path| !path.is_empty()).map(Path::new)
-}
-
-/// The folder that follows `local:`; says what is wrong otherwise.
-fn check_folder(rest: &str) -> Result<&str, &'static str> {
-    if rest.is_empty() {
-        return Err("a folder has to follow local:");
-    }
-    if rest.starts_with('~') {
-        return Err("local: does not know ~: write local:$HOME/… in a shell, or the whole path");
-    }
-    if rest.contains('\0') {
-        return Err("no path holds a NUL byte");
-    }
-    local_path(rest).ok_or("for a folder write local:PATH, with no //")
 }
 
 /// Says what is wrong with `url`, as far as that can be told without opening it: what [`open`]
@@ -91,14 +55,17 @@ pub fn check_url(url: &str) -> Result<(), String> {
         Some(("memory", _)) => Err("nothing can follow memory:".to_owned()),
         Some(("grpc+http" | "grpc+https" | "grpc+unix", _)) => GrpcStore::check_url(url),
         Some((scheme, _)) if scheme.starts_with("objectstore+") => ObjectStore::check_url(url),
+        Some((scheme, _)) if binary_cache::SCHEMES.contains(&scheme) => {
+            binary_cache_url::check(url)
+        }
         Some(("store", _)) => Err(
             "store:NAME is for the command line: here, name the store where \
                                   a name is asked for"
                 .to_owned(),
         ),
         _ => Err(format!(
-            "{:?} names no kind of store: local:/PATH, memory:, grpc+{{http,https,unix}}: and \
-             objectstore+{{file,s3,gs,az,http,https}}:",
+            "{:?} names no kind of store: local:/PATH, memory:, grpc+{{http,https,unix}}:, \
+             objectstore+{{file,s3,gs,az,http,https}}: and nix+{{https,http,file}}:",
             shown_url(url)
         )),
     }
@@ -115,14 +82,5 @@ pub fn must_exist(url: &str) -> Result<(), Error> {
         }),
         // What cannot be looked at is opened, and says then why it cannot be.
         _ => Ok(()),
-    }
-}
-
-/// The folder that a `local:` URL names; `local:///srv/store` has an empty host.
-pub(super) fn local_path(rest: &str) -> Option<&str> {
-    match rest.strip_prefix("//") {
-        Some(path) if path.starts_with('/') => Some(path),
-        Some(_) => None,
-        None => Some(rest),
     }
 }

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::credential;
-use super::shown_url::shown_url;
-use super::url::local_path;
+use super::binary_cache_url;
+use crate::binary_cache::SCHEMES;
+use crate::store::local_url::local_path;
+use crate::store::{credential, shown_url};
 
 /// Where a program finds names, certificates and sockets of services on whatever system.
 const SYSTEM: [&str; 5] = ["/etc", "/usr", "/nix/store", "/run", "/var/run"];
@@ -41,6 +42,17 @@ pub struct Needs {
     pub network: bool,
 }
 
+impl Needs {
+    /// What a program needs that connects to services on whatever system.
+    pub(super) fn of_network() -> Self {
+        Self {
+            read: SYSTEM.map(PathBuf::from).to_vec(),
+            network: true,
+            ..Self::default()
+        }
+    }
+}
+
 /// What the store at `url` needs to be read.
 pub fn needs(url: &str) -> Needs {
     if let Some(path) = url.strip_prefix("local:").and_then(local_path) {
@@ -54,19 +66,17 @@ pub fn needs(url: &str) -> Needs {
         let path = path.split(['?', '#']).next().and_then(local_path)?;
         Some(PathBuf::from(path))
     };
-    match url.split_once(':') {
-        Some(("memory", _)) => Needs::default(),
-        _ => Needs {
-            folders: bucket_in(url).into_iter().collect(),
-            read: SYSTEM
-                .map(PathBuf::from)
-                .into_iter()
-                .chain(named(url))
-                .collect(),
-            network: true,
-            ..Needs::default()
-        },
+    let scheme = url.split(':').next().unwrap_or_default();
+    if scheme == "memory" {
+        return Needs::default();
     }
+    let mut needs = Needs::of_network();
+    needs.read.extend(named(url));
+    match SCHEMES.contains(&scheme) {
+        true => needs.write.extend(binary_cache_url::directory(url)),
+        false => needs.folders.extend(bucket_in(url)),
+    }
+    needs
 }
 
 /// The files that `url` or the environment names.
@@ -111,7 +121,8 @@ pub(super) fn used_files(url: &str) -> Vec<UsedFile> {
         path: path.to_owned(),
     };
     let needs = needs(url);
-    let mut files: Vec<UsedFile> = needs.folders.iter().map(|path| store(path)).collect();
+    let kept_in = needs.folders.iter().chain(&needs.write);
+    let mut files: Vec<UsedFile> = kept_in.map(|path| store(path)).collect();
     let socket = url.strip_prefix("grpc+unix:");
     let socket = socket.and_then(|rest| local_path(rest.split('?').next().unwrap_or(rest)));
     files.extend(socket.map(|path| store(Path::new(path))));

@@ -1,0 +1,57 @@
+//! `local:PATH`: the URL of a store in a directory.
+
+use std::path::Path;
+
+use super::LocalStore;
+use crate::store::Error;
+
+/// Opens the store that `url` names if that is one in a folder; nothing if it is of another kind.
+pub fn open_local(url: &str) -> Result<Option<LocalStore>, Error> {
+    check_local(url)?.map(LocalStore::open).transpose()
+}
+
+/// As [`open_local`], for a cache to keep in it what it reads.
+pub(crate) fn open_near(url: &str) -> Result<Option<LocalStore>, Error> {
+    check_local(url)?.map(LocalStore::open_near).transpose()
+}
+
+fn check_local(url: &str) -> Result<Option<&Path>, Error> {
+    let Some(rest) = url.strip_prefix("local:") else {
+        return Ok(None);
+    };
+    let wrong = |why: &str| Error::Url {
+        url: url.to_owned(),
+        why: why.to_owned(),
+    };
+    let path = check_folder(rest).map_err(wrong)?;
+    Ok(Some(Path::new(path)))
+}
+
+/// The directory of the store that `url` names, if it is an embedded one.
+pub fn local_folder(url: &str) -> Option<&Path> {
+    let path = url.strip_prefix("local:").and_then(local_path);
+    path.filter(|path| !path.is_empty()).map(Path::new)
+}
+
+/// The folder that follows `local:`; says what is wrong otherwise.
+pub(crate) fn check_folder(rest: &str) -> Result<&str, &'static str> {
+    if rest.is_empty() {
+        return Err("a folder has to follow local:");
+    }
+    if rest.starts_with('~') {
+        return Err("local: does not know ~: write local:$HOME/… in a shell, or the whole path");
+    }
+    if rest.contains('\0') {
+        return Err("no path holds a NUL byte");
+    }
+    local_path(rest).ok_or("for a folder write local:PATH, with no //")
+}
+
+/// The folder that a `local:` URL names; `local:///srv/store` has an empty host.
+pub(crate) fn local_path(rest: &str) -> Option<&str> {
+    match rest.strip_prefix("//") {
+        Some(path) if path.starts_with('/') => Some(path),
+        Some(_) => None,
+        None => Some(rest),
+    }
+}
