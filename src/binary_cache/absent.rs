@@ -3,14 +3,14 @@
 //! As long as Nix remembers a negative answer (`narinfo-cache-negative-ttl`). Kept in a file, since
 //! a machine that boots asks for the same names again. The file holds lines `SECONDS NAME`, seconds
 //! since 1970; it is a memory only, so a file that cannot be read or written costs requests and
-//! nothing else.
+//! nothing else. Removing the file forgets the names: a process that uses it notices within a second.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
@@ -20,6 +20,8 @@ pub(super) const REMEMBERED: Duration = Duration::from_secs(3600);
 const MOST_NAMES: usize = 100_000;
 /// Bytes of the file that are read at the most.
 const MOST_BYTES: u64 = 32 << 20;
+/// How often it is looked whether the file was removed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Names that are new since the file was written before it is written again.
 const NEW_BEFORE_WRITE: usize = 64;
 
@@ -30,8 +32,10 @@ pub(super) struct AbsentNames {
     names: Mutex<Names>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Names {
+    /// When it was last looked whether the file is still there.
+    looked: Instant,
     /// Seconds since 1970 at which each was found to be absent.
     since: HashMap<String, u64>,
     new: usize,
@@ -51,16 +55,24 @@ fn holds(since: u64, now: u64) -> bool {
 impl AbsentNames {
     /// What `file` holds, if there is one.
     pub(super) fn open(file: Option<PathBuf>) -> Self {
-        let since = file.as_deref().map(read).unwrap_or_default();
-        Self {
+        let names = Names {
+            looked: Instant::now(),
+            since: file.as_deref().map(read).unwrap_or_default(),
+            new: 0,
+        };
+        let absent = Self {
             file,
-            names: Mutex::new(Names { since, new: 0 }),
-        }
+            names: Mutex::new(names),
+        };
+        // So that its removal is seen.
+        absent.write(&mut absent.names.lock());
+        absent
     }
 
     /// Whether no cache had `name` within the last hour.
     pub(super) fn contains(&self, name: &str) -> bool {
-        let names = self.names.lock();
+        let mut names = self.names.lock();
+        self.notice_removal(&mut names);
         names
             .since
             .get(name)
@@ -85,11 +97,18 @@ impl AbsentNames {
         self.names.lock().since.remove(name);
     }
 
-    /// Forgets every name.
-    pub(super) fn clear(&self) {
-        let mut names = self.names.lock();
-        names.since.clear();
-        self.write(&mut names);
+    /// Forgets every name if the file was removed, by whatever process.
+    fn notice_removal(&self, names: &mut Names) {
+        if names.looked.elapsed() < LOOK_EVERY {
+            return;
+        }
+        names.looked = Instant::now();
+        if let Some(file) = &self.file
+            && matches!(file.try_exists(), Ok(false))
+        {
+            names.since.clear();
+            self.write(names);
+        }
     }
 
     fn write(&self, names: &mut Names) {
@@ -150,7 +169,10 @@ mod tests {
         drop(names);
         let names = AbsentNames::open(Some(file.clone()));
         assert!(names.contains("a") && !names.contains("b"));
-        names.clear();
-        assert!(!AbsentNames::open(Some(file)).contains("a"));
+        fs::remove_file(&file).unwrap();
+        assert!(names.contains("a"), "for a second");
+        names.names.lock().looked -= LOOK_EVERY;
+        assert!(!names.contains("a"));
+        assert!(file.exists(), "so that it can be removed again");
     }
 }

@@ -128,9 +128,7 @@ impl CacheAddress {
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             address.set(&name, &value)?;
         }
-        if url.scheme() == "http" && address.token_file.is_some() {
-            return Err(AddressError::InTheClear("a token"));
-        }
+        address.check_encryption()?;
         Ok(address)
     }
 
@@ -169,6 +167,21 @@ impl CacheAddress {
             _ => return Err(AddressError::Parameter(name.chars().take(40).collect())),
         }
         Ok(())
+    }
+
+    /// Says what is wrong with an address that was put together.
+    pub fn check(&self) -> Result<(), String> {
+        self.check_encryption().map_err(|error| error.to_string())?;
+        self.check_trust()
+    }
+
+    fn check_encryption(&self) -> Result<(), AddressError> {
+        match &self.location {
+            CacheLocation::Http(url) if url.scheme() == "http" && self.token_file.is_some() => {
+                Err(AddressError::InTheClear("a token"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Says what is missing if no path could ever be trusted.

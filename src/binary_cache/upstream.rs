@@ -156,11 +156,6 @@ impl BinaryCaches {
         })))
     }
 
-    /// Forgets which names are absent, so that they are asked for again.
-    pub fn forget_absent(&self) {
-        self.0.absent.clear();
-    }
-
     /// Requests made to the caches so far.
     pub fn requests(&self) -> u64 {
         self.0.caches.iter().map(CacheClient::requests).sum()

@@ -20,7 +20,7 @@ const DEFAULT_CONFIG: &str = "/etc/castore-fs/config.toml";
 #[derive(Debug, Args)]
 pub(super) struct StoreArguments {
     /// The store: local:PATH, grpc+{http,https,unix}:…, objectstore+{file,s3,gs,az,http,https}:…,
-    /// memory:, or store:NAME, which a configuration file describes
+    /// nix+{https,http,file}:…, memory:, or store:NAME, which a configuration file describes
     ///
     /// A store:NAME that is made of others is used through the running service, if there is one.
     ///
@@ -33,6 +33,9 @@ pub(super) struct StoreArguments {
         hide_env_values = true
     )]
     store: Option<String>,
+    /// Ask Nix binary caches again for names that they did not have within the last hour
+    #[arg(long)]
+    refresh: bool,
     #[command(flatten)]
     config: ConfigArguments,
 }
@@ -54,6 +57,8 @@ pub(super) struct ConfigArguments {
 /// A store that is not open yet.
 pub(super) struct Place {
     named: Named,
+    /// What it is made of, also where it is used through the running service.
+    described: Plan,
 }
 
 /// A store and the runtime that it waits on.
@@ -107,30 +112,41 @@ impl StoreArguments {
 
     /// Where the store is, given or by default.
     pub(super) fn place(&self) -> Result<Place, Failure> {
-        match &self.store {
+        let place = match &self.store {
             Some(url) => self.config.place(url),
             None => self.config.place(&default_url()?),
+        }?;
+        if self.refresh {
+            place.described.forget_absent_names()?;
         }
+        Ok(place)
     }
 }
 
 impl ConfigArguments {
     /// The store that `url` names, which may be `store:NAME`.
     pub(super) fn place(&self, url: &str) -> Result<Place, Failure> {
-        let named = match url.strip_prefix("store:") {
+        let (named, described) = match url.strip_prefix("store:") {
             Some(name) => find(name, &self.config)?,
-            None => Named {
-                name: url.to_owned(),
-                plan: Plan::Url(url.to_owned()),
-            },
+            None => {
+                let plan = Plan::Url(url.to_owned());
+                let name = url.to_owned();
+                (
+                    Named {
+                        name,
+                        plan: plan.clone(),
+                    },
+                    plan,
+                )
+            }
         };
-        Ok(Place { named })
+        Ok(Place { named, described })
     }
 }
 
 /// The store `name` of the configuration `file`: as the running service has it, if that is made of
-/// others and lets us.
-fn find(name: &str, file: &Path) -> Result<Named, Failure> {
+/// others and lets us; and what it is made of.
+fn find(name: &str, file: &Path) -> Result<(Named, Plan), Failure> {
     let config = Config::load(file).map_err(|problems| {
         problems
             .iter()
@@ -145,16 +161,18 @@ fn find(name: &str, file: &Path) -> Result<Named, Failure> {
             names.join(", ")
         ))
     })?;
+    let described = named.plan.clone();
     let Some(socket) = config.store_socket(&named.plan) else {
-        return Ok(named);
+        return Ok((named, described));
     };
-    Ok(match UnixStream::connect(&socket) {
+    let named = match UnixStream::connect(&socket) {
         Ok(_) => Named {
             name: named.name,
             plan: Plan::Url(format!("grpc+unix:{}", socket.display())),
         },
         Err(_) => named,
-    })
+    };
+    Ok((named, described))
 }
 
 impl Place {

@@ -11,7 +11,7 @@ use crate::binary_cache::{AddressError, BinaryCaches, CacheAddress, ClosureMode}
 use crate::store::{Cache, CacheOptions, Error, LocalStore, Store, shown_url};
 
 /// The file of a local store's directory that remembers names which no binary cache has.
-const ABSENT: &str = "absent-names";
+pub(super) const ABSENT: &str = "absent-names";
 
 /// What a URL says: the cache, and what is done with its contents.
 struct BinaryCacheUrl {

@@ -172,7 +172,18 @@ impl Plan {
             Plan::Url(url) => url.clone(),
             Plan::Cache { far, .. } => format!("cache({})", far.plan.identity()),
             Plan::BinaryCache { caches, .. } => {
-                let shown: Vec<&str> = caches.iter().map(|cache| &cache.shown[..]).collect();
+                // What a key makes trusted is shown with it, and not without.
+                let shown = caches.iter().map(|cache| {
+                    let keys = cache.trusted_public_keys.iter().map(ToString::to_string);
+                    let keys = keys.collect::<Vec<_>>().join(" ");
+                    let signed = if cache.require_signatures {
+                        ""
+                    } else {
+                        " unsigned"
+                    };
+                    format!("{}{signed} {keys}", cache.shown)
+                });
+                let shown: Vec<String> = shown.collect();
                 format!("binary-cache({})", shown.join(", "))
             }
             Plan::Mirrors { members, .. } => format!("mirrors({})", list(members)),
@@ -193,6 +204,24 @@ impl Plan {
                 members.try_for_each(|member| member.plan.must_exist())
             }
         }
+    }
+
+    /// Forgets which names its binary caches do not have, so that they are asked for again: by
+    /// processes that have them open too, within a second.
+    pub fn forget_absent_names(&self) -> std::io::Result<()> {
+        let directory = match self {
+            Plan::Url(url) => binary_cache_url::directory(url).ok(),
+            Plan::BinaryCache { into, .. } => into.plan.needs().folders.into_iter().next(),
+            _ => None,
+        };
+        if let Some(directory) = directory {
+            match std::fs::remove_file(directory.join(binary_cache_url::ABSENT)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        let mut members = self.members().into_iter();
+        members.try_for_each(|member| member.plan.forget_absent_names())
     }
 
     /// Bytes that can be fetched ahead of their reader and are still there when that comes: half of a

@@ -9,7 +9,7 @@ use crate::store::Pattern;
 use crate::stores;
 
 /// The keys of which a store has exactly one.
-const KINDS: &str = "url, cache, mirrors, filter, join";
+const KINDS: &str = "url, cache, binary-cache, mirrors, filter, join";
 
 /// Everything that is wrong with the stores of `config`.
 pub fn check(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
@@ -23,6 +23,7 @@ pub fn check(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) 
         };
         kind(store, &mut say);
         url(store, &mut say);
+        binary_cache(store, &mut say);
         members(config, name, store, &mut say);
         patterns(store, &mut say);
     }
@@ -35,6 +36,7 @@ fn kind(store: &Store, say: &mut impl FnMut(&[&str], String)) {
     let given = [
         ("url", store.url.is_some()),
         ("cache", store.cache.is_some()),
+        ("binary-cache", store.binary_cache.is_some()),
         ("mirrors", store.mirrors.is_some()),
         ("filter", store.filter.is_some()),
         ("join", store.join.is_some()),
@@ -97,6 +99,34 @@ fn url(store: &Store, say: &mut impl FnMut(&[&str], String)) {
     }
 }
 
+/// The addresses of binary caches, their keys, and the files that they name.
+fn binary_cache(store: &Store, say: &mut impl FnMut(&[&str], String)) {
+    let Some(binary_cache) = &store.binary_cache else {
+        return;
+    };
+    if binary_cache.url.is_empty() {
+        say(
+            &["binary-cache", "url"],
+            "this must name a binary cache".to_owned(),
+        );
+    }
+    if let Err(what) = binary_cache.addresses() {
+        say(&["binary-cache", "url"], what);
+    }
+    let files = [
+        ("netrc-file", &binary_cache.netrc_file),
+        ("token-file", &binary_cache.token_file),
+    ];
+    for (key, file) in files {
+        if file.as_ref().is_some_and(|file| !file.is_absolute()) {
+            say(
+                &["binary-cache", key],
+                "this must be an absolute path".to_owned(),
+            );
+        }
+    }
+}
+
 /// Stores that others are made of are there.
 fn members(config: &Config, name: &str, store: &Store, say: &mut impl FnMut(&[&str], String)) {
     for (key, names) in store.members() {
@@ -145,20 +175,28 @@ fn patterns(store: &Store, say: &mut impl FnMut(&[&str], String)) {
     }
 }
 
-/// A cache is kept in a folder, and no two in the same.
+/// What a cache keeps, and what a binary cache is unpacked into, is in a directory, and no two in
+/// the same.
 fn near(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
     let mut caches: BTreeMap<&str, &str> = BTreeMap::new();
     for (name, store) in &config.stores {
-        let Some(cache) = &store.cache else { continue };
-        let Some(near) = config.stores.get(&cache.near) else {
+        let cache = store
+            .cache
+            .as_ref()
+            .map(|cache| (["cache", "near"], &cache.near));
+        let unpacked = store.binary_cache.as_ref();
+        let unpacked = unpacked.map(|cache| (["binary-cache", "into"], &cache.into));
+        let Some(([kind, key], near_name)) = cache.or(unpacked) else {
             continue;
         };
-        let key = ["stores", name, "cache", "near"];
+        let Some(near) = config.stores.get(near_name) else {
+            continue;
+        };
+        let key = ["stores", name, kind, key];
         let url = near.url.as_deref().unwrap_or_default();
         if !url.starts_with("local:") {
-            let near = &cache.near;
             let what = format!(
-                "a cache is kept in a folder, and {near:?} is none: its url has to be local:/PATH"
+                "a cache is kept in a folder, and {near_name:?} is none: its url has to be local:/PATH"
             );
             problems.push(source.at(&key, what));
         } else if let Some(other) = caches.insert(url, name) {

@@ -1,16 +1,19 @@
 //! Stores: where they are, or what they are made of.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use super::Config;
 use super::quantity::{Size, Span};
-use crate::store::{CacheOptions, Order, Pattern};
+use crate::binary_cache::{CacheAddress, ClosureMode};
+use crate::nix::PublicKey;
+use crate::store::{CacheOptions, Order, Pattern, shown_url};
 use crate::stores::{Named, Plan};
 
-/// A store: where it is (`url`), or what it is made of. Exactly one of `url`, `cache`, `mirrors`,
-/// `filter` and `join` says that.
+/// A store: where it is (`url`), or what it is made of. Exactly one of `url`, `cache`,
+/// `binary-cache`, `mirrors`, `filter` and `join` says that.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -32,6 +35,8 @@ pub struct Store {
     pub verify: Option<Verify>,
     /// What is read of other stores is kept in a local one.
     pub cache: Option<Cache>,
+    /// Nix binary caches, unpacked into a local store as their paths are looked up.
+    pub binary_cache: Option<BinaryCache>,
     /// Several stores that hold the same, for when one of them fails or is slow.
     pub mirrors: Option<Mirrors>,
     /// Some of the root nodes of another store, by name.
@@ -74,6 +79,103 @@ pub struct Cache {
     #[cfg_attr(test, schemars(with = "String", default = "roots_max_age_text"))]
     #[serde(default = "roots_max_age")]
     pub roots_max_age: Span,
+}
+
+/// Nix binary caches. A look-up of `<hash>-<name>` fetches the narinfo, checks name and signature,
+/// and unpacks the NAR into a local store; once its size and hash are right, the path is there. The
+/// first look-up of a path waits for its whole NAR. Names that no cache has are absent for an hour.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BinaryCache {
+    /// Where it is: `https://HOST[/PATH]`, `http://…` or `file:///DIR`; several, as a list, are
+    /// asked in the order of their `Priority`, which `?priority=N` overrides.
+    #[cfg_attr(test, schemars(with = "String"))]
+    #[serde(deserialize_with = "one_or_several")]
+    pub url: Vec<String>,
+    /// What it is unpacked into: the name of a store whose URL is `local:/PATH`.
+    pub into: String,
+    /// Public keys, `NAME:BASE64`. A path needs a signature by one of them, unless it is
+    /// content-addressed.
+    #[serde(default)]
+    pub trusted_public_keys: Vec<String>,
+    /// Whether a path needs such a signature.
+    #[serde(default = "yes")]
+    pub require_signatures: bool,
+    /// What is fetched, ahead of its readers, of the paths that a path refers to.
+    #[serde(default)]
+    pub closure: Closure,
+    /// A netrc(5) file with login and password.
+    pub netrc_file: Option<PathBuf>,
+    /// A file with a bearer token.
+    pub token_file: Option<PathBuf>,
+    /// How much the local store may take on its disk. Without it, as much as there is. What was used
+    /// longest ago goes first, and is fetched again when it is read.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub size: Option<Size>,
+    /// How much stays free on that disk, whatever `size` says.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub keep_free: Option<Size>,
+}
+
+/// What is fetched of the paths that a path refers to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Closure {
+    /// Narinfos and NARs.
+    #[default]
+    Fetch,
+    /// Narinfos.
+    Narinfos,
+    /// Nothing.
+    Off,
+}
+
+impl BinaryCache {
+    /// The addresses, with what is said beside them.
+    pub(super) fn addresses(&self) -> Result<Vec<CacheAddress>, String> {
+        let addresses = self.url.iter().map(|url| self.address(url));
+        addresses.collect()
+    }
+
+    fn address(&self, url: &str) -> Result<CacheAddress, String> {
+        let shown = shown_url(url);
+        let url = match url.starts_with("nix+") {
+            true => url.to_owned(),
+            false => format!("nix+{url}"),
+        };
+        let failed = |error: &dyn Display| format!("{shown:?}: {error}");
+        let mut address = CacheAddress::parse(&url).map_err(|error| failed(&error))?;
+        for key in &self.trusted_public_keys {
+            let key = PublicKey::parse(key);
+            let key = key.map_err(|error| format!("trusted-public-keys: {error}"))?;
+            address.trusted_public_keys.push(key);
+        }
+        address.require_signatures &= self.require_signatures;
+        address.netrc_file = address.netrc_file.or_else(|| self.netrc_file.clone());
+        address.token_file = address.token_file.or_else(|| self.token_file.clone());
+        address.check().map_err(|error| failed(&error))?;
+        Ok(address)
+    }
+}
+
+/// A string, or a list of strings.
+fn one_or_several<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a string, or a list of strings")]
+    enum OneOrSeveral {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(match OneOrSeveral::deserialize(from)? {
+        OneOrSeveral::One(one) => vec![one],
+        OneOrSeveral::Several(several) => several,
+    })
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Stores that hold the same. A question goes to one of them, and to the next when the first fails
@@ -172,6 +274,9 @@ impl Store {
             let far = cache.far.iter().map(String::as_str).collect();
             members.push((&["cache", "far"], far));
         }
+        if let Some(binary_cache) = &self.binary_cache {
+            members.push((&["binary-cache", "into"], vec![&binary_cache.into]));
+        }
         if let Some(mirrors) = &self.mirrors {
             let of = mirrors.of.iter().map(String::as_str).collect();
             members.push((&["mirrors", "of"], of));
@@ -226,6 +331,21 @@ impl Config {
                     size: cache.size.map(|size| size.0),
                     keep_free: cache.keep_free.map(|size| size.0),
                     roots_max_age: cache.roots_max_age.0,
+                    ..CacheOptions::default()
+                },
+            }
+        } else if let Some(binary_cache) = &store.binary_cache {
+            Plan::BinaryCache {
+                caches: binary_cache.addresses().ok()?,
+                into: Box::new(plan_of(&binary_cache.into)?),
+                closure: match binary_cache.closure {
+                    Closure::Fetch => ClosureMode::Fetch,
+                    Closure::Narinfos => ClosureMode::Narinfos,
+                    Closure::Off => ClosureMode::Off,
+                },
+                options: CacheOptions {
+                    size: binary_cache.size.map(|size| size.0),
+                    keep_free: binary_cache.keep_free.map(|size| size.0),
                     ..CacheOptions::default()
                 },
             }

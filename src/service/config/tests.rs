@@ -201,17 +201,75 @@ fn stores_are_made_of_stores() {
 }
 
 #[test]
+fn binary_caches_are_one_or_several() {
+    let key = "k:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+    let text = format!(
+        "[stores.disk]\nurl = 'local:/d'\n\
+         [stores.nixos.binary-cache]\nurl = 'https://cache.nixos.org'\ninto = 'disk'\n\
+         trusted-public-keys = ['{key}']\nsize = '20GiB'\nclosure = 'narinfos'\n"
+    );
+    let several = text.replace(
+        "'https://cache.nixos.org'",
+        "['https://a?priority=1', 'file:///srv/b']",
+    );
+    for (text, shown) in [
+        (&text, "nix+https://cache.nixos.org"),
+        (&several, "nix+https://a, nix+file:///srv/b"),
+    ] {
+        let config = Config::parse(text, "test.toml".as_ref()).unwrap();
+        let plan = config.plan("nixos").unwrap().plan;
+        let identity = plan.identity().replace(&format!(" {key}"), "");
+        assert_eq!(identity, format!("binary-cache({shown})"));
+        let Plan::BinaryCache {
+            caches,
+            into,
+            closure,
+            options,
+        } = plan
+        else {
+            panic!("a binary cache");
+        };
+        assert_eq!(caches[0].trusted_public_keys[0].to_string(), key);
+        assert_eq!(into.name, "disk");
+        assert_eq!(closure, crate::binary_cache::ClosureMode::Narinfos);
+        assert_eq!(options.size, Some(20 << 30));
+    }
+}
+
+#[test]
 fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
     for (text, said) in [
         (
             "[stores.main]\n",
             "5: stores.main: this does not say where the store is or what it is made of: \
-             url, cache, mirrors, filter, join",
+             url, cache, binary-cache, mirrors, filter, join",
+        ),
+        (
+            "[stores.main]\nbinary-cache = { url = 'https://h', into = 'disk' }\n",
+            "6: stores.main.binary-cache.url: \"https://h\": no key is trusted to sign its paths: add \
+             trusted-public-keys=NAME:BASE64, or require-signatures=false",
+        ),
+        (
+            "[stores.main]\nbinary-cache = { url = 'https://h', into = 'disk', \
+             trusted-public-keys = ['x'] }\n",
+            "6: stores.main.binary-cache.url: trusted-public-keys: not a public key: expected \
+             NAME:BASE64 with 32 bytes after the colon",
+        ),
+        (
+            "[stores.main]\nbinary-cache = { url = 'https://me:secret@h', into = 'disk' }\n",
+            "6: stores.main.binary-cache.url: \"https://…@h\": it contains a user name or password; \
+             put them into a netrc file and name it with netrc-file=",
+        ),
+        (
+            "[stores.main]\nbinary-cache = { url = 'https://h', into = 'up', \
+             require-signatures = false }\n",
+            "6: stores.main.binary-cache.into: a cache is kept in a folder, and \"up\" is none: its \
+             url has to be local:/PATH",
         ),
         (
             "[stores.main]\nurl = 'memory:'\njoin = ['disk']\n",
             "7: stores.main.join: \"url\" says already what the store is: it has one of url, cache, \
-             mirrors, filter, join",
+             binary-cache, mirrors, filter, join",
         ),
         (
             "[stores.main]\ncache = { near = 'dsik', far = ['up'] }\n",
