@@ -216,7 +216,7 @@ fn binary_caches_are_one_or_several() {
         (&text, "nix+https://cache.nixos.org"),
         (&several, "nix+https://a, nix+file:///srv/b"),
     ] {
-        let config = Config::parse(text, "test.toml".as_ref()).unwrap();
+        let config = Config::parse("test.toml".as_ref(), text).unwrap();
         let plan = config.plan("nixos").unwrap().plan;
         let identity = plan.identity().replace(&format!(" {key}"), "");
         assert_eq!(identity, format!("binary-cache({shown})"));
