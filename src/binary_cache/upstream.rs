@@ -505,6 +505,15 @@ impl Store for BinaryCaches {
         Ok(fetched.and(info))
     }
 
+    /// A path is there or not.
+    async fn incomplete_root(&self, _: &[u8]) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
+        Ok(None)
+    }
+
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
+        self.0.into.has_tree(digest).await
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         self.0.into.has_blob(digest).await
     }
@@ -519,6 +528,10 @@ impl Store for BinaryCaches {
 
     fn usage(&self) -> Result<Option<Usage>, Error> {
         Ok(None)
+    }
+
+    fn embedded(&self) -> Vec<LocalStore> {
+        vec![self.0.into.clone()]
     }
 
     fn health(&self) -> Health {

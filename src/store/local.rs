@@ -93,7 +93,7 @@ struct Inner {
 
 impl LocalStore {
     /// Whether there is a store in the directory `path`, whole or not.
-    pub(super) fn may_be_in(path: &Path) -> bool {
+    pub(crate) fn may_be_in(path: &Path) -> bool {
         !matches!(path.join("format").try_exists(), Ok(false)) || format::holds_data(path)
     }
 

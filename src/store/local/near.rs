@@ -31,7 +31,7 @@ const ASIDE: &str = "damaged";
 
 impl LocalStore {
     /// Opens the store in the directory `path` for a cache; makes it if there is none.
-    pub(in crate::store) fn open_near(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn open_near(path: &Path) -> Result<Self, Error> {
         let opened = Self::open_as(path, true).and_then(|store| {
             store.check_changes()?;
             Ok(store)
