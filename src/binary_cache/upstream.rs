@@ -522,6 +522,11 @@ impl Store for BinaryCaches {
         self.0.into.blob_size(digest).await
     }
 
+    /// A binary cache knows no chunks.
+    async fn chunks(&self, _: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
+        Ok(None)
+    }
+
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error> {
         self.0.into.group_table(digest, size).await
     }
