@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::binary_cache_url;
 use crate::binary_cache;
-use crate::store::local_url::check_folder;
+use crate::store::local_url::{check_folder, check_local};
 use crate::store::{
     Error, GrpcStore, LocalStore, MemoryStore, ObjectStore, Store, local_folder, open_local,
     shown_url,

@@ -15,7 +15,7 @@ pub(crate) fn open_near(url: &str) -> Result<Option<LocalStore>, Error> {
     check_local(url)?.map(LocalStore::open_near).transpose()
 }
 
-fn check_local(url: &str) -> Result<Option<&Path>, Error> {
+pub(crate) fn check_local(url: &str) -> Result<Option<&Path>, Error> {
     let Some(rest) = url.strip_prefix("local:") else {
         return Ok(None);
     };
