@@ -14,7 +14,7 @@
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
 //! | 3 | [`fs`] | the file system: nodes, lookups, listings, reads |
 //! | 3 | [`import`], [`tree`] | trees into a store, and back out of one |
-//! | 4 | [`binary_cache`], [`stores`] | Nix binary caches as stores; from a URL or description to a store |
+//! | 3 | [`binary_cache`], [`stores`] | Nix binary caches as stores; from a URL or description to a store |
 //! | 4 | [`transport`] | how requests come in: FUSE, virtiofs |
 //! | 4 | [`server`] | any store, served over gRPC |
 //! | 5 | [`service`] | the daemon: configuration, supervision, systemd |

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use super::mount_table::MountTable;
 use super::mountpoint::{FS_TYPE, MountError};
 use super::trail::{Step, trail};
-use crate::store::UsedFile;
+use crate::stores::UsedFile;
 
 /// Files and directories that must stay in reach. Those of the program itself are always among them.
 #[derive(Clone, Debug, Default)]
