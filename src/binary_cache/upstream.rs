@@ -374,8 +374,8 @@ impl Inner {
         self: &Arc<Self>,
         found: impl Fn(&LocalStore) -> Result<bool, Error>,
     ) -> Result<bool, Error> {
-        let mut roots: Vec<_> = (self.into.cached_roots()?.into_iter())
-            .filter_map(|(_, cached)| Some((cached.used, cached.root?)))
+        let mut roots: Vec<_> = (self.into.cached_roots()?.into_values())
+            .filter_map(|cached| Some((cached.used, cached.root?)))
             .collect();
         roots.sort_by_key(|(used, _)| std::cmp::Reverse(*used));
         let mut searched = 0;
