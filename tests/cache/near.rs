@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use castore_fs::store::{
-    Cache, CacheOptions, LocalStore, Named, OpenStores, Plan, Store, open_all,
-};
+use castore_fs::store::{Cache, CacheOptions, LocalStore, Store};
+use castore_fs::stores::{Named, OpenStores, Plan, open_all};
 
 use crate::model::file;
 use crate::tree::*;
