@@ -78,7 +78,7 @@ fn what_a_dead_process_had_in_use_stays_for_a_while_and_not_over_a_boot() {
     use std::io::{BufRead, BufReader};
     let (folder, node) = sample();
     let path = folder.path();
-    let mut child = command("hold", path).spawn().unwrap();
+    let mut child = command("lease", path).spawn().unwrap();
     let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
     said.find(|line| line.as_ref().unwrap() == "held")
         .unwrap()

@@ -43,7 +43,7 @@ fn child() {
     let number: u64 = number.parse().unwrap();
     match verb {
         // Has a tree in use until it is killed.
-        "hold" => {
+        "lease" => {
             let store = open(std::path::Path::new(&path));
             let root = block_on(store.root(b"tree")).unwrap().unwrap();
             let lease = store.lease(None).unwrap();
