@@ -11,8 +11,8 @@
 //! while no binary cache can be reached, and makes room by use.
 //!
 //! **Several caches** are asked in the order of their priority. A path is absent only if all of
-//! them say so, which then holds for an hour ([`absent`]). **Closures** are fetched ahead
-//! ([`closure`]). **Nothing is believed**: sizes are limits, hashes and names are compared, a URL
+//! them say so, which then holds for an hour (`absent`). **Closures** are fetched ahead
+//! (`closure`). **Nothing is believed**: sizes are limits, hashes and names are compared, a URL
 //! cannot lead out of a directory or from https to http.
 
 mod absent;

@@ -10,7 +10,7 @@
 //! output by a number of bytes and a multiple of the input that was read. The multiple is above what
 //! gzip can reach at all (1032), so that it only ever concerns data that are nearly all alike.
 //!
-//! Errors are [`io::Error`]s with an [`Error`] inside, except those of the input itself, which come
+//! Errors are [`io::Error`]s with an [`enum@Error`] inside, except those of the input itself, which come
 //! out unchanged.
 
 use std::io::{self, BufRead, BufReader, Read};

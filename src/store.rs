@@ -69,6 +69,7 @@ pub use filter::{Filter, Pattern};
 pub use grpc::GrpcStore;
 pub use health::{EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
 pub use join::Join;
+pub(crate) use local::CachedRoot;
 pub(crate) use local::url as local_url;
 pub use local::url::{local_folder, open_local};
 pub use local::{

@@ -85,9 +85,9 @@ fn looking_up_a_name_that_is_there() {
 
 #[test]
 fn looking_up_a_name_that_is_not_there() {
-    // 2026-11: 13,277
+    // 2026-11: 13,277; 16,671 since a request can be parked while it waits (fs/waiting.rs).
     costs_at_most(
-        16_600,
+        18_400,
         "looking_up_a_name_that_is_not_there",
         |bench, count| {
             for number in 0..count {

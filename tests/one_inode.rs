@@ -384,33 +384,31 @@ fn equal_plugins_are_two() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let (source, library) = (
-        folder.path().join("plugin.c"),
-        folder.path().join("plugin.so"),
+    let compile = |name: &str, text: &str, options: &[&str]| {
+        let source = folder.path().join(format!("{name}.c"));
+        let made = folder.path().join(name);
+        fs::write(&source, text).unwrap();
+        let mut cc = Command::new("cc");
+        run(cc.arg("-o").arg(&made).arg(&source).args(options));
+        made
+    };
+    let plugin = "int count; int plugin(void) { return ++count; }";
+    let library = compile("plugin.so", plugin, &["-shared", "-fPIC"]);
+    // A program of its own: dlopen holds a lock that the threads which serve this mount need.
+    let loader = compile(
+        "loader",
+        "#include <dlfcn.h>\nint main(int argc, char **argv) {\n\
+         void *a = dlopen(argv[1], RTLD_NOW), *b = dlopen(argv[2], RTLD_NOW);\n\
+         return !a || !b || a == b; }",
+        &["-ldl"],
     );
-    fs::write(&source, "int count; int plugin(void) { return ++count; }").unwrap();
-    run(Command::new("cc")
-        .args(["-shared", "-fPIC", "-o"])
-        .arg(&library)
-        .arg(&source));
     let plugin = fs::read(&library).unwrap();
     let mount = mounted(&directory([
         ("a", directory([("plugin.so", program(plugin.clone()))])),
         ("b", directory([("plugin.so", program(plugin))])),
     ]));
-    let open = |path: &str| {
-        let path = CString::new(mount.join(path).as_os_str().as_bytes()).unwrap();
-        // SAFETY: the library that was made above does nothing when it is loaded.
-        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
-        assert!(!handle.is_null());
-        handle
-    };
-    let handles = [open("a/plugin.so"), open("b/plugin.so")];
-    assert_ne!(handles[0], handles[1]);
-    for handle in handles {
-        // SAFETY: of the two opened above.
-        unsafe { libc::dlclose(handle) };
-    }
+    let plugins = ["a/plugin.so", "b/plugin.so"].map(|path| mount.join(path));
+    run(Command::new(loader).args(plugins));
 }
 
 #[test]

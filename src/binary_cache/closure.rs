@@ -94,7 +94,8 @@ impl FetchAhead {
                 // Its own references are asked for meanwhile, not after it has come.
                 inner.prefetch(&known.narinfo, mode);
                 let _permit = nars.acquire().await;
-                if let Err(error) = inner.fetch(self.path.clone()).await {
+                let fetched = inner.fetch(self.path.clone()).await;
+                if let Err(error) = fetched.and_then(|_| inner.remember(&self.path)) {
                     tracing::debug!("cannot fetch {} ahead: {error}", self.path);
                 }
             }
@@ -113,6 +114,9 @@ impl Drop for FetchAhead {
 impl Inner {
     /// Whether the contents of `path` are in the local store, as far as a look-up there tells.
     async fn has(&self, path: &StorePath) -> bool {
+        if matches!(self.at_hand(path), Ok(Some(_))) {
+            return true;
+        }
         let name = path.to_string();
         let cached = self.into().cached_root(name.as_bytes());
         match cached.ok().flatten() {

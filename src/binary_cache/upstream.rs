@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -22,7 +22,9 @@ use super::unpack::{ChunkReader, address_fits_contents, compression, unpack};
 use crate::castore::{Digest, Directory, GroupTable, Node, NodeRef, Root};
 use crate::nix::{MAX_NARINFO_BYTES, NarinfoFile, PathInfo, StorePath};
 use crate::store::flights::Flights;
-use crate::store::{Answer, BackingFile, Error, Health, Ingest, LocalStore, Store, Usage, network};
+use crate::store::{
+    Answer, BackingFile, CachedRoot, Error, Health, Ingest, LocalStore, Store, Usage, network,
+};
 
 /// NARs that are downloaded and unpacked at once.
 const UNPACKING: usize = 16;
@@ -30,9 +32,8 @@ const UNPACKING: usize = 16;
 const CHUNKS_AHEAD: usize = 16;
 /// Paths whose narinfo stays in memory.
 const KNOWN_PATHS: usize = 4096;
-/// Paths whose contents came last and whose [`PathInfo`] stays in memory: the look-up
-/// asks for it next.
-const FETCHED_PATHS: usize = 256;
+/// Paths whose contents came last and that stay in memory: those fetched ahead are looked up next.
+const FETCHED_PATHS: usize = 4096;
 /// Paths that are downloaded again, one after the other, to find contents that are gone.
 const MOST_SEARCHED: usize = 8;
 /// Bytes of a content-addressed file that are hashed at once.
@@ -83,7 +84,7 @@ pub(super) struct Inner {
     order: tokio::sync::Mutex<Vec<Order>>,
     absent: AbsentNames,
     known: Mutex<LruCache<StorePath, Arc<Known>>>,
-    infos: Mutex<LruCache<StorePath, PathInfo>>,
+    fetched: Mutex<LruCache<StorePath, Fetched>>,
     fetching: Flights<StorePath, Shared<Root>>,
     asking: Flights<StorePath, Shared<Arc<Known>>>,
     unpacking: Semaphore,
@@ -100,6 +101,13 @@ pub(super) struct Known {
     pub(super) narinfo: NarinfoFile,
     /// Whether a trusted key has signed it; if not, its contents are its proof.
     signed: bool,
+}
+
+/// A path whose contents came.
+#[derive(Clone, Debug)]
+struct Fetched {
+    root: Root,
+    path_info: PathInfo,
 }
 
 /// A cache and its priority.
@@ -147,7 +155,7 @@ impl BinaryCaches {
             order: tokio::sync::Mutex::default(),
             absent: AbsentNames::open(absent),
             known: remembering(KNOWN_PATHS),
-            infos: remembering(FETCHED_PATHS),
+            fetched: remembering(FETCHED_PATHS),
             fetching: Flights::default(),
             asking: Flights::default(),
             unpacking: Semaphore::new(UNPACKING),
@@ -322,10 +330,49 @@ impl Inner {
         if self.closure != ClosureMode::Off {
             self.prefetch(&known.narinfo, self.closure);
         }
-        let info = known.narinfo.path_info(node.clone());
+        let path_info = known.narinfo.path_info(node.clone());
         let root = path.root(node);
-        self.infos.lock().put(path, info);
+        let fetched = Fetched {
+            root: root.clone(),
+            path_info,
+        };
+        self.fetched.lock().put(path, fetched);
         Ok(Some(root))
+    }
+
+    /// What came of `path`, if all of it is still here.
+    pub(super) fn at_hand(&self, path: &StorePath) -> Result<Option<Root>, Error> {
+        let root = self
+            .fetched
+            .lock()
+            .get(path)
+            .map(|fetched| fetched.root.clone());
+        match root {
+            Some(root) if self.into.is_whole(&root.node)? => Ok(Some(root)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Has a path that was fetched ahead remembered over restarts, as a cache remembers roots that were
+    /// looked up.
+    pub(super) fn remember(&self, path: &StorePath) -> Result<(), Error> {
+        let Some(fetched) = self.fetched.lock().peek(path).cloned() else {
+            return Ok(());
+        };
+        let name = Bytes::from(path.to_string());
+        if self.into.cached_root(&name)?.is_some() {
+            return Ok(());
+        }
+        let now = SystemTime::UNIX_EPOCH.elapsed();
+        let now = now.map_or(0, |since| since.as_millis() as u64);
+        let cached = CachedRoot {
+            asked: now,
+            used: now,
+            pinned: false,
+            root: Some(fetched.root),
+            path_info: Some(Box::new(fetched.path_info)),
+        };
+        self.into.set_cached_roots(&[(name, Some(cached))])
     }
 
     /// Downloads and unpacks one NAR.
@@ -441,8 +488,11 @@ impl Store for BinaryCaches {
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
         Ok(match StorePath::from_base_name(name) {
             Err(_) => Answer::Absent,
-            Ok(path) if self.0.absent.contains(&path.to_string()) => Answer::Absent,
-            Ok(_) => Answer::Wait,
+            Ok(path) => match self.0.at_hand(&path)? {
+                Some(root) => Answer::Found(root),
+                None if self.0.absent.contains(&path.to_string()) => Answer::Absent,
+                None => Answer::Wait,
+            },
         })
     }
 
@@ -478,7 +528,10 @@ impl Store for BinaryCaches {
 
     async fn root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
         match StorePath::from_base_name(name) {
-            Ok(path) => self.0.fetch(path).await,
+            Ok(path) => match self.0.at_hand(&path)? {
+                Some(root) => Ok(Some(root)),
+                None => self.0.fetch(path).await,
+            },
             Err(_) => Ok(None),
         }
     }
@@ -496,13 +549,16 @@ impl Store for BinaryCaches {
         let Ok(path) = StorePath::from_base_name(name) else {
             return Ok(None);
         };
-        if let Some(info) = self.0.infos.lock().get(&path) {
-            return Ok(Some(info.clone()));
+        let info_of = |path| {
+            let mut fetched = self.0.fetched.lock();
+            fetched.get(path).map(|fetched| fetched.path_info.clone())
+        };
+        if let Some(info) = info_of(&path) {
+            return Ok(Some(info));
         }
         // Of a path that was fetched before, the near store remembers it. This one is new.
         let fetched = self.0.fetch(path.clone()).await?;
-        let info = self.0.infos.lock().get(&path).cloned();
-        Ok(fetched.and(info))
+        Ok(fetched.and_then(|_| info_of(&path)))
     }
 
     /// A path is there or not.

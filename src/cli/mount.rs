@@ -266,6 +266,11 @@ impl Mount {
         }
     }
 
+    /// Whether it was asked to be on `directory`.
+    pub(super) fn is_on(&self, directory: &Path) -> bool {
+        self.mountpoint == directory
+    }
+
     /// Whether it is of the store `url`.
     pub(super) fn is_of(&self, url: &OsStr) -> bool {
         self.store.is(url)

@@ -51,13 +51,18 @@ fn changed_option(wanted: &Wanted, mount: &ExistingMount) -> Result<Option<Strin
             return Ok(Some(format!("the option {option:?}")));
         }
     }
-    let server = mount.server_arguments().map(Arguments::try_parse_from);
-    let server = match server {
-        Some(Ok(Arguments {
-            verb: Verb::Mount(server),
-        })) => Some(server),
-        _ => None,
-    };
+    // A process that has ended may have served another mount by the same number: the one that was
+    // started on this directory comes first.
+    let mut servers: Vec<Box<Mount>> = (mount.servers_arguments().into_iter())
+        .filter_map(|arguments| match Arguments::try_parse_from(arguments) {
+            Ok(Arguments {
+                verb: Verb::Mount(server),
+            }) => Some(server),
+            _ => None,
+        })
+        .collect();
+    servers.sort_by_key(|server| !server.is_on(&wanted.directory));
+    let server = servers.into_iter().next();
     let is_same_store = wanted.url == *mount.source()
         || server
             .as_ref()

@@ -20,7 +20,7 @@ use super::output::Output;
 use super::progress::Line;
 use super::store::{Opened, StoreArguments};
 
-/// Read and hash again everything below some roots; name what is damaged or missing, and repair it
+/// Read and hash again everything below some roots; report damage, and repair it
 ///
 /// Every object is read once, however many places refer to it, on all cores. What is wrong is a
 /// line for each path that it spoils; the last line is the sum. The exit status is 1 when anything

@@ -207,7 +207,7 @@ fn shown(id: NodeId) -> Option<Shown> {
 }
 
 impl CastoreFs {
-    /// The images that were looked up, if this mount shows any: the last [`MOST_COUNTED`] of them.
+    /// The images that were looked up, if this mount shows any: the last `MOST_COUNTED` of them.
     pub fn image_counts(&self) -> Vec<ImageCount> {
         let Some(images) = &self.images else {
             return Vec::new();

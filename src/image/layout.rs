@@ -281,7 +281,7 @@ impl ImageLayout {
         self.top.digest()
     }
 
-    /// Bytes of the image: a multiple of [`IMAGE_ALIGNMENT`](super::IMAGE_ALIGNMENT).
+    /// Bytes of the image: a multiple of [`IMAGE_ALIGNMENT`].
     pub fn size(&self) -> u64 {
         (u64::from(self.end_block()) * BLOCK).next_multiple_of(IMAGE_ALIGNMENT)
     }

@@ -9,7 +9,7 @@ use crate::castore::{Digest, Directory, Entry, NodeRef, Printable};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageLocation {
     /// A path, from the image's top on: of a file whose data is there, or of the directory whose entries
-    /// or inodes are. Printable (see [`Printable`](crate::castore::Printable)).
+    /// or inodes are. Printable (see [`Printable`]).
     pub path: String,
     /// The digest of that file's contents or of that Directory.
     pub digest: Digest,

@@ -38,7 +38,7 @@ pub enum LogError {
     Level(String),
 }
 
-/// Says what is wrong with a level, as [`start`] would.
+/// Says what is wrong with a level, as `start` would.
 pub fn check_level(level: &str) -> Result<(), String> {
     let parsed = EnvFilter::builder().parse(level);
     parsed.map_err(|error| error.to_string())?;

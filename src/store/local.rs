@@ -180,7 +180,7 @@ impl LocalStore {
     }
 
     /// Remembers root nodes for a cache, or forgets them.
-    pub(super) fn set_cached_roots(
+    pub(crate) fn set_cached_roots(
         &self,
         roots: &[(Bytes, Option<CachedRoot>)],
     ) -> Result<(), Error> {

@@ -418,6 +418,12 @@ fn a_closure_comes_ahead_of_its_readers() {
         let contents = directory([("number", file(number.to_string()))]);
         bench.assert_holds(&cache, &root, &contents);
     }
+    assert_eq!(bench.web.take_requests().len(), 0, "all of it was there");
+    // Over a restart too.
+    drop(cache);
+    let cache = bench.open_urls(&[bench.url()], ClosureMode::Off);
+    bench.look_up(&cache, &paths[9]).unwrap().unwrap();
+    assert_eq!(bench.web.take_requests().len(), 0);
 }
 
 #[test]

@@ -257,7 +257,7 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[stores.main]\nbinary-cache = { url = 'https://me:secret@h', into = 'disk' }\n",
-            "6: stores.main.binary-cache.url: \"https://…@h\": it contains a user name or password; \
+            "6: stores.main.binary-cache.url: \"https://***@h\": it contains a user name or password; \
              put them into a netrc file and name it with netrc-file=",
         ),
         (

@@ -69,7 +69,7 @@ impl Folder {
         self.path.join("index.redb")
     }
 
-    /// Says which version the store has (see [`format`]).
+    /// Says which version the store has (see [`mod@format`]).
     pub(super) fn format_file(&self) -> PathBuf {
         self.path.join("format")
     }

@@ -22,7 +22,7 @@
 //! root that went away less than a grace ago: one that is shown without a lease.
 //!
 //! **In use.** What a mount shows, of roots that were removed too, is reached as long as the mount is
-//! there ([`leases`](super::leases)).
+//! there ([`leases`]).
 
 mod evict;
 mod mark;

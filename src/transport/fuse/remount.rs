@@ -58,20 +58,24 @@ impl ExistingMount {
         Ok(())
     }
 
-    /// The arguments of the process that serves it, program first. None if there is none that this
-    /// process may look at, or if the kernel does not tell.
-    pub fn server_arguments(&self) -> Option<Vec<OsString>> {
-        let processes = fs::read_dir("/proc").ok()?.flatten();
-        let mut processes = processes.map(|process| process.path());
-        let server = processes.find(|process| serves(process, self.0.device).unwrap_or(false))?;
-        let line = fs::read(server.join("cmdline")).ok()?;
-        let line = line.strip_suffix(b"\0").unwrap_or(&line);
-        let arguments = line.split(|&byte| byte == 0);
-        Some(
-            arguments
-                .map(|one| OsString::from_vec(one.to_vec()))
-                .collect(),
-        )
+    /// The arguments of the processes that serve it, program first: of those that this process may look
+    /// at, if the kernel tells. A process that holds the connection of an earlier mount with the same
+    /// number is among them.
+    pub fn servers_arguments(&self) -> Vec<Vec<OsString>> {
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let processes = processes.map(|process| process.path());
+        let servers = processes.filter(|process| serves(process, self.0.device).unwrap_or(false));
+        let arguments = servers.filter_map(|server| {
+            let line = fs::read(server.join("cmdline")).ok()?;
+            let line = line.strip_suffix(b"\0").unwrap_or(&line);
+            let arguments = line.split(|&byte| byte == 0);
+            Some(
+                arguments
+                    .map(|one| OsString::from_vec(one.to_vec()))
+                    .collect(),
+            )
+        });
+        arguments.collect()
     }
 }
 

@@ -17,7 +17,7 @@ use crate::nix::PathInfo;
 use crate::proto::castore::v1::Entry;
 use crate::store::Error;
 
-/// Root's name to what [`RootRecord::encode`] makes.
+/// Root's name to what `encode` makes.
 pub(super) const ROOT_RECORDS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("root_records");
 /// Root's name to its `Entry`: what version 1 had instead.
 pub(super) const ROOTS_1: TableDefinition<&[u8], &[u8]> = TableDefinition::new("roots");
