@@ -245,20 +245,20 @@ fn statx_mount_id(at: impl AsFd, path: &CStr, flags: AtFlags) -> Option<u64> {
 fn unescape(column: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(column.len());
     let mut rest = column;
+    let octal = |digit: &u8| (b'0'..=b'7').contains(digit).then(|| digit - b'0');
+    let escaped = |tail: &[u8]| match tail
+        .get(..3)?
+        .iter()
+        .map(octal)
+        .collect::<Option<Vec<_>>>()?[..]
+    {
+        [a @ 0..=3, b, c] => Some(a << 6 | b << 3 | c),
+        _ => None,
+    };
     while let [first, tail @ ..] = rest {
-        let octal = |digit: &u8| (b'0'..=b'7').contains(digit).then(|| digit - b'0');
-        match (first, tail) {
-            (b'\\', [a, b, c, after @ ..])
-                if let (Some(a @ 0..=3), Some(b), Some(c)) = (octal(a), octal(b), octal(c)) =>
-            {
-                bytes.push(a << 6 | b << 3 | c);
-                rest = after;
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
+        let byte = escaped(tail).filter(|_| *first == b'\\');
+        bytes.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &tail[3..] } else { tail };
     }
     PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
