@@ -30,6 +30,7 @@ fuzz_target!(|data: &[u8]| {
     let options = Options {
         special_files: SpecialFiles::Skip,
         strip_components: data.first().map_or(0, |byte| usize::from(byte % 2)),
+        max_size: Some(LIMIT as u64),
     };
     let source = Source::Tar(&mut &data[..]);
     if let Ok(node) = import::add(&ingest, source, &options, &Progress::new()) {
