@@ -1,9 +1,9 @@
-//! The least that a FUSE server can do, against which `benches/compare` holds large reads: one file,
-//! and for each READ the same bytes, neither read from anywhere nor verified. What this takes is the
-//! kernel's share of what castore-fs takes in page-cache mode.
+//! The least that a FUSE server can do, as a lower bound for the large reads of `benches/compare`:
+//! one file, and for each READ the same bytes, neither read from anywhere nor verified. Its time is
+//! the kernel's share of castore-fs's time in page-cache mode.
 //!
-//! `floor FOLDER BYTES`: mounts on FOLDER, says so on standard error, and serves `file` of so many
-//! bytes there until it is unmounted.
+//! `floor FOLDER BYTES`: mounts on FOLDER, reports that on standard error, and serves `file` of so
+//! many bytes there until it is unmounted.
 
 use std::error::Error;
 use std::ffi::CString;
@@ -19,12 +19,12 @@ use vm_memory::ByteValued;
 
 /// The node of the file; the folder's is 1.
 const FILE: u64 = 2;
-/// Bytes of a READ, at most, and how many there may be at once: as castore-fs has it.
+/// Bytes of a READ, at most, and how many there may be at once: the same as in castore-fs.
 const MAX_READ: usize = 1 << 20;
 const MAX_BACKGROUND: u16 = 1024;
 /// `FUSE_ASYNC_READ`, `FUSE_NO_OPEN_SUPPORT`, `FUSE_MAX_PAGES` and `FUSE_EXPLICIT_INVAL_DATA`.
 const FLAGS: u32 = 1 | 1 << 17 | 1 << 22 | 1 << 25;
-/// How long the kernel may keep what it is told, in seconds.
+/// How long the kernel may cache replies, in seconds.
 const FOREVER: u64 = 1 << 40;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         options.as_c_str(),
     )?;
     eprintln!("a server that does nothing is on {folder}");
-    // As many as castore-fs has here.
+    // As many as castore-fs has.
     let workers = std::thread::available_parallelism()?.get();
     std::thread::scope(|scope| {
         for _ in 0..workers {
@@ -70,7 +70,7 @@ fn serve(mut device: &File, bytes: u64) {
         match device.read(&mut request) {
             Ok(length) if length >= size_of::<InHeader>() => {
                 let length = answer(&request, bytes, &mut reply);
-                // Who asked may be gone.
+                // The program that sent the request may have ended.
                 let _ = device.write(&reply[..length]);
             }
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return,
@@ -79,7 +79,7 @@ fn serve(mut device: &File, bytes: u64) {
     }
 }
 
-/// Puts the answer to `request` into `reply`; gives its length, or 0 if there is to be none.
+/// Writes the reply to `request` into `reply`; returns its length, or 0 if there is to be none.
 fn answer(request: &[u8], bytes: u64, reply: &mut [u8]) -> usize {
     const INIT: u32 = Opcode::Init as u32;
     const LOOKUP: u32 = Opcode::Lookup as u32;

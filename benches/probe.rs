@@ -1,5 +1,5 @@
-//! What `benches/compare` times from inside a process: opens, reads and maps without the cost of
-//! starting a program. Prints the seconds that the work took, and nothing else.
+//! The part of `benches/compare` that is timed inside a process: opens, reads and maps without the
+//! cost of starting a program. Prints the seconds that the work took, and nothing else.
 //!
 //! `probe small DIR COUNT`: opens, reads to the end and closes COUNT files of up to 64 KiB.
 //! `probe sequential FILE`: reads the file in calls of 1 MiB.
@@ -77,7 +77,7 @@ fn map(path: &Path) -> Result<Duration, Box<dyn Error>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len() as usize;
     let mut sum = 0u64;
-    // SAFETY: a private read-only mapping of a file that nobody changes while this runs; it is
+    // SAFETY: a private read-only mapping of a file that does not change while this runs; it is
     // read within its length and unmapped once.
     unsafe {
         let map = libc::mmap(

@@ -1,8 +1,8 @@
 //! The data model: what a castore is made of, without any I/O.
 //!
 //! A **blob** is the bytes of a file, named by their BLAKE3 digest. A **Directory** is a sorted
-//! list of named **nodes**, named by the digest of its canonical encoding. A **root node** is a
-//! node that somebody gave a name to. Everything else in this crate moves these things about.
+//! list of named **nodes**, named by the digest of its canonical encoding. A **root** is a named
+//! node at the top of a store. The rest of this crate stores and moves these.
 
 pub mod bao_field;
 mod digest;

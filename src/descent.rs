@@ -1,10 +1,10 @@
-//! Going down a directory tree that may be deeper than there are descriptors.
+//! Walking a directory tree that may be deeper than the limit of descriptors.
 //!
-//! A walk by descriptors (nothing is followed, no path is too long) holds one for each directory that
-//! it is inside of, and a process may have 1024 or fewer. A [`Descent`] keeps the directories nearest
-//! to the walk open and closes those further up; on the way back it opens them again, as `..` of the
-//! directory below, and checks by device and inode that it is the same one. If it is not, somebody
-//! moved a directory meanwhile, and the walk must end.
+//! A walk by descriptors (no symlink is followed, no path is too long) holds one for each directory
+//! that it is inside of, and a process may have 1024 or fewer. A [`Descent`] keeps the directories
+//! nearest to the walk open and closes those further up; on the way back it opens them again, as
+//! `..` of the directory below, and checks by device and inode that it is the same one. If it is
+//! not, a directory was moved meanwhile, and the walk must end.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,12 +19,12 @@ pub enum DescentError {
     /// The directory below is in another one now.
     #[error("a directory was moved meanwhile")]
     Moved,
-    /// The system refused it.
+    /// The system call failed.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// The directories from the top of a tree down to where a walk is.
+/// The directories from the start of a walk down to where it is.
 #[derive(Debug)]
 pub struct Descent<F> {
     levels: Vec<Level<F>>,
@@ -71,7 +71,7 @@ impl<F: AsFd> Descent<F> {
         }
     }
 
-    /// Goes down into `folder`, which is in the directory that the walk is in.
+    /// Descends into `folder`, which is in the directory that the walk is in.
     pub fn enter(&mut self, folder: F) -> io::Result<()> {
         if let Some(far) = self.levels.len().checked_sub(self.window)
             && let Some(level) = self.levels.get_mut(far)
@@ -83,8 +83,8 @@ impl<F: AsFd> Descent<F> {
         Ok(())
     }
 
-    /// Goes back up; gives the directory that was left. If the one above was closed, `again` makes it
-    /// of its new descriptor and the directory that was left.
+    /// Goes back up; returns the directory that was left. If the one above was closed, `again`
+    /// makes it of its new descriptor and the directory that was left.
     pub fn leave(
         &mut self,
         again: impl FnOnce(OwnedFd, &F) -> F,

@@ -1,18 +1,18 @@
-//! The file system: a castore as the kernel wants to see it.
+//! The file system: a castore in the form that the kernel needs.
 //!
-//! [`CastoreFs`] answers FUSE requests, from whatever transport they come. It knows stores only by
-//! their trait, and holds no state for an open file: a read names the node, the node's place in
-//! its Directory names the blob, and the store reads and verifies. OPEN and OPENDIR are answered
-//! "not implemented", which makes the kernel stop asking: its own page cache and directory cache
-//! then serve everything that was seen once, without any request.
+//! [`CastoreFs`] answers FUSE requests, from any transport. It knows stores only by their trait,
+//! and holds no state for an open file: a read names the node, the node's place in its Directory
+//! names the blob, and the store reads and verifies. OPEN and OPENDIR are answered "not
+//! implemented", which makes the kernel stop sending them: its own page cache and directory cache
+//! then serve everything that was read or listed once, without any request.
 //!
-//! All content is immutable, so every answer below a root node may be kept for ever, names that do
-//! not exist included. What can change is which root nodes there are: names at the top of a mount
-//! that shows root nodes are looked up anew when they were missing, and the transport tells the
-//! kernel when the store's root nodes change ([`CastoreFs::changed_roots`]).
+//! All content is immutable, so every answer below a root may be cached for ever, names that do not
+//! exist included. Only the set of roots can change: names in the root of a mount that shows roots
+//! are looked up again when they were missing, and the transport notifies the kernel when the
+//! store's roots change ([`CastoreFs::changed_roots`]).
 //!
-//! A request that fails fails alone: the log names path, digest and reason, the program gets the
-//! errno that `errno` chooses.
+//! A failed request affects no other: the log names path, digest and reason, and the program gets
+//! the errno that `errno` chooses.
 
 mod attributes;
 mod errno;
@@ -70,47 +70,49 @@ use waiting::{Brought, Stop, Wanted};
 use walk_ahead::WalkAhead;
 use warm_up::Learner;
 
-/// How long the kernel may keep what cannot change: more than a hundred million years, and still
+/// How long the kernel may cache what cannot change: more than a hundred million years, and still
 /// well inside the kernel's arithmetic of seconds.
 const FOREVER: Duration = Duration::from_secs(1 << 52);
-/// How long the kernel may keep the attributes of a top that shows root nodes. By their mtime it sees
-/// that its listing is stale; but every path goes through the top, and whoever checks permissions
-/// would ask for its mode each time.
+/// How long the kernel may cache the attributes of a mount root that shows roots. Its mtime shows
+/// that a cached listing is stale; but every path goes through the mount root, and a permission
+/// check would request its mode each time.
 const TOP_TIMEOUT: Duration = Duration::from_millis(10);
-/// How long the kernel may keep what can change at any moment.
+/// How long the kernel may cache what can change at any moment.
 const NOT_AT_ALL: Duration = Duration::ZERO;
-/// Bytes of Directories that are kept unless the mount says otherwise.
+/// Bytes of Directories that are cached unless the mount sets another limit.
 pub const DEFAULT_DIRECTORY_LIMIT: usize = 512 << 20;
 
 /// How a mount presents its store.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What is at the top.
+    /// What the mount root shows.
     pub top: Top,
     /// Who owns every node.
     pub owner: Owner,
     /// How bytes come to their readers.
     pub reads: Reads,
-    /// Whether extended attributes are answered at all: the kernel caches none, so that answering
-    /// costs `ls -l` a round trip a file.
+    /// Whether extended attributes are supported at all. The kernel does not cache them, so that
+    /// `ls -l` would cost a round trip a file.
     pub xattr: bool,
-    /// How long the kernel may keep the name of a root node. For ever where the transport can
-    /// tell the kernel about changes.
+    /// How long the kernel may cache the name of a root: for ever if the transport can notify the
+    /// kernel of changes.
     pub root_timeout: Duration,
-    /// Which names of root nodes the store is asked for.
+    /// Which names of roots the store is asked for.
     pub root_names: RootNames,
-    /// What a look-up of a root node gives while the store cannot be reached.
+    /// What a lookup of a root returns while the store cannot be reached.
     pub when_unreachable: WhenUnreachable,
-    /// Bytes of Directories to keep in memory, at most.
+    /// Bytes of Directories to cache in memory, at most.
     pub directory_limit: usize,
     /// Directories that the kernel may know at once; the next lookup gets ENOMEM. This machine's
-    /// kernel forgets when memory is short, a guest's need not.
+    /// kernel forgets when memory is short; a guest's may not.
     pub most_directories: usize,
-    /// Requests that take longer are logged, with where the time went; none without this.
+    /// Requests that take longer are logged with a breakdown of their time; none is logged without
+    /// this.
     pub slow_requests: Option<Duration>,
-    /// Learn what is touched first, and fetch ahead what was; not without this.
+    /// Record what is read first, and prefetch what was recorded; neither without this.
     pub warm_up: Option<WarmUp>,
-    /// Show trees as disk images in `.images`, and these images of several roots; not without this.
+    /// Show trees as disk images in `.images`, and these images of several roots; no images without
+    /// this.
     pub images: Option<Arc<ImageClosures>>,
 }
 
@@ -136,11 +138,11 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The digest and size of the directory at the top.
+    /// The digest and size of the directory in the mount root.
     fn top_directory(&self) -> (Digest, u64) {
         match &self.top {
             Top::Directory { digest, size } => (*digest, *size),
-            // Never read: lookups and listings of this top ask the store for its root nodes.
+            // Never read: lookups and listings of this mount root ask the store for its roots.
             Top::Roots { .. } => (Digest::of(b""), 0),
         }
     }
@@ -163,15 +165,15 @@ pub struct CastoreFs {
     pause: Pause,
 }
 
-/// A node with what it takes to tell about it.
+/// A node with what its attributes need.
 struct Found {
     node: Node,
     ino: u64,
 }
 
 impl CastoreFs {
-    /// Shows `store` as `options` say; requests that have to wait do so in `waiting`. Backing files
-    /// are registered in `passthrough`, where the transport has it.
+    /// A file system that shows `store` with `options`; requests that have to wait do so in
+    /// `waiting`. Backing files are registered in `passthrough`, if the transport has it.
     pub fn new(
         store: Arc<dyn Store>,
         options: Options,
@@ -181,7 +183,7 @@ impl CastoreFs {
         Self::with_ledger(store, options, waiting, passthrough, None)
     }
 
-    /// As [`new`](Self::new), keeping in `ledger` what a successor has to know of the mount.
+    /// As [`new`](Self::new), writing the hand-over state to `ledger`.
     pub fn with_ledger(
         store: Arc<dyn Store>,
         options: Options,
@@ -197,7 +199,10 @@ impl CastoreFs {
         Self {
             nodes: Nodes::new(digest, size, limit, numbering.clone(), ledger.clone())
                 .bounded(options.most_directories),
-            learner: options.warm_up.clone().map(|told| Learner::new(told, 0)),
+            learner: options
+                .warm_up
+                .clone()
+                .map(|warm_up| Learner::new(warm_up, 0)),
             store,
             options,
             roots: Roots::new(numbering, ledger),
@@ -212,8 +217,8 @@ impl CastoreFs {
         }
     }
 
-    /// Goes on where the process that kept `ledger` ended, for the same store and options. Backing
-    /// files are registered with the same `device`, where there were any.
+    /// Takes over from the process that wrote `ledger`, with the same store and options. Backing
+    /// files are registered with the same `device`, if there were any.
     pub fn adopt(
         store: Arc<dyn Store>,
         options: Options,
@@ -242,11 +247,11 @@ impl CastoreFs {
             )),
             None => None,
         };
-        // Of what was used before, the kernel has in its cache what else would be learned.
-        let told = options.warm_up.clone();
-        let told = told.filter(|_| matches!(options.top, Top::Roots { .. }));
+        // For roots that were used before, the kernel has cached the files that would be recorded.
+        let warm_up = options.warm_up.clone();
+        let warm_up = warm_up.filter(|_| matches!(options.top, Top::Roots { .. }));
         Ok(Self {
-            learner: told.map(|told| Learner::new(told, roots.len() as u32)),
+            learner: warm_up.map(|warm_up| Learner::new(warm_up, roots.len() as u32)),
             nodes,
             store,
             options,
@@ -267,9 +272,9 @@ impl CastoreFs {
         self.waiting.runtime()
     }
 
-    /// Holds in the store what the kernel may still ask for, from here on and before any request is
-    /// answered. `connection` is the FUSE connection of a mount. What a predecessor held for it is held
-    /// by this one.
+    /// Holds in the store what the kernel may still use, from here on and before any request is
+    /// answered. `connection` is the FUSE connection of a mount. Takes over what the previous
+    /// process held for it.
     pub fn hold_in_use(&self, connection: Option<u64>) {
         self.in_use.begin(self.store.as_ref(), connection);
         match self.options.top {
@@ -285,8 +290,8 @@ impl CastoreFs {
         self.in_use.succeed(self.store.as_ref(), connection);
     }
 
-    /// Releases the roots that the store does not have any more and the kernel has forgotten. `changed`:
-    /// whether the store's roots have changed since this was last called.
+    /// Releases the roots that the store no longer has and the kernel has forgotten. `changed`:
+    /// whether the store's roots have changed since the last call.
     pub fn release_unused(&self, changed: bool) {
         let gone = |index| !self.roots.is_current(index);
         let forgotten = |index| !self.may_know_root(index);
@@ -297,11 +302,11 @@ impl CastoreFs {
     fn may_know_root(&self, index: u32) -> bool {
         let seen = self.roots.get(index);
         let is_directory = seen.is_none_or(|seen| matches!(seen.root.node, Node::Directory { .. }));
-        // Whether the kernel knows a file is not counted by itself.
+        // There is no count of its own for each file that the kernel knows.
         !is_directory || self.nodes.knows_root(index)
     }
 
-    /// Holds nothing any more: no successor goes on with this.
+    /// Releases everything: no other process takes this file system over.
     pub fn end_use(&self) {
         self.in_use.end();
     }
@@ -321,17 +326,17 @@ impl CastoreFs {
         self.nodes.forget_all(forgotten);
     }
 
-    /// The registrations of backing files, if this mount is to have any.
+    /// The registrations of backing files, if this mount has any.
     pub fn passthrough(&self) -> Option<&Passthrough> {
         self.passthrough.as_ref()
     }
 
-    /// Whether the top shows root nodes, which can change.
+    /// Whether the mount root shows roots, which can change.
     pub fn shows_roots(&self) -> bool {
         matches!(self.options.top, Top::Roots { .. })
     }
 
-    /// Asks the store for its root nodes.
+    /// Asks the store for its roots.
     fn refresh_roots(&self) -> Result<(), Stop> {
         if let Brought::Roots(now) = self.waiting.wait(&self.store, Wanted::Roots)? {
             self.roots.update(now.to_vec());
@@ -339,11 +344,11 @@ impl CastoreFs {
         Ok(())
     }
 
-    /// Asks the store for its root nodes; gives what changed since this was last called, about
-    /// which the kernel has to be told.
+    /// Asks the store for its roots; returns the changes since the last call, of which the kernel
+    /// has to be notified.
     pub fn changed_roots(&self) -> Result<RootChanges, Error> {
         match self.refresh_roots() {
-            // No request asks here, so none is parked.
+            // No request runs here, so none is parked.
             Ok(()) | Err(Stop::Parked) => Ok(self.roots.take_changes()),
             Err(Stop::Failed(error)) => Err(error),
         }
@@ -351,7 +356,7 @@ impl CastoreFs {
 
     /// The directory in `slot`, its Directory and its entries' inode numbers.
     fn directory(&self, slot: u32) -> io::Result<(DirectoryNode, Directory, NameRange)> {
-        // The kernel names only what it was told of; a guest may name anything.
+        // The kernel names only ids that it was given; a guest may name any.
         let node = self.nodes.directory(slot).ok_or(failure(libc::ESTALE))?;
         if let (Some(directory), Some(names)) = (&node.directory, node.names) {
             let directory = directory.clone();
@@ -383,8 +388,9 @@ impl CastoreFs {
     }
 
     /// The Directory `digest` of the directory in `slot`, from a store that did not find it by its
-    /// digest. An object store keeps closures, and finds a Directory once it has seen the root of
-    /// one that it is in: which it has forgotten when the process has changed, or much came between.
+    /// digest. An object store keeps closures, and finds a Directory once it has read the root of a
+    /// closure that contains it. It no longer has that in memory after a restart or many other
+    /// requests.
     fn find_below_ancestors(&self, slot: u32, digest: &Digest) -> Result<Option<Directory>, Stop> {
         for ancestor in self.nodes.ancestors(slot) {
             if self.find(&ancestor)?.is_some()
@@ -413,7 +419,7 @@ impl CastoreFs {
         })
     }
 
-    /// The attributes of a node that the kernel knows, and how long they hold.
+    /// The attributes of a node that the kernel knows, and how long it may cache them.
     fn stat(&self, id: NodeId) -> io::Result<(stat64, Duration)> {
         if let Some(stat) = self.stat_shown_image(id)? {
             return Ok(stat);
@@ -432,8 +438,8 @@ impl CastoreFs {
         }
     }
 
-    /// What stat says of a top that shows root nodes. By the mtime a kernel sees that its listing is
-    /// stale, should it not have been told yet, or should it be one that cannot be told.
+    /// The attributes of a mount root that shows roots. By the mtime a kernel recognizes a stale
+    /// listing, if its notification has not arrived yet or its transport has none.
     fn stat_roots(&self) -> io::Result<stat64> {
         let node = NodeRef::Directory {
             digest: Digest::of(b""),
@@ -464,9 +470,9 @@ impl CastoreFs {
     /// Looks up one node, counting the lookup. `ino` and `index` are its own, `slot` its parent's. If it
     /// is a directory, `claim` gives the first inode number that its parent's range has for what is in it.
     ///
-    /// The number of links of a directory is the number of its subdirectories, which only its
-    /// Directory tells. Where that is not at hand the attributes are given with no time to live:
-    /// the kernel comes back for them if anybody asks.
+    /// The number of links of a directory is the number of its subdirectories, which is known only
+    /// from its Directory. If that is not cached, the attributes have no time to live: the kernel
+    /// requests them again when a program needs them.
     fn look_up(
         &self,
         (slot, index): (u32, u32),
@@ -485,7 +491,7 @@ impl CastoreFs {
                             self.nodes.keep(child.slot, directory.clone());
                             Some(directory)
                         }
-                        // Whoever opens it is told.
+                        // The program that opens it gets the error.
                         Ok(Answer::Absent | Answer::Wait) | Err(_) => None,
                     }
                 });
@@ -511,8 +517,7 @@ impl CastoreFs {
         })
     }
 
-    /// Logs that a request for `id` failed, which had to do with `digest`, and gives the errno for
-    /// it.
+    /// Logs that a request for `id` failed because of `digest`, and returns the errno for it.
     fn failed(&self, id: NodeId, digest: Option<&Digest>, error: &Error) -> io::Error {
         let errno = errno::errno(error);
         let digest = digest.or(errno::damaged(error));
@@ -535,7 +540,7 @@ impl CastoreFs {
         }
     }
 
-    /// Logs that what `id` refers to is not in the store: EIO, for the name does exist.
+    /// Logs that the object of `id` is not in the store: EIO, for the name does exist.
     fn missing(&self, id: NodeId, object: &str, digest: &Digest) -> io::Error {
         tracing::error!(
             path = %self.path(id), %digest, url = self.store.url(), errno = libc::EIO,
@@ -544,7 +549,7 @@ impl CastoreFs {
         failure(libc::EIO)
     }
 
-    /// The path of `id` below the mount, for people: what cannot be told is `?`.
+    /// The path of `id` below the mount, for log lines: unknown parts are `?`.
     fn path(&self, id: NodeId) -> String {
         if let Some(path) = self.image_path(id) {
             return path;

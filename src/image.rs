@@ -1,21 +1,22 @@
-//! A tree as a disk image: the EROFS file system that shows it, computed and never built.
+//! EROFS images: a tree as a disk image that is computed and never stored.
 //!
 //! An [`ImageLayout`] assigns every path of a tree a place in an EROFS image. It is made from
-//! Directories alone; no blob is read. Afterwards any range of the image can be had: metadata (the
-//! superblock, inodes, directory entries, symlink targets) is generated when it is read, and the rest
-//! of the image maps to ranges of blobs, or to zeros. Nothing of the image is stored.
+//! Directories alone; no blob is read. After that any range of the image can be read: metadata (the
+//! superblock, inodes, directory entries, symlink targets) is generated on the way, and the rest of
+//! the image maps to ranges of blobs, or to zeros.
 //!
-//! **The bytes depend on the contents and the layout version only**: not on the machine, the store, the
-//! order of fetches or the time. A mounted image can therefore be served by another process, and the
-//! same image by two hosts. A change to the bytes is a new [`ImageVersion`]; the old one stays, because
-//! kernels and guests may hold pages of it.
+//! **The bytes depend on the contents and the layout version only**: not on the machine, the store,
+//! the order of fetches or the time. Another process can therefore serve a mounted image, and two
+//! hosts the same image. A change to the bytes is a new [`ImageVersion`]; the old one stays,
+//! because kernels and guests may hold pages of it.
 //!
-//! **Counted before allocated.** Paths are more than Directories: forty Directories, each naming the
-//! next twice, make 2^40 paths. They are counted over distinct digests first, and above [`MOST_NAMES`]
-//! the image is refused.
+//! **Counted before allocated.** A tree can have far more paths than Directories: forty
+//! Directories, each naming the next twice, make 2^40 paths. They are counted over distinct digests
+//! first, and above [`MOST_NAMES`] the image is refused.
 //!
-//! **Memory is a few words a directory**, and four bytes for each entry of each distinct Directory. The
-//! Directories themselves are asked for again, from a [`DirectorySource`], when a range is generated.
+//! **Memory is a few words a directory**, and four bytes for each entry of each distinct Directory.
+//! The Directories themselves are fetched again, from a [`DirectorySource`], when a range is
+//! generated.
 //!
 //! `docs/image-format.md` describes every byte.
 
@@ -41,12 +42,12 @@ use crate::castore::{Digest, Directory};
 
 /// Where an image's Directories come from.
 pub trait DirectorySource {
-    /// Why a Directory cannot be had.
+    /// Why a Directory cannot be read.
     type Error;
 
     /// The Directory `digest`. May block.
     fn directory(&self, digest: &Digest) -> Result<Directory, Self::Error>;
 
-    /// The Directories `digests`, in that order; a source far away asks for them at once.
+    /// The Directories `digests`, in that order; an upstream fetches them at once.
     fn directories(&self, digests: &[Digest]) -> Result<Vec<Directory>, Self::Error>;
 }

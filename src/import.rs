@@ -1,14 +1,14 @@
-//! Getting trees into a store: from the local file system, a NAR or a tar archive.
+//! Importing trees into a store: from the local file system, a NAR or a tar archive.
 //!
 //! Every importer does the same three things in the same order: blobs go to the store as they are
 //! read, in the order in which a walk over the tree meets their files (that order becomes the
 //! layout on disk, and a cold walk over the mount then reads forwards); then Directories are built
-//! and added leaves first; then the root is named and the addition committed. Until the commit
+//! and added, leaves first; then the root is named and the addition committed. Until the commit
 //! nothing is visible, and an importer that fails or is cancelled leaves nothing.
 //!
-//! **Nix names** depend on the hash of the tree's NAR, which not every source can give: so the
-//! NAR is rendered out of the store, once everything else is committed, and the root is put in a
-//! second addition. One way for all sources; and what is hashed is what the store will serve.
+//! **Nix names** depend on the hash of the tree's NAR, which not every source can give. So the NAR
+//! is rendered out of the store, once everything else is committed, and the root is put in a second
+//! addition. This serves all sources alike, and hashes what the store will serve.
 
 mod assembly;
 mod error;
@@ -38,10 +38,10 @@ use crate::tree::{TreePath, export};
 const SMALL: u64 = 1 << 20;
 
 /// Zeros that the holes of an archive's sparse files may add up to, in bytes. They cost an archive
-/// nothing, and a store their hashes: 512 MiB for as many.
+/// nothing, but a store their hashes: 512 MiB for so many.
 pub const MAX_ZEROS: u64 = 256 << 30;
 
-/// Where a tree comes from.
+/// The source of a tree.
 pub enum Source<'a> {
     /// A file, directory or symlink of the local file system. A symlink is not followed.
     Path(&'a Path),
@@ -51,15 +51,15 @@ pub enum Source<'a> {
     Tar(&'a mut dyn Read),
 }
 
-/// How the root node is to be named.
+/// How the root is named.
 pub enum Naming {
-    /// So.
+    /// With this name.
     Name(Name),
-    /// As Nix would name the tree, with this after the hash; a [`PathInfo`] is kept with it.
+    /// As Nix would name the tree, with this name after the hash; a [`PathInfo`] is stored with it.
     Nix(String),
 }
 
-/// What to do about devices, sockets and named pipes, which a castore cannot hold.
+/// How to treat devices, sockets and named pipes, which a castore cannot hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SpecialFiles {
     /// Fail, naming the file.
@@ -72,20 +72,20 @@ pub enum SpecialFiles {
 /// How to import.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// What to do about files that are neither regular, directory nor symlink.
+    /// How to treat files that are neither regular, directory nor symlink.
     pub special_files: SpecialFiles,
-    /// Of a tar archive: how many leading components to take off every path. Entries with fewer are
-    /// left out.
+    /// For a tar archive: how many leading components to remove from every path. Entries with fewer
+    /// are left out.
     pub strip_components: usize,
     /// The most bytes that an archive may decompress to, and the most zeros that the holes of its
     /// sparse files may add up to. None: the defaults of [`Limits`], and [`MAX_ZEROS`].
     pub max_size: Option<u64>,
 }
 
-/// What an import has made.
+/// The result of an import.
 #[derive(Clone, Debug)]
 pub struct Imported {
-    /// The root node, as it is in the store now.
+    /// The root, as it is in the store now.
     pub root: Root,
     /// What was not in the store before.
     pub added: Added,
@@ -146,7 +146,7 @@ pub fn import(
     }
 }
 
-/// Adds a tree's blobs and Directories; gives the node they make. Names and commits nothing.
+/// Adds a tree's blobs and Directories; returns the node of the tree. Names and commits nothing.
 pub fn add(
     ingest: &dyn Ingest,
     source: Source<'_>,
@@ -168,7 +168,7 @@ pub fn add(
     }
 }
 
-/// An archive as it is inside of what it may be compressed with.
+/// An archive without its compression, if it has one.
 fn decompressed<'a>(
     input: &'a mut dyn Read,
     options: &Options,

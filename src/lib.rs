@@ -1,25 +1,26 @@
 //! castore-fs: a content-addressed file system.
 //!
-//! The crate is a stair; a module imports only from the floors below its own.
+//! The crate is layered; a module imports only from the layers below its own.
 //!
-//! | floor | module | holds |
+//! | layer | module | content |
 //! |---|---|---|
 //! | 0 | [`castore`], [`proto`] | digests, names, nodes, Directory messages: pure, no I/O |
 //! | 0 | [`compression`] | streams out of gzip, xz, zstd, bzip2 and brotli |
-//! | 0 | [`descent`] | going down directory trees deeper than the limit of descriptors |
+//! | 0 | [`descent`] | walking directory trees deeper than the limit of descriptors |
 //! | 0 | [`sandbox`] | giving up privileges, files and system calls |
 //! | 1 | [`nar`], [`nix`] | Nix's formats: pure, no I/O |
-//! | 1 | [`image`] | a tree as an EROFS disk image: pure, no I/O |
-//! | 2 | [`profile`] | what was touched first below a root, for the next mount |
+//! | 2 | [`profile`] | what was read first below a root, for the next mount |
+//! | 2 | [`store`] | where blobs, Directories and roots are kept |
 //! | 2 | [`store`] | where blobs, Directories and root nodes are kept |
 //! | 3 | [`fs`] | the file system: nodes, lookups, listings, reads |
-//! | 3 | [`import`], [`tree`] | trees into a store, and back out of one |
+//! | 3 | [`binary_cache`], [`stores`] | Nix binary caches as stores; from a URL or description to a
+//! store |
 //! | 3 | [`binary_cache`], [`stores`] | Nix binary caches as stores; from a URL or description to a store |
 //! | 4 | [`transport`] | how requests come in: FUSE, virtiofs |
 //! | 4 | [`server`] | any store, served over gRPC |
 //! | 5 | [`service`] | the daemon: configuration, supervision, systemd |
 //!
-//! `docs/architecture.md` draws the whole house.
+//! `docs/architecture.md` has the whole picture.
 
 pub mod binary_cache;
 pub mod castore;

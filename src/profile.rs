@@ -1,21 +1,21 @@
-//! Profiles: what the users of a root read first, in that order.
+//! Profiles: what programs read first below a root, in that order.
 //!
 //! Programs that start from a root read the same files in the same order each time, one after the
-//! other, and at a distance that order is what their start takes. A profile keeps it: the next cold
-//! mount fetches what it names before anybody asks.
+//! other, and with an upstream that order decides how long the start takes. A profile stores it:
+//! the next cold mount prefetches those files.
 //!
-//! **Paths, not digests.** A profile names files by their paths below the root. So it serves the same
-//! root and the one that an upgrade puts in its place alike, and can have nothing fetched that the root
-//! does not lead to, wherever the profile came from.
+//! **Paths, not digests.** A profile names files by their paths below the root. So it serves both
+//! the same root and its replacement after an upgrade, and can cause no fetch outside the root,
+//! wherever the profile came from.
 //!
-//! **Stretches, not files.** Of a large file a program may need little: what was read is noted by
-//! aligned stretches of [`STRETCH`] bytes.
+//! **Extents, not files.** A program may need little of a large file: reads are recorded by aligned
+//! extents of [`STRETCH`] bytes.
 //!
-//! **It follows its root.** Each recording comes before what was known, so that the order is that of the
-//! last start ([`Recording::follow`]); what [`MOST_MISSED`] whole recordings in a row did not touch is
-//! forgotten.
+//! **It follows its root.** Each recording is put before the older entries, so that the order is
+//! that of the last start ([`Recording::follow`]); what [`MOST_MISSED`] complete recordings in a
+//! row did not read is removed.
 //!
-//! A profile is a hint. One that is damaged or wrong costs what it would have saved, and nothing else.
+//! A profile is a hint. A damaged or wrong one costs what it would have saved, and nothing else.
 
 mod codec;
 mod folder;
@@ -29,28 +29,28 @@ use crate::castore::{Digest, Printable, check_name};
 pub use codec::FormatError;
 pub use folder::{Found, ProfileError, Profiles, Summary};
 
-/// Bytes of a stretch.
+/// Bytes of an extent.
 pub const STRETCH: u64 = 1 << 20;
 /// Files in a profile, at most.
 pub const MOST_FILES: usize = 16 << 10;
-/// Runs of stretches in a profile, at most.
+/// Runs of extents in a profile, at most.
 pub const MOST_RUNS: usize = 32 << 10;
-/// Stretches in a profile, at most: of files of a stretch or less, all that fit.
+/// Extents in a profile, at most: of files of an extent or less, all that fit.
 pub const MOST_STRETCHES: u64 = 64 << 10;
 /// Bytes of all paths in a profile, at most.
 const MOST_PATH_BYTES: usize = 4 << 20;
 /// The longest path, in bytes.
 const LONGEST_PATH: usize = 4096;
-/// Whole recordings that did not touch a file, after which it is forgotten.
+/// Complete recordings that did not read a file, after which it is removed.
 pub const MOST_MISSED: u8 = 4;
 
-/// What a profile is of: the name of a root node, or `NAME/PATH` of a directory below one, or a digest,
-/// as a mount's `root` names it. 1 to 4096 bytes, no NUL.
+/// A profile's key: the name of a root, or `NAME/PATH` of a directory below one, or a digest, as in
+/// a mount's `root`. 1 to 4096 bytes, no NUL.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subject(Box<[u8]>);
 
 impl Subject {
-    /// What `bytes` name: slashes around it and a leading `/nix/store/` say nothing.
+    /// The key that `bytes` stand for: slashes around it and a leading `/nix/store/` are ignored.
     pub fn new(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.strip_prefix(b"/nix/store/").unwrap_or(bytes);
         let is_slash = |byte: &u8| *byte == b'/';
@@ -84,22 +84,22 @@ impl fmt::Debug for Subject {
 pub struct File {
     /// Its path below the root: names with slashes between them. Empty if the root is the file.
     pub path: Box<[u8]>,
-    /// Whole recordings in a row that did not touch it, up to the last one.
+    /// Complete recordings in a row that did not read it, up to the last one.
     pub missed: u8,
 }
 
-/// Stretches of a file that were touched one after the other.
+/// Extents of a file that were read one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// The file, by its place among the profile's.
+    /// The file, by its index in the profile.
     pub file: u32,
-    /// The first stretch.
+    /// The first extent.
     pub first: u32,
     /// How many.
     pub count: u32,
 }
 
-/// What was touched first below a root, and in which order.
+/// What was read first below a root, and in which order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
     subject: Subject,
@@ -109,27 +109,27 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// What it is of.
+    /// Its key.
     pub fn subject(&self) -> &Subject {
         &self.subject
     }
 
-    /// The digest of the root node that it was last recorded of.
+    /// The digest of the root that was recorded last.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
 
-    /// Its files, in the order in which they were first touched.
+    /// Its files, in the order of their first access.
     pub fn files(&self) -> &[File] {
         &self.files
     }
 
-    /// The same of another subject.
+    /// The same profile under another key.
     pub fn renamed(self, subject: Subject) -> Self {
         Self { subject, ..self }
     }
 
-    /// What of them was touched, in that order.
+    /// The extents that were read, in that order.
     pub fn runs(&self) -> &[Run] {
         &self.runs
     }
@@ -146,7 +146,7 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Of the root node of `digest`.
+    /// For the root with `digest`.
     pub fn new(subject: Subject, digest: Digest) -> Self {
         Self {
             profile: Profile {
@@ -167,12 +167,12 @@ impl Recording {
         &self.profile
     }
 
-    /// Whether there was no room for something.
+    /// Whether something was dropped because a limit was reached.
     pub fn is_full(&self) -> bool {
         self.full
     }
 
-    /// Notes that a stretch of the file at `path` was touched; whether that is news.
+    /// Records an access to an extent of the file at `path`; returns whether it is the first.
     pub fn touch(&mut self, path: &[u8], stretch: u32) -> bool {
         self.take(path, stretch, 0)
     }
@@ -180,7 +180,7 @@ impl Recording {
     fn take(&mut self, path: &[u8], stretch: u32, missed: u8) -> bool {
         let known = self.files.get(path).copied();
         let file = known.unwrap_or(self.profile.files.len() as u32);
-        // The end of every run is a number, too.
+        // The end of every run must fit too.
         if stretch == u32::MAX || self.stretches.contains(&(file, stretch)) || !is_path(path) {
             return false;
         }
@@ -216,8 +216,9 @@ impl Recording {
         true
     }
 
-    /// The profile that follows `before`: what was recorded now, then what was known and not touched.
-    /// A recording that is `whole` saw a start to its end: what it did not touch was missed by it.
+    /// The profile that follows `before`: this recording, then older entries that it does not
+    /// contain. A `whole` recording covers a start completely: what it did not read counts as
+    /// missed.
     pub fn follow(&self, before: &Profile, whole: bool) -> Profile {
         let mut all = self.clone();
         for run in &before.runs {

@@ -17,11 +17,11 @@ mod raw_directory;
 pub use generation::{Generation, with_generation};
 pub use raw_directory::RawDirectory;
 
-/// The largest message that is sent or taken, in bytes. tonic's default of 4 MiB would refuse a
+/// The largest message that is sent or accepted, in bytes. tonic's default of 4 MiB would refuse a
 /// directory of 60,000 entries.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// Every service and message, both generations, as gRPC reflection wants it.
+/// Every service and message, both generations, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));
 
 /// The castore protocol.
@@ -36,7 +36,7 @@ pub mod castore {
     }
 }
 
-/// What is known of Nix store paths.
+/// Information about Nix store paths.
 pub mod store {
     /// Messages of `snix.store.v1`.
     pub mod v1 {
@@ -48,7 +48,7 @@ pub mod store {
     }
 }
 
-/// What OpenTelemetry's collectors are sent: messages and the service, of which we are a client.
+/// What OpenTelemetry's collectors receive: messages and the service, which is only called.
 pub mod opentelemetry {
     include!(concat!(
         env!("OUT_DIR"),
@@ -61,7 +61,7 @@ mod snix {
     pub use super::{castore, store};
 }
 
-/// What castore-fs speaks with its own kind.
+/// The protocol between castore-fs processes.
 pub mod castore_fs {
     /// Messages of `castore_fs.v1`.
     pub mod v1 {

@@ -1,20 +1,20 @@
-//! Giving up what is not needed, before anybody hostile is listened to.
+//! The sandbox: giving up privileges before input from an untrusted peer is read.
 //!
-//! A process that serves guests or clients parses what they send. Should one of them ever take it
-//! over, it should find nothing there but what it was being shown anyway: the store. So the process, once its sockets
-//! are made, gives up
+//! A process that serves guests or clients parses their messages. If one of them takes the process
+//! over, it should reach nothing but the store, which it could read anyway. So the process, once
+//! its sockets are made, gives up
 //!
 //! | what | by |
 //! |---|---|
 //! | all capabilities, and every way to gain some | capset(2), `PR_SET_NO_NEW_PRIVS` |
 //! | all files but the store's | Landlock |
-//! | TCP, unless the store is far away; other processes' abstract sockets and signals | Landlock |
+//! | TCP, unless there is an upstream; other processes' abstract sockets and signals | Landlock |
 //! | system calls that it never makes | seccomp (`syscalls`) |
 //! | more descriptors than it will need | `RLIMIT_NOFILE` |
 //!
-//! This covers the calling thread and those that it starts, so it has to come before all others.
-//! What an old kernel lacks is left out, and said: a sandbox that stands on fewer legs is better
-//! than a service that does not start.
+//! This covers the calling thread and those that it starts, so it has to come before all others. A
+//! layer that an old kernel lacks is left out and logged: a weaker sandbox is better than a service
+//! that does not start.
 
 mod syscalls;
 
@@ -29,32 +29,32 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use thiserror::Error;
 
-/// The newest Landlock that is made use of; the kernel's may be older.
+/// The newest Landlock version in use; the kernel's may be older.
 const LANDLOCK: ABI = ABI::V6;
 
-/// What a process keeps.
+/// What a process keeps access to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sandbox {
-    /// Files and folders to read.
+    /// Files and directories to read.
     pub read: Vec<PathBuf>,
-    /// Folders to read and write.
+    /// Directories to read and write.
     pub write: Vec<PathBuf>,
-    /// Whether to connect to other machines, and to the sockets of this one.
+    /// Whether to connect to other machines, and to sockets of this one.
     pub network: bool,
     /// Descriptors to have open, at most; as many as before if it is none.
     pub open_files: Option<u64>,
 }
 
-/// What came of it.
+/// Which layers are in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sandboxed {
-    /// Whether files are out of reach: not on kernels older than 5.13, or without Landlock.
+    /// Whether files are confined: not on kernels older than 5.13, or without Landlock.
     pub files: bool,
     /// Whether system calls are: not on kernels without seccomp.
     pub system_calls: bool,
 }
 
-/// A layer of the sandbox that could not be put up although the kernel has it.
+/// A layer of the sandbox that failed although the kernel has it.
 #[derive(Debug, Error)]
 pub enum SandboxError {
     /// The limit of open files.
@@ -72,7 +72,7 @@ pub enum SandboxError {
 }
 
 impl Sandbox {
-    /// Confines the calling thread and all that it will start.
+    /// Confines the calling thread and all threads and processes that it will start.
     pub fn enter(&self) -> Result<Sandboxed, SandboxError> {
         self.limit_open_files()?;
         give_up_privileges()?;
@@ -104,7 +104,7 @@ impl Sandbox {
         setrlimit(Resource::Nofile, limit).map_err(|errno| SandboxError::OpenFiles(errno.into()))
     }
 
-    /// Whether the kernel could.
+    /// Confines file access; returns whether the kernel has Landlock.
     fn confine_files(&self) -> Result<bool, SandboxError> {
         let mut ruleset = Ruleset::default()
             .handle_access(AccessFs::from_all(LANDLOCK))?
@@ -123,12 +123,12 @@ impl Sandbox {
     }
 }
 
-/// Whether `error` is what a kernel that was built without seccomp says of it.
+/// Whether `error` means that the kernel was built without seccomp.
 fn lacks_seccomp(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS))
 }
 
-/// Gives up all capabilities, and every way to gain some: for who has to start programs.
+/// Gives up all capabilities, and every way to gain some: for a process that has to start programs.
 pub fn give_up_privileges() -> Result<(), SandboxError> {
     let failed = |errno: rustix::io::Errno| SandboxError::Privileges(errno.into());
     set_no_new_privs(true).map_err(failed)?;

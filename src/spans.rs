@@ -1,13 +1,12 @@
-//! What is done for whom, for those who want to follow it: a request that has to wait, and within it
-//! what is asked of a store far away.
+//! Tracing spans: a request that has to wait, and within it the calls to an upstream.
 //!
-//! Both are spans of `tracing` under one target. Where nobody wants them, which is the rule, a request
-//! that is answered in place pays one look at a flag, and one that waits makes no span either; so the
-//! flag is looked at and not what `tracing` itself would say, which takes longer to find out.
+//! Both are spans of `tracing` under one target. Without an exporter, which is the rule, a request
+//! that is answered in place pays one check of a flag, and one that waits makes no span either. The
+//! flag is checked instead of `tracing`'s own filter because that takes longer.
 //!
-//! Some fields are for the exporter and not for readers, after the habit of `tracing-opentelemetry`:
-//! `otel.name`, what the span is called; `otel.kind`; and `otel.ago`, for how many microseconds what
-//! the span stands for had already been going on when the span was made.
+//! Some fields are for the exporter, following `tracing-opentelemetry`: `otel.name`, the span's
+//! name; `otel.kind`; and `otel.ago`, how many microseconds before the span was made its work
+//! began.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,13 +24,13 @@ pub fn want() {
     WANTED.store(true, Ordering::Relaxed);
 }
 
-/// Whether anybody wants spans.
+/// Whether spans are exported.
 #[inline]
 pub fn wanted() -> bool {
     WANTED.load(Ordering::Relaxed)
 }
 
-/// `work`, as part of what is being done here even if it is done elsewhere.
+/// `work`, as part of the current span even if it runs elsewhere.
 pub fn follow<F: Future>(work: F) -> Instrumented<F> {
     match wanted() {
         true => work.in_current_span(),

@@ -1,15 +1,14 @@
-//! What can be done with a store's trees without a mount: find a node, list, walk, export, verify.
+//! Operations on a store's trees without a mount: find a node, list, walk, export, verify.
 //!
-//! A tree is known to a user by the name of its root node or by a digest; [`Target`] is that
-//! address with a path below it. From there everything is a [`Walk`]: pre-order, in the byte order
-//! of names, with an explicit stack, so that neither a deep tree nor a wide one costs more than the
-//! Directories on the way down. [`export`], [`tar`] and [`nar`] write a walk out; [`verify`] does
-//! not walk paths at all but objects, each once, however many places refer to it.
+//! A user names a tree by its root or by a digest; [`Target`] is that address with a path below it.
+//! From there everything is a [`Walk`]: pre-order, in the byte order of names, with an explicit
+//! stack, so that neither a deep tree nor a wide one costs more than the Directories on the way
+//! down. [`export`], [`tar`] and [`nar`] write a walk out; [`verify`] does not walk paths at all
+//! but objects, each once, however many places refer to it.
 //!
 //! [`copy`] sends trees to another store.
 //!
-//! Everything here blocks, and waits for stores that have to ask elsewhere; call it from a thread
-//! that may.
+//! Everything here blocks, and waits for upstreams; call it from a thread that may block.
 
 mod blob;
 pub mod copy;

@@ -1,8 +1,8 @@
 //! The `bao` field of a StatBlobResponse: a [`GroupTable`] on the wire.
 //!
-//! 8 bytes `cfs-grp1`, the blob's length in bytes as 8 bytes little-endian, then the table: 32 bytes
-//! a group, nothing for a blob of one group. The field's protocol reserves this place for what
-//! verifies parts of a blob and says no more; the magic tells our answer from any other.
+//! 8 bytes `cfs-grp1`, the blob's length in bytes as 8 bytes little-endian, then the table: 32
+//! bytes a group, nothing for a blob of one group. The field's protocol reserves it for data that
+//! verifies parts of a blob, without a format; the magic tells this format from any other.
 
 use thiserror::Error;
 
@@ -14,12 +14,12 @@ const HEADER: usize = 16;
 /// A field that does not verify the blob it came with.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum BaoFieldError {
-    /// The length it says is not the blob's.
+    /// The stated length is not the blob's.
     #[error("it is for a blob of {actual} bytes, not {expected}")]
     Size {
-        /// The blob's bytes, as its node says.
+        /// The blob's bytes, as its node states.
         expected: u64,
-        /// As the field says.
+        /// As the field states.
         actual: u64,
     },
     /// The table is wrong.
@@ -37,7 +37,7 @@ pub fn encode(size: u64, groups: &GroupTable) -> Vec<u8> {
     field
 }
 
-/// The blob's length, as `field` says; nothing if it is empty or in another format.
+/// The blob's length, as stated in `field`; nothing if it is empty or in another format.
 pub fn size(field: &[u8]) -> Option<u64> {
     let (length, _) = field.strip_prefix(MAGIC)?.split_first_chunk()?;
     Some(u64::from_le_bytes(*length))

@@ -62,7 +62,7 @@ pub enum DirectoryError {
     NotCanonical {
         /// Offset in the message.
         at: usize,
-        /// What stands there.
+        /// What is there.
         what: &'static str,
     },
     /// A name or symlink target that breaks the rules.
@@ -77,15 +77,15 @@ pub enum DirectoryError {
     #[error("the names are not sorted: \"{0}\" is out of place")]
     Unsorted(String),
     /// The same name twice.
-    #[error("the name \"{0}\" stands twice")]
+    #[error("the name \"{0}\" occurs twice")]
     Duplicate(String),
     /// The sum of the sizes does not fit into 64 bits.
     #[error("the sizes of the child directories overflow")]
     SizeOverflow,
-    /// The bytes are those of another Directory than the one asked for.
+    /// The bytes are those of another Directory than the requested one.
     #[error("hashes to {actual} instead of {expected}")]
     WrongDigest {
-        /// What was asked for.
+        /// The requested digest.
         expected: Digest,
         /// What the bytes hash to.
         actual: Digest,
@@ -234,8 +234,8 @@ impl Directory {
         size_of::<Inner>() + self.0.bytes.len() + index
     }
 
-    /// What a node that refers to this Directory says as its size: twice the number of entries,
-    /// plus the sizes of its directory children.
+    /// The size in a node that refers to this Directory: twice the number of entries, plus the
+    /// sizes of its directory children.
     pub fn size(&self) -> u64 {
         self.0.size
     }
@@ -270,8 +270,8 @@ impl Directory {
     }
 
     /// How many names are below the subdirectories whose names are before that of the entry at
-    /// `index`, as far as their entries say the truth. Together with [`len`](Self::len) this is at
-    /// most [`names_below`](Self::names_below).
+    /// `index`, provided their entries are right. Together with [`len`](Self::len) this is at most
+    /// [`names_below`](Self::names_below).
     pub fn names_below_those_before(&self, index: usize) -> u64 {
         let Some(&end) = self.0.entries.get(index) else {
             return self.names_below() - self.len() as u64;
@@ -312,7 +312,7 @@ impl Directory {
             .ok()
     }
 
-    /// The node that `name` stands for.
+    /// The node of `name`.
     pub fn lookup(&self, name: &[u8]) -> Option<NodeRef<'_>> {
         self.find(name)
             .and_then(|index| self.get(index))

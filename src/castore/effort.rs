@@ -1,17 +1,17 @@
-//! How long this thread has hashed: for who tells where the time of a request went.
+//! How long this thread has hashed, for the breakdown of a request's time.
 //!
-//! Counted only while somebody wants to know ([`measure`]), since a look at the clock costs as much
-//! as hashing a hundred bytes.
+//! Counted only during [`measure`], since a reading of the clock costs as much as hashing a hundred
+//! bytes.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 thread_local! {
-    /// What was counted since it was last asked for; nothing while nobody counts.
+    /// The time since [`measure`] began; nothing outside of it.
     static HASHED: Cell<Option<Duration>> = const { Cell::new(None) };
 }
 
-/// Does `work`; gives also how long this thread has hashed in it.
+/// Runs `work`; returns also how long this thread has hashed in it.
 pub fn measure<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     HASHED.set(Some(Duration::ZERO));
     let outcome = work();
@@ -19,7 +19,7 @@ pub fn measure<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     (outcome, hashed)
 }
 
-/// Does `hash`, and counts how long it takes if somebody wants to know.
+/// Runs `hash`, and measures its time within [`measure`].
 pub(super) fn hashing<T>(hash: impl FnOnce() -> T) -> T {
     let Some(before) = HASHED.get() else {
         return hash();
@@ -36,7 +36,7 @@ mod tests {
     use crate::castore::Digest;
 
     #[test]
-    fn hashing_is_counted_where_somebody_asks_and_only_there() {
+    fn hashing_is_timed_inside_measure_and_only_there() {
         let bytes = vec![7; 1 << 20];
         let (digest, hashed) = measure(|| Digest::of(&bytes));
         assert!(hashed > Duration::ZERO);

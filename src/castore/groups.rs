@@ -2,9 +2,9 @@
 //!
 //! BLAKE3 is a tree over 1 KiB chunks. Cut a blob into aligned groups of a power of two of chunks:
 //! the list of the groups' chaining values (32 bytes a group) folds up to the digest, so once the
-//! list is checked, each group can be checked alone. We call that list a [`GroupTable`]; it is
-//! what a Bao outboard holds, less its inner nodes, which are cheap to recompute (a 2 MiB table
-//! folds in a few milliseconds).
+//! list is checked, each group can be checked alone. That list is a [`GroupTable`]; it is a Bao
+//! outboard without its inner nodes, which are cheap to recompute (a 2 MiB table folds in a few
+//! milliseconds).
 //!
 //! Groups are 16 KiB: the widest SIMD of today hashes sixteen chunks at once, so smaller groups
 //! cost speed and larger ones cost random reads. Blobs over 1 GiB get coarser groups, which
@@ -58,8 +58,8 @@ pub enum GroupTableError {
 }
 
 impl GroupTable {
-    /// Bytes of the table of a blob of `len` bytes; 0 for a blob of one group, whose digest says
-    /// all.
+    /// Bytes of the table of a blob of `len` bytes; 0 for a blob of one group, which its digest
+    /// verifies.
     pub fn byte_len(len: u64) -> u64 {
         match len.div_ceil(group_size(len)) {
             0 | 1 => 0,
@@ -162,12 +162,12 @@ pub struct BlobHasher {
 }
 
 impl BlobHasher {
-    /// A hasher that has seen nothing.
+    /// A hasher of no bytes.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes the next bytes.
+    /// Hashes the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         let group = MIN_GROUP as usize;
         while !bytes.is_empty() {

@@ -1,11 +1,11 @@
-//! Nodes: what a name stands for.
+//! Nodes: the values of names.
 
 use thiserror::Error;
 
 use super::{Digest, DigestError, Name, NameError, SymlinkTarget};
 use crate::proto::castore::v1 as proto;
 
-/// What a name in a Directory, or a root node, stands for.
+/// The value of a name: an entry of a Directory, or a root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
     /// A directory, by the digest of its Directory message.
@@ -57,16 +57,16 @@ pub enum NodeRef<'a> {
     },
 }
 
-/// A node that somebody gave a name: what a mount shows at its top.
+/// A root: a named node at the top of a store, and what a mount shows in its root directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
     /// The name; for Nix a store path's base name.
     pub name: Name,
-    /// What it stands for.
+    /// Its node.
     pub node: Node,
 }
 
-/// A protobuf `Entry` that is no named node.
+/// A protobuf `Entry` that is not a valid named node.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NodeError {
     /// The `oneof` is not set.

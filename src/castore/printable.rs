@@ -1,8 +1,8 @@
-//! Bytes as text for people.
+//! Bytes as printable text.
 //!
-//! Names, paths and link targets are any bytes, and whoever made a tree chose them. Written out raw
-//! they could move a terminal's cursor, change its colours, paste commands, forge a line of a log, or
-//! read in another order than they are stored. Everything that shows them to a person goes through
+//! Names, paths and symlink targets are any bytes, chosen by the author of a tree. Written out raw
+//! they could move a terminal's cursor, change its colours, paste commands, forge a line of a log,
+//! or read in another order than they are stored. All output for a reader goes through
 //! [`Printable`]: errors, the log, progress, `ls` on a terminal.
 
 use std::borrow::Cow;
@@ -11,10 +11,10 @@ use std::path::Path;
 
 /// Bytes as one line of text that is safe on a terminal and in a log.
 ///
-/// UTF-8 text is shown as it is, other bytes as `\xff`. Characters that are not to be seen as
+/// UTF-8 text is shown as it is, other bytes as `\xff`. Characters that are not visible as
 /// themselves are escaped: control characters (`\n`, `\x1b`, `\u{9b}`), line and paragraph
 /// separators, marks that change the direction of text (`\u{202e}`), and characters without a width
-/// that make two names look alike. Where anything is escaped, a backslash is too (`\\`).
+/// that make two names look alike. If anything is escaped, a backslash is too (`\\`).
 #[derive(Clone, Copy, Debug)]
 pub struct Printable<'a>(pub &'a [u8]);
 
@@ -121,7 +121,7 @@ mod tests {
             ),
             ("a\u{200b}\u{feff}".as_bytes(), r"a\u{200b}\u{feff}"),
             (b"\xff\xfe \xc3", r"\xff\xfe \xc3"),
-            // No escape can be made up.
+            // No escape sequence can be forged.
             (b"\\n\n", r"\\n\n"),
         ] {
             assert_eq!(shown(bytes), expected);

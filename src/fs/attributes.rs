@@ -1,4 +1,4 @@
-//! What `stat` says of a node.
+//! Attributes: what `stat` returns for a node.
 //!
 //! Contents are immutable and have no owner, so most of it is fixed: mtime 1 (the second that
 //! build tools agreed on), modes 0444 and 0555, one owner for all. Inode numbers are
@@ -14,7 +14,7 @@ const STAT_BLOCK: u64 = 512;
 /// programs have 16 bits for it, and `find` knows what 1 means.
 const MOST_LINKS: u64 = 65_000;
 
-/// Who owns every node.
+/// The owner of every node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     /// User id.
@@ -32,7 +32,7 @@ pub fn file_type(node: NodeRef<'_>) -> u8 {
     }
 }
 
-/// What `stat` says of a file or symlink, or of a directory with `subdirectories`.
+/// The attributes of a file or symlink, or of a directory with `subdirectories`.
 pub fn attributes(node: NodeRef<'_>, ino: u64, subdirectories: u32, owner: Owner) -> stat64 {
     let (mode, size, nlink) = match node {
         NodeRef::Directory { size, .. } => {
@@ -56,7 +56,7 @@ pub fn attributes(node: NodeRef<'_>, ino: u64, subdirectories: u32, owner: Owner
     stat.st_nlink = nlink as _;
     stat.st_uid = owner.uid;
     stat.st_gid = owner.gid;
-    // A size beyond i64 is a lie that a Directory may tell; show the largest that there is.
+    // A Directory may claim a size beyond i64; show the largest possible one.
     stat.st_size = size.min(i64::MAX as u64) as i64;
     stat.st_blocks = size.div_ceil(STAT_BLOCK).min(i64::MAX as u64) as i64;
     stat.st_blksize = 4096;

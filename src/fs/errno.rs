@@ -1,4 +1,5 @@
-//! From a store's error to the errno that a program sees: the one place that decides.
+//! The mapping from a store's error to the errno that a program gets: the only place that decides
+//! it.
 
 use std::io;
 
@@ -7,9 +8,9 @@ use crate::store::Error;
 
 /// The errno for a request that failed with `error`.
 ///
-/// `ENOENT` is never among them: it means "does not exist", and a store that failed did not say
-/// that. The one exception is asked for by a mount's options, for names at its top that were never
-/// seen: [`WhenUnreachable::Absent`](super::WhenUnreachable::Absent).
+/// `ENOENT` is never returned for a failure: it means "does not exist", and a store that failed did
+/// not answer that. There is one exception, which a mount's options can enable, for names in its
+/// root that were never seen: [`WhenUnreachable::Absent`](super::WhenUnreachable::Absent).
 pub fn errno(error: &Error) -> i32 {
     match error {
         Error::Timeout { .. } | Error::Undecided { late: true, .. } => libc::ETIMEDOUT,
@@ -25,8 +26,8 @@ pub fn errno(error: &Error) -> i32 {
     }
 }
 
-/// Whether the store's endpoint is what failed: it could not be reached, did not answer in time, or
-/// answered with an error. This machine's own disk is none.
+/// Whether the store's endpoint failed: it could not be reached, did not answer in time, or
+/// answered with an error. This machine's own disk is no endpoint.
 pub fn is_unreachable(error: &Error) -> bool {
     matches!(
         error,
@@ -34,7 +35,7 @@ pub fn is_unreachable(error: &Error) -> bool {
     )
 }
 
-/// The address of whoever is not this machine and failed, for the log.
+/// The address of the endpoint that failed, for the log.
 pub fn endpoint(error: &Error) -> Option<&str> {
     match error {
         Error::Timeout { store, .. } | Error::Remote { store, .. } => Some(store),
@@ -42,7 +43,7 @@ pub fn endpoint(error: &Error) -> Option<&str> {
     }
 }
 
-/// The digest of what was found damaged, for the log.
+/// The digest of the damaged object, for the log.
 pub fn damaged(error: &Error) -> Option<&Digest> {
     match error {
         Error::Damaged { digest, .. } => Some(digest),
@@ -50,7 +51,7 @@ pub fn damaged(error: &Error) -> Option<&Digest> {
     }
 }
 
-/// What a request comes to that is [parked](super::waiting): nothing that a program sees.
+/// The error type of a [parked](super::waiting) request, which no program gets.
 pub fn parked() -> io::Error {
     io::ErrorKind::WouldBlock.into()
 }

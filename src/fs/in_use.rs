@@ -1,10 +1,10 @@
-//! What the kernel may still ask for, held in the stores so that no garbage collection takes it.
+//! Objects in use by the kernel, held in the stores so that no garbage collection removes them.
 //!
-//! A root that was looked up can be read from the kernel's caches for as long as it knows it, without
-//! any request, and asked for again at any time after that; also when its name is gone from the store.
-//! So it is held in every embedded store ([`Store::embedded`]) before the kernel hears of it, and
-//! released when the store has no such root any more and the kernel has forgotten it, or with the
-//! mount. A mount of one directory holds that.
+//! A root that was looked up can be read from the kernel's caches for as long as the kernel knows
+//! it, without any request, and any of it can be requested at any time, also when its name is gone
+//! from the store. So it is held in every embedded store ([`Store::embedded`]) before the reply to
+//! the lookup, and released when the store no longer has this root and the kernel has forgotten it,
+//! or with the mount. A mount of one directory holds that directory.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,16 +13,16 @@ use parking_lot::Mutex;
 use crate::castore::Node;
 use crate::store::{Lease, Store};
 
-/// What a mount or a guest's session has in use.
+/// The objects that a mount or a guest's session uses.
 #[derive(Default)]
 pub(super) struct InUse(Mutex<Held>);
 
 #[derive(Default)]
 struct Held {
     leases: Vec<Lease>,
-    /// Root nodes by their index.
+    /// Roots by their index.
     roots: HashMap<u32, Node>,
-    /// Those that the store does not have any more.
+    /// Roots that the store no longer has.
     gone: Vec<u32>,
 }
 
@@ -34,7 +34,7 @@ impl InUse {
         self.0.lock().leases = leases.collect();
     }
 
-    /// A predecessor's holdings are held by this process now.
+    /// Takes over what the previous process holds.
     pub(super) fn succeed(&self, store: &dyn Store, connection: Option<u64>) {
         if let Some(connection) = connection {
             for store in store.embedded() {
@@ -43,7 +43,7 @@ impl InUse {
         }
     }
 
-    /// Holds what is below `node`, for as long as the mount lives.
+    /// Holds everything below `node`, for as long as the mount lives.
     pub(super) fn hold(&self, node: &Node) {
         let held = self.0.lock();
         for lease in &held.leases {
@@ -51,7 +51,7 @@ impl InUse {
         }
     }
 
-    /// Holds the root node with this index; says whether it was not held before.
+    /// Holds the root with this index; returns whether it was not held before.
     pub(super) fn hold_root(&self, index: u32, node: &Node) -> bool {
         let held = &mut *self.0.lock();
         if held.leases.is_empty() || held.roots.contains_key(&index) {
@@ -64,9 +64,9 @@ impl InUse {
         true
     }
 
-    /// Releases the root nodes that the store does not have any more, of which `gone` is true, and that
-    /// the kernel has forgotten, of which `forgotten` is true. `changed`: the store's roots have changed
-    /// since this was last called.
+    /// Releases the roots that the store no longer has (`gone` is true) and that the kernel has
+    /// forgotten (`forgotten` is true). `changed`: whether the store's roots have changed since the
+    /// last call.
     pub(super) fn release_roots(
         &self,
         changed: bool,
@@ -98,7 +98,7 @@ impl InUse {
         }
     }
 
-    /// Holds nothing any more.
+    /// Releases everything.
     pub(super) fn end(&self) {
         let held = std::mem::take(&mut *self.0.lock());
         held.leases.into_iter().for_each(Lease::end);

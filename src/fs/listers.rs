@@ -1,25 +1,23 @@
-//! What programs that list directories want: names alone, or attributes too.
+//! Which threads list names only: their READDIRPLUS replies leave attributes out.
 //!
-//! READDIRPLUS gives the attributes of every entry, and the kernel makes an inode of each. That takes
-//! it a few microseconds, well spent if the program asks for them next, as `ls -l`, `du` and `tar` do:
-//! each would be a LOOKUP otherwise. A plain `find`, `fd`, `rg --files` or a pattern with stars asks
-//! for none, and the disk's own file system reads no inode for it.
+//! **Problem.** READDIRPLUS gives the attributes of every entry, and the kernel makes an inode of
+//! each. That takes the kernel a few microseconds an entry. For `ls -l`, `du` and `tar` it is well
+//! spent, because each entry would otherwise cost a LOOKUP. A plain `find`, `fd`, `rg --files` or a
+//! shell pattern never uses the attributes. FUSE does not say which of the two a program is.
 //!
-//! What a program wants is seen by leaving something out. Of a directory without subdirectories,
-//! which a walk finishes before it goes on, the first entry's attributes are left out now and then:
-//! one LOOKUP comes if they are wanted. A thread that has gone on [`PROOFS`] times without asking is
-//! trusted to want names only, and gets no attributes of files and links any more. What it, or
-//! whoever works for it, asks for nevertheless is paid from a credit that grows with what nobody asks
-//! for ([`LOOKUP_COSTS`]); once that is used up it gets everything again, and is put to the proof more
-//! and more rarely.
+//! **Mechanism.** A trial finds out. In a directory without subdirectories, which a walk finishes
+//! before it continues elsewhere, the attributes of the first entry are omitted now and then. A
+//! program that wants attributes sends one LOOKUP. A thread that passes [`PROOFS`] trials in a row
+//! without a LOOKUP is trusted: its listings omit the attributes of all files and symlinks. LOOKUPs
+//! caused by omitted attributes use up a credit, which grows with every omitted entry that is not
+//! looked up ([`LOOKUP_COSTS`]). When the credit is empty, attributes are sent again, and the next
+//! trial is delayed longer.
 //!
-//! Directories are never left out, for whoever walks opens them; nor is what is in a directory of a
-//! [`FEW`] files.
-//!
-//! The kernel keeps such a listing like any other, and shows it to those who come later and want
-//! attributes. They are seen by their LOOKUPs in a directory whose listing left something out, and
-//! the listings ahead of them are dropped ([`walk_ahead`](super::walk_ahead)). Where a transport
-//! cannot have the kernel drop a listing, nothing is left out.
+//! **Invariants.** Directories always have attributes, because a walk opens them. A directory of at
+//! most [`FEW`] files has all its attributes. The kernel caches a listing and shows it to later
+//! programs, which may want attributes: their LOOKUPs are recognized, and the cached listings ahead
+//! of them are dropped ([`walk_ahead`](super::walk_ahead)). With a transport that cannot drop a
+//! listing, nothing is omitted.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,20 +25,21 @@ use parking_lot::Mutex;
 
 /// Threads that are remembered.
 const LISTERS: usize = 8;
-/// Directories of which it is remembered who listed them, for each thread.
+/// For each thread, how many of the directories that it listed last are remembered.
 const RECENT: usize = 8;
-/// Files and links of a directory of which nothing is left out: to list it anew would cost as much.
+/// A directory of at most so many files and symlinks is listed in full: to list it again would cost
+/// as much.
 const FEW: usize = 4;
-/// Proofs in a row that make a thread trusted.
+/// Passed trials in a row that make a thread trusted.
 const PROOFS: u32 = 4;
 /// Inodes that could be made in the time of one LOOKUP, roughly.
 const LOOKUP_COSTS: u32 = 8;
 /// The credit of a thread that has just earned it, and the most that it can have, in inodes.
 const FIRST_CREDIT: u32 = 16 * LOOKUP_COSTS;
 const MOST_CREDIT: u32 = 64 * LOOKUP_COSTS;
-/// Directories between two proofs, at most.
+/// Directories between two trials, at most.
 const MOST_PATIENCE: u32 = 256;
-/// Where nobody has listed.
+/// A slot that no thread has listed.
 const NOWHERE: u32 = u32::MAX;
 
 /// Entries of a listing whose attributes are left out.
@@ -53,7 +52,7 @@ pub(super) enum LeaveOut {
     Leaves,
 }
 
-/// The threads that listed last.
+/// The threads that listed most recently.
 #[derive(Default)]
 pub(super) struct Listers {
     /// Whether attributes were ever left out: spares every LOOKUP the lock until then.
@@ -71,24 +70,24 @@ struct State {
 
 struct Lister {
     thread: u32,
-    /// Whether something was left out of the directory that it listed last, for which nobody has
-    /// asked since.
+    /// Whether something was omitted from the directory that it listed last, and no LOOKUP has come
+    /// for it.
     on_trial: bool,
-    /// Proofs in a row.
+    /// Passed trials in a row.
     proofs: u32,
-    /// Directories to list before the next proof.
+    /// Directories to list before the next trial.
     patience: u32,
-    /// What patience will be when this proof fails.
+    /// What `patience` becomes when this trial fails.
     next_patience: u32,
     /// Inodes that its LOOKUPs may yet cost while it is trusted.
     credit: u32,
-    /// Directories that it listed and of which something was left out, the last one first.
+    /// Directories that it listed and of which something was omitted, the most recent first.
     recent: [u32; RECENT],
 }
 
 impl Listers {
-    /// `thread` lists the directory in `slot` from its start, with `leaves` files and links and so
-    /// many `subdirectories`: what to leave out.
+    /// `thread` lists the directory in `slot` from its start, with `leaves` files and symlinks and
+    /// so many `subdirectories`. Returns what to omit.
     pub(super) fn begins(
         &self,
         thread: u32,
@@ -104,7 +103,7 @@ impl Listers {
         left_out
     }
 
-    /// `thread` goes on with a listing.
+    /// `thread` continues a listing.
     pub(super) fn goes_on(&self, thread: u32) -> LeaveOut {
         let state = self.state.lock();
         let mut listers = state.listers.iter();
@@ -114,15 +113,15 @@ impl Listers {
         }
     }
 
-    /// `thread` looks up what is no directory, in the directory in `slot`. Whether it seems to want
-    /// attributes, as far as this is not what a trusted thread may ask for now and then.
+    /// `thread` looks up a file or symlink in the directory in `slot`. Returns whether the thread
+    /// seems to want attributes, beyond what a trusted thread may look up now and then.
     pub(super) fn asks(&self, thread: u32, slot: u32) -> bool {
         if !self.left_out.load(Ordering::Relaxed) {
             return false;
         }
         let mut state = self.state.lock();
         let listers = &mut state.listers;
-        // Another thread may do what the one that lists has found to be done.
+        // Another thread may act on the entries that this one listed.
         let has_listed = |lister: &Lister| lister.recent.contains(&slot);
         let is_asking = |lister: &Lister| lister.thread == thread;
         let asked = listers.iter().position(has_listed);
@@ -138,7 +137,8 @@ impl Listers {
 }
 
 impl State {
-    /// That of `thread`, which lists now; whoever has not listed for longest is forgotten.
+    /// The entry of `thread`, which lists now. The thread that has not listed for longest is
+    /// forgotten.
     fn lister(&mut self, thread: u32) -> &mut Lister {
         let known = self.listers.iter();
         let known = known.take_while(|lister| lister.thread != thread).count();
@@ -202,7 +202,7 @@ impl Lister {
         leave_out
     }
 
-    /// Somebody asks for what it may not have been given.
+    /// A LOOKUP came for an entry that may have been listed without attributes.
     fn is_asked(&mut self) {
         if !self.on_trial && !self.is_trusted() {
             return;
@@ -222,8 +222,8 @@ impl Lister {
 mod tests {
     use super::*;
 
-    /// LOOKUPs of a program that walks over `directories` of `leaves` files each, and asks for each of
-    /// them if it wants attributes; and how many files' attributes were left out.
+    /// LOOKUPs of a program that walks over `directories` of `leaves` files each, and looks each
+    /// file up if it wants attributes; and the number of files listed without attributes.
     fn walk(
         listers: &Listers,
         thread: u32,
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn who_wants_names_only_gets_names_only() {
+    fn a_thread_that_uses_no_attributes_gets_names_only() {
         let listers = Listers::default();
         let (_, left_out) = walk(&listers, 7, 1000, 100, false);
         assert_eq!(left_out, 4 + 996 * 100);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn who_wants_attributes_asks_for_next_to_none_of_them() {
+    fn a_thread_that_uses_attributes_looks_next_to_none_up() {
         let listers = Listers::default();
         let (asked, _) = walk(&listers, 7, 5000, 10, true);
         assert_eq!(
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn who_changes_his_mind_pays_for_a_short_time() {
+    fn a_thread_that_begins_to_use_attributes_pays_for_a_short_time() {
         let listers = Listers::default();
         walk(&listers, 7, 1000, 10, false);
         let (asked, _) = walk(&listers, 7, 100, 10, true);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_a_few_of_many_stays_trusted() {
+    fn a_thread_that_looks_up_a_few_of_many_stays_trusted() {
         let listers = Listers::default();
         walk(&listers, 7, 10, 100, false);
         for slot in 10..1000 {
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_later_and_wants_attributes_is_seen() {
+    fn a_later_reader_of_a_cached_listing_that_wants_attributes_is_recognized() {
         let listers = Listers::default();
         assert!(
             !listers.asks(8, 1) && !listers.asks(8, 1),
@@ -325,9 +325,9 @@ mod tests {
     }
 
     #[test]
-    fn who_was_given_everything_proves_nothing_by_asking() {
+    fn a_lookup_after_a_full_listing_is_no_failed_trial() {
         let listers = Listers::default();
-        // One proof fails, and the next directory is not one.
+        // One trial fails, and the next directory is no trial.
         for slot in 0..2 {
             listers.begins(7, slot, 10, 0);
             assert!((0..100).any(|_| listers.asks(7, 1000)));
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_not_listed_for_longest_is_forgotten() {
+    fn the_thread_that_has_not_listed_for_longest_is_forgotten() {
         let listers = Listers::default();
         walk(&listers, 0, 100, 10, false);
         for other in 1..LISTERS as u32 {
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_few_files_nothing_is_left_out() {
+    fn a_directory_of_a_few_files_is_listed_in_full() {
         let listers = Listers::default();
         walk(&listers, 7, 100, 10, false);
         assert_eq!(listers.begins(7, 100, 3, 0), LeaveOut::Nothing);

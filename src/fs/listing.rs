@@ -1,8 +1,8 @@
 //! READDIR and READDIRPLUS.
 //!
-//! A listing has a cookie for every entry: 1 for `.`, 2 for `..`, 3 + n for the n-th entry. It is
-//! a place in the Directory, so `seekdir` goes anywhere, nothing is kept between requests, and an
-//! entry that does not fit into a reply is the first of the next.
+//! Every entry of a listing has a cookie: 1 for `.`, 2 for `..`, 3 + n for the n-th entry. The
+//! cookie is a place in the Directory. So `seekdir` works for any entry, no state is kept between
+//! requests, and an entry that does not fit into a reply is the first of the next.
 
 use std::io;
 
@@ -21,12 +21,12 @@ use crate::castore::{Directory, NodeRef};
 /// The cookie after `.` and `..`: that of the first entry is one more.
 const DOTS: u64 = 2;
 
-/// Takes an entry with the attributes that READDIRPLUS adds; gives 0 when there is no more room.
+/// Receives an entry with the attributes that READDIRPLUS adds; returns 0 when the reply is full.
 type Take<'a> = dyn FnMut(DirEntry<'_>, Option<Entry>) -> io::Result<usize> + 'a;
 
 impl CastoreFs {
-    /// Lists the directory `id` from the cookie `offset` on. For a thread that may want attributes,
-    /// entries are looked up.
+    /// Lists the directory `id` from the cookie `offset` on. Entries are looked up if the thread
+    /// may want attributes.
     pub(super) fn list(
         &self,
         id: NodeId,
@@ -84,7 +84,7 @@ impl CastoreFs {
         Ok(())
     }
 
-    /// What to leave out of a listing of `directory`, which is in `slot`, for `thread`.
+    /// What to omit from a listing of `directory`, which is in `slot`, for `thread`.
     fn left_out_for(
         &self,
         thread: u32,
@@ -92,7 +92,7 @@ impl CastoreFs {
         first: usize,
         directory: &Directory,
     ) -> LeaveOut {
-        // A listing that was kept must not stay so for ever.
+        // Otherwise a cached listing would lack attributes for ever.
         if !self.walk_ahead.is_served() {
             return LeaveOut::Nothing;
         }
@@ -110,7 +110,7 @@ impl CastoreFs {
         leave_out
     }
 
-    /// Notes that `thread` looks up what is no directory, in the directory in `slot`.
+    /// Notes that `thread` looks up a file or symlink in the directory in `slot`.
     pub(super) fn asks(&self, thread: u32, slot: u32) {
         if self.listers.asks(thread, slot) && self.nodes.is_bare(slot) {
             self.walk_ahead.relist(slot);
@@ -144,8 +144,8 @@ impl CastoreFs {
         Ok(())
     }
 
-    /// Passes on an entry and whether there was room; takes back the lookup of one that was not
-    /// passed on.
+    /// Passes an entry on and returns whether there was room; takes back the lookup of an entry
+    /// that was not passed on.
     fn take(
         &self,
         listed: DirEntry<'_>,
@@ -161,8 +161,8 @@ impl CastoreFs {
         Ok(taken? > 0)
     }
 
-    /// Lists `.` and `..`, whose inode numbers are `inos`; whether there is room left. READDIRPLUS gives them no node: the kernel
-    /// has both already.
+    /// Lists `.` and `..`, whose inode numbers are `inos`; returns whether there is room left.
+    /// READDIRPLUS gives them no node: the kernel has both already.
     fn list_dots(&self, offset: u64, inos: [u64; 2], take: &mut Take<'_>) -> io::Result<bool> {
         for (index, name) in [b"." as &[u8], b".."].into_iter().enumerate() {
             let ino = inos[index];
@@ -184,7 +184,7 @@ impl CastoreFs {
     }
 }
 
-/// What is listed without being looked up: the kernel asks for it by its name if anybody wants it.
+/// An entry that is listed without a lookup: the kernel sends a LOOKUP when a program wants it.
 fn no_node() -> Entry {
     Entry {
         attr_timeout: NOT_AT_ALL,
@@ -193,7 +193,7 @@ fn no_node() -> Entry {
     }
 }
 
-/// Whether `node`, at `index` of its directory, is among what is left out.
+/// Whether `node`, at `index` of its directory, is omitted.
 fn is_left_out(leave_out: LeaveOut, index: usize, node: NodeRef<'_>) -> bool {
     match leave_out {
         LeaveOut::Nothing => false,

@@ -1,9 +1,9 @@
-//! Node ids: how the kernel and we name an inode.
+//! Node ids: how FUSE messages name an inode.
 //!
 //! An id is a place: the slot of a directory node in the upper half, and in the lower half 1 for
-//! that directory itself or 2 + n for its n-th entry. Only directories are things with state; a
-//! file or symlink is a place in its directory's bytes and costs nothing to have. Slot 0 is the
-//! top of the mount, which makes its id 1, as FUSE demands.
+//! that directory itself or 2 + n for its n-th entry. Only directories have state; a file or
+//! symlink is a place in its directory's bytes and needs no memory. Slot 0 is the mount root, which
+//! makes its id 1, as FUSE demands.
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ pub enum Place {
 }
 
 impl NodeId {
-    /// The top of the mount.
+    /// The mount root.
     pub const ROOT: Self = Self(1);
 
     /// The directory in `slot`.

@@ -1,16 +1,17 @@
-//! The node table: what the kernel knows of, and nothing more.
+//! The node table: the inodes that the kernel knows.
 //!
 //! A slot for every directory that the kernel holds (or one of whose entries it holds); files and
 //! symlinks are places in a slot ([`NodeId`]) and have no state of their own. Lookup counts are
 //! kept by slot: one for the directory itself, one for all its entries together. When both are 0
 //! the slot goes, and with it the directory's bytes.
 //!
-//! **Nothing shares an inode**, however equal it is: software takes names of one inode for one file
-//! ([`numbering`](super::numbering)), and the kernel keeps one dentry per directory inode, so that looking
-//! up a second directory of the same inode moves the first away from under its users.
+//! **Nodes never share an inode**, even with equal contents: software takes two names of one inode
+//! for one file ([`numbering`](super::numbering)), and the kernel keeps one dentry per directory
+//! inode, so that looking up a second directory of the same inode would move the first one away
+//! from its users.
 //!
-//! **Memory is bounded** by a limit on the bytes of Directories that are kept. The kernel forgets
-//! only under its own memory pressure, so a long walk would else keep every Directory ever seen.
+//! **Memory is bounded** by a limit on the bytes of cached Directories. The kernel forgets only
+//! under its own memory pressure, so a long walk would otherwise keep every Directory ever seen.
 //! Beyond the limit, Directories that were not used since the hand of the clock last passed are
 //! dropped from their slots; they are read again when needed.
 
@@ -31,7 +32,7 @@ pub use ledger::{Ledger, LedgerError};
 pub(super) use ledger::{LeftOpen, Numbered, OpenFile, Registration};
 use table::{Slot, Table};
 
-/// The slot of the mount's top.
+/// The slot of the mount root.
 const TOP: u32 = 0;
 
 /// The directories that the kernel knows.
@@ -43,7 +44,7 @@ pub struct Nodes {
     most: usize,
 }
 
-/// What the table knows of a directory.
+/// What the table has about a directory.
 #[derive(Clone, Debug)]
 pub struct DirectoryNode {
     /// Its slot.
@@ -72,9 +73,9 @@ pub struct NodeCount {
 }
 
 impl Nodes {
-    /// A table that knows only the top: the directory of `digest` (for a mount that shows root
-    /// nodes, any digest: it is never read), whose inodes have the numbers that `numbering` gives.
-    /// Keeps at most `limit` bytes of Directories, and what a successor has to know in `ledger`.
+    /// A table with only the mount root: the directory of `digest` (for a mount that shows roots,
+    /// any digest: it is never read), whose inodes have the numbers that `numbering` gives. Keeps
+    /// at most `limit` bytes of Directories, and the hand-over state in `ledger`.
     pub fn new(
         digest: Digest,
         size: u64,
@@ -92,7 +93,7 @@ impl Nodes {
             size,
         };
         let counts = table.claim(TOP, &top);
-        // The kernel never forgets the top.
+        // The kernel never forgets the mount root.
         counts.lookups().store(1, Ordering::Relaxed);
         table.slots.push(Some(Box::new(Slot::new(top, counts))));
         Self {
@@ -102,7 +103,8 @@ impl Nodes {
         }
     }
 
-    /// The table that a predecessor left in `ledger`, and the `numbering` that it left there too.
+    /// The table that the previous process left in `ledger`, and the `numbering` that it left
+    /// there.
     pub fn adopt(
         digest: Digest,
         limit: usize,
@@ -132,7 +134,8 @@ impl Nodes {
             }
             table.index_child(slot, parent, index);
         }
-        // A death on the way to telling the kernel of one, or to dropping one, leaves it idle.
+        // A process that dies between reporting a node to the kernel and dropping it leaves the
+        // slot idle.
         for slot in 1..table.slots.len() as u32 {
             table.drop_idle(slot);
         }
@@ -151,22 +154,21 @@ impl Nodes {
         Some(node.known_as(slot))
     }
 
-    /// Notes whether a listing of the directory in `slot`, which the kernel keeps, leaves attributes
-    /// out.
+    /// Notes whether the cached listing of the directory in `slot` omits attributes.
     pub fn set_bare(&self, slot: u32, is_bare: bool) {
         if let Some(node) = self.table.read().slot(slot) {
             node.is_bare.store(is_bare, Ordering::Relaxed);
         }
     }
 
-    /// Whether the listing of the directory in `slot` leaves attributes out.
+    /// Whether the cached listing of the directory in `slot` omits attributes.
     pub fn is_bare(&self, slot: u32) -> bool {
         let table = self.table.read();
         let node = table.slot(slot);
         node.is_some_and(|node| node.is_bare.load(Ordering::Relaxed))
     }
 
-    /// The directories whose listings leave attributes out, among that in `slot`, those in it and
+    /// The directories whose cached listings omit attributes, among that in `slot`, those in it and
     /// those behind it in its parent: `most` at most. They count as listed in full from now on.
     pub fn take_bare(&self, slot: u32, most: usize) -> Vec<u32> {
         let table = self.table.read();
@@ -183,7 +185,7 @@ impl Nodes {
         all.filter(is_bare).take(most).collect()
     }
 
-    /// Whether the kernel can know `id`: what it knows is in a slot that is used.
+    /// Whether the kernel can know `id`: its slot is in use.
     pub fn may_be_known(&self, id: NodeId) -> bool {
         let Some(Place::Directory(slot) | Place::Entry { slot, .. }) = id.place() else {
             return false;
@@ -191,8 +193,9 @@ impl Nodes {
         self.table.read().slot(slot).is_some()
     }
 
-    /// As [`directory`](Self::directory), and the slot stays that directory's until an entry of it is
-    /// forgotten once: for who was not asked by the kernel, which holds what it asks about.
+    /// As [`directory`](Self::directory), and the slot stays that directory's until an entry of it
+    /// is forgotten once. For callers that answer no request: during a request, the kernel holds
+    /// the node.
     pub fn hold(&self, slot: u32) -> Option<DirectoryNode> {
         let table = self.table.read();
         let node = table.slot(slot)?;
@@ -200,8 +203,8 @@ impl Nodes {
         Some(node.known_as(slot))
     }
 
-    /// Keeps `directory` in `slot`; gives what is known of it then, its entries' numbers included.
-    /// Nothing if there is no such slot.
+    /// Caches `directory` in `slot`; returns what is then known of it, including its entries'
+    /// numbers. Nothing if there is no such slot.
     pub fn keep(&self, slot: u32, directory: Directory) -> Option<DirectoryNode> {
         let mut table = self.table.write();
         let known = table.keep(slot, directory);
@@ -223,9 +226,9 @@ impl Nodes {
         id
     }
 
-    /// The directory at `index` in the directory in `slot`, counting one lookup. Its inode number is
-    /// `ino`, and that of the first name in it `claim`, if its parent's range has numbers for it. Nothing
-    /// if there are as many directories as there may be.
+    /// The directory at `index` in the directory in `slot`, counting one lookup. Its inode number
+    /// is `ino`, and that of the first name in it `claim`, if its parent's range has numbers for
+    /// it. Nothing if there are as many directories as allowed.
     pub fn child(
         &self,
         (slot, index): (u32, u32),
@@ -306,8 +309,8 @@ impl Nodes {
         }
     }
 
-    /// The names that lead to `id`, from the top: indices of the entries, with the Directory that
-    /// each is in where that is in memory. For log lines.
+    /// The names that lead to `id`, from the mount root: indices of the entries, with the Directory
+    /// that each is in if that is in memory. For log lines.
     pub fn trail(&self, id: NodeId) -> Vec<(Option<Directory>, u32)> {
         let table = self.table.read();
         let mut trail = Vec::new();
@@ -334,7 +337,7 @@ impl Nodes {
         trail
     }
 
-    /// The digests of the directories that the one in `slot` is in, from the top.
+    /// The digests of the directories that contain the one in `slot`, from the mount root.
     pub fn ancestors(&self, slot: u32) -> Vec<Digest> {
         let table = self.table.read();
         let mut ancestors = Vec::new();

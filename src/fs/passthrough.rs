@@ -1,12 +1,11 @@
-//! Passthrough: files that the kernel reads without us.
+//! Passthrough: the kernel reads files of the local store itself.
 //!
-//! A large blob lies as a plain file in the local store. Where kernel (6.9 and later) and privilege
-//! allow, OPEN hands that file to the kernel, and reads, maps and readahead of the mount's file
-//! then go to it directly: as fast as the disk's own file system, sharing its page cache, and
-//! without a request. The price is an OPEN and a RELEASE for every open file of the mount, large
-//! or small, because a mount that answers OPEN cannot tell the kernel not to ask; and that the
-//! bytes are those that the disk has, verified when they were stored and not again when they are
-//! read. So it is the mount's choice.
+//! **Problem.** A large blob is a plain file in the local store. Where kernel (6.9 and later) and
+//! privilege allow, OPEN hands that file to the kernel. Reads, maps and readahead of the mount's
+//! file then go to it directly: as fast as the disk's own file system, sharing its page cache, and
+//! without a request. The price is an OPEN and a RELEASE for every open file of the mount, large or
+//! small, because a mount that answers OPEN cannot switch it off; and the bytes were verified when
+//! they were stored and are not verified again when they are read. So it is the mount's choice.
 //!
 //! **The kernel's rules.** All opens of an inode at a time are of one kind: backed by one and the
 //! same registered file, or all read through the page cache; another open fails with EIO. A
@@ -14,22 +13,24 @@
 //! it takes nothing from files that are open by it, but registering the file again makes another
 //! one, which those rules forbid while they are open.
 //!
-//! So a blob that is open by a registration keeps it, and who opens it gets it; an inode that is open
-//! through the page cache is opened so again, even if its blob has meanwhile come to have a file (a
-//! cache has fetched it). Registrations are kept by digest, counted while open, and up to
-//! [`MOST_IDLE`] of them beyond their last close, since registering costs as much as everything else
-//! in an OPEN.
+//! **Mechanism.** A blob that is open by a registration keeps it, and every further open uses it.
+//! An inode that is open through the page cache is opened so again, even if its blob has meanwhile
+//! got a file (a cache has fetched it). Registrations are kept by digest, counted while open, and
+//! up to [`MOST_IDLE`] of them beyond their last close, since registering costs as much as
+//! everything else in an OPEN.
 //!
-//! **A successor** has to know all that, since the kernel keeps open files and registrations over the
-//! death of a process as long as the mount lives. It is written down in the mount's ledger as it
-//! happens, under the lock that makes it happen, so that a death finds one thing half done at most:
+//! **Invariant: the next process knows all of it**, since the kernel keeps open files and
+//! registrations over the death of a process as long as the mount lives. Every step is written to
+//! the mount's hand-over state as it happens, under the lock that makes it happen. So a death
+//! leaves at most one step half done:
 //!
-//! | opening, step by step | what a successor makes of a death after it |
+//! | opening, step by step | what the next process makes of a death after it |
 //! |---|---|
 //! | the file is registered | its number is beyond the last that is known of: ended |
 //! | the registration is written down | idle: kept for the next OPEN |
-//! | up to its number, all is known | the same |
-//! | the open file is written down, with the number of its request | if the kernel repeats the OPEN, it was not answered and gets the same answer; else it was |
+//! | its number is noted as known | the same |
+//! | the open file is written down, with the number of its request | if the kernel repeats the
+//! OPEN, it was not answered and gets the same answer; otherwise it was answered |
 //! | OPEN is answered | open |
 //!
 //! | closing | |
@@ -37,16 +38,16 @@
 //! | the open file is struck out | the RELEASE is repeated: its handle is not known, and nothing happens |
 //! | RELEASE is answered | closed |
 //!
-//! | ending a registration that nobody uses | |
+//! | ending a registration that is not in use | |
 //! |---|---|
 //! | it is marked as ending | ended (again, which the kernel does not mind: numbers do not come back) |
 //! | the kernel ends it | the same |
 //! | it is struck out | gone |
 //!
-//! One thing cannot be known: an OPEN that was written down and not answered, and whose program is
-//! killed before the kernel repeats it, looks like one that was answered. It counts as open, and
-//! keeps a registration, until the kernel forgets the directory that it is in (seen by the next
-//! successor) or the mount ends. Too many are held, then, and never one too few.
+//! One case cannot be told apart: an OPEN that was written down and not answered, and whose program
+//! is killed before the kernel repeats it, looks like one that was answered. It counts as open, and
+//! keeps a registration, until the kernel forgets the directory that it is in (noticed by the next
+//! take-over) or the mount ends. So too many may be held, and never one too few.
 
 #[cfg(test)]
 pub(in crate::fs) mod death;
@@ -66,10 +67,10 @@ use super::node_id::NodeId;
 use super::nodes::{Ledger, LedgerError, LeftOpen, OpenFile};
 use crate::castore::Digest;
 
-/// Registrations that are kept although nobody has the file open.
+/// Registrations that are kept although no program has the file open.
 const MOST_IDLE: usize = 512;
-/// Registrations that a death can have left without a trace: one, and what is tried before a mount
-/// is settled. A gap that is wider is no such thing.
+/// Registrations that a death can have left without a record: one, and what is tried before it is
+/// decided whether a mount has passthrough. A wider gap in the numbers has another cause.
 const MOST_LOST: u32 = 64;
 
 /// How the bytes of files come to their readers.
@@ -78,7 +79,7 @@ pub enum Reads {
     /// READ requests fill the mount's page cache; every byte is verified on its way there.
     #[default]
     PageCache,
-    /// The kernel reads the store's plain files itself, where there is one.
+    /// The kernel reads the store's plain files itself, where there are such.
     Passthrough,
 }
 
@@ -88,11 +89,11 @@ pub trait BackingDevice: Send + Sync {
     fn register(&self, file: &OwnedFd) -> io::Result<u32>;
     /// Ends a registration. `NotFound` if there is none of that number.
     fn end(&self, id: u32) -> io::Result<()>;
-    /// Registers any file and ends that again; gives the number that it had.
+    /// Registers any file and ends the registration; returns its number.
     fn probe(&self) -> io::Result<u32>;
 }
 
-/// An OPEN, as far as it matters which one it is.
+/// What identifies an OPEN.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenRequest {
     /// Its number, which no other request of the mount ever has.
@@ -131,7 +132,7 @@ impl From<Handle> for u64 {
     }
 }
 
-/// What an OPEN is answered with.
+/// The answer to an OPEN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
     /// The open file.
@@ -145,7 +146,7 @@ pub struct Opened {
 pub struct OpenCount {
     /// Open files.
     pub files: usize,
-    /// Those of them that the kernel reads without us.
+    /// Open files that the kernel reads itself.
     pub backed: usize,
     /// Registered files, idle ones included.
     pub registered: usize,
@@ -154,16 +155,16 @@ pub struct OpenCount {
 /// What is open on a mount, and what backs it.
 pub struct Passthrough {
     device: Box<dyn BackingDevice>,
-    /// Whether there is passthrough; unset until the kernel and we have agreed.
+    /// Whether there is passthrough; unset until it is negotiated with the kernel.
     enabled: OnceLock<bool>,
-    /// Where a successor finds it, if there can be one.
+    /// Where the next process finds it, if there can be one.
     ledger: Option<Arc<Ledger>>,
     table: Mutex<Table>,
     complained: AtomicBool,
 }
 
 impl Passthrough {
-    /// Nothing is open yet on `device`; a successor finds what will be in `ledger`.
+    /// With nothing open on `device`; the next process finds the state in `ledger`.
     pub fn new(device: Box<dyn BackingDevice>, ledger: Option<Arc<Ledger>>) -> Self {
         Self::new_with(device, ledger, MOST_IDLE)
     }
@@ -182,8 +183,8 @@ impl Passthrough {
         }
     }
 
-    /// Goes on with what a predecessor left in `ledger`. The kernel knows no nodes but those that
-    /// `is_known` says.
+    /// Takes over what the previous process left in `ledger`. The kernel knows no nodes but those
+    /// for which `is_known` is true.
     pub fn adopt(
         device: Box<dyn BackingDevice>,
         ledger: Arc<Ledger>,
@@ -214,7 +215,8 @@ impl Passthrough {
         Ok(passthrough)
     }
 
-    /// Finds out whether files can be registered, and uses passthrough if so; says why if not.
+    /// Tries whether files can be registered, and enables passthrough if so; returns the reason if
+    /// not.
     pub fn enable(&self) -> io::Result<()> {
         let id = self.device.probe()?;
         if let Some(ledger) = &self.ledger {
@@ -225,7 +227,7 @@ impl Passthrough {
         Ok(())
     }
 
-    /// Uses no passthrough, for good.
+    /// Disables passthrough for good.
     pub fn disable(&self) {
         if let Some(ledger) = &self.ledger {
             ledger.settle_passthrough(false);
@@ -233,13 +235,13 @@ impl Passthrough {
         let _ = self.enabled.set(false);
     }
 
-    /// Whether files are registered at all. An OPEN that comes before that is settled waits: the
+    /// Whether files are registered at all. An OPEN that comes before that is decided waits: the
     /// kernel would take "not implemented" for the answer to every later OPEN.
     pub fn is_enabled(&self) -> bool {
         *self.enabled.wait()
     }
 
-    /// Opens the inode `node`, in which the blob `digest` is, and whose file `find` finds if it is not
+    /// Opens the inode `node`, whose blob is `digest`. `find` finds the blob's file if it is not
     /// registered.
     pub fn open<E>(
         &self,
@@ -275,8 +277,8 @@ impl Passthrough {
         }))
     }
 
-    /// Registers `file`, which has the blob `digest`. The table stays locked, so that of all
-    /// registrations but the last it is always known what they are.
+    /// Registers `file`, which has the blob `digest`. The table stays locked, so that the owner of
+    /// every registration but the last is always known.
     fn register(&self, table: &mut Table, file: &OwnedFd, digest: &Digest) -> Option<u32> {
         match self.device.register(file) {
             Ok(id) => {
@@ -295,7 +297,7 @@ impl Passthrough {
         }
     }
 
-    /// Closes a file. Nothing happens if it is not open: a RELEASE comes twice if the process that
+    /// Closes a file. Has no effect if it is not open: a RELEASE comes twice if the process that
     /// got the first one died before it answered.
     pub fn close(&self, handle: Handle) {
         let mut table = self.table.lock();
@@ -304,7 +306,7 @@ impl Passthrough {
         }
     }
 
-    /// Ends registrations that have not been used the longest, as far as there are too many.
+    /// Ends the registrations that were unused the longest, while there are too many.
     fn end_idle(&self, table: &mut Table) {
         while let Some(registration) = table.next_idle() {
             if let Some(ledger) = &self.ledger {
@@ -324,7 +326,7 @@ impl Passthrough {
     }
 }
 
-/// Ends the registrations that nobody can have: those that were being ended, and those that were made
+/// Ends the registrations that have no owner: those that were being ended, and those that were made
 /// and not written down.
 fn end_lost(device: &dyn BackingDevice, ledger: &Ledger, left: &LeftOpen) {
     for registration in &left.ending {

@@ -1,7 +1,7 @@
 //! OPEN and READ: from a node's blob to its reader.
 //!
-//! In a READ the store reads and verifies straight into the transport's reply buffer. For virtiofs,
-//! the crate's writer asks a "file" for bytes, and that file is the blob.
+//! The store reads and verifies straight into the transport's reply buffer. For virtiofs, the
+//! crate's writer reads from a "file", and that file is the blob.
 
 use std::io;
 
@@ -19,7 +19,7 @@ use crate::castore::{Digest, Node};
 use crate::store::Answer;
 
 impl CastoreFs {
-    /// Writes up to `length` bytes of the file `id` from `offset` on to `out`; gives how many.
+    /// Writes up to `length` bytes of the file `id` from `offset` on to `out`; returns how many.
     pub(super) fn read_file(
         &self,
         id: NodeId,
@@ -49,8 +49,8 @@ impl CastoreFs {
         Ok(done)
     }
 
-    /// Fills `buffer` from the file `id` at `offset`, unless the file ends first; gives how many
-    /// bytes that are.
+    /// Fills `buffer` from the file `id` at `offset`, unless the file ends first; returns the
+    /// number of bytes.
     pub fn read_into(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         if let Some(read) = self.read_image(id, offset, buffer) {
             return read;
@@ -103,7 +103,7 @@ impl CastoreFs {
                 .map_err(|error| self.failed(id, Some(&digest), &error))
         })?;
         if opened.backing.is_some() {
-            // The kernel does not tell what it reads; it begins to.
+            // The kernel does not report its reads of a backing file, so the OPEN counts as one.
             self.touch(id, &digest, 0, size.min(1));
         }
         Ok(opened)
@@ -157,7 +157,7 @@ impl CastoreFs {
             Err(error) => Err(error),
         };
         match read {
-            // A store that gives fewer bytes than the blob has does not say so: the program must
+            // A store that returns fewer bytes than the blob has does not report it: a program must
             // not take it for the end of the file.
             Ok(Some(length)) if length == wanted => Ok(length),
             Ok(Some(_)) | Ok(None) => Err(self.missing(id, "blob", digest)),
@@ -176,10 +176,10 @@ struct BlobFile<'a> {
 
 impl FileReadWriteVolatile for BlobFile<'_> {
     fn read_at_volatile(&mut self, slice: FileVolatileSlice, offset: u64) -> io::Result<usize> {
-        // SAFETY: the slice is `len` writable bytes that live as long as `slice`, and whoever made
-        // it hands it to nobody else during this call. A virtiofs guest can write to its own
-        // memory meanwhile; it can spoil the reply that it gets, and nothing else: what was read
-        // is not looked at again here.
+        // SAFETY: the slice is `len` writable bytes that live as long as `slice`, and its owner
+        // shares it with no other thread during this call. A virtiofs guest can write to its own
+        // memory meanwhile. It can spoil the reply that it gets, and nothing else: what was read is
+        // not looked at again here.
         let buffer = unsafe { std::slice::from_raw_parts_mut(slice.as_ptr(), slice.len()) };
         self.fs
             .read_blob(self.id, &self.digest, self.size, offset, buffer)

@@ -1,4 +1,4 @@
-//! [`CastoreFs`] as the FUSE server wants it: one method a request.
+//! [`CastoreFs`] as the FUSE server needs it: one method a request.
 
 use std::ffi::CStr;
 use std::io;
@@ -24,8 +24,8 @@ fn read_only<T>() -> io::Result<T> {
     Err(failure(libc::EROFS))
 }
 
-/// What a request gets that would make or remove `name`: as on a disk that is mounted read-only, a name
-/// that cannot be is refused first.
+/// The answer to a request that would make or remove `name`: as on a disk that is mounted
+/// read-only, an impossible name is refused first.
 fn refused<T>(name: &CStr) -> io::Result<T> {
     check_length(name)?;
     read_only()
@@ -38,12 +38,12 @@ fn check_length(name: &CStr) -> io::Result<()> {
     }
 }
 
-/// The thread that asks.
+/// The thread that sent the request.
 fn thread(context: &Context) -> u32 {
     context.pid.cast_unsigned()
 }
 
-/// "Not implemented": the kernel remembers, and does without.
+/// "Not implemented": the kernel remembers it and does not send such a request again.
 fn never_ask_again<T>() -> io::Result<T> {
     Err(failure(libc::ENOSYS))
 }
@@ -52,7 +52,7 @@ impl FileSystem for CastoreFs {
     type Inode = NodeId;
     type Handle = u64;
 
-    /// The transport negotiates; what it offers, we want.
+    /// The transport negotiates; everything that it offers is accepted.
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         Ok(capable)
     }
@@ -67,7 +67,7 @@ impl FileSystem for CastoreFs {
             return Ok(image);
         }
         if slot == 0 && self.shows_roots() {
-            // A root node of this name can come at any moment: nothing is said of how long.
+            // A root of this name can appear at any moment, so the answer has no time to live.
             let Some(root) = self.find_root(name)? else {
                 return self.look_up_images(name)?.ok_or(failure(libc::ENOENT));
             };
@@ -75,7 +75,7 @@ impl FileSystem for CastoreFs {
             if self.in_use.hold_root(index, &root.node)
                 && self.find_root(name)?.as_ref() != Some(&root)
             {
-                // It went away before it was held, and may have been collected.
+                // The root was removed before it was held, and may have been collected.
                 return Err(failure(libc::ENOENT));
             }
             self.touch_root(index);
@@ -92,7 +92,7 @@ impl FileSystem for CastoreFs {
             {
                 return Ok(images);
             }
-            // Node 0 says "does not exist" and lets the kernel remember it.
+            // Node 0 means "does not exist" and lets the kernel cache that.
             return Ok(Entry {
                 entry_timeout: FOREVER,
                 ..Entry::default()
@@ -263,7 +263,7 @@ impl FileSystem for CastoreFs {
         Ok(())
     }
 
-    // What would change something.
+    // Requests that would change something.
 
     fn setattr(
         &self,

@@ -1,11 +1,11 @@
-//! How the names at the top of a mount are looked up in the store: which are asked for at all, and what
-//! becomes of one while the store cannot be reached.
+//! How names in the mount root are looked up in the store: which names are requested at all, and
+//! what a lookup returns while the store cannot be reached.
 //!
-//! The defaults serve a mount that is a place of its own: every name is asked for, and a store that
-//! fails is an error. A mount below the machine's own Nix store, as the lower layer of an overlay, gets
-//! a look-up for every name that Nix is about to create there. It asks only for what can be a store path
-//! ([`RootNames::StorePaths`]), and an endpoint that is down, slow or silent hides what is not known yet
-//! instead of failing Nix ([`WhenUnreachable::Absent`]).
+//! The defaults serve a mount with a directory of its own: every name is requested, and a store
+//! that fails is an error. A mount below the machine's own Nix store, as the lower layer of an
+//! overlay, gets a lookup for every name that Nix is about to create. It requests only names that
+//! can be store paths ([`RootNames::StorePaths`]), and an endpoint that is down, slow or silent
+//! hides names that were never seen instead of failing Nix ([`WhenUnreachable::Absent`]).
 
 use std::time::{Duration, Instant};
 
@@ -18,24 +18,25 @@ use crate::castore::{Printable, Root};
 use crate::nix;
 use crate::store::Answer;
 
-/// How long a look-up of an unknown name waits for the store, where it is then absent.
+/// How long a lookup of an unknown name waits for the store before the name counts as absent.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long unknown names are absent without a request after the store failed, or took longer than
-/// [`PATIENCE`]. One look-up then tries again.
+/// [`PATIENCE`]. Then one lookup tries again.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// What listing the root nodes gives. Looked up by name they are found whatever this says.
+/// What listing the roots gives. Lookups by name find them in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RootListing {
     /// All of them.
     All,
-    /// An empty directory: for the lower layer of an overlay, whose listing is the upper layer's then.
+    /// An empty directory: for the lower layer of an overlay, where the upper layer does the
+    /// listing.
     Nothing,
     /// EPERM.
     Refused,
 }
 
-/// Which names the store is asked for. The others do not exist (ENOENT), without a request.
+/// Which names the store is asked for. All others do not exist (ENOENT), without a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RootNames {
     /// Every name.
@@ -45,13 +46,13 @@ pub enum RootNames {
     StorePaths,
 }
 
-/// What a look-up of a root node gives while the store cannot be reached.
+/// What a lookup of a root returns while the store cannot be reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenUnreachable {
-    /// EIO, or ETIMEDOUT: the store did not say that there is no such name.
+    /// EIO, or ETIMEDOUT: the store did not answer that there is no such name.
     #[default]
     Error,
-    /// ENOENT for a name that was never seen; for one that was, as [`WhenUnreachable::Error`].
+    /// ENOENT for a name that was never seen; for a known name, as [`WhenUnreachable::Error`].
     Absent,
 }
 
@@ -64,13 +65,13 @@ impl RootNames {
     }
 }
 
-/// Until when unknown names are absent without a request: [`PAUSE`].
+/// Until when unknown names are absent without a request ([`PAUSE`]).
 #[derive(Debug, Default)]
 pub(super) struct Pause(Mutex<Option<Instant>>);
 
 impl Pause {
-    /// Whether a request may be made now. Where the pause is over, it is for one request, and the
-    /// others go on pausing for as long as that may take.
+    /// Whether a request may be made now. When the pause is over, one request may, and the others
+    /// stay paused for as long as that one may take.
     fn allows_request(&self, now: Instant) -> bool {
         let mut until = self.0.lock();
         match *until {
@@ -93,7 +94,7 @@ impl Pause {
 }
 
 impl CastoreFs {
-    /// The root node `name`, if there is one.
+    /// The root `name`, if there is one.
     pub(super) fn find_root(&self, name: &[u8]) -> std::io::Result<Option<Root>> {
         if !self.options.root_names.take(name) {
             return Ok(None);
@@ -117,8 +118,8 @@ impl CastoreFs {
         })
     }
 
-    /// As the store has it. Where it takes a request, that may take as long as `patience` says, and there
-    /// may be a pause.
+    /// Looks the root up in the store. A request takes no longer than `patience` says, and may
+    /// begin a pause.
     fn ask_for_root(&self, name: &[u8], patience: Option<Duration>) -> Result<Option<Root>, Stop> {
         match self.store.root_now(name)? {
             Answer::Found(root) => return Ok(Some(root)),
@@ -129,7 +130,7 @@ impl CastoreFs {
             name: name.to_vec(),
             patience,
         };
-        // A request that was parked has asked already.
+        // A parked request has already sent its own.
         let asks_now = patience.is_some() && !waiting::knows(&wanted);
         if asks_now && !self.pause.allows_request(Instant::now()) {
             return Ok(None);
@@ -143,7 +144,7 @@ impl CastoreFs {
         Ok(root)
     }
 
-    /// A root node of a name that was never seen: absent while the store cannot be reached.
+    /// A root of a name that was never seen: absent while the store cannot be reached.
     fn find_unknown_root(&self, name: &[u8]) -> Result<Option<Root>, Stop> {
         match self.ask_for_root(name, Some(PATIENCE)) {
             Err(Stop::Failed(error)) if errno::is_unreachable(&error) => {

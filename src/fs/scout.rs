@@ -1,17 +1,19 @@
-//! Telling a store far away what a walk will read next.
+//! Read-ahead across files, for a walk over a tree in a store that is slow to reach.
 //!
-//! A program that copies, archives or searches a tree reads one file after the other, and with each
-//! of them at the end of a round trip that is what it spends its time on. Such a program is seen by
-//! its waits: two reads in a row that had to wait for the store, of files of which the second
-//! follows the first in a walk over the tree, depth first and by name. From there the scout goes
-//! ahead of it, across directories, and tells the store the blobs of the files it meets
-//! ([`Store::will_need`]): a window of them, counted in bytes, that
-//! doubles while the walk goes on. Where the walk has got to is seen by what is listed and read.
+//! **Problem.** A program that copies, archives or searches a tree reads one file after the other.
+//! With an upstream, each file costs a round trip, and the walk's time is the sum of them.
 //!
-//! The scout never waits: where a Directory is not at hand it stops, and goes on when the walk next
-//! gives it occasion to. It needs no thread: what it does it does within a request that was seen,
-//! and leaves to the next one what another request is just doing. A store that has everything at
-//! hand makes nobody wait, and wakes no scout.
+//! **Mechanism.** A walk is recognized by its waits: two reads in a row had to wait for the store,
+//! and the second file follows the first in a walk over the tree, depth first and by name. From
+//! there a cursor (the scout) moves ahead of the walk, across directories, and announces the blobs
+//! of the files that it passes to the store ([`Store::will_need`]). The window of announced files
+//! is counted in bytes and doubles while the walk continues. Listings and reads show where the walk
+//! is.
+//!
+//! **Invariants.** The scout never waits: at a Directory that is not cached it stops, and continues
+//! with the next request of the walk. It has no thread: it works within a request that was
+//! recognized, and does nothing while another request is doing it. A store that has everything
+//! locally makes no reader wait, so it never starts a scout.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,11 +32,11 @@ const FIRST_WINDOW: u64 = 1 << 20;
 const MAX_WINDOW: u64 = 16 << 20;
 /// Files ahead of the walk, at most.
 const MAX_FILES: usize = 4096;
-/// Bytes of a large file that a store fetches when it is told of it.
+/// Bytes of a large file that a store fetches when the file is announced.
 const HEAD: u64 = 1 << 20;
-/// Files among which the place of the walk is looked for.
+/// Files within which the walk's position is searched.
 const SEARCHED: usize = 512;
-/// Entries looked at for one file: a tree may have few.
+/// Entries looked at for one file: a tree may have few files.
 const MAX_STEPS: u32 = 10_000;
 
 /// A place in the tree: the Directories on the way to it, each with the index of the next entry.
@@ -43,7 +45,7 @@ type Trail = Vec<(Directory, u32)>;
 /// The scout of a mount.
 #[derive(Default)]
 pub(super) struct Scout {
-    /// Whether a walk was seen that has not ended: spares everybody else the lock.
+    /// Whether a walk was recognized that has not ended: spares all other requests the lock.
     active: AtomicBool,
     state: Mutex<State>,
 }
@@ -55,14 +57,14 @@ struct State {
     /// Where the scout is.
     at: Trail,
     /// Files between the walk and the scout.
-    ahead: VecDeque<Told>,
+    ahead: VecDeque<Announced>,
     /// Their bytes.
     bytes: u64,
     window: u64,
 }
 
-/// A file that the store was told of.
-struct Told {
+/// A file that was announced to the store.
+struct Announced {
     directory: Digest,
     index: u32,
     bytes: u64,
@@ -98,7 +100,8 @@ impl CastoreFs {
         }
     }
 
-    /// Notes that the file `id` is being read from its start, or the directory `id` was listed.
+    /// Notes that the file `id` is being read from its start, or that the directory `id` was
+    /// listed.
     pub(super) fn walk_passes(&self, id: NodeId) {
         if !self.scout.active.load(Ordering::Relaxed) {
             return;
@@ -129,17 +132,18 @@ impl CastoreFs {
 }
 
 impl State {
-    /// Whether the file at `index` of `directory` is among the first behind the one whose reader
-    /// waited last.
+    /// Whether the file at `index` of `directory` is among the first behind the last file whose
+    /// reader had to wait.
     fn last_leads_to(&self, directory: &Digest, index: u32, store: &dyn Store) -> bool {
         let mut trail = self.last.clone();
         (0..=STRIDE).any(|_| {
-            next_file(&mut trail, store)
-                .is_some_and(|(told, _)| told.directory == *directory && told.index == index)
+            next_file(&mut trail, store).is_some_and(|(announced, _)| {
+                announced.directory == *directory && announced.index == index
+            })
         })
     }
 
-    /// Starts anew at `trail`.
+    /// Starts again at `trail`.
     fn set_out(&mut self, trail: Trail) {
         *self = Self {
             last: trail.clone(),
@@ -149,31 +153,34 @@ impl State {
         };
     }
 
-    /// Takes note of where the walk is; false if the scout has not been there.
+    /// Notes where the walk is; returns false if the scout has not passed there.
     fn passes(&mut self, directory: &Digest, index: u32) -> bool {
-        let place = self
-            .ahead
-            .iter()
-            .take(SEARCHED)
-            .position(|told| told.directory == *directory && told.index >= index);
+        let place =
+            self.ahead.iter().take(SEARCHED).position(|announced| {
+                announced.directory == *directory && announced.index >= index
+            });
         let Some(place) = place else { return false };
-        let passed: u64 = self.ahead.drain(..place).map(|told| told.bytes).sum();
+        let passed: u64 = self
+            .ahead
+            .drain(..place)
+            .map(|announced| announced.bytes)
+            .sum();
         self.bytes -= passed;
         true
     }
 
-    /// Goes ahead until the window is full.
+    /// Moves ahead until the window is full.
     fn go_on(&mut self, store: &dyn Store) {
         if self.bytes > self.window / 4 * 3 || self.ahead.len() > MAX_FILES / 4 * 3 {
             return;
         }
         let mut blobs = Vec::new();
         while self.bytes < self.window && self.ahead.len() < MAX_FILES {
-            let Some((told, blob)) = next_file(&mut self.at, store) else {
+            let Some((announced, blob)) = next_file(&mut self.at, store) else {
                 break;
             };
-            self.bytes += told.bytes;
-            self.ahead.push_back(told);
+            self.bytes += announced.bytes;
+            self.ahead.push_back(announced);
             blobs.push(blob);
         }
         if !blobs.is_empty() {
@@ -183,9 +190,9 @@ impl State {
     }
 }
 
-/// Goes to behind the next file that has contents, and gives its digest and size; nothing at the end, or where a Directory is not
-/// at hand, in front of which `trail` then is.
-fn next_file(trail: &mut Trail, store: &dyn Store) -> Option<(Told, (Digest, u64))> {
+/// Moves behind the next file that has contents, and returns its digest and size. Returns nothing
+/// at the end, or at a Directory that is not cached; `trail` is then in front of it.
+fn next_file(trail: &mut Trail, store: &dyn Store) -> Option<(Announced, (Digest, u64))> {
     for _ in 0..MAX_STEPS {
         let (directory, next) = trail.last_mut()?;
         let index = *next;
@@ -205,12 +212,12 @@ fn next_file(trail: &mut Trail, store: &dyn Store) -> Option<(Told, (Digest, u64
         if let NodeRef::File { digest, size, .. } = entry.node
             && size > 0
         {
-            let told = Told {
+            let announced = Announced {
                 directory: directory.digest(),
                 index,
                 bytes: size.min(HEAD),
             };
-            return Some((told, (digest, size)));
+            return Some((announced, (digest, size)));
         }
     }
     None

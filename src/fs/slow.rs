@@ -1,12 +1,12 @@
-//! The story of a request that took long.
+//! Where the time of a slow request went.
 //!
-//! Where its time went is added up while it is answered, by the thread that answers it: what it
-//! waited for an endpoint (what came from there was verified meanwhile, by others), what it hashed
-//! itself, and the rest, which is what the store at hand took: memory, disk, cache. Two looks at the
-//! clock are all that a fast request pays, and nothing where no threshold is set.
+//! The thread that answers a request adds its times up: the wait for an endpoint (what comes from
+//! there is verified meanwhile, by other threads), its own hashing, and the rest, which is the
+//! local store: memory, disk, cache. A fast request pays for two readings of the clock, and for
+//! none where no threshold is set.
 //!
-//! The same story is told to who follows spans ([`spans`]), of every request that has waited or was
-//! slow. Its span is made when it first waits, so that what is fetched for it lies within.
+//! The same times go into tracing spans ([`spans`]) of every request that has waited or was slow.
+//! Its span is made when the request first waits, so that fetches on its behalf lie within.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -22,11 +22,11 @@ use crate::spans;
 thread_local! {
     /// From which offset of an image it reads.
     static READS_AT: Cell<Option<u64>> = const { Cell::new(None) };
-    /// When that request began, if spans are wanted, and its span, once it has one.
+    /// When that request began, if spans are exported, and its span, once it has one.
     static FOLLOWED: RefCell<Option<(Instant, Option<Span>)>> = const { RefCell::new(None) };
 }
 
-/// The span of the request that this thread answers; none if nobody wants it.
+/// The span of the request that this thread answers; none if spans are not exported.
 pub(super) fn span() -> Span {
     if !spans::wanted() {
         return Span::none();
@@ -37,7 +37,7 @@ pub(super) fn span() -> Span {
     })
 }
 
-/// A span for a request that began at `began`, of which the rest is told when it is over.
+/// A span for a request that began at `began`; its other fields are recorded when it is over.
 fn request_span(began: Instant) -> Span {
     tracing::trace_span!(
         target: spans::TARGET,
@@ -62,10 +62,10 @@ struct Parts {
     hashed: Duration,
 }
 
-/// What is to be told of a request, as long as it is not answered.
+/// What to report about a request, until it is answered.
 #[derive(Debug, Default)]
 pub(super) struct Story {
-    /// When it began to be answered, if anybody wants to know.
+    /// When its answer began, if times are wanted.
     began: Option<Instant>,
     waited: Duration,
     hashed: Duration,
@@ -85,9 +85,10 @@ pub(super) fn reads_at(offset: u64) {
 }
 
 impl CastoreFs {
-    /// Does `work`, which answers a request for `node` of which `paused` is the state; gives also what it
-    /// waits for if it was [parked](parkable). If it takes longer than
-    /// [`Options::slow_requests`](super::Options) says, tells its story, calling it what `kind` does.
+    /// Does `work`, which answers a request for `node` of which `paused` is the state; returns also
+    /// what it waits for if it was [parked](parkable). If it takes longer than
+    /// [`Options::slow_requests`](super::Options), its times are logged, and `kind` names the
+    /// request.
     pub fn answering<T>(
         &self,
         paused: &mut Paused,
@@ -176,8 +177,7 @@ impl CastoreFs {
         );
     }
 
-    /// The digest of the file `id`, as far as its Directory is in memory: telling a story must not
-    /// make another one.
+    /// The digest of the file `id`, if its Directory is in memory: a report must not cause a fetch.
     fn file_at_hand(&self, id: NodeId) -> Option<Digest> {
         let Some(Place::Entry { slot, index }) = id.place() else {
             return None;
@@ -277,10 +277,10 @@ mod tests {
             );
             assert_eq!(&buffer, b"content");
         });
-        let told = last.0.lock();
+        let logged = last.0.lock();
         let hex = top.digest().to_hex();
-        assert_eq!(told["path"], format!("/.images/{hex}.erofs: /below/file"));
-        assert_eq!(told["digest"], Digest::of(b"content").to_string());
+        assert_eq!(logged["path"], format!("/.images/{hex}.erofs: /below/file"));
+        assert_eq!(logged["digest"], Digest::of(b"content").to_string());
         let counted = &fs.image_counts()[0];
         assert_eq!(
             (counted.digest.as_str(), counted.read_bytes),
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_request_tells_where_its_time_went_and_a_fast_one_nothing() {
+    fn a_slow_request_logs_where_its_time_went_and_a_fast_one_nothing() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let waiting = Waiting::new(runtime.handle().clone());
         let options = Options {
@@ -319,19 +319,19 @@ mod tests {
                 },
             );
         });
-        let told = last.0.lock();
-        let millis = |part: &str| told[part].parse::<f64>().unwrap();
+        let logged = last.0.lock();
+        let millis = |part: &str| logged[part].parse::<f64>().unwrap();
         assert_eq!(
-            (told["request"].as_str(), told["path"].as_str()),
+            (logged["request"].as_str(), logged["path"].as_str()),
             ("\"READ\"", "/")
         );
-        assert_eq!(told["endpoint"], "\"memory:\"");
+        assert_eq!(logged["endpoint"], "\"memory:\"");
         assert!(
             millis("endpoint_ms") >= 40.0 && millis("cache_ms") >= 20.0,
-            "{told:?}"
+            "{logged:?}"
         );
-        assert!(millis("verify_ms") > 0.0, "{told:?}");
+        assert!(millis("verify_ms") > 0.0, "{logged:?}");
         let parts = millis("endpoint_ms") + millis("verify_ms") + millis("cache_ms");
-        assert!((parts - millis("total_ms")).abs() < 0.01, "{told:?}");
+        assert!((parts - millis("total_ms")).abs() < 0.01, "{logged:?}");
     }
 }

@@ -1,9 +1,9 @@
-//! The top of a mount: one fixed directory, or the store's root nodes by name.
+//! The mount root: one fixed directory, or the store's roots by name.
 //!
-//! Root nodes come and go while the mount is up. Each (name, node) that was ever seen keeps its
-//! index for the life of the mount, so an index names one thing for ever, a listing that was
-//! begun can be continued, and ids that the kernel holds stay true: a name that now stands for
-//! another node gets another index.
+//! Roots come and go while the mount is up. Each (name, node) pair that was ever seen keeps its
+//! index for the life of the mount. So an index means one thing for ever, a listing can be
+//! continued, and ids that the kernel holds stay valid. A name that now stands for another node
+//! gets another index.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,69 +15,71 @@ use super::numbering::Numbering;
 use super::root_lookup::RootListing;
 use crate::castore::{Digest, Name, Node, Root};
 
-/// What a mount shows at its top.
+/// What a mount shows at its root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Top {
-    /// The store's root nodes, by name.
+    /// The store's roots, by name.
     Roots {
-        /// What listing them gives; looked up they are found in any case.
+        /// What listing them gives; lookups find them in any case.
         list: RootListing,
     },
     /// One directory.
     Directory {
         /// Its digest.
         digest: Digest,
-        /// Its size as a node says it.
+        /// Its size as the node states it.
         size: u64,
     },
 }
 
-/// How the root nodes differ from what the kernel may know of them.
+/// How the roots differ from what the kernel may have cached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RootChanges {
     /// Names that are gone, or stand for something else now.
     pub stale: Vec<Name>,
-    /// Whether the listing is another.
+    /// Whether the listing has changed.
     pub listing: bool,
 }
 
-/// A root node that the mount has seen.
+/// A root that the mount has seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeenRoot {
     /// Its index among all that the mount has seen.
     pub index: u32,
     /// Its inode number.
     pub ino: u64,
-    /// The node as it was when it was seen.
+    /// The root as it was when it was seen.
     pub root: Root,
 }
 
-/// The root nodes that the mount has seen.
+/// The roots that the mount has seen.
 pub struct Roots(RwLock<Seen>);
 
 struct Seen {
-    /// Every (name, node) ever seen, and whether it is still so.
+    /// Every (name, node) ever seen, and whether it is still current.
     all: Vec<(SeenRoot, bool)>,
-    /// The index of each name that there is.
+    /// The index of each current name.
     current: HashMap<Name, u32>,
-    /// What the kernel was not told of yet.
+    /// Changes of which the kernel has not been notified.
     changes: RootChanges,
-    /// Whether the kernel may have a listing. To drop one that it has not would do harm: to the
-    /// attributes of the top that are just on their way, without which nobody but root gets in.
+    /// Whether the kernel may have a cached listing. To invalidate one that it does not have would
+    /// do harm: it would also drop the mount root's attributes while they are on their way, and
+    /// without them only the superuser has access.
     listed: bool,
     numbering: Arc<Numbering>,
-    /// Where a successor finds them, if there can be one.
+    /// Where the next process finds them, if there can be one.
     ledger: Option<Arc<Ledger>>,
 }
 
 impl Roots {
-    /// None yet. Their inode numbers come from `numbering`; a successor finds them in `ledger`.
+    /// None yet. Their inode numbers come from `numbering`; the next process finds them in
+    /// `ledger`.
     pub fn new(numbering: Arc<Numbering>, ledger: Option<Arc<Ledger>>) -> Self {
         Self(RwLock::new(Seen::new(numbering, ledger)))
     }
 
-    /// Those that a predecessor had seen, `all` of them with their inode numbers, and kept in `ledger`.
-    /// What it may have failed to tell the kernel counts as changed.
+    /// The roots that the previous process had seen, `all` of them with their inode numbers, and
+    /// kept in `ledger`. A change whose notification may have been lost counts as new.
     pub fn adopt(all: Vec<(Root, u64)>, numbering: Arc<Numbering>, ledger: Arc<Ledger>) -> Self {
         let mut seen = Seen::new(numbering, Some(ledger));
         for (root, ino) in all {
@@ -92,7 +94,7 @@ impl Roots {
         Self(RwLock::new(seen))
     }
 
-    /// The index and inode number of `root`, which the store has just named.
+    /// The index and inode number of `root`, which the store has just returned.
     pub fn index(&self, root: &Root) -> (u32, u64) {
         let number = |seen: &SeenRoot| (seen.index, seen.ino);
         if let Some(seen) = self.0.read().find(root) {
@@ -103,29 +105,30 @@ impl Roots {
             return number(found);
         }
         let before = seen.current.get(&root.name).copied();
-        // A listing that the kernel keeps lacks it, and no update will tell: it is known now.
+        // A listing that the kernel keeps lacks it, and no update will report it, since it is known
+        // now.
         seen.changes.listing = true;
         seen.add(root.clone(), before)
     }
 
-    /// Whether there is a root node `name`, as far as was seen.
+    /// Whether a root `name` has been seen and is current.
     pub fn has(&self, name: &[u8]) -> bool {
         Name::new(name).is_ok_and(|name| self.0.read().current.contains_key(&name))
     }
 
-    /// The root node with this index, as it was when it was seen.
+    /// The root with this index, as it was when it was seen.
     pub fn get(&self, index: u32) -> Option<SeenRoot> {
         let seen = self.0.read();
         seen.all.get(index as usize).map(|(root, _)| root.clone())
     }
 
-    /// Every root node that was ever seen, in the order of their indices.
+    /// Every root that was ever seen, in the order of the indices.
     pub fn all(&self) -> Vec<Root> {
         let seen = self.0.read();
         seen.all.iter().map(|(seen, _)| seen.root.clone()).collect()
     }
 
-    /// Whether the store has the root node with this index, as far as is known.
+    /// Whether the store has the root with this index, as far as is known.
     pub fn is_current(&self, index: u32) -> bool {
         let seen = self.0.read();
         seen.all
@@ -133,7 +136,7 @@ impl Roots {
             .is_some_and(|(_, current)| *current)
     }
 
-    /// Takes over what the store has now.
+    /// Takes over the store's present list.
     pub fn update(&self, now: Vec<Root>) {
         let mut seen = self.0.write();
         let mut gone = std::mem::take(&mut seen.current);
@@ -154,7 +157,7 @@ impl Roots {
         }
     }
 
-    /// What has changed since this was last asked.
+    /// What has changed since the last call.
     pub fn take_changes(&self) -> RootChanges {
         let mut seen = self.0.write();
         let mut changes = std::mem::take(&mut seen.changes);
@@ -169,7 +172,7 @@ impl Roots {
         }
     }
 
-    /// The first root node that there is at `index` or after it.
+    /// The first current root at `index` or after it.
     pub fn next(&self, index: u32) -> Option<SeenRoot> {
         let seen = self.0.read();
         let mut rest = seen.all.iter().skip(index as usize);
@@ -177,7 +180,7 @@ impl Roots {
             .map(|(root, _)| root.clone())
     }
 
-    /// The number of root nodes that are directories.
+    /// The number of roots that are directories.
     pub fn subdirectories(&self) -> u32 {
         let seen = self.0.read();
         let is_directory = |(seen, current): &&(SeenRoot, bool)| {
@@ -205,7 +208,8 @@ impl Seen {
         (seen.root.node == root.node).then_some(seen)
     }
 
-    /// Adds `root` in the place of what its name stood for `before`; gives its index and inode number.
+    /// Adds `root` in the place of what its name stood for `before`; returns its index and inode
+    /// number.
     fn add(&mut self, root: Root, before: Option<u32>) -> (u32, u64) {
         let ino = self.numbering.root();
         if let Some(ledger) = &self.ledger {

@@ -1,13 +1,19 @@
-//! How a request waits for a store.
+//! How a request waits for a store: parking.
 //!
-//! Nearly every request is answered in place. One that is not is **parked**: the transport lets go of
-//! its thread, waits for what it wants ([`Parked::arrival`]) among any number of others on an async
-//! runtime, and then has it answered again from the start. What it has waited for by then is in its
-//! [`Paused`] state, where it is found this time.
+//! **Problem.** A worker that blocks on the network is lost for requests that memory or the local
+//! disk could answer. A thread for each waiting request would make the number of reads in flight a
+//! number of threads.
 //!
-//! A caller that is no request, and so has a thread of its own, blocks. So does what needs many answers
-//! one after the other (an image's layout): requests for it have a thread each while they wait
-//! ([`CastoreFs::may_block`](super::CastoreFs::may_block)).
+//! **Mechanism.** Nearly every request is answered in place. A request that needs something remote
+//! is **parked**: the transport frees its thread, waits for the missing object
+//! ([`Parked::arrival`]) among any number of others on an async runtime, and then answers the
+//! request again from the start. What it has waited for is kept in its [`Paused`] state, and this
+//! time found there.
+//!
+//! **Invariants.** An answer that parks has no effect besides what it stores in `Paused`, so it can
+//! be repeated. A caller that is no request has a thread of its own and blocks. So does work that
+//! needs many objects one after the other (an image's layout): requests for it have a thread each
+//! while they wait ([`CastoreFs::may_block`](super::CastoreFs::may_block)).
 
 use std::cell::RefCell;
 use std::fmt;
@@ -34,7 +40,7 @@ pub(super) enum Wanted {
     Directory(Digest),
     Root {
         name: Vec<u8>,
-        /// How long it may take, if that is less than the store takes.
+        /// How long it may take, if that is less than the store's own deadline.
         patience: Option<Duration>,
     },
     Roots,
@@ -46,7 +52,7 @@ pub(super) enum Wanted {
     },
 }
 
-/// What comes of it.
+/// The outcome.
 #[derive(Clone, Debug)]
 pub(super) enum Brought {
     Directory(Option<Directory>),
@@ -89,7 +95,7 @@ impl fmt::Debug for Parked {
     }
 }
 
-/// What came of a wait.
+/// The outcome of a wait.
 #[derive(Debug)]
 pub struct Arrival {
     wanted: Wanted,
@@ -98,7 +104,7 @@ pub struct Arrival {
 }
 
 impl Parked {
-    /// Waits for what the request wants. A store that panics has failed.
+    /// Waits for what the request needs. A panic of the store counts as its failure.
     pub async fn arrival(self) -> Arrival {
         let outcome = AssertUnwindSafe(self.work).catch_unwind().await;
         Arrival {
@@ -115,7 +121,7 @@ impl Parked {
     }
 }
 
-/// What a request has to remember while it is parked.
+/// What a request remembers while it is parked.
 #[derive(Debug, Default)]
 pub struct Paused {
     known: Vec<(Wanted, Outcome)>,
@@ -123,7 +129,7 @@ pub struct Paused {
 }
 
 impl Paused {
-    /// Takes note of what came.
+    /// Records what arrived.
     pub fn arrived(&mut self, arrival: Arrival) {
         self.story.waited(arrival.began.elapsed());
         self.known.push((arrival.wanted, arrival.outcome));
@@ -157,8 +163,8 @@ impl Drop for Answering<'_> {
     }
 }
 
-/// Does `answer`, which answers a request of which `paused` is the state; gives also what it waits for if
-/// it could not be answered yet. Then the answer counts for nothing.
+/// Runs `answer`, which answers a request of which `paused` is the state; returns also what it
+/// waits for if it could not be answered yet. The answer is then to be discarded.
 pub fn parkable<T>(paused: &mut Paused, answer: impl FnOnce() -> T) -> (T, Option<Parked>) {
     let known = std::mem::take(&mut paused.known);
     CURRENT.set(Some(Current {
@@ -170,7 +176,7 @@ pub fn parkable<T>(paused: &mut Paused, answer: impl FnOnce() -> T) -> (T, Optio
     (answer, answering.end())
 }
 
-/// Whether the request that this thread answers has waited for what is `wanted`.
+/// Whether the request that this thread answers has waited for `wanted`.
 pub(super) fn knows(wanted: &Wanted) -> bool {
     CURRENT.with_borrow(|current| {
         current
@@ -238,8 +244,8 @@ impl Waiting {
         tokio::task::block_in_place(|| self.runtime.block_on(work))
     }
 
-    /// What `store` has of what is `wanted`: at once if it is known or ready. Otherwise the request that
-    /// this thread answers is parked; a thread that answers none blocks.
+    /// What `store` has of what is `wanted`: at once if it is known or ready. Otherwise the request
+    /// that this thread answers is parked; a thread that answers none blocks.
     pub(super) fn wait(&self, store: &Arc<dyn Store>, wanted: Wanted) -> Result<Brought, Stop> {
         let here = CURRENT.with_borrow(|current| {
             let Some(current) = current else {
@@ -357,7 +363,7 @@ mod tests {
             };
             assert_eq!(&bytes[..], b"tents");
         }
-        // Who answers no request waits here.
+        // A thread that answers no request waits here.
         assert!(matches!(ask(), Ok(Brought::Bytes(Some(_)))));
     }
 }

@@ -1,25 +1,24 @@
-//! Walking ahead of whoever reads a tree file by file.
+//! Page-cache push: the files of a walk are stored in the kernel's page cache before they are read.
 //!
-//! The first touch of a small file costs a READ: two switches between programs, several times what
-//! the disk's own file system needs. A program that copies, archives or searches a tree touches
-//! the files of a directory in the order of their names, one directory after the other, and that
-//! can be seen: then the contents of the files to come are pushed into the kernel's page cache
-//! (FUSE_NOTIFY_STORE) by a thread of its own, and their readers never ask.
+//! **Problem.** The first read of a small file costs a READ request: two context switches, several
+//! times what the disk's own file system needs. A program that copies, archives or searches a tree
+//! reads the files of a directory in the order of their names, one directory after the other.
 //!
-//! What is seen: a read from the start of a small file whose neighbour before it was read last
-//! (a *step*). A step pushes the files behind it, and warms the mount up; while it is warm, a
-//! directory that has just been listed is pushed at once, before its first file is asked for.
-//! Every such listing cools it down again: files that were pushed make no request that could show
-//! that anybody reads, so now and then a directory is left alone to find out.
+//! **Mechanism.** A *step* is a read from the start of a small file whose neighbour before it was
+//! read last. A step makes a thread push the files behind it (FUSE_NOTIFY_STORE), so that their
+//! readers send no request, and warms the mount up. While the mount is warm, a directory that has
+//! just been listed is pushed at once, before its first file is read. Every such listing cools the
+//! mount down: pushed files cause no request that could show that they are read, so now and then a
+//! directory is not pushed, to find out.
 //!
-//! A reader that gets to a file before the push does makes a step too; it must not have the same
-//! files pushed once more. So a directory that is being pushed, or waits for it, is not queued
-//! again, the first step after it was pushed is taken for a straggler, and a push leaves out what
-//! its reader has passed.
+//! **Invariants.** The same files are not pushed twice: a reader that gets to a file before the
+//! push does makes a step too. So a directory that is being pushed, or is queued, is not queued
+//! again; the first step after its push counts as a straggler; and a push leaves out what its
+//! reader has passed.
 //!
-//! The same thread goes ahead of who walks over listings that the kernel keeps without attributes
-//! ([`listers`](super::listers)) and wants them: it has the kernel drop those to come, so that they
-//! are asked for anew.
+//! The same thread serves walks over listings that the kernel has cached without attributes
+//! ([`listers`](super::listers)): it makes the kernel drop the listings to come, so that they are
+//! requested again.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -37,39 +36,39 @@ pub const SMALL: u64 = 128 << 10;
 const MOST_BYTES: u64 = 4 << 20;
 /// Files pushed for one reason, at most.
 const MOST_FILES: u32 = 1024;
-/// Places between a file and the one read before it that still make a step: what lies between may
-/// be larger files, links, or files that were in the cache.
+/// Places between a file and the one read before it that still make a step: between them may be
+/// larger files, symlinks, or files that were in the page cache.
 const STRIDE: u32 = 4;
 /// What a step adds to the warmth.
 const STEP_WARMS: u32 = 4;
-/// The most warmth: so many directories are pushed on listing alone.
+/// The most warmth: so many directories are pushed on their listing alone.
 const HOTTEST: u32 = 16;
 /// Directories whose last read is remembered.
 const TRACKS: usize = 64;
 /// Listings dropped for one reason, at most.
 const MOST_RELISTED: usize = 32;
-/// Where nobody has read: far in front of every place, so that none is a step away from it.
+/// No read yet: far in front of every place, so that none is a step away from it.
 const NOWHERE: u64 = u64::MAX / 2;
-/// Reasons that wait, at most; beyond that the oldest is dropped, as the reader has passed it.
+/// Tasks that wait, at most; beyond that the oldest is dropped, as the reader has passed it.
 const MOST_WAITING: usize = 64;
 
 /// Where the contents of files are pushed: the kernel's page cache. Listings are kept there too.
 pub trait PageCache {
-    /// Stores the whole contents of a file, now or soon. Nothing comes of it if the kernel does not
-    /// know the node.
+    /// Stores the whole contents of a file, now or soon. Has no effect if the kernel does not know
+    /// the node.
     fn store(&self, node: NodeId, contents: &[u8]);
-    /// Drops the listing of a directory, so that it is asked for anew.
+    /// Drops the listing of a directory, so that it is requested again.
     fn drop_listing(&self, node: NodeId);
-    /// Waits until what was stored is there.
+    /// Waits until everything stored is in the page cache.
     fn settle(&self);
 }
 
-/// What is to be done ahead of a walk.
+/// A task ahead of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {
     /// Push the files of a directory.
     Push(Ahead),
-    /// Have directories listed anew, from the one in this slot on.
+    /// Have directories listed again, from the one in this slot on.
     Relist(u32),
 }
 
@@ -80,7 +79,7 @@ struct Ahead {
     from: u32,
 }
 
-/// What has been seen of walks, and what is to be pushed because of it.
+/// What is known of walks, and the tasks that follow from it.
 pub struct WalkAhead {
     /// The last small file read, by directory: slot and index in one word, in the place that the
     /// slot's number gives.
@@ -92,7 +91,7 @@ pub struct WalkAhead {
     pushed: AtomicU32,
     /// Whether it is being pushed.
     pushing: AtomicBool,
-    /// Whether a thread pushes: without one nothing is queued.
+    /// Whether a thread works on the tasks: without one nothing is queued.
     served: AtomicBool,
 }
 
@@ -133,8 +132,8 @@ impl WalkAhead {
         }
     }
 
-    /// Whether the directory in `slot` is being pushed, or was just now, as far as is known: the
-    /// second time that this is asked after the end of a push, it no longer is.
+    /// Whether the directory in `slot` is being pushed, or was just now, as far as is known. The
+    /// second call after the end of a push returns false.
     fn is_at_hand(&self, slot: u32) -> bool {
         if self.pushing.load(Ordering::Relaxed) {
             return self.pushed.load(Ordering::Relaxed) == slot;
@@ -145,8 +144,7 @@ impl WalkAhead {
         forgotten.is_ok()
     }
 
-    /// Whether the reader of the directory in `slot` has asked for the file at `index` or for one
-    /// behind it.
+    /// Whether the reader of the directory in `slot` has read the file at `index` or one behind it.
     fn has_passed(&self, slot: u32, index: u32) -> bool {
         let last = self.tracks[slot as usize % TRACKS].load(Ordering::Relaxed);
         last >> 32 == u64::from(slot) && last as u32 >= index
@@ -169,12 +167,12 @@ impl WalkAhead {
         self.queue(Task::Push(ahead), is_same);
     }
 
-    /// Notes that a walk in the directory in `slot` wants what its listing left out.
+    /// Notes that a walk in the directory in `slot` needs the attributes that its listing omitted.
     pub(super) fn relist(&self, slot: u32) {
         self.queue(Task::Relist(slot), |other| *other == Task::Relist(slot));
     }
 
-    /// Whether there is somebody to do what is noted.
+    /// Whether a thread works on the tasks.
     pub(super) fn is_served(&self) -> bool {
         self.served.load(Ordering::Relaxed)
     }
@@ -201,8 +199,8 @@ impl WalkAhead {
 }
 
 impl CastoreFs {
-    /// Pushes what is to be pushed into `cache` until `ended` says so. For a thread of its own:
-    /// the kernel may hold a page, for which a push waits, while it waits for the answer to a READ.
+    /// Works on the tasks, with `cache`, until `ended` returns true. For a thread of its own: the
+    /// kernel may hold a page, for which a push waits, while it waits for the answer to a READ.
     pub fn walk_ahead(&self, cache: &dyn PageCache, ended: impl Fn() -> bool) {
         const PATIENCE: Duration = Duration::from_millis(500);
         self.walk_ahead.served.store(true, Ordering::Relaxed);
@@ -227,8 +225,8 @@ impl CastoreFs {
     }
 
     fn push(&self, ahead: Ahead, cache: &dyn PageCache, contents: &mut Vec<u8>) {
-        // Held meanwhile: a slot that the kernel forgets now and that another directory gets would
-        // have the contents of these files pushed into that one's.
+        // Held meanwhile: if the kernel forgot the slot now and another directory got it, the
+        // contents of these files would be pushed into that directory's files.
         let Some(held) = self.nodes.hold(ahead.slot) else {
             return;
         };
@@ -273,16 +271,16 @@ impl CastoreFs {
                 far.push((digest, size));
             }
             if !matches!(read, Ok(Answer::Found(length)) if length == contents.len()) {
-                // Whoever reads the file is told what is wrong with it.
+                // The reader of the file gets the error.
                 continue;
             }
             let node = self.nodes.leaf(ahead.slot, index);
             cache.store(node, contents);
-            // Its reader will not ask.
+            // The reader has passed it.
             self.touch(node, &digest, 0, size);
             pushed.push((node, 1));
         }
-        // What cannot be pushed yet is at least on its way when it is asked for.
+        // What cannot be pushed yet is at least being fetched when it is read.
         if !far.is_empty() {
             self.store.will_need(&far);
         }
@@ -321,7 +319,7 @@ mod tests {
         assert_eq!(queued(&walk), [(7, 9)]);
     }
 
-    /// Every step used to have the rest of the directory pushed once more: three times, for a walk
+    /// Otherwise every step would push the rest of the directory again: three times, for a walk
     /// over ten thousand files.
     #[test]
     fn nothing_is_pushed_twice_because_its_reader_was_quicker() {

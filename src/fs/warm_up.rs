@@ -1,23 +1,23 @@
-//! Learning what is touched first below a root, and fetching it ahead on the next cold mount.
+//! Warm-up: recording what is read first below a root, and prefetching it on the next cold mount.
 //!
-//! A mount that learns notes the first touch of every stretch of every file ([`touched`]), in the order
-//! in which requests come, and keeps that as the root's profile ([`crate::profile`]). A mount with a
-//! profile of what it shows, or of something similar, fetches what that names, in that order
-//! ([`ahead`]): the directory at its top when it comes up, a root node of a mount that shows those when
-//! it is first looked up by name or read from.
+//! A mount that records notes the first access to every extent of every file ([`touched`]), in the
+//! order of the requests, and stores that as the root's profile ([`crate::profile`]). A mount with
+//! a profile of what it shows, or of something similar, prefetches the extents in the profile, in
+//! that order ([`ahead`]): for a fixed directory when the mount comes up, for a root when it is
+//! first looked up by name or read from.
 //!
-//! A request pays for a look at a table of bits, and for a place in a list where nobody has touched a
-//! stretch before. Everything else is done by a thread of the mount's own ([`CastoreFs::warm_up`]). It
-//! writes a profile every few seconds while there is something new, and when the mount ends or somebody
-//! asks for it ([`CastoreFs::remember`]): a process that dies suddenly loses its last seconds.
+//! Recording costs a request one bitmap check, and an entry in a list on the first access to an
+//! extent. A thread of the mount does the rest ([`CastoreFs::warm_up`]). It writes a profile every
+//! few seconds while there is something new, when the mount ends, and on [`CastoreFs::remember`]. A
+//! process that dies suddenly loses its last seconds.
 //!
-//! "Mount" is what INIT begins, in a guest as well: a device has a file system for each session of a
-//! guest, and learns of each as of a mount (`transport::virtiofs::warm_up`). All have one count
-//! ([`WarmUpCount`]).
+//! "Mount" means the session that INIT begins, in a guest as well: a device has a file system for
+//! each session of a guest, and records each as a mount (`transport::virtiofs::warm_up`). All share
+//! one count ([`WarmUpCount`]).
 //!
-//! A recording ends [`LEARNS_FOR`] after its beginning: what a program reads later was not in the way of
-//! its start. A successor that goes on with a mount does not go on with its recordings: what the kernel
-//! has in its cache is not asked of it.
+//! A recording ends [`LEARNS_FOR`] after its beginning: later reads did not delay the program's
+//! start. A process that takes over a mount does not continue its recordings, because files in the
+//! kernel's cache cause no requests.
 
 mod ahead;
 mod count;
@@ -44,29 +44,29 @@ pub use self::count::WarmUpCount;
 const LEARNS_FOR: Duration = Duration::from_secs(600);
 /// How often profiles are written while there is something new.
 const SAVES: Duration = Duration::from_secs(2);
-/// How long touches may wait to be looked at.
+/// How long accesses may wait to be processed.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long to wait for the next one: the mount's end is noticed in between.
+/// How long to wait for the next access: the mount's end is noticed in between.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Root nodes of which a mount learns, at most.
+/// Roots that a mount records, at most.
 const MOST_ROOTS: usize = 4096;
 
-/// What a mount that learns is told.
+/// The warm-up options of a mount.
 #[derive(Clone, Debug)]
 pub struct WarmUp {
-    /// Where profiles are kept.
+    /// Where profiles are stored.
     pub profiles: Arc<Profiles>,
-    /// What the directory at the top is called, where that is fixed.
+    /// The profile key of the directory in the mount root, if that is fixed.
     pub subject: Option<Subject>,
-    /// Bytes that are fetched ahead for one root, at most: what the store keeps until it is read.
+    /// Bytes that are prefetched for one root, at most: the store keeps them until they are read.
     pub most_ahead: u64,
-    /// What comes of it.
+    /// The results.
     counters: Arc<Counters>,
 }
 
 impl WarmUp {
-    /// With profiles in `profiles`, the one of `subject` where that is what is at the top, and no more
-    /// than `most_ahead` bytes for a root. Clones count together.
+    /// With profiles in `profiles`, the one of `subject` if the mount root is a fixed directory,
+    /// and at most `most_ahead` bytes for a root. Clones share their count.
     pub fn new(profiles: Arc<Profiles>, subject: Option<Subject>, most_ahead: u64) -> Self {
         Self {
             profiles,
@@ -76,40 +76,40 @@ impl WarmUp {
         }
     }
 
-    /// What came of it so far.
+    /// The results so far.
     pub fn count(&self) -> WarmUpCount {
         self.counters.now()
     }
 }
 
-/// A mount's learning.
+/// The recorder of a mount.
 pub(super) struct Learner {
     options: WarmUp,
     touched: Touched,
     learning: Mutex<Learning>,
     share: Share,
-    /// Root nodes with a lower index were used before this process came.
+    /// Roots with a lower index were used before this process took the mount over.
     first_root: u32,
 }
 
 struct Learning {
-    /// By the index of the root node; 0 for a fixed top.
+    /// By the index of the root; 0 for a fixed directory.
     roots: HashMap<u32, Learnt>,
-    /// Fetches that begin.
+    /// Prefetches that are to begin.
     begun: Vec<Ahead>,
-    /// A list that takes the place of the one that touches are noted in.
+    /// A list to swap with the one that accesses are noted in.
     notes: Vec<Note>,
-    /// Stretches that were fetched ahead and not touched since; no more than touches are noted.
+    /// Extents that were prefetched and not read since; at most as many as accesses are noted.
     ahead: HashSet<u64>,
     saved: Instant,
     complained: bool,
 }
 
-/// What is known of the users of a root.
+/// What is known of the accesses below a root.
 struct Learnt {
-    /// Until it is whole.
+    /// When the recording is complete.
     recording: Option<Recording>,
-    /// When something was touched first.
+    /// When the first access came.
     began: Option<Instant>,
     unsaved: bool,
 }
@@ -132,12 +132,12 @@ impl Learner {
         }
     }
 
-    /// What comes of it.
+    /// The counters of the results.
     fn counters(&self) -> &Counters {
         &self.options.counters
     }
 
-    /// Notes that `length` bytes, which are the stretch `key`, were fetched ahead.
+    /// Notes that `length` bytes, which are the extent `key`, were prefetched.
     fn fetched(&self, key: u64, length: u64) {
         self.counters().stretches.add(1);
         self.counters().bytes.add(length);
@@ -147,7 +147,8 @@ impl Learner {
         }
     }
 
-    /// Begins with the root `node`: notes what is touched below it, and has fetched what is known to be.
+    /// Begins with the root `node`: records the accesses below it, and starts the prefetch of its
+    /// profile.
     fn begin(&self, learning: &mut Learning, root: u32, subject: Subject, node: Node) {
         let (Node::Directory { digest, .. } | Node::File { digest, .. }) = node else {
             return;
@@ -170,8 +171,8 @@ impl Learner {
                 self.counters().failed_finds.add(1);
                 tracing::warn!(
                     %error,
-                    "nothing is fetched ahead of the users of \"{subject}\"; what they touch is \
-                     learned anew"
+                    "nothing is prefetched for \"{subject}\"; what its programs read is \
+                     recorded again"
                 );
             }
         }
@@ -183,7 +184,7 @@ impl Learner {
         learning.roots.insert(root, learnt);
     }
 
-    /// Writes what is new, if it is time to, and in any case what is complete.
+    /// Writes profiles with news, if `now` or if it is time to, and complete ones in any case.
     fn save(&self, learning: &mut Learning, now: bool) {
         let due = now || learning.saved.elapsed() >= SAVES;
         for learnt in learning.roots.values_mut() {
@@ -203,7 +204,7 @@ impl Learner {
                     Err(error) => {
                         self.counters().failed_saves.add(1);
                         if !std::mem::replace(&mut learning.complained, true) {
-                            tracing::warn!(%error, "what was learned is not kept");
+                            tracing::warn!(%error, "cannot write a warm-up profile");
                         }
                     }
                 }
@@ -220,33 +221,33 @@ impl Learner {
 }
 
 impl CastoreFs {
-    /// Whether what is touched first is learned here.
+    /// Whether accesses are recorded here.
     pub fn learns(&self) -> bool {
         self.learner.is_some()
     }
 
-    /// How that fares.
+    /// The results, if warm-up is on.
     pub fn warm_up_count(&self) -> Option<WarmUpCount> {
         // Without the lock, which is held while profiles are written.
         self.learner.as_ref().map(|learner| learner.options.count())
     }
 
-    /// Notes that bytes of the file `id` are wanted.
+    /// Notes a request for bytes of the file `id`.
     pub(super) fn touch(&self, id: NodeId, digest: &Digest, offset: u64, length: u64) {
         if let Some(learner) = &self.learner {
             learner.touched.note(id, digest, offset, length);
         }
     }
 
-    /// Notes that the root node at `index` was looked up by its name.
+    /// Notes that the root at `index` was looked up by its name.
     pub(super) fn touch_root(&self, index: u32) {
         if let Some(learner) = &self.learner {
             learner.touched.note_root(index);
         }
     }
 
-    /// Learns, and fetches ahead, until `ended` says so. For a thread of its own: it waits for the store
-    /// and for the disk.
+    /// Records and prefetches until `ended` returns true. For a thread of its own: it waits for the
+    /// store and for the disk.
     pub fn warm_up(&self, ended: impl Fn() -> bool) {
         let Some(learner) = &self.learner else { return };
         self.begin_with_top(learner, &mut learner.learning.lock());
@@ -257,7 +258,7 @@ impl CastoreFs {
         self.remember();
     }
 
-    /// Begins with the directory at the top, if that has not been done.
+    /// Begins with the directory in the mount root, if that has not been done.
     fn begin_with_top(&self, learner: &Learner, learning: &mut Learning) {
         if let (Some(subject), Top::Directory { digest, size }) =
             (&learner.options.subject, &self.options.top)
@@ -295,7 +296,7 @@ impl CastoreFs {
         }
     }
 
-    /// Writes what was learned so far.
+    /// Writes what was recorded so far.
     pub fn remember(&self) {
         if let Some(learner) = &self.learner {
             self.take_notes(learner);
@@ -303,17 +304,17 @@ impl CastoreFs {
         }
     }
 
-    /// Has [`warm_up`](Self::warm_up) look at once whether it has ended.
+    /// Makes [`warm_up`](Self::warm_up) check at once whether it has ended.
     pub fn stir(&self) {
         if let Some(learner) = &self.learner {
             learner.touched.stir();
         }
     }
 
-    /// Takes over what was noted.
+    /// Takes over the noted accesses.
     fn take_notes(&self, learner: &Learner) {
         let mut learning = learner.learning.lock();
-        // Who asks what was learned may come before the thread has begun.
+        // A caller may want the recordings before the thread has begun.
         self.begin_with_top(learner, &mut learning);
         let mut notes = std::mem::take(&mut learning.notes);
         learner.touched.take(&mut notes);
@@ -348,8 +349,9 @@ impl CastoreFs {
         learning.notes = notes;
     }
 
-    /// The root that a node is below, and its path from there. Nothing if the kernel has forgotten the
-    /// node since, whose id may mean another by now, or if its Directories are not in memory any more.
+    /// The root that contains a node, and the node's path below it. Nothing if the kernel has
+    /// forgotten the node since, whose id may now mean another node, or if its Directories are no
+    /// longer in memory.
     fn place(&self, note: &Note) -> Option<(u32, Vec<u8>)> {
         let mut trail = self.nodes.trail(note.id).into_iter();
         let mut root = 0;

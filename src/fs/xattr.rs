@@ -45,7 +45,7 @@ impl CastoreFs {
 
     fn xattrs(&self, id: NodeId) -> io::Result<Option<(&'static [&'static str; 3], Digest)>> {
         if !self.options.xattr {
-            // The kernel never asks again.
+            // ENOSYS: the kernel never asks again.
             return Err(failure(libc::ENOSYS));
         }
         if self.image_path(id).is_some() {

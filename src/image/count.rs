@@ -1,4 +1,4 @@
-//! What a tree holds, counted over distinct Directories before a place is assigned to any path.
+//! The sizes of a tree, counted over distinct Directories before a place is assigned to any path.
 
 use std::collections::HashMap;
 
@@ -7,12 +7,12 @@ use super::layout::{ImageError, ImageTop};
 use super::names::Names;
 use crate::castore::{Digest, Directory, NodeRef};
 
-/// Names that an image may have, its top not counted: 16 million, which take about 1.2 GB of metadata.
+/// Names that an image may have, without its root: 16 million, which take about 1.2 GB of metadata.
 pub const MOST_NAMES: u64 = 16 << 20;
 /// Directories that are fetched at once, and in memory while counting.
 const AT_ONCE: usize = 256;
 
-/// The distinct Directories of a tree, the top first.
+/// The distinct Directories of a tree, the root first.
 #[derive(Debug)]
 pub(super) struct Counted {
     pub(super) distinct: Vec<Distinct>,
@@ -22,7 +22,7 @@ pub(super) struct Counted {
     pub(super) entries: u32,
     /// Those of them that are files with content.
     pub(super) files: u32,
-    /// Paths, the top among them.
+    /// Paths, including the root.
     pub(super) paths: u64,
 }
 
@@ -135,7 +135,7 @@ impl Counted {
                 names = names.saturating_add(more_names);
                 directories = directories.saturating_add(more_directories);
             }
-            // Sums that are too large stay so; UNKNOWN is none.
+            // Saturated sums stay so; UNKNOWN is none.
             names = names.min(UNKNOWN - 1);
             sums[index as usize] = (names, directories);
             if names > MOST_NAMES {
@@ -151,10 +151,10 @@ impl Counted {
     }
 }
 
-/// The Directories that were named so far.
+/// The Directories that were found so far.
 struct Found {
     indexes: HashMap<Digest, u32>,
-    /// Those that were not fetched yet.
+    /// Directories that were not fetched yet.
     next: Vec<Digest>,
 }
 

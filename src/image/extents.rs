@@ -14,9 +14,9 @@ pub enum ImagePiece {
     Blob {
         /// The blob.
         digest: Digest,
-        /// Its size in bytes, as its node says.
+        /// Its size in bytes, as its node states.
         size: u64,
-        /// Where in the blob, in bytes.
+        /// The offset in the blob, in bytes.
         offset: u64,
         /// How many bytes there are up to its end.
         length: u64,
@@ -56,7 +56,7 @@ impl ImagePiece {
 }
 
 impl ImageLayout {
-    /// What is at `offset`; nothing at the image's end.
+    /// The piece at `offset`; nothing at the image's end.
     pub fn piece_at<S: DirectorySource>(
         &self,
         offset: u64,

@@ -41,7 +41,7 @@ pub(super) const TYPE_FILE: u8 = 1;
 pub(super) const TYPE_DIRECTORY: u8 = 2;
 pub(super) const TYPE_SYMLINK: u8 = 7;
 
-/// The mtime of everything: the second that build tools agreed on.
+/// The mtime of everything: second 1, as Nix sets it.
 pub(super) const SECOND_ONE: u64 = 1;
 
 /// An inode, before it is encoded.
@@ -106,7 +106,7 @@ impl Inode {
     }
 }
 
-/// What the superblock says of this image.
+/// The fields of the superblock that vary.
 pub(super) struct Superblock {
     pub(super) root_nid: u16,
     /// Inodes.

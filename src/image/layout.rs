@@ -1,16 +1,22 @@
-//! Which path, directory block and file gets which place in an image.
+//! The places of paths, directory blocks and files in an image.
+//!
+//! **Problem.** An image is never stored, so each range of it must be computable alone, always with
+//! the same bytes, from little memory.
+//!
+//! **Mechanism.** A pre-order walk assigns every inode, directory block and file extent a place:
 //!
 //! ```text
-//! block 0   superblock; the top's inode
+//! block 0   superblock; the root's inode
 //!           one group per directory, in preorder: the inodes of its files, of its symlinks (each with
-//!           its target), of its subdirectories (each with the last part of its entries)
+//!             its target), of its subdirectories (each with the last part of its entries)
 //!           directory blocks: the whole blocks of large directories, and long symlink targets
 //!           file data: each distinct content once, from a block's start, zeros after its end
 //!           zeros up to a multiple of 2 MiB
 //! ```
 //!
-//! What belongs together is read together: `ls -l` of a directory reads its own group, and a walk over a
-//! subtree reads one range of the image.
+//! **Invariants.** The layout is a function of the Directories and of the version. Related data is
+//! adjacent: `ls -l` of a directory reads its own group, and a walk over a subtree reads one range
+//! of the image.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 
@@ -23,11 +29,11 @@ use super::format::{self, BLOCK, BLOCK_SLOTS, IMAGE_ALIGNMENT};
 use super::names::{Named, Names, Packing};
 use crate::castore::{Digest, Directory, DirectoryError, Name, Node, NodeRef, Root};
 
-/// The slot of the top's inode: right after the superblock, or at the second block's start if the top's
-/// entries need more room. The superblock can only say a number below 2^16.
+/// The slot of the root's inode: right after the superblock, or at the second block's start if the
+/// root's entries need more room. The superblock has 16 bits for it.
 const ROOT_SLOTS: [u64; 2] = [36, BLOCK_SLOTS];
 
-/// What is at the top of an image.
+/// What the root of an image shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageTop {
     /// The Directory of this digest.
@@ -37,7 +43,7 @@ pub enum ImageTop {
 }
 
 impl ImageTop {
-    /// A top that lists `roots` by name, in any order.
+    /// A root that lists `roots` by name, in any order.
     ///
     /// Fails if two have the same name.
     pub fn roots(roots: &[Root]) -> Result<Self, DirectoryError> {
@@ -55,7 +61,7 @@ impl ImageTop {
         Directory::from_entries(roots.iter().map(entry).collect()).map(Self::Roots)
     }
 
-    /// The digest of the Directory at the top. Images of equal digest and version are equal.
+    /// The digest of the Directory at the root. Images of equal digest and version are equal.
     pub fn digest(&self) -> Digest {
         match self {
             ImageTop::Directory(digest) => *digest,
@@ -89,7 +95,7 @@ impl ImageVersion {
 /// Why a tree has no image.
 #[derive(Debug, Error)]
 pub enum ImageError<E> {
-    /// A Directory cannot be had.
+    /// A Directory cannot be read.
     #[error(transparent)]
     Source(E),
     /// More names than [`MOST_NAMES`].
@@ -111,11 +117,11 @@ pub struct ImageLayout {
     version: ImageVersion,
     pub(super) top: ImageTop,
     pub(super) counted: Counted,
-    /// The directories of the tree in preorder, the top first: a place is an index here.
+    /// The directories of the tree in preorder, the root first: a place is an index here.
     pub(super) places: Vec<Place>,
     /// The end of the inodes, in slots.
     pub(super) inodes_end: u64,
-    /// What the directory blocks hold, in their order.
+    /// The contents of the directory blocks, in order.
     pub(super) runs: Vec<Run>,
     /// Where entries start in the blocks of large directories.
     pub(super) starts: Vec<EntryCursor>,
@@ -128,7 +134,7 @@ pub struct ImageLayout {
     /// For each entry of each distinct Directory the first block of its data, counted from
     /// `data_block`; nothing if it has none.
     pub(super) blocks: Vec<u32>,
-    /// The entries that brought each distinct file's data, in the order of their blocks.
+    /// The entries whose data each extent holds, in the order of their blocks.
     pub(super) extents: Vec<u32>,
 }
 
@@ -143,7 +149,7 @@ pub(super) struct Place {
     pub(super) links: u32,
     /// Its Directory.
     pub(super) distinct: u32,
-    /// The place of the directory it is in; the top's is its own.
+    /// The place of the directory it is in; the root's is its own.
     pub(super) parent: u32,
 }
 
@@ -157,7 +163,7 @@ pub(super) struct Run {
     pub(super) content: RunContent,
 }
 
-/// What a [`Run`] holds.
+/// The content of a [`Run`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RunContent {
     /// The target of the symlink that is this entry of the directory at the place.
@@ -167,7 +173,7 @@ pub(super) enum RunContent {
     Directory(u32),
 }
 
-/// Where the walk over a directory's entries stands.
+/// The position of a walk over a directory's entries.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EntryCursor {
     /// The next name, `.` and `..` counted.
@@ -226,8 +232,8 @@ pub(super) fn symlink_len(length: usize) -> usize {
 }
 
 impl ImageLayout {
-    /// Lays out the tree at `top` in `version`. Asks `source` for every Directory twice; for those that
-    /// occur more than once, once more each time.
+    /// Lays out the tree at `top` in `version`. Reads every Directory from `source` twice; those
+    /// that occur more than once, once more each time.
     pub fn new<S: DirectorySource>(
         top: ImageTop,
         version: ImageVersion,
@@ -276,7 +282,7 @@ impl ImageLayout {
         self.version
     }
 
-    /// The digest of the Directory at the top.
+    /// The digest of the Directory at the root.
     pub fn digest(&self) -> Digest {
         self.top.digest()
     }
@@ -291,7 +297,7 @@ impl ImageLayout {
         u64::from(self.data_block) * BLOCK
     }
 
-    /// Paths in the image, the top among them.
+    /// Paths in the image, including the root.
     pub fn paths(&self) -> u64 {
         self.counted.paths
     }
@@ -306,7 +312,7 @@ impl ImageLayout {
             + self.starts.capacity() * size_of::<EntryCursor>()
     }
 
-    /// The first block after the last that is used.
+    /// The first block after the last used one.
     pub(super) fn end_block(&self) -> u32 {
         self.data_block + self.data_blocks
     }
@@ -323,7 +329,7 @@ impl ImageLayout {
         }
     }
 
-    /// The Directory of `place`, as the layout counts it.
+    /// The distinct Directory of `place`.
     pub(super) fn distinct(&self, place: u32) -> &Distinct {
         &self.counted.distinct[self.places[place as usize].distinct as usize]
     }
@@ -340,7 +346,7 @@ impl ImageLayout {
         })
     }
 
-    /// Where the walk over the entries of `place` starts.
+    /// The start of a walk over the entries of `place`.
     pub(super) fn first_entry(&self, place: u32) -> EntryCursor {
         let here = &self.places[place as usize];
         EntryCursor {
@@ -363,7 +369,7 @@ impl ImageLayout {
         };
     }
 
-    /// Assigns everything that `directory`, at `place`, names, and its own blocks.
+    /// Assigns places to all entries of `directory`, at `place`, and to its own blocks.
     fn assign_group<E>(
         &mut self,
         place: u32,
@@ -485,7 +491,7 @@ impl ImageLayout {
         Ok(())
     }
 
-    /// Moves `cursor` over `named`; gives the slot of its inode if that is in this group.
+    /// Moves `cursor` over `named`; returns the slot of its inode if that is in this group.
     pub(super) fn step(&self, cursor: &mut EntryCursor, named: &Named<'_>) -> Option<u32> {
         cursor.at += 1;
         let Named::Entry(_, entry) = named else {
@@ -513,16 +519,16 @@ fn slot_number<E>(slot: u64) -> Result<u32, ImageError<E>> {
     u32::try_from(slot).map_err(|_| ImageError::TooManyBlocks)
 }
 
-/// What is known while places are assigned.
+/// The state while places are assigned.
 struct Assignment {
     /// The next free slot.
     slot: u64,
     run_blocks: u64,
     data_blocks: u64,
-    /// Which distinct Directories were met.
+    /// Which distinct Directories have a place.
     met: Vec<bool>,
-    /// Of each extent, a hash of its digest and size with keys that only this process knows: a third of
-    /// the memory of both, and no tree can be made whose files collide.
+    /// For each extent, a hash of its digest and size with keys that only this process knows: a
+    /// third of the memory of both, and no tree can be crafted whose files collide.
     fingerprints: Vec<[u64; 2]>,
     by_fingerprint: HashTable<u32>,
     keys: [RandomState; 2],
@@ -542,12 +548,12 @@ impl Assignment {
         }
     }
 
-    /// Notes a Directory; whether this is its first place.
+    /// Notes a Directory; returns whether this is its first place.
     fn see(&mut self, distinct: u32) -> bool {
         !std::mem::replace(&mut self.met[distinct as usize], true)
     }
 
-    /// Takes slots for `length` bytes that must lie within a block; gives the first.
+    /// Takes slots for `length` bytes that must lie within a block; returns the first.
     fn take(&mut self, length: usize) -> u64 {
         let slot = format::fit(self.slot, length);
         self.slot = slot + format::slots(length);
@@ -574,6 +580,6 @@ impl Assignment {
     }
 }
 
-/// What two files share an extent by.
+/// The key by which files share an extent.
 #[derive(Hash)]
 struct Content<'a>(&'a Digest, u64);

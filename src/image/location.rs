@@ -1,23 +1,23 @@
-//! From an offset in an image to the path that people know.
+//! From an offset in an image to a path, for log lines.
 
 use super::DirectorySource;
 use super::format::{BLOCK, SLOT};
 use super::layout::{ImageLayout, Place, Run};
 use crate::castore::{Digest, Directory, Entry, NodeRef, Printable};
 
-/// What is at an offset of an image, for people.
+/// What is at an offset of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageLocation {
-    /// A path, from the image's top on: of a file whose data is there, or of the directory whose entries
-    /// or inodes are. Printable (see [`Printable`]).
+    /// A path, from the image's root on: of a file whose data is there, or of the directory whose
+    /// entries or inodes are. Printable (see [`Printable`]).
     pub path: String,
     /// The digest of that file's contents or of that Directory.
     pub digest: Digest,
 }
 
 impl ImageLayout {
-    /// What is at `offset`. Of several files with the content that is there, the first is named; what is
-    /// in no file is the top's.
+    /// What is at `offset`. Of several files with the content that is there, the first is named;
+    /// for offsets outside of any file or directory, the root is.
     pub fn location<S: DirectorySource>(
         &self,
         offset: u64,

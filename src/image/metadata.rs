@@ -20,12 +20,12 @@ impl Window<'_> {
         self.start + self.buffer.len() as u64
     }
 
-    /// Whether bytes from `from` to `to` are wanted.
+    /// Whether bytes from `from` to `to` are requested.
     fn overlaps(&self, from: u64, to: u64) -> bool {
         from < to && from < self.end() && self.start < to
     }
 
-    /// Puts `bytes`, which start at `at` in the image, as far as they are wanted.
+    /// Copies the requested part of `bytes`, which start at `at` in the image.
     fn put(&mut self, at: u64, bytes: &[u8]) {
         let from = at.max(self.start);
         let to = (at + bytes.len() as u64).min(self.end());
@@ -38,7 +38,7 @@ impl Window<'_> {
 }
 
 impl ImageLayout {
-    /// Fills `buffer` with the metadata at `offset`; what is beyond its end is zeros.
+    /// Fills `buffer` with the metadata at `offset`; bytes beyond its end are zeros.
     pub fn read_metadata<S: DirectorySource>(
         &self,
         offset: u64,
@@ -63,7 +63,7 @@ impl ImageLayout {
         hasher.update(self.digest().as_bytes());
         let mut uuid = [0; 16];
         hasher.finalize_xof().fill(&mut uuid);
-        // RFC 9562: version 8, of one's own making.
+        // RFC 9562: version 8, vendor-specific.
         uuid[6] = uuid[6] & 0x0f | 0x80;
         uuid[8] = uuid[8] & 0x3f | 0x80;
         Superblock {
@@ -75,7 +75,7 @@ impl ImageLayout {
         }
     }
 
-    /// Puts the inodes of every group that is wanted.
+    /// Copies the inodes of the requested groups.
     fn put_groups<S: DirectorySource>(
         &self,
         window: &mut Window<'_>,
@@ -129,7 +129,7 @@ impl ImageLayout {
         Ok(())
     }
 
-    /// Puts the inodes of files or of symlinks that the directory at `place` names.
+    /// Copies the inodes of files or of symlinks in the directory at `place`.
     fn put_leaves(
         &self,
         place: u32,
@@ -219,7 +219,7 @@ impl ImageLayout {
         }
     }
 
-    /// Puts the inode of the directory at `place`, and the part of its entries that follows.
+    /// Copies the inode of the directory at `place`, and the inline part of its entries.
     fn put_directory<S: DirectorySource>(
         &self,
         place: u32,
@@ -257,7 +257,7 @@ impl ImageLayout {
         Ok(())
     }
 
-    /// Puts what is wanted of the directory blocks.
+    /// Copies the requested directory blocks.
     fn put_runs<S: DirectorySource>(
         &self,
         window: &mut Window<'_>,
@@ -295,8 +295,8 @@ impl ImageLayout {
         Ok(())
     }
 
-    /// The block of entries of the directory at `place` that starts at `cursor`, without the zeros at
-    /// its end.
+    /// The block of entries of the directory at `place` that starts at `cursor`, without the zeros
+    /// at its end.
     fn directory_block(
         &self,
         place: u32,
@@ -330,7 +330,7 @@ impl ImageLayout {
                 }
             };
             block.extend_from_slice(&u64::from(nid).to_le_bytes());
-            // Below BLOCK: the packing saw to it.
+            // Below BLOCK, as the packing ensures.
             block.extend_from_slice(&(name_at as u16).to_le_bytes());
             block.extend_from_slice(&[kind, 0]);
             name_at += named.name().len();
@@ -355,7 +355,7 @@ impl ImageLayout {
         &self.starts[first as usize..first as usize + count]
     }
 
-    /// The blocks of the directory at `place`: the last run there, if it is one.
+    /// The blocks of the directory at `place`, if the last run is that.
     fn directory_run(&self, place: u32) -> Option<&Run> {
         let after = self.runs.partition_point(|run| run.place <= place);
         let run = self.runs.get(after.checked_sub(1)?)?;
@@ -379,7 +379,7 @@ enum Leaves {
     Links,
 }
 
-/// Puts `inode` at `slot`; gives the offset after it.
+/// Copies `inode` to `slot`; returns the offset after it.
 fn put_inode(slot: u32, inode: &Inode, window: &mut Window<'_>) -> u64 {
     let at = u64::from(slot) * SLOT;
     let (bytes, length) = inode.encode(slot);

@@ -11,7 +11,7 @@ pub(super) struct Names<'a> {
     dot_dot: usize,
 }
 
-/// What a name stands for.
+/// The meaning of a name.
 pub(super) enum Named<'a> {
     /// `.`
     Itself,
@@ -40,7 +40,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// What is at `place`, of which there are two more than entries.
+    /// The name at `place`; there are two more than entries.
     pub(super) fn get(&self, place: usize) -> Option<Named<'a>> {
         if place == self.dot {
             return Some(Named::Itself);
@@ -76,7 +76,7 @@ pub(super) struct Packing {
 }
 
 impl Packing {
-    /// Adds an entry; whether it is the first of another block.
+    /// Adds an entry; returns whether it is the first of another block.
     pub(super) fn add(&mut self, name_len: usize) -> bool {
         let length = (DIRENT + name_len) as u64;
         let starts = self.used + length > BLOCK;

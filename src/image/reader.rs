@@ -1,8 +1,8 @@
-//! A reader of EROFS images, written from the format alone: what tests and fuzzing compare with.
+//! A reader of EROFS images, written from the format alone: the reference for tests and fuzzing.
 //!
-//! It shares no code with the layout. It reads what images of this crate use (flat layouts, blocks of
-//! 4 KiB, no feature bits) and is strict where the kernel is, and where the kernel trusts: names must
-//! be sorted over all blocks, and nothing may lie outside of the image.
+//! It shares no code with the layout. It reads the features that images of this crate use (flat
+//! layouts, blocks of 4 KiB, no feature bits) and is strict where the kernel is, and where the
+//! kernel trusts: names must be sorted over all blocks, and nothing may lie outside of the image.
 
 use std::cmp::Ordering;
 
@@ -15,7 +15,7 @@ const SUPERBLOCK_AT: u64 = 1024;
 /// Bytes of an entry of a directory block.
 const DIRENT: usize = 12;
 
-/// An image that is not as EROFS has it.
+/// An image that breaks the EROFS format.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ErofsError {
     /// The bytes cannot be read.
@@ -31,7 +31,7 @@ pub enum ErofsError {
     Invalid {
         /// Where, in bytes from the image's start.
         at: u64,
-        /// What is wrong.
+        /// The error.
         what: &'static str,
     },
 }
@@ -40,7 +40,7 @@ fn invalid<T>(at: u64, what: &'static str) -> Result<T, ErofsError> {
     Err(ErofsError::Invalid { at, what })
 }
 
-/// What an inode is.
+/// The type of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErofsKind {
     /// A regular file.
@@ -123,17 +123,17 @@ impl<R: Fn(u64, &mut [u8]) -> Result<(), String>> ErofsReader<R> {
         })
     }
 
-    /// Inodes, as the superblock says.
+    /// Inodes, as the superblock states.
     pub fn inodes(&self) -> u64 {
         self.inodes
     }
 
-    /// Blocks, as the superblock says.
+    /// Blocks, as the superblock states.
     pub fn blocks(&self) -> u32 {
         self.blocks
     }
 
-    /// The directory at the top.
+    /// The root directory.
     pub fn root(&self) -> Result<ErofsInode, ErofsError> {
         self.inode(self.root)
     }
@@ -313,7 +313,7 @@ impl<R: Fn(u64, &mut [u8]) -> Result<(), String>> ErofsReader<R> {
         Ok(all)
     }
 
-    /// The entry `name` of the directory `inode`, by bisection, as the kernel looks for it.
+    /// The entry `name` of the directory `inode`, found by bisection, as in the kernel.
     pub fn find(&self, inode: &ErofsInode, name: &[u8]) -> Result<Option<ErofsEntry>, ErofsError> {
         let (mut low, mut high) = (0, inode.size.div_ceil(BLOCK));
         while low < high {

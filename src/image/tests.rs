@@ -98,7 +98,7 @@ impl Objects {
         self.bytes(layout, 0, layout.size() as usize)
     }
 
-    /// Reads the image piece by piece, as it is asked for.
+    /// Reads the image piece by piece.
     fn reader<'a>(
         &'a self,
         layout: &'a ImageLayout,
@@ -244,7 +244,7 @@ proptest! {
     }
 }
 
-/// A tree with something of everything.
+/// A tree with one of every kind.
 fn golden_tree() -> Tree {
     let file = |executable, bytes: &[u8]| Tree::File {
         executable,
@@ -299,7 +299,7 @@ fn an_empty_tree_has_an_image() {
 }
 
 #[test]
-fn named_roots_are_listed_at_the_top_whatever_they_are() {
+fn named_roots_of_every_kind_are_listed_in_the_root() {
     let tree = golden_tree();
     let objects = Objects::of(&tree);
     let roots = [
@@ -331,7 +331,7 @@ fn paths_are_counted_before_anything_is_allocated() {
     let mut objects = Objects::default();
     let mut node = objects.directory_of(vec![(name("leaf"), file(b"x"))]);
     let twice = |objects: &mut Objects, node: &Node| {
-        // Nodes may say any size; true ones do not fit into 64 bits here.
+        // Nodes may state any size; true ones do not fit into 64 bits here.
         let node = Node::Directory {
             digest: node.digest().unwrap(),
             size: 0,
@@ -485,7 +485,7 @@ fn a_directory_of_200_000_long_names_is_listed_and_searched() {
     let layout = objects.layout(&top).unwrap();
     let mut metadata = vec![0; layout.metadata_size() as usize];
     layout.read_metadata(0, &mut metadata, &objects).unwrap();
-    // In parts, as it is read in practice.
+    // In parts, as in practice.
     let mut parts = vec![0; metadata.len()];
     for (n, part) in parts.chunks_mut(1 << 20).enumerate() {
         layout

@@ -1,4 +1,4 @@
-//! A tree whose files are known by number until they are read, and the Directories made of it.
+//! A tree whose files are numbers until they are read, and the Directories made of it.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(super) struct DirectoryId(usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId(usize);
 
-/// What is known of a file once it has been read.
+/// The data of a file that has been read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct File {
     pub(super) digest: Digest,
@@ -23,7 +23,7 @@ pub(super) struct File {
     pub(super) executable: bool,
 }
 
-/// What a name stands for.
+/// The value of a name.
 #[derive(Clone, Debug)]
 pub(super) enum Slot {
     Directory(DirectoryId),
@@ -57,7 +57,7 @@ impl Assembly {
         &mut self.directories[directory.0]
     }
 
-    /// Makes Directories of the tree below `root`, adds them, and gives the root's node.
+    /// Makes Directories of the tree below `root`, adds them, and returns the root's node.
     ///
     /// They are added children before parents and, among siblings, in the order of their names: a
     /// walk over the tree finds them close together.
@@ -88,14 +88,14 @@ impl Assembly {
             order.push(id);
             open.extend(self.directories[id.0].values().filter_map(Slot::directory));
         }
-        // Parents first and the last sibling first: the other way round is what is wanted.
+        // Parents first and the last sibling first, to be reversed.
         order.reverse();
         order
     }
 }
 
 impl Slot {
-    /// The directory that this is.
+    /// The directory, if it is one.
     pub(super) fn directory(&self) -> Option<DirectoryId> {
         match self {
             Slot::Directory(id) => Some(*id),
@@ -121,7 +121,7 @@ impl Slot {
     }
 }
 
-/// What was read, by the files' numbers; filled in any order.
+/// The files that were read, by number; filled in any order.
 #[derive(Debug, Default)]
 pub(super) struct Files(Vec<Option<File>>);
 

@@ -10,20 +10,20 @@ use crate::castore::{DirectoryError, NameError, Printable};
 use crate::nix::StorePathError;
 use crate::{nar, store, tree};
 
-/// Why an import failed. Nothing of it is in the store then.
+/// Why an import failed. A failed import leaves nothing in the store.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The system refused something on a file that was to be imported.
+    /// A system call on a file that was to be imported failed.
     #[error("cannot {action} {}: {source}", Printable::path(path))]
     Io {
-        /// What was tried: a verb.
+        /// The action: a verb.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A file became another while it was read.
+    /// A file was replaced while it was read.
     #[error(
         "{} changed while it was read; import again once nothing writes to it",
         Printable::path(path)
@@ -40,7 +40,7 @@ pub enum Error {
     Special {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// Its kind.
         kind: &'static str,
     },
     /// A file that gives what happens in the system, or more than can ever be there.
@@ -57,16 +57,16 @@ pub enum Error {
     Name {
         /// The file.
         path: PathBuf,
-        /// The rule.
+        /// The broken rule.
         source: NameError,
     },
-    /// The entries of a directory make no Directory.
+    /// The entries of a directory make no valid Directory.
     #[error("one of the directories cannot be kept: {0}")]
     Directory(#[from] DirectoryError),
-    /// The input is no NAR.
+    /// The input is not a NAR.
     #[error(transparent)]
     Nar(#[from] nar::Error),
-    /// The input is no tar archive, or holds what cannot be imported.
+    /// The input is not a tar archive, or holds something that cannot be imported.
     #[error(transparent)]
     Tar(#[from] tar::Error),
     /// The store failed.
@@ -84,7 +84,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The system refused `action` on `path`.
+    /// A failure of `action` on `path`.
     pub(super) fn io(action: &'static str, path: PathBuf, source: impl Into<io::Error>) -> Self {
         Self::Io {
             action,

@@ -1,5 +1,5 @@
-//! What a stream's importer does with contents as they come: small files are gathered and put many
-//! at a time, large ones are streamed.
+//! Storing the contents of a stream as they are read: small files are gathered and put many at a
+//! time, large ones are streamed.
 
 use super::assembly::File;
 use super::{Error, Progress, SMALL};
@@ -30,8 +30,7 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// Takes a file of `size` bytes from `read`, which fills the buffer it is given with the next of
-    /// them.
+    /// Reads a file of `size` bytes with `read`, which fills its buffer with the next of them.
     pub(super) fn file<E: Into<Error>>(
         &mut self,
         size: u64,
@@ -76,7 +75,7 @@ impl<'a> Packet<'a> {
         })
     }
 
-    /// Puts what is gathered.
+    /// Puts the gathered blobs.
     pub(super) fn put(&mut self) -> Result<(), Error> {
         let mut start = 0;
         let blobs: Vec<(Digest, &[u8])> = self

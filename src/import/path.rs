@@ -1,27 +1,26 @@
 //! Importing from the local file system.
 //!
-//! One thread walks: it lists directories, sorts the names by their bytes and goes down depth first,
-//! so the order in which it meets files is the order in which anybody lists the mount later. It
-//! opens no file. Files go to the readers in batches; a reader opens, stats, reads and hashes each
-//! (four system calls for a small file), and puts the batch into the store when all earlier batches
-//! have been put. So all cores read and hash, and the store still gets the blobs in the walk's
-//! order.
+//! One thread walks: it lists directories, sorts the names by their bytes and descends depth first,
+//! so it meets files in the order in which a walk over the mount meets them later. It opens no
+//! file. Files go to the readers in batches; a reader opens, stats, reads and hashes each (four
+//! system calls for a small file), and puts the batch into the store when all earlier batches have
+//! been put. So all cores read and hash, and the store still gets the blobs in the walk's order.
 //!
-//! Files over a mebibyte are set aside, since their bytes do not go into the packs: a batch does not
-//! wait for them, and any idle reader streams one.
+//! Files over a mebibyte are set aside, since their bytes do not go into the packs: a batch does
+//! not wait for them, and any idle reader streams one.
 //!
-//! **Memory** is one buffer a reader, whatever the tree. When it is full before the batch ends, the
-//! reader waits for its turn, puts what it has, and reads on: the reader whose turn it is never
-//! waits, so all of them get on. What grows with the tree is its names and digests, in the order of
-//! 150 bytes a file.
+//! **Memory** is one buffer a reader, for any tree. When it is full before the batch ends, the
+//! reader waits for its turn, puts what it has, and continues: the reader whose turn it is never
+//! waits, so all of them progress. Only names and digests grow with the tree, about 150 bytes a
+//! file.
 //!
 //! **Depth.** The walk keeps the directories that it is inside of open, but no more than an eighth of
 //! the files that the process may have open; the others are opened again on the way back
 //! ([`Descent`]).
 //!
-//! **Nothing is followed.** Every file and directory is opened relative to its parent's descriptor
-//! and never through a symlink, so a tree that is being changed cannot lead out of itself. A file
-//! that was swapped for something else after it was listed is an error.
+//! **No symlink is followed.** Every file and directory is opened relative to its parent's
+//! descriptor and never through a symlink, so a tree that is being changed cannot lead outside. A
+//! file that was replaced after it was listed is an error.
 
 mod queue;
 mod read;
@@ -63,7 +62,7 @@ struct Job {
     folder: Arc<Folder>,
     name: CString,
     file: FileId,
-    /// The file does not say how long it is.
+    /// The file does not state its length.
     sizeless: bool,
 }
 
@@ -116,23 +115,23 @@ pub(super) fn add(
             open_files,
         );
         let walked = walk_all(walk, path, &queue);
-        // However the walk ended, the readers must come to an end too.
+        // However the walk ended, the readers must end too.
         queue.close();
         walked
     });
-    // A reader's failure comes first: the walk learns of it, and not why.
+    // A reader's failure comes first: the walk only learns that there was one.
     let files = queue.into_files()?;
     let (assembly, root) = walked?;
     assembly.finish(root, &files, ingest)
 }
 
-/// Walks the tree at `path`, and gives its files to the readers.
+/// Walks the tree at `path`, and passes its files to the readers.
 fn walk_all(mut walk: Walk<'_>, path: &Path, queue: &Queue) -> Result<(Assembly, Slot), Error> {
     let root = walk.root(path).inspect_err(|_| queue.abandon())?;
     Ok((walk.finish()?, root))
 }
 
-/// What a file that a castore cannot hold is called.
+/// The name of a kind of file that a castore cannot hold.
 fn special(kind: FileType) -> &'static str {
     match kind {
         FileType::Fifo => "named pipe",
@@ -143,8 +142,8 @@ fn special(kind: FileType) -> &'static str {
     }
 }
 
-/// How files and directories are opened: a name that has become a symlink or a named pipe gives an
-/// error, and does not lead elsewhere or block.
+/// How files and directories are opened: a name that has become a symlink or a named pipe causes an
+/// error, and neither leads elsewhere nor blocks.
 fn open_flags() -> OFlags {
     OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC
 }
@@ -155,7 +154,7 @@ fn open(folder: &Folder, name: &CString, more: OFlags) -> Result<OwnedFd, Error>
         .map_err(|error| failed("open", folder.path_of(name), error))
 }
 
-/// What an error on a file that was listed before means: it may have become something else.
+/// The error for a file that was listed before: it may have been replaced.
 fn failed(action: &'static str, path: PathBuf, error: rustix::io::Errno) -> Error {
     use rustix::io::Errno;
     match error {

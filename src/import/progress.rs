@@ -1,11 +1,10 @@
-//! How far an import is, and the way to stop it.
+//! The progress of an import, and its cancellation.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use super::Error;
 
-/// Counts what an import does; another thread may look at any time, and may cancel it. One for each
-/// import.
+/// Counters of one import, which another thread may read at any time, and may use to cancel it.
 #[derive(Debug, Default)]
 pub struct Progress {
     found: AtomicU64,
@@ -34,7 +33,7 @@ pub struct Totals {
     pub skipped: u64,
 }
 
-/// What an import is at.
+/// The present stage of an import.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Stage {
@@ -47,13 +46,13 @@ pub enum Stage {
 }
 
 impl Progress {
-    /// Nothing done yet.
+    /// An import that has not begun.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks the import to stop as soon as it can: it then fails with [`Error::Cancelled`] and leaves
-    /// nothing. An import that waits for its input notices once some comes.
+    /// Makes the import stop as soon as possible: it then fails with [`Error::Cancelled`] and
+    /// leaves nothing. An import that waits for its input notices once some arrives.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
@@ -70,7 +69,7 @@ impl Progress {
         }
     }
 
-    /// Regular files found so far, read or not. Of a local directory, more than were read; of a
+    /// Regular files found so far, read or not. For a local directory, more than were read; for a
     /// stream, as many.
     pub fn files_found(&self) -> u64 {
         self.found.load(Ordering::Relaxed)
@@ -81,7 +80,7 @@ impl Progress {
         self.nar_bytes.load(Ordering::Relaxed)
     }
 
-    /// What the import is at.
+    /// The present stage.
     pub fn stage(&self) -> Stage {
         match self.stage.load(Ordering::Relaxed) {
             0 => Stage::Reading,

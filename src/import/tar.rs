@@ -1,13 +1,13 @@
 //! Importing a tar archive as it is read.
 //!
-//! An archive is a list of changes to a tree, not a tree: entries come in any order, directories may
-//! be implied by the paths of what is in them, and a later entry replaces an earlier one. So the
+//! An archive is a list of changes to a tree, not a tree: entries come in any order, directories
+//! may be implied by the paths of their entries, and a later entry replaces an earlier one. So the
 //! names and digests are kept in memory, and the contents go straight to the store.
 //!
-//! Paths lead from the root of the tree, as for GNU tar and Docker: a leading `/` of a name or of a
-//! hard link's target is left out, with one warning for the archive. `./` and empty components fall
-//! away; `..` is refused, and so is a path through a symlink of the archive (unpacking would follow it
-//! to wherever it leads). Symlink targets stay as they are.
+//! Paths begin at the root of the tree, as for GNU tar and Docker: a leading `/` of a name or of a
+//! hard link's target is removed, with one warning for the archive. `./` and empty components are
+//! removed; `..` is refused, and so is a path through a symlink of the archive (unpacking would
+//! follow it to any target). Symlink targets stay as they are.
 
 mod entries;
 mod error;
@@ -149,7 +149,7 @@ impl Unpacking<'_> {
         names(path, entry)
     }
 
-    /// The directory that `parents` lead to, made as far as it is not there.
+    /// The directory at `parents`; missing ones are made.
     fn parent(&mut self, parents: &[Name], path: &[u8]) -> Result<DirectoryId, super::Error> {
         let mut at = self.root;
         for name in parents {
@@ -168,7 +168,7 @@ impl Unpacking<'_> {
         Ok(at)
     }
 
-    /// The directory `name` in `parent`; whatever else has that name gives way.
+    /// The directory `name` in `parent`; replaces anything else of that name.
     fn directory(&mut self, parent: DirectoryId, name: &Name) -> Result<DirectoryId, super::Error> {
         if let Some(Slot::Directory(id)) = self.assembly.entries(parent).get(name) {
             return Ok(*id);
@@ -181,7 +181,7 @@ impl Unpacking<'_> {
         Ok(id)
     }
 
-    /// What the hard link `path` to `target` is: the same as the earlier entry.
+    /// The slot for the hard link `path` to `target`: the same as the earlier entry.
     fn linked(&mut self, path: &[u8], target: &[u8]) -> Result<Slot, super::Error> {
         let dangling = || Error::Dangling {
             path: path.to_vec(),

@@ -13,7 +13,7 @@ use crate::castore::{Digest, Directory, NodeRef};
 use crate::fixtures::{Tree, any_tree, fixture, unescape};
 use crate::store::{MemoryStore, Store};
 
-/// A fresh store in memory, and the runtime that it is asked on.
+/// A new store in memory, and its runtime.
 pub(super) struct Fresh {
     pub(super) store: Blocking,
     runtime: tokio::runtime::Runtime,
@@ -300,7 +300,7 @@ fn tar_of(tree: &Tree) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever way a tree comes in, the same nodes come of it, and the same NAR comes out.
+    /// Whatever source a tree comes from, the result is the same nodes and the same NAR.
     #[test]
     fn every_source_gives_the_same_tree(tree in any_tree()) {
         let folder = tempfile::tempdir().unwrap();

@@ -36,8 +36,8 @@ enum State {
     End,
 }
 
-/// What comes next in an archive. The name is that of the entry in the directory that is open; the
-/// archive's root has none.
+/// The next event of an archive. The name is that of the entry in the open directory; the archive's
+/// root has none.
 #[derive(Debug)]
 pub enum Event<'a, R> {
     /// A directory starts: its entries follow, then [`Event::EndDirectory`].
@@ -80,7 +80,7 @@ pub enum Error {
     Io {
         /// Bytes read before.
         offset: u64,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The input ends early.
@@ -162,7 +162,7 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// What comes next; nothing once the archive, and the input with it, has ended.
+    /// The next event; nothing once the archive, and the input with it, has ended.
     #[expect(
         clippy::should_implement_trait,
         reason = "an event borrows the reader, which Iterator cannot say"
@@ -384,12 +384,12 @@ impl<R: Read> Reader<R> {
 }
 
 impl<R: Read> Contents<'_, R> {
-    /// Bytes of the file, as the archive announces them: nothing to allocate by.
+    /// Bytes of the file, as the archive states them: not to be used for an allocation.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Reads the next bytes into `buffer`; gives their number, 0 at the end of the file. Fills
+    /// Reads the next bytes into `buffer`; returns their number, 0 at the end of the file. Fills
     /// `buffer` unless the file ends first.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         let State::Contents { left, padding } = self.reader.state else {

@@ -8,9 +8,8 @@ use crate::castore::{check_name, check_symlink_target};
 /// Writes an archive.
 ///
 /// A node inside a directory has a name, the archive's root has none; entries come sorted by the
-/// bytes of their names. A call that would make something else than an archive gives an error of
-/// kind [`InvalidInput`](io::ErrorKind::InvalidInput), as does [`finish`](Self::finish) before the
-/// end.
+/// bytes of their names. A call that would not continue a valid archive gives an error of kind
+/// [`InvalidInput`](io::ErrorKind::InvalidInput), as does [`finish`](Self::finish) before the end.
 #[derive(Debug)]
 pub struct Writer<W: Write> {
     out: BufWriter<W>,
@@ -95,7 +94,7 @@ impl<W: Write> Writer<W> {
         self.end_node()
     }
 
-    /// Ends the archive; gives back what it was written to, flushed.
+    /// Ends the archive; returns the output, flushed.
     pub fn finish(mut self) -> io::Result<W> {
         self.check_file_ended()?;
         if !self.started || !self.open.is_empty() {

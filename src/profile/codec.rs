@@ -1,18 +1,19 @@
-//! A profile as bytes: what is in its file.
+//! The encoding of a profile file.
 //!
 //! | bytes | what |
 //! |---|---|
 //! | 16 | `castore-profile\n` |
 //! | 4 | the version, little-endian: 1 |
 //! | 32 | BLAKE3 of everything behind it |
-//! | | the subject: its length, its bytes |
+//! | | the key: its length, its bytes |
 //! | 32 | the digest of the root node |
-//! | | the number of files; of each: how many bytes of its path are those of the path before it, how many follow, these; how often it was missed |
-//! | | the number of runs; of each: the file, by its place; the first stretch; how many |
+//! | | the number of files; of each: how many bytes of its path are shared with the path before it,
+//! how many follow, these; how often it was missed |
+//! | | the number of runs; of each: the file, by its index; the first extent; how many |
 //!
-//! Numbers are LEB128 in as few bytes as they need. Files stand in the order in which runs first name
-//! them, and a path repeats as much of the one before as it can, so that one profile has one encoding,
-//! and what decodes was written by an encoder like this one.
+//! Numbers are LEB128 in as few bytes as they need. Files are in the order in which runs first name
+//! them, and a path repeats as much of the one before as it can. So a profile has exactly one
+//! encoding, and the decoder refuses any other.
 
 use thiserror::Error;
 
@@ -24,31 +25,31 @@ use crate::castore::Digest;
 
 const MAGIC: &[u8; 16] = b"castore-profile\n";
 const VERSION: u32 = 1;
-/// Bytes before what the digest is taken of.
+/// Bytes before the digested part.
 const HEADER: usize = MAGIC.len() + 4 + Digest::LEN;
 /// Bytes of a profile, at most; its files' and runs' bounds come to less.
 pub const MOST_BYTES: u64 = 8 << 20;
 
-/// Bytes that are no profile.
+/// Bytes that are not a valid profile.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum FormatError {
     /// Longer than any.
-    #[error("it is longer than {MOST_BYTES} bytes, which no profile is")]
+    #[error("it is longer than {MOST_BYTES} bytes, the limit of a profile")]
     TooLong,
-    /// Something else.
+    /// Another file format.
     #[error("it does not begin as a profile does")]
     NotAProfile,
-    /// Of another time.
+    /// Another version of the format.
     #[error(
-        "it is of version {0}, and this castore-fs knows version {VERSION}: record it anew, or use the \
+        "it is of version {0}, and this castore-fs knows version {VERSION}: record it again, or use the \
          castore-fs that wrote it"
     )]
     Version(u32),
     /// Cut short or changed since it was written.
     #[error("it is damaged: its bytes are not those that were written")]
     Damaged,
-    /// Written by somebody who does not know how.
-    #[error("it is no profile that castore-fs writes: {0}")]
+    /// Not written by a correct encoder.
+    #[error("it is not a valid profile: {0}")]
     Malformed(&'static str),
 }
 
@@ -155,7 +156,7 @@ fn decode_body(from: &mut Reader<'_>) -> Result<Profile, &'static str> {
     }
 }
 
-/// How many bytes both begin with.
+/// The length of the common prefix.
 fn shared(before: &[u8], path: &[u8]) -> usize {
     let pairs = before.iter().zip(path);
     pairs.take_while(|(one, other)| one == other).count()
@@ -174,7 +175,7 @@ fn put_number(to: &mut Vec<u8>, mut number: u32) {
     to.push(number as u8);
 }
 
-/// What is left to be read.
+/// The remaining bytes.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {

@@ -1,9 +1,9 @@
-//! Where profiles are kept: a folder with a file for each.
+//! The profile directory: a file for each profile.
 //!
-//! A file is called what its profile is of, so that whoever looks into the folder sees what is there,
-//! and an image can bring its own. Files are replaced whole; they are not synced, as one that a power
-//! cut spoils is noticed and recorded anew. Nothing is kept in memory: a file that somebody puts there
-//! or takes away counts from the next mount on.
+//! A file is named after its profile's key, so that a listing shows the contents, and a disk image
+//! can bring its own profiles. Files are replaced whole. They are not synced: a file that a power
+//! cut damages is detected and recorded again. Nothing is cached in memory: a file that is added or
+//! removed counts from the next mount on.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
@@ -20,53 +20,53 @@ use super::similar::{Likeness, likeness};
 use super::{Profile, Recording, Subject};
 use crate::castore::Digest;
 
-/// What the names of profiles' files end in.
+/// The suffix of the names of profile files.
 const SUFFIX: &[u8] = b".profile";
-/// The longest name of a file without that, in bytes.
+/// The longest name of a file without the suffix, in bytes.
 const LONGEST_NAME: usize = 200;
-/// Profiles in a folder; beyond that the one that was written longest ago goes.
+/// Profiles in the directory; beyond that the oldest is removed.
 const MOST_PROFILES: usize = 4096;
 
-/// Why a profile is not to be had.
+/// Why a profile cannot be used.
 #[derive(Debug, Error)]
 pub enum ProfileError {
-    /// Its file is no good.
+    /// Its file is invalid.
     #[error("the profile {}: {source}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The error.
         source: FormatError,
     },
-    /// The file is that of another root.
-    #[error("the profile {}: it is of \"{found}\", which its name does not say", path.display())]
+    /// The file has the profile of another root.
+    #[error("the profile {}: it contains the profile of \"{found}\", which does not match its name", path.display())]
     Misnamed {
         /// The file.
         path: PathBuf,
-        /// What it is of.
+        /// The key in the file.
         found: Subject,
     },
-    /// There is none.
+    /// There is no such profile.
     #[error("there is no profile of \"{subject}\" in {}", folder.display())]
     None {
-        /// What it would be of.
+        /// The key.
         subject: Subject,
-        /// Where it would be.
+        /// The directory.
         folder: PathBuf,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried: a verb.
+        /// The action: a verb.
         action: &'static str,
-        /// With what.
+        /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// A folder of profiles.
+/// A directory of profiles.
 #[derive(Debug)]
 pub struct Profiles {
     folder: PathBuf,
@@ -74,25 +74,25 @@ pub struct Profiles {
     writing: Mutex<()>,
 }
 
-/// A profile that was looked for.
+/// The result of a search.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// The profile.
     pub profile: Profile,
-    /// Whether it is of just what was looked for, and not of something similar.
+    /// Whether it has exactly the requested key, and is not merely similar.
     pub own: bool,
 }
 
-/// What there is to say of a profile.
+/// A summary of a profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// What it is of.
+    /// Its key.
     pub subject: Subject,
-    /// The digest of the root node that it was last recorded of.
+    /// The digest of the root that was recorded last.
     pub digest: Digest,
     /// Files that it names.
     pub files: u64,
-    /// Stretches of them, which are fetched.
+    /// Extents of them, which are prefetched.
     pub stretches: u64,
 }
 
@@ -110,7 +110,7 @@ impl Summary {
 }
 
 impl Profiles {
-    /// Those in `folder`, which is made when there is something to write.
+    /// The profiles in `folder`, which is made when there is something to write.
     pub fn new(folder: PathBuf) -> Self {
         Self {
             folder,
@@ -118,7 +118,7 @@ impl Profiles {
         }
     }
 
-    /// Where they are.
+    /// The directory.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -138,7 +138,7 @@ impl Profiles {
         }
     }
 
-    /// The profile of `subject`, or else of what is most like it: of several, the one that was written
+    /// The profile of `subject`, or else the most similar one: of several, the one that was written
     /// last. A damaged one is an error although there may be others.
     pub fn find(&self, subject: &Subject) -> Result<Option<Found>, ProfileError> {
         if let Some(profile) = self.load(subject)? {
@@ -166,11 +166,11 @@ impl Profiles {
         }))
     }
 
-    /// Writes what was recorded, before what was known. A recording that is `whole` saw a start to its
-    /// end.
+    /// Writes a recording, put before the entries of the existing profile. A `whole` recording
+    /// covers a start completely.
     pub fn save(&self, recording: &Recording, whole: bool) -> Result<(), ProfileError> {
         let _writing = self.writing.lock();
-        // What cannot be read was told when it was looked for, and gives way.
+        // An unreadable profile was reported when it was looked up, and is replaced.
         let before = self.load(recording.profile().subject()).ok().flatten();
         match before {
             Some(before) => self.put(&recording.follow(&before, whole)),
@@ -178,7 +178,7 @@ impl Profiles {
         }
     }
 
-    /// Puts `profile` in the place of whatever there is of its subject.
+    /// Stores `profile`, replacing any other with its key.
     pub fn put(&self, profile: &Profile) -> Result<(), ProfileError> {
         let path = self.path(profile.subject());
         let failed = |action, path: &Path| {
@@ -219,7 +219,7 @@ impl Profiles {
         }
     }
 
-    /// What there is, by subject; and what of it is no good.
+    /// All profiles, by key; and the errors of invalid ones.
     pub fn list(&self) -> Result<(Vec<Summary>, Vec<ProfileError>), ProfileError> {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for path in self.files()? {
@@ -266,7 +266,7 @@ impl Profiles {
         if files.len() >= MOST_PROFILES {
             files.sort_by_cached_key(|path| written(path));
             for path in &files[..=files.len() - MOST_PROFILES] {
-                // Whatever it is that keeps it there: it is one too many, and no more.
+                // If it cannot be removed, there is one too many, and no harm.
                 let _ = fs::remove_file(path);
             }
         }
@@ -276,7 +276,7 @@ impl Profiles {
     fn path(&self, subject: &Subject) -> PathBuf {
         let mut name = escape(subject.as_bytes());
         if name.len() > LONGEST_NAME {
-            // Told apart by a digest, and found by nobody who looks for something similar.
+            // Identified by a digest, and never similar to another key.
             name.truncate(LONGEST_NAME / 2);
             let cut = name.rfind('%').filter(|at| at + 3 > name.len());
             name.truncate(cut.unwrap_or(name.len()));
@@ -316,7 +316,7 @@ fn read(path: &Path) -> Result<Option<Profile>, ProfileError> {
     Ok(Some(profile))
 }
 
-/// What can be part of a file's name as it is.
+/// Whether a byte can be part of a file's name unescaped.
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_+=?@:,.".contains(&byte)
 }
@@ -332,7 +332,7 @@ fn escape(subject: &[u8]) -> String {
     name
 }
 
-/// What a file is of, as far as its name says it.
+/// The key that a file's name stands for, if the name has it.
 fn subject_of(path: &Path) -> Option<Subject> {
     let name = path.file_name()?.as_bytes().strip_suffix(SUFFIX)?;
     let mut bytes = Vec::new();

@@ -1,19 +1,19 @@
-//! Which roots are taken for versions of one another.
+//! Similar roots: which keys count as versions of one another.
 //!
-//! `<hash>-hello-2.12` and `<hash>-hello-2.12.1` are: what stands in front of the version is the same,
-//! once the hash of a Nix store path is taken off. The version is where Nix sees it
-//! (`builtins.parseDrvName`): behind the first dash that no letter follows. Names without a hash are
-//! read alike: `app-41` and `app-42` are versions of one application.
+//! Examples are `<hash>-hello-2.12` and `<hash>-hello-2.12.1`: the part in front of the version is
+//! the same, once the hash of a Nix store path is removed. The version begins where Nix has it
+//! begin (`builtins.parseDrvName`): behind the first dash that no letter follows. Names without a
+//! hash are compared alike: `app-41` and `app-42` are versions of one application.
 
 use super::Subject;
 use crate::nix::StorePath;
 
-/// What two roots have to have in common.
+/// What two roots have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Likeness {
-    /// Another version of the same.
+    /// Another version of the same package.
     Version,
-    /// The same version, made in another way: only the hash differs.
+    /// The same version, built differently: only the hash differs.
     Hash,
     /// The same name.
     Same,
@@ -31,7 +31,7 @@ fn unhashed(subject: &[u8]) -> &[u8] {
     }
 }
 
-/// The name, and what is below it; without the version.
+/// The name without the version, and the path below it.
 fn unversioned(name: &[u8]) -> (&[u8], &[u8]) {
     let end = name.iter().position(|byte| *byte == b'/');
     let (name, below) = name.split_at(end.unwrap_or(name.len()));
@@ -40,14 +40,14 @@ fn unversioned(name: &[u8]) -> (&[u8], &[u8]) {
     (&name[..version.unwrap_or(name.len())], below)
 }
 
-/// Whether it is named by digest: then another digest is another thing.
+/// Whether the key is a digest: then another digest is another tree.
 fn is_digest(subject: &[u8]) -> bool {
     subject.starts_with(b"blake3-")
         || subject.starts_with(b"b3:")
         || subject.len() >= 64 && subject[..64].iter().all(u8::is_ascii_hexdigit)
 }
 
-/// How much alike two roots are by their names.
+/// How similar two keys are.
 pub fn likeness(one: &Subject, other: &Subject) -> Option<Likeness> {
     if one == other {
         return Some(Likeness::Same);

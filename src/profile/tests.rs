@@ -33,7 +33,7 @@ fn owned(order: &[(&str, u32, u32)]) -> Vec<(String, u32, u32)> {
 }
 
 #[test]
-fn touches_stay_in_their_order_and_those_in_a_row_are_one_run() {
+fn accesses_stay_in_their_order_and_those_in_a_row_are_one_run() {
     let touches = [
         ("b", 0),
         ("a/x", 0),
@@ -48,11 +48,11 @@ fn touches_stay_in_their_order_and_those_in_a_row_are_one_run() {
 }
 
 #[test]
-fn the_last_start_comes_first_and_what_is_not_touched_again_is_forgotten() {
+fn the_last_start_comes_first_and_what_is_not_read_again_is_removed() {
     let mut profile = recorded("r", &[("a", 0), ("b", 0), ("c", 0), ("c", 1)])
         .profile()
         .clone();
-    // A recording that broke off forgets nothing.
+    // An incomplete recording removes nothing.
     for _ in 0..10 {
         profile = recorded("r", &[("c", 0)]).follow(&profile, false);
     }
@@ -64,7 +64,7 @@ fn the_last_start_comes_first_and_what_is_not_touched_again_is_forgotten() {
     }
     let expected = [("c", 0, 1), ("d", 0, 1), ("a", 0, 1), ("b", 0, 1)];
     assert_eq!(order(&profile), owned(&expected));
-    // Touched once more, it starts anew.
+    // Read once more, it starts again.
     profile = recorded("r", &[("b", 0), ("c", 0), ("d", 0)]).follow(&profile, true);
     assert_eq!(
         order(&profile),
@@ -147,7 +147,7 @@ fn a_subject_is_what_a_mount_calls_it() {
 }
 
 #[test]
-fn what_is_no_profile_is_told_apart() {
+fn bytes_that_are_no_profile_are_refused() {
     let good = recorded("r", &[("a/b", 0), ("a/c", 7)]).profile().encode();
     assert!(Profile::decode(&good).is_ok());
     assert_eq!(Profile::decode(b"#!/bin/sh"), Err(FormatError::NotAProfile));
@@ -177,7 +177,7 @@ fn headed(body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_an_encoder_of_ours_does_not_write_is_refused() {
+fn an_encoding_that_the_encoder_does_not_write_is_refused() {
     let root = [&[1, b'r'], &[0; 32][..]].concat();
     let body = |rest: &[u8]| headed(&[&root[..], rest].concat());
     let file = |name: u8| [0, 1, name, 0];
@@ -325,14 +325,17 @@ fn what_is_most_similar_is_found_and_what_is_damaged_is_named() {
     let says = format!("the profile {}: it does not begin as", path.display());
     assert!(error.starts_with(&says), "{error}");
     assert_eq!(profiles.list().unwrap().1.len(), 1);
-    // What is recorded next takes its place.
+    // The next recording replaces it.
     profiles
         .save(&recorded("tree", &[("x", 0)]), false)
         .unwrap();
     assert_eq!(found("tree"), Some(("tree".to_owned(), true)));
     std::fs::rename(&path, folder.path().join("bush.profile")).unwrap();
     let error = profiles.find(&subject("bush")).unwrap_err().to_string();
-    assert!(error.contains("it is of \"tree\""), "{error}");
+    assert!(
+        error.contains("it contains the profile of \"tree\""),
+        "{error}"
+    );
 }
 
 #[test]

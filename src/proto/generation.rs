@@ -1,7 +1,7 @@
 //! The two generations of the castore protocol.
 //!
-//! They share every message and method and differ in one word of the path of a call:
-//! `/snix.castore.v1.BlobService/Stat` now, `/tvix.castore.v1.BlobService/Stat` before. So the
+//! They share every message and method and differ in one word of the path of a call: the current
+//! `/snix.castore.v1.BlobService/Stat` and the older `/tvix.castore.v1.BlobService/Stat`. So the
 //! generated code knows the current one, and a call's path is rewritten on its way: by the client
 //! when its endpoint is of the older generation, by the server when a client is.
 
@@ -35,7 +35,7 @@ impl Generation {
 }
 
 /// The address of the same method in `generation`; unchanged if the method is in neither (health,
-/// reflection, our own services) or is there already.
+/// reflection, the `castore_fs.v1` services) or is there already.
 pub fn with_generation(uri: Uri, generation: Generation) -> Uri {
     let path = uri.path();
     let Some(rest) = path.strip_prefix(generation.other().prefix()) else {

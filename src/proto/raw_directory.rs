@@ -6,9 +6,9 @@ use prost::encoding::{self, DecodeContext, WireType};
 
 /// The bytes of a Directory message, as they came or will be sent.
 ///
-/// prost takes a message apart and forgets what it does not know; the bytes that a digest names
-/// would not survive the journey. This message takes whatever comes;
-/// [`Directory::decode`](crate::castore::Directory::decode) judges it.
+/// prost parses a message and drops unknown fields, so the bytes that a digest names would not
+/// survive. This message accepts any bytes;
+/// [`Directory::decode`](crate::castore::Directory::decode) validates them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RawDirectory(pub Bytes);
 
@@ -37,7 +37,7 @@ impl prost::Message for RawDirectory {
         Ok(())
     }
 
-    /// Appends a field that somebody else has taken off a larger message.
+    /// Appends a field that the caller has read from a larger message.
     fn merge_field(
         &mut self,
         tag: u32,
@@ -57,7 +57,7 @@ impl prost::Message for RawDirectory {
             WireType::Varint => {
                 encoding::encode_varint(encoding::decode_varint(buffer)?, &mut all);
             }
-            // A Directory has fields of no other kind: what remains is unreadable in any case.
+            // A Directory has fields of no other kind: the rest is invalid in any case.
             _ => encoding::skip_field(wire_type, tag, buffer, context)?,
         }
         self.0 = all.into();

@@ -1,12 +1,12 @@
-//! The system calls that serving a store takes.
+//! The system calls that serving a store needs.
 //!
-//! Anything else fails with EPERM: it never happens, unless a library of the system learns to do
-//! something new, in which case it falls back to what it did before, or says so; a process that is
-//! killed for it would take the disks of its guests along.
+//! Any other call fails with EPERM. That never happens, unless a system library begins to use a new
+//! call, in which case it falls back to the old one or reports the error. Killing the process
+//! instead would take the disks of its guests along.
 //!
-//! What is missing is what an intruder would want: no program is run, no other process is touched,
-//! nothing is mounted, no memory becomes executable by `mprotect` where seccomp can see it, and
-//! without a store that is far away there is no new socket.
+//! The calls that an intruder would want are missing: no program is run, no other process is
+//! accessed, nothing is mounted, no memory becomes executable by `mprotect` where seccomp can see
+//! it, and without an upstream there is no new socket.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use seccompiler::{
     SeccompRule, apply_filter,
 };
 
-/// Memory, threads and time: what the runtime does by itself.
+/// Memory, threads and time: used by the runtime.
 const RUNTIME: &[i64] = &[
     libc::SYS_brk,
     libc::SYS_clock_getres,
@@ -50,7 +50,7 @@ const RUNTIME: &[i64] = &[
     libc::SYS_uname,
 ];
 
-/// Descriptors, whatever is behind them.
+/// Descriptors of any kind.
 const DESCRIPTORS: &[i64] = &[
     libc::SYS_close,
     libc::SYS_close_range,
@@ -80,7 +80,7 @@ const DESCRIPTORS: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// Files: Landlock says which.
+/// Files: Landlock restricts which.
 const FILES: &[i64] = &[
     libc::SYS_copy_file_range,
     libc::SYS_faccessat,
@@ -118,7 +118,7 @@ const FILES: &[i64] = &[
     libc::SYS_unlinkat,
 ];
 
-/// Sockets that are there already, and those of whoever connects.
+/// Existing sockets, and those of new clients.
 const SOCKETS: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_getpeername,
@@ -133,7 +133,7 @@ const SOCKETS: &[i64] = &[
     libc::SYS_socketpair,
 ];
 
-/// New connections, for a store that is far away.
+/// New connections, to an upstream.
 const NETWORK: &[i64] = &[
     libc::SYS_bind,
     libc::SYS_connect,
@@ -142,7 +142,7 @@ const NETWORK: &[i64] = &[
     libc::SYS_socket,
 ];
 
-/// Calls that newer architectures do without.
+/// Calls that newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[i64] = &[
     libc::SYS_access,
@@ -165,7 +165,7 @@ const OLDER: &[i64] = &[];
 
 /// Installs the filter for the calling thread and those that it starts.
 pub fn confine(network: bool) -> Result<(), seccompiler::Error> {
-    // Architectures that seccompiler does not know have their other layers.
+    // On architectures that seccompiler does not support, the other layers remain.
     let Ok(architecture) = std::env::consts::ARCH.try_into() else {
         return Ok(());
     };
@@ -174,8 +174,8 @@ pub fn confine(network: bool) -> Result<(), seccompiler::Error> {
         let program: BpfProgram = filter.try_into()?;
         apply_filter(&program)
     };
-    // What clone3 asks for lies in memory, where a filter cannot look. The C library takes "not
-    // implemented", and nothing else, as the word to start threads by clone.
+    // The arguments of clone3 are in memory, which a filter cannot read. The C library falls back
+    // to clone only for ENOSYS.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let not_implemented = SeccompAction::Errno(libc::ENOSYS as u32);
     install(clone3, SeccompAction::Allow, not_implemented)?;
@@ -189,7 +189,7 @@ fn rules(far: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Erro
     let calls = lists.into_iter().flatten();
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         calls.map(|call| (*call, Vec::new())).collect();
-    // Memory that becomes executable is how an intruder brings code of its own. Looking up names of
+    // Memory that becomes executable is how an intruder runs code of its own. Resolving names of
     // other machines, however, loads libraries.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         let rule = match far {
@@ -200,7 +200,7 @@ fn rules(far: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Erro
     }
     // The filter before this one answers it.
     rules.insert(libc::SYS_clone3, Vec::new());
-    // A thread, and no process.
+    // A thread, but no process.
     let threads = libc::CLONE_THREAD as u64;
     let is_thread = SeccompCondition::new(
         0,
@@ -209,7 +209,7 @@ fn rules(far: bool) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Erro
         threads,
     )?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is_thread])?]);
-    // Only to set a descriptor's modes, and to ask what is readable.
+    // Only to set a descriptor's modes, and to query what is readable.
     let requests: [u64; 3] = [libc::FIONBIO, libc::FIONREAD, libc::FIOCLEX];
     let one_of = requests.map(|request| {
         let dword = SeccompCmpArgLen::Dword;

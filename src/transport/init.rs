@@ -1,21 +1,21 @@
-//! INIT: agreeing with a kernel, this machine's or a guest's, on what both can do.
+//! INIT: negotiation of versions and flags with a kernel, this machine's or a guest's.
 //!
-//! Answered here and not by the crate, which knows neither the newer flags nor a small
+//! It is answered here and not by the crate, which knows neither the newer flags nor a small
 //! `max_write`.
 
 use fuse_backend_rs::abi::fuse_abi::{InHeader, InitOut, Opcode};
 
-/// The protocol we speak: 7.45.
+/// The newest protocol version that is supported: 7.45.
 const MAJOR: u32 = 7;
 const MINOR: u32 = 45;
-/// The oldest kernel protocol that works: 7.31 (Linux 5.4) knows every flag that we cannot do
-/// without.
+/// The oldest kernel protocol that works: 7.31 (Linux 5.4) has every flag that is required.
 const OLDEST_MINOR: u32 = 31;
 /// The least the kernel allows: nothing is ever written, and request buffers stay at 8 KiB.
 const MAX_WRITE: u32 = 4096;
 /// Pages of a READ, at most: 1 MiB.
 const MAX_PAGES: u16 = 256;
-/// How far the kernel may read ahead, in bytes; how far it does is the mount's `read_ahead_kb`.
+/// The most that the kernel may read ahead, in bytes; how far it does is the mount's
+/// `read_ahead_kb`.
 const MAX_READAHEAD: u32 = 16 << 20;
 /// Requests that the kernel lets run in the background: readahead of many files at once.
 const MAX_BACKGROUND: u16 = 1024;
@@ -24,7 +24,7 @@ const MAX_BACKGROUND: u16 = 1024;
 mod flag {
     /// Several READs of one file at once.
     pub(super) const ASYNC_READ: u64 = 1 << 0;
-    /// The page cache, and a directory's kept listing, is dropped when its mtime changes.
+    /// The page cache, and a directory's cached listing, is dropped when its mtime changes.
     pub(super) const AUTO_INVAL_DATA: u64 = 1 << 12;
     /// READDIRPLUS.
     pub(super) const DO_READDIRPLUS: u64 = 1 << 13;
@@ -40,7 +40,7 @@ mod flag {
     pub(super) const CACHE_SYMLINKS: u64 = 1 << 23;
     /// ENOSYS to OPENDIR means "open everything, and keep listings".
     pub(super) const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
-    /// The page cache is dropped only when we say so.
+    /// The page cache is dropped only by a notification.
     pub(super) const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
     /// There are flags beyond 32 bits.
     pub(super) const INIT_EXT: u64 = 1 << 30;
@@ -48,14 +48,14 @@ mod flag {
     pub(super) const PASSTHROUGH: u64 = 1 << 37;
     /// No NFS export: node ids need no generation.
     pub(super) const NO_EXPORT_SUPPORT: u64 = 1 << 38;
-    /// Requests that were read and not answered can be asked for again.
+    /// Requests that were read and not answered can be sent again on demand.
     pub(super) const HAS_RESEND: u64 = 1 << 39;
     /// Id-mapped mounts (Linux 6.12). The kernel refuses a reply that has this unless the mount has
     /// `default_permissions`.
     pub(super) const ALLOW_IDMAP: u64 = 1 << 40;
 }
 
-/// What both transports ask for.
+/// What both transports request.
 const WANTED: u64 = flag::ASYNC_READ
     | flag::DO_READDIRPLUS
     | flag::NO_OPEN_SUPPORT
@@ -66,17 +66,18 @@ const WANTED: u64 = flag::ASYNC_READ
     | flag::INIT_EXT
     | flag::NO_EXPORT_SUPPORT;
 
-/// Who asks, which is to say what the transport between us can do.
+/// The peer, which determines what the transport can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// This machine's kernel: it can be told what is stale, and asked again for what it sent.
+    /// This machine's kernel: it accepts notifications of stale entries, and sends unanswered
+    /// requests again on demand.
     Kernel {
         /// Whether to ask for backing files.
         passthrough: bool,
         /// Whether the kernel checks permissions by itself, by the mount's `default_permissions`.
         default_permissions: bool,
     },
-    /// A guest's kernel: it can be told nothing, and has to come and see.
+    /// A guest's kernel: it accepts no notifications, and has to ask again.
     Guest,
 }
 
@@ -88,9 +89,9 @@ impl Peer {
                 default_permissions,
             } => {
                 let when = |condition: bool, flag: u64| if condition { flag } else { 0 };
-                let told = flag::ABORT_ERROR | flag::EXPLICIT_INVAL_DATA | flag::HAS_RESEND;
+                let notified = flag::ABORT_ERROR | flag::EXPLICIT_INVAL_DATA | flag::HAS_RESEND;
                 WANTED
-                    | told
+                    | notified
                     | when(passthrough, flag::PASSTHROUGH)
                     | when(default_permissions, flag::ALLOW_IDMAP)
             }
@@ -105,7 +106,7 @@ pub fn is_init(header: &InHeader) -> bool {
     header.opcode == Opcode::Init as u32
 }
 
-/// What the kernel was told, and what of it matters here.
+/// The reply to the kernel, and what of it matters here.
 pub struct Agreement {
     /// The reply.
     pub reply: InitOut,
@@ -121,7 +122,7 @@ pub fn answer(body: &[u8], peer: Peer) -> Result<Agreement, String> {
     };
     let (major, minor) = (word(0).unwrap_or(0), word(1).unwrap_or(0));
     if major > MAJOR {
-        // The kernel comes back with the version we name.
+        // The kernel repeats INIT with the version of this reply.
         let reply = InitOut {
             major: MAJOR,
             minor: MINOR,
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn agrees_on_what_both_sides_know() {
+    fn both_sides_support_what_is_agreed_on() {
         let answer = answer(&request(45, u64::MAX), PLAIN).unwrap().reply;
         let flags = u64::from(answer.flags2) << 32 | u64::from(answer.flags);
         assert_eq!(flags, PLAIN.wanted());
@@ -230,7 +231,7 @@ mod tests {
         );
     }
 
-    /// No notifications reach a guest: what is kept must expire, or change its mtime.
+    /// No notifications reach a guest: what is cached must expire, or change its mtime.
     #[test]
     fn a_guest_is_promised_only_what_virtiofs_can_do() {
         let reply = answer(&request(45, u64::MAX), Peer::Guest).unwrap().reply;
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_too_old_is_told_so() {
+    fn a_kernel_too_old_gets_an_error() {
         let why = answer(&request(12, 0), PLAIN).err().unwrap();
         assert!(why.contains("7.12"), "{why}");
     }

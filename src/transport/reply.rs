@@ -1,12 +1,12 @@
-//! Private memory in which a reply is made, before it goes to a guest as a whole, or to the kernel: a
-//! request that turns out to have to wait is answered later, and what was written so far by nobody read.
+//! Private memory in which a reply is made, before it goes as a whole to a guest or to the kernel.
 //!
-//! The crate's writer for virtiofs writes to wherever a chain of descriptors points, and the store
-//! reads and verifies right there. Were that the guest's memory, the guest could change bytes
-//! between their reading and their verification and have a sound store look damaged; and Rust
-//! knows no `&mut [u8]` that somebody else writes to. So the chain that the crate sees is one of
-//! our own, of a single descriptor in a little memory of our own. What that costs is one copy of
-//! what is warm in the cache: 1 MiB in less than a tenth of a millisecond.
+//! A request that turns out to have to wait is answered later, and what was written so far must not
+//! be visible. The crate's writer for virtiofs writes to the memory of a chain of descriptors, and
+//! the store reads and verifies right there. If that were the guest's memory, the guest could
+//! change bytes between reading and verification and make a sound store look damaged; and a Rust
+//! `&mut [u8]` must not be written by others. So the chain that the crate sees is private: a single
+//! descriptor in a small private memory. The cost is one copy of what is warm in the cache: 1 MiB
+//! in less than a tenth of a millisecond.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub const REPLY_BYTES: usize = (1 << 20) + 4096;
 const TABLE: GuestAddress = GuestAddress(0);
 const AVAILABLE: GuestAddress = GuestAddress(0x100);
 const USED: GuestAddress = GuestAddress(0x200);
-/// Where the reply is made.
+/// Where the reply is written.
 const REPLY: GuestAddress = GuestAddress(0x1000);
 /// Entries of the queue.
 const ENTRIES: u16 = 2;
@@ -42,14 +42,14 @@ pub struct ReplyBuffer {
 }
 
 impl ReplyBuffer {
-    /// Maps the memory; pages are there once they are written to.
+    /// Maps the memory; pages are allocated once they are written to.
     pub fn new() -> Result<Self, NoBuffer> {
         let size = REPLY.0 as usize + REPLY_BYTES;
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(TABLE, size)])
             .map_err(|error| NoBuffer(error.to_string()))?;
         let memory = Arc::new(memory);
         let failed = |error: virtio_queue::Error| NoBuffer(error.to_string());
-        // A queue with one chain in it, since only a queue makes chains.
+        // A queue with one chain in it, since the crate makes chains only from queues.
         let mut queue = Queue::new(ENTRIES).map_err(failed)?;
         queue.try_set_desc_table_address(TABLE).map_err(failed)?;
         queue
@@ -69,7 +69,7 @@ impl ReplyBuffer {
         Ok(buffer)
     }
 
-    /// A writer of replies of up to `room` bytes, and no more than there is memory for.
+    /// A writer of replies of up to `room` bytes, but of no more than the buffer has.
     pub fn writer(&mut self, room: usize) -> Result<Writer<'_>, NoBuffer> {
         let length = room.min(REPLY_BYTES) as u32;
         let failed = |error: String| NoBuffer(error);
@@ -80,7 +80,7 @@ impl ReplyBuffer {
         self.memory
             .write_slice(&descriptor, TABLE)
             .map_err(|error| failed(error.to_string()))?;
-        // A reply of before must not be taken for this one's.
+        // An earlier reply must not be taken for this one.
         self.memory
             .write_slice(OutHeader::default().as_slice(), REPLY)
             .map_err(|error| failed(error.to_string()))?;
@@ -89,7 +89,7 @@ impl ReplyBuffer {
         Ok(Writer::VirtioFs(writer))
     }
 
-    /// The reply that was made, as long as its header says; nothing if none was.
+    /// The finished reply, of the length that its header states; nothing if there is none.
     pub fn reply(&self) -> &[u8] {
         let header: OutHeader = self.memory.read_obj(REPLY).unwrap_or_default();
         let length = (header.len as usize).min(REPLY_BYTES);
@@ -98,8 +98,8 @@ impl ReplyBuffer {
         };
         let start = slice.ptr_guard().as_ptr();
         // SAFETY: `get_slice` checked that `length` bytes from REPLY on are mapped, and the mapping
-        // lives as long as `self.memory`. Nobody else has it: `writer` borrows this buffer
-        // mutably, and its writers end with the borrow.
+        // lives as long as `self.memory`. There is no other access to it: `writer` borrows this
+        // buffer mutably, and its writers end with the borrow.
         unsafe { std::slice::from_raw_parts(start, length) }
     }
 }

@@ -1,8 +1,8 @@
-//! Counting requests by kind ("warm operations make none" is shown by counting), and taking the time
-//! that each takes: from when it was read to when its reply was written.
+//! Counts requests by kind (tests count them to show that warm operations send none), and times
+//! each from its reading to the writing of its reply.
 //!
-//! Time goes into buckets of which each reaches twice as far as the one before. That costs a request
-//! two looks at the clock and two additions.
+//! Times go into buckets, each of which reaches twice as far as the one before. That costs a
+//! request two readings of the clock and two additions.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,7 +47,7 @@ pub struct Answering<'a> {
 }
 
 impl Answering<'_> {
-    /// When a request began that is over only later: then this is given to [`Counters::ended`].
+    /// When a request began that ends later: to be passed to [`Counters::ended`].
     pub fn pause(self) -> Instant {
         std::mem::ManuallyDrop::new(self).began
     }
@@ -70,7 +70,7 @@ fn bucket(nanos: u64) -> usize {
 /// How long requests of one kind took.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestTimes {
-    /// All together.
+    /// The total.
     pub total: Duration,
     /// How many ended in each bucket.
     pub buckets: Vec<u64>,
@@ -82,8 +82,8 @@ impl RequestTimes {
         (index + 1 < BUCKETS).then(|| Duration::from_nanos(1 << (FIRST_BUCKET + index as u32)))
     }
 
-    /// A time within which `percent` of the requests were answered, twice too long at most; nothing
-    /// if there were none, or if they took longer than can be told.
+    /// A time within which `percent` of the requests were answered, too long by a factor of two at
+    /// most; nothing if there were none, or if it lies in the last bucket.
     pub fn percentile(&self, percent: u64) -> Option<Duration> {
         let all: u64 = self.buckets.iter().sum();
         let wanted = (all * percent).div_ceil(100).max(1);
@@ -114,14 +114,14 @@ impl RequestCounts {
         self.0.get(kind).copied().unwrap_or(0)
     }
 
-    /// Requests that a program waited for: all but those with which the kernel tidies up.
+    /// Requests that a program waited for: all but the kernel's own housekeeping.
     pub fn total(&self) -> u64 {
         let tidying = ["FORGET", "BATCH_FORGET", "INTERRUPT", "INIT", "DESTROY"];
         let waited_for = self.0.iter().filter(|(kind, _)| !tidying.contains(*kind));
         waited_for.map(|(_, count)| count).sum()
     }
 
-    /// What came since `earlier`.
+    /// The requests since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         let new = self
             .0
@@ -132,7 +132,7 @@ impl RequestCounts {
 }
 
 impl Counters {
-    /// Counts a request, which is answered when what this gives is dropped.
+    /// Counts a request, which ends when the returned value is dropped.
     pub fn begin(&self, header: &InHeader) -> Answering<'_> {
         let counter = &self.0[(header.opcode as usize).min(KINDS - 1)];
         counter.begun.fetch_add(1, Ordering::Relaxed);
@@ -172,7 +172,7 @@ impl Counters {
     }
 }
 
-/// What the kernel's `fuse.h` calls requests of this kind.
+/// The name of requests of this kind in the kernel's `fuse.h`.
 pub fn name(opcode: usize) -> &'static str {
     match opcode {
         1 => "LOOKUP",

@@ -4,12 +4,12 @@ use super::{Error, TreePath};
 use crate::castore::Digest;
 use crate::store::{self, Blocking, Damage, Object};
 
-/// Bytes asked of the store at once: the most that one kernel read asks for, and enough for a
-/// remote store to keep its line busy.
+/// Bytes of one read from the store: the most that one kernel READ has, and enough to keep the
+/// connection to an upstream busy.
 pub(super) const READ_SIZE: usize = 1 << 20;
 
-/// Reads the blob `digest` of `size` bytes, which stands at `path`, and gives it to `sink` piece
-/// by piece with each piece's offset. Every piece was verified.
+/// Reads the blob `digest` of `size` bytes, which is at `path`, and passes it to `sink` piece by
+/// piece with each piece's offset. Every piece was verified.
 pub fn copy_blob(
     store: &Blocking,
     digest: &Digest,
@@ -31,7 +31,7 @@ pub(super) fn copy_range(
 ) -> Result<(), Error> {
     let mut buffer = vec![0; READ_SIZE.min((range.end - range.start) as usize)];
     let mut offset = range.start;
-    // An empty blob is asked for once too, so that one that is not there is noticed.
+    // An empty blob is read once too, so that a missing one is noticed.
     loop {
         let wanted = buffer.len().min((range.end - offset) as usize);
         let length = store

@@ -1,12 +1,12 @@
 //! Trees from one store into another, sending only what is missing there.
 //!
 //! The walk is depth first and sends a directory after everything below it, so a Directory that is
-//! at the other end vouches for its whole closure, and a copy that broke off is taken up where it
-//! was: what it had sent is committed every 256 MiB, without root nodes, which come last.
+//! at the destination proves that its whole closure is, and an interrupted copy continues where it
+//! was: its work is committed every 256 MiB, without roots, which come last.
 //!
-//! Round trips are what a copy between machines is made of, so nothing is asked one by one: blobs
-//! are asked about and read by the thousand, and only Directories with much below them are asked
-//! about; to send a small one again costs less than the question.
+//! The time of a copy between machines is its round trips, so nothing is requested one by one:
+//! blobs are checked and read by the thousand, and only Directories with much below them are
+//! checked; to send a small one again costs less than the check.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use super::place::Place;
 use crate::castore::{Digest, Directory, Node, NodeRef, Root};
 use crate::store::{Added, Blocking, Ingest, Object};
 
-/// Small blobs that are asked about, read and sent together, in number and bytes.
+/// Small blobs that are checked, read and sent together, in number and bytes.
 const BATCH: usize = 1024;
 const BATCH_BYTES: u64 = 16 << 20;
-/// Bytes from which a blob goes by itself, piece by piece.
+/// Bytes from which a blob is sent alone, piece by piece.
 const LARGE: u64 = 1 << 20;
 /// Bytes of a large blob that are read at once.
 const PIECE: usize = 1 << 20;
 /// Bytes after which what was sent is committed.
 const SLICE: u64 = 256 << 20;
-/// Size of a Directory's node (twice the entries below) from which it is asked whether the other
-/// store has it.
+/// Size of a Directory's node (twice the entries below) from which it is checked whether the
+/// destination has it.
 const WORTH_ASKING: u64 = 128;
 
-/// How a copy goes on; may be looked at from other threads, and stops it when told.
+/// The progress of a copy; other threads may read it, and may stop the copy.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Directories sent.
@@ -45,7 +45,7 @@ pub struct Progress {
     pub stop: Arc<AtomicBool>,
 }
 
-/// Copies `roots`, everything they refer to and what is known of them as store paths.
+/// Copies `roots`, everything below them and their Nix path infos.
 pub fn copy(
     from: &Blocking,
     to: &Blocking,
@@ -83,12 +83,12 @@ pub(super) struct Copy<'a> {
     from: &'a Blocking,
     to: &'a Blocking,
     progress: &'a Progress,
-    /// The slice under way.
+    /// The current slice.
     ingest: Option<Box<dyn Ingest>>,
     added: Added,
-    /// Objects that need no more thought.
+    /// Objects that are done.
     seen: HashSet<(bool, Digest)>,
-    /// What waits to be sent: small blobs, then Directories, each with the place it was found at.
+    /// Objects to send: small blobs, then Directories, each with the place where it was found.
     blobs: Vec<(Digest, u64, Place)>,
     blob_bytes: u64,
     directories: Vec<Directory>,
@@ -122,13 +122,13 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// Sends and commits what waits.
+    /// Sends and commits the rest.
     pub(super) fn end(mut self) -> Result<(), Error> {
         self.flush()?;
         self.commit()
     }
 
-    /// Copies a node and everything below it that is missing at the other end.
+    /// Copies a node and everything below it that is missing at the destination.
     pub(super) fn tree(&mut self, place: &Place, node: &Node) -> Result<(), Error> {
         let mut levels = Vec::new();
         levels.extend(self.node(place, node.borrow())?);
@@ -148,7 +148,7 @@ impl<'a> Copy<'a> {
             };
             level.next += 1;
             let place = level.place.join(entry.name);
-            // The entry borrows the level that stays where it is while another goes on top.
+            // The entry borrows the level, which stays in place while another is pushed on top.
             let node = entry.node.to_owned().map_err(|error| Error::Object {
                 path: place.path(),
                 source: crate::store::Error::Refused {
@@ -163,7 +163,7 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// Takes a node; gives the directory to go down into, if it is one that is missing.
+    /// Handles a node; returns the directory to descend into, if it is one that is missing.
     fn node(&mut self, place: &Place, node: NodeRef<'_>) -> Result<Option<Level>, Error> {
         match node {
             NodeRef::Symlink { .. } => Ok(None),
@@ -230,7 +230,7 @@ impl<'a> Copy<'a> {
         self.sent(size)
     }
 
-    /// Sends what waits, blobs first.
+    /// Sends the waiting objects, blobs first.
     pub(super) fn flush(&mut self) -> Result<(), Error> {
         let blobs = std::mem::take(&mut self.blobs);
         self.blob_bytes = 0;
@@ -303,7 +303,7 @@ impl<'a> Copy<'a> {
     }
 }
 
-/// What makes a store's error one of `place`.
+/// Turns a store's error into one at `place`.
 fn error_at(place: &Place) -> impl FnOnce(crate::store::Error) -> Error + '_ {
     move |error| Error::at(&place.path())(error)
 }
@@ -315,7 +315,7 @@ mod tests {
     use crate::store::{MemoryStore, Store};
 
     #[test]
-    fn a_copy_that_broke_off_goes_on_where_it_was() {
+    fn an_interrupted_copy_continues_where_it_was() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let (source, target) = (MemoryStore::new(), MemoryStore::new());
         let blocking =

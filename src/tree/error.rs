@@ -1,4 +1,4 @@
-//! What can go wrong with a tree, and at which path.
+//! Errors of operations on trees, with their paths.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,18 +9,18 @@ use super::{ImageFileError, TreePath};
 use crate::castore::{Digest, Printable};
 use crate::store::{self, Object};
 
-/// Why something could not be done with a tree.
+/// Why an operation on a tree failed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The text can be neither a root node's name and path nor a digest.
+    /// The text can be neither a root's name and path nor a digest.
     #[error("{text} is no NAME[/PATH] and no digest: {why}")]
     Target {
         /// The text, printable.
         text: String,
-        /// The rule it breaks.
+        /// The broken rule.
         why: String,
     },
-    /// There is no root node of that name.
+    /// There is no root of that name.
     #[error("{store} has no root named {name}; `castore-fs ls` lists the names it has")]
     NoRoot {
         /// The store's URL.
@@ -39,23 +39,23 @@ pub enum Error {
     /// A directory has no entry of that name.
     #[error("{path} does not exist")]
     NoEntry {
-        /// The path that was looked for.
+        /// The requested path.
         path: TreePath,
     },
-    /// The path goes on below something that is no directory.
+    /// The path continues below something that is not a directory.
     #[error("{path} is a {kind}, nothing is below it{hint}")]
     NotADirectory {
         /// The path of that something.
         path: TreePath,
-        /// What it is.
+        /// Its kind.
         kind: &'static str,
-        /// What to do, for a symbolic link: where it points.
+        /// A hint, for a symbolic link: its target.
         hint: String,
     },
-    /// What a node refers to is not in the store.
+    /// An object that a node refers to is not in the store.
     #[error("{path}: {store} does not have the {object} {digest}")]
     Absent {
-        /// Where the node stands.
+        /// The path of the node.
         path: TreePath,
         /// The store's URL.
         store: String,
@@ -64,12 +64,12 @@ pub enum Error {
         /// Its digest.
         digest: Digest,
     },
-    /// The store failed, or has the object damaged.
+    /// The store failed, or the object is damaged.
     #[error("{path}: {source}")]
     Object {
-        /// Where the node stands.
+        /// The path of the node.
         path: TreePath,
-        /// What the store said.
+        /// The store's error.
         source: store::Error,
     },
     /// The store failed.
@@ -78,33 +78,33 @@ pub enum Error {
     /// There is no image, or it cannot be read.
     #[error(transparent)]
     Image(#[from] ImageFileError),
-    /// The place to export to is taken.
+    /// The export's target exists.
     #[error("{} exists already; export writes only to a path where there is nothing", Printable::path(.0))]
     Exists(PathBuf),
-    /// The directory to export to is not there.
+    /// The export's parent directory does not exist.
     #[error("the directory {} does not exist; make it first", Printable::path(.0))]
     NoFolder(PathBuf),
-    /// An operation on a file outside failed.
+    /// An operation on a local file failed.
     #[error("cannot {action} {}: {source}", Printable::path(path))]
     Io {
-        /// What was tried: a verb.
+        /// The action: a verb.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// What is written to does not take it.
+    /// Writing the output failed.
     #[error("cannot write the output: {0}")]
     Output(#[source] io::Error),
-    /// Somebody asked to stop.
+    /// The operation was stopped.
     #[error("interrupted")]
     Interrupted,
 }
 
-/// What to know of a store that was asked for a digest in vain.
+/// A hint for a digest that the store did not find.
 fn how_found(store: &str) -> &'static str {
-    // Its layout keeps whole closures, each under the digest of its root.
+    // Its layout stores whole closures, each under the digest of its root.
     match store.contains("objectstore+") {
         true => "; in an object store a directory inside a tree is found as NAME/PATH only",
         false => "",
@@ -112,7 +112,7 @@ fn how_found(store: &str) -> &'static str {
 }
 
 impl Error {
-    /// Puts the path to what a store said of the object there.
+    /// Adds the path to a store's error.
     pub(super) fn at(path: &TreePath) -> impl FnOnce(store::Error) -> Error + '_ {
         move |source| Error::Object {
             path: path.clone(),

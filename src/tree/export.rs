@@ -1,21 +1,21 @@
 //! Writing a tree out as files.
 //!
-//! The tree is built in a folder of its own beside the target and renamed when it is whole: what
-//! stands under the target's name is complete, and what stood there before is never touched (an
-//! existing target is refused). A failed export removes what it made.
+//! The tree is built in a directory of its own beside the target and renamed when it is complete:
+//! the target is complete from its first moment, and an existing target is refused and never
+//! touched. A failed export removes what it made.
 //!
-//! Every file is made relative to a descriptor of its folder, with `O_EXCL` and `O_NOFOLLOW`: no
-//! symbolic link, neither one of the tree nor one that somebody slips in meanwhile, leads a write
-//! elsewhere.
+//! Every file is made relative to a descriptor of its directory, with `O_EXCL` and `O_NOFOLLOW`: no
+//! symbolic link, neither of the tree nor made meanwhile, leads a write elsewhere.
 //!
-//! A castore knows one mode bit, so modes come out fixed, whatever the umask: 0755 for directories
-//! and executable files, 0644 for others. The time of everything is second 1, as in a mount and as
-//! Nix sets it, so that what reads times (make, tar, rsync) sees equal trees as equal. Zeros that
-//! fill 64 KiB become holes.
+//! A castore has one mode bit, so modes are fixed, whatever the umask: 0755 for directories and
+//! executable files, 0644 for others. The time of everything is second 1, as in a mount and as Nix
+//! sets it, so that programs that compare times (make, tar, rsync) see equal trees as equal. Zeros
+//! that fill 64 KiB become holes.
 //!
-//! One thread walks and makes the folders; the others write files. A folder's descriptor lives as
-//! long as somebody still writes into it; the last one out sets the folder's time. Of the folders that
-//! the walk is inside of, those far up are closed and opened again on the way back ([`Descent`]).
+//! One thread walks and makes the directories; the others write files. A directory's descriptor
+//! lives as long as a thread writes into it; the last one sets the directory's time. Of the
+//! directories that the walk is inside of, those far up are closed and opened again on the way back
+//! ([`Descent`]).
 
 use std::ffi::OsStr;
 use std::io;
@@ -44,12 +44,12 @@ use crate::store::Blocking;
 pub(super) const MTIME: i64 = 1;
 /// Runs of zeros of this many bytes, at multiples of it, are not written.
 const HOLE: usize = 64 << 10;
-/// Files that wait to be written, at most. Each may hold a descriptor of its folder.
+/// Files that wait to be written, at most. Each may hold a descriptor of its directory.
 const QUEUE: usize = 64;
-/// The most folders to keep open of those that the walk is inside of.
+/// The most directories to keep open of those that the walk is inside of.
 const MAX_WINDOW: usize = 256;
 
-/// How an export goes on; may be looked at from other threads, and stops the export when told.
+/// The progress of an export; other threads may read it, and may stop the export.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Files, directories and symbolic links made.
@@ -61,7 +61,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Counts bytes that were read, unless it is time to stop.
+    /// Counts bytes that were read, unless the export is stopped.
     pub(super) fn take(&self, bytes: usize) -> Result<(), Error> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
@@ -71,7 +71,7 @@ impl Progress {
     }
 }
 
-/// Writes `node`, which stands at `path` in `store`, to `target`, where nothing may be yet.
+/// Writes `node`, which is at `path` in `store`, to `target`, which must not exist.
 pub fn to_directory(
     store: &Blocking,
     path: &TreePath,
@@ -101,7 +101,7 @@ pub fn to_directory(
     unfinished.place(name, target)
 }
 
-/// A folder that files are written into.
+/// A directory that files are written into.
 struct Folder<'e> {
     fd: OwnedFd,
     export: &'e Export<'e>,
@@ -115,7 +115,7 @@ impl AsFd for Folder<'_> {
 }
 
 impl Drop for Folder<'_> {
-    /// Nobody writes here any more: the time stays what it is set to.
+    /// The last writer is done, so the time stays as it is set.
     fn drop(&mut self) {
         if let Err(error) = futimens(&self.fd, &times()) {
             self.export
@@ -126,7 +126,7 @@ impl Drop for Folder<'_> {
 
 /// A file that is to be written.
 struct Job<'e> {
-    /// None: the export is of this one file.
+    /// Nothing if the export is of this one file.
     folder: Option<Arc<Folder<'e>>>,
     name: Vec<u8>,
     path: TreePath,
@@ -201,7 +201,7 @@ impl Export<'_> {
                         path: step.path.clone(),
                     });
                     let entered = folders.enter(folder);
-                    entered.map_err(self.io("look at the folder", step.path))?;
+                    entered.map_err(self.io("look at the directory", step.path))?;
                     self.progress.nodes.fetch_add(1, Ordering::Relaxed);
                 }
                 NodeRef::Symlink { target } => {
@@ -234,7 +234,7 @@ impl Export<'_> {
         Ok(())
     }
 
-    /// Goes back up from the folder that the walk is in.
+    /// Goes back up from the directory that the walk is in.
     fn leave<'e>(&'e self, folders: &mut Descent<Arc<Folder<'e>>>) -> Result<(), Error> {
         let left = folders.leave(|fd, below| {
             let path = below.path.parent();
@@ -262,10 +262,10 @@ impl Export<'_> {
     ) -> Result<OwnedFd, Error> {
         let name = OsStr::from_bytes(name);
         mkdirat(parent, name, Mode::from_raw_mode(0o700))
-            .map_err(self.io("make the folder", path))?;
+            .map_err(self.io("make the directory", path))?;
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-        let fd =
-            openat(parent, name, flags, Mode::empty()).map_err(self.io("open the folder", path))?;
+        let fd = openat(parent, name, flags, Mode::empty())
+            .map_err(self.io("open the directory", path))?;
         fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(self.io("set the mode of", path))?;
         Ok(fd)
     }
@@ -330,20 +330,20 @@ impl Export<'_> {
             return Err(Error::Interrupted);
         }
         if self.failed.load(Ordering::Relaxed) {
-            // Whatever failed is kept already.
+            // The failure is recorded already.
             return Err(Error::Interrupted);
         }
         Ok(())
     }
 
-    /// Keeps the first failure and ends the export.
+    /// Records the first failure and ends the export.
     fn fail(&self, error: Error) {
         self.failure.lock().get_or_insert(error);
         self.failed.store(true, Ordering::Relaxed);
     }
 
-    /// What the system said of the copy of the node at `path`, by the name it will have when the
-    /// export is whole.
+    /// An error of the system for the copy of the node at `path`, under the name that it gets when
+    /// the export is complete.
     fn io<E: Into<io::Error>>(
         &self,
         action: &'static str,
@@ -362,14 +362,14 @@ impl Export<'_> {
     }
 }
 
-/// The folder beside the target that a tree is built in until it is whole; removed on drop.
+/// The directory beside the target that a tree is built in until it is complete; removed on drop.
 struct Unfinished {
     path: PathBuf,
     fd: OwnedFd,
 }
 
 impl Unfinished {
-    /// Makes the folder, under a name that nothing has.
+    /// Makes the directory, under an unused name.
     fn make(parent: &Path, name: &OsStr) -> Result<Self, Error> {
         // A name has room for 255 bytes; the rest of this one takes up to 40.
         let start = name.as_bytes();
@@ -383,7 +383,7 @@ impl Unfinished {
                 Ok(()) => break path,
                 Err(Errno::EXIST) => attempt += 1,
                 Err(Errno::NOENT) => return Err(Error::NoFolder(parent.to_owned())),
-                Err(error) => return Err(failed("make the folder", &path)(error)),
+                Err(error) => return Err(failed("make the directory", &path)(error)),
             }
         };
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
@@ -392,17 +392,17 @@ impl Unfinished {
             Err(error) => {
                 // It is empty, and its own error is what matters.
                 let _ = std::fs::remove_dir(&path);
-                Err(failed("open the folder", &path)(error))
+                Err(failed("open the directory", &path)(error))
             }
         }
     }
 
-    /// Gives the tree its place.
+    /// Moves the tree to its target.
     fn place(&self, name: &OsStr, target: &Path) -> Result<(), Error> {
         match renameat_with(&self.fd, name, CWD, target, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => Err(Error::Exists(target.to_owned())),
-            // File systems without that flag (NFS, some FUSE): what is left is to look first.
+            // File systems without that flag (NFS, some FUSE): check first instead.
             Err(Errno::INVAL) if target.symlink_metadata().is_err() => {
                 renameat(&self.fd, name, CWD, target).map_err(failed("rename to", target))
             }

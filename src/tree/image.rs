@@ -1,14 +1,14 @@
 //! The image of a tree as a file: any range of it, out of a store.
 //!
-//! An [`ImageFile`] has no bytes of its own. Metadata is generated from Directories, everything else is
-//! read from the blobs, through the store's verified reads. It is made when all Directories of the tree
-//! are known, and asks for them level by level, those of a level at once; blobs are read when a range
-//! that holds them is.
+//! An [`ImageFile`] stores no bytes of its own. Metadata is generated from Directories, everything
+//! else is read from the blobs, through the store's verified reads. It is made when all Directories
+//! of the tree are known, and fetches them level by level, those of a level at once; blobs are read
+//! with the range that holds them.
 //!
-//! **Directories are kept within a bound** ([`DIRECTORY_BYTES`]) and asked for again: of a local store
+//! **Cached Directories are bounded** ([`DIRECTORY_BYTES`]) and fetched again: from a local store
 //! that costs microseconds. The layout itself takes some bytes a name.
 //!
-//! **A range is whole or an error.** A short answer to a kernel would stand for zeros.
+//! **A range is complete or an error.** A kernel would take a short answer for zeros.
 
 mod export;
 
@@ -30,7 +30,7 @@ pub use export::{image_to_file, write_image};
 
 /// Bytes of Directories that an image keeps in memory.
 const DIRECTORY_BYTES: usize = 16 << 20;
-/// Directories that are asked for at once.
+/// Directories that are fetched at once.
 const AT_ONCE: usize = 32;
 
 /// How a thread waits for a store.
@@ -51,7 +51,7 @@ pub enum ImageFileError {
     /// The tree is too large for an image.
     #[error("no image: {0}")]
     TooLarge(String),
-    /// What a node of the tree refers to is not in the store.
+    /// An object that a node of the tree refers to is not in the store.
     #[error("{store} does not have the {object} {digest}")]
     Absent {
         /// The store's URL.
@@ -61,7 +61,7 @@ pub enum ImageFileError {
         /// Its digest.
         digest: Digest,
     },
-    /// The store failed, or has the object damaged.
+    /// The store failed, or the object is damaged.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -82,16 +82,15 @@ pub struct ImageFile {
     directories: Directories,
 }
 
-/// The Directories of an image, as far as they are kept.
+/// The cached Directories of an image.
 struct Directories {
-    /// The Directories at the tops of what the store keeps: an object store finds those below only once
-    /// it has seen these.
+    /// The Directories of the roots: an object store finds those below only once it has read these.
     tops: Vec<Digest>,
     kept: Mutex<Bounded<Digest, Directory>>,
 }
 
 impl ImageFile {
-    /// The image of what is at `top` in `store`, in layout `version`. Waits for every Directory.
+    /// The image of `top` in `store`, in layout `version`. Waits for every Directory.
     pub fn new(
         store: Arc<dyn Store>,
         top: ImageTop,
@@ -129,8 +128,8 @@ impl ImageFile {
         self.layout.size()
     }
 
-    /// Fills `buffer` with the image at `offset`, unless the image ends first; gives the number of
-    /// bytes. Blobs that the range needs are fetched at once.
+    /// Fills `buffer` with the image at `offset`, unless the image ends first; returns the number
+    /// of bytes. Blobs that the range needs are fetched at once.
     ///
     /// Fails as a whole if any part of it cannot be read.
     pub fn read_at(
@@ -167,8 +166,8 @@ impl ImageFile {
         Ok(length)
     }
 
-    /// Has the store fetch the blobs behind `length` bytes at `offset`, and returns at once unless a
-    /// Directory has to be waited for.
+    /// Makes the store fetch the blobs behind `length` bytes at `offset`, and returns at once
+    /// unless a Directory has to be waited for.
     pub fn will_need(
         &self,
         offset: u64,
@@ -181,7 +180,7 @@ impl ImageFile {
         Ok(())
     }
 
-    /// What is behind `offset`, as far as that is known without waiting. For logs.
+    /// What is at `offset`, if that is known without waiting. For logs.
     pub fn location(&self, offset: u64) -> Option<ImageLocation> {
         let source = AtHand {
             store: &self.store,
@@ -198,7 +197,7 @@ impl ImageFile {
         }
     }
 
-    /// What `length` bytes at `offset` are made of. They are within the image.
+    /// The pieces of `length` bytes at `offset`, which are within the image.
     fn pieces<W: Waits>(
         &self,
         offset: u64,
@@ -259,8 +258,8 @@ impl ImageFile {
     }
 }
 
-/// What to show at the top of an image of `roots`: the directory itself if there is one root, and that
-/// is a directory, else a list of their names.
+/// What to show in the root of an image of `roots`: the directory itself if there is one root, and
+/// that is a directory, otherwise a list of their names.
 ///
 /// Fails if two roots have the same name.
 pub fn image_top(roots: &[Root]) -> Result<ImageTop, ImageFileError> {
@@ -272,7 +271,7 @@ pub fn image_top(roots: &[Root]) -> Result<ImageTop, ImageFileError> {
     ImageTop::roots(roots).map_err(|error| ImageFileError::TooLarge(error.to_string()))
 }
 
-/// Directories out of a store, or of those that are kept.
+/// Directories from the cache or from a store.
 struct Fetch<'a, W> {
     store: &'a Arc<dyn Store>,
     directories: &'a Directories,
@@ -347,7 +346,7 @@ impl<W: Waits> DirectorySource for Fetch<'_, W> {
     }
 }
 
-/// Directories that need not be waited for.
+/// Directories from the cache only.
 struct AtHand<'a> {
     store: &'a Arc<dyn Store>,
     directories: &'a Directories,

@@ -1,4 +1,4 @@
-//! A file that is whole or not there.
+//! A file that appears only when it is complete.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,11 +12,10 @@ use rustix::io::Errno;
 
 use super::Error;
 
-/// A file that gets its name when it is whole ([`NewFile::place`]).
+/// A file that gets its name when it is complete ([`NewFile::place`]).
 ///
-/// It has no name until then (`O_TMPFILE`), so that nothing is left of it however the process ends. A
-/// file system that cannot do that has it under a hidden name beside its place, which goes when this
-/// is dropped.
+/// It has no name until then (`O_TMPFILE`), so that nothing is left of it however the process ends.
+/// On a file system without that it has a hidden name beside its target, which is removed on drop.
 #[derive(Debug)]
 pub struct NewFile {
     file: File,
@@ -26,7 +25,7 @@ pub struct NewFile {
 }
 
 impl NewFile {
-    /// Makes a file for `target`, where nothing may be yet.
+    /// Makes a file for `target`, which must not exist.
     pub fn make(target: &Path) -> Result<Self, Error> {
         let name = match (target.file_name(), target.symlink_metadata()) {
             (Some(name), Err(error)) if error.kind() == io::ErrorKind::NotFound => name,
@@ -69,7 +68,7 @@ impl NewFile {
         &self.file
     }
 
-    /// Gives the file its name, unless something has that by now.
+    /// Gives the file its name, unless that is taken meanwhile.
     pub fn place(mut self) -> Result<(), Error> {
         let placed = match &self.hidden {
             None => {
@@ -95,7 +94,7 @@ impl NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         if let Some(hidden) = &self.hidden {
-            // What went wrong before matters more.
+            // The earlier error matters more.
             let _ = std::fs::remove_file(hidden);
         }
     }
@@ -117,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_has_a_name_when_it_is_whole_and_takes_nobody_elses() {
+    fn a_file_gets_its_name_when_it_is_complete_and_replaces_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("file");
         let count = || fs::read_dir(folder.path()).unwrap().count();

@@ -4,12 +4,12 @@ use std::fmt;
 
 use crate::castore::Printable;
 
-/// A path in a tree: a root node's name or a digest, then names, joined by `/`.
+/// A path in a tree: a root's name or a digest, then names, joined by `/`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TreePath(Vec<u8>);
 
 impl TreePath {
-    /// The path that `start` stands for by itself; empty to have paths that begin below it.
+    /// The path of `start` itself; empty for paths that begin below it.
     pub fn new(start: &[u8]) -> Self {
         Self(start.to_vec())
     }
@@ -34,7 +34,7 @@ impl TreePath {
         path
     }
 
-    /// The path of the directory that this is in; empty at the top.
+    /// The path of the directory that this is in; empty at the start.
     pub(super) fn parent(&self) -> Self {
         let slash = self.0.iter().rposition(|&byte| byte == b'/');
         Self(

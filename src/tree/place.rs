@@ -1,8 +1,8 @@
-//! Where something was met on a walk down a tree.
+//! A place on a walk down a tree.
 //!
-//! A path costs as much memory as it is long, and a walk that keeps one for each level of a tree of
-//! 100,000 levels needs gigabytes. A place is one step from the place above it, which many share; the path
-//! is put together when somebody wants to read it.
+//! A path needs as much memory as it is long, and a walk that keeps one for each level of a tree of
+//! 100,000 levels needs gigabytes. A place is one step from the place above it, which is shared;
+//! the path is composed only for output.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ impl Place {
 }
 
 impl Drop for Step {
-    /// Step by step: one that let the next go by itself would need a stack as deep as the tree.
+    /// Step by step: a recursive drop would need a stack as deep as the tree.
     fn drop(&mut self) {
         let mut above = self.above.take();
         while let Some(Place(step)) = above {
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_has_a_path_and_a_very_deep_one_goes_without_a_stack_to_match() {
+    fn a_place_has_a_path_and_a_very_deep_one_is_dropped_without_recursion() {
         let root = Place::root(b"root");
         let mut place = root.clone();
         assert_eq!(place.path().to_string(), "root");

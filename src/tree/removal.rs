@@ -17,7 +17,7 @@ const WINDOW: usize = 16;
 const LISTING: usize = 32 << 10;
 
 /// Removes the directory at `path` and everything below it; symbolic links are not followed. What
-/// cannot be removed does not keep the rest; the first error is returned.
+/// cannot be removed does not prevent the rest; the first error is returned.
 pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
     let mut removal = Removal {
         error: None,
@@ -25,7 +25,7 @@ pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
     };
     let top = open(CWD, path)?;
     let mut descent = Descent::new(WINDOW);
-    // Of each directory that the removal is in, the name, and the directories that are still there.
+    // For each directory that the removal is in, its name, and its remaining subdirectories.
     let mut levels = vec![(CString::default(), removal.clear(top.as_fd())?)];
     descent.enter(top)?;
     while let (Some((_, rest)), Some(here)) = (levels.last_mut(), descent.here()) {
@@ -63,7 +63,7 @@ struct Removal {
 }
 
 impl Removal {
-    /// Removes everything in a directory but the directories; gives their names.
+    /// Removes everything in a directory but its subdirectories; returns their names.
     fn clear(&mut self, folder: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
         let mut directories = Vec::new();
         let mut others = Vec::new();
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deep_tree_goes_and_what_its_links_point_to_stays() {
+    fn a_deep_tree_is_removed_and_the_targets_of_its_links_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let outside = folder.path().join("outside");
         fs::create_dir(&outside).unwrap();

@@ -1,4 +1,4 @@
-//! Fetching what a verification found damaged or missing from another store.
+//! Fetching from another store what a verification found damaged or missing.
 
 use std::collections::HashSet;
 
@@ -9,19 +9,19 @@ use super::{Error, TreePath};
 use crate::castore::Node;
 use crate::store::{Blocking, Object};
 
-/// What a repair fetched.
+/// The result of a repair.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fetched {
-    /// Objects that were damaged or missing and came from the other store, with what is below them.
+    /// Damaged or missing objects that were fetched from the other store, with what is below them.
     pub objects: u64,
-    /// Objects that the other store does not have, or could not give, and why not.
+    /// Objects that the other store does not have or could not return, and why.
     pub failed: Vec<String>,
 }
 
-/// Fetches the objects of `faults` from `from` into `to`, and whatever `to` lacks below them. `to`
-/// must know by now that they are damaged: an embedded store does once they were read.
+/// Fetches the objects of `faults` from `from` into `to`, and everything that `to` lacks below
+/// them. `to` must know that they are damaged: an embedded store does once they were read.
 ///
-/// A node that gives another size than its object has is no damage, and stays.
+/// A node with a wrong size is no damage, and stays.
 pub fn repair(
     from: &Blocking,
     to: &Blocking,
@@ -45,7 +45,7 @@ pub fn repair(
                 from.url()
             )),
             Err(Error::Interrupted) => return Err(Error::Interrupted),
-            // One that cannot be had does not keep the others from coming.
+            // A failure does not prevent the others.
             Err(error) => fetched.failed.push(error.to_string()),
         }
     }

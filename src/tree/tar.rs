@@ -1,15 +1,15 @@
 //! Writing a tree out as a tar archive.
 //!
 //! The archive is a function of the tree: pre-order in the byte order of names, owner 0:0 without
-//! names, time 1, modes 0755 and 0644. The tree's root is `./` and what it holds `./NAME…`, so that
-//! unpacking it into a folder gives the tree there; an archive of a file or a symbolic link has one
-//! entry with its name.
+//! names, time 1, modes 0755 and 0644. The tree's root is `./` and its entries `./NAME…`, so that
+//! unpacking it into a directory gives the tree there; an archive of a file or a symbolic link has
+//! one entry with its name.
 //!
 //! The format is POSIX.1-1988 (ustar), with a POSIX.1-2001 (pax) extended header in front of the
-//! entries that ustar cannot say: paths and link targets of more than 100 bytes, or that are UTF-8
-//! beyond ASCII, and files of 8 GiB and more. What is not UTF-8 stands there byte for byte, as GNU
-//! tar writes it: the record that would announce it (`hdrcharset`) makes GNU tar complain of every
-//! entry. ustar's `prefix` field is not used, since readers differ on it.
+//! entries that ustar cannot represent: paths and link targets of more than 100 bytes, or that are
+//! UTF-8 beyond ASCII, and files of 8 GiB and more. Names that are not UTF-8 are written byte for
+//! byte, as by GNU tar: the record that would declare it (`hdrcharset`) makes GNU tar warn about
+//! every entry. ustar's `prefix` field is not used, since readers differ on it.
 
 use std::io::Write;
 use std::sync::atomic::Ordering;
@@ -26,8 +26,8 @@ const LARGE: u64 = 1 << 33;
 /// Bytes of a path or link target that a ustar header holds.
 const FIELD: usize = 100;
 
-/// Writes `node`, which stands at `path` in `store`, as a tar archive. `name` is what the entry of
-/// a file or symbolic link is called that is the whole archive.
+/// Writes `node`, which is at `path` in `store`, as a tar archive. `name` is the name of the entry
+/// if the archive is of one file or symbolic link.
 pub fn write_tar(
     store: &Blocking,
     path: &TreePath,
@@ -98,8 +98,8 @@ fn write_headers(
         out.write_all(&records)?;
         pad(out, length)?;
     }
-    // A reader that knows no pax header sees the start of the name; no reader of large files is
-    // without pax, so their size is left out here.
+    // A reader without pax support sees the start of the name. Every reader of large files has pax,
+    // so their size is left out here.
     let size = if size < LARGE { size } else { 0 };
     out.write_all(&header(member, kind, mode, size, link))
 }
@@ -117,7 +117,7 @@ fn record(records: &mut Vec<u8>, key: &str, value: &[u8]) {
     records.push(b'\n');
 }
 
-/// A ustar header; fields too long for it are cut, since a pax header says them.
+/// A ustar header; fields too long for it are cut, since a pax header has them.
 fn header(member: &[u8], kind: u8, mode: u32, size: u64, link: &[u8]) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
     let mut put = |at: usize, room: usize, bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! How a user names a node: a root's name or a digest, and a path below it.
+//! Targets: how a user names a node, by a root's name or a digest, and a path below it.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -14,9 +14,9 @@ const SRI_LENGTH: usize = 7 + 44;
 
 /// An address: `NAME[/PATH]` or `DIGEST[/PATH]`.
 ///
-/// What reads as a digest is one. A root whose name happens to read as a digest is reached with a
-/// slash in front, as below a mount point: `/NAME`. `/nix/store/NAME` is `NAME`. Empty components
-/// and `.` are skipped; symbolic links are not followed.
+/// A text that reads as a digest is one. A root whose name happens to read as a digest is reached
+/// with a slash in front, as below a mount point: `/NAME`. `/nix/store/NAME` is `NAME`. Empty
+/// components and `.` are skipped; symbolic links are not followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     start: Start,
@@ -29,8 +29,8 @@ enum Start {
     Digest(Digest),
 }
 
-/// Which object a digest means that names both a Directory and a blob: the empty one, or the blob
-/// of somebody who keeps encoded Directories in files.
+/// Which object a digest means that names both a Directory and a blob: the empty one, or a file
+/// that holds an encoded Directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preference {
     /// The Directory.
@@ -39,22 +39,22 @@ pub enum Preference {
     Blob,
 }
 
-/// A node that was found.
+/// The node of a target.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// Where it stands.
+    /// Its path.
     pub path: TreePath,
     /// The node. A blob found by its digest alone is a file that is not executable.
     pub node: Node,
-    /// The root node that the path starts at; none if it starts at a digest.
+    /// The root at which the path starts; none if it starts at a digest.
     pub root: Option<Root>,
-    /// The last component of the path: the name for a copy of the node outside. The hex digits of
-    /// a bare digest.
+    /// The last component of the path: the name for a local copy of the node. The hex digits of a
+    /// bare digest.
     pub name: Name,
 }
 
 impl Target {
-    /// The address of the root node `name`.
+    /// The address of the root `name`.
     pub fn root(name: Name) -> Self {
         Self {
             start: Start::Root(name),
@@ -149,7 +149,7 @@ impl Target {
 }
 
 impl Found {
-    /// Whether this is a root node itself, and nothing below one.
+    /// Whether this is a root itself, and not a path below one.
     pub fn is_root(&self) -> bool {
         let root = self.root.as_ref();
         root.is_some_and(|root| root.name.as_bytes() == self.path.as_bytes())
@@ -183,11 +183,11 @@ fn trim_slashes(bytes: &[u8]) -> &[u8] {
         .unwrap_or_default()
 }
 
-/// The digest that `bytes` start with and what follows it; none if they do not look like one.
+/// The digest that `bytes` start with and the rest; none if they do not look like one.
 fn digest_in_front(bytes: &[u8]) -> Option<Result<(Start, &[u8]), crate::castore::DigestError>> {
     let slash = |bytes: &[u8]| bytes.iter().position(|&byte| byte == b'/');
     let end = if bytes.starts_with(b"blake3-") {
-        // What comes too short is a name like another, unless it can only be meant as a digest.
+        // A text that is too short is a name, unless it can only be meant as a digest.
         let end = SRI_LENGTH.min(bytes.len());
         match bytes.get(end) {
             None | Some(b'/') if end == SRI_LENGTH => end,

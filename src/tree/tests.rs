@@ -141,8 +141,8 @@ fn read(path: &Path) -> Tree {
     }
 }
 
-/// What GNU tar makes of an archive. (The `tar` crate, of version 0.4.46, ends pax records at the
-/// first newline.)
+/// The tree that GNU tar unpacks from an archive. (The `tar` crate, of version 0.4.46, ends pax
+/// records at the first newline.)
 fn untar(archive: &[u8]) -> Tree {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("archive"), archive).unwrap();
@@ -181,7 +181,7 @@ proptest! {
 }
 
 #[test]
-fn a_walk_is_in_pre_order_and_skips_what_it_is_told_to() {
+fn a_walk_is_in_pre_order_and_skips_on_request() {
     let tree = directory([
         ("a", directory([("x", file(b"1")), ("y", link("x"))])),
         ("a.b", file(b"2")),
@@ -241,7 +241,7 @@ fn targets_are_names_or_digests_with_paths() {
     ] {
         assert_eq!(&kept.resolve(&target).unwrap(), node, "{target}");
     }
-    // A blob by its digest is a file, of which nobody said that it is executable.
+    // A blob by its digest is a file that is not executable.
     let Node::File {
         executable: false,
         size: 2,
@@ -485,7 +485,7 @@ fn verify_names_every_path_that_damage_spoils() {
 }
 
 #[test]
-fn verify_finds_nodes_that_lie_about_sizes() {
+fn verify_finds_nodes_with_wrong_sizes() {
     let inner = directory([("x", file(b"12345"))]);
     let Node::Directory { digest, .. } = inner.node() else {
         panic!()
@@ -518,7 +518,7 @@ fn verify_finds_nodes_that_lie_about_sizes() {
     assert_eq!(said[1], "lying/f: the node says size 4, it is 5");
 }
 
-/// However many sizes nodes give a blob, and however large: what is wrong with it is said once.
+/// However many sizes nodes state for a blob, and however large: it is reported once.
 #[test]
 fn verify_reports_a_blob_once() {
     let (missing, sound) = (Digest::of(b"missing"), Digest::of(b"12345"));
@@ -555,12 +555,12 @@ fn verify_reports_a_blob_once() {
     assert_eq!(first.paths.len() as u64 + first.more_paths, 999);
     assert_eq!(second.why.to_string(), "the node says size 1, it is 5");
     assert_eq!(second.paths.len() as u64 + second.more_paths, 998);
-    // Not one for each piece of what it is said to have.
+    // Not once for each piece of its stated size.
     let asked = store.objects.load(Ordering::Relaxed);
     assert!(asked < 100, "{asked} questions");
 }
 
-/// Paths of every level and of every blob that waits would be 20 GB.
+/// The paths of every level and of every waiting blob would take 20 GB.
 #[test]
 fn a_very_deep_tree_is_copied_in_memory_by_its_depth() {
     const DEPTH: usize = 100_000;
@@ -607,7 +607,7 @@ fn a_very_deep_tree_is_copied_in_memory_by_its_depth() {
 
 #[test]
 fn verify_ends_though_a_tree_has_more_paths_than_there_is_time_for() {
-    // 2^60 paths lead to the one file that is gone.
+    // 2^60 paths lead to the one missing file.
     let mut node = file(b"gone").node();
     let memory = MemoryStore::new();
     let ingest = memory.ingest().unwrap();

@@ -1,18 +1,18 @@
 //! Reading everything below some roots again, and hashing it.
 //!
-//! The unit is the object, not the path: a Directory or blob that a thousand places refer to is
-//! read once. Objects wait on one stack, children pushed so that they come off in walk order (the
-//! order in which a store lays them out); every core takes from it. A large blob goes on as ranges,
+//! The unit is the object, not the path: a Directory or blob with a thousand references is read
+//! once. Objects wait on one stack, children pushed so that they come off in walk order (the order
+//! in which a store lays them out); every core takes from it. A large blob is split into ranges,
 //! since groups verify by themselves, so that one blob keeps all cores busy too.
 //!
-//! The store does the hashing ("verified or not at all"); what is added here is to ask for every
-//! byte, to compare what nodes say (sizes) with what they refer to, and to find every path that a
-//! damaged object spoils. Work is bounded by what there is, not by what nodes say: an object is read by
-//! the size of the first node that leads to it and reported once, and of a blob that turns out to be
-//! damaged nothing more is read.
+//! The store does the hashing ("verified or not at all"). Verification adds three things: it
+//! requests every byte, compares the sizes in nodes with the objects, and finds every path to a
+//! damaged object. Its work is bounded by the objects, not by what nodes state: an object is read
+//! by the size of the first node that leads to it and reported once, and nothing more is read of a
+//! damaged blob.
 //!
-//! Paths are looked for only when something is wrong: a second pass goes down from the roots, into
-//! those Directories alone that lead to damage.
+//! Paths are searched only if there are faults: a second pass descends from the roots, into those
+//! Directories alone that lead to damage.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -29,12 +29,12 @@ use crate::store::{self, Blocking, Object};
 
 /// Bytes of a blob that are one piece of work.
 const RANGE: u64 = 32 << 20;
-/// Paths given for one damaged object; its other places are only counted.
+/// Paths reported for one damaged object; its other places are only counted.
 const MAX_PATHS: usize = 100;
-/// How often, in all, the search for paths goes into a Directory that it has been in before.
+/// How often, in all, the search for paths enters a Directory again.
 const MAX_REPEATS: u64 = 100_000;
 
-/// How a verification goes on; may be looked at from other threads, and stops it when told.
+/// The progress of a verification; other threads may read it, and may stop the verification.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Directories read, each once.
@@ -47,54 +47,54 @@ pub struct Progress {
     pub stop: Arc<AtomicBool>,
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Directories looked at, each once.
+    /// Directories checked, each once.
     pub directories: u64,
-    /// Blobs looked at, each once.
+    /// Blobs checked, each once.
     pub blobs: u64,
     /// Bytes of blobs read.
     pub blob_bytes: u64,
-    /// What is wrong, in the order of the first path of each.
+    /// The faults, in the order of the first path of each.
     pub faults: Vec<Fault>,
 }
 
-/// An object that is not, or not whole, in the store, or that a node is wrong about.
+/// An object that is missing or damaged in the store, or whose node is wrong.
 #[derive(Debug)]
 pub struct Fault {
     /// What kind of object.
     pub object: Object,
     /// Its digest.
     pub digest: Digest,
-    /// What is wrong with it.
+    /// The fault.
     pub why: Why,
-    /// Where nodes refer to it, in the order of a walk; the first hundred.
+    /// The paths of nodes that refer to it, in the order of a walk; the first hundred.
     pub paths: Vec<TreePath>,
-    /// Further places, as far as they were counted.
+    /// Further paths, as far as they were counted.
     pub more_paths: u64,
 }
 
-/// What is wrong with an object.
+/// The fault of an object.
 #[derive(Debug, thiserror::Error)]
 pub enum Why {
-    /// It is not there.
+    /// It is missing.
     #[error("missing")]
     Missing,
-    /// It is there and is not what its digest promises, or cannot be read.
+    /// It does not match its digest, or cannot be read.
     #[error("{0}")]
     Store(#[source] store::Error),
-    /// The object is sound; the nodes at these paths give it another size.
+    /// The object is sound; the nodes at these paths state another size.
     #[error("the node says size {said}, it is {actual}")]
     NodeSize {
-        /// What the nodes say.
+        /// The size in the nodes.
         said: u64,
-        /// What the Directory's entries add up to.
+        /// The sum of the Directory's entries.
         actual: u64,
     },
 }
 
-/// An object and the size that a node gives it: what one check is about.
+/// An object and the size that a node states: the unit of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Claim {
     object: Object,
@@ -102,10 +102,10 @@ struct Claim {
     size: u64,
 }
 
-/// Reads and hashes again everything that can be reached from `roots`.
+/// Reads and hashes everything that is reachable from `roots`.
 ///
-/// Fails only when it was told to stop, or when the store cannot say what is wrong with which
-/// object; damage is no failure but a [`Fault`].
+/// Fails only when it is stopped, or when the store does not report which object is at fault;
+/// damage is no failure but a [`Fault`].
 pub fn verify(
     store: &Blocking,
     roots: &[(TreePath, Node)],
@@ -153,8 +153,8 @@ pub fn verify(
 /// What names an object.
 type Key = (Object, Digest);
 
-/// What is wrong with an object, and which nodes are to blame: those that give it another size than the
-/// `right` one, or all.
+/// The fault of an object, and the nodes with it: those that state another size than the `right`
+/// one, or all.
 #[derive(Debug)]
 struct Wrong {
     why: Why,
@@ -166,7 +166,7 @@ impl Claim {
         (self.object, self.digest)
     }
 
-    /// What `node` claims; a symbolic link claims nothing.
+    /// What `node` states; a symbolic link states nothing.
     fn of(node: NodeRef<'_>) -> Option<Self> {
         match node {
             NodeRef::Directory { digest, size } => Some(Claim {
@@ -196,7 +196,7 @@ struct Check<'c> {
 struct State {
     /// The size by which each object is read.
     seen: HashMap<Key, u64>,
-    /// The other sizes that nodes give it.
+    /// Other sizes that nodes state for it.
     disputed: HashMap<Key, BTreeSet<u64>>,
     stack: Vec<Work>,
     /// Threads that hold work, and may add more.
@@ -205,7 +205,7 @@ struct State {
 }
 
 impl State {
-    /// What is wrong, once every object was read.
+    /// The faults, once every object was read.
     fn judge(mut self, store: &Blocking) -> HashMap<Key, Wrong> {
         let mut wrong = HashMap::new();
         for (key, others) in &self.disputed {
@@ -215,7 +215,7 @@ impl State {
             let right = match self.faults.get(key) {
                 None => Some(first),
                 Some(Why::NodeSize { actual, .. }) => Some(*actual),
-                // The first node may have been the wrong one.
+                // The size in the first node may have been wrong.
                 Some(Why::Missing | Why::Store(_)) => sound_size(store, key, others),
             };
             let Some(right) = right else { continue };
@@ -241,7 +241,7 @@ impl State {
     }
 }
 
-/// The one of `sizes` by which the blob is sound, if the store knows it.
+/// The one of `sizes` with which the blob is sound, if the store has one.
 fn sound_size(store: &Blocking, (object, digest): &Key, sizes: &BTreeSet<u64>) -> Option<u64> {
     if *object != Object::Blob {
         return None;
@@ -375,24 +375,24 @@ impl Check<'_> {
         }
     }
 
-    /// Keeps the first that was found about an object.
+    /// Records the first fault of an object.
     fn fault(&self, claim: Claim, why: Why) {
         let mut state = self.state.lock();
         state.faults.entry(claim.key()).or_insert(why);
     }
 }
 
-/// The second pass: the paths of what is wrong.
+/// The second pass: the paths of the faults.
 struct Search<'s> {
     store: &'s Blocking,
     faults: HashMap<Key, (Fault, Option<u64>)>,
-    /// Those of which a path is known, in the order of these paths.
+    /// Faults with a known path, in the order of these paths.
     order: Vec<Key>,
-    /// Whether a Directory leads to something wrong.
+    /// Whether a Directory leads to a fault.
     leads: HashMap<Digest, bool>,
-    /// Directories that were gone into.
+    /// Directories that were entered.
     entered: HashSet<Digest>,
-    /// Directories that may still be gone into more than once.
+    /// How many times Directories may still be entered again.
     budget: u64,
 }
 
@@ -440,13 +440,13 @@ impl<'s> Search<'s> {
             .collect()
     }
 
-    /// What is wrong with what a node claims.
+    /// The fault of the object that a node refers to.
     fn fault(&mut self, claim: &Claim) -> Option<&mut Fault> {
         let (fault, right) = self.faults.get_mut(&claim.key())?;
         (*right != Some(claim.size)).then_some(fault)
     }
 
-    /// Keeps the path if the node there is wrong.
+    /// Records the path if the node there has a fault.
     fn note(&mut self, path: &TreePath, node: NodeRef<'_>) {
         let Some(claim) = Claim::of(node) else { return };
         let Some(fault) = self.fault(&claim) else {
@@ -463,7 +463,7 @@ impl<'s> Search<'s> {
         }
     }
 
-    /// Finds out, for the Directory `root` and all below it, which lead to something wrong.
+    /// Determines, for the Directory `root` and all below it, which lead to a fault.
     fn mark(&mut self, root: &Digest) {
         let mut stack = Vec::new();
         self.open(root, 0, &mut stack);
@@ -500,7 +500,7 @@ impl<'s> Search<'s> {
         }
     }
 
-    /// Goes down from `root`, which stands at `path`, wherever something is wrong.
+    /// Descends from `root`, which is at `path`, to every fault.
     fn collect(&mut self, path: &TreePath, root: &Digest) {
         let mut path = path.clone();
         let mut stack = Vec::new();
@@ -523,9 +523,9 @@ impl<'s> Search<'s> {
         }
     }
 
-    /// Opens a Directory that leads to something wrong. One that many places refer to is gone into
-    /// for each of them, until that was done [`MAX_REPEATS`] times: a tree can have more paths
-    /// than there is time for.
+    /// Opens a Directory that leads to a fault. One with many references is entered for each of
+    /// them, until that was done [`MAX_REPEATS`] times: a tree can have more paths than there is
+    /// time for.
     fn enter(&mut self, digest: &Digest, path: &TreePath, stack: &mut Vec<Level>) {
         if self.leads.get(digest) != Some(&true) {
             return;
@@ -539,7 +539,7 @@ impl<'s> Search<'s> {
         self.open(digest, path.as_bytes().len(), stack);
     }
 
-    /// Puts the Directory on the stack. One that cannot be had leads nowhere.
+    /// Puts the Directory on the stack. An unreadable one leads nowhere.
     fn open(&mut self, digest: &Digest, path_length: usize, stack: &mut Vec<Level>) -> bool {
         match self.store.directory(digest) {
             Ok(Some(directory)) => {

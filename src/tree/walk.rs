@@ -6,9 +6,9 @@ use crate::store::{Blocking, Object};
 
 /// A walk through a tree: a directory comes before what it holds, names in byte order.
 ///
-/// Not an [`Iterator`], since each [`Step`] borrows from the walk:
-/// `while let Some(step) = walk.step()? { … }`. A directory that cannot be read is an error once,
-/// at its path, after the step that showed it; the walk then goes on behind it.
+/// Not an [`Iterator`], since each [`Step`] borrows from the walk: `while let Some(step) =
+/// walk.step()? { … }`. A directory that cannot be read is an error once, at its path, after its
+/// own step; the walk then continues behind it.
 #[derive(Debug)]
 pub struct Walk<'a> {
     store: &'a Blocking,
@@ -33,7 +33,7 @@ struct Level {
 /// One node of a [`Walk`].
 #[derive(Debug)]
 pub struct Step<'w> {
-    /// Where it stands.
+    /// Its path.
     pub path: &'w TreePath,
     /// Its own name; empty for the walk's root.
     pub name: &'w [u8],
@@ -44,7 +44,7 @@ pub struct Step<'w> {
 }
 
 impl<'a> Walk<'a> {
-    /// A walk that shows `node`, which stands at `path`, and everything below it.
+    /// A walk over `node`, which is at `path`, and everything below it.
     pub fn new(store: &'a Blocking, path: TreePath, node: Node) -> Self {
         Self {
             store,
@@ -108,7 +108,7 @@ impl<'a> Walk<'a> {
         }))
     }
 
-    /// Does not go into the directory that was shown last.
+    /// Does not descend into the directory of the last step.
     pub fn skip(&mut self) {
         self.pending = None;
     }

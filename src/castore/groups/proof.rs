@@ -1,14 +1,14 @@
 //! A part of a blob with what binds it to the blob's digest, and nothing else.
 //!
 //! An aligned part whose size is a power of two is a subtree of BLAKE3's tree. The chaining values
-//! of the subtrees beside the way from it up to the root, 32 bytes a level, are its **proof**: with
-//! them whoever has the part computes the root. A part of 256 KiB of a blob of 1 GiB is proven by
-//! 12 values, 384 bytes, where that blob's [`GroupTable`] has 2 MiB: so the first byte of a blob
-//! does not wait for a table, and a reader keeps none.
+//! of the subtrees beside the path from it up to the root, 32 bytes a level, are its **proof**:
+//! with them and the part, a reader computes the root. A part of 256 KiB of a blob of 1 GiB is
+//! proven by 12 values, 384 bytes, where that blob's [`GroupTable`] has 2 MiB: so the first byte of
+//! a blob does not wait for a table, and a reader keeps none.
 //!
 //! A proof binds the part's bytes and their place. The blob's length is bound by its last part
-//! alone, as in every reader of BLAKE3 trees: of a blob that is shorter or longer than a node says,
-//! the other parts are still those of the blob that the digest names.
+//! alone, as in every reader of BLAKE3 trees: if the blob is shorter or longer than a node states,
+//! its other parts are still those of the blob that the digest names.
 
 use blake3::hazmat::{
     ChainingValue, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
@@ -35,8 +35,8 @@ struct Step {
     is_left: bool,
 }
 
-/// The way from the part at `start` of a blob of `len` bytes up to the root, and the part's length;
-/// nothing if no part starts there.
+/// The path from the part at `start` of a blob of `len` bytes up to the root, and the part's
+/// length; nothing if no part starts there.
 fn way_up(len: u64, start: u64) -> Option<(Vec<Step>, u64)> {
     let part = part_size(len);
     if !start.is_multiple_of(part) || start >= len.max(1) {

@@ -1,27 +1,29 @@
-//! The node table where the process's death does not reach it.
+//! The persisted inode table: what the next process needs to take a mount over.
 //!
-//! A mount outlives the process that serves it if somebody else (systemd) holds its descriptors.
-//! For the successor to know what the kernel knows, the part of the table that cannot be found
-//! again lives in a memory file (memfd) that the same somebody holds: for each slot its parent, the
-//! index there, inode number, the number that its entries claim, digest and size, and the lookup counts,
-//! which are counted in the file itself; and the list of root nodes, by which entries of the top have
-//! their index and inode number, and of ranges of inode numbers that were given
+//! **Problem.** A mount outlives the process that serves it if another process (systemd) holds its
+//! descriptors. The kernel goes on using the node ids, inode numbers and lookup counts that it was
+//! given, and the next process must know them.
+//!
+//! **Mechanism.** The part of the table that cannot be recomputed lives in a memory file (memfd),
+//! which the holder of the descriptors keeps too. For each slot: its parent, the index there, the
+//! inode number, the number that its entries claim, digest and size, and the lookup counts, which
+//! are counted in the file itself. Besides, the list of roots, by which entries of the mount root
+//! have their index and inode number, and the ranges of inode numbers that were given out
 //! ([`numbering`](crate::fs::numbering)). Directories are read again.
 //!
-//! **Any moment can be the last.** A record is written before its state says so, and unsaid before
-//! it is written over; what is counted is counted before the kernel is told; a slot goes after its
-//! children; a root node is appended before the length says so. So a process killed
-//! between two instructions leaves at most a count that is too high: a slot that lives until the
-//! mount ends, never one that goes while the kernel knows it.
+//! **Invariant: the process may die at any moment.** A record is written before its state says so,
+//! and its state is cleared before it is overwritten; a lookup is counted before the kernel gets
+//! the reply; a slot goes after its children; a root is appended before the length says so. So a
+//! process killed between two instructions leaves at most a count that is too high: a slot that
+//! lives until the mount ends, never one that is freed while the kernel knows it.
 //!
-//! **Layout**, native byte order: a header ([`Header`]), whoever made the mount says about it what he
-//! likes (`about`, from [`ABOUT_AT`]), root nodes and ranges from [`NUMBERED_AT`] (each: u32 length, then what
-//! [`Numbered::encode`] writes), the slots from [`SLOTS_AT`] ([`Record`], one a slot).
-//! That is layout [`NODES`], of mounts that are asked for no OPEN. Behind it, layout [`OPEN_FILES`]
-//! has what is open and what backs it (`open_files`); a mount with passthrough needs that. Layouts 1 and
-//! 2, in which files of equal content had one inode, are not understood: their mounts start anew. The
-//! file is as large as it can ever be from the start, which costs nothing while it is not written, and
-//! sealed against resizing.
+//! **Layout**, native byte order: a header ([`Header`]), opaque caller data (`about`, from
+//! [`ABOUT_AT`]), roots and ranges from [`NUMBERED_AT`] (each: u32 length, then what
+//! [`Numbered::encode`] writes), the slots from [`SLOTS_AT`] ([`Record`], one a slot). That is
+//! layout [`NODES`], of mounts that get no OPEN. Layout [`OPEN_FILES`] adds what is open and what
+//! backs it (`open_files`); a mount with passthrough needs that. Layouts 1 and 2, in which files of
+//! equal content had one inode, are refused: their mounts start again. The file has its full length
+//! from the start, which costs nothing while it is not written, and is sealed against resizing.
 
 mod mapping;
 mod numbered;
@@ -65,13 +67,13 @@ const NODES_END: u64 = SLOTS_AT + (RECORD_BYTES as u64) * (1 << 32);
 const SEGMENT_RECORDS: usize = 4096;
 const SEGMENT_BYTES: usize = SEGMENT_RECORDS * RECORD_BYTES;
 
-/// Why a predecessor's ledger cannot be used.
+/// Why the hand-over state of the previous process cannot be used.
 #[derive(Debug, Error)]
 pub enum LedgerError {
-    /// The system refused.
+    /// The system call failed.
     #[error("the kept node table: {0}")]
     System(#[from] io::Error),
-    /// Made by another version of this program.
+    /// Written by another version of this program.
     #[error(
         "the kept node table has layout {found}, and this version knows {NODES} to {OPEN_FILES}"
     )]
@@ -79,7 +81,7 @@ pub enum LedgerError {
         /// The version that it says.
         found: u32,
     },
-    /// It is not what a predecessor leaves.
+    /// The contents are inconsistent.
     #[error("the kept node table is damaged: {0}")]
     Damaged(&'static str),
 }
@@ -88,11 +90,11 @@ pub enum LedgerError {
 struct Header {
     magic: AtomicU64,
     version: AtomicU32,
-    /// 1 once something could not be written: a successor would not know all that the kernel knows.
+    /// 1 once a write has failed: the next process would not know everything that the kernel knows.
     incomplete: AtomicU32,
     /// Bytes of `about`.
     about: AtomicU64,
-    /// Bytes of root nodes and ranges.
+    /// Bytes of roots and ranges.
     numbered: AtomicU64,
     /// Slots below this were used at some time.
     slots: AtomicU64,
@@ -120,7 +122,7 @@ const _: () = assert!(size_of::<Record>() == RECORD_BYTES);
 // SAFETY: atomics only, without padding.
 unsafe impl Shared for Record {}
 
-/// What a slot says about its directory.
+/// What a slot records about its directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
     pub(super) parent: u32,
@@ -132,11 +134,11 @@ pub(super) struct Kept {
     pub(super) size: u64,
 }
 
-/// The counts of a slot, in this process's memory or in a ledger.
+/// The counts of a slot, in this process's memory or in the memory file.
 pub(super) enum Counts {
-    /// Gone with the process.
+    /// Lost with the process.
     Own { lookups: AtomicU64, held: AtomicU64 },
-    /// In the ledger's record at this place of the segment.
+    /// In the record at this place of the segment.
     Kept { segment: Arc<Mapping>, at: u32 },
 }
 
@@ -219,7 +221,7 @@ impl Ledger {
         Self::create_as(NODES)
     }
 
-    /// An empty one with room for open files and what backs them.
+    /// An empty one with records for open files and what backs them.
     pub fn create_with_open_files() -> io::Result<Self> {
         Self::create_as(OPEN_FILES)
     }
@@ -240,11 +242,11 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// A predecessor's.
+    /// The one of the previous process.
     pub fn open(memory: OwnedFd) -> Result<Self, LedgerError> {
         let length = rustix::fs::fstat(&memory).map_err(io::Error::from)?.st_size as u64;
         let seals = rustix::fs::fcntl_get_seals(&memory).map_err(io::Error::from)?;
-        // What can shrink below a mapping can kill us.
+        // A file that can shrink below its mapping can kill this process.
         if !seals.contains(SealFlags::SHRINK) || length < ABOUT_AT {
             return Err(LedgerError::Damaged("it is no sealed memory file"));
         }
@@ -278,12 +280,12 @@ impl Ledger {
         })
     }
 
-    /// The memory file, for whoever keeps it.
+    /// The memory file, to be kept by the process that holds the mount's descriptors.
     pub fn memory(&self) -> BorrowedFd<'_> {
         self.memory.as_fd()
     }
 
-    /// Says about the mount what the successor should know.
+    /// Stores opaque data about the mount for the next process.
     pub fn set_about(&self, about: &[u8]) -> io::Result<()> {
         if about.len() > ABOUT_BYTES {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -295,7 +297,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// What the predecessor said.
+    /// The data that the previous process stored.
     pub fn about(&self) -> io::Result<Vec<u8>> {
         let length = self.header.header().about.load(Ordering::Acquire);
         read_exact(
@@ -346,7 +348,7 @@ impl Ledger {
         }
     }
 
-    /// Gives the memory of the slots from `used` on back; all are free.
+    /// Frees the memory of the slots from `used` on; all of them are free.
     pub(super) fn trim(&self, used: usize) {
         let first = used.next_multiple_of(SEGMENT_RECORDS);
         let mut segments = self.slots.segments.lock();
@@ -360,7 +362,7 @@ impl Ledger {
             .store(first as u64, Ordering::Relaxed);
         let from = SLOTS_AT + (first * RECORD_BYTES) as u64;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        // Only memory is lost if this fails; the records say themselves that they are free.
+        // If this fails only memory is lost; the records themselves say that they are free.
         let _ = rustix::fs::fallocate(&self.memory, flags, from, NODES_END - from);
     }
 
@@ -388,7 +390,7 @@ impl Ledger {
         Ok(found)
     }
 
-    /// Appends a root node, whose index is the number of those before it, and its inode number.
+    /// Appends a root, whose index is the number of those before it, and its inode number.
     pub(in crate::fs) fn append_root(&self, root: &Root, ino: u64) {
         self.append(&Numbered::Root {
             ino,
@@ -421,7 +423,7 @@ impl Ledger {
         }
     }
 
-    /// Every root node and range that was appended, in order.
+    /// Every root and range that was appended, in order.
     pub(in crate::fs) fn numbered(&self) -> Result<Vec<Numbered>, LedgerError> {
         let length = self.header.header().numbered.load(Ordering::Acquire);
         if NUMBERED_AT.saturating_add(length) > SLOTS_AT {
@@ -437,7 +439,7 @@ impl Ledger {
         Ok(all)
     }
 
-    /// Every root node that was appended, in order, and its inode number.
+    /// Every root that was appended, in order, and its inode number.
     pub(in crate::fs) fn roots(&self) -> Result<Vec<(Root, u64)>, LedgerError> {
         let all = self.numbered()?.into_iter();
         Ok(all
@@ -464,7 +466,7 @@ impl Ledger {
             .collect())
     }
 
-    /// From here on a successor has to start anew.
+    /// From here on the next process has to start again.
     fn give_up(&self, error: &io::Error) {
         self.header.header().incomplete.store(1, Ordering::Release);
         if !self.complained.swap(true, Ordering::Relaxed) {

@@ -20,7 +20,7 @@ pub(super) struct Table {
     pub(super) resident: usize,
     /// Where the search for a Directory to drop goes on.
     pub(super) hand: usize,
-    /// What a successor process finds of this table, where there can be one.
+    /// Where the next process finds this table, if there can be one.
     pub(super) ledger: Option<Arc<Ledger>>,
     pub(super) numbering: Arc<Numbering>,
 }
@@ -30,20 +30,20 @@ pub(super) struct Slot {
     pub(super) parent: u32,
     pub(super) index: u32,
     pub(super) ino: u64,
-    /// The first inode number of what is in it; what its parent's range has for it, until its Directory
-    /// was read.
+    /// The first inode number of what is in it; until its Directory was read, the number that its
+    /// parent's range has for it.
     pub(super) numbers: Numbers,
     pub(super) digest: Digest,
-    /// The size that the parent's entry says: advisory, shown by stat.
+    /// The size that the parent's entry states: advisory, shown by stat.
     pub(super) size: u64,
     pub(super) counts: Counts,
-    /// Slots whose parent this is. Counted apart from what the peer can take back: a guest that
-    /// forgets more than it looked up must not set children adrift from their parent.
+    /// Slots whose parent this is. Not part of what the peer can take back: a guest that forgets
+    /// more than it looked up must not free a slot that still has children.
     pub(super) children: u32,
     pub(super) directory: Option<Directory>,
     /// Whether the Directory was used since the hand last passed.
     pub(super) used: AtomicBool,
-    /// Whether its last listing left attributes out.
+    /// Whether its last listing omitted attributes.
     pub(super) is_bare: AtomicBool,
 }
 
@@ -139,8 +139,8 @@ impl Table {
         Some((slot, self.slot(slot)?))
     }
 
-    /// The directories in the one in `slot` that are known, from the entry at `first` on. None where
-    /// its Directory is not in memory.
+    /// The known directories in the one in `slot`, from the entry at `first` on. None if its
+    /// Directory is not in memory.
     pub(super) fn known_below(&self, slot: u32, first: u32) -> impl Iterator<Item = u32> {
         let directory = self.slot(slot).and_then(|node| node.directory.as_ref());
         let entries = directory.into_iter().flat_map(move |directory| {
@@ -179,7 +179,7 @@ impl Table {
             });
     }
 
-    /// Removes the slot if nobody knows it, then its ancestors likewise.
+    /// Removes the slot if the kernel does not know it, then its ancestors likewise.
     pub(super) fn drop_idle(&mut self, mut slot: u32) {
         while slot != TOP && self.slot(slot).is_some_and(Slot::is_idle) {
             self.drop_directory(slot);
@@ -231,7 +231,7 @@ impl Table {
         }
     }
 
-    /// Keeps `directory` in `slot`, and settles what its entries are numbered.
+    /// Caches `directory` in `slot`, and fixes the numbers of its entries.
     pub(super) fn keep(&mut self, slot: u32, directory: Directory) -> Option<DirectoryNode> {
         let Self {
             slots,
@@ -244,7 +244,7 @@ impl Table {
             let names = numbering.range(node.ino, first, node.size / 2, &directory);
             node.numbers = Numbers::Given(names);
         }
-        // Not marked as used before it is used again: a walk must not drive out what is in use.
+        // Not marked as used before its second use: a walk must not drive out what is in use.
         if node.directory.is_none() {
             *resident += directory.resident_bytes();
             node.directory = Some(directory);

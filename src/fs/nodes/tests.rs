@@ -161,10 +161,10 @@ fn directories_that_were_not_used_go_first() {
     assert!(slots.iter().filter(|slot| kept(slot)).count() <= 4);
 }
 
-/// Forgetting entries that were never looked up used to count against the child slots too: the
-/// parent's slot was freed under its children, and given to another directory.
+/// Forgetting entries that were never looked up must not count against the child slots: the
+/// parent's slot would be freed under its children, and given to another directory.
 #[test]
-fn a_guest_that_forgets_too_much_sets_no_child_adrift() {
+fn a_guest_that_forgets_too_much_frees_no_parent_of_a_child() {
     let nodes = table(b"top", usize::MAX);
     let parent = child(&nodes, TOP, 0, b"parent");
     let child = child(&nodes, parent.slot, 0, b"child");
@@ -179,8 +179,8 @@ fn a_guest_that_forgets_too_much_sets_no_child_adrift() {
     assert_eq!(nodes.count().directories, 1);
 }
 
-/// Walking ahead used to look a slot up and use it later: forgotten in between and given to another
-/// directory, that one's files got the first one's bytes.
+/// Walking ahead looks a slot up and uses it later. If the slot were forgotten in between and given
+/// to another directory, that directory's files would get the first one's bytes.
 #[test]
 fn a_slot_that_is_held_goes_to_no_other_directory() {
     let nodes = table(b"top", usize::MAX);
@@ -194,9 +194,10 @@ fn a_slot_that_is_held_goes_to_no_other_directory() {
     assert_eq!(third.slot, first.slot);
 }
 
-/// What a successor needs: slots, their counts and their places, and nothing that nobody knows.
+/// The next process needs slots, their counts and their places, and none that the kernel does not
+/// know.
 #[test]
-fn a_successor_goes_on_with_the_table() {
+fn the_next_process_takes_the_table_over() {
     let ledger = Arc::new(Ledger::create().unwrap());
     let top = Digest::of(b"top");
     let numbering = Arc::new(Numbering::new(Some(ledger.clone())));
@@ -231,7 +232,7 @@ fn a_successor_goes_on_with_the_table() {
     assert!(Nodes::adopt(other, usize::MAX, numbering, ledger).is_err());
 }
 
-/// As a walk goes, whose kernel forgets what it saw a while ago.
+/// A walk whose kernel forgets what it saw a while ago.
 #[test]
 fn a_walk_over_a_million_files_stays_within_its_limit() {
     const DIRECTORIES: u64 = 10_000;
@@ -261,7 +262,7 @@ fn a_walk_over_a_million_files_stays_within_its_limit() {
     assert!(seen > 8 * LIMIT, "{seen}");
 }
 
-/// Equal directories never share: a few make more places than any memory has room for.
+/// Equal directories never share a node, so a few can make more places than memory has room for.
 #[test]
 fn no_more_directories_are_known_than_may_be() {
     let nodes = table(b"", 1 << 20).bounded(3);

@@ -14,7 +14,7 @@ pub(in crate::fs) fn step() {
     STEPS_LEFT.with(|left| match left.get() {
         Some(0) => {
             left.set(None);
-            // Not told: the hook that would is for what goes wrong.
+            // Not reported: the panic hook is for unexpected panics.
             std::panic::resume_unwind(Box::new(Died));
         }
         Some(steps) => left.set(Some(steps - 1)),

@@ -1,4 +1,4 @@
-//! What is behind the lock of [`Passthrough`](super::Passthrough), and in the ledger.
+//! The state behind the lock of [`Passthrough`](super::Passthrough), and in the hand-over state.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use crate::fs::nodes::{Ledger, LedgerError, LeftOpen, OpenFile, Registration};
 
 pub(super) struct Table {
     registered: HashMap<Digest, Registered>,
-    /// Digests whose last user closed, the longest ago first. One that was opened again since
-    /// stands here in vain and is skipped.
+    /// Digests whose last user closed, the longest ago first. An entry that was opened again since
+    /// is obsolete and is skipped.
     idle: VecDeque<Digest>,
     most_idle: usize,
     /// Records for registrations that are free, and how many there are in all.
@@ -30,7 +30,7 @@ struct Registered {
     /// Its record.
     place: u32,
     opens: u32,
-    /// How often it stands in the queue of idle ones.
+    /// How many entries it has in the queue of idle ones.
     queued: u32,
 }
 
@@ -55,7 +55,8 @@ impl Table {
         }
     }
 
-    /// What a predecessor `left` in `ledger`, less what is open in nodes that nobody knows.
+    /// What the previous process `left` in `ledger`, without what is open in nodes that the kernel
+    /// does not know.
     pub(super) fn adopt(
         ledger: Arc<Ledger>,
         most_idle: usize,
@@ -112,7 +113,7 @@ impl Table {
         }
     }
 
-    /// What the request `unique` has opened, if it has.
+    /// The file that the request `unique` has opened, if it has.
     pub(super) fn opened_by(&self, unique: u64, node: NodeId) -> Option<Opened> {
         let mut files = self.files.iter().enumerate();
         files.find_map(|(place, Place { generation, file })| {
@@ -124,7 +125,7 @@ impl Table {
         })
     }
 
-    /// Opens `node` as those have opened it who use it already, or by a registration that there is.
+    /// Opens `node` in the way in which it is open already, or by an existing registration.
     pub(super) fn open_as_others(
         &mut self,
         request: u64,
@@ -143,7 +144,7 @@ impl Table {
         }))
     }
 
-    /// Opens a file; what backs it is registered.
+    /// Opens a file; its backing file is registered.
     pub(super) fn open(&mut self, file: OpenFile) -> Opened {
         let place = self.free.pop().unwrap_or_else(|| {
             self.files.push(Place::default());
@@ -198,7 +199,7 @@ impl Table {
         self.registered.insert(*digest, registered);
     }
 
-    /// Closes a file; whether it was open.
+    /// Closes a file; returns whether it was open.
     pub(super) fn close(&mut self, handle: Handle) -> bool {
         let Some(at) = self.files.get_mut(handle.place() as usize) else {
             return false;
@@ -239,7 +240,7 @@ impl Table {
         }
     }
 
-    /// Takes out the registration that has not been used the longest, if there are too many.
+    /// Takes out the registration that was unused the longest, if there are too many.
     pub(super) fn next_idle(&mut self) -> Option<Registration> {
         while self.idle.len() > self.most_idle {
             let digest = self.idle.pop_front()?;
@@ -256,7 +257,7 @@ impl Table {
         None
     }
 
-    /// Notes that what [`next_idle`](Self::next_idle) gave has ended.
+    /// Notes that the registration from [`next_idle`](Self::next_idle) has ended.
     pub(super) fn ended(&mut self, registration: &Registration) {
         self.tell(|ledger| ledger.note_ended(registration.place));
         self.free_records.push(registration.place);

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::*;
 
-/// Registrations that are kept for nothing, in these tests.
+/// Unused registrations that are kept, in these tests.
 const IDLE: usize = 2;
 /// Inodes; two have one content each.
 const NODES: u64 = 8;
@@ -92,7 +92,7 @@ fn content(number: u64) -> Digest {
 enum Act {
     /// A program opens this inode.
     Open(u64),
-    /// A program closes the file that was opened as the so manieth of those that are open.
+    /// A program closes the n-th of the files that are open.
     Close(usize),
     /// Both at once: the RELEASE is read first and answered last.
     CloseAndOpen(usize, u64),
@@ -248,9 +248,9 @@ fn acts(seed: u64, count: usize) -> Vec<Act> {
         .collect()
 }
 
-/// The server dies after `first` steps, its successor after `second`, and the one after that goes
-/// on to the end. If `withdrawn`, whoever waits for an OPEN meanwhile is killed. Whether the first
-/// died at all.
+/// The server dies after `first` steps, the next one after `second`, and the one after that runs to
+/// the end. If `withdrawn`, programs that wait for an OPEN meanwhile are killed. Returns whether
+/// the first server died at all.
 fn live(acts: &[Act], first: u32, second: u32, withdrawn: bool) -> bool {
     let (world, server) = World::new();
     let done = RefCell::new(0);
@@ -311,15 +311,15 @@ fn live(acts: &[Act], first: u32, second: u32, withdrawn: bool) -> bool {
     died
 }
 
-/// Every death that there is, in the first server and in the second.
+/// Every possible death, in the first server and in the second.
 #[test]
-fn whenever_a_server_dies_its_successor_knows_what_is_open() {
+fn whenever_a_server_dies_the_next_one_knows_what_is_open() {
     let mut deaths = 0;
     for seed in 0..4 {
         let acts = acts(seed, 20);
         let mut first = 0;
         while live(&acts, first, u32::MAX, false) {
-            // While it takes over, and a while after.
+            // During the take-over, and a while after.
             for second in 0..24 {
                 live(&acts, first, second, false);
             }
@@ -334,9 +334,9 @@ fn whenever_a_server_dies_its_successor_knows_what_is_open() {
     assert!(deaths > 300, "{deaths}");
 }
 
-/// What a withdrawn OPEN holds goes once nobody knows the node.
+/// What a withdrawn OPEN holds is released once the kernel does not know the node.
 #[test]
-fn what_is_open_in_a_node_that_nobody_knows_is_not_open() {
+fn what_is_open_in_an_unknown_node_is_not_open() {
     let (world, server) = World::new();
     World::act(&world, &server, Act::Open(0));
     World::act(&world, &server, Act::Open(6));
@@ -385,7 +385,7 @@ fn a_blob_keeps_its_number_while_it_is_open_and_a_while_after() {
     assert_eq!(passthrough.count().files, handles.len());
     for handle in handles.drain(..) {
         passthrough.close(handle);
-        // A second time, as a repeated RELEASE does.
+        // A second time, as by a repeated RELEASE.
         passthrough.close(handle);
     }
     assert_eq!(passthrough.count().files, 0);

@@ -1,16 +1,16 @@
-//! Fetching what a profile names before anybody asks.
+//! Prefetching the extents of a profile before they are read.
 //!
 //! In the profile's order and by windows: the paths of some hundred files are looked up, a level of
-//! directories at a time, and then their stretches are read through the store, which keeps them as it
-//! keeps what others read. What is at hand is left out. While one window is read the store is told of
-//! the next ([`Store::will_need`]), so that the way to it does not fall idle.
+//! directories at a time, and then their extents are read through the store, which caches them like
+//! other reads. Extents that are cached already are left out. While one window is read the next one
+//! is announced to the store ([`Store::will_need`]), so that the connection does not fall idle.
 //!
-//! **Readers go first.** While a request waits for the store, a window is small: a reader of something
-//! else has no more in front of it on the way than [`FIRST_WINDOW`] bytes, and as many that were
-//! announced. While nobody waits, windows double.
+//! **Readers go first.** While a request waits for the store, a window is small: at most
+//! [`FIRST_WINDOW`] bytes, and as many that were announced, are in front of another reader on the
+//! connection. While no request waits, windows double.
 //!
-//! A store that does not answer is asked again every [`RETRY`], as it may be the network of a machine
-//! that is just starting; whoever has waited [`GIVES_UP`] for nothing ends.
+//! A store that does not answer is asked again every [`RETRY`], as it may be the network of a
+//! machine that is just starting; after [`GIVES_UP`] without an answer the prefetch ends.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -26,24 +26,25 @@ use crate::castore::{Digest, Directory, Node, NodeRef};
 use crate::profile::{Found, Profile, STRETCH, Subject};
 use crate::store::{Answer, Error, Store};
 
-/// Bytes of a window while somebody waits, and at most: 50 ms and half a second of 20 MB/s.
+/// Bytes of a window while requests wait, and at most: 50 ms and half a second of 20 MB/s.
 const FIRST_WINDOW: u64 = 1 << 20;
 const MAX_WINDOW: u64 = 8 << 20;
-/// Bytes that are fetched ahead for one root, at most.
+/// Bytes that are prefetched for one root, at most.
 const MOST_AHEAD: u64 = 4 << 30;
-/// How long a store is left in peace that did not answer, and for how long it is asked again.
+/// How long to wait before a store that did not answer is asked again, and for how long it is
+/// asked.
 const RETRY: Duration = Duration::from_secs(2);
 const GIVES_UP: Duration = Duration::from_secs(600);
-/// Stretches in a window, at most.
+/// Extents in a window, at most.
 const MOST_PIECES: usize = 512;
-/// Stretches read at once.
+/// Extents read at once.
 const READS: usize = 64;
-/// Runs of stretches whose files are looked up together.
+/// Runs of extents whose files are looked up together.
 const LOOKED_UP: usize = 512;
 /// Directories fetched at once.
 const DIRECTORIES: usize = 32;
 
-/// A stretch of a blob.
+/// An extent of a blob.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     digest: Digest,
@@ -52,32 +53,32 @@ struct Piece {
     length: u64,
 }
 
-/// A profile on its way.
+/// A profile that is being prefetched.
 pub(super) struct Ahead {
-    /// Whom it is for, and whose it is.
+    /// The key that it is prefetched for, the profile, and whether the profile has just this key.
     subject: Subject,
     profile: Profile,
     own: bool,
     node: Node,
     /// The next run to look up.
     next: usize,
-    /// Stretches that were looked up, in order.
+    /// Extents that were looked up, in order.
     pieces: VecDeque<Piece>,
     window: u64,
     /// Bytes that may still be fetched.
     left: u64,
     began: Instant,
-    /// Stretches that were fetched, and their bytes.
+    /// Extents that were fetched, and their bytes.
     fetched: u64,
     bytes: u64,
-    /// Files that the root does not have.
+    /// Files that do not exist below the root.
     absent: u64,
-    /// Why it does not go on at the moment, and since when.
+    /// Why it is paused, and since when.
     failed: Option<(Error, Instant)>,
 }
 
 impl Ahead {
-    /// For the users of `node`, which is called `subject`; no more than `most` bytes.
+    /// For the root `node` with the profile key `subject`; at most `most` bytes.
     pub(super) fn new(found: Found, subject: &Subject, node: Node, most: u64) -> Self {
         Self {
             subject: subject.clone(),
@@ -101,21 +102,21 @@ impl Ahead {
         all || self.left == 0 || self.failed.is_some() && self.began.elapsed() >= GIVES_UP
     }
 
-    /// Whether it is time to go on.
+    /// Whether it is time to continue.
     pub(super) fn is_due(&self) -> bool {
         let failed = self.failed.as_ref();
         failed.is_none_or(|(_, since)| since.elapsed() >= RETRY)
     }
 
-    /// Notes that the store gave an error. Only one that does not answer is in the way: of what else is
-    /// wrong those are told who read it.
+    /// Records an error of the store. Only a store that does not answer pauses the prefetch:
+    /// readers get all other errors.
     fn note(&mut self, error: Error) {
         if errno::endpoint(&error).is_some() {
             self.failed = Some((error, Instant::now()));
         }
     }
 
-    /// It is over.
+    /// Logs and counts the end of the prefetch.
     fn tell(&self, counters: &Counters) {
         counters.fetches.add(1);
         counters
@@ -126,10 +127,7 @@ impl Ahead {
         }
         let like = match self.own {
             true => String::new(),
-            false => format!(
-                ", as the users of \"{}\" touched it",
-                self.profile.subject()
-            ),
+            false => format!(", by the profile of \"{}\"", self.profile.subject()),
         };
         let (name, milliseconds) = (&self.subject, self.began.elapsed().as_millis() as u64);
         let Self {
@@ -140,19 +138,16 @@ impl Ahead {
         } = self;
         match &self.failed {
             None if *fetched == 0 => {
-                tracing::debug!(
-                    absent,
-                    "all is at hand that the users of \"{name}\" read first{like}"
-                );
+                tracing::debug!(absent, "warm-up \"{name}\": already cached{like}");
             }
             None => tracing::info!(
                 milliseconds,
                 absent,
-                "fetched {fetched} stretches ({bytes} bytes) ahead of the users of \"{name}\"{like}"
+                "warm-up \"{name}\": fetched {fetched} extents ({bytes} bytes){like}"
             ),
             Some((error, _)) => tracing::warn!(
                 %error,
-                "gave up to fetch ahead of the users of \"{name}\" after {fetched} stretches{like}"
+                "warm-up \"{name}\" stopped after {fetched} extents{like}"
             ),
         }
     }
@@ -196,7 +191,7 @@ impl Ahead {
         }
     }
 
-    /// Takes the next stretches that are not at hand: a window of them.
+    /// Takes the next extents that are not cached: a window of them.
     fn next_window(&mut self, store: &dyn Store) -> Vec<Piece> {
         let mut window = Vec::new();
         let mut bytes = 0;
@@ -212,14 +207,14 @@ impl Ahead {
         window
     }
 
-    /// Tells `store` of `window`, and of what comes behind it.
+    /// Announces `window`, and what comes behind it, to `store`.
     fn announce(&self, window: &[Piece], store: &dyn Store) {
         let mut bytes = 0;
         let next = self.pieces.iter().take(MOST_PIECES).take_while(|piece| {
             bytes += piece.length;
             bytes <= self.window
         });
-        // Of a large file the store would fetch the beginning.
+        // For a large file the store would fetch the beginning.
         let whole = window.iter().chain(next).filter(|piece| piece.offset == 0);
         let blobs: Vec<_> = whole.map(|piece| (piece.digest, piece.size)).collect();
         store.will_need(&blobs);
@@ -227,14 +222,14 @@ impl Ahead {
 }
 
 impl Piece {
-    /// The stretch that it is, as touches are noted.
+    /// The key by which accesses to it are noted.
     fn key(&self) -> u64 {
-        // Profiles have stretches whose numbers are that small.
+        // The extent numbers in a profile are that small.
         key(piece(&self.digest), (self.offset / STRETCH) as u32)
     }
 
-    /// Whether something of it has to be waited for. What cannot be had at all is somebody else's to
-    /// tell.
+    /// Whether some of it has to be waited for. An extent that cannot be fetched at all is left to
+    /// its readers, which get the error.
     fn is_wanting(&self, store: &dyn Store) -> bool {
         let last = self.offset + self.length - 1;
         [self.offset, last].into_iter().any(|at| {
@@ -245,7 +240,7 @@ impl Piece {
 }
 
 impl CastoreFs {
-    /// Fetches the next window of `ahead`, and gives it back if there is more to do.
+    /// Fetches the next window of `ahead`, and returns it if there is more to do.
     pub(super) async fn go_ahead(&self, learner: &Learner, mut ahead: Ahead) -> Option<Ahead> {
         let store = self.store.as_ref();
         ahead.failed = None;
@@ -266,12 +261,12 @@ impl CastoreFs {
         let mut reads = stream::iter(reads).buffer_unordered(READS);
         while let Some(read) = reads.next().await {
             match read {
-                // It is not there; whoever reads it is told.
+                // It does not exist; its reader gets the error.
                 Ok((_, 0)) => {}
                 Ok((piece, length)) => {
                     ahead.fetched += 1;
                     ahead.bytes += length;
-                    // Who has touched it by now did not find it there.
+                    // An access so far was a miss.
                     self.take_notes(learner);
                     learner.fetched(piece.key(), length);
                     ahead.left = ahead.left.saturating_sub(length);
@@ -281,7 +276,7 @@ impl CastoreFs {
         }
         drop(reads);
         if ahead.failed.is_some() {
-            // What has come of it is at hand.
+            // The fetched bytes are cached.
             for piece in window.into_iter().rev() {
                 ahead.pieces.push_front(piece);
             }
@@ -295,7 +290,7 @@ impl CastoreFs {
     }
 }
 
-/// Bytes of the window after one of `size`, while so many requests wait.
+/// Bytes of the window after one of `size`, while `waiting` requests wait.
 fn next_window_size(size: u64, waiting: usize) -> u64 {
     match waiting {
         0 => (size * 2).min(MAX_WINDOW),
@@ -310,8 +305,8 @@ struct Step {
     skip: usize,
 }
 
-/// The files at `paths` below `node`: digest and size of each that is there, a level of directories at a
-/// time.
+/// The files at `paths` below `node`: digest and size of each that exists, a level of directories
+/// at a time.
 async fn look_up(
     store: &dyn Store,
     node: &Node,
@@ -380,7 +375,7 @@ async fn look_up(
     Ok(found)
 }
 
-/// The Directory `digest`, if it can be had; an error if the store does not answer.
+/// The Directory `digest`, if the store has it; an error if the store does not answer.
 async fn directory(store: &dyn Store, digest: &Digest) -> Result<Option<Directory>, Error> {
     let found = match store.directory_now(digest) {
         Ok(Answer::Found(directory)) => return Ok(Some(directory)),
@@ -401,7 +396,7 @@ mod tests {
     use crate::store::MemoryStore;
 
     #[test]
-    fn windows_are_small_while_somebody_waits() {
+    fn windows_are_small_while_requests_wait() {
         let mut size = FIRST_WINDOW;
         for _ in 0..10 {
             size = next_window_size(size, 0);

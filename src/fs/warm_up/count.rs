@@ -1,51 +1,51 @@
-//! How learning and fetching ahead fare, in numbers.
+//! Counters of recording and prefetching.
 //!
-//! They are counted by the thread that learns, and by nobody who answers a request. What makes file
-//! systems with the same options one after the other, or side by side (a virtiofs device: one for each
-//! session of a guest), has one count of them all: it is [`WarmUp`](super::WarmUp)'s.
+//! The warm-up thread counts, and requests do not. File systems with the same options share one
+//! count, whether they exist one after the other or side by side (a virtiofs device has one for
+//! each session of a guest): it is [`WarmUp`](super::WarmUp)'s.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-/// How learning and fetching ahead fare.
+/// The counters at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WarmUpCount {
-    /// Roots whose users are being watched.
+    /// Roots that are being recorded.
     pub learning: u64,
     /// Profiles that are being fetched.
     pub fetching: u64,
-    /// Roots whose users were watched, for which there was a profile of their own.
+    /// Recorded roots that had a profile of their own.
     pub own: u64,
-    /// Those for which there was one of a similar root.
+    /// Recorded roots that had a profile of a similar root.
     pub similar: u64,
-    /// Those for which there was none, or none that can be read.
+    /// Recorded roots that had no profile, or an unreadable one.
     pub none: u64,
-    /// Stretches of files, of up to 1 MiB, that were learned.
+    /// Extents of files, of up to 1 MiB, that were recorded.
     pub learned: u64,
     /// How often a profile was written.
     pub saves: u64,
-    /// Profiles that were fetched as far as was to be, or given up.
+    /// Prefetches that ended, complete or given up.
     pub fetches: u64,
-    /// How long that took, all together, in microseconds.
+    /// Their total time, in microseconds.
     pub fetch_micros: u64,
-    /// Stretches that were fetched ahead.
+    /// Extents that were prefetched.
     pub stretches: u64,
-    /// Their bytes.
+    /// The bytes of the prefetched extents.
     pub bytes: u64,
-    /// Those of them that were touched once they were there.
+    /// Prefetched extents that were read after their arrival.
     pub hits: u64,
     /// Profiles that could not be read.
     pub failed_finds: u64,
-    /// Profiles that were given up because the store did not answer.
+    /// Prefetches that were given up because the store did not answer.
     pub failed_fetches: u64,
     /// Profiles that could not be written.
     pub failed_saves: u64,
 }
 
-/// The same, while it is being counted.
+/// The live counters.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     learning: AtomicU64,
@@ -102,7 +102,7 @@ impl Counter {
     }
 }
 
-/// What one file system has in the numbers that go up and down, until it is dropped.
+/// The contribution of one file system to the gauges, until it is dropped.
 pub(super) struct Share {
     all: Arc<Counters>,
     learning: AtomicU64,
@@ -127,10 +127,10 @@ impl Share {
     }
 }
 
-/// Has `all` count `now` in the place of what it counts of `share`.
+/// Replaces the contribution `share` in `all` by `now`.
 fn put(share: &AtomicU64, all: &AtomicU64, now: u64) {
     let before = share.swap(now, Ordering::Relaxed);
-    // The sum wraps, and comes back: less is a very large number more.
+    // The sum wraps: a decrease is a very large increment.
     all.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
 }
 
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_goes_takes_its_share_along_and_leaves_what_was_counted() {
+    fn a_dropped_file_system_leaves_the_counters_and_lowers_the_gauges() {
         let all = Arc::new(Counters::default());
         let (one, other) = (Share::new(all.clone()), Share::new(all.clone()));
         one.set_learning(3);

@@ -1,9 +1,9 @@
-//! Which stretches of which files were touched for the first time.
+//! First accesses: which extents of which files were read for the first time.
 //!
-//! Requests come here. A table of bits, of fixed size, tells what was touched before; two things that
-//! share a bit are taken for one, so that of very many a few are missed. What is new goes into a list
-//! that was made as large as it gets: who notes something waits for nobody, but for another who does,
-//! and allocates nothing.
+//! Requests call this. A bitmap of fixed size knows the earlier accesses; two extents that share a
+//! bit count as one, so that of very many a few are missed. A first access goes into a list of
+//! fixed capacity: a request that notes one allocates nothing, and waits only for another that
+//! notes one.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,58 +15,58 @@ use crate::castore::Digest;
 use crate::fs::NodeId;
 use crate::profile::STRETCH;
 
-/// Words of bits: 256 KiB of memory. Of the 60,000th thing that is touched, a chance of 3 % to be
-/// missed.
+/// Words of bits: 256 KiB of memory. The 60,000th extent has a chance of 3 % to be missed.
 const WORDS: usize = 1 << 15;
-/// Touches that wait to be looked at, at most: as many as come in a tenth of a second.
+/// Accesses that wait to be processed, at most: as many as come in a tenth of a second.
 const MOST_NOTES: usize = 8 << 10;
-/// Touches of a mount, at most: beyond that the table is too full to tell.
+/// First accesses of a mount, at most: beyond that the bitmap is too full.
 pub(super) const MOST_NEWS: usize = 256 << 10;
-/// In place of a stretch: a root node was looked up.
+/// In place of an extent number: a root was looked up.
 const LOOKED_UP: u32 = u32::MAX;
 
-/// A first touch.
+/// A first access.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Note {
     pub(super) id: NodeId,
-    /// Of the file's digest: tells whether the id still means that file.
+    /// Part of the file's digest: shows whether the id still means that file.
     pub(super) piece: u64,
     stretch: u32,
 }
 
 impl Note {
-    /// What of the file was touched; nothing if a root node was looked up.
+    /// The extent that was read; nothing if a root was looked up.
     pub(super) fn stretch(&self) -> Option<u32> {
         (self.stretch != LOOKED_UP).then_some(self.stretch)
     }
 }
 
-/// A list for as many touches as can wait.
+/// A list with room for as many accesses as can wait.
 pub(super) fn list() -> Vec<Note> {
     Vec::with_capacity(MOST_NOTES)
 }
 
-/// A piece of `digest`, which is random enough to tell it from others.
+/// Part of `digest`, which is random enough to tell it from others.
 pub(super) fn piece(digest: &Digest) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// The stretch `stretch` of the file of `piece`, told from others as `piece` is.
+/// The extent `stretch` of the file of `piece`, in the same quality.
 pub(super) fn key(piece: u64, stretch: u32) -> u64 {
     // Fibonacci hashing: the product's upper bits depend on every bit of what is multiplied.
     (piece ^ u64::from(stretch).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// What was touched.
+/// The accesses of a mount.
 pub(super) struct Touched {
     open: AtomicBool,
     seen: Box<[AtomicU64]>,
     news: AtomicUsize,
     notes: Mutex<Vec<Note>>,
-    /// Somebody noted something where nothing was.
+    /// Notified when the list is no longer empty.
     noted: Notify,
-    /// Somebody looked up a root node for the first time, or there is no time to wait for more.
+    /// Notified when a root is looked up for the first time, or when waiting for more accesses must
+    /// end.
     stirred: Notify,
 }
 
@@ -84,7 +84,7 @@ impl Default for Touched {
 }
 
 impl Touched {
-    /// Notes that bytes of a file are wanted.
+    /// Notes a request for bytes of a file.
     pub(super) fn note(&self, id: NodeId, digest: &Digest, offset: u64, length: u64) {
         if length == 0 || !self.open.load(Ordering::Relaxed) {
             return;
@@ -102,7 +102,7 @@ impl Touched {
         }
     }
 
-    /// Notes that the root node at `index` was looked up.
+    /// Notes that the root at `index` was looked up.
     pub(super) fn note_root(&self, index: u32) {
         if self.open.load(Ordering::Relaxed) && self.is_news(u64::from(index), LOOKED_UP) {
             self.push(Note {
@@ -114,7 +114,7 @@ impl Touched {
         }
     }
 
-    /// Ends the waiting for more.
+    /// Ends the wait for more.
     pub(super) fn stir(&self) {
         self.stirred.notify_one();
     }
@@ -137,16 +137,16 @@ impl Touched {
         notes.len() == 1
     }
 
-    /// Puts what was noted in the place of what is in `notes`, which is an empty [`list`].
+    /// Swaps the noted accesses with `notes`, which is an empty [`list`].
     pub(super) fn take(&self, notes: &mut Vec<Note>) {
         std::mem::swap(&mut *self.notes.lock(), notes);
     }
 
-    /// Waits until something was noted, `patience` at most, and then `pause` for more; not so long if
-    /// a root node is looked up, or somebody [stirs](Self::stir).
+    /// Waits up to `patience` for an access, and then `pause` for more; the pause ends when a root
+    /// is looked up, or by [`stir`](Self::stir).
     pub(super) async fn stirred(&self, patience: Duration, pause: Duration) {
         let rest = async {
-            // Whether it was this or the time: there is a look at the list.
+            // Either way the caller reads the list.
             let _ = tokio::time::timeout(patience, self.noted.notified()).await;
             tokio::time::sleep(pause).await;
         };
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stretch_is_noted_when_it_is_touched_first() {
+    fn an_extent_is_noted_at_its_first_access() {
         let touched = Touched::default();
         let (one, other) = (Digest::of(b"one"), Digest::of(b"other"));
         let (a, b) = (NodeId::from(10), NodeId::from(11));
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(taken(&touched), expected);
         touched.note(a, &one, 0, 2 * STRETCH);
         assert_eq!(taken(&touched), [(10, Some(1))]);
-        // No stretch is where no file reaches.
+        // No file is long enough for this extent.
         touched.note(a, &one, u64::MAX - 10, 11);
         touched.note(a, &one, u64::MAX, 5);
         assert_eq!(taken(&touched), []);

@@ -1,4 +1,4 @@
-//! What passes between the walk and the readers: batches of files, one way; digests, the other.
+//! The queues between the walk and the readers: batches of files one way, digests the other.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,10 +11,9 @@ use crate::import::assembly::{File, FileId, Files};
 
 /// Files that are read together, in the order of the walk.
 ///
-/// A batch ends after so many files that handing it over costs nothing, and after so few
-/// directories that all of those which are open at once are no more than half of the files that the
-/// process may have open: each reader has a batch in hand and large files of another set aside, and 4
-/// batches wait.
+/// A batch ends after enough files that its overhead is negligible, and after so few directories
+/// that all those that are open at once are at most half of the files that the process may have
+/// open: each reader has a batch in hand and large files of another set aside, and 4 batches wait.
 #[derive(Debug)]
 pub(super) struct Batch {
     /// Batches are put into the store in the order of their numbers.
@@ -66,7 +65,7 @@ impl Batch {
     }
 }
 
-/// What a reader is to do next.
+/// The next task of a reader.
 #[derive(Debug)]
 pub(super) enum Work {
     /// Read these, in order.
@@ -75,19 +74,19 @@ pub(super) enum Work {
     Large(Job),
 }
 
-/// The walk failed or a reader did; whoever learns of it ends quietly.
+/// The walk or a reader failed; a thread that finds out ends quietly.
 #[derive(Debug)]
 pub(super) struct Abandoned;
 
-/// Hands out batches and large files, and whose turn it is to put.
+/// Distributes batches and large files, and the turns to put.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// There may be work.
+    /// Notified when there may be work.
     work: Condvar,
-    /// It may be another's turn.
+    /// Notified when it may be another reader's turn.
     turns: Condvar,
-    /// There is room for a batch.
+    /// Notified when there is room for a batch.
     room: Condvar,
 }
 
@@ -102,13 +101,13 @@ struct State {
     /// The number of the batch whose turn it is.
     turn: u64,
     abandoned: bool,
-    /// The first thing that failed.
+    /// The first failure.
     error: Option<Error>,
     files: Files,
 }
 
 impl Queue {
-    /// Gives a batch to the readers, once there is room.
+    /// Passes a batch to the readers, once there is room.
     pub(super) fn push(&self, batch: Batch) -> Result<(), Abandoned> {
         let mut state = self.state.lock();
         while state.batches.len() >= MAX_WAITING && !state.abandoned {
@@ -128,14 +127,14 @@ impl Queue {
         self.work.notify_all();
     }
 
-    /// Everybody stops.
+    /// All threads end.
     pub(super) fn abandon(&self) {
         let mut state = self.state.lock();
         state.abandoned = true;
         self.notify_all(state);
     }
 
-    /// Everybody stops, for this reason unless there was one before.
+    /// All threads end, for this reason unless there was one before.
     pub(super) fn fail(&self, error: Error) {
         let mut state = self.state.lock();
         state.abandoned = true;
@@ -208,7 +207,7 @@ impl Queue {
         }
     }
 
-    /// All that was read, once the readers have ended; or what failed.
+    /// All files, once the readers have ended; or the first failure.
     pub(super) fn into_files(self) -> Result<Files, Error> {
         let state = self.state.into_inner();
         match state.error {
@@ -225,7 +224,8 @@ impl Queue {
     }
 }
 
-/// Lets the others end when a thread panics, so that the panic gets out and nobody waits for ever.
+/// Ends the other threads when one panics, so that the panic propagates and no thread waits for
+/// ever.
 pub(super) struct AbandonOnPanic<'a>(pub(super) &'a Queue);
 
 impl Drop for AbandonOnPanic<'_> {

@@ -19,10 +19,10 @@ const BUFFER: usize = PUT + SMALL as usize + 1;
 /// Bytes of a large file read, or of a hole hashed, at once.
 const STEP: usize = 1 << 20;
 static ZEROS: [u8; STEP] = [0; STEP];
-/// The most bytes of a file that does not say how many it has.
+/// The most bytes of a file that does not state its length.
 const MAX_SIZELESS: u64 = 1 << 30;
 
-/// Does what the queue has, until there is no more.
+/// Works until the queue is empty and closed.
 pub(super) fn serve(queue: &Queue, ingest: &dyn Ingest, progress: &Progress) {
     let _guard = AbandonOnPanic(queue);
     let mut reader = Reader {
@@ -120,7 +120,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Reads a file into the buffer; gives it back if it is large.
+    /// Reads a file into the buffer; returns it if it is large.
     fn small(&mut self, job: Job) -> Result<Option<Job>, Error> {
         let (fd, stat) = open_file(&job)?;
         let mut size = stat.st_size as u64;
@@ -128,8 +128,8 @@ impl Reader<'_> {
             return Ok(Some(job));
         }
         let start = self.used;
-        // One byte more than the file has: to read less than asked for is to have read all. A file that
-        // has no blocks may have another size than it says, and is read until there is no more.
+        // One byte more than the file has: a short read means that all was read. A file without
+        // blocks may have another size than it states, and is read until its end.
         let virtual_file = has_no_blocks(&stat);
         let room = if virtual_file { SMALL } else { size };
         let space = &mut self.buffer[start..=start + room as usize];
@@ -172,7 +172,7 @@ impl Reader<'_> {
         Ok(None)
     }
 
-    /// Streams a file that does not say how long it is into the store, to its end.
+    /// Streams a file that does not state its length into the store, to its end.
     fn sizeless(&mut self, job: &Job) -> Result<(), Error> {
         let (fd, stat) = open_file(job)?;
         let mut writer = self.ingest.blob_writer()?;
@@ -212,7 +212,7 @@ impl Reader<'_> {
             return self.sizeless(job);
         }
         let (fd, before) = open_file(job)?;
-        // /proc/kcore: all that could ever be addressed.
+        // For example /proc/kcore, which has the length of the address space.
         if has_no_blocks(&before) && before.st_size as u64 > MAX_SIZELESS && is_proc(job, &fd)? {
             return Err(Error::Endless { path: job.path() });
         }
@@ -298,8 +298,8 @@ pub(super) fn open_file(job: &Job) -> Result<(OwnedFd, Stat), Error> {
     }
 }
 
-/// Whether a file takes no room on any disk: it is empty, or made up as it is read (`/proc`, `/sys`),
-/// and then its size may be 0 or a page, whatever it has.
+/// Whether a file takes no room on any disk: it is empty, or its contents are generated when it is
+/// read (`/proc`, `/sys`), and then its stated size may be 0 or a page, whatever its length.
 fn has_no_blocks(stat: &Stat) -> bool {
     stat.st_blocks == 0
 }
@@ -324,8 +324,8 @@ fn is_unchanged(job: &Job, fd: &OwnedFd, before: &Stat) -> Result<bool, Error> {
     Ok(written(before) == written(&after))
 }
 
-/// Files are opened so that a read does not wait: one that would have to gives what happens, and has
-/// no end.
+/// Files are opened without blocking: a read that would have to wait is from a file whose contents
+/// are events, without an end.
 fn cannot_read(job: &Job, error: Errno) -> Error {
     match error {
         Errno::AGAIN => Error::Endless { path: job.path() },
@@ -333,18 +333,18 @@ fn cannot_read(job: &Job, error: Errno) -> Error {
     }
 }
 
-/// Whether the owner can execute the file: what Nix, too, goes by.
+/// Whether the owner can execute the file, which is also Nix's criterion.
 fn is_executable(stat: &Stat) -> bool {
     stat.st_mode & 0o100 != 0
 }
 
-/// The first part of a file, from `offset` on, that is no hole. Empty, at the end, if all of the rest
-/// is one.
+/// The first part of a file, from `offset` on, that is no hole. Empty, at the end, if the whole
+/// rest is one.
 fn next_data(fd: &OwnedFd, offset: u64, size: u64) -> Result<std::ops::Range<u64>, Errno> {
     let start = match rustix::fs::seek(fd, SeekFrom::Data(offset)) {
         Ok(start) => start.clamp(offset, size),
         Err(Errno::NXIO) => return Ok(size..size),
-        // A file system that does not know of holes.
+        // A file system without support for holes.
         Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(offset..size),
         Err(error) => return Err(error),
     };

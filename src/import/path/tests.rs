@@ -95,8 +95,8 @@ impl Ingest for Watched {
     }
 }
 
-/// The readers take turns: whatever each has to read, blobs come in the order of the walk. Sizes are
-/// such that a batch fills its buffer several times, and large files lie between.
+/// The readers take turns: however long each has to read, blobs are put in the order of the walk.
+/// Sizes are such that a batch fills its buffer several times, and large files lie between.
 #[test]
 fn blobs_are_put_in_the_order_of_the_walk() {
     let folder = tempfile::tempdir().unwrap();
@@ -143,8 +143,8 @@ fn a_file_that_grows_or_shrinks_while_it_is_read_is_an_error() {
     }
 }
 
-/// Files of `/proc` say that they are empty, and those of `/sys` that they have a page, and all have
-/// another size: read as they say, they would be lost.
+/// Files of `/proc` state a size of 0, and those of `/sys` a page, and all have another length:
+/// read by their stated size, they would be lost.
 #[test]
 fn files_without_a_size_are_read_to_their_end() {
     let fresh = Fresh::new();
@@ -184,13 +184,13 @@ fn a_file_without_an_end_is_refused_as_such() {
     for path in ["/proc/kmsg", "/proc/kcore"] {
         let path = Path::new(path);
         if !rustix::process::geteuid().is_root() {
-            crate::skip::skip("only root may open /proc/kmsg and /proc/kcore");
+            crate::skip::skip("only the superuser can open /proc/kmsg and /proc/kcore");
             return;
         }
         if fs::metadata(path).is_err() {
             continue;
         }
-        // What the log has already can be read without waiting: only its end cannot.
+        // Existing log entries can be read without waiting: only the end cannot.
         let error = Fresh::new().import(Source::Path(path)).unwrap_err();
         assert!(matches!(&error, Error::Endless { .. }), "{error}");
     }
@@ -311,7 +311,7 @@ fn holes_are_zeros() {
 }
 
 #[test]
-fn what_cannot_be_read_is_named() {
+fn a_path_that_does_not_exist_is_named() {
     let missing = Path::new("/nonexistent/tree");
     let error = Fresh::new().import(Source::Path(missing)).unwrap_err();
     assert_eq!(
@@ -321,7 +321,7 @@ fn what_cannot_be_read_is_named() {
 }
 
 #[test]
-fn what_may_not_be_read_is_named() {
+fn a_file_without_permission_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");
     fs::write(&path, "x").unwrap();
@@ -329,11 +329,13 @@ fn what_may_not_be_read_is_named() {
     may(folder.path(), 0o755).unwrap();
     may(&path, 0o000).unwrap();
     let error = std::thread::scope(|scope| {
-        // Root may read everything, so become nobody: in this thread, and those that it starts.
+        // The superuser may read everything, so become another user: in this thread, and those that
+        // it starts.
         let import = || {
             if rustix::process::geteuid().is_root() {
-                let nobody = rustix::process::Uid::from_raw(65534);
-                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+                let unprivileged = rustix::process::Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(unprivileged, unprivileged, unprivileged)
+                    .unwrap();
             }
             Fresh::new()
                 .import(Source::Path(folder.path()))

@@ -65,7 +65,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Walks everything at `path`; gives the tree's root.
+    /// Walks everything at `path`; returns the tree's root.
     pub(super) fn root(&mut self, path: &Path) -> Result<Slot, Error> {
         let stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| Error::io("find", path.to_owned(), error))?;
@@ -75,7 +75,7 @@ impl<'a> Walk<'a> {
                 .map_err(|error| failed("open", path.to_owned(), error))?;
             return self.tree(fd, path).map(Slot::Directory);
         }
-        // A file is read as an entry of its directory, as all others are.
+        // A file is read as an entry of its directory, like all others.
         let (Some(name), parent) = (path.file_name(), path.parent().unwrap_or(Path::new("")))
         else {
             return Err(Error::Changed {
@@ -105,7 +105,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Hands out the last batch; gives the tree.
+    /// Hands out the last batch; returns the tree.
     pub(super) fn finish(mut self) -> Result<Assembly, Error> {
         self.hand_out()?;
         Ok(self.assembly)
@@ -221,7 +221,7 @@ impl<'a> Walk<'a> {
     fn symlink(&mut self, folder: &Folder, name: &CString) -> Result<Slot, Error> {
         let path = || folder.path_of(name);
         let target = rustix::fs::readlinkat(&folder.fd, name, Vec::new()).map_err(|error| {
-            // What is no symlink any more.
+            // It is no longer a symlink.
             match error {
                 rustix::io::Errno::INVAL => Error::Changed { path: path() },
                 _ => failed("read the symlink", path(), error),
@@ -238,7 +238,7 @@ impl<'a> Walk<'a> {
     fn hand_out(&mut self) -> Result<(), Error> {
         let next = self.batch.next();
         let batch = std::mem::replace(&mut self.batch, next);
-        // Whoever abandoned the import says why.
+        // The thread that abandoned the import has the reason.
         self.queue.push(batch).map_err(|Abandoned| Error::Cancelled)
     }
 }

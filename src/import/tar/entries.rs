@@ -378,7 +378,7 @@ impl<R: Read> Entries<R> {
         Ok(())
     }
 
-    /// Reads on after the end marker, so that whoever writes to us does not see a closed pipe.
+    /// Reads the rest after the end marker, so that the writing program does not get a closed pipe.
     fn end(&mut self) -> Result<(), Error> {
         let mut buffer = [0; 8 << 10];
         loop {

@@ -1,11 +1,11 @@
 //! The records of a PAX header: `<length> <key>=<value>\n`, where the length counts the whole record.
 //!
 //! They are cut by their lengths and not at line ends: a value may hold any byte, and a name with a
-//! line feed in it must come out whole.
+//! line feed in it must survive.
 
 use super::sparse::Segment;
 
-/// The records that say what an entry is; those that do not matter here are left out.
+/// The records that describe an entry; the others are ignored.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Records {
     pub(super) path: Option<Vec<u8>>,
@@ -30,7 +30,7 @@ pub(super) struct Sparse {
 }
 
 impl Records {
-    /// Adds the records of a header; a record with an empty value takes back an earlier one.
+    /// Adds the records of a header; a record with an empty value cancels an earlier one.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
         while !bytes.is_empty() {
             let (key, value, rest) = record(bytes).ok_or("a malformed PAX record")?;

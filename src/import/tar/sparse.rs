@@ -1,4 +1,4 @@
-//! Sparse files: a map says where the data in the archive belong, the rest is zeros.
+//! Sparse files: a map states where the data in the archive belong; the rest is zeros.
 
 /// A part of a file that has data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub(super) struct Map {
     size: u64,
 }
 
-/// A stretch of a file.
+/// A part of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stretch {
     Data(u64),

@@ -1,9 +1,9 @@
-//! A request as the guest lays it out: a chain of descriptors, first what we may read, then where
-//! we may write.
+//! A request in the guest's memory: a chain of descriptors, first those that the device reads, then
+//! those that it writes.
 //!
-//! Everything here was written by the guest and can be rewritten by it at any moment, so each word
-//! is read once, and the request is copied out before anybody looks at it. Addresses are the
-//! guest's; the crate's memory accessors check them against the memory that there is.
+//! All of it was written by the guest and can be rewritten by it at any moment, so each word is
+//! read once, and the request is copied out before it is parsed. Addresses are the guest's; the
+//! crate's memory accessors check them against the existing memory.
 
 use std::sync::Arc;
 
@@ -25,14 +25,14 @@ pub const HEADER_BYTES: usize = 40;
 /// A chain that is no request.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
-    /// A descriptor refers to one that cannot be had: beyond the table, outside of memory, or an
-    /// indirect table inside another.
+    /// A descriptor refers to an invalid one: beyond the table, outside of memory, or an indirect
+    /// table inside another.
     #[error("its chain of descriptors breaks off")]
     Broken,
     /// More descriptors than [`MOST_DESCRIPTORS`].
     #[error("its chain has more than {MOST_DESCRIPTORS} descriptors")]
     TooManyDescriptors,
-    /// The protocol wants what is read before what is written.
+    /// The protocol requires readable descriptors before writable ones.
     #[error("it has a readable descriptor after a writable one")]
     OutOfOrder,
     /// Less than a header.
@@ -46,11 +46,11 @@ pub enum Malformed {
     OutsideMemory,
 }
 
-/// What a chain says beside the request itself.
+/// The parts of a chain beside the request itself.
 pub struct Chain {
     /// Where the reply goes.
     pub room: Room,
-    /// The request's own number, which the reply repeats.
+    /// The request's number, which the reply repeats.
     pub unique: u64,
 }
 
@@ -92,7 +92,7 @@ impl Chain {
                 .read_slice(&mut request[start..], descriptor.addr())
                 .map_err(|_| Malformed::OutsideMemory)?;
         }
-        // The crate ends a chain that it cannot follow as if it ended there.
+        // The crate treats a chain that it cannot follow as if it ended there.
         if more {
             return Err(Malformed::Broken);
         }
@@ -109,14 +109,14 @@ impl Chain {
 }
 
 impl Room {
-    /// Bytes that there is room for.
+    /// Bytes of room.
     pub fn len(&self) -> usize {
         // At most 1024 times 2^32.
         self.places.iter().map(|(_, length)| *length as usize).sum()
     }
 
-    /// Copies `reply` to the guest; gives how many bytes were written, or nothing if one of the
-    /// places is outside of memory or they do not suffice.
+    /// Copies `reply` to the guest; returns how many bytes were written, or nothing if a descriptor
+    /// is outside of memory or the room does not suffice.
     pub fn write(&self, reply: &[u8]) -> Option<u32> {
         let mut rest = reply;
         for (address, length) in &self.places {

@@ -1,10 +1,10 @@
-//! The connection of a front end, from its first message, or from where a predecessor was, to its
-//! end.
+//! The connection of a front end, from its first message, or from the point at which it was taken
+//! over, to its end.
 //!
-//! The crate that takes messages apart reads them from a socket and knows no other way to be told.
-//! So it gets one end of a socket pair, and what the front end sends is put into the other, one
-//! message at a time: written down, fed, handled, its answer passed on, counted. For a successor
-//! the same is done with all that was written down, and the answers go nowhere.
+//! The crate parses messages only from a socket. So it gets one end of a socket pair, and the front
+//! end's messages are put into the other end, one at a time: recorded, passed in, handled, the
+//! answer sent on, counted. A take-over replays all recorded messages in the same way and discards
+//! the answers.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,16 +22,16 @@ use super::record::{Left, Record};
 /// Bytes of an answer that are passed on at once.
 const ANSWER_BYTES: usize = 8 << 10;
 
-/// Why a front end was cut off.
+/// Why the connection of a front end was closed.
 #[derive(Debug, Error)]
 pub enum CutOff {
     /// The connection failed.
     #[error("the connection: {0}")]
     Connection(#[from] io::Error),
-    /// A message is longer than any can be.
-    #[error("a message says that it is longer than any can be")]
+    /// A message states a length beyond the limit.
+    #[error("a message is longer than the protocol allows")]
     TooLong,
-    /// It breaks the protocol.
+    /// A message breaks the protocol.
     #[error("a message: {0}")]
     Protocol(ProtocolError),
 }
@@ -46,7 +46,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// What `front` says drives `device`, and is written into `record`.
+    /// The front end at `front` drives `device`, and its messages are recorded in `record`.
     pub fn new(front: OwnedFd, device: Device, record: Arc<Record>) -> io::Result<Self> {
         let (feed, fed) = UnixStream::pair()?;
         Ok(Self {
@@ -57,7 +57,8 @@ impl Connection {
         })
     }
 
-    /// Tells the device all that the predecessor was told, and finishes what that had begun.
+    /// Replays to the device all messages that the previous process handled, and finishes what that
+    /// had begun.
     pub fn catch_up(&mut self, left: Left) -> Result<(), CutOff> {
         for message in left.setup.messages() {
             self.handle(message)?;
@@ -65,7 +66,7 @@ impl Connection {
         let Some(pending) = left.pending else {
             return Ok(());
         };
-        // It was written down; was it taken from the connection, too?
+        // It was recorded. It may or may not have been taken from the connection.
         let mut bytes = Vec::new();
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let length = pending.bytes.len();
@@ -77,7 +78,7 @@ impl Connection {
         self.finish(pending)
     }
 
-    /// Does what the front end says until it leaves.
+    /// Handles the front end's messages until it disconnects.
     pub fn serve(mut self) -> Result<(), CutOff> {
         while let Some(message) = self.next()? {
             self.finish(message)?;
@@ -85,7 +86,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The next message, written down.
+    /// The next message, recorded.
     fn next(&mut self) -> Result<Option<Message>, CutOff> {
         let mut bytes = Vec::new();
         let files = message::receive(&self.front, &mut bytes, HEADER_BYTES, RecvFlags::PEEK)?;
@@ -109,7 +110,7 @@ impl Connection {
         Ok(Some(message))
     }
 
-    /// A message that a front end sends piece by piece, which cannot be looked at before it is taken.
+    /// A message that a front end sends piece by piece, which cannot be peeked at as a whole.
     fn next_in_pieces(&mut self) -> Result<Option<Message>, CutOff> {
         let (mut bytes, mut files) = (Vec::new(), Vec::new());
         let mut wanted = HEADER_BYTES;
@@ -138,7 +139,7 @@ impl Connection {
         Ok(Some(message))
     }
 
-    /// Takes `length` bytes from the connection, which were seen already, and their descriptors.
+    /// Takes `length` bytes that were peeked at from the connection, and their descriptors.
     fn take(&self, length: usize) -> io::Result<()> {
         let (mut bytes, mut taken) = (Vec::new(), 0);
         while taken < length {
@@ -157,7 +158,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Handles a message, and passes the answer on.
+    /// Handles a message, and sends the answer.
     fn finish(&mut self, message: Message) -> Result<(), CutOff> {
         let answer = self.handle(&message);
         if let Ok(answer) = &answer
@@ -170,7 +171,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Has the device do what the message says; gives the answer.
+    /// Lets the device handle the message; returns the answer.
     fn handle(&mut self, message: &Message) -> Result<Vec<u8>, CutOff> {
         let files: Vec<_> = message.files.iter().map(AsFd::as_fd).collect();
         message::send(&self.feed, &message.bytes, &files, SendFlags::empty())?;
@@ -182,7 +183,7 @@ impl Connection {
             Err(error) => return Err(error.into()),
         }
         if let Err(error) = handled {
-            // It may be told so, if it asked.
+            // The answer reports the error, if the front end asked for one.
             let _ = message::send(&self.front, &answer, &[], SendFlags::DONTWAIT);
             return Err(CutOff::Protocol(error));
         }

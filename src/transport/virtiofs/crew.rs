@@ -1,11 +1,11 @@
 //! The thread of a queue.
 //!
-//! It sleeps until the guest kicks the queue, and serves what there is in place. A request that has to
-//! wait for a store far away is parked and answered by the async runtime later: it keeps nobody from
-//! being served.
+//! It sleeps until the guest kicks the queue, and serves the queue's requests in place. A request
+//! that has to wait for an upstream is parked and answered by the async runtime later, so that it
+//! delays no other.
 //!
-//! The thread listens on an edge-triggered epoll, and nobody ever reads a kick: there is nothing to learn
-//! from how many there were.
+//! The thread listens on an edge-triggered epoll, and kicks are never read: their number carries no
+//! information.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -18,14 +18,14 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 use super::ring::{Ring, Took};
 use super::session::Guest;
 
-/// How long to wait when there is no listening.
+/// How long to wait when epoll fails.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// What wakes a queue's thread.
+/// The event sources that wake a queue's thread.
 #[derive(Debug)]
 pub struct Crew {
     kicks: OwnedFd,
-    /// Among the kicks, and always to be heard once the connection has ended.
+    /// Registered beside the kicks, and always readable once the connection has ended.
     end: OwnedFd,
     /// The connection has ended.
     dismissed: AtomicBool,
@@ -48,7 +48,7 @@ impl Crew {
     /// The queue is kicked through another descriptor from here on.
     pub fn kick_changes(&self, old: Option<BorrowedFd<'_>>, new: Option<BorrowedFd<'_>>) {
         if let Some(old) = old {
-            // Fails if it was not there, which is as well.
+            // Fails if it was not registered, which is harmless.
             let _ = epoll::delete(&self.kicks, old);
         }
         if let Some(new) = new {
@@ -65,7 +65,7 @@ impl Crew {
         let _ = rustix::io::write(&self.end, &1u64.to_ne_bytes());
     }
 
-    /// Starts the thread of `ring`, whose crew this is.
+    /// Starts the thread of `ring`, which owns this.
     pub fn start_worker(ring: &Ring, guest: &Arc<Guest>) -> io::Result<()> {
         let (ring, guest) = (ring.clone(), guest.clone());
         let work = move || {
@@ -80,7 +80,7 @@ impl Crew {
         thread.spawn(work).map(drop)
     }
 
-    /// Waits for a kick; whether there was one.
+    /// Waits for a kick; returns whether there was one.
     fn listen(&self) -> bool {
         let mut events = Vec::with_capacity(1);
         let room = rustix::buffer::spare_capacity(&mut events);
@@ -99,7 +99,7 @@ impl Crew {
 /// Serves what the queue holds, until it is empty.
 pub fn serve(ring: &Ring, guest: &Arc<Guest>) {
     let Some(mut buffers) = guest.buffers() else {
-        // The guest waits: better than a wrong answer. Its next kick tries again.
+        // The guest waits, which is better than a wrong answer. Its next kick tries again.
         return;
     };
     let _in_span = guest.span().enter();
@@ -120,7 +120,7 @@ pub fn serve(ring: &Ring, guest: &Arc<Guest>) {
                 }
             }
         }
-        // What came before the guest knew that we want to be kicked has no kick.
+        // A request that the guest added before it saw that kicks are wanted again has no kick.
         if !ring.want_kicks(true) {
             break;
         }

@@ -1,7 +1,7 @@
-//! The vhost-user device that one connection of a front end drives: what the front end sets up.
+//! The vhost-user device that one connection of a front end configures.
 //!
-//! The crate takes messages apart and checks their form; this does what they say. A device lives as
-//! long as its connection: the next one gets a new device, with a new guest.
+//! The crate parses messages and checks their form; this carries them out. A device lives as long
+//! as its connection: the next connection gets a new device, with a new guest.
 
 use std::fs::File;
 use std::io;
@@ -30,25 +30,25 @@ use super::session::Guest;
 const QUEUE_SIZE: u16 = 1024;
 /// Bytes of the tag in `struct virtio_fs_config`.
 pub const TAG_BYTES: usize = 36;
-/// Pieces of memory that a front end can share.
+/// Regions of memory that a front end can share.
 const MEMORY_SLOTS: usize = 509;
-/// What front ends that know nothing of enabling queues leave out.
+/// Missing from front ends that do not enable queues.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 /// A virtiofs device.
 pub struct Device {
     guest: Arc<Guest>,
-    /// Told to front ends that ask; others have it from their own command line.
+    /// Returned to front ends that ask; others have it from their own command line.
     tag: Option<Tag>,
     memory: Memory,
-    /// Where the front end has the guest's memory.
+    /// Where the front end has mapped the guest's memory.
     places: Vec<Place>,
     /// The high-priority queue, and the others.
     rings: Vec<Ring>,
     features: u64,
 }
 
-/// Where a piece of the guest's memory lies, as the front end sees it and as the guest does.
+/// Where a region of the guest's memory lies, for the front end and for the guest.
 struct Place {
     front_end: u64,
     guest: u64,
@@ -57,7 +57,7 @@ struct Place {
 
 impl Device {
     /// A device for `guest` with one high-priority queue and `request_queues` others, each with a
-    /// thread of its own; what is taken from them is written into `inflight`.
+    /// thread of its own; what is taken from them is recorded in `inflight`.
     pub fn new(
         guest: Arc<Guest>,
         tag: Option<Tag>,
@@ -105,7 +105,7 @@ impl Device {
         self.rings.get(number as usize).ok_or(Error::InvalidParam)
     }
 
-    /// The guest's address for one of the front end's.
+    /// The guest's address for an address of the front end.
     fn of_guest(&self, address: u64) -> Result<u64> {
         let found = self.places.iter().find_map(|place| {
             let offset = address.checked_sub(place.front_end)?;
@@ -136,7 +136,7 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::ReqHandlerError(io::Error::other(error))
 }
 
-/// What is not offered, and not done.
+/// The error for features that are not offered.
 fn not_offered<T>() -> Result<T> {
     Err(Error::InvalidOperation("not offered"))
 }
@@ -175,7 +175,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             .iter()
             .for_each(|ring| ring.set_event_idx(event_idx));
         if features & PROTOCOL_FEATURES == 0 {
-            // Such a front end has no way to enable them.
+            // Such a front end cannot enable them.
             self.set_enabled(true);
         }
         Ok(())
@@ -184,7 +184,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         let config = match self.tag {
             Some(_) => VhostUserProtocolFeatures::CONFIG,
-            // QEMU warns of a device that has a configuration to offer: it has its own.
+            // QEMU warns about a device that offers a configuration: it has its own.
             None => VhostUserProtocolFeatures::empty(),
         };
         Ok(VhostUserProtocolFeatures::MQ
@@ -195,7 +195,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_protocol_features(&mut self, _: u64) -> Result<()> {
-        // The crate keeps them, and refuses what was not agreed on.
+        // The crate stores the agreed features, and refuses others.
         Ok(())
     }
 
@@ -285,7 +285,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_err(&mut self, queue: u8, _: Option<File>) -> Result<()> {
-        // Nothing that happens here is worth it.
+        // No failure here needs an error.
         self.ring(queue.into()).map(drop)
     }
 
@@ -347,7 +347,7 @@ impl VhostUserBackendReqHandlerMut for Device {
 }
 
 impl Device {
-    /// Requests that are taken from here on are looked for in `memory`.
+    /// Later requests are looked up in `memory`.
     fn exchange(&self, memory: GuestMemoryMmap) {
         let lock = self.memory.lock();
         lock.unwrap_or_else(|poisoned| poisoned.into_inner())

@@ -1,10 +1,10 @@
 //! A socket and the front ends that are connected to it.
 //!
-//! Every connection is a guest of its own, with a node table of its own; nothing is shared but the
-//! store. So a front end that connects again, or another that takes the place of one that was
-//! killed, never meets what the one before left, nor has to wait for it to be cleared away.
+//! Every connection is a guest of its own, with a node table of its own; only the store is shared.
+//! So a front end that reconnects, or replaces one that was killed, never finds state of the one
+//! before, nor has to wait for its removal.
 //!
-//! A guest outlives the process if there is a [`Keeper`]; see `record`.
+//! With a [`Keeper`] a guest outlives the process; see `record`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,20 +33,20 @@ use crate::transport::requests::{Counters, RequestCounts, RequestTimes};
 
 /// Request queues, at most: a bit for each in the protocol, and one is for FORGET.
 pub const MOST_QUEUES: usize = 63;
-/// Front ends that are served at once on one socket. One is the rule; more is what a front end
-/// looks like that reconnects faster than its old connection ends.
+/// Front ends that are served at once on one socket. One is the rule; there are more if a front end
+/// reconnects before its old connection has ended.
 const MOST_CONNECTIONS: usize = 16;
 /// How long to wait before the next connection when the system has no descriptors or threads left.
 const EXHAUSTED: Duration = Duration::from_millis(500);
-/// Processes that may die one after the other before they answered anything to a guest, until it is
-/// taken to be the reason: one guest must not keep all others from being served.
+/// Processes that may die one after the other without having answered a guest, until the guest is
+/// taken to be the cause: one guest must not take the service away from all others.
 const MOST_ATTEMPTS: u64 = 4;
 
 /// The name by which a guest mounts: 1 to 36 bytes, none of them NUL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tag(String);
 
-/// A tag that cannot be one.
+/// An invalid tag.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("a tag has 1 to {TAG_BYTES} bytes, none of them NUL")]
 pub struct TagError;
@@ -60,13 +60,13 @@ impl Tag {
         }
     }
 
-    /// Its bytes.
+    /// The bytes of the tag.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 }
 
-/// What the device is like.
+/// The configuration of the device.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
     /// For front ends that ask the device for it (crosvm does); QEMU and cloud-hypervisor have it
@@ -93,13 +93,13 @@ pub struct Endpoint {
 struct Shared {
     shown: Arc<Shown>,
     device: DeviceOptions,
-    /// Readable when no more connections are to be taken.
+    /// Readable when no more connections are accepted.
     end: OwnedFd,
     keeper: Option<Arc<dyn Keeper>>,
-    /// The guests are a successor's from here on.
+    /// The guests belong to the next process from here on.
     left: AtomicBool,
     guests: Mutex<Vec<Connected>>,
-    /// Told when a connection ends.
+    /// Notified when a connection ends.
     gone: Condvar,
     connections: AtomicU64,
 }
@@ -112,30 +112,30 @@ struct Connected {
     record: Arc<Record>,
 }
 
-/// What goes on at an endpoint.
+/// The state of an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointStatus {
     /// Front ends that connected so far.
     pub connections: u64,
     /// Requests of all of them.
     pub requests: RequestCounts,
-    /// How long those took that were answered.
+    /// The times of the requests that were answered.
     pub times: BTreeMap<&'static str, RequestTimes>,
-    /// Those that are connected.
+    /// The connected guests.
     pub guests: Vec<GuestStatus>,
-    /// How learning and fetching ahead fare, if the device does that.
+    /// The results of warm-up, if the device has that.
     pub warm_up: Option<WarmUpCount>,
 }
 
-/// What one guest does.
+/// The state of a guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestStatus {
-    /// Nodes that it knows.
+    /// Nodes that the guest knows.
     pub nodes: NodeCount,
 }
 
 impl Endpoint {
-    /// Serves `store` to the front ends that connect to `socket`, as `options` say. Requests that
+    /// Serves `store` to the front ends that connect to `socket`, with `options`. Requests that
     /// have to wait do so on `runtime`.
     pub fn serve(
         store: Arc<dyn Store>,
@@ -147,8 +147,8 @@ impl Endpoint {
         Self::serve_on(store, socket, options, device, runtime, None, Vec::new())
     }
 
-    /// As [`serve`](Self::serve), with guests that outlive the process in the hands of `keeper`; and
-    /// first of all with those that a predecessor `left` there.
+    /// As [`serve`](Self::serve), with guests whose state `keeper` holds, so that they outlive the
+    /// process; and first of all with the guests that the previous process `left` there.
     pub fn serve_on(
         store: Arc<dyn Store>,
         socket: Socket,
@@ -183,13 +183,13 @@ impl Endpoint {
             gone: Condvar::new(),
             connections: AtomicU64::new(0),
         });
-        // One after the other, and last those that may be what the process before died of: nobody
-        // else is to be blamed if it happens again.
+        // One after the other, and last those that may have caused the death of the previous
+        // process: if that happens again, no other guest is suspected.
         let mut left = left;
         left.sort_by_key(|left| left.inflight.was_busy());
         for left in left {
             if let Err(error) = shared.clone().go_on(left) {
-                tracing::error!(error, "a guest of the process before cannot be served on");
+                tracing::error!(error, "cannot take over a guest of the previous process");
             }
         }
         let accepting = shared.clone();
@@ -200,14 +200,15 @@ impl Endpoint {
         Ok(Self { shared })
     }
 
-    /// Leaves the guests to a successor; the process has to end soon, or two serve them.
+    /// Hands the guests over to the next process; this process has to end soon, as otherwise both
+    /// serve them.
     pub fn leave(&self) {
         self.remember();
         self.shared.left.store(true, Ordering::Relaxed);
         self.shared.stop_accepting();
     }
 
-    /// Writes what was learned so far, if the device learns ([`Options::warm_up`]).
+    /// Writes what was recorded so far, if the device has warm-up ([`Options::warm_up`]).
     pub fn remember(&self) {
         let guests = self.shared.guests.lock();
         let guests: Vec<_> = guests.iter().map(|one| one.guest.clone()).collect();
@@ -219,8 +220,8 @@ impl Endpoint {
         !self.shared.guests.lock().is_empty()
     }
 
-    /// Ends for good, as the process is about to: what guests wait for, and all that they will ever
-    /// ask until they are started again, gets EIO.
+    /// Ends for good, as the process is about to: the guests' pending and all later requests get
+    /// EIO, until the guests are restarted.
     pub fn break_off(&self) {
         self.shared.stop_accepting();
         self.remember();
@@ -231,7 +232,7 @@ impl Endpoint {
         }
     }
 
-    /// What goes on.
+    /// The current state.
     pub fn status(&self) -> EndpointStatus {
         let guests = self.shared.guests.lock();
         EndpointStatus {
@@ -256,8 +257,8 @@ impl Endpoint {
 }
 
 impl Drop for Endpoint {
-    /// Takes no more connections. Whoever is connected is answered EIO from now on, and leaves when
-    /// it likes.
+    /// Accepts no more connections. Connected guests get EIO from now on, until their front ends
+    /// disconnect.
     fn drop(&mut self) {
         self.shared.stop_accepting();
         if self.shared.left.load(Ordering::Relaxed) {
@@ -286,7 +287,7 @@ impl Shared {
         }
     }
 
-    /// Whether there is another connection to take; not, once the endpoint ends.
+    /// Waits for another connection; returns false once the endpoint ends.
     fn wait_for_connection(&self, socket: &Socket) -> bool {
         loop {
             let mut guests = self.guests.lock();
@@ -326,16 +327,16 @@ impl Shared {
         self.start(number, connection)
     }
 
-    /// Catches up with a predecessor's, and serves it in a thread of its own.
+    /// Takes over a guest of the previous process, and serves it in a thread of its own.
     fn go_on(self: Arc<Self>, mut left: Left) -> Result<(), String> {
         let said = |error: io::Error| error.to_string();
         let Some(keeper) = &self.keeper else {
-            return Err("nobody keeps it".to_owned());
+            return Err("no process keeps its state".to_owned());
         };
         if left.inflight.attempts() >= MOST_ATTEMPTS {
             left.forget(&**keeper);
             return Err(format!(
-                "{MOST_ATTEMPTS} processes in a row have died before they answered it anything"
+                "{MOST_ATTEMPTS} processes in a row died before they answered any of its requests"
             ));
         }
         left.inflight.begins();
@@ -352,7 +353,7 @@ impl Shared {
             return Err(error.to_string());
         }
         inflight.has_caught_up();
-        tracing::info!(number, "a guest of the process before is served on");
+        tracing::info!(number, "took over a guest of the previous process");
         self.start(number, connection)
     }
 
@@ -376,11 +377,13 @@ impl Shared {
         let shared = self.clone();
         let serve = move || {
             match connection.serve() {
-                Ok(()) => tracing::info!(number, "a front end has left"),
+                Ok(()) => tracing::info!(number, "a front end has disconnected"),
                 Err(CutOff::Protocol(ProtocolError::Disconnected)) => {
-                    tracing::info!(number, "a front end has left");
+                    tracing::info!(number, "a front end has disconnected");
                 }
-                Err(error) => tracing::warn!(number, %error, "a front end was cut off"),
+                Err(error) => {
+                    tracing::warn!(number, %error, "the connection of a front end was closed")
+                }
             }
             shared.disconnected(number);
         };
@@ -394,7 +397,7 @@ impl Shared {
             })
     }
 
-    /// Drops whatever the guest still waits for: its front end has gone.
+    /// Drops all pending requests of the guest: its front end has disconnected.
     fn disconnected(&self, number: u64) {
         let mut guests = self.guests.lock();
         let place = guests.iter().position(|other| other.number == number);

@@ -1,9 +1,9 @@
-//! A guest's side of a queue that does as its input says: what `fuzz/fuzz_targets/virtqueue.rs`
-//! drives, and a test of arbitrary inputs.
+//! A guest's side of a queue that is driven by arbitrary input: used by
+//! `fuzz/fuzz_targets/virtqueue.rs` and by a test.
 //!
 //! An input is one of two kinds of hostile guest. The first writes arbitrary bytes into its memory
-//! and says that they are rings; it probes the rings, chains and descriptors. The second knows how
-//! to make a request, and makes arbitrary ones; it probes what is behind.
+//! and declares them to be rings; it tests the rings, chains and descriptors. The second makes
+//! well-formed chains with arbitrary requests; it tests the code behind them.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ const USED: u64 = 0x3000;
 const REQUEST: u64 = 0x1_0000;
 const REPLY: u64 = HIGH.0;
 
-/// What is attacked.
+/// The attacked device.
 pub struct Target {
     shown: Arc<Shown>,
     _runtime: Runtime,
@@ -93,7 +93,7 @@ impl Target {
         })
     }
 
-    /// Does as `input` says; panics if what must hold does not.
+    /// Acts on `input`; panics if an invariant is broken.
     pub fn attack(&self, input: &[u8]) {
         let Some((kind, input)) = input.split_first() else {
             return;
@@ -105,7 +105,7 @@ impl Target {
         } else {
             arbitrary_requests(&guest, *kind, input);
         }
-        // Whatever it did: the next session is sound.
+        // In any case, the next session works.
         let mut driver = Driver::new(&guest, false);
         assert_eq!(driver.errno(&init()), Some(0));
         assert_eq!(driver.errno(&request(1, 1, b"r\0")), Some(0));
@@ -151,7 +151,7 @@ fn arbitrary_requests(guest: &Arc<Guest>, kind: u8, mut input: &[u8]) {
         let (body, rest) = rest.split_at(rest.len().min(usize::from(length)));
         input = rest;
         let node = match node {
-            // Ids that look like ours: small slots, and places in them.
+            // Ids that look valid: small slots, and places in them.
             0..128 => u64::from(node & 7) | u64::from(node >> 3) << 32,
             128..255 => driver.nodes[usize::from(node) % driver.nodes.len()],
             255 => u64::MAX,
@@ -168,7 +168,7 @@ fn ring(guest: &Guest, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> Option<Rin
     Ring::new(memory, ENTRIES, inflight, Crew::new().ok()?).ok()
 }
 
-/// Starts a queue, with a file to kick it by that takes anything.
+/// Starts a queue, with a kick file that accepts any write.
 fn start(ring: &Ring) {
     let kick = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
     ring.set_kick(kick.ok().map(std::fs::File::from));
@@ -179,13 +179,13 @@ fn memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&pieces).expect("little memory")
 }
 
-/// A driver that knows its trade.
+/// A driver that follows the protocol.
 struct Driver<'a> {
     guest: &'a Arc<Guest>,
     ring: Ring,
     memory: GuestMemoryAtomic<GuestMemoryMmap>,
     next: u16,
-    /// Node ids that it was given.
+    /// Node ids that it received.
     nodes: Vec<u64>,
 }
 
@@ -261,7 +261,7 @@ impl<'a> Driver<'a> {
             .expect("inside");
         let says = u32::from_ne_bytes(reply[..4].try_into().expect("four bytes"));
         assert_eq!(says, length, "the reply has another length");
-        assert_eq!(reply[8..16], request[8..16], "somebody else's reply");
+        assert_eq!(reply[8..16], request[8..16], "the reply to another request");
         if let Some(node) = reply.get(16..24) {
             let node = u64::from_ne_bytes(node.try_into().expect("eight bytes"));
             self.nodes.push(node);
@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_of_any_kind_is_survived() {
+    fn no_input_of_a_guest_causes_a_panic() {
         let target = Target::default();
         proptest!(ProptestConfig::with_cases(2000), |(
             kind: u8,

@@ -1,27 +1,26 @@
-//! What was taken from a guest's queues and not given back, where the process's death does not
-//! reach it.
+//! Requests in flight, in memory that outlives the process.
 //!
-//! A ring says how far it was filled and how far it was emptied, but not which of the requests in
-//! between a dead process had taken. So each is written into a memory file (memfd) when it is taken
-//! and struck out when it is given back, and whoever serves the guest next serves those again: they
-//! are reads of what never changes. FORGET alone must not be done twice, lest a node goes that the
-//! guest knows; one that was taken is taken for done, which at worst keeps a node too long.
+//! **Problem.** A ring shows how far it was filled and how far it was emptied, but not which of the
+//! requests in between a dead process had taken.
 //!
-//! **A request that kills.** Nothing is known that does; but a process that dies of a request and
-//! hands it to the next would end nobody knows when. So it is counted who began with it, and after
-//! [`MOST_TRIES`] it gets EIO.
+//! **Mechanism.** Each request is recorded in a memory file (memfd) when it is taken and struck out
+//! when it is returned. The next process serves the recorded ones again: they are reads of
+//! immutable data. Only FORGET must not be repeated, because the process would drop a node that the
+//! guest knows; one that was taken counts as done, which at worst keeps a node too long.
 //!
-//! **Any moment can be the last.** A request is written down before it is served, and struck out
-//! after it is in the used ring; which one is on its way there is said before, together with the
-//! index that the used ring had, so that the guest's memory itself tells whether it got there.
-//! Where the ring stands follows from both: what was given back and what was not is all that was
-//! ever taken.
+//! **A request that crashes the server** would otherwise be retried forever. The record counts the
+//! processes that began to serve it, and after [`MOST_TRIES`] it gets EIO.
+//!
+//! **Invariant: the process may die at any moment.** A request is recorded before it is served, and
+//! struck out after it is in the used ring. The request on its way there is recorded before, with
+//! the used ring's index, so that the guest's memory itself shows whether it arrived. The ring's
+//! position follows from both: the returned requests and the others are all that were ever taken.
 //!
 //! **Layout**, version [`VERSION`]: words of 64 bits in native order. The header has the magic
-//! number, the version, how many messages of the front end were handled, how many processes in a row
-//! died over the guest and never answered it anything, and whether one is catching up with its front
-//! end. Then for each queue: whether it runs, where it begins, what is on its way back, whether it is
-//! being touched, and [`SLOTS`] requests.
+//! number, the version, how many messages of the front end were handled, how many processes in a
+//! row died over the guest without having answered it, and whether one is taking the guest over.
+//! Then for each queue: whether it runs, where it begins, what is on its way back, whether it is
+//! being accessed, and [`SLOTS`] requests.
 
 use std::fs::File;
 use std::io;
@@ -37,10 +36,10 @@ use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 const MAGIC: u64 = u64::from_le_bytes(*b"castore\x02");
 /// The version of the layout. Another one is not read.
 pub const VERSION: u64 = 2;
-/// Requests of a queue that are taken at once, at most: as many as its ring can hold, so that those that
-/// wait for a store far away keep no other from being taken.
+/// Requests of a queue that are in flight at once, at most: as many as its ring can hold, so that
+/// requests that wait for an upstream block no other.
 pub const SLOTS: usize = 1024;
-/// Queues that there is room for.
+/// Queues that have room in the file.
 const QUEUES: usize = 64;
 
 /// Words of the header.
@@ -60,29 +59,29 @@ const BYTES: usize = (QUEUES_AT + QUEUES * QUEUE_WORDS) * size_of::<u64>();
 
 /// In a slot: there is a request.
 const USED: u64 = 1 << 63;
-/// In a slot: it forgets.
+/// In a slot: the request is a FORGET.
 const FORGETS: u64 = 1 << 62;
-/// In a slot: how many processes have begun to serve it.
+/// In a slot: how many processes began to serve it.
 const TRIES_SHIFT: u32 = 60;
-/// So many may die of a request, for all we know, before it is served no more.
+/// So many processes may die of a request before it is no longer served.
 pub const MOST_TRIES: u8 = 3;
 /// Below the order of taking, the number of the request's first descriptor.
 const HEAD_BITS: u32 = 16;
 const ORDER: u64 = (1 << (TRIES_SHIFT - HEAD_BITS)) - 1;
 
-/// Why a predecessor's record cannot be used.
+/// Why the record of the previous process cannot be used.
 #[derive(Debug, Error)]
 pub enum InflightError {
-    /// The system refused.
+    /// A system call failed.
     #[error("the kept record of requests: {0}")]
     System(#[from] io::Error),
-    /// Made by another version of this program.
+    /// Written by another version of this program.
     #[error("the kept record of requests has layout {found}, and this version knows {VERSION}")]
     Version {
-        /// The version that it says.
+        /// The version in the file.
         found: u64,
     },
-    /// It is not what a predecessor leaves.
+    /// The contents are inconsistent.
     #[error("the kept record of requests is damaged: {0}")]
     Damaged(&'static str),
 }
@@ -93,16 +92,16 @@ pub struct Inflight {
     words: MmapRegion,
 }
 
-/// A request that a predecessor had taken.
+/// A request that the previous process had taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Again {
-    /// Where it is written down.
+    /// Its slot in the record.
     pub slot: u16,
     /// Its first descriptor.
     pub head: u16,
-    /// Whether it forgets.
+    /// Whether it is a FORGET.
     pub forgets: bool,
-    /// How many processes have begun to serve it and died.
+    /// How many processes began to serve it and died.
     pub tries: u8,
     order: u64,
 }
@@ -122,11 +121,11 @@ impl Inflight {
         Ok(inflight)
     }
 
-    /// A predecessor's.
+    /// The one of the previous process.
     pub fn open(memory: OwnedFd) -> Result<Self, InflightError> {
         let length = rustix::fs::fstat(&memory).map_err(io::Error::from)?.st_size;
         let seals = rustix::fs::fcntl_get_seals(&memory).map_err(io::Error::from)?;
-        // What can shrink below a mapping can kill us.
+        // A file that can shrink below its mapping can kill this process.
         if !seals.contains(SealFlags::SHRINK) || length != BYTES as i64 {
             return Err(InflightError::Damaged("it is no sealed file of its length"));
         }
@@ -140,8 +139,8 @@ impl Inflight {
         }
     }
 
-    /// An empty one for a guest of whose record nothing can be read. Its queues run, and go on where
-    /// the used ring says: right for all that was served in order.
+    /// An empty one for a guest whose record is unreadable. Its queues run, and continue where the
+    /// used ring is: right for all requests that were served in order.
     pub fn resumed_blindly() -> io::Result<Self> {
         let inflight = Self::create()?;
         for queue in 0..QUEUES {
@@ -158,7 +157,7 @@ impl Inflight {
         })
     }
 
-    /// The memory file, for whoever keeps it.
+    /// The memory file, to be kept by the keeper.
     pub fn memory(&self) -> BorrowedFd<'_> {
         self.memory.as_fd()
     }
@@ -168,22 +167,22 @@ impl Inflight {
         self.load(HANDLED_AT)
     }
 
-    /// One more was, or as many as a new list of them begins with.
+    /// Sets the count: one more, or as many as a new list begins with.
     pub fn set_handled(&self, count: u64) {
         self.store(HANDLED_AT, count);
     }
 
-    /// How many processes in a row have died over this guest and never answered it anything; to be
-    /// asked when one begins to serve it.
+    /// How many processes in a row have died over this guest without having answered it; to be
+    /// called when a process begins to serve it.
     pub fn attempts(&self) -> u64 {
-        // One that rested had no part in the death.
+        // An idle guest did not cause the death.
         if !self.was_busy() {
             self.store(ATTEMPTS_AT, 0);
         }
         self.load(ATTEMPTS_AT)
     }
 
-    /// Whether anything was done for this guest when the process before died.
+    /// Whether the previous process was working for this guest when it died.
     pub fn was_busy(&self) -> bool {
         let queues = (0..QUEUES).map(|queue| QUEUES_AT + queue * QUEUE_WORDS);
         let mut busy = queues.flat_map(|start| {
@@ -193,13 +192,13 @@ impl Inflight {
         self.load(CATCHING_UP_AT) != 0 || busy.any(|word| self.load(word) != 0)
     }
 
-    /// Another one begins to catch up.
+    /// Another process begins to take the guest over.
     pub fn begins(&self) {
         self.store(CATCHING_UP_AT, 1);
         self.store(ATTEMPTS_AT, self.load(ATTEMPTS_AT) + 1);
     }
 
-    /// It has caught up.
+    /// The take-over is complete.
     pub fn has_caught_up(&self) {
         self.store(CATCHING_UP_AT, 0);
     }
@@ -225,8 +224,8 @@ impl Inflight {
         words
             .store(value, word * size_of::<u64>(), Ordering::Release)
             .expect("the word is in the mapping");
-        // A death comes between two instructions: their order is all that counts, and nobody reads
-        // this while we live.
+        // Only the order of the writes counts, for a death between two instructions; there is no
+        // other reader while this process lives.
         compiler_fence(Ordering::SeqCst);
     }
 }
@@ -252,7 +251,7 @@ impl QueueInflight {
         self.load(RUNS_AT) != 0
     }
 
-    /// Notes that it runs from here on, with nothing taken.
+    /// Notes that the queue runs from here on, with nothing taken.
     pub fn starts(&self) {
         self.store(SETTLING_AT, 0);
         self.store(TOUCHED_AT, 0);
@@ -262,13 +261,13 @@ impl QueueInflight {
         self.store(RUNS_AT, 1);
     }
 
-    /// Notes that it rests, and where it is to go on.
+    /// Notes that the queue is stopped, and where it is to continue.
     pub fn stops(&self, base: u16) {
         self.set_base(base);
         self.store(RUNS_AT, 0);
     }
 
-    /// Does something with the guest's memory, which the front end may have taken away.
+    /// Runs `work`, which accesses the guest's memory. The front end may have removed that.
     pub fn touch<T>(&self, work: impl FnOnce() -> T) -> T {
         self.store(TOUCHED_AT, 1);
         let outcome = work();
@@ -281,13 +280,13 @@ impl QueueInflight {
         self.load(BASE_AT) as u16
     }
 
-    /// The front end says where to begin.
+    /// The front end sets where to begin.
     pub fn set_base(&self, base: u16) {
         self.store(BASE_AT, u64::from(base));
     }
 
-    /// Writes a request down, the `order`-th that was taken, which `tries` processes have begun to
-    /// serve, this one among them.
+    /// Records a request, the `order`-th that was taken, which `tries` processes have begun to
+    /// serve, this one included.
     pub fn take(&self, slot: u16, head: u16, forgets: bool, tries: u8, order: u64) {
         let forgets = if forgets { FORGETS } else { 0 };
         let tries = u64::from(tries.min(MOST_TRIES)) << TRIES_SHIFT;
@@ -306,7 +305,7 @@ impl QueueInflight {
         );
     }
 
-    /// It is there: the guest can be served.
+    /// The request is in the used ring: the guest can be served.
     pub fn settled(&self, slot: u16) {
         if self.inflight.load(ATTEMPTS_AT) != 0 {
             self.inflight.store(ATTEMPTS_AT, 0);
@@ -315,12 +314,13 @@ impl QueueInflight {
         self.store(SETTLING_AT, 0);
     }
 
-    /// What was taken and not given back, oldest first, now that the used ring's index is `used`.
+    /// The requests that were taken and not returned, oldest first; the used ring's index is
+    /// `used`.
     pub fn recover(&self, used: u16) -> Vec<Again> {
         let settling = self.load(SETTLING_AT);
         if settling & USED != 0 {
             let slot = (settling >> HEAD_BITS) as u16;
-            // The guest saw it; only the strike is missing.
+            // The guest got the reply; only striking it out is missing.
             if used != settling as u16 && usize::from(slot) < SLOTS {
                 self.store(SLOTS_AT + usize::from(slot), 0);
             }
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_rested_had_no_part_in_a_death() {
+    fn an_idle_guest_is_not_blamed_for_a_death() {
         let inflight = Arc::new(Inflight::create().unwrap());
         let queue = inflight.queue(1);
         for begun in 1..4 {
@@ -395,7 +395,7 @@ mod tests {
         assert_eq!(successor(&inflight).unwrap().attempts(), 0);
     }
 
-    /// A death between the used ring and the strike: the ring's index tells.
+    /// A death between the used ring and striking out: the ring's index decides.
     #[test]
     fn what_was_on_its_way_is_given_back_once() {
         for (used, expected) in [(41, vec![8]), (42, vec![])] {

@@ -1,10 +1,8 @@
-//! Messages of vhost-user as they come: what a front end has set up, kept so that it can be said
-//! again.
+//! vhost-user messages, and the list of those that a front end's setup consists of.
 //!
-//! A successor has no other way to learn what the front end told the process before it. So every
-//! message that leaves something behind is kept with its descriptors, as it was; of several that
-//! say the same thing the last; and none that a later one takes back. The list stays as short as
-//! what is set up, whatever a front end does.
+//! The next process has no other way to learn the setup. So every message with a lasting effect is
+//! kept with its descriptors, as it was: of several with the same effect the last one, and none
+//! that a later one cancels. The list stays as short as the setup, whatever a front end does.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -21,14 +19,14 @@ use rustix::net::{
 pub const HEADER_BYTES: usize = 12;
 /// Bytes of a body, at most.
 pub const BODY_BYTES: usize = 4096;
-/// Descriptors that go with one message, at most: one for each piece of memory that the protocol
-/// can share, and the kernel's own limit.
+/// Descriptors of one message, at most: one for each region of memory that the protocol can share,
+/// and the kernel's own limit.
 pub const MOST_FILES: usize = 253;
 
-/// Beside a queue's number: there is no descriptor to kick or call by.
+/// Beside a queue's number: there is no kick or call descriptor.
 const NO_FILE: u32 = 1 << 8;
 
-/// Requests of the front end, by the names of the protocol.
+/// Requests of the front end, by their names in the protocol.
 mod request {
     pub(super) const GET_FEATURES: u32 = 1;
     pub(super) const SET_FEATURES: u32 = 2;
@@ -54,13 +52,13 @@ mod request {
 pub struct Message {
     /// Header and body.
     pub bytes: Vec<u8>,
-    /// What came with it.
+    /// The descriptors that came with it.
     pub files: Arc<[OwnedFd]>,
 }
 
 impl Message {
-    /// The message `bytes`, with those of `files` that are its own: looking ahead, the kernel may
-    /// hand out the next message's as well.
+    /// The message `bytes`, with those of `files` that are its own: with MSG_PEEK, the kernel may
+    /// also return the next message's.
     pub fn new(bytes: Vec<u8>, files: Vec<OwnedFd>) -> Self {
         let mut message = Self {
             bytes,
@@ -82,7 +80,7 @@ impl Message {
         }
     }
 
-    /// Bytes of the whole message, as its header says.
+    /// Bytes of the whole message, by its header.
     pub fn length(header: &[u8]) -> Option<usize> {
         let size = word(header, 8)? as usize;
         (size <= BODY_BYTES).then_some(HEADER_BYTES + size)
@@ -108,10 +106,10 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
 
-/// What a front end has set up.
+/// The setup of a front end.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
-    /// In the order in which they have to be said again, and by queue.
+    /// In the order of a replay, and by queue.
     said: BTreeMap<(Stage, u32), Message>,
     /// The table of memory, and what was added and removed since.
     memory: Vec<Message>,
@@ -124,7 +122,7 @@ enum Stage {
     OfferedProtocol,
     Protocol,
     Features,
-    /// Here comes the memory.
+    /// The memory comes here.
     Entries,
     Places,
     Call,
@@ -133,7 +131,7 @@ enum Stage {
 }
 
 impl Setup {
-    /// Notes a message that was handled.
+    /// Adds a handled message.
     pub fn note(&mut self, message: Message) {
         let queue = message.queue();
         // Of KICK and CALL the upper bits say whether a descriptor comes with it.
@@ -171,7 +169,7 @@ impl Setup {
                     .said
                     .retain(|(stage, _), _| !taken_back.contains(stage));
             }
-            // Leaves nothing behind, or (SET_VRING_BASE) is kept elsewhere.
+            // No lasting effect, or (SET_VRING_BASE) kept elsewhere.
             _ => return,
         };
         self.said.insert((stage, queue), message);
@@ -187,7 +185,7 @@ impl Setup {
         }
     }
 
-    /// What has to be said to be where the front end thinks that we are.
+    /// The messages whose replay restores the setup.
     pub fn messages(&self) -> impl Iterator<Item = &Message> {
         let before = self.said.range(..(Stage::Entries, 0));
         let after = self.said.range((Stage::Entries, 0)..);
@@ -220,7 +218,7 @@ pub fn send(
 }
 
 /// Receives up to `most` bytes into `bytes`, and the descriptors that came with the first of them.
-/// Nothing is received at the end.
+/// Receives nothing at the end of the connection.
 pub fn receive(
     socket: impl AsFd,
     bytes: &mut Vec<u8>,
@@ -270,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_up_is_said_again_in_an_order_that_works() {
+    fn a_setup_is_replayed_in_an_order_that_works() {
         let mut setup = Setup::default();
         for (request, body) in [
             (request::SET_VRING_KICK, vec![0, 0]),

@@ -1,28 +1,29 @@
-//! What a successor has to know of a guest, in the hands of somebody who outlives us.
+//! The hand-over state of a guest, held by another process.
 //!
-//! QEMU connects to a virtiofs device once, when the machine is made, and has no way to do so again
-//! under a running guest. It does not have to, if the connection never closes: the kernel does not
-//! care which process reads it. So the connection's descriptor, all that came over it (`message`),
-//! the requests that are being served (`inflight`) and the node table (`fs::Ledger`) are given to a
-//! [`Keeper`], systemd or a parent process, and a successor goes on with them. The guest sees a
-//! pause. The next thing it hears is the answer to what it had asked.
+//! **Problem.** QEMU connects to a virtiofs device once, when the machine is made, and cannot
+//! reconnect under a running guest. So the connection must never close, whichever process reads it.
 //!
-//! **One descriptor keeps them all**: the receiving end of a socket pair, into which everything is
-//! sent as messages with descriptors, and from which nobody receives. It holds what was sent after
-//! the sender has died, each message whole or not at all, and a successor reads without taking
-//! anything out (`SO_PEEK_OFF`), so that it may die in the middle of that as well. When the list has
-//! become long a new one takes its place: kept first, then the old one is forgotten. Of two that
-//! are found the newer one counts.
+//! **Mechanism.** The connection's descriptor, all messages of the setup (`message`), the requests
+//! in flight (`inflight`) and the node table (`fs::Ledger`) are given to a [`Keeper`], systemd or a
+//! parent process, and the next process takes them over. The guest sees a pause, and then the
+//! replies to its requests.
 //!
-//! **A message of the front end** is written down before it is taken from the connection, and counted
-//! as handled after its answer was sent, so that a death in between leaves it either there or here;
-//! the successor sees by comparing. Between an answer and the counting lie two system calls: a
-//! death exactly there answers twice, and the front end hangs up.
+//! **One descriptor holds them all**: the receiving end of a socket pair, into which everything is
+//! sent as messages with descriptors, and from which no process receives. Its queue survives the
+//! sender, each message whole or not at all, and the next process only peeks (`SO_PEEK_OFF`), so
+//! that it may die meanwhile as well. When the list has become long a new one replaces it: the new
+//! one is kept first, then the old one is dropped. If both are found, the newer one counts.
+//!
+//! **Invariant: no message of the front end is lost or handled twice.** It is recorded before it is
+//! taken from the connection, and counted as handled after its answer was sent. So after a death it
+//! is either still in the connection or in the record, and the next process compares. Only between
+//! the answer and the counting, two system calls apart, a death causes a second answer, and the
+//! front end disconnects.
 //!
 //! **Entries**, version [`VERSION`], numbers in native order: `H`, the version (u32) and how many
 //! messages were handled when the list began (u64), with the connection and the `inflight` file;
-//! `S`, with the ledger of the guest's session, or without if there is none; `m`, what is set up, as
-//! u8 descriptors, u32 length, the message, for each; `M`, a message that came after that.
+//! `S`, with the node table of the guest's session, or without if there is none; `m`, the setup, as
+//! u8 descriptors, u32 length, the message, for each; `M`, a later message.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -41,48 +42,46 @@ use crate::fs::{Ledger, LedgerError};
 const VERSION: u32 = 1;
 /// Bytes of an entry, at most.
 const ENTRY_BYTES: usize = 64 << 10;
-/// Bytes and descriptors of an entry of `m` at which the next one begins.
+/// Bytes and descriptors of an `m` entry at which the next one begins.
 const FULL_BYTES: usize = 16 << 10;
 const FULL_FILES: usize = 100;
 /// Entries that are added before a new list is made.
 const LONG: usize = 64;
 
-/// Who keeps descriptors beyond this process's death.
+/// Keeps descriptors beyond this process's death.
 pub trait Keeper: Send + Sync {
     /// Keeps `descriptor` under `name` from now on.
     fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()>;
 
-    /// Lets go of what is kept under `name`.
+    /// Drops what is kept under `name`.
     fn forget(&self, name: &str);
 }
 
-/// Why a predecessor's guest cannot be gone on with.
+/// Why a guest of the previous process cannot be taken over.
 #[derive(Debug, Error)]
 pub enum LeftError {
-    /// The system refused.
-    #[error("what the predecessor left of a guest: {0}")]
+    /// A system call failed.
+    #[error("the hand-over state of a guest: {0}")]
     System(#[from] io::Error),
-    /// Made by another version of this program.
-    #[error(
-        "what the predecessor left of a guest has layout {found}, and this version knows {VERSION}"
-    )]
+    /// Written by another version of this program.
+    #[error("the hand-over state of a guest has layout {found}, and this version knows {VERSION}")]
     Version {
-        /// The version that it says.
+        /// The version in the list.
         found: u32,
     },
-    /// It is not what a predecessor leaves.
-    #[error("what the predecessor left of a guest is damaged: {0}")]
+    /// The contents are inconsistent.
+    #[error("the hand-over state of a guest is damaged: {0}")]
     Damaged(&'static str),
 }
 
-/// A guest that another process left.
+/// A guest that the previous process left.
 pub struct Left {
     name: Name,
     /// The connection of its front end.
     pub(super) front: OwnedFd,
-    /// What it had asked.
+    /// Its requests in flight.
     pub(super) inflight: Arc<Inflight>,
-    /// What it has set up.
+    /// Its setup.
     pub(super) setup: Setup,
     /// Its node table, if it has mounted.
     pub(super) session: Option<Result<Arc<Ledger>, LedgerError>>,
@@ -90,7 +89,7 @@ pub struct Left {
     pub(super) pending: Option<Message>,
 }
 
-/// Names a list: whose it is, and the how many-th.
+/// The name of a list: its guest, and its number among the guest's lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Name {
     guest: String,
@@ -128,13 +127,13 @@ impl Name {
 }
 
 impl Left {
-    /// The guests of those `lists` that `keeper` gave back, by their names. What cannot be gone on
-    /// with is forgotten, and logged.
+    /// The guests of those `lists` that `keeper` returned, by their names. A guest that cannot be
+    /// taken over is dropped, and the reason is logged.
     pub fn read(lists: Vec<(String, OwnedFd)>, keeper: &dyn Keeper) -> Vec<Self> {
         let mut newest: Vec<(Name, OwnedFd)> = Vec::new();
         for (text, list) in lists {
             let Some(name) = Name::parse(&text) else {
-                tracing::warn!(name = text, "something was kept that is no guest");
+                tracing::warn!(name = text, "a kept descriptor is not a guest's");
                 keeper.forget(&text);
                 continue;
             };
@@ -155,7 +154,7 @@ impl Left {
             Err(error) => {
                 tracing::error!(
                     %error,
-                    "a guest of the process before cannot be served on; it has to be started again"
+                    "cannot take over a guest of the previous process; restart the guest"
                 );
                 keeper.forget(&name.text());
                 None
@@ -164,7 +163,7 @@ impl Left {
         newest.into_iter().filter_map(read).collect()
     }
 
-    /// Has it forgotten.
+    /// Drops its lists at the keeper.
     pub(super) fn forget(&self, keeper: &dyn Keeper) {
         keeper.forget(&self.name.text());
     }
@@ -193,7 +192,7 @@ impl Left {
                 (inflight, handled)
             }
             Err(error) => {
-                tracing::error!(%error, "what a guest had asked is not known");
+                tracing::error!(%error, "the requests in flight of a guest are unreadable");
                 (Inflight::resumed_blindly()?, u64::MAX)
             }
         };
@@ -250,10 +249,10 @@ fn open_ledger(memory: OwnedFd) -> Result<Arc<Ledger>, LedgerError> {
     Ledger::open(memory).map(Arc::new)
 }
 
-/// Everything that was sent into a list, which keeps it.
+/// All entries of a list, which remain in it.
 fn entries(list: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<OwnedFd>)>> {
     let from: libc::c_int = 0;
-    // SAFETY: the value is an int, as the option wants, and lives through the call.
+    // SAFETY: the value is an int, as the option requires, and lives through the call.
     let outcome = unsafe {
         libc::setsockopt(
             list.as_raw_fd(),
@@ -282,7 +281,7 @@ fn entries(list: &OwnedFd) -> io::Result<Vec<(Vec<u8>, Vec<OwnedFd>)>> {
 /// The record of a guest that is being served.
 pub struct Record {
     inflight: Arc<Inflight>,
-    /// Nothing where nobody keeps it.
+    /// Nothing without a keeper.
     kept: Mutex<Option<Kept>>,
 }
 
@@ -299,7 +298,7 @@ struct Kept {
 }
 
 impl Record {
-    /// A record that nobody keeps.
+    /// A record without a keeper.
     pub fn own() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             inflight: Arc::new(Inflight::create()?),
@@ -327,7 +326,7 @@ impl Record {
         Ok(Arc::new(record))
     }
 
-    /// The record of a guest that a predecessor left; gives also the message that is not answered.
+    /// The record of a guest that the previous process left; returns also its unanswered message.
     pub fn adopt(keeper: Arc<dyn Keeper>, left: &Left) -> io::Result<Arc<Self>> {
         let before = left.name.text();
         let kept = Kept {
@@ -351,17 +350,17 @@ impl Record {
         Ok(Arc::new(record))
     }
 
-    /// What was taken from the guest's queues.
+    /// The guest's requests in flight.
     pub fn inflight(&self) -> &Arc<Inflight> {
         &self.inflight
     }
 
-    /// Whether somebody keeps it.
+    /// Whether a keeper holds it.
     pub fn is_kept(&self) -> bool {
         self.kept.lock().is_some()
     }
 
-    /// Writes a message of the front end down.
+    /// Records a message of the front end.
     pub fn arrived(&self, message: &Message) {
         let mut kept = self.kept.lock();
         if let Some(open) = kept.as_mut() {
@@ -381,7 +380,7 @@ impl Record {
         }
     }
 
-    /// The guest has a session with this node table from here on, or none.
+    /// Records that the guest has a session with this node table from here on, or none.
     pub fn session(&self, session: Option<&Arc<Ledger>>) {
         let mut kept = self.kept.lock();
         if let Some(open) = kept.as_mut() {
@@ -394,14 +393,14 @@ impl Record {
         }
     }
 
-    /// The guest has gone.
+    /// The guest has disconnected.
     pub fn end(&self) {
         if let Some(kept) = self.kept.lock().take() {
             kept.keeper.forget(&kept.name.text());
         }
     }
 
-    /// Makes a list with all that is so far, has it kept, and the one before forgotten.
+    /// Makes a list with the whole state, gives it to the keeper, and drops the one before.
     fn begin_list(
         &self,
         kept: &mut Option<Kept>,
@@ -427,12 +426,12 @@ impl Record {
         }
     }
 
-    /// A record that is not whole is worse than none.
+    /// An incomplete record is worse than none.
     fn unless_failed(&self, kept: &mut Option<Kept>, outcome: io::Result<()>) {
         if let Err(error) = outcome {
             tracing::error!(
                 %error,
-                "what a guest has set up cannot be kept; it will not outlive this process"
+                "cannot record the setup of a guest; it will not outlive this process"
             );
             if let Some(kept) = kept.take() {
                 kept.keeper.forget(&kept.name.text());
@@ -525,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_finds_what_was_said_and_what_was_not_answered() {
+    fn the_next_process_finds_the_setup_and_the_unanswered_message() {
         let keeper = Arc::new(Memory::default());
         let (front, _other) = UnixStream::pair().unwrap();
         let record = Record::new(keeper.clone(), front.as_fd()).unwrap();
@@ -538,7 +537,7 @@ mod tests {
         record.session(Some(&Arc::new(Ledger::create().unwrap())));
         record.arrived(&message(11, &[0, 0]));
         assert_eq!(keeper.0.lock().len(), 1, "one list at a time");
-        // A successor that dies while it reads takes nothing away from the next.
+        // A reader that dies takes nothing away from the next one.
         for _ in 0..2 {
             let left = Left::read(keeper.lists(), &*keeper).pop().unwrap();
             assert_eq!(said(&left), 5);
@@ -555,7 +554,7 @@ mod tests {
         assert!(keeper.0.lock().is_empty());
     }
 
-    /// A death after the new list was kept and before the old one was forgotten.
+    /// A death after the new list was kept and before the old one was dropped.
     #[test]
     fn of_two_lists_the_newer_counts() {
         let keeper = Arc::new(Memory::default());
@@ -573,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_forgotten_and_said() {
+    fn an_unreadable_list_is_dropped_and_logged() {
         let keeper = Memory::default();
         let flags = SocketFlags::CLOEXEC;
         for entry in [

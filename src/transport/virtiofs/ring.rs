@@ -1,16 +1,16 @@
-//! A virtqueue, and the requests that were taken from it and are not answered yet.
+//! A virtqueue, and its requests in flight.
 //!
-//! Around the crate's queue stands a list of what was taken, for three reasons. A queue can be
-//! stopped at any moment (the guest resets, the VM is paused), and from then on its memory belongs
-//! to somebody else: a reply that comes late must not be written. A paused VM goes on with the ring
+//! The crate's queue is accompanied by a list of the requests in flight, for three reasons. A queue
+//! can be stopped at any moment (the guest resets, the VM is paused), and from then on its memory
+//! is no longer the device's: a late reply must not be written. A paused VM continues with the ring
 //! where it stopped: a request that was taken and never answered would hang its program for ever.
-//! So stopping a queue first lets what was taken finish; what takes too long is answered with EIO
-//! while the queue still stands, and its own reply, when it comes at last, finds its ticket gone.
-//! And the process can die: the list is kept where a successor finds it (`inflight`), which serves
-//! what is on it before anything else.
+//! So stopping a queue first lets the requests in flight finish; those that take too long are
+//! answered with EIO while the queue still runs, and their own replies, when they come at last,
+//! find an obsolete ticket. And the process can die: the list is kept where the next process finds
+//! it (`inflight`), which serves its requests first.
 //!
-//! The lock is held for the moment of taking or giving back one request. Requests are served
-//! without it, and replies copied into the guest without it; a stop waits for such copies.
+//! The lock is held only for taking or returning one request. Requests are served without it, and
+//! replies are copied into the guest without it; a stop waits for such copies.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -35,10 +35,10 @@ use super::session::failure;
 /// The memory of a guest, which its front end may exchange.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
-/// How long the stop of a queue waits for what was taken from it. The whole VM may stand still for
-/// so long, since QEMU waits for us with its big lock held.
+/// How long the stop of a queue waits for the requests in flight. The whole VM may stand still for
+/// so long, since QEMU waits with its big lock held.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
-/// How long the end of the process waits for the same.
+/// How long the end of the process waits for them.
 const END_PATIENCE: Duration = Duration::from_millis(500);
 /// Where `struct fuse_in_header` has the opcode.
 const OPCODE: std::ops::Range<usize> = 4..8;
@@ -56,7 +56,7 @@ struct Inner {
     memory: Memory,
     inflight: QueueInflight,
     state: Mutex<State>,
-    /// Told when the last request is given back, and the last reply copied.
+    /// Notified when the last request is returned, and the last reply copied.
     settled: Condvar,
     crew: Crew,
 }
@@ -67,21 +67,21 @@ struct State {
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
     taken: HashMap<Ticket, Outstanding>,
-    /// How many were ever taken.
+    /// How many requests were ever taken.
     last: u64,
-    /// Places in the record that are free.
+    /// Free slots of the record.
     free: Vec<u16>,
-    /// What a predecessor had taken, not served again yet.
+    /// Requests that the previous process had taken, not served again yet.
     again: VecDeque<Again>,
     /// Replies that are being copied to the guest.
     copying: usize,
-    /// Nothing more is to be taken for now.
+    /// No request is to be taken for now.
     stopping: bool,
-    /// Nor ever again.
+    /// No request is ever to be taken again.
     abandoned: bool,
 }
 
-/// Names a request that was taken.
+/// Identifies a request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(u64);
 
@@ -94,29 +94,29 @@ struct Outstanding {
     unique: u64,
 }
 
-/// What there was to take.
+/// The result of taking a request.
 pub enum Took {
-    /// A request: its bytes lie in the buffer that was given.
+    /// A request: its bytes are in the buffer.
     Request {
-        /// To give it back by.
+        /// Needed to return it.
         ticket: Ticket,
         /// Bytes that the guest leaves for the reply.
         room: usize,
     },
-    /// A chain of descriptors that is no request. It was given back already.
+    /// A chain of descriptors that is no request. It was returned already.
     Malformed(Malformed),
     /// Nothing, for now.
     Nothing,
     /// The queue does not run.
     Stopped,
-    /// The indices of the ring contradict each other: there is nothing more to take until the
-    /// guest sets it up anew.
+    /// The indices of the ring are inconsistent: there is nothing more to take until the guest sets
+    /// the queue up again.
     Broken,
 }
 
 impl Ring {
     /// A queue of up to `entries` in `memory` that does not run yet; what is taken from it is
-    /// written into `inflight`.
+    /// recorded in `inflight`.
     pub fn new(
         memory: Memory,
         entries: u16,
@@ -178,7 +178,7 @@ impl Ring {
             match begun {
                 Took::Request { ticket, .. } if again.tries >= MOST_TRIES => {
                     tracing::error!(
-                        "a request killed {MOST_TRIES} processes in a row; it gets EIO"
+                        "a request crashed {MOST_TRIES} processes in a row; it gets EIO"
                     );
                     if let Some(outstanding) = state.taken.remove(&ticket) {
                         self.fail(state, &outstanding);
@@ -205,7 +205,7 @@ impl Ring {
         self.begin(state, slot, 0, chain, request, memory)
     }
 
-    /// Begins with a request that `tries` processes began with before.
+    /// Begins a request that `tries` processes have begun before.
     fn begin(
         &self,
         state: &mut State,
@@ -245,8 +245,8 @@ impl Ring {
         }
     }
 
-    /// Gives a request back with its reply; none is what FORGET gets. Does nothing if the queue was
-    /// stopped meanwhile.
+    /// Returns a request with its reply; FORGET has none. Does nothing if the queue was stopped
+    /// meanwhile.
     pub fn reply(&self, ticket: Ticket, reply: &[u8]) {
         let mut state = self.0.state.lock();
         let Some(outstanding) = state.taken.remove(&ticket) else {
@@ -254,7 +254,7 @@ impl Ring {
         };
         state.copying += 1;
         drop(state);
-        // Memory that the guest named and does not have holds no reply.
+        // There is no reply in memory that the guest named and does not have.
         let written = outstanding.room.write(reply).unwrap_or(0);
         let mut state = self.0.state.lock();
         state.copying -= 1;
@@ -264,7 +264,7 @@ impl Ring {
         }
     }
 
-    /// Puts a chain into the used ring, and tells the guest if it wants to be told.
+    /// Puts a chain into the used ring, and notifies the guest if it wants notifications.
     fn give_back(&self, state: &mut State, slot: u16, head: u16, written: u32) {
         if state.abandoned {
             return;
@@ -279,8 +279,8 @@ impl Ring {
         }
     }
 
-    /// Waits until everything that was taken is given back, but not for ever, and keeps more from
-    /// being taken; what is not back by then is answered EIO.
+    /// Waits until all requests in flight are returned, up to a limit, and lets no more be taken;
+    /// those that remain are answered with EIO.
     fn settle(&self, patience: Duration) -> MutexGuard<'_, State> {
         let mut state = self.0.state.lock();
         state.stopping = true;
@@ -290,7 +290,7 @@ impl Ring {
                 break;
             }
         }
-        // To copy takes a moment, and never waits.
+        // A copy takes a moment, and never waits.
         while state.copying > 0 {
             self.0
                 .settled
@@ -306,8 +306,8 @@ impl Ring {
         state
     }
 
-    /// Answers EIO to what a predecessor had taken, and, unless the queue is being stopped, to what
-    /// there is to take.
+    /// Answers EIO to the requests that the previous process had taken, and, unless the queue is
+    /// being stopped, to those in the ring.
     fn fail_all(&self, state: &mut State) {
         let mut request = Vec::new();
         loop {
@@ -329,7 +329,7 @@ impl Ring {
         self.give_back(state, outstanding.slot, outstanding.head, written);
     }
 
-    /// Lets what was taken fall: its guest is gone.
+    /// Drops the requests in flight: their guest is gone.
     pub fn abandon(&self) {
         let mut state = self.0.state.lock();
         state.abandoned = true;
@@ -339,13 +339,13 @@ impl Ring {
         self.0.crew.dismiss();
     }
 
-    /// Ends the queue for a guest that lives on, because the process ends and nobody comes after
-    /// it: what was asked gets EIO, and so does, by the guest's own driver, all that it will ask.
+    /// Ends the queue for a guest that lives on, because the process ends and no other takes over:
+    /// the requests in flight get EIO, and so do all later ones, from the guest's own driver.
     ///
-    /// For that the used ring gets an entry that cannot be. A driver that meets one takes the
-    /// device for broken until it is reset, and fails what comes (Linux: `BAD_RING` in
-    /// virtio_ring.c). Without it requests would wait for ever, since no front end tells its guest
-    /// that the process behind the device has gone.
+    /// For that the used ring gets an invalid entry. A driver that finds one considers the device
+    /// broken until it is reset, and fails all requests (Linux: `BAD_RING` in virtio_ring.c).
+    /// Otherwise requests would wait for ever, since no front end notifies its guest that the
+    /// process behind the device has ended.
     pub fn break_off(&self) {
         let mut state = self.settle(END_PATIENCE);
         let memory = self.memory();
@@ -369,8 +369,8 @@ impl Ring {
         }
     }
 
-    /// Tells the guest whether to kick. Gives whether there is something to take that it may not
-    /// have kicked for.
+    /// Notifies the guest whether to kick. Returns whether there is a request that may have had no
+    /// kick.
     pub fn want_kicks(&self, wanted: bool) -> bool {
         let memory = self.memory();
         let queue = &mut self.0.state.lock().queue;
@@ -378,7 +378,7 @@ impl Ring {
             true => queue.enable_notification(&*memory),
             false => queue.disable_notification(&*memory).map(|()| false),
         });
-        // Rings that are not in memory hold nothing.
+        // Rings outside of memory are empty.
         outcome.unwrap_or(false)
     }
 
@@ -392,8 +392,7 @@ impl Ring {
         self.0.state.lock().queue.set_size(entries);
     }
 
-    /// Where the queue lies in the guest's memory. What the guest has been given back so far is
-    /// read there.
+    /// Where the queue lies in the guest's memory. The number of returned requests is read there.
     pub fn set_places(&self, table: u64, available: u64, used: u64) -> Result<(), Misplaced> {
         let memory = self.memory();
         let queue = &mut self.0.state.lock().queue;
@@ -414,18 +413,18 @@ impl Ring {
         Ok(())
     }
 
-    /// Whether the guest says at which index it wants to be kicked and told.
+    /// Whether the guest states at which index it wants kicks and notifications.
     pub fn set_event_idx(&self, agreed: bool) {
         self.0.state.lock().queue.set_event_idx(agreed);
     }
 
-    /// Where the queue begins when it starts.
+    /// Where the queue begins when it is started.
     pub fn set_base(&self, base: u16) {
         self.0.inflight.set_base(base);
         self.0.state.lock().queue.set_next_avail(base);
     }
 
-    /// By what the guest kicks. The queue starts with it.
+    /// The descriptor for the guest's kicks. The queue starts with it.
     pub fn set_kick(&self, kick: Option<File>) {
         let mut state = self.0.state.lock();
         let new = kick.map(OwnedFd::from);
@@ -440,7 +439,7 @@ impl Ring {
         state.kick();
     }
 
-    /// Starts the queue where it is to begin; or, if a predecessor ran it, where that stood.
+    /// Starts the queue where it is to begin; or, if the previous process ran it, where that stood.
     fn start(&self, state: &mut State) {
         let inflight = &self.0.inflight;
         if inflight.runs() {
@@ -453,7 +452,7 @@ impl Ring {
                 .queue
                 .set_next_avail(used.wrapping_add(again.len() as u16));
             state.again = again.into();
-            // It may have been given something and not told.
+            // A reply may have been given without a notification.
             state.call();
         } else {
             state.queue.set_next_avail(inflight.base());
@@ -462,7 +461,7 @@ impl Ring {
         state.queue.set_ready(true);
     }
 
-    /// By what the guest is told.
+    /// The descriptor for notifications of the guest.
     pub fn set_call(&self, call: Option<File>) {
         self.0.state.lock().call = call.map(OwnedFd::from);
     }
@@ -480,7 +479,7 @@ impl Ring {
         }
     }
 
-    /// Stops the queue; gives where it is to go on.
+    /// Stops the queue; returns where it is to continue.
     pub fn stop(&self) -> u16 {
         let mut state = self.settle(STOP_PATIENCE);
         let base = state.queue.next_avail();
@@ -496,25 +495,26 @@ impl Ring {
 }
 
 impl State {
-    /// Whether all that was taken is given back. What a predecessor had taken counts as long as
-    /// somebody could serve it.
+    /// Whether all requests in flight are returned. Those of the previous process count as long as
+    /// the queue can be served.
     fn is_settled(&self) -> bool {
         let is_served = self.enabled && self.queue.ready();
         self.taken.is_empty() && self.copying == 0 && (self.again.is_empty() || !is_served)
     }
 
-    /// Kicks the queue, if it runs: what lay in it when it was stopped has no kick any more.
+    /// Kicks the queue, if it runs: requests that were in it when it was stopped have had their
+    /// kick.
     fn kick(&self) {
         if let Some(kick) = &self.kick
             && self.enabled
             && self.queue.ready()
         {
-            // One that cannot be written to is no eventfd, and its other end has to kick.
+            // A descriptor that cannot be written to is no eventfd, and its other end has to kick.
             let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
         }
     }
 
-    /// Tells the guest that something was given back.
+    /// Notifies the guest of a reply.
     fn call(&self) {
         if let Some(call) = &self.call
             && let Err(error) = rustix::io::write(call, &1u64.to_ne_bytes())
@@ -534,8 +534,8 @@ fn is_forget(request: &[u8]) -> bool {
 
 /// The chain that begins at `head`, wherever the available ring stands.
 ///
-/// Only a ring makes chains, so this one gets a ring of its own, with that head in it, behind the
-/// end of the guest's memory.
+/// The crate makes chains only from rings, so this one gets a ring of its own, with that head in
+/// it, behind the end of the guest's memory.
 fn chain_at(
     queue: &Queue,
     memory: &GuestMemoryMmap,

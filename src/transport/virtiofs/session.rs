@@ -1,11 +1,10 @@
-//! A guest: what it mounted, and the answers to its requests.
+//! A guest: its session, and the replies to its requests.
 //!
-//! A guest's session starts with INIT and ends with the next one, with DESTROY, with the reset of
+//! A guest's session starts with INIT and ends with the next INIT, with DESTROY, with the reset of
 //! the device, or with the connection: each gets a file system with a node table of its own, while
-//! the store and its cache are everybody's. A request outside of a session is answered EIO. That
-//! is what programs of a guest see that was mounted from a process that has since died: node ids
-//! are places in that process's table, and must not be taken for places in ours, unless that
-//! process left its table for us to go on with.
+//! the store and its cache are shared. A request outside of a session is answered with EIO. That
+//! happens to a guest whose mount was served by a process that has since died: node ids are places
+//! in that process's table, and invalid in any other, unless the table was handed over.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,36 +29,36 @@ use crate::transport::requests::{self, Counters};
 
 /// Where `struct fuse_in_header` has the request's number.
 pub const UNIQUE: Range<usize> = 8..16;
-/// Buffers that are kept for the next request.
+/// Buffers that are kept for later requests.
 const SPARE_BUFFERS: usize = 16;
 
-/// What guests are shown.
+/// What guests see.
 pub struct Shown {
     /// The store.
     pub store: Arc<dyn Store>,
-    /// How it is presented.
+    /// How the store is presented.
     pub options: Options,
     /// Where requests wait for the store.
     pub runtime: Handle,
-    /// What is logged while a request is answered, or done for it, lies within.
+    /// The tracing span of everything that is logged for a request.
     pub span: tracing::Span,
-    /// Requests of all guests, of those that have left too.
+    /// Requests of all guests, including those that have disconnected.
     pub counters: Counters,
 }
 
 /// A guest, for the length of a connection.
 pub struct Guest {
     shown: Arc<Shown>,
-    /// Where a successor finds it.
+    /// Where the next process finds it.
     record: Arc<Record>,
     session: RwLock<Option<Session>>,
-    /// Who learns of its sessions, if the options say so.
+    /// The warm-up of its sessions, if the options enable it.
     warm_up: Arc<WarmUp>,
     buffers: Mutex<Vec<Buffers>>,
-    /// The guest is not to be served any more.
+    /// The guest is no longer served.
     dismissed: AtomicBool,
-    /// Whether somebody was told of this guest's malformed requests.
-    told: AtomicBool,
+    /// Whether a malformed request of this guest has been logged.
+    complained: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -82,11 +81,11 @@ impl Shown {
     }
 }
 
-/// What it takes to serve a request.
+/// The buffers of a request.
 pub struct Buffers {
     /// The request, copied out of the guest.
     pub request: Vec<u8>,
-    /// The reply, not yet copied into it.
+    /// The reply, not yet copied into the guest.
     pub reply: ReplyBuffer,
 }
 
@@ -100,17 +99,17 @@ impl Guest {
             warm_up: Arc::default(),
             buffers: Mutex::default(),
             dismissed: AtomicBool::new(false),
-            told: AtomicBool::new(false),
+            complained: AtomicBool::new(false),
         }
     }
 
-    /// Where a successor finds the guest.
+    /// Where the next process finds the guest.
     #[cfg(any(test, fuzzing))]
     pub fn record(&self) -> &Arc<Record> {
         &self.record
     }
 
-    /// Goes on with the session that a predecessor left, or with none if that cannot be.
+    /// Takes over the session of the previous process, or begins with none if that is impossible.
     pub fn resume(&self, session: Result<Arc<Ledger>, LedgerError>) {
         let Shown { store, options, .. } = &*self.shown;
         let adopt = |ledger| {
@@ -130,7 +129,7 @@ impl Guest {
             Err(error) => {
                 tracing::error!(
                     %error,
-                    "a guest's session cannot be gone on with; it gets EIO until it mounts again"
+                    "cannot take over a guest's session; its requests get EIO until it mounts again"
                 );
                 self.record.session(None);
             }
@@ -144,12 +143,12 @@ impl Guest {
         *current = Some(session);
     }
 
-    /// What is logged while a request is answered lies within.
+    /// The tracing span of everything that is logged for a request.
     pub fn span(&self) -> &tracing::Span {
         &self.shown.span
     }
 
-    /// Buffers for a request; to be given back.
+    /// Buffers for a request; to be returned to [`keep`](Self::keep).
     pub fn buffers(&self) -> Option<Buffers> {
         if let Some(buffers) = self.buffers.lock().pop() {
             return Some(buffers);
@@ -169,9 +168,9 @@ impl Guest {
         }
     }
 
-    /// Answers the request in `buffers`, which leaves `room` bytes for the reply; then gives the
-    /// reply to `send`, later if the request has to wait. An empty reply is what FORGET gets. No panic
-    /// leaves this.
+    /// Answers the request in `buffers`, which leaves `room` bytes for the reply; then passes the
+    /// reply to `send`, later if the request has to wait. The reply to FORGET is empty. Catches
+    /// every panic.
     pub fn answer(
         self: &Arc<Self>,
         buffers: &mut Buffers,
@@ -255,7 +254,7 @@ impl Guest {
         )
     }
 
-    /// Waits for what a request wants, answers it, and gives the reply to `send`.
+    /// Waits for what a request needs, answers it, and passes the reply to `send`.
     async fn wait_parked(&self, mut waits: Waits, parked: Parked, send: impl FnOnce(&[u8])) {
         let mut parked = parked;
         loop {
@@ -277,7 +276,7 @@ impl Guest {
         }
     }
 
-    /// The request as long as its header says, if there is so much of it.
+    /// The request, of the length that its header states, if there are so many bytes.
     fn checked<'a>(&self, header: &InHeader, request: &'a mut [u8]) -> Result<&'a mut [u8], i32> {
         let length = header.len as usize;
         if length < HEADER_BYTES || length > request.len() {
@@ -395,13 +394,13 @@ impl Guest {
             ledger.clone(),
         );
         fs.hold_in_use(None);
-        // Before the guest hears of it.
+        // Before the guest gets the reply.
         self.record.session(ledger.as_ref());
         self.begin(Session::new(fs));
         Ok(reply)
     }
 
-    /// Forgets what the guest mounted. Requests that are being served finish with what they have.
+    /// Drops the guest's session. Requests that are being served finish with what they have.
     pub fn end_session(&self) {
         let mut session = self.session.write();
         if let Some(session) = session.take() {
@@ -419,7 +418,7 @@ impl Guest {
         self.warm_up.dismiss();
     }
 
-    /// Writes what was learned of its sessions so far.
+    /// Writes what was recorded of its sessions so far.
     pub fn remember(&self) {
         self.warm_up.remember();
     }
@@ -433,9 +432,9 @@ impl Guest {
             .unwrap_or_default()
     }
 
-    /// Logs that a request is malformed: once loudly, for a guest could fill the log with it.
+    /// Logs that a request is malformed: once at a high level, because a guest could fill the log.
     pub fn complain(&self, why: &str) {
-        if self.told.swap(true, Ordering::Relaxed) {
+        if self.complained.swap(true, Ordering::Relaxed) {
             tracing::debug!(why, "a guest sent a malformed request");
         } else {
             tracing::warn!(
@@ -466,7 +465,7 @@ struct Waits {
     paused: Paused,
 }
 
-/// Gives a reply to `send`.
+/// Passes a reply to `send`.
 fn give(
     header: &InHeader,
     outcome: Result<Reply, i32>,

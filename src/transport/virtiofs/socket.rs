@@ -1,8 +1,8 @@
 //! The socket that front ends connect to.
 //!
-//! Who may connect may read the whole store, so a socket has its mode and group before anybody can
-//! see it: it is bound under a name of its own and then moved into place. That also replaces, in
-//! one step, the socket of a process that died.
+//! A process that can connect can read the whole store, so a socket has its mode and group before
+//! it is visible: it is bound under a temporary name and then moved into place. That also replaces,
+//! in one step, the socket of a process that died.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -16,31 +16,31 @@ use thiserror::Error;
 /// Bytes of a socket's path, at most: `sun_path` of unix(7), less its final NUL.
 const LONGEST_PATH: usize = 107;
 
-/// Why there is no socket.
+/// Why the socket cannot be made.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// Somebody is listening there.
+    /// Another process listens there.
     #[error("{} is in use by another process", .0.display())]
     InUse(PathBuf),
-    /// Something else is in the way.
+    /// The path is taken by something else.
     #[error("{} exists and is no socket; remove it or choose another path", .0.display())]
     NotASocket(PathBuf),
-    /// The system has little room for the paths of sockets.
+    /// The system limits the length of a socket's path.
     #[error(
         "the path of a socket can have {LONGEST_PATH} bytes, and {} has more", .0.display()
     )]
     TooLong(PathBuf),
     /// The descriptor that was inherited is no listening stream socket.
-    #[error("the inherited descriptor is no socket that listens: {0}")]
+    #[error("the inherited descriptor is not a listening socket: {0}")]
     Inherited(io::Error),
     /// A system call failed.
     #[error("cannot {action} the socket {}: {source}", path.display())]
     System {
-        /// What was tried: a verb.
+        /// The action: a verb.
         action: &'static str,
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -48,14 +48,14 @@ pub enum SocketError {
 /// Who may connect to a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// Its permissions; who may write may connect.
+    /// Its permissions: write permission allows connecting.
     pub mode: u32,
-    /// Its group, if not ours.
+    /// Its group, if not the process's own.
     pub gid: Option<u32>,
 }
 
 impl Default for Access {
-    /// Only ourselves.
+    /// Only the process's own user.
     fn default() -> Self {
         Self {
             mode: 0o600,
@@ -92,7 +92,7 @@ impl Socket {
             }
             _ => {}
         }
-        // Left by a process with our number that died in the middle of this.
+        // Left by a process with this process id that died in the middle of this.
         let _ = fs::remove_file(&unfinished);
         let listener = UnixListener::bind(&unfinished).map_err(failed("make"))?;
         let prepare = || {
@@ -108,7 +108,7 @@ impl Socket {
         Ok(Self(listener))
     }
 
-    /// Takes over a socket that somebody else, such as systemd, made and listens on.
+    /// Takes over a socket on which another process, such as systemd, has called listen.
     pub fn inherited(descriptor: OwnedFd) -> Result<Self, SocketError> {
         let listens = rustix::net::sockopt::socket_acceptconn(&descriptor);
         match listens {

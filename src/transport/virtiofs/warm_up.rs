@@ -1,11 +1,11 @@
-//! The thread that learns what a guest touches first, and fetches ahead what was.
+//! The thread that records what a guest reads first, and prefetches what was recorded.
 //!
-//! A guest has one, from its first session on, however often it mounts: a guest that does nothing but
-//! mount costs no thread each time. When a session ends the thread writes what was learned of it, and
-//! only then goes on to the next. That is a start of its own, which finds the profile that the one
-//! before has left, as the next mount would.
+//! A guest has one, from its first session on, however often it mounts, so that repeated mounting
+//! makes no more threads. When a session ends the thread writes its recording, and only then takes
+//! the next session. That is a start of its own, which finds the profile of the one before, as the
+//! next mount would.
 //!
-//! A session that ends within the moment that this takes is learned of as well. Of several, the last.
+//! A session that ends within that moment is recorded as well. Of several, only the last is.
 
 use std::io;
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use crate::fs::CastoreFs;
 #[derive(Default)]
 pub struct WarmUp {
     state: Mutex<State>,
-    /// Told when there is another session, and when there will be none any more.
-    told: Condvar,
-    /// The number of the session that there is, or another if there is none.
+    /// Notified when there is another session, and when there will be no more.
+    changed: Condvar,
+    /// The number of the current session, or another number if there is none.
     session: AtomicU64,
 }
 
@@ -29,14 +29,15 @@ pub struct WarmUp {
 struct State {
     has_thread: bool,
     dismissed: bool,
-    /// A session that is to be learned of, and its number.
+    /// A session that is to be recorded, and its number.
     next: Option<(Arc<CastoreFs>, u64)>,
-    /// The one that is learned of.
+    /// The session that is being recorded.
     current: Option<Arc<CastoreFs>>,
 }
 
 impl WarmUp {
-    /// Learns of the users of `fs` from here on, if they are to be learned of, and of nobody else.
+    /// Records the reads from `fs` from here on, if they are to be recorded, and no longer any
+    /// others.
     pub fn begin(self: &Arc<Self>, fs: &Arc<CastoreFs>, span: &tracing::Span) {
         let mut state = self.state.lock();
         let number = self.end_session(&state);
@@ -44,12 +45,12 @@ impl WarmUp {
             return;
         }
         state.next = Some((fs.clone(), number));
-        self.told.notify_one();
+        self.changed.notify_one();
         if !state.has_thread {
             match self.start(span) {
                 Ok(()) => state.has_thread = true,
                 Err(error) => {
-                    tracing::warn!(%error, "what a guest touches first is not learned");
+                    tracing::warn!(%error, "warm-up is off for a guest: its thread cannot start");
                     state.next = None;
                 }
             }
@@ -66,10 +67,10 @@ impl WarmUp {
         let mut state = self.state.lock();
         state.dismissed = true;
         self.end_session(&state);
-        self.told.notify_one();
+        self.changed.notify_one();
     }
 
-    /// Writes what was learned so far, also of a session that has just ended.
+    /// Writes what was recorded so far, also of a session that has just ended.
     pub fn remember(&self) {
         let state = self.state.lock();
         let next = state.next.as_ref().map(|(fs, _)| fs);
@@ -78,7 +79,7 @@ impl WarmUp {
         learned.iter().for_each(|fs| fs.remember());
     }
 
-    /// Has the thread let go of the session that it is at; gives the next one's number.
+    /// Makes the thread leave its session; returns the next one's number.
     fn end_session(&self, state: &State) -> u64 {
         let number = self.session.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(current) = &state.current {
@@ -100,7 +101,7 @@ impl WarmUp {
         thread.spawn(learn).map(drop)
     }
 
-    /// Waits for a session to learn of.
+    /// Waits for a session to record.
     fn next(&self) -> Option<(Arc<CastoreFs>, u64)> {
         let mut state = self.state.lock();
         loop {
@@ -111,7 +112,7 @@ impl WarmUp {
             if state.dismissed {
                 return None;
             }
-            self.told.wait(&mut state);
+            self.changed.wait(&mut state);
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::tree::export::Progress;
 
 /// Bytes that are read at once.
 const READ: usize = 1 << 20;
-/// Bytes after them whose blobs are on their way meanwhile.
+/// Bytes behind them whose blobs are prefetched meanwhile.
 const AHEAD: u64 = 16 << 20;
 
 /// Writes `image`, of a tree in `store`, to `out`, every byte of it.
@@ -61,7 +61,7 @@ pub fn image_to_file(
     })
 }
 
-/// Gives the whole image to `sink`, in order, each part with its offset.
+/// Passes the whole image to `sink`, in order, each part with its offset.
 fn copy(
     image: &ImageFile,
     store: &Blocking,

@@ -1,4 +1,4 @@
-//! The ledger's file in memory: the one place that is unsafe about it.
+//! The memory mapping of the persisted inode table: all its unsafe code.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,7 +8,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use super::{Header, RECORD_BYTES};
 
-/// What the file holds many of.
+/// A record of which the file holds many.
 ///
 /// # Safety
 ///
@@ -16,7 +16,7 @@ use super::{Header, RECORD_BYTES};
 /// which any bytes are a value.
 pub(super) unsafe trait Shared {}
 
-/// A part of the file in this process's memory. Holds only atomics, which others may change.
+/// A mapped part of the file. Holds only atomics, which other processes may change.
 pub(in crate::fs::nodes) struct Mapping {
     start: NonNull<u8>,
     bytes: usize,

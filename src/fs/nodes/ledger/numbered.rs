@@ -1,4 +1,4 @@
-//! What has an inode number that does not follow from others, as bytes of the ledger.
+//! Inode numbers that cannot be recomputed, as bytes of the persisted inode table.
 
 use crate::castore::{Digest, Directory, Name, Node, Root, SymlinkTarget};
 use crate::fs::numbering::NameRange;
@@ -13,10 +13,10 @@ const RANGE: u8 = 4;
 const IMAGE: u8 = 5;
 const IMAGE_OF_ROOTS: u8 = 6;
 
-/// What has a number that does not follow from others.
+/// An inode number that cannot be recomputed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::fs) enum Numbered {
-    /// A root node.
+    /// A root.
     Root {
         /// Its number.
         ino: u64,
@@ -37,7 +37,7 @@ pub(in crate::fs) enum Numbered {
 }
 
 impl Numbered {
-    /// Kind and number; then a range's first number, length and whether it is nested, or a root node's
+    /// Kind and number; then a range's first number, length and whether it is nested, or a root's
     /// name and what its kind has: digest and size, or a target.
     pub(super) fn encode(&self) -> Vec<u8> {
         let (ino, root) = match self {
@@ -81,7 +81,7 @@ impl Numbered {
         bytes
     }
 
-    /// What [`encode`](Self::encode) wrote; nothing if it was not that.
+    /// Decodes what [`encode`](Self::encode) wrote; nothing for other bytes.
     pub(super) fn decode(entry: &[u8]) -> Option<Self> {
         let (kind, mut rest) = entry.split_first()?;
         match *kind {

@@ -1,12 +1,14 @@
-//! What is open, and what backs it: the part of the ledger that mounts with passthrough need.
+//! Open files and what backs them: the part of the hand-over state that mounts with passthrough
+//! need.
 //!
-//! A record for every open file, whose number and generation make the handle that the kernel gives
-//! back in RELEASE, and a record for every file that is registered with the kernel. Why a successor
-//! needs just this, and why in this order, is told in `fs::passthrough`; here is how it is written.
+//! There is a record for every open file, whose number and generation make the handle that the
+//! kernel returns in RELEASE, and a record for every file that is registered with the kernel.
+//! `fs::passthrough` explains why the next process needs exactly this, and why in this order; this
+//! module writes it.
 //!
-//! A record's state is written after all else that it says, and taken back before any of that is
-//! written again. A generation is never taken back: it outlives the file, so that a RELEASE that comes
-//! twice is known by it.
+//! A record's state is written after all its other fields, and cleared before any of them is
+//! written again. A generation is never cleared: it outlives the file, so that a repeated RELEASE
+//! is recognized.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -30,12 +32,12 @@ const USED: u32 = 1;
 /// A registration that is being ended.
 const ENDING: u32 = 2;
 
-/// What the file's header says for this part.
+/// The part of the file's header for open files.
 #[repr(C)]
 pub(super) struct Header {
-    /// Whether there is passthrough: 0 while that is not settled, 1 if so, 2 if not.
+    /// Whether there is passthrough: 0 while that is undecided, 1 if so, 2 if not.
     passthrough: AtomicU32,
-    /// The last number of which it is known who has it.
+    /// The last number whose owner is known.
     settled: AtomicU32,
     /// Open files below this were there at some time.
     files: AtomicU64,
@@ -96,12 +98,12 @@ pub(in crate::fs) struct Registration {
     pub(in crate::fs) digest: Digest,
 }
 
-/// What a predecessor left open.
+/// What the previous process left open.
 #[derive(Debug, Default)]
 pub(in crate::fs) struct LeftOpen {
     /// Whether there is passthrough.
     pub(in crate::fs) passthrough: bool,
-    /// Every handle that was ever given: its generation, and what is open by it.
+    /// Every handle that was ever given out: its generation, and the file that is open by it.
     pub(in crate::fs) files: Vec<(u32, Option<OpenFile>)>,
     /// What is registered.
     pub(in crate::fs) registered: Vec<Registration>,
@@ -109,7 +111,7 @@ pub(in crate::fs) struct LeftOpen {
     pub(in crate::fs) ending: Vec<Registration>,
     /// How many records of registrations there are.
     pub(in crate::fs) places: u32,
-    /// Up to here, numbers that are not in the lists are nobody's.
+    /// Up to here, numbers that are not in the lists have no owner.
     pub(in crate::fs) settled: u32,
 }
 
@@ -158,8 +160,8 @@ impl Ledger {
         self.unless_written(written);
     }
 
-    /// Notes that a file has just been registered, and that of all numbers up to its own it is known
-    /// who has them.
+    /// Notes that a file has just been registered, and that the owners of all numbers up to its own
+    /// are known.
     pub(in crate::fs) fn note_registered(&self, registration: &Registration) {
         let written = self.with_registration(registration.place, |record| {
             step();
@@ -175,7 +177,7 @@ impl Ledger {
         self.settle(registration.id);
     }
 
-    /// Notes that of all numbers up to `id` it is known who has them.
+    /// Notes that the owners of all numbers up to `id` are known.
     pub(in crate::fs) fn settle(&self, id: u32) {
         self.open_files().settled.store(id, Ordering::Release);
         step();
@@ -199,7 +201,7 @@ impl Ledger {
         self.unless_written(written);
     }
 
-    /// What the predecessor left open.
+    /// What the previous process left open.
     pub(in crate::fs) fn left_open(&self) -> Result<LeftOpen, LedgerError> {
         let header = self.open_files();
         let passthrough = match header.passthrough.load(Ordering::Acquire) {

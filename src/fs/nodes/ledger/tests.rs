@@ -17,7 +17,7 @@ fn successor(ledger: &Ledger) -> Result<Ledger, LedgerError> {
 }
 
 #[test]
-fn a_successor_finds_the_slots_and_their_counts() {
+fn the_next_process_finds_the_slots_and_their_counts() {
     let ledger = Ledger::create().unwrap();
     let far = SEGMENT_RECORDS as u32 * 3 + 5;
     for slot in [0, 1, 2, far] {
@@ -42,7 +42,7 @@ fn a_successor_finds_the_slots_and_their_counts() {
 }
 
 #[test]
-fn a_successor_finds_the_root_nodes_and_what_was_said() {
+fn the_next_process_finds_the_roots_and_the_data_about_the_mount() {
     let ledger = Ledger::create().unwrap();
     let node = |kind| match kind {
         0 => Node::Directory {
@@ -98,7 +98,7 @@ fn a_mount_without_open_files_has_the_lower_layout_to_the_byte() {
     assert!(!successor(&ledger).unwrap().keeps_open_files());
     let with_more = Ledger::create_with_open_files().unwrap();
     assert!(length(&with_more) > length(&ledger));
-    // It is not settled whether the kernel has passthrough.
+    // It is undecided whether the kernel has passthrough.
     let after = successor(&with_more).unwrap();
     assert!(after.keeps_open_files());
     assert!(matches!(after.left_open(), Err(LedgerError::Damaged(_))));
@@ -117,7 +117,7 @@ fn what_is_not_understood_is_refused() {
     header.version.store(OPEN_FILES + 1, Ordering::Relaxed);
     let error = successor(&ledger).err().unwrap();
     assert!(matches!(error, LedgerError::Version { found } if found == OPEN_FILES + 1));
-    // It says that it has open files, and no room for them.
+    // The header says that it has open files, and the file has no room for them.
     header.version.store(OPEN_FILES, Ordering::Relaxed);
     assert!(matches!(successor(&ledger), Err(LedgerError::Damaged(_))));
     header.version.store(NODES, Ordering::Relaxed);
