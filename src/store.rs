@@ -1,19 +1,19 @@
-//! Where a castore is kept: the [`Store`] trait and every kind of store.
+//! Stores: the [`Store`] trait and its implementations.
 //!
-//! **Verified or not at all.** Whatever a store hands out has been checked against the digest it
-//! was asked for: Directories as a whole, blobs by the group. The floors above never hash.
+//! **Verified or not at all.** Everything that a store returns has been checked against the
+//! requested digest: Directories as a whole, blobs by the group. The layers above never hash.
 //!
-//! **Now, or wait.** The file system answers most requests from what is at hand (memory, the local
-//! disk), and a hop through an async runtime would double the cost of such an answer. So every
-//! question exists twice: `…_now` answers in place or says [`Answer::Wait`], and the async method
-//! of the same name goes and gets it. A store whose every answer is at hand answers the second
-//! kind by the first (`at_hand`).
+//! **Now, or wait.** The file system answers most requests from memory or the local disk, and a hop
+//! through an async runtime would double the cost of such an answer. So every method exists twice:
+//! `…_now` answers in place or returns [`Answer::Wait`], and the async method of the same name
+//! fetches. A store that can always answer in place implements the second kind by the first
+//! (`at_hand`).
 //!
-//! **Every store says everything itself.** No method of [`Store`] and [`Ingest`] has a default: a
-//! store that stands before others would lose what it forgot to hand on, and nobody would notice.
+//! **Every store implements every method.** No method of [`Store`] and [`Ingest`] has a default: a
+//! store that wraps others would silently lose a method that it does not forward.
 //!
 //! **Absent is not broken.** "This store does not have it" is `None` or [`Answer::Absent`];
-//! [`Error`] means the question could not be answered.
+//! [`Error`] means that there is no answer.
 
 mod advice;
 mod at_hand;
@@ -81,14 +81,14 @@ pub use mirrors::{Mirrors, Order};
 pub use object::ObjectStore;
 pub use shown_url::{shown_url, with_shown_urls};
 
-/// What a store answers without waiting.
+/// The answer of a store that does not wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer<T> {
-    /// Here it is.
+    /// Found.
     Found(T),
     /// This store does not have it.
     Absent,
-    /// Not known without asking elsewhere: use the async method.
+    /// Not known without a request: use the async method.
     Wait,
 }
 
@@ -110,18 +110,17 @@ pub struct Usage {
     pub directories: u64,
 }
 
-/// A blob that lies, whole and uncompressed, in a file of its own: the kernel can read it without
-/// us.
+/// A blob that is, whole and uncompressed, a file of its own: the kernel can read it itself.
 #[derive(Clone, Debug)]
 pub struct BackingFile {
     /// Open for reading.
     pub file: Arc<OwnedFd>,
 }
 
-/// A place that keeps blobs, Directories and root nodes.
+/// A store of blobs, Directories and roots.
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
-    /// The store's URL, as logs and errors name it; holds no secret.
+    /// The store's URL for logs and errors, without secrets.
     fn url(&self) -> &str;
 
     /// The Directory `digest` names.
@@ -130,7 +129,7 @@ pub trait Store: Debug + Send + Sync {
     /// Reads from the blob `digest`, which is `size` bytes long, at `offset`, filling `buffer`
     /// unless the blob ends first; gives the number of bytes read. The bytes are verified.
     ///
-    /// A blob of another size than `size` is an error: the node that says so lies.
+    /// A blob of another size than `size` is an error: the node has a wrong size.
     fn read_now(
         &self,
         digest: &Digest,
@@ -139,8 +138,8 @@ pub trait Store: Debug + Send + Sync {
         buffer: &mut [u8],
     ) -> Result<Answer<usize>, Error>;
 
-    /// Blobs, with their sizes, that will soon be read, the first of them first: a store far away
-    /// fetches them together meanwhile. Returns at once, and tells nothing.
+    /// Announces blobs, with their sizes, that will soon be read, in this order: an upstream
+    /// fetches them together meanwhile. Returns at once.
     fn will_need(&self, blobs: &[(Digest, u64)]);
 
     /// The root node `name`.
@@ -167,57 +166,59 @@ pub trait Store: Debug + Send + Sync {
     /// Every root node, in the byte order of their names.
     async fn roots(&self) -> Result<Vec<Root>, Error>;
 
-    /// What is known of the Nix store path whose base name is `name`.
+    /// The path info of the Nix store path whose base name is `name`.
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error>;
 
-    /// The root `name`, and what is known of it as a store path, if it was announced
-    /// ([`Ingest::put_incomplete_root`]) and its content has not come yet. Such a root is in no list, and
-    /// [`root`](Self::root) does not give it.
+    /// The root `name`, and its path info, if it was announced ([`Ingest::put_incomplete_root`])
+    /// and its content has not arrived yet. Such a root is in no list, and [`root`](Self::root)
+    /// does not return it.
     async fn incomplete_root(&self, name: &[u8])
     -> Result<Option<(Root, Option<PathInfo>)>, Error>;
 
-    /// Whether the Directory `digest` is here, and everything below it, as far as the store knows; an
-    /// object that was found damaged is not. A store that does not know takes the Directory's word.
+    /// Whether the Directory `digest` and everything below it are here, as far as the store knows;
+    /// an object that was found damaged is not. A store that does not know answers for the
+    /// Directory alone.
     async fn has_tree(&self, digest: &Digest) -> Result<bool, Error>;
 
     /// Whether the blob `digest` is here.
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error>;
 
-    /// The size in bytes of the blob `digest`, if it is here: for who has a digest and no node.
+    /// The size in bytes of the blob `digest`, if it is here: for callers with a digest and no
+    /// node.
     async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, Error>;
 
-    /// The chunks that the blob `digest` is cut into, in order, digests and sizes, if such a list is kept
-    /// with it, or the server that it comes from has one. Nothing is cut for it.
+    /// The chunks of the blob `digest`, in order, digests and sizes, if such a list is stored with
+    /// it, or its server has one. Nothing is cut for it.
     async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error>;
 
-    /// What verifies the parts of the blob `digest` of `size` bytes, if it is here: for who serves
-    /// the store to others. A store that does not keep such tables reads the whole blob for it.
+    /// The table that verifies the parts of the blob `digest` of `size` bytes, if it is here: for
+    /// servers. A store without such tables reads the whole blob for it.
     async fn group_table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Error>;
 
-    /// How much is here; nothing if the store cannot tell.
+    /// How much is here; nothing if the store does not know.
     fn usage(&self) -> Result<Option<Usage>, Error>;
 
-    /// How the store fares, as far as it knows without asking anybody.
+    /// The store's health, as far as it is known without a request.
     fn health(&self) -> Health;
 
-    /// The stores on this machine's disks that it reads from: what is in use of it has to be held there.
+    /// The stores on this machine's disks that it reads from: objects in use have to be held there.
     fn embedded(&self) -> Vec<LocalStore>;
 
-    /// A number that changes whenever a root node was added, changed or removed, by whatever
-    /// process. Cheap: the file system asks before it answers from what it knows of the roots.
+    /// A number that changes whenever a root was added, changed or removed, by any process. Cheap:
+    /// the file system calls it before it answers from cached roots.
     fn roots_version(&self) -> Result<u64, Error>;
 
     /// Blocks until [`roots_version`](Self::roots_version) is no longer `seen`, or `timeout` has
-    /// passed; gives the version of that moment.
+    /// passed; returns the version of that moment.
     fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error>;
 
-    /// Starts to add to the store. Blocks while it works: call it from a thread that may.
+    /// Starts an addition. Blocks while it works: call it from a thread that may.
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error>;
 }
 
-/// One addition to a store: blobs, then Directories, then root nodes.
+/// One addition to a store: blobs, then Directories, then roots.
 ///
-/// Nothing is visible, and nothing is promised to be on disk, until [`commit`](Self::commit);
+/// Nothing is visible, and nothing is guaranteed to be on disk, until [`commit`](Self::commit);
 /// dropped before, it leaves nothing. Methods block; several threads may call them at once.
 pub trait Ingest: Send + Sync {
     /// Whether the store, or this addition, already has the blob.
@@ -226,8 +227,8 @@ pub trait Ingest: Send + Sync {
     /// Which of `digests` neither the store nor this addition has, by index, in order.
     fn missing_blobs(&self, digests: &[Digest]) -> Result<Vec<usize>, Error>;
 
-    /// Adds blobs that are in memory. Blobs that are there already cost nothing. The order of the
-    /// calls is the order in which a store lays them out.
+    /// Adds blobs that are in memory. Blobs that exist already cost nothing. The order of the calls
+    /// is the order in which a store lays them out.
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error>;
 
     /// Starts a blob too large to hold in memory.
@@ -236,20 +237,20 @@ pub trait Ingest: Send + Sync {
     /// Adds a Directory, after everything it refers to.
     fn put_directory(&self, directory: &Directory) -> Result<(), Error>;
 
-    /// Removes the root node `name`, if it is there, when this is committed.
+    /// Removes the root `name`, if it exists, when this is committed.
     fn remove_root(&self, name: &Name) -> Result<(), Error>;
 
-    /// Adds a root node, replacing any of that name, when this is committed.
+    /// Adds a root, replacing any of that name, when this is committed.
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error>;
 
-    /// Adds a root node whose content may not be here yet, when this is committed. It is seen only as
-    /// [`Store::incomplete_root`] until some addition has brought the rest; after a day without, it is
-    /// gone. It replaces no root whose content is here. Only embedded stores take such roots, others
-    /// fail with [`Error::Refused`].
+    /// Adds a root whose content may not be here yet, when this is committed. It is visible only as
+    /// [`Store::incomplete_root`] until some addition has brought the rest; after a day without, it
+    /// is dropped. It replaces no root whose content is here. Only embedded stores accept such
+    /// roots, others fail with [`Error::Refused`].
     fn put_incomplete_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error>;
 
-    /// Lets garbage collections run until the next call, for an addition that waits for its source. What
-    /// the store had by then may be gone: the commit checks what is below its root nodes.
+    /// Lets garbage collections run until the next call, for an addition that waits for its source.
+    /// Objects that the store had before may be gone: the commit checks what is below its roots.
     fn release(&self);
 
     /// Makes everything durable, then visible.
@@ -261,7 +262,7 @@ pub trait BlobWriter: Send {
     /// Takes the next bytes.
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error>;
 
-    /// Ends the blob; gives its digest and size. Dropped before, it leaves nothing.
+    /// Ends the blob; returns its digest and size. Dropped before, it leaves nothing.
     fn finish(self: Box<Self>) -> Result<(Digest, u64), Error>;
 }
 

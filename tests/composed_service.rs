@@ -169,7 +169,7 @@ fn a_mount_of_mirrors_reads_on_when_one_hangs_and_when_it_dies() {
     let socket = manager.join("control");
     let shown = succeeds(&["status", "--socket", socket.to_str().unwrap()]);
     assert!(shown.contains("store main: mirrors of a, b"), "{shown}");
-    assert!(shown.contains("left alone for a while"), "{shown}");
+    assert!(shown.contains("gets no requests for a while"), "{shown}");
 
     // A reload without the dead one touches nothing but the mount of what it was part of.
     let device = |path: &str| fs::metadata(manager.join(path)).unwrap().dev();

@@ -1,9 +1,9 @@
-//! What to do about a connection that failed: from what the libraries say, which know neither our URLs
-//! nor who reads them.
+//! Advice for failed connections, derived from the libraries' messages, which know neither the URLs
+//! of this program nor its readers.
 
 use tonic::Code;
 
-/// A part of what a library says, and what helps.
+/// A part of a library's message, and the advice.
 const KNOWN: [(&str, &str); 12] = [
     (
         "InvalidContentType",
@@ -60,8 +60,8 @@ const KNOWN: [(&str, &str); 12] = [
     ),
 ];
 
-/// What is said, in small letters, of a server that answers HTTP/2 in the clear with an alert of TLS,
-/// and hangs up.
+/// The message, in lower case, about a server that answers unencrypted HTTP/2 with a TLS alert, and
+/// closes the connection.
 const NOT_IN_THE_CLEAR: [&str; 5] = [
     "frame with invalid size",
     "connection closed",
@@ -70,7 +70,7 @@ const NOT_IN_THE_CLEAR: [&str; 5] = [
     "stream closed",
 ];
 
-/// `why`, with what to do about it where that is known. `store` is the URL of the store that was asked.
+/// `why`, with advice where there is some. `store` is the URL of the store.
 pub(super) fn with_advice(store: &str, code: Code, why: &str) -> String {
     let advice = match code {
         Code::Unauthenticated if store.starts_with("grpc+") && !why.contains("token-file") => {

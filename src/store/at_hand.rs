@@ -1,5 +1,5 @@
-//! What a store whose every answer is at hand says to those who would wait, and to those who ask for
-//! many at once: what it says in place, to each.
+//! The async and the bulk methods of a store that can always answer in place: they call the
+//! in-place ones.
 
 use bytes::Bytes;
 
@@ -50,6 +50,9 @@ fn settled<T>(store: &impl Store, answer: Answer<T>) -> Option<T> {
     match answer {
         Answer::Found(found) => Some(found),
         Answer::Absent => None,
-        Answer::Wait => unreachable!("{} has everything at hand, and says Wait", store.url()),
+        Answer::Wait => unreachable!(
+            "{} can always answer in place, and returned Wait",
+            store.url()
+        ),
     }
 }

@@ -1,20 +1,20 @@
-//! Whom TLS trusts: the certificates of authorities that the system has.
+//! The certificates of authorities that TLS trusts: those of the system.
 //!
-//! A machine without any (a container made of nothing, a fresh image) can reach nothing over TLS, and
-//! the libraries that find out say so deep down or not at all.
+//! A machine without any (a container without files, a fresh image) can connect nowhere over TLS,
+//! and the libraries report that in a deep cause or not at all.
 
 use std::error::Error;
 
 use super::shown_url::with_shown_urls;
 
-/// What the libraries say when there are none.
+/// The libraries' messages if there are none.
 const LACKING: [&str; 2] = [
     "no native certs found",
     "No CA certificates were loaded from the system",
 ];
 
-/// What went wrong, down to its first cause; and what to do if it is that nobody can be trusted. URLs
-/// in it are shown without what may be secret: a request's may be signed.
+/// An error with all its causes; and advice if no certificates are trusted. URLs in it are shown
+/// without secrets: a request's URL may be signed.
 pub(super) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! A store as a plain thread sees it: every question waits for its answer.
+//! A store for plain threads: every call blocks until there is an answer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use super::{Answer, Error, Ingest, Store, Usage};
 use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
 
-/// Blobs that are read at once where many are wanted: enough to fill the time of a round trip.
+/// Blobs that are read at once in a bulk read: enough to fill the time of a round trip.
 const AT_ONCE: usize = 64;
 
 /// A [`Store`] for threads that may block: import, export, verification, the command line.
 ///
-/// What is at hand is answered in place, and only what has to be waited for goes through the async
-/// runtime. Clones are cheap and see the same store. Methods panic when called from inside an async
+/// Answers in place are returned directly, and only calls that have to wait go through the async
+/// runtime. Clones are cheap and use the same store. Methods panic when called from inside an async
 /// task, as [`Handle::block_on`] does: use `spawn_blocking` there.
 #[derive(Clone)]
 pub struct Blocking {
@@ -26,7 +26,7 @@ pub struct Blocking {
 }
 
 impl Blocking {
-    /// Asks `store`, and waits on `runtime` where that is needed.
+    /// Uses `store`, and waits on `runtime` where that is needed.
     pub fn new(store: Arc<dyn Store>, runtime: Handle) -> Self {
         Self { store, runtime }
     }
@@ -36,7 +36,7 @@ impl Blocking {
         &self.store
     }
 
-    /// What is waited on.
+    /// The runtime that is waited on.
     pub fn runtime(&self) -> &Handle {
         &self.runtime
     }
@@ -146,7 +146,7 @@ mod tests {
     use crate::store::MemoryStore;
 
     #[test]
-    fn what_is_far_away_is_waited_for() {
+    fn an_upstreams_answer_is_waited_for() {
         let memory = MemoryStore::new();
         let digest = Digest::of(b"contents");
         let node = Node::File {

@@ -1,4 +1,4 @@
-//! A cache in memory that holds so much, in bytes or pieces, and lets go of what was used longest ago.
+//! An LRU cache in memory, with a limit in bytes or pieces.
 
 use std::fmt;
 use std::hash::Hash;
@@ -21,19 +21,19 @@ impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
         }
     }
 
-    /// The value of `key`, now the one used last.
+    /// The value of `key`, which becomes the most recently used.
     pub(crate) fn get(&mut self, key: &K) -> Option<V> {
         self.entries.get(key).map(|(value, _)| value.clone())
     }
 
-    /// Lets go of the value of `key`.
+    /// Removes the value of `key`.
     pub(crate) fn remove(&mut self, key: &K) {
         if let Some((_, bytes)) = self.entries.pop(key) {
             self.bytes -= bytes;
         }
     }
 
-    /// Lets go of the value that was used longest ago; false if there is none.
+    /// Removes the least recently used value; returns false if there is none.
     pub(super) fn pop_oldest(&mut self) -> bool {
         let oldest = self.entries.pop_lru();
         if let Some((_, (_, bytes))) = &oldest {
@@ -42,7 +42,7 @@ impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
         oldest.is_some()
     }
 
-    /// Lets go of everything.
+    /// Removes everything.
     pub(crate) fn clear(&mut self) {
         self.entries.clear();
         self.bytes = 0;
@@ -52,7 +52,7 @@ impl<K: Hash + Eq, V: Clone> Bounded<K, V> {
         self.entries.contains(key)
     }
 
-    /// Keeps `value`, at the price of others, and even if it alone is over the limit.
+    /// Stores `value`, removing others if needed, and even if it alone is over the limit.
     pub(crate) fn insert(&mut self, key: K, value: V, bytes: usize) {
         self.bytes += bytes;
         if let Some((_, (_, old))) = self.entries.push(key, (value, bytes)) {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_used_longest_ago_goes_first() {
+    fn the_least_recently_used_is_removed_first() {
         let mut cache = Bounded::new(10);
         cache.insert(1, 'a', 4);
         cache.insert(2, 'b', 4);

@@ -1,29 +1,28 @@
-//! A store near, in front of one far away: what was read stays.
+//! A cache: a local store in front of an upstream.
 //!
-//! The near store is a [`LocalStore`], and whatever a far one gives is kept there as it comes:
-//! Directories, small blobs, parts of large ones ([`parts`](super::local)), and root nodes with
-//! their age ([`roots`]). All of that outlives the process, and goes on being served when the far
-//! store cannot be reached.
+//! The local store (`near`) is a [`LocalStore`]. Everything that the upstream (`far`) returns is
+//! stored there on arrival: Directories, small blobs, parts of large ones
+//! ([`parts`](super::local)), and roots with their age ([`roots`]). All of that outlives the
+//! process, and is served when the upstream is unreachable.
 //!
-//! **Readers never wait for the near disk to take something.** What was fetched goes to whoever
-//! asked, and by a bounded queue to a thread that writes ([`writer`]). A disk that is slow, full or
-//! failing makes the cache keep less, and nobody's read fail.
+//! **Readers never wait for a write to the local disk.** Fetched objects go to their readers, and
+//! through a bounded queue to a writer thread ([`writer`]). With a disk that is slow, full or
+//! failing the cache keeps less, and no read fails.
 //!
-//! **One fetch for all.** Whoever wants an object that is being fetched waits for that fetch; what
-//! has come stays in memory a while, until the near store has it.
+//! **One fetch for all readers.** A reader of an object that is being fetched waits for that fetch;
+//! fetched objects stay in memory until the local store has them.
 //!
-//! **What does not check out is fetched anew.** The near store verifies what it reads; a damaged
-//! object is read from the far store instead, and put in its place.
+//! **Damaged objects are fetched again.** The local store verifies what it reads; a damaged object
+//! is read from the upstream instead, and replaced.
 //!
-//! **What goes first** when room is short: what no root leads to; then, of the roots that are not
-//! pinned, what only those lead to that were used longest ago. A root is used when its name is
-//! looked up and when something below it is read.
+//! **Order of eviction**: first what no root reaches; then, of the roots that are not pinned, what
+//! only the least recently used reach. A root is used when its name is looked up and when something
+//! below it is read.
 //!
-//! **Additions go through** to the far store, if that takes any: the cache holds nothing that would
-//! be lost with it. The near store's own roots are served too, before the far store's of the same
-//! name, and are never let go of.
+//! **Additions go to the upstream**, if that accepts any: nothing is lost with the cache. The local
+//! store's own roots are served too, before the upstream's of the same name, and are never evicted.
 //!
-//! One process at a time should cache in a near store; others may read it, and add to it.
+//! At most one process at a time should cache in a local store; others may read it, and add to it.
 
 mod answers;
 mod fetch;
@@ -56,30 +55,30 @@ use super::local_url::open_near;
 use super::{Collected, Error, LocalStore, Store, network};
 use crate::castore::{Digest, Directory, GroupTable, Name, Root, group_size};
 
-/// Blobs of up to this many bytes are fetched whole: those that the near store packs.
+/// Blobs of up to this many bytes are fetched whole: those that the local store packs.
 const WHOLE: u64 = 1 << 20;
 /// The smallest part of a larger one that is fetched, in bytes.
 const PART: u64 = 256 << 10;
-/// Bytes of blobs that stay in memory after they have come, until the near store has them.
+/// Bytes of fetched blobs that stay in memory until the local store has them.
 const RECENT_BLOBS: usize = 96 << 20;
-/// The same of Directories.
+/// Bytes of fetched Directories that stay in memory.
 const RECENT_DIRECTORIES: usize = 16 << 20;
-/// The same of group tables.
+/// Bytes of fetched group tables that stay in memory.
 const RECENT_TABLES: usize = 16 << 20;
-/// Roots that are asked for anew at once.
+/// Roots that are refreshed at once.
 const REFRESHED: usize = 64;
 
-/// How a cache is kept.
+/// The options of a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheOptions {
-    /// Bytes that the near store may take on its disk; without it as many as there are.
+    /// Bytes that the local store may take on its disk; unlimited without it.
     pub size: Option<u64>,
-    /// Bytes that stay free on that disk whatever `size` says.
+    /// Bytes that stay free on that disk, regardless of `size`.
     pub keep_free: Option<u64>,
-    /// How long the far store's answer for a root's name holds.
+    /// How long the upstream's answer for a root's name is valid.
     pub roots_max_age: Duration,
-    /// Whether a look-up of a root keeps its [`PathInfo`](crate::nix::PathInfo) too: right where
-    /// the far store knows it by then.
+    /// Whether a lookup of a root stores its [`PathInfo`](crate::nix::PathInfo) too: useful if the
+    /// upstream knows it by then.
     pub keep_path_infos: bool,
 }
 
@@ -94,8 +93,8 @@ impl Default for CacheOptions {
     }
 }
 
-/// A local store in front of a far one. Clones are the same cache. What was read and is not on the
-/// disk yet is written when the last of them is dropped.
+/// A local store in front of an upstream. Clones are the same cache. Objects that are not on the
+/// disk yet are written when the last clone is dropped.
 #[derive(Clone)]
 pub struct Cache(Arc<Running>);
 
@@ -119,19 +118,19 @@ struct Inner {
     asking: Flights<Digest, Shared<Directory>>,
     looking: Flights<Bytes, Shared<Root>>,
     tabling: Flights<(Digest, u64), Option<Arc<GroupTable>>>,
-    /// What the far store last said of its roots' version.
+    /// The version of its roots that the upstream last reported.
     far_version: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
 }
 
-/// An answer for all who waited.
+/// An answer for all waiting readers.
 type Shared<T> = Result<Option<T>, Arc<Error>>;
 
-/// What has come a moment ago.
+/// Recently fetched objects.
 #[derive(Debug)]
 struct Recent {
-    /// By digest, the size that a node says, and the number of the part.
+    /// By digest, the size in the node, and the number of the part.
     blobs: Bounded<(Digest, u64, u64), Bytes>,
     directories: Bounded<Digest, Directory>,
     tables: Bounded<(Digest, u64), Arc<GroupTable>>,
@@ -146,17 +145,17 @@ fn unit_size(size: u64) -> u64 {
 }
 
 impl Cache {
-    /// Opens the cache that is kept in the local store `near` (`local:PATH`, which is made if it is
-    /// not there), in front of `far`.
+    /// Opens the cache with the local store `near` (`local:PATH`, which is made if it does not
+    /// exist), in front of `far`.
     pub fn open(near: &str, far: Arc<dyn Store>, options: CacheOptions) -> Result<Self, Error> {
         let near = open_near(near)?.ok_or_else(|| Error::Url {
             url: near.to_owned(),
-            why: "a cache is kept in a folder: write local:PATH".to_owned(),
+            why: "a cache needs a directory: write local:PATH".to_owned(),
         })?;
         Self::new(near, far, options)
     }
 
-    /// Opens the cache that is kept in `near`, in front of `far`.
+    /// Opens the cache with the local store `near`, in front of `far`.
     pub fn new(
         near: LocalStore,
         far: Arc<dyn Store>,
@@ -200,12 +199,12 @@ impl Cache {
         })))
     }
 
-    /// The store near.
+    /// The local store.
     pub fn near(&self) -> &LocalStore {
         &self.0.inner.near
     }
 
-    /// How it fares.
+    /// The state and counters.
     pub fn status(&self) -> CacheStatus {
         let inner = &self.0.inner;
         let (evictions, not_kept, repairs) = inner.writer.counts();
@@ -222,13 +221,13 @@ impl Cache {
         }
     }
 
-    /// Keeps what is below the root `name`, once it was read, whatever the cache's size; says
-    /// whether it was not pinned before. The root need not be there yet.
+    /// Pins what is below the root `name`: once read, it is kept whatever the cache's size. Returns
+    /// whether it was not pinned before. The root need not exist yet.
     pub fn pin(&self, name: &Name) -> Result<bool, Error> {
         self.set_pin(name, true)
     }
 
-    /// Takes back [`pin`](Self::pin); says whether it was pinned.
+    /// Undoes [`pin`](Self::pin); returns whether it was pinned.
     pub fn unpin(&self, name: &Name) -> Result<bool, Error> {
         self.set_pin(name, false)
     }
@@ -240,26 +239,26 @@ impl Cache {
         Ok(changed)
     }
 
-    /// The names that are pinned, in their order.
+    /// The pinned names, in order.
     pub fn pins(&self) -> Vec<Name> {
         self.0.inner.writer.roots.pins()
     }
 
-    /// Lets go of everything but what is pinned, and the near store's own roots.
+    /// Removes everything but what is pinned, and the local store's own roots.
     pub fn drop_cache(&self) -> Result<Collected, Error> {
         self.flush();
         self.0.inner.recent.lock().forget();
         self.0.inner.writer.come_down_to(0)
     }
 
-    /// Lets go of what was used longest ago until the near store takes no more than `size` bytes on
-    /// its disk; by itself this happens when it is over its limit.
+    /// Evicts the least recently used until the local store takes no more than `size` bytes on its
+    /// disk. This happens by itself when the cache is over its limit.
     pub fn evict(&self, size: u64) -> Result<Collected, Error> {
         self.flush();
         self.0.inner.writer.come_down_to(size)
     }
 
-    /// Waits until everything that was read so far is on the disk, or was given up.
+    /// Waits until everything that was read so far is on the disk, or was dropped.
     pub fn flush(&self) {
         self.0.inner.writer.flush();
     }
@@ -269,7 +268,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.inner.writer.close();
         if let Some(thread) = self.thread.take() {
-            // Should it have crashed, nothing is kept any more; reading goes on without.
+            // If the writer has crashed, nothing is kept any more; reading still works.
             let _ = thread.join();
         }
     }

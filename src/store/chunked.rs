@@ -1,9 +1,9 @@
-//! Blobs as lists of chunks: how the field cuts blobs, in object stores and behind its servers.
+//! Blobs as lists of chunks: the common format in object stores and behind other implementations'
+//! servers.
 //!
-//! A chunk is named by its digest, so it can be checked alone; it is fetched once for all who want
-//! it, and kept for a while, since the neighbours of a segment share chunks. What a list says of a
-//! *blob* is another matter: nothing binds it to the blob's digest. That is for
-//! [`segments`](super::segments) to judge.
+//! A chunk is named by its digest, so it can be checked alone; it is fetched once for all readers,
+//! and cached for a while, since neighbouring segments share chunks. A list, however, is not bound
+//! to the blob's digest: [`segments`](super::segments) has to verify the blob.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -24,24 +24,24 @@ use super::{Damage, Object};
 use crate::castore::Digest;
 use crate::proto::castore::v1::StatBlobResponse;
 
-/// The largest chunk, uncompressed, in bytes. Writers of the field make them of 512 KiB at most.
+/// The largest chunk, uncompressed, in bytes. Other writers make them of 512 KiB at most.
 pub(super) const MAX_CHUNK: u64 = 64 << 20;
-/// Chunks fetched at once of one blob: with the field's chunks of 256 KiB on average, 4 MiB are
-/// under way, what 40 MB/s move in 100 ms.
+/// Chunks of one blob that are fetched at once: with chunks of 256 KiB on average, 4 MiB are in
+/// flight, what 40 MB/s move in 100 ms.
 const AT_ONCE: usize = 16;
 /// Bytes of chunks of one blob that wait at once for those before them.
 const MOST_WAITING: u64 = 64 << 20;
-/// Bytes of chunks and of chunk lists that are kept.
+/// Bytes of chunks and of chunk lists that are cached.
 const KEPT_CHUNKS: usize = 32 << 20;
 const KEPT_LISTS: usize = 16 << 20;
 
-/// Where chunks come from. Nothing that it gives is believed.
+/// The source of chunks. Nothing that it returns is trusted.
 #[async_trait]
 pub(super) trait Chunks: Debug + Send + Sync + 'static {
     /// On which fetches run.
     fn runtime(&self) -> &Handle;
 
-    /// Notes that what came for `digest` is not what it promises.
+    /// Records that the bytes for `digest` do not match it.
     fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure;
 
     /// What there is to know of the blob `digest`.
@@ -51,23 +51,23 @@ pub(super) trait Chunks: Debug + Send + Sync + 'static {
     async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, Failure>;
 }
 
-/// What is known of a blob.
+/// The chunk list of a blob.
 #[derive(Debug)]
 pub(super) struct ChunkList {
     /// Digests and sizes; empty: the blob is one chunk, itself.
     pub(super) chunks: Vec<(Digest, u64)>,
-    /// The field for what verifies parts.
+    /// The field with the table that verifies parts.
     pub(super) bao: Bytes,
 }
 
 impl ChunkList {
-    /// Bytes of the blob, as the list says; nothing if the blob is one chunk.
+    /// Bytes of the blob, by the list; nothing if the blob is one chunk.
     pub(super) fn size(&self) -> Option<u64> {
         let sizes = self.chunks.iter().map(|(_, size)| *size);
         sizes.reduce(u64::saturating_add)
     }
 
-    /// Chunks that are fetched at once: fewer if they are said to be large.
+    /// Chunks that are fetched at once: fewer if they are large.
     fn at_once(&self) -> usize {
         let largest = self.chunks.iter().map(|(_, size)| *size).max();
         let most = MOST_WAITING / largest.unwrap_or_default().max(1);
@@ -75,14 +75,14 @@ impl ChunkList {
     }
 }
 
-/// Lists and chunks, each fetched once for all who want it.
+/// Lists and chunks, each with one fetch for all readers.
 #[derive(Debug)]
 pub(super) struct Chunked<C> {
     source: Arc<C>,
     chunks: Arc<Mutex<Bounded<Digest, Bytes>>>,
     lists: Arc<Mutex<Bounded<Digest, Arc<ChunkList>>>>,
     listing: Flights<Digest, Result<Option<Arc<ChunkList>>, Failure>>,
-    /// Also by how long the chunk may be: what one node says must not spoil another's read.
+    /// The key has the size limit too: the limit from one node must not spoil another's read.
     fetching: Flights<(Digest, u64), Result<Option<Bytes>, Failure>>,
     in_flight: Arc<InFlight>,
 }
@@ -109,7 +109,7 @@ impl<C: Chunks> Chunked<C> {
         let landed = self
             .listing
             .join(*digest, self.source.runtime(), || async move {
-                // It may have landed between the look and the departure.
+                // It may have arrived between the check and the start of the fetch.
                 if let Some(list) = lists.lock().get(&wanted) {
                     return Ok(Some(list));
                 }
@@ -158,11 +158,11 @@ impl<C: Chunks> Chunked<C> {
         landed.await.unwrap_or_else(|| Err(Failure::crashed()))
     }
 
-    /// The chunk `digest` of at most `limit` bytes, which something refers to.
+    /// The chunk `digest` of at most `limit` bytes, which must exist.
     pub(super) async fn chunk(&self, digest: &Digest, limit: u64) -> Result<Bytes, Failure> {
         let chunk = self.find(digest, limit).await?;
         chunk.ok_or_else(|| {
-            let why = format!("chunk {digest} is not there, but is referred to");
+            let why = format!("chunk {digest} is missing, but is referred to");
             Failure::Status(Code::DataLoss, why)
         })
     }
@@ -192,7 +192,7 @@ impl<C: Chunks> Chunked<C> {
         Ok(chunk)
     }
 
-    /// All chunks of a list, from front to back, several on their way at once.
+    /// All chunks of a list, from front to back, several in flight at once.
     pub(super) async fn whole(
         &self,
         digest: &Digest,
@@ -212,7 +212,7 @@ impl<C: Chunks> Chunked<C> {
         Ok(())
     }
 
-    /// `length` bytes at `start` of a blob of `size` bytes, of the chunks that hold them alone.
+    /// `length` bytes at `start` of a blob of `size` bytes, from only the chunks that hold them.
     pub(super) async fn part(
         &self,
         digest: &Digest,

@@ -1,13 +1,13 @@
-//! Files that hold secrets, or what goes with them.
+//! Files that hold secrets or certificates.
 //!
-//! A path without a slash is the name of a systemd credential where the unit has any: systemd puts
-//! them (`LoadCredential=`) into a folder that only the unit sees, and names it in
-//! `$CREDENTIALS_DIRECTORY`. So one URL serves in every unit.
+//! A path without a slash is the name of a systemd credential if the unit has any: systemd puts
+//! them (`LoadCredential=`) into a directory that only the unit can read, and names it in
+//! `$CREDENTIALS_DIRECTORY`. So one URL works in every unit.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Where the file is that a URL calls `path`.
+/// The path of the file that a URL calls `path`.
 pub(crate) fn place(path: &Path) -> PathBuf {
     let is_name = path.components().count() == 1 && path.is_relative();
     match std::env::var_os("CREDENTIALS_DIRECTORY") {
@@ -16,13 +16,13 @@ pub(crate) fn place(path: &Path) -> PathBuf {
     }
 }
 
-/// What is in the file that a URL calls `path`. Logs a warning if everybody can read it.
+/// The contents of the file that a URL calls `path`. Logs a warning if every user can read it.
 pub(super) fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
     warn_if_public(&place(path));
     read(path)
 }
 
-/// Logs a warning if everybody on this machine can read the file `path`, which holds a secret.
+/// Logs a warning if every user of this machine can read the file `path`, which holds a secret.
 pub(crate) fn warn_if_public(path: &Path) {
     let mode = std::fs::metadata(path).map(|found| found.permissions().mode());
     if mode.is_ok_and(|mode| mode & 0o004 != 0) {
@@ -31,7 +31,7 @@ pub(crate) fn warn_if_public(path: &Path) {
     }
 }
 
-/// What is in the file that a URL calls `path`.
+/// The contents of the file that a URL calls `path`.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
     let place = place(path);
     std::fs::read(&place).map_err(|error| format!("cannot read {}: {error}", place.display()))

@@ -1,4 +1,4 @@
-//! What can go wrong in a store, and with which object.
+//! The errors of stores.
 
 use std::fmt;
 use std::io;
@@ -37,10 +37,10 @@ pub enum Damage {
         /// Where the bytes that were checked start.
         offset: u64,
     },
-    /// Fewer bytes than there should be.
+    /// Fewer bytes than expected.
     #[error("it has {actual} bytes instead of {expected}")]
     WrongSize {
-        /// Bytes that the node, or the store's index, says.
+        /// Bytes that the node, or the store's index, states.
         expected: u64,
         /// Bytes found.
         actual: u64,
@@ -51,27 +51,26 @@ pub enum Damage {
     /// Not a Directory.
     #[error("{0}")]
     Directory(#[from] DirectoryError),
-    /// Its chunks, each of which was right, made up another blob.
-    #[error("its chunks made up another blob before, so it is in quarantine")]
+    /// Its chunks, each of which was right, combined to another blob.
+    #[error("its chunks combined to another blob before, so it is in quarantine")]
     Quarantined,
-    /// What the store's index refers to is gone.
+    /// A file that the store's index refers to is missing.
     #[error("its file {} is gone", .0.display())]
     Gone(PathBuf),
 }
 
-/// Why a store could not answer, or could not take something.
+/// Why a store could not answer, or did not accept an addition.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// The text is no store URL, or names a kind of store that there is not. Shown without what may be
-    /// secret in it.
+    /// The text is not a store URL, or names an unknown kind of store. Shown without secrets.
     #[error("{:?} is no store URL: {why}", shown_url(url))]
     Url {
         /// The text.
         url: String,
-        /// What is wrong, and what would be right.
+        /// What is wrong, and a correct form.
         why: String,
     },
-    /// An object is here but is not what its digest promises.
+    /// An object is present but does not match its digest.
     #[error(
         "{store}: {object} {digest} is damaged: {damage}{}",
         repair_hint(store, " --from URL")
@@ -91,11 +90,11 @@ pub enum Error {
     Io {
         /// The store's URL.
         store: String,
-        /// What was tried: a verb.
+        /// The action: a verb.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The store's database failed.
@@ -105,15 +104,15 @@ pub enum Error {
         store: String,
         /// The database file.
         path: PathBuf,
-        /// What the database said.
+        /// The error of the database.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// What is there was not made by a version of this program that we understand.
+    /// The data were written by an unsupported version of this program.
     #[error("{store}: {why}")]
     Format {
         /// The store's URL.
         store: String,
-        /// What was found and what to do.
+        /// What was found, and what to do.
         why: String,
     },
     /// The store cannot be written to.
@@ -124,7 +123,7 @@ pub enum Error {
         /// Why.
         why: String,
     },
-    /// What was given to the store is not what it was said to be, or is not whole.
+    /// The input of an addition is wrong or incomplete.
     #[error("{store} refuses {what}: {why}")]
     Refused {
         /// The store's URL.
@@ -139,19 +138,19 @@ pub enum Error {
     Timeout {
         /// The store's URL.
         store: String,
-        /// How long was waited.
+        /// The deadline.
         after: Duration,
     },
     /// Some of several stores do not have it, and others, which might, failed.
-    #[error("{store}: {request} failed, since not all could say: {why}")]
+    #[error("{store}: {request} failed, since some members did not answer: {why}")]
     Undecided {
-        /// The URL of what is made of them.
+        /// The URL of the composed store.
         store: String,
-        /// What was asked.
+        /// The request.
         request: String,
         /// Why the others failed.
         why: String,
-        /// Whether they all failed by not answering in time.
+        /// Whether they all failed by a missed deadline.
         late: bool,
     },
     /// An endpoint could not be reached, or answered with an error.
@@ -159,14 +158,14 @@ pub enum Error {
     Remote {
         /// The store's URL.
         store: String,
-        /// What was asked.
+        /// The request.
         request: String,
-        /// What came back.
+        /// The error that came back.
         why: String,
     },
 }
 
-/// Which command repairs a store that is damaged; nothing for stores that it does not repair.
+/// The command that repairs a damaged store; nothing for stores that it cannot repair.
 fn repair_hint(store: &str, options: &str) -> String {
     match store.starts_with("local:") {
         true => format!("; `castore-fs verify --repair{options} --store {store}` repairs it"),
@@ -175,7 +174,7 @@ fn repair_hint(store: &str, options: &str) -> String {
 }
 
 impl Error {
-    /// How long was waited, if that is what is wrong.
+    /// The missed deadline, if that is the error.
     pub(super) fn deadline(&self) -> Option<Duration> {
         match self {
             Error::Timeout { after, .. } => Some(*after),
@@ -183,7 +182,7 @@ impl Error {
         }
     }
 
-    /// The same error once more: for each of those who waited for one answer.
+    /// A copy of the error, for each of the readers that waited for one answer.
     pub(crate) fn again(&self) -> Self {
         match self {
             Error::Url { url, why } => Error::Url {

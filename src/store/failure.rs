@@ -1,4 +1,4 @@
-//! What goes wrong on the way to a store far away, in a form that all who wait for it can share.
+//! The failures of calls to upstreams, in a form that all waiting readers can share.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,15 +10,15 @@ use super::advice::with_advice;
 use super::{Damage, Error, Object};
 use crate::castore::Digest;
 
-/// Why a call gave no answer.
+/// Why a call has no answer.
 #[derive(Clone, Debug)]
 pub(super) enum Failure {
     Timeout(Duration),
-    /// The server, or the way to it, said so.
+    /// The server, or the connection, failed with this status.
     Status(Code, String),
-    /// What came is not what its digest promises.
+    /// The received bytes do not match their digest.
     Damaged(Object, Digest, Damage),
-    /// A file that holds what has come in failed.
+    /// A download buffer file failed.
     Spool(PathBuf, std::io::ErrorKind),
 }
 
@@ -27,7 +27,7 @@ impl Failure {
         matches!(self, Failure::Status(code, _) if *code == wanted)
     }
 
-    /// This failure of `request`, for the world outside.
+    /// The public error for this failure of `request`.
     pub(super) fn of(self, store: &str, request: impl fmt::Display) -> Error {
         let store = store.to_owned();
         match self {
@@ -62,7 +62,7 @@ impl Failure {
 
     /// A fetch that crashed.
     pub(super) fn crashed() -> Self {
-        Failure::Status(Code::Internal, "the fetch broke off".to_owned())
+        Failure::Status(Code::Internal, "the fetch was interrupted".to_owned())
     }
 }
 
@@ -81,7 +81,7 @@ impl From<Status> for Failure {
     }
 }
 
-/// What turns "there is none" into nothing.
+/// Turns "not found" into nothing.
 pub(super) fn found<T>(answer: Result<T, Failure>) -> Result<Option<T>, Failure> {
     match answer {
         Ok(found) => Ok(Some(found)),

@@ -1,9 +1,9 @@
-//! A store far away, whatever is there: what every kind of it has in common.
+//! An upstream: the common part of all kinds.
 //!
-//! What differs is how objects are asked for ([`Behind`]): of a gRPC server, of an object store.
-//! Everything else is done once, here: answers from memory in place, fetches on the network's
-//! runtime ([`super::network`]), whose clock the deadlines need, blobs by segment
-//! ([`super::segments`]), and failures told with the endpoint's name and what was asked for.
+//! The kinds differ in the calls for objects ([`Behind`]): to a gRPC server, or to an object store.
+//! The rest is here: answers from memory in place, fetches on the network's runtime
+//! ([`super::network`]), which the deadlines need, blobs by segment ([`super::segments`]), and
+//! errors with the endpoint's name and the request.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -22,16 +22,16 @@ use crate::castore::{Digest, Directory, GroupTable, Printable, Root};
 use crate::nix::PathInfo;
 use crate::spans;
 
-/// What is asked far away.
+/// The calls of an upstream.
 #[async_trait]
 pub(super) trait Behind: Debug + Send + Sync + 'static {
-    /// Where blobs come from.
+    /// The source of blobs.
     type Blobs: Source;
 
-    /// The endpoint's URL without anything secret.
+    /// The endpoint's URL without secrets.
     fn url(&self) -> &str;
 
-    /// On which fetches run.
+    /// The runtime of fetches.
     fn runtime(&self) -> &Handle;
 
     /// The blobs, by segment.
@@ -40,7 +40,7 @@ pub(super) trait Behind: Debug + Send + Sync + 'static {
     /// The Directory `digest`, if it is in memory.
     fn directory_here(&self, digest: &Digest) -> Option<Directory>;
 
-    /// What is known of the root node `name`, if that still holds.
+    /// The cached answer for the root `name`, if it is still valid.
     fn known_root(&self, name: &[u8]) -> Option<Option<Root>>;
 
     /// As [`Store::directory`].
@@ -74,7 +74,7 @@ pub(super) trait Behind: Debug + Send + Sync + 'static {
     fn ingest(self: Arc<Self>) -> Result<Box<dyn Ingest>, Error>;
 }
 
-/// A store far away. Clones share everything.
+/// An upstream. Clones share everything.
 #[derive(Debug)]
 pub struct Far<B>(Arc<B>);
 
@@ -96,7 +96,7 @@ impl<B> Far<B> {
 
 #[expect(private_bounds, reason = "all of it is private")]
 impl<B: Behind> Far<B> {
-    /// Does `work`, called `name`, on the network's runtime; a failure is that of `request`.
+    /// Does `work`, named `name`, on the network's runtime; a failure is one of `request`.
     async fn ask<T, F>(
         &self,
         name: &'static str,
@@ -148,14 +148,14 @@ pub(super) fn wait<T: Send + 'static>(
     answer.unwrap_or_else(|_| Err(Failure::crashed()))
 }
 
-/// Starts `work` on the network's runtime; gives where its outcome comes.
+/// Starts `work` on the network's runtime; returns a receiver for its outcome.
 pub(super) fn start<T: Send + 'static>(
     runtime: &Handle,
     work: impl Future<Output = T> + Send + 'static,
 ) -> std::sync::mpsc::Receiver<T> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     runtime.spawn(async move {
-        // Whoever waited may be gone.
+        // The waiting caller may be gone.
         let _ = sender.send(work.await);
     });
     receiver
@@ -342,13 +342,13 @@ impl<B: Behind> Store for Far<B> {
         .await
     }
 
-    /// A server does not say how much it holds, and to count the objects of a bucket takes as many
-    /// requests as it has thousands of them: nobody does.
+    /// A server does not report how much it holds, and counting the objects of a bucket takes as
+    /// many requests as it has thousands of them.
     fn usage(&self) -> Result<Option<Usage>, Error> {
         Ok(None)
     }
 
-    /// Who stands before it takes the time ([`Measured`](super::measured::Measured)).
+    /// The wrapper measures it ([`Measured`](super::measured::Measured)).
     fn embedded(&self) -> Vec<crate::store::LocalStore> {
         Vec::new()
     }

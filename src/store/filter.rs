@@ -1,11 +1,10 @@
-//! A store of which only some root nodes are seen.
+//! A store that shows some of the roots of another.
 //!
-//! What decides is the name: [`Pattern`]s with `*`, `?`, `[…]` and `{…,…}`, matched against the
-//! name's bytes, and a set of names. Blobs and Directories have no name and pass: this chooses what is shown, and keeps
-//! nobody from reading by digest.
+//! The name decides: [`Pattern`]s with `*`, `?`, `[…]` and `{…,…}`, matched against the name's
+//! bytes, and a set of names. Blobs and Directories have no name and are not filtered: a filter
+//! selects what is shown, and does not prevent reading by digest.
 //!
-//! What is added through a filter goes to the store behind it; a root node that could not be seen
-//! afterwards is refused.
+//! Additions go to the store behind the filter; a root that the filter would hide is refused.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -28,7 +27,7 @@ use crate::nix::PathInfo;
 pub struct Pattern(GlobMatcher);
 
 impl Pattern {
-    /// Reads `text`; says what is wrong with it otherwise.
+    /// Reads `text`; returns what is wrong with it otherwise.
     pub fn parse(text: &str) -> Result<Self, String> {
         let glob = GlobBuilder::new(text)
             .empty_alternates(true)
@@ -44,7 +43,7 @@ impl Pattern {
 
     fn takes(&self, name: &[u8]) -> bool {
         use std::os::unix::ffi::OsStrExt;
-        // The crate splits paths at slashes, of which a name has none.
+        // The crate splits paths at slashes, which names do not have.
         self.0.is_match(std::ffi::OsStr::from_bytes(name))
     }
 }
@@ -63,7 +62,7 @@ impl PartialEq for Pattern {
 
 impl Eq for Pattern {}
 
-/// The root nodes of a store that have the right names. Clones share everything.
+/// The roots of a store with matching names. Clones share everything.
 #[derive(Clone, Debug)]
 pub struct Filter {
     url: String,
@@ -72,9 +71,9 @@ pub struct Filter {
     names: Option<Arc<ListedNames>>,
 }
 
-/// The names in a file, one a line; of a path the last component is the name, so that the `store-paths` of
-/// nixpkgs' `closureInfo` will do. The file is read again when it has changed, and lists nothing while it
-/// cannot be read.
+/// The names in a file, one a line; the name of a path is its last component, so that the
+/// `store-paths` of nixpkgs' `closureInfo` can be used. The file is read again when it has changed,
+/// and lists nothing while it cannot be read.
 #[derive(Debug)]
 struct ListedNames {
     file: PathBuf,
@@ -83,7 +82,7 @@ struct ListedNames {
 
 #[derive(Debug, Default)]
 struct ReadNames {
-    /// What the file was when it was read: inode, size in bytes, time of the last change.
+    /// The state of the file when it was read: inode, size in bytes, time of the last change.
     version: Option<(u64, u64, SystemTime)>,
     names: HashSet<Name>,
 }
@@ -119,8 +118,8 @@ impl ListedNames {
 }
 
 impl Filter {
-    /// Of `inner`, the root nodes whose names one of `patterns` takes. `url` is what logs and errors
-    /// call it.
+    /// The roots of `inner` whose names match one of `patterns`. `url` names the store in logs and
+    /// errors.
     pub fn new(url: String, inner: Arc<dyn Store>, patterns: Vec<Pattern>) -> Self {
         Self {
             url,
@@ -130,8 +129,8 @@ impl Filter {
         }
     }
 
-    /// Of `inner`, the root nodes whose names are in `file`: one a line, of a path the last component.
-    /// The file is read again when it has changed; without it there are none.
+    /// The roots of `inner` whose names are in `file`: one a line, the last component of a path.
+    /// The file is read again when it has changed; without it there are no roots.
     pub fn of_listed(inner: Arc<dyn Store>, file: &Path) -> Self {
         let names = ListedNames {
             file: file.to_owned(),
@@ -250,7 +249,7 @@ impl Store for Filter {
         self.inner.group_table(digest, size).await
     }
 
-    /// What the whole store holds: whose trees a blob is part of is not known.
+    /// The contents of the whole store: which trees a blob belongs to is not known.
     fn usage(&self) -> Result<Option<Usage>, Error> {
         self.inner.usage()
     }
@@ -260,7 +259,7 @@ impl Store for Filter {
     }
 
     fn health(&self) -> Health {
-        // The store behind it speaks for itself.
+        // The store behind it reports its own health.
         Health::default()
     }
 

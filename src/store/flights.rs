@@ -1,4 +1,4 @@
-//! Single flight: a thousand readers of one cold object cause one fetch.
+//! Single-flight: a thousand readers of one cold object cause one fetch.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -13,7 +13,7 @@ use crate::spans;
 
 type Landing<V> = watch::Receiver<Option<V>>;
 
-/// Fetches that are under way, by what they fetch.
+/// Fetches in flight, by key.
 #[derive(Debug)]
 pub(crate) struct Flights<K, V>(Arc<Mutex<HashMap<K, Landing<V>>>>);
 
@@ -28,8 +28,8 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// What the flight for `key` brings; `fetch` flies if none is under way. The flight goes on
-    /// when its passengers leave. Nothing if it crashed.
+    /// The result of the fetch for `key`; starts `fetch` if none is in flight. The fetch continues
+    /// when its waiters are dropped. Nothing if it crashed.
     pub(crate) async fn join<F>(
         &self,
         key: K,
@@ -44,7 +44,7 @@ where
         landed.clone()
     }
 
-    /// Starts the flight for `key` if none is under way.
+    /// Starts the fetch for `key` if none is in flight.
     pub(super) fn depart<F>(
         &self,
         key: K,
@@ -62,12 +62,12 @@ where
         landing
     }
 
-    /// Announces a flight for `key` that whoever calls lands; nothing if one is under way.
+    /// Announces a fetch for `key` that the caller completes; nothing if one is in flight.
     pub(super) fn announce(&self, key: K) -> Option<Flight<K, V>> {
         self.board(key).1
     }
 
-    /// Where the flight for `key` lands; and the flight itself, if it is a new one.
+    /// A receiver for the result of the fetch for `key`; and the fetch itself, if it is a new one.
     fn board(&self, key: K) -> (Landing<V>, Option<Flight<K, V>>) {
         let mut flights = self.0.lock();
         if let Some(landing) = flights.get(&key) {
@@ -83,21 +83,21 @@ where
     }
 }
 
-/// A flight under way. One that is dropped has crashed.
+/// A fetch in flight. One that is dropped has crashed.
 pub(super) struct Flight<K: Eq + Hash, V> {
     arrived: watch::Sender<Option<V>>,
     ended: Ended<K, V>,
 }
 
 impl<K: Eq + Hash, V> Flight<K, V> {
-    /// Brings `value` to all who wait.
+    /// Passes `value` to all waiters.
     pub(super) fn land(self, value: V) {
         self.arrived.send_replace(Some(value));
         drop(self.ended);
     }
 }
 
-/// Takes a flight off the board, crashed or not.
+/// Removes a completed or crashed fetch.
 struct Ended<K: Eq + Hash, V> {
     flights: Arc<Mutex<HashMap<K, Landing<V>>>>,
     key: K,
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn many_passengers_one_flight_and_a_crash_is_told() {
+    async fn many_waiters_share_one_fetch_and_learn_of_a_crash() {
         let flights = Flights::<u8, u32>::default();
         let runtime = Handle::current();
         let started = Arc::new(AtomicU32::new(0));

@@ -1,17 +1,17 @@
 //! A castore behind gRPC.
 //!
-//! The client of two protocols: the field's, in both its generations, and on top of it what our own
-//! servers offer (`docs/protocol.md`). Which of them an endpoint speaks is found out by asking,
-//! and remembered.
+//! The client of two protocols: the common one, in both its generations, and the additional
+//! services of castore-fs servers (`docs/protocol.md`). Which of them an endpoint supports is found
+//! out by calls, and remembered.
 //!
-//! **Nothing is believed.** Directories and small blobs are hashed whole, parts of large blobs
-//! checked against a table that was checked against the digest, and where a server sends no table,
-//! whole blobs are held back until they were hashed ([`super::segments`]). What fails is thrown away, the
-//! error names the endpoint, and the log says so.
+//! **Nothing is trusted.** Directories and small blobs are hashed whole, parts of large blobs
+//! checked against a table that was checked against the digest, and if a server sends no table,
+//! whole blobs are held back until they are hashed ([`super::segments`]). Wrong bytes are
+//! discarded, and the error and the log name the endpoint.
 //!
-//! **What was fetched stays**, in memory and within bounds; `…_now` answers from there and says
-//! `Wait` otherwise. Fetches run on a runtime of their own ([`super::network`]), one for all who
-//! want the same object.
+//! **Fetched objects are cached** in memory within bounds; `…_now` answers from there and returns
+//! `Wait` otherwise. Fetches run on a runtime of their own ([`super::network`]), one for all
+//! readers of an object.
 
 mod address;
 mod blobs;
@@ -45,7 +45,7 @@ const DIRECTORIES_SHARE: usize = 4;
 /// A store behind a gRPC server. Clones share everything.
 pub type GrpcStore = Far<Server>;
 
-/// A server, and what is known of what it has.
+/// A server, and cached answers.
 #[derive(Debug)]
 pub struct Server {
     endpoint: Arc<Endpoint>,
@@ -57,8 +57,8 @@ pub struct Server {
 
 impl GrpcStore {
     /// Opens the store at `url`: `grpc+http://HOST:PORT`, `grpc+https://HOST:PORT` or
-    /// `grpc+unix:/PATH`, with the parameters that `docs/protocol.md` lists. Connects when first
-    /// asked, unless the URL says `wait-connect=1`.
+    /// `grpc+unix:/PATH`, with the parameters that `docs/protocol.md` lists. Connects with the
+    /// first call, unless the URL has `wait-connect=1`.
     pub fn open(url: &str) -> Result<Self, Error> {
         let wrong = |why: String| Error::Url {
             url: url.to_owned(),
@@ -91,12 +91,12 @@ impl GrpcStore {
         Ok(Self::new(server))
     }
 
-    /// Says what is wrong with `url`, without connecting.
+    /// Returns what is wrong with `url`, without connecting.
     pub(crate) fn check_url(url: &str) -> Result<(), String> {
         Address::parse(url).map(drop)
     }
 
-    /// Calls made to the server so far: what a round trip is paid for.
+    /// Calls made to the server so far, each of which costs a round trip.
     pub fn calls(&self) -> u64 {
         self.behind().endpoint.calls()
     }

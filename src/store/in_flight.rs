@@ -1,16 +1,16 @@
-//! Bytes that may be on their way into memory at once.
+//! A bound on the bytes in flight into memory.
 //!
-//! A thousand calls that each bring what they may bring would fill any memory. So each takes its share
-//! of a fixed sum before it begins, by the most that it may bring.
+//! A thousand calls with the largest possible answer each would fill any memory. So each takes its
+//! share of a fixed sum before it begins, by the most that it may bring.
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Bytes on their way at once, of one store: a thousand segments of 256 KiB.
+/// Bytes in flight at once, of one store: a thousand segments of 256 KiB.
 const MOST: u64 = 256 << 20;
-/// What is counted in.
+/// The unit of counting.
 const UNIT: u64 = 64 << 10;
 
-/// What may still be on its way.
+/// The remaining permits.
 #[derive(Debug)]
 pub(super) struct InFlight(Semaphore);
 
@@ -19,9 +19,9 @@ impl InFlight {
         Self(Semaphore::new((MOST / UNIT) as usize))
     }
 
-    /// Waits until up to `bytes` more may be on their way; they count until the permit goes.
+    /// Waits until up to `bytes` more may be in flight; they count until the permit is dropped.
     ///
-    /// Nothing may wait here that holds a permit already.
+    /// A caller that holds a permit must not wait here.
     pub(super) async fn begin(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
         let units = bytes.min(MOST).div_ceil(UNIT).max(1);
         // It is never closed.

@@ -1,16 +1,16 @@
 //! Several stores as one.
 //!
-//! **A root node is the first's that has one of that name**, in the order of the members; the
-//! members are all asked at once, and one that fails makes the answer an error where it could have
-//! had the first word. So what a name stands for never depends on who is out of reach. Lists are the
-//! exception: of a member that fails, what it listed last counts, for a mount would else lose all its
-//! names for one member's trouble.
+//! **A root comes from the first member that has its name**, in the order of the members. All
+//! members are asked at once, and a failure of one makes the answer an error if that member could
+//! have come first. So the meaning of a name never depends on which member is unreachable. Lists
+//! are the exception: for a member that fails, its last list counts, because a mount would
+//! otherwise lose all names for one member's failure.
 //!
-//! **Content is anybody's.** Blobs and Directories are what their digest says, whoever has them. Which
-//! member led to a digest is remembered ([`Hints`]) and asked first, then the others in order. There
-//! is nothing only if every member says so.
+//! **Content comes from any member.** Blobs and Directories match their digest, whichever member
+//! has them. The member that led to a digest is remembered ([`Hints`]) and asked first, then the
+//! others in order. An object does not exist only if every member answers so.
 //!
-//! **Nothing can be added**: to which of them? Write to a member.
+//! **A join is read-only**, since an addition has no obvious member. Write to a member.
 
 mod hints;
 
@@ -44,13 +44,13 @@ struct Shared {
 struct Member {
     name: String,
     store: Arc<dyn Store>,
-    /// Its root nodes as it listed them last.
+    /// Its last list of roots.
     listed: Mutex<Option<Vec<Root>>>,
 }
 
 impl Join {
-    /// The `members`, by name; of root nodes of the same name the first's is seen. `url` is what logs
-    /// and errors call the whole.
+    /// The `members`, by name; of roots of the same name the first's is shown. `url` names the
+    /// whole in logs and errors.
     pub fn new(url: String, members: Vec<(String, Arc<dyn Store>)>) -> Self {
         Self(Arc::new(Shared {
             url,
@@ -71,7 +71,7 @@ impl Join {
         self.0.members.iter().map(|member| &member.store)
     }
 
-    /// The members, whoever led to `digest` first.
+    /// The members, first the one that led to `digest`.
     fn order(&self, digest: &Digest) -> impl Iterator<Item = (usize, &Arc<dyn Store>)> {
         let hinted = self.0.hints.get(digest);
         let first = hinted.and_then(|index| Some((index, &self.0.members.get(index)?.store)));
@@ -80,7 +80,7 @@ impl Join {
         first.into_iter().chain(others)
     }
 
-    /// What is at hand of the content that `digest` names.
+    /// The content of `digest` that is available in place.
     fn content_now<T>(
         &self,
         digest: &Digest,
@@ -96,7 +96,7 @@ impl Join {
                     return Answer::Found(found);
                 }
                 Ok(Answer::Absent) => {}
-                // What is wrong is told by those who ask and wait.
+                // The async call returns the error.
                 Ok(Answer::Wait) | Err(_) => all_lack_it = false,
             }
         }
@@ -106,7 +106,7 @@ impl Join {
         }
     }
 
-    /// The content that `digest` names, and which member has it.
+    /// The content of `digest`, and which member has it.
     async fn content<'a, T, F>(
         &'a self,
         digest: &Digest,
@@ -135,8 +135,7 @@ impl Join {
         }
     }
 
-    /// One member's failure: the others may be well, and whoever asked may go on asking for what
-    /// they have.
+    /// One member's failure: the others may be healthy, and may have other objects.
     fn undecided(&self, error: Error, request: impl FnOnce() -> String) -> Error {
         match error {
             Error::Timeout { .. } | Error::Remote { .. } | Error::Io { .. } => Error::Undecided {
@@ -149,7 +148,7 @@ impl Join {
         }
     }
 
-    /// What the first member says that has something to say about a root node.
+    /// The answer of the first member that has one about a root.
     async fn of_root<'a, T, F>(
         &'a self,
         question: impl Fn(&'a dyn Store) -> F + Send + Sync,
@@ -173,7 +172,7 @@ impl Join {
         Ok(None)
     }
 
-    /// The root nodes of a member; those that it listed last if it cannot say.
+    /// The roots of a member; its last list if it fails.
     async fn list(&self, member: &Member) -> Result<Vec<Root>, Error> {
         match member.store.roots().await {
             Ok(roots) => {
@@ -186,7 +185,7 @@ impl Join {
                 tracing::warn!(
                     STORE = self.0.url,
                     MEMBER = member.name,
-                    "a member cannot list its roots; those it listed last are shown"
+                    "a member cannot list its roots; its last list is shown"
                 );
                 Ok(listed)
             }
@@ -220,7 +219,8 @@ impl Store for Join {
         Ok(self.content_now(digest, |store| store.read_now(digest, size, offset, buffer)))
     }
 
-    /// Tells whoever led to each blob; of the others nobody knows whose it is.
+    /// Announces each blob to the member that led to it; for the others it is not known which
+    /// member has them.
     fn will_need(&self, blobs: &[(Digest, u64)]) {
         for (index, store) in self.stores().enumerate() {
             let hints = &self.0.hints;
@@ -248,7 +248,7 @@ impl Store for Join {
 
     fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
         for (_, store) in self.order(digest) {
-            // Whoever has none, or failed: the bytes can be had by reading.
+            // No backing file or an error: fall back to reading.
             if let Ok(Some(file)) = store.backing_file(digest, size) {
                 return Ok(Some(file));
             }
@@ -304,7 +304,7 @@ impl Store for Join {
     }
 
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
-        // Of the member whose root node it is, though another may know more.
+        // Of the member whose root it is, although another may know more.
         let found = self.of_root(|store| {
             Box::pin(async move {
                 match store.root(name).await? {
@@ -354,7 +354,7 @@ impl Store for Join {
         Ok(found.await?.map(|(_, table)| table))
     }
 
-    /// The sum of what they hold, what several hold as often as they do. Nothing if one cannot tell.
+    /// The sum of their contents; what several hold counts as often. Nothing if one does not know.
     fn usage(&self) -> Result<Option<Usage>, Error> {
         let mut sum = Usage::default();
         for store in self.stores() {
@@ -368,7 +368,7 @@ impl Store for Join {
         Ok(Some(sum))
     }
 
-    /// Nothing of its own: the stores that it is made of have names, and speak for themselves.
+    /// Nothing of its own: the members have names, and report for themselves.
     fn embedded(&self) -> Vec<crate::store::LocalStore> {
         self.stores().flat_map(|store| store.embedded()).collect()
     }
@@ -393,7 +393,7 @@ impl Store for Join {
         Err(Error::ReadOnly {
             store: self.0.url.clone(),
             why: format!(
-                "it is made of several stores: write to one of {}",
+                "a join store is read-only; write to one of {}",
                 names.join(", ")
             ),
         })

@@ -1,12 +1,12 @@
-//! How long the latest answers took.
+//! The times of the latest answers.
 
 use std::time::Duration;
 
-/// Answers that are remembered. The 95th percentile of so many is the fourth slowest: recent
-/// enough to follow a line that changes, and not moved by one hiccup.
+/// Answers that are remembered. The 95th percentile of so many is the fourth slowest: recent enough
+/// to follow a connection that changes, and not moved by one outlier.
 const REMEMBERED: usize = 64;
 
-/// How long the latest answers took.
+/// The times of the latest answers.
 #[derive(Debug, Default)]
 pub(super) struct Latencies {
     latest: Vec<Duration>,
@@ -61,7 +61,7 @@ mod tests {
         for millis in 1..=REMEMBERED as u64 {
             latencies.add(Duration::from_millis(millis));
         }
-        // The first is forgotten by now.
+        // The first is dropped by now.
         assert_eq!(latencies.percentile(100), Some(Duration::from_millis(64)));
         assert_eq!(latencies.percentile(95), Some(Duration::from_millis(61)));
         assert_eq!(latencies.median_micros(), Some(32_000));

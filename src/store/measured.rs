@@ -1,4 +1,4 @@
-//! A store far away, with somebody beside it who counts and takes the time.
+//! An upstream with counters and times.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use super::{Answer, BackingFile, Error, Ingest, Store, Usage};
 use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 
-/// `inner`, measured. What is at hand is not counted: only questions that leave this process.
+/// `inner`, measured. Answers from memory are not counted: only requests that leave this process.
 #[derive(Debug)]
 pub(crate) struct Measured {
     inner: Arc<dyn Store>,
@@ -74,7 +74,7 @@ impl Measured {
     }
 }
 
-/// A question under way; whoever asked may go away.
+/// A request in flight; its caller may be dropped.
 struct Flight<'a>(&'a AtomicU64);
 
 impl<'a> Flight<'a> {

@@ -38,12 +38,12 @@ struct Contents {
 }
 
 impl MemoryStore {
-    /// A store that holds nothing.
+    /// An empty store.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The blob `digest`, which a node says to be `size` bytes long.
+    /// The blob `digest`, which a node states to have `size` bytes.
     fn blob(&self, digest: &Digest, size: u64) -> Result<Option<Bytes>, Error> {
         let blob = self.0.contents.read().blobs.get(digest).cloned();
         let blob = match blob {
@@ -99,7 +99,7 @@ impl Store for MemoryStore {
         Ok(Answer::Found(length))
     }
 
-    /// Everything is here already.
+    /// Everything is in memory already.
     fn will_need(&self, _: &[(Digest, u64)]) {}
 
     fn root_now(&self, name: &[u8]) -> Result<Answer<Root>, Error> {
@@ -167,7 +167,7 @@ impl Store for MemoryStore {
         Ok(size.or((*digest == Digest::empty_blob()).then_some(0)))
     }
 
-    /// None are kept.
+    /// There are no chunk lists.
     async fn chunks(&self, _: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
         Ok(None)
     }
@@ -179,7 +179,7 @@ impl Store for MemoryStore {
         let mut hasher = BlobHasher::new();
         hasher.update(&blob);
         let (hashed, table) = hasher.finish();
-        // What a store hands out is verified; a mistake of ours should not travel further.
+        // A store returns only verified bytes; a bug here must not spread.
         Ok((hashed == *digest).then_some(table))
     }
 
@@ -220,7 +220,7 @@ impl Store for MemoryStore {
     }
 }
 
-/// What was added and is not committed yet.
+/// An addition that is not committed yet.
 struct MemoryIngest {
     store: MemoryStore,
     staged: Arc<Mutex<Staged>>,
@@ -286,7 +286,7 @@ impl Ingest for MemoryIngest {
         Err(RootChange::needs_content(self.store.url(), root))
     }
 
-    /// Nothing is kept from anybody.
+    /// There is no lock to release.
     fn release(&self) {}
 
     fn commit(self: Box<Self>) -> Result<Added, Error> {

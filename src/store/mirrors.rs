@@ -1,31 +1,31 @@
-//! Several stores that hold the same: who is asked, and who is asked next.
+//! Mirrors: several stores with the same content.
 //!
-//! **One is asked, the next when that takes long.** A question goes to the best member. When no
-//! answer came within the time in which that member gives 19 of 20 answers, it goes to the next as
-//! well (a *hedge*), and the first answer is taken. Hedges are bounded ([`budget`]): a tenth of the
-//! questions, and one a second. An error moves on to the next at once, and costs nothing of that.
+//! **Hedged requests.** A request goes to the best member. If no answer comes within the time in
+//! which that member gives 19 of 20 answers, it goes to the next as well (a *hedge*), and the first
+//! answer counts. Hedges are bounded ([`budget`]): a tenth of the requests, and one a second. After
+//! an error the next member is asked at once, which is not a hedge.
 //!
-//! **Who fails is left alone.** A member that runs into a deadline, that fails three times in a row,
-//! or that others overtake five times in a row is taken out of the circuit; those who wait for it at
-//! that moment move on as well, so that one hanging member costs nobody two deadlines. After a rest,
-//! which doubles from a second to half a minute with a random part, a question is put to it beside
-//! the one that was asked (a *probe*): no reader waits for it. If it answers, it has its place
-//! again. One that is merely slow is still asked when the others cannot answer.
+//! **Circuit breaker.** A member that misses a deadline, that fails three times in a row, or that
+//! loses five hedges in a row gets no more requests; requests that wait for it at that moment move
+//! on as well, so that one hanging member costs no reader two deadlines. After a pause, which
+//! doubles from a second to half a minute with a random part, a request is sent to it beside the
+//! one that is asked (a *probe*): no reader waits for it. An answer closes the breaker. A member
+//! that is merely slow is still asked when the others cannot answer.
 //!
-//! **"Not found" takes everybody's word.** Only when every member says so is there nothing; if any
-//! failed, or is out of the circuit, the answer is [`Error::Undecided`]: it may be that one that has
-//! it. Where one lags behind, then, the others are asked for what it lacks.
+//! **"Not found" must be unanimous.** An object does not exist only if every member answers so; if
+//! any failed, or its breaker is open, the answer is [`Error::Undecided`]: that member may have it.
+//! If one member lags behind, the others are asked for what it lacks.
 //!
-//! **A liar is heard last.** Every member verifies what it hands out, so a wrong byte arrives here as
-//! [`Error::Damaged`], and never leaves. Who sent it is marked when that is beyond doubt: a Directory
-//! that is another than the one asked for, or a blob that another member then gave rightly for the
-//! same question. (A blob that fits nobody's copy has a wrong size in the Directory that names it,
-//! and nobody is to blame.) For ten minutes, then for twice that and so on, a marked member is asked
-//! only when nobody else can answer, and has no say in whether something exists.
+//! **Corrupt responses.** Every member verifies what it returns, so a wrong byte appears here as
+//! [`Error::Damaged`], and is never returned. A member is marked when its fault is certain: the
+//! bytes of a Directory do not match its digest, or another member then returned the blob correctly
+//! for the same request. (A blob that matches no member's copy has a wrong size in the Directory
+//! that names it, which is no member's fault.) For ten minutes, then for twice that and so on, a
+//! marked member is asked only when no other can answer, and its "not found" does not count.
 //!
-//! **Lists come from one.** [`roots`](Store::roots) is the list of the first that answers: they are
-//! equals, and a union would take an answer of each. **Nothing can be added**: a member that was
-//! written to would no longer be the equal of the others. Write to one, and let it be copied.
+//! **Lists come from one member.** [`roots`](Store::roots) is the list of the first that answers:
+//! the members are equal, and a union would need an answer of each. **Mirrors are read-only**: a
+//! member with an addition would no longer equal the others. Write to one, and copy to the others.
 
 mod budget;
 mod member;
@@ -49,19 +49,19 @@ use super::{Answer, BackingFile, Error, Health, Ingest, Store, Usage};
 use crate::castore::{Digest, Directory, GroupTable, Printable, Root};
 use crate::nix::PathInfo;
 
-/// Who is asked first.
+/// Which member is asked first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// The members in their order: the first as long as it is well.
+    /// The members in their order: the first as long as it is healthy.
     #[default]
     Listed,
-    /// The one that answers fastest.
+    /// The one with the fastest answers.
     Fastest,
     /// All at once, the first answer counts: the load of all for the speed of the fastest.
     Racing,
 }
 
-/// Several stores that hold the same. Clones share everything.
+/// Several stores with the same content. Clones share everything.
 #[derive(Clone, Debug)]
 pub struct Mirrors(Arc<Shared>);
 
@@ -72,16 +72,16 @@ struct Shared {
     order: Order,
     budget: Budget,
     versions: RootVersions,
-    /// How often a member came back: its list of roots may be another.
+    /// How often a member came back: its list of roots may have changed.
     returns: AtomicU64,
-    /// Changes when a member goes out of the circuit.
+    /// Changes when a breaker opens.
     openings: watch::Sender<u64>,
 }
 
 impl Mirrors {
-    /// The `members`, by name, which hold the same. `url` is what logs and errors call the whole.
+    /// The `members`, by name, with the same content. `url` names the whole in logs and errors.
     ///
-    /// Questions that wait do so on the runtime of whoever asks, which has to have a clock.
+    /// Requests that wait do so on the caller's runtime, which must have timers enabled.
     pub fn new(url: String, members: Vec<(String, Arc<dyn Store>)>, order: Order) -> Self {
         Self(Arc::new(Shared {
             url,
@@ -101,8 +101,8 @@ impl Mirrors {
         self.0.members.iter().map(|member| &member.store)
     }
 
-    /// The first answer that a member has at hand. Whatever else there is to say (nobody has it,
-    /// somebody failed) takes asking.
+    /// The first answer that a member has in place. Any other outcome (no member has it, a member
+    /// failed) needs the async call.
     fn at_hand<T>(
         &self,
         mut question: impl FnMut(&dyn Store) -> Result<Answer<T>, Error>,
@@ -115,7 +115,7 @@ impl Mirrors {
         Answer::Wait
     }
 
-    /// Puts `question` to the members until one has an answer. `request` says what it is.
+    /// Sends `question` to the members until one has an answer. `request` describes it.
     async fn ask<T: Send + 'static>(
         &self,
         kind: Kind,
@@ -127,7 +127,7 @@ impl Mirrors {
         round.run(openings, request).await
     }
 
-    /// As [`ask`](Self::ask), for questions that every member has an answer to.
+    /// As [`ask`](Self::ask), for requests that every member has an answer to.
     async fn ask_any<T: Send + 'static>(
         &self,
         kind: Kind,
@@ -138,13 +138,14 @@ impl Mirrors {
         answer.ok_or_else(|| Error::Remote {
             store: self.0.url.clone(),
             request: request(),
-            why: "there is nobody to ask".to_owned(),
+            why: "there are no members".to_owned(),
         })
     }
 }
 
 impl Shared {
-    /// Members by standing, best first: healthy ones, slow ones, those that are out, liars.
+    /// Members by state, best first: healthy ones, slow ones, those with an open breaker, those
+    /// with corrupt responses.
     fn standings(&self, kind: Kind, now: Instant) -> [Vec<usize>; 4] {
         let mut standings = [const { Vec::new() }; 4];
         for (index, member) in self.members.iter().enumerate() {
@@ -157,7 +158,8 @@ impl Shared {
             standings[place].push(index);
         }
         if self.order == Order::Fastest {
-            // Who was never asked has no median and comes first: else it would never be known.
+            // A member without answers has no median and comes first: otherwise it would never be
+            // measured.
             standings[0].sort_by_cached_key(|&index| self.members[index].median(kind));
         }
         standings
@@ -171,7 +173,7 @@ impl Shared {
             tracing::info!(
                 STORE = self.url,
                 MEMBER = member.name,
-                "a mirror is well again"
+                "a mirror is healthy again"
             );
         }
     }
@@ -185,7 +187,7 @@ impl Shared {
         if change == Change::Opened {
             tracing::warn!(
                 STORE = self.url, MEMBER = member.name, %error,
-                "a mirror failed and is left alone for a while"
+                "a mirror failed and gets no requests for a while"
             );
             self.openings.send_modify(|count| *count += 1);
         }
@@ -197,7 +199,7 @@ impl Shared {
             tracing::warn!(
                 STORE = self.url,
                 MEMBER = member.name,
-                "a mirror is slower than the others and is left alone for a while"
+                "a mirror is slower than the others and gets no requests for a while"
             );
             self.openings.send_modify(|count| *count += 1);
         }
@@ -208,13 +210,13 @@ impl Shared {
         let mark = member.lied(Instant::now());
         tracing::error!(
             STORE = self.url, MEMBER = member.name, %error,
-            "a mirror sent wrong bytes, which were thrown away; it is avoided for {mark:?}"
+            "a mirror sent wrong bytes, which were discarded; it is avoided for {mark:?}"
         );
         self.openings.send_modify(|count| *count += 1);
     }
 }
 
-/// What a request is called in errors.
+/// The description of a request in errors.
 fn of(action: &str, what: impl fmt::Display) -> String {
     format!("{action} {what}")
 }
@@ -239,7 +241,7 @@ impl Store for Mirrors {
         Ok(self.at_hand(|store| store.read_now(digest, size, offset, buffer)))
     }
 
-    /// Tells the member that will be asked first.
+    /// Announces them to the member that will be asked first.
     fn will_need(&self, blobs: &[(Digest, u64)]) {
         let standings = self.0.standings(Kind::Bulk, Instant::now());
         if let Some(best) = standings.iter().flatten().next() {
@@ -252,7 +254,7 @@ impl Store for Mirrors {
     }
 
     fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
-        // Whoever has none, or failed: the bytes can be had by reading.
+        // No backing file or an error: fall back to reading.
         let mut files = self.stores().map(|store| store.backing_file(digest, size));
         Ok(files.find_map(|file| file.ok().flatten()))
     }
@@ -357,7 +359,7 @@ impl Store for Mirrors {
             .await
     }
 
-    /// What one of them holds: they hold the same.
+    /// The content of one of them: they have the same.
     fn usage(&self) -> Result<Option<Usage>, Error> {
         let mut usages = self.stores().map(|store| store.usage());
         Ok(usages.find_map(|usage| usage.ok().flatten()))
@@ -395,7 +397,7 @@ impl Store for Mirrors {
         Err(Error::ReadOnly {
             store: self.0.url.clone(),
             why: format!(
-                "it is made of equals: write to one of {}, and copy to the others",
+                "a mirrors store is read-only; write to one of {}, and copy to the others",
                 names.join(", ")
             ),
         })

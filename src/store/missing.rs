@@ -1,4 +1,4 @@
-//! Which of many blobs a store far away lacks that has to be asked for each of them.
+//! Which of many blobs an upstream lacks that has no bulk check.
 
 use std::collections::HashSet;
 
@@ -7,10 +7,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::failure::Failure;
 use crate::castore::Digest;
 
-/// Blobs that are asked for at once.
+/// Blobs that are checked at once.
 const AT_ONCE: usize = 32;
 
-/// Those of `digests`, with their places, that an addition has not `put` there itself. The empty
+/// Those of `digests`, with their indices, that an addition has not `put` there itself. The empty
 /// blob is everywhere.
 pub(super) fn not_put(digests: &[Digest], put: &HashSet<Digest>) -> Vec<(usize, Digest)> {
     let known = |digest: &Digest| *digest == Digest::empty_blob() || put.contains(digest);
@@ -18,7 +18,7 @@ pub(super) fn not_put(digests: &[Digest], put: &HashSet<Digest>) -> Vec<(usize, 
     all.filter(|(_, digest)| !known(digest)).collect()
 }
 
-/// The places of those `wanted` that are not there, as `has` says.
+/// The indices of those `wanted` that are missing, by `has`.
 pub(super) async fn missing<F>(
     wanted: Vec<(usize, Digest)>,
     has: impl Fn(Digest) -> F,

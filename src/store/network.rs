@@ -1,8 +1,8 @@
-//! The runtime that talks to remote stores.
+//! The runtime for calls to upstreams.
 //!
-//! One for the process, started when the first remote store is opened, and apart from any runtime
-//! that a caller has: a fetch goes on when the reader who started it goes away, others may be
-//! waiting for it too, and a store can be asked from threads that know no runtime.
+//! One for the process, started when the first upstream is opened, and separate from a caller's
+//! runtime: a fetch continues when the reader that started it is dropped, other readers may be
+//! waiting for it too, and a store can be used from threads without a runtime.
 
 use std::io;
 use std::sync::OnceLock;
@@ -22,7 +22,7 @@ pub(crate) fn handle() -> io::Result<&'static Handle> {
         .thread_name("castore-net")
         .enable_all()
         .build()?;
-    // Two threads may get here at once: one runtime is kept, the other has nothing to do and goes.
+    // Two threads may get here at once: one runtime is kept, the other is dropped.
     if let Err(spare) = RUNTIME.set(runtime) {
         spare.shutdown_background();
     }

@@ -1,9 +1,10 @@
-//! A castore in an object store: S3 and its like, Google's, Azure's, WebDAV, or a folder.
+//! A castore in an object store: S3 and compatible services, Google's, Azure's, WebDAV, or a local
+//! directory.
 //!
-//! The layout is the field's, byte by byte (`docs/protocol.md` tells it), so that a bucket can be
-//! shared with its programs; root nodes, which that layout has none of, lie beside it. What differs
-//! is what a reader believes: nothing. Chunks are checked against their digests, and blobs, whole or
-//! by part, against theirs ([`super::segments`]).
+//! The layout is the one of other implementations, byte by byte (`docs/protocol.md`), so that a
+//! bucket can be shared with them; roots, which that layout does not have, are beside it. Nothing
+//! read from a bucket is trusted: chunks are checked against their digests, and blobs, whole or by
+//! part, against theirs ([`super::segments`]).
 //!
 //! Credentials come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`), never from the URL.
 
@@ -32,16 +33,16 @@ use super::{Error, Ingest, network};
 use crate::castore::{Digest, Directory, Root};
 use crate::nix::PathInfo;
 
-/// Bytes kept in memory of blobs and of Directories.
+/// Bytes of blobs and of Directories cached in memory.
 const BLOB_CACHE: usize = 128 << 20;
 const DIRECTORY_CACHE: usize = 64 << 20;
-/// How often a waiter looks whether the roots have changed.
+/// How often a waiting caller checks whether the roots have changed.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A store in an object store. Clones share everything.
 pub type ObjectStore = Far<BucketStore>;
 
-/// A bucket, and what is known of what it has.
+/// A bucket, and cached answers.
 #[derive(Debug)]
 pub struct BucketStore {
     bucket: Arc<Bucket>,
@@ -74,7 +75,7 @@ impl ObjectStore {
         }))
     }
 
-    /// Says what is wrong with `url`, without looking at a file or connecting.
+    /// Returns what is wrong with `url`, without reading a file or connecting.
     pub(crate) fn check_url(url: &str) -> Result<(), String> {
         Bucket::check_url(url)
     }

@@ -1,9 +1,9 @@
-//! How fast an answer has to come.
+//! The least speed of an answer.
 //!
-//! Progress is measured in bytes, as curl's `--speed-limit` and `--speed-time` do: an answer that
+//! Progress is measured in bytes, as by curl's `--speed-limit` and `--speed-time`: an answer that
 //! waits for longer than the stall deadline without [`LEAST_RATE`] bytes for each second of it has
-//! failed. A message that carries nothing is no progress. As every reader stops at the size that it
-//! knows, a call ends after `size / LEAST_RATE` seconds at the latest.
+//! failed. An empty message is no progress. As every reader stops at the size that it knows, a call
+//! ends after `size / LEAST_RATE` seconds at the latest.
 //!
 //! Only the time spent waiting counts: a slow disk on this side is not the endpoint's fault.
 
@@ -16,14 +16,13 @@ use tonic::Code;
 
 use super::failure::Failure;
 
-/// Bytes that have to come in a second. A modem of 1998 was five times as fast; a link that is shared
-/// by a thousand calls has 1 MB/s at this rate.
+/// Bytes that have to come in a second. A modem of 1998 was five times as fast; a link with a
+/// thousand calls at this rate has 1 MB/s.
 pub(super) const LEAST_RATE: u64 = 1024;
-/// Messages without content that may follow one another. None is of use; some servers end a stream
-/// with one.
+/// Messages without content that may follow one another. Some servers end a stream with one.
 pub(super) const MOST_EMPTY: u32 = 100;
 
-/// What a message brings, in bytes.
+/// The content of a message, in bytes.
 pub(super) trait Payload {
     /// Bytes of content, without the message's own framing.
     fn payload(&self) -> u64;
@@ -70,7 +69,7 @@ impl Pace {
         }
     }
 
-    /// Takes note of a piece of `bytes` bytes.
+    /// Records a piece of `bytes` bytes.
     pub(super) fn note(&mut self, bytes: u64) -> Result<(), Failure> {
         self.came += bytes;
         if bytes > 0 {
@@ -106,7 +105,7 @@ mod tests {
 
     const STALL: Duration = Duration::from_secs(10);
 
-    /// Pieces of `bytes`, one each `pause`, until it fails; gives for how long that was.
+    /// Pieces of `bytes`, one each `pause`, until it fails; returns for how long that was.
     async fn fails_after(pause: Duration, bytes: u64, most: u32) -> Option<Duration> {
         let began = Instant::now();
         let mut pace = Pace::new(STALL);

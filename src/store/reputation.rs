@@ -1,12 +1,12 @@
-//! Whether calls to an endpoint are worth their while.
+//! The circuit breaker of an endpoint.
 //!
-//! After a call that found nobody or got no answer in time, if nothing else succeeded meanwhile, the
-//! endpoint *rests*: calls fail at once, without waiting, but for one probe at a time. So nothing
-//! waits for a full deadline twice.
+//! After a call that found no connection or missed its deadline, if no other call succeeded
+//! meanwhile, the breaker opens: calls fail at once, without waiting, except one probe at a time.
+//! So no reader waits for a full deadline twice.
 //!
-//! An endpoint that sent what is not what its digest promises is marked a **liar**: for good, as
-//! long as the process lives. It is still asked (everything is verified), but what cannot be bound
-//! to a digest at once is not taken from it.
+//! An endpoint that sent bytes that do not match their digest is marked for as long as the process
+//! lives. It still gets requests (everything is verified), but data that cannot be bound to a
+//! digest at once is not accepted from it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,12 +15,12 @@ use parking_lot::Mutex;
 
 use super::failure::Failure;
 
-/// How long an endpoint rests first, and at most; it doubles. Who comes back is noticed within the
-/// longest rest, at the price of a call now and then.
+/// How long the breaker stays open at first, and at most; it doubles. A recovered endpoint is
+/// noticed within the longest pause, at the price of a call now and then.
 const FIRST_REST: Duration = Duration::from_millis(500);
 const LONGEST_REST: Duration = Duration::from_secs(5);
 
-/// How an endpoint has behaved.
+/// The state of an endpoint.
 #[derive(Debug)]
 pub(super) struct Reputation {
     state: Mutex<State>,
@@ -31,7 +31,7 @@ pub(super) struct Reputation {
 struct State {
     last_success: Instant,
     rest: Duration,
-    /// Until when calls fail at once, and with what.
+    /// Until when calls fail at once, and with what error.
     resting: Option<(Instant, Failure)>,
 }
 
@@ -47,7 +47,7 @@ impl Reputation {
         }
     }
 
-    /// Lets a call begin that may take as long as `deadline`; gives the moment.
+    /// Begins a call that may take as long as `deadline`; returns its start.
     pub(super) fn begin(&self, deadline: Duration) -> Result<Instant, Failure> {
         let now = Instant::now();
         let mut state = self.state.lock();
@@ -56,13 +56,13 @@ impl Reputation {
             if now < *until {
                 return Err(failure.clone());
             }
-            // This call is the probe; the others go on failing while it is under way.
+            // This call is the probe; the others still fail while it is in flight.
             *until = now + rest.max(deadline);
         }
         Ok(now)
     }
 
-    /// A call was answered, if not with what was hoped for.
+    /// A call was answered, even if with an error.
     pub(super) fn succeeded(&self) {
         let mut state = self.state.lock();
         state.last_success = Instant::now();
@@ -70,20 +70,20 @@ impl Reputation {
         state.resting = None;
     }
 
-    /// The call that began then found nobody, or got no answer.
+    /// The call that began at `began` found no connection, or missed its deadline.
     pub(super) fn failed(&self, endpoint: &str, began: Instant, failure: &Failure) {
         let mut state = self.state.lock();
         if state.last_success > began {
-            // Others got answers meanwhile: it is this call that hangs, not the endpoint.
+            // Other calls got answers meanwhile: only this call hangs, not the endpoint.
             return;
         }
         let rest = state.rest.mul_f64(0.75 + fastrand::f64() / 2.0);
-        tracing::warn!("{endpoint} rests for {rest:?}: {failure:?}");
+        tracing::warn!("{endpoint} gets no calls for {rest:?}: {failure:?}");
         state.resting = Some((Instant::now() + rest, failure.clone()));
         state.rest = (state.rest * 2).min(LONGEST_REST);
     }
 
-    /// It sent what is not what its digest promises.
+    /// It sent bytes that do not match their digest.
     pub(super) fn lied(&self) {
         self.lies.fetch_add(1, Ordering::Relaxed);
     }

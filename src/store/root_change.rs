@@ -1,15 +1,15 @@
-//! What an addition does to root nodes once it is committed.
+//! The changes of roots in an addition, applied at its commit.
 
 use crate::castore::{Name, Root};
 use crate::nix::PathInfo;
 use crate::store::Error;
 
-/// What becomes of a root node.
+/// A change of a root.
 #[derive(Clone, Debug)]
 pub(super) enum RootChange {
-    /// It is this from now on.
+    /// Its new value.
     Put(Root, Option<Box<PathInfo>>),
-    /// It goes, if it is there.
+    /// It is removed, if it exists.
     Remove(Name),
 }
 
@@ -24,7 +24,7 @@ impl RootChange {
         Self::Remove(name.clone())
     }
 
-    /// Why the store `url` does not take `root` before its content.
+    /// Why the store `url` does not accept `root` before its content.
     pub(super) fn needs_content(url: &str, root: &Root) -> Error {
         Error::Refused {
             store: url.to_owned(),

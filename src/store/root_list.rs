@@ -1,4 +1,4 @@
-//! The roots that a store far away lists, as many as are taken from it.
+//! The roots that an upstream lists, within limits.
 
 use tonic::Code;
 
@@ -10,7 +10,7 @@ pub(super) const MOST_ROOTS: usize = 1_000_000;
 /// Memory that a listing may take, in bytes: a million store paths, each with a name of 60 bytes.
 const MOST_BYTES: usize = 256 << 20;
 
-/// A listing under way.
+/// A listing in progress.
 #[derive(Debug, Default)]
 pub(super) struct RootList {
     roots: Vec<Root>,
@@ -18,7 +18,7 @@ pub(super) struct RootList {
 }
 
 impl RootList {
-    /// Takes one more, unless that is too many.
+    /// Adds a root, unless that is too many.
     pub(super) fn push(&mut self, root: Root) -> Result<(), Failure> {
         let target = match &root.node {
             Node::Symlink { target } => target.len(),

@@ -1,4 +1,4 @@
-//! Noticing a change of the root nodes of any of several stores.
+//! Changes of the roots of several stores.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 
 use super::Store;
 
-/// How late a change in one store may be noticed while another is looked at.
+/// How late a change in one store may be noticed while another is waited for.
 const LATE: Duration = Duration::from_millis(250);
 
-/// The versions of several stores' root nodes, as they were last heard.
+/// The last known versions of several stores' roots.
 #[derive(Debug)]
 pub(super) struct RootVersions(Vec<AtomicU64>);
 
 impl RootVersions {
-    /// Of so many stores.
+    /// For so many stores.
     pub(super) fn new(stores: usize) -> Self {
         Self((0..stores).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// One number for all. Versions only grow, so that their sum changes when any does. A store that
-    /// cannot say counts with what it said last.
+    /// One number for all. Versions only grow, so that their sum changes when any does. A store
+    /// that fails counts with its last version.
     pub(super) fn now<'a>(&self, stores: impl Iterator<Item = &'a Arc<dyn Store>>) -> u64 {
         let versions = self.0.iter().zip(stores).map(|(last, store)| {
             if let Ok(version) = store.roots_version() {
@@ -31,7 +31,7 @@ impl RootVersions {
         versions.fold(0, u64::wrapping_add)
     }
 
-    /// Blocks until `now` gives another number than `seen`, or `timeout` has passed; gives the
+    /// Blocks until `now` returns another number than `seen`, or `timeout` has passed; returns the
     /// number of that moment.
     pub(super) fn wait(
         &self,

@@ -1,21 +1,26 @@
-//! Blobs from far away: by segment, verified, kept in memory.
+//! Blobs of upstreams: fetched by segment, verified, cached in memory.
 //!
-//! A blob is cut into aligned **segments** ([`part_size`]), the unit of fetching and caching. How a
-//! segment comes, and is bound to the blob's digest, depends on what its [`Source`] offers:
+//! **Problem.** A blob may have terabytes, and a reader wants some of its bytes after one round
+//! trip, verified against the blob's digest. Upstreams differ in what they offer for that.
 //!
-//! - A blob of one segment comes whole, and is hashed: one round trip. Where many are wanted soon
+//! **Mechanism.** A blob is cut into aligned **segments** ([`part_size`]), the unit of fetching and
+//! caching. How a segment is fetched and verified depends on its [`Source`]:
+//!
+//! - A blob of one segment comes whole, and is hashed: one round trip. If many will be needed soon
 //!   ([`Segments::will_need`]), they come together ([`ahead`]).
-//! - Where the source proves parts, the segment and its proof come in one answer: the first byte of
+//! - If the source proves parts, the segment and its proof come in one answer: the first byte of
 //!   any blob takes one round trip.
-//! - Where it has a group table, each group is checked against the table, and the table against the
+//! - If it has a group table, each group is checked against the table, and the table against the
 //!   digest.
-//! - Where there is only a list of chunks, or not even that, only the whole blob can be bound to its
-//!   digest: nothing binds the list. What then is [`Verify`]'s to say. The default fetches the whole
-//!   blob once and **holds** it until it was hashed ([`held`]): small ones in memory, large ones in a
-//!   file without a name in the temporary folder. The other serves what matches its chunk's digest,
-//!   and compares with the blob's once it has seen all of it ([`witness`]).
+//! - If it has only a list of chunks, or not even that, only the whole blob can be verified:
+//!   nothing binds the list to the digest. [`Verify`] decides. The default fetches the whole blob
+//!   once and **holds** it until it is hashed ([`held`]): small ones in memory, large ones in a
+//!   file without a name in the temporary directory. The other returns bytes that match their
+//!   chunk's digest, and compares with the blob's digest once it has seen all of it ([`witness`]).
 //!
-//! A reader that goes through a blob from front to back gets segments ahead of time ([`readers`]).
+//! **Invariants.** Unverified bytes are returned only with `verify=chunks`. An object that several
+//! readers need is fetched once ([`flights`](super::flights)). A sequential reader gets segments
+//! ahead of time ([`readers`]).
 
 mod ahead;
 mod held;
@@ -42,14 +47,14 @@ use super::in_flight::InFlight;
 use super::{Damage, Object};
 use crate::castore::{Digest, GroupTable, group_size, part_size, verify_part};
 
-/// What has to be known of bytes before they are handed out.
+/// The verification that bytes need before they are returned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Verify {
-    /// That they belong to the blob's digest.
+    /// They must belong to the blob's digest.
     #[default]
     Root,
-    /// That they match the digest of a chunk in the list that the source gives. It may lie: then
-    /// wrong bytes are handed out before that is found out, and none after.
+    /// They must match the digest of a chunk in the source's list. The list may be wrong: then
+    /// wrong bytes are returned until that is detected, and none after.
     Chunks,
 }
 
@@ -64,7 +69,7 @@ impl Verify {
     }
 }
 
-/// What is known of a part, after all checks.
+/// The bytes of a part, after all checks.
 enum Known {
     Found(Bytes),
     Absent,
@@ -80,11 +85,11 @@ pub(super) struct Segments<S> {
     segments: Mutex<Bounded<(Claim, u64), Bytes>>,
     tables: Mutex<Bounded<Claim, Arc<GroupTable>>>,
     spools: Mutex<Bounded<Claim, Arc<held::Spool>>>,
-    /// What they take, those on their way included.
+    /// The memory in use, including fetches in flight.
     space: held::SpoolSpace,
     witnesses: Witnesses,
     in_flight: InFlight,
-    /// Turns of blobs that are fetched ahead one by one.
+    /// Permits for blobs that are prefetched one by one.
     alone: tokio::sync::Semaphore,
     readers: Readers,
     fetching: Flights<(Claim, u64), Result<Option<Bytes>, Failure>>,
@@ -93,7 +98,7 @@ pub(super) struct Segments<S> {
 }
 
 impl<S: Source> Segments<S> {
-    /// Keeps at most so many bytes in memory, and in the temporary folder.
+    /// With limits in bytes for memory and for the temporary directory.
     pub(super) fn new(
         source: Arc<S>,
         verify: Verify,
@@ -117,7 +122,7 @@ impl<S: Source> Segments<S> {
         })
     }
 
-    /// Fills `buffer` from what is in memory; false if something is lacking.
+    /// Fills `buffer` from memory; returns false if something is missing.
     pub(super) fn read_now(
         self: &Arc<Self>,
         digest: &Digest,
@@ -181,7 +186,7 @@ impl<S: Source> Segments<S> {
         Ok(Some(all.freeze()))
     }
 
-    /// Watches a reader, and fetches ahead of one that goes straight on.
+    /// Watches a reader, and fetches ahead of a sequential one.
     fn advance(self: &Arc<Self>, digest: &Digest, size: u64, offset: u64, length: u64) {
         let ahead = self.readers.advance(digest, size, offset, length);
         for index in ahead {
@@ -228,7 +233,7 @@ impl<S: Source> Segments<S> {
         if self.witnesses.is_quarantined(&digest) {
             return Err(Failure::Damaged(Object::Blob, digest, Damage::Quarantined));
         }
-        // The flight before this one may have landed after its passenger had looked here.
+        // The fetch before this one may have completed after the reader's check.
         if let Some(bytes) = self.segments.lock().get(&((digest, size), index)) {
             return Ok(Some(bytes));
         }
@@ -276,7 +281,7 @@ impl<S: Source> Segments<S> {
         self.segments.lock().insert(key, bytes.clone(), cost);
     }
 
-    /// A part of a blob, bound to the blob's digest, or else what [`Verify`] lets pass.
+    /// A part of a blob, bound to the blob's digest, or accepted by [`Verify`].
     async fn part(
         self: &Arc<Self>,
         digest: &Digest,
@@ -284,7 +289,7 @@ impl<S: Source> Segments<S> {
         start: u64,
         length: u64,
     ) -> Result<Known, Failure> {
-        // Who has lied once is not believed to have the right chunks in his lists.
+        // A source with a wrong response before is not trusted to have right chunk lists.
         let chunks_suffice = self.verify == Verify::Chunks && !self.source.is_liar();
         let part = {
             let _permit = self.in_flight.begin(length).await;
@@ -389,7 +394,7 @@ impl<S: Source> Segments<S> {
         }))
     }
 
-    /// The blob's table; from a source that has none, by reading the blob.
+    /// The blob's table; without one in the source, computed by reading the blob.
     pub(super) async fn group_table(
         self: &Arc<Self>,
         digest: &Digest,
@@ -410,16 +415,15 @@ impl<S: Source> Segments<S> {
     }
 }
 
-/// The largest blob that is read from far away, in bytes. The unit of fetching grows with what a node
-/// says that a blob has: up to here it is 64 MiB at most.
+/// The largest blob that is read from an upstream, in bytes. The unit of fetching grows with the
+/// size in the node: up to here it is 64 MiB at most.
 pub(super) const LARGEST_BLOB: u64 = 4 << 40;
 
-/// Checks that the empty blob, and it alone, is said to be empty, and that no blob is said to be larger
-/// than [`LARGEST_BLOB`].
+/// Checks that the size is 0 for the empty blob and for no other, and at most [`LARGEST_BLOB`].
 pub(super) fn check_claim(digest: &Digest, size: u64) -> Result<(), Failure> {
     if size > LARGEST_BLOB {
         let why = format!(
-            "blob {digest} is said to have {size} bytes, and {LARGEST_BLOB} are read at most"
+            "blob {digest} has a stated size of {size} bytes, and the limit is {LARGEST_BLOB}"
         );
         return Err(Failure::Status(Code::ResourceExhausted, why));
     }

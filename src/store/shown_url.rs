@@ -1,17 +1,17 @@
-//! URLs as logs and errors show them: without what may be secret.
+//! URLs for logs and errors, without secrets.
 //!
-//! A URL that holds a secret is refused, but the refusal must not repeat it, and a URL is often wrong
-//! before it is known what its parts mean. So every text that was meant as a URL, and every text of a
-//! library that may quote one, goes through here before it is shown.
+//! A URL that holds a secret is refused, but the refusal must not repeat it, and a URL is often
+//! wrong before it is known what its parts mean. So every text that was meant as a URL, and every
+//! text of a library that may quote one, is converted here before it is shown.
 
-/// What stands in the place of something that may be secret.
+/// Replaces a part that may be secret.
 const HIDDEN: &str = "***";
-/// Schemes whose rest is a path of this machine, which may hold any byte.
+/// Schemes followed by a path of this machine, which may hold any byte.
 const PATHS: [&str; 4] = ["local:", "store:", "grpc+unix:/", "objectstore+file:/"];
-/// What cannot be part of a URL that another text quotes.
+/// Characters that end a URL inside another text.
 const ENDS: [char; 10] = [' ', '\t', '\n', '"', '\'', '`', '(', ')', '<', '>'];
 
-/// `url`, which may be wrong, without user, password, query and fragment.
+/// `url`, which may be invalid, without user, password, query and fragment.
 pub fn shown_url(url: &str) -> String {
     if PATHS
         .iter()
@@ -31,8 +31,8 @@ pub fn shown_url(url: &str) -> String {
         },
     };
     let place = before_query(rest);
-    // A password with a question mark, a number sign or a slash in it ends what looks like the host
-    // too early.
+    // A password with a question mark, a number sign or a slash in it ends the apparent host too
+    // early.
     let authority = place.split('/').next().unwrap_or_default();
     let shown = match (place.rsplit_once('@'), rest.contains('@')) {
         (Some((_, host)), _) => format!("{HIDDEN}@{host}"),
@@ -42,7 +42,7 @@ pub fn shown_url(url: &str) -> String {
     format!("{scheme}{shown}")
 }
 
-/// `text`, with the URLs in it as [`shown_url`] shows them.
+/// `text`, with its URLs converted by [`shown_url`].
 pub fn with_shown_urls(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! Directories on their way into a store that takes them by the closure.
+//! Directories of an addition, for a store that takes them by the closure.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,12 +8,12 @@ use crate::castore::{Digest, Directory, NodeRef};
 #[derive(Debug, Default)]
 pub(super) struct StagedDirectories {
     directories: HashMap<Digest, Directory>,
-    /// What one of these refers to.
+    /// The Directories that one of these refers to.
     children: HashSet<Digest>,
 }
 
 impl StagedDirectories {
-    /// Takes `directory`; false if it is here already.
+    /// Adds `directory`; returns false if it is here already.
     pub(super) fn add(&mut self, directory: &Directory) -> bool {
         let digest = directory.digest();
         if self.directories.insert(digest, directory.clone()).is_some() {
@@ -31,7 +31,7 @@ impl StagedDirectories {
         self.directories.get(digest).cloned()
     }
 
-    /// Those that no other refers to: each heads a closure.
+    /// Those that no other refers to: each is the root of a closure.
     pub(super) fn tops(&self) -> Vec<Directory> {
         let all = self.directories.values();
         all.filter(|one| !self.children.contains(&one.digest()))

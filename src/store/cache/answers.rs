@@ -1,4 +1,5 @@
-//! What a cache answers: out of the near store, out of what has just come, or when it has come.
+//! The answers of a cache: from the local store, from recently fetched objects, or from the
+//! upstream.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 use crate::store::{Answer, BackingFile, Error, Health, Ingest, Store, Usage, segments};
 
-/// How late a change of the near store's own roots may be noticed.
+/// How late a change of the local store's own roots may be noticed.
 const LATE: Duration = Duration::from_secs(1);
 
 #[async_trait]
@@ -31,7 +32,7 @@ impl Store for Cache {
             inner.hits.fetch_add(1, Ordering::Relaxed);
             return Ok(Answer::Found(directory));
         }
-        // The far store may have it in memory; whatever it cannot say now, it says later.
+        // The upstream may have it in memory; an error of its own appears in the async call.
         match inner.far.directory_now(digest) {
             Ok(Answer::Found(directory)) if directory.digest() == *digest => {
                 inner.misses.fetch_add(1, Ordering::Relaxed);
@@ -65,7 +66,7 @@ impl Store for Cache {
         }
     }
 
-    /// The far store fetches what is not here; it is kept when it is read.
+    /// The upstream fetches what is not cached; it is stored when it is read.
     fn will_need(&self, blobs: &[(Digest, u64)]) {
         let inner = &self.0.inner;
         let lacks = |(digest, _): &&(Digest, u64)| {
@@ -102,7 +103,7 @@ impl Store for Cache {
         }
     }
 
-    /// The near store's: what it has whole.
+    /// The local store's: blobs that are complete there.
     fn backing_file(&self, digest: &Digest, size: u64) -> Result<Option<BackingFile>, Error> {
         let inner = &self.0.inner;
         if inner.writer.is_spoiled(digest) {
@@ -199,21 +200,20 @@ impl Store for Cache {
                 known
             }
         };
-        // The near store's own come first, and stay where there are two.
+        // The local store's own come first, and win if a name is in both.
         roots.splice(0..0, own);
         roots.sort_by(|a, b| a.name.cmp(&b.name));
         roots.dedup_by(|later, first| later.name == first.name);
         Ok(roots)
     }
 
-    /// Of a root that is remembered nothing more may be known while the far store is out of reach: it
-    /// is served without.
+    /// Without the upstream, a cached root may have no known path info: it is served without.
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
         let inner = &self.0.inner;
         if let Some(info) = inner.near.path_info(name).await? {
             return Ok(Some(info));
         }
-        // What is kept with every look-up is not asked for again.
+        // A path info that is stored with every lookup is not requested again.
         let kept = inner
             .keep_path_infos
             .then(|| inner.writer.roots.path_info(name));
@@ -266,7 +266,7 @@ impl Store for Cache {
         asked.map_err(|error| error.again())
     }
 
-    /// What is kept near is cut from there.
+    /// Chunks of blobs in the local store are cut from there.
     async fn chunks(&self, digest: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
         let inner = &self.0.inner;
         if inner.near.has_blob(digest).await? {
@@ -290,12 +290,12 @@ impl Store for Cache {
         asked.map_err(|error| error.again())
     }
 
-    /// What the near store holds.
+    /// The contents of the local store.
     fn usage(&self) -> Result<Option<Usage>, Error> {
         self.0.inner.near.usage()
     }
 
-    /// The far store speaks for itself; how the cache fares is its [`status`](Cache::status).
+    /// The upstream reports its own health; the cache's is [`status`](Cache::status).
     fn embedded(&self) -> Vec<crate::store::LocalStore> {
         let mut stores = vec![self.0.inner.near.clone()];
         stores.extend(self.0.inner.far.embedded());
@@ -336,7 +336,7 @@ impl Store for Cache {
     }
 }
 
-/// Checks that the empty blob, and it alone, is said to be empty.
+/// Checks that the size is 0 for the empty blob, and for no other.
 fn check_claim(store: &str, digest: &Digest, size: u64) -> Result<(), Error> {
     segments::check_claim(digest, size).map_err(|failure| failure.of(store, "reading"))
 }

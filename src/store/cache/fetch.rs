@@ -1,4 +1,4 @@
-//! From the near store, from memory, or from the far store: how an object is come by.
+//! Fetching an object: from the local store, from memory, or from the upstream.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::store::{Answer, Damage, Error, Object, Store};
 
 impl Inner {
-    /// What is at hand of a blob: fills `buffer`, or says that something is lacking.
+    /// Reads a blob from what is cached: fills `buffer`, or reports that something is missing.
     pub(super) fn at_hand(
         &self,
         digest: &Digest,
@@ -69,8 +69,8 @@ impl Inner {
         true
     }
 
-    /// Whether the far store can help where the near one failed: always, unless the node that
-    /// somebody read by says a size that the blob does not have.
+    /// Whether the upstream can help where the local store failed: always, unless the node that was
+    /// read by states a size that the blob does not have.
     pub(super) fn excuse(&self, digest: &Digest, size: u64, error: Error) -> Result<(), Error> {
         if let Error::Damaged { .. } = &error
             && let Ok(Some(actual)) = self.near.indexed_size(digest)
@@ -94,7 +94,7 @@ impl Inner {
         self.recent.lock().directories.get(digest)
     }
 
-    /// Part `index` of a blob: from memory, or from the far store, for all who want it at once.
+    /// Part `index` of a blob: from memory, or from the upstream, with one fetch for all readers.
     pub(super) async fn unit(
         self: &Arc<Self>,
         digest: &Digest,
@@ -118,7 +118,7 @@ impl Inner {
             None => Err(Error::Remote {
                 store: self.url.clone(),
                 request: "the fetch".to_owned(),
-                why: "it broke off".to_owned(),
+                why: "it was interrupted".to_owned(),
             }),
         }
     }
@@ -129,7 +129,7 @@ impl Inner {
         size: u64,
         index: u64,
     ) -> Shared<Bytes> {
-        // It may have landed between the look and the departure.
+        // It may have arrived between the check and the start of the fetch.
         if let Some(bytes) = self.recent.lock().blobs.get(&(digest, size, index)) {
             return Ok(Some(bytes));
         }
@@ -148,7 +148,7 @@ impl Inner {
                 expected: length,
                 actual: bytes.len() as u64,
             }),
-            // What is kept under a digest was hashed here, whoever sent it.
+            // The local store holds only what was hashed here, whatever its source.
             true if whole && Digest::of(&bytes) != digest => Some(Damage::WrongBytes { offset: 0 }),
             true => None,
         };
@@ -169,7 +169,7 @@ impl Inner {
         if size <= WHOLE {
             self.writer.push(Write::Blob(digest, bytes.clone()));
         } else {
-            // The table may take another question, for which no reader waits.
+            // The table may take another request, for which no reader waits.
             let (inner, bytes) = (self.clone(), bytes.clone());
             let expected = self.writer.expect();
             self.runtime.spawn(async move {
@@ -189,7 +189,7 @@ impl Inner {
         Ok(Some(bytes))
     }
 
-    /// Asks the far store, unless it is known not to answer.
+    /// Calls the upstream, unless the breaker is open.
     pub(super) async fn ask<T>(
         &self,
         question: impl Future<Output = Result<T, Error>>,
@@ -218,7 +218,7 @@ impl Inner {
                     Some((_, table)) => table,
                     None => {
                         let table = inner.far.group_table(&digest, size).await.ok()??;
-                        // The digest binds the table; nothing else has to be believed.
+                        // The digest binds the table; no trust is needed.
                         GroupTable::decode(table.as_bytes(), &digest, size).ok()?
                     }
                 };
@@ -238,7 +238,7 @@ impl Inner {
         }
     }
 
-    /// Keeps a Directory that the far store gave.
+    /// Stores a Directory that the upstream returned.
     pub(super) fn keep_directory(&self, digest: &Digest, directory: &Directory) {
         let weight = directory.as_bytes().len() + 64;
         let mut recent = self.recent.lock();
@@ -293,7 +293,7 @@ impl Inner {
         self.far_version.load(Ordering::Relaxed)
     }
 
-    /// The root `name`, as the far store says it now.
+    /// The root `name`, as the upstream has it now.
     pub(super) async fn look_up(self: &Arc<Self>, name: &[u8]) -> Result<Option<Root>, Error> {
         let name = Bytes::copy_from_slice(name);
         let landed = self.looking.join(name.clone(), &self.runtime, || {
@@ -317,8 +317,8 @@ impl Inner {
         self.landed(landed.await)
     }
 
-    /// Asks again for the roots whose answers were old, so that those who hold on to them learn of a
-    /// change.
+    /// Refreshes the roots whose answers were too old, so that mounts that hold them are notified
+    /// of a change.
     pub(super) fn refresh(self: &Arc<Self>) {
         if self.reach.is_resting() {
             return;

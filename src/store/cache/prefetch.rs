@@ -1,8 +1,8 @@
-//! Fetching ahead what is below a root.
+//! Prefetching everything below a root.
 //!
-//! Directories first, a level at a time, then blobs; several at once, and never more than the near
-//! store takes in: nothing of it is dropped because the disk is slow. What is there already is
-//! skipped, so a prefetch that broke off goes on where it was.
+//! Directories first, a level at a time, then blobs; several at once, and never more than the local
+//! store can write: nothing of it is dropped because the disk is slow. Cached objects are skipped,
+//! so an interrupted prefetch continues where it stopped.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,17 +20,17 @@ use crate::store::{Error, Store};
 const AT_ONCE: usize = 32;
 /// Parts of one blob that are fetched at once.
 const PARTS_AT_ONCE: usize = 8;
-/// How often it is looked whether everything came to stay: the disk may have refused some.
+/// How often it is checked whether everything was stored: the disk may have refused some.
 const PASSES: usize = 3;
-/// The pause while the near store has enough to write.
+/// The pause while the local store has enough to write.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// How far a prefetch is. Others may look while it runs, and stop it.
+/// The progress of a prefetch. Other threads may read it, and stop the prefetch.
 #[derive(Debug, Default)]
 pub struct Prefetch {
     /// Directories below the roots that were found so far.
     pub directories: AtomicU64,
-    /// Blobs that are in the near store now, or on their way to its disk.
+    /// Blobs that are in the local store now, or queued for its disk.
     pub blobs: AtomicU64,
     /// Their bytes.
     pub bytes: AtomicU64,
@@ -38,11 +38,11 @@ pub struct Prefetch {
     pub total_blobs: AtomicU64,
     /// Their bytes.
     pub total_bytes: AtomicU64,
-    /// Set by whoever wants it to end early; what was fetched stays.
+    /// Set by another thread to end the prefetch early; what was fetched stays.
     pub stop: AtomicBool,
 }
 
-/// Ends a task whose waiter has gone.
+/// Ends a task when its waiter is dropped.
 struct Awaited<T>(JoinHandle<T>);
 
 impl<T> Drop for Awaited<T> {
@@ -52,10 +52,11 @@ impl<T> Drop for Awaited<T> {
 }
 
 impl Cache {
-    /// Fetches everything below the roots `names` into the near store.
+    /// Fetches everything below the roots `names` into the local store.
     ///
-    /// Fails if one of them is no root, if the far store fails, and if the near store does not take
-    /// everything, for want of room for example. It can be started again, and goes on then.
+    /// Fails if one of them is not a root, if the upstream fails, and if the local store does not
+    /// store everything, for want of space for example. A later prefetch continues where this one
+    /// stopped.
     pub async fn prefetch(&self, names: &[Name], progress: &Arc<Prefetch>) -> Result<(), Error> {
         let mut nodes = Vec::new();
         for name in names {
@@ -87,7 +88,7 @@ impl Cache {
             Err(Error::Remote {
                 store: self.url().to_owned(),
                 request: "the prefetch".to_owned(),
-                why: "it broke off".to_owned(),
+                why: "it was interrupted".to_owned(),
             })
         })
     }
@@ -118,7 +119,7 @@ impl Inner {
             }
             let inner = self.clone();
             let flushed = self.runtime.spawn_blocking(move || inner.writer.flush());
-            // Should that have crashed, the look at what is there tells.
+            // If the writer has crashed, the next check finds out.
             let _ = flushed.await;
             let mut missing = Vec::new();
             for (digest, size) in wanted {

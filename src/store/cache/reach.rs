@@ -1,9 +1,8 @@
-//! Whether the far store is worth asking.
+//! The circuit breaker for the upstream.
 //!
-//! After a question that found nobody (no answer in time, or the way there failed) the far store
-//! rests: what needs it fails at once with that same error, and nobody waits for a full deadline
-//! again. One question is let through now and then to see whether it is back; any answer ends the
-//! rest.
+//! After a call without an answer (a deadline was missed, or the connection failed) the breaker
+//! opens: later calls fail at once with that same error, and no reader waits for a full deadline
+//! again. One call is let through now and then as a probe; any answer closes the breaker.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +10,11 @@ use parking_lot::Mutex;
 
 use crate::store::Error;
 
-/// How long it rests first, and at most; the time doubles.
+/// How long it stays open at first, and at most; the time doubles.
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Whether the far store answers.
+/// The state of the breaker.
 #[derive(Debug, Default)]
 pub(super) struct Reach(Mutex<Option<Resting>>);
 
@@ -27,13 +26,13 @@ struct Resting {
 }
 
 impl Reach {
-    /// Fails at once while the far store rests. Whoever gets through has to tell
-    /// [`note`](Self::note) how it went.
+    /// Fails at once while the breaker is open. A caller that gets through has to report the
+    /// outcome to [`note`](Self::note).
     pub(super) fn check(&self) -> Result<(), Error> {
         let mut resting = self.0.lock();
         match &mut *resting {
             Some(resting) if resting.until > Instant::now() => Err(resting.error.again()),
-            // This one goes and looks; the others go on failing meanwhile.
+            // This call is the probe; the others still fail meanwhile.
             Some(resting) => {
                 resting.until = Instant::now() + resting.rest;
                 Ok(())
@@ -42,7 +41,7 @@ impl Reach {
         }
     }
 
-    /// Whether it rests.
+    /// Whether the breaker is open.
     pub(super) fn is_resting(&self) -> bool {
         let resting = self.0.lock();
         resting
@@ -50,13 +49,13 @@ impl Reach {
             .is_some_and(|rest| rest.until > Instant::now())
     }
 
-    /// Why the last question found nobody, as long as none was answered since.
+    /// Why the last call had no answer, until another one has.
     pub(super) fn why(&self) -> Option<String> {
         let resting = self.0.lock();
         resting.as_ref().map(|resting| resting.error.to_string())
     }
 
-    /// Takes note of how a question went.
+    /// Records the outcome of a call.
     pub(super) fn note<T>(&self, answer: &Result<T, Error>) {
         let error = match answer {
             Err(error @ (Error::Timeout { .. } | Error::Remote { .. } | Error::Io { .. })) => error,

@@ -1,13 +1,13 @@
-//! Root nodes of the far store, remembered.
+//! The cached roots of the upstream.
 //!
-//! **Freshness.** What the far store said of a name holds for `roots-max-age`, and no longer than
-//! the far store's own word that its roots have changed. After that it is asked again. When it
-//! cannot be asked, what was known goes on being the answer, however old; a name of which nothing is
-//! known is then an error, never "absent".
+//! **Freshness.** The upstream's answer for a name is valid for `roots-max-age`, and no longer than
+//! until the upstream reports that its roots have changed. After that it is requested again. If the
+//! upstream is unreachable, the old answer is served, however old; a name without one is then an
+//! error, never "absent".
 //!
-//! Each root carries when it was last used, by which the cache chooses what to let go of, and
-//! whether it is pinned. All of this is in the near store's index and outlives the process; it is
-//! written now and then, not with every use.
+//! Each root has the time of its last use, by which the cache chooses what to evict, and whether it
+//! is pinned. All of this is in the local store's index and outlives the process; it is written now
+//! and then, not with every use.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,11 +19,11 @@ use crate::castore::{Name, Root};
 use crate::nix::PathInfo;
 use crate::store::local::CachedRoot;
 
-/// How long "there is none" holds at most.
+/// How long "not found" is valid at most.
 const ABSENT: Duration = Duration::from_secs(10);
-/// Names that are remembered to be absent; beyond, all are forgotten.
+/// Absent names that are cached; beyond that, all are dropped.
 const MAX_ABSENT: usize = 10_000;
-/// A use that is so much later than the one on the disk is worth writing, in milliseconds.
+/// A use is worth writing if it is so many milliseconds later than the one on the disk.
 const WORTH_WRITING: u64 = 1000;
 
 /// Milliseconds since 1970.
@@ -32,7 +32,7 @@ pub(super) fn now() -> u64 {
     since.map_or(0, |since| since.as_millis() as u64)
 }
 
-/// What is remembered.
+/// The cached data.
 #[derive(Debug)]
 pub(super) struct Roots {
     max_age: Duration,
@@ -43,35 +43,35 @@ pub(super) struct Roots {
 struct State {
     known: HashMap<Bytes, Known>,
     absent: HashMap<Bytes, Instant>,
-    /// The far store's version that what is known is of.
+    /// The upstream's version to which the data belong.
     far_version: Option<u64>,
-    /// Changes that were noticed by asking.
+    /// Changes that lookups noticed.
     version: u64,
-    /// Names that were forgotten, and are on the disk yet.
+    /// Names that were removed here and are still on the disk.
     forgotten: Vec<Bytes>,
-    /// Something became known that is not on the disk.
+    /// Something is new that is not on the disk.
     news: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Known {
     kept: CachedRoot,
-    /// Not as it is on the disk.
+    /// Different from what is on the disk.
     dirty: bool,
     /// The use that is on the disk.
     used_on_disk: u64,
-    /// The far store has changed its roots since.
+    /// The upstream has changed its roots since.
     outdated: bool,
-    /// Was the answer though it was too old.
+    /// Was served although it was too old.
     served_old: bool,
 }
 
-/// What is known of a name.
+/// What is cached about a name.
 #[derive(Debug)]
 pub(super) enum Memory {
-    /// Known, and young enough.
+    /// Cached, and fresh.
     Fresh(Option<Root>),
-    /// What was true a while ago.
+    /// Cached, and too old.
     Old(Root),
     Nothing,
 }
@@ -96,7 +96,7 @@ impl Roots {
         }
     }
 
-    /// What is known of `name`, which somebody uses now.
+    /// What is cached about `name`; counts as a use.
     pub(super) fn recall(&self, name: &[u8], far_version: u64) -> Memory {
         let mut state = self.state.lock();
         state.follow(far_version);
@@ -123,7 +123,7 @@ impl Roots {
         }
     }
 
-    /// Takes note of what the far store said of `name` just now.
+    /// Records the upstream's answer for `name`.
     pub(super) fn note(&self, name: &[u8], root: Option<&Root>, used: bool) {
         let mut state = self.state.lock();
         let now = now();
@@ -157,7 +157,7 @@ impl Roots {
         }
     }
 
-    /// Takes note of every root that the far store has.
+    /// Records every root that the upstream has.
     pub(super) fn note_all(&self, roots: &[Root]) {
         for root in roots {
             self.note(&root.name, Some(root), false);
@@ -175,7 +175,7 @@ impl Roots {
         }
     }
 
-    /// Takes note of what the far store knows of a path.
+    /// Records the upstream's path info.
     pub(super) fn note_path_info(&self, name: &[u8], info: &PathInfo) {
         let mut state = self.state.lock();
         if let Some(known) = state.known.get_mut(name)
@@ -193,33 +193,33 @@ impl Roots {
         state.known.get(name)?.kept.path_info.as_deref().cloned()
     }
 
-    /// Whether the root `name` is known, however old.
+    /// Whether the root `name` is cached, however old.
     pub(super) fn remembers(&self, name: &[u8]) -> bool {
         let state = self.state.lock();
         let known = state.known.get(name);
         known.is_some_and(|known| known.kept.root.is_some())
     }
 
-    /// Every root that is known, in the order of nothing.
+    /// Every cached root, in no particular order.
     pub(super) fn all(&self) -> Vec<Root> {
         let state = self.state.lock();
         let known = state.known.values();
         known.filter_map(|known| known.kept.root.clone()).collect()
     }
 
-    /// Every root with what is remembered of it: for the choice of what stays.
+    /// Every root with its cached data: for the choice of what to evict.
     pub(super) fn kept(&self) -> Vec<CachedRoot> {
         let state = self.state.lock();
         let known = state.known.values();
         known.map(|known| known.kept.clone()).collect()
     }
 
-    /// How often a change was noticed by asking.
+    /// How often a lookup noticed a change.
     pub(super) fn version(&self) -> u64 {
         self.state.lock().version
     }
 
-    /// Pins or unpins a name; says whether that is a change.
+    /// Pins or unpins a name; returns whether that is a change.
     pub(super) fn pin(&self, name: &Name, pinned: bool) -> bool {
         let mut state = self.state.lock();
         let name = Bytes::copy_from_slice(name);
@@ -239,7 +239,7 @@ impl Roots {
         true
     }
 
-    /// The names that are pinned, in their order.
+    /// The pinned names, in order.
     pub(super) fn pins(&self) -> Vec<Name> {
         let state = self.state.lock();
         let pinned = state.known.iter().filter(|(_, known)| known.kept.pinned);
@@ -250,7 +250,7 @@ impl Roots {
         pins
     }
 
-    /// Names whose answers were too old, and are to be asked for again.
+    /// Names whose answers were too old, to be requested again.
     pub(super) fn served_old(&self) -> Vec<Bytes> {
         let mut state = self.state.lock();
         let known = state.known.iter_mut();
@@ -260,20 +260,20 @@ impl Roots {
         old.collect()
     }
 
-    /// Notes that a name could not be asked for again.
+    /// Notes that a name could not be requested again.
     pub(super) fn still_old(&self, name: &[u8]) {
         if let Some(known) = self.state.lock().known.get_mut(name) {
             known.served_old = true;
         }
     }
 
-    /// Whether something is to be written to the disk that is not merely a use.
+    /// Whether something other than a use is to be written to the disk.
     pub(super) fn has_news(&self) -> bool {
         let state = self.state.lock();
         !state.forgotten.is_empty() || state.news
     }
 
-    /// What is to be written to the disk, as it is now; it counts as written.
+    /// The changes to be written to the disk; they count as written.
     pub(super) fn changes(&self) -> Vec<(Bytes, Option<CachedRoot>)> {
         let mut state = self.state.lock();
         state.news = false;
@@ -291,7 +291,7 @@ impl Roots {
         changes
     }
 
-    /// Takes back that `changes` were written.
+    /// Reverts that `changes` count as written.
     pub(super) fn not_written(&self, changes: Vec<(Bytes, Option<CachedRoot>)>) {
         let mut state = self.state.lock();
         for (name, root) in changes {
@@ -305,7 +305,7 @@ impl Roots {
 }
 
 impl State {
-    /// The far store says which version its roots are of.
+    /// The upstream reports the version of its roots.
     fn follow(&mut self, far_version: u64) {
         let before = self.far_version.replace(far_version);
         if before.is_some_and(|before| before != far_version) {
@@ -316,7 +316,7 @@ impl State {
         }
     }
 
-    /// The far store has no such root any more. A pin stays.
+    /// The upstream has no such root any more. A pin stays.
     fn forget(&mut self, name: Bytes) {
         let Some(known) = self.known.get_mut(&name) else {
             return;
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_holds_for_its_time_and_until_the_far_store_tells_of_a_change() {
+    fn an_answer_is_valid_for_its_time_and_until_the_upstream_reports_a_change() {
         let roots = Roots::new(Duration::from_secs(60), HashMap::new());
         assert!(matches!(roots.recall(b"a", 1), Memory::Nothing));
         roots.note(b"a", Some(&root("a", b"1")), true);

@@ -1,24 +1,24 @@
-//! What a cache says of itself, for whoever watches it.
+//! The status of a cache.
 
-/// How a cache fares. Counts are of this process, since the cache was opened.
+/// State and counters of a cache. Counts are of this process, since the cache was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CacheStatus {
-    /// Bytes that the near store takes on its disk.
+    /// Bytes that the local store takes on its disk.
     pub size: u64,
     /// Bytes that it may take, if that is bounded.
     pub limit: Option<u64>,
-    /// Directories and parts of blobs that were answered from the near store.
+    /// Directories and parts of blobs that were answered from the local store.
     pub hits: u64,
-    /// Those that the far store had to be asked for.
+    /// Directories and parts of blobs that were requested from the upstream.
     pub misses: u64,
-    /// Objects (blobs, parts of blobs, Directories) that had to make room for others.
+    /// Objects (blobs, parts of blobs, Directories) that were evicted.
     pub evictions: u64,
     /// Objects that were not kept, because the disk was too slow, full or failing.
     pub not_kept: u64,
-    /// Objects of the near store that were damaged, and fetched anew.
+    /// Objects of the local store that were damaged, and fetched again.
     pub repairs: u64,
     /// Why nothing is being kept at the moment.
     pub degraded: Option<String>,
-    /// Why the far store was last found out of reach, as long as that holds.
+    /// Why the upstream is considered unreachable, as long as it is.
     pub far_down: Option<String>,
 }

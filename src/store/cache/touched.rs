@@ -1,8 +1,8 @@
-//! Which objects were used when, about: for the choice of what to let go of.
+//! When objects were last used, approximately: for the choice of what to evict.
 //!
 //! A read names a digest and not the root that it belongs to, and must not pay for bookkeeping. So
-//! each leaves its digest's mark in a table of fixed size, one store to memory; a later one may
-//! write over it. Whoever looks for room walks the roots anyway, and finds by these marks which of
+//! each writes a mark of its digest into a table of fixed size, with one store to memory; a later
+//! one may overwrite it. Eviction walks the roots anyway, and recognizes by these marks which of
 //! them are in use.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -14,9 +14,9 @@ const MARKS: usize = 1 << 16;
 
 /// The table.
 pub(super) struct Touched {
-    /// Of each mark, the upper half is a piece of the digest, the lower half the time.
+    /// The upper half of each mark is a part of the digest, the lower half the time.
     marks: Box<[AtomicU64]>,
-    /// Seconds, as good as the last [`tick`](Self::tick).
+    /// Seconds, updated by [`tick`](Self::tick).
     clock: AtomicU32,
 }
 
@@ -46,7 +46,7 @@ impl Touched {
         mark.store(piece | now, Ordering::Relaxed);
     }
 
-    /// When an object was last used, in seconds since 1970, as far as that is still known; 0 if not.
+    /// When an object was last used, in seconds since 1970; 0 if its mark was overwritten.
     pub(super) fn when(&self, digest: &Digest) -> u64 {
         let (mark, piece) = self.place(digest);
         let mark = mark.load(Ordering::Relaxed);
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_touched_is_known_until_another_takes_its_place() {
+    fn a_mark_lasts_until_another_overwrites_it() {
         let touched = Touched::new(100);
         let (one, other) = (Digest::of(b"one"), Digest::of(b"other"));
         assert_eq!(touched.when(&one), 0);

@@ -1,7 +1,7 @@
-//! A cache whose near store cannot be opened: everything comes from the far store, nothing is kept.
+//! A cache whose local store cannot be opened: everything comes from the upstream, nothing is kept.
 //!
-//! The near store may have roots of its own, which are part of what the cache shows. So a name that
-//! the far store does not have is an error, not absent. Lists have what the far store lists.
+//! The local store may have roots of its own, which are part of what the cache shows. So a name
+//! that the upstream does not have is an error, not absent. Lists have the upstream's roots.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::castore::{Digest, Directory, GroupTable, Root};
 use crate::nix::PathInfo;
 use crate::store::{Answer, BackingFile, Error, Health, Ingest, LocalStore, Store, Usage};
 
-/// A far store, and why there is no near one.
+/// An upstream, and why there is no local store.
 #[derive(Debug)]
 pub(crate) struct WithoutNear {
     far: Arc<dyn Store>,
@@ -22,7 +22,7 @@ pub(crate) struct WithoutNear {
 }
 
 impl WithoutNear {
-    /// `url` is what logs and errors call it.
+    /// `url` names it in logs and errors.
     pub(crate) fn new(url: String, far: Arc<dyn Store>, why: Error) -> Self {
         Self { far, url, why }
     }

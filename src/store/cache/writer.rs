@@ -1,11 +1,11 @@
-//! The thread that writes to the near store, so that no reader has to.
+//! The thread that writes to the local store.
 //!
-//! What was fetched is put into a queue of bounded size. When that is full, or the disk is full or
-//! failing, objects are not kept, and readers do not notice: what they read came from the far store.
-//! After a failure nothing is taken for a while, then a little is tried.
+//! Fetched objects are put into a queue of bounded size. When that is full, or the disk is full or
+//! failing, objects are not kept, and readers do not notice: their bytes came from the upstream.
+//! After a failure nothing is accepted for a while, then a little is tried.
 //!
-//! The same thread looks after the room: when the cache is over its size, or the disk short of the
-//! space that is to be kept free, it lets go of what was used longest ago.
+//! The same thread limits the size: when the cache is over its limit, or the disk has less free
+//! space than required, it evicts the least recently used.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,31 +22,31 @@ use crate::castore::{Digest, Directory, GroupTable, Node};
 use crate::store::local::Keep;
 use crate::store::{Collected, Error, Ingest, LocalStore, Store};
 
-/// Bytes in the queue, at most. An object more may come on top.
+/// Bytes in the queue, at most. One more object may exceed it.
 const QUEUE: usize = 64 << 20;
 /// Bytes written in one commit, about.
 const BATCH: usize = 16 << 20;
 /// How long the first object waits for others to be committed with it.
 const LINGER: Duration = Duration::from_millis(100);
-/// How often the thread looks around when there is nothing to do.
+/// How often the idle thread wakes up.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the uses of roots are written.
 const REMEMBER: Duration = Duration::from_secs(10);
-/// What an object weighs in the queue besides its bytes.
+/// The cost of an object in the queue besides its bytes.
 const OVERHEAD: usize = 256;
-/// How long nothing is kept after a failure, first and at most; it doubles.
+/// How long nothing is kept after a failure, at first and at most; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Room that the disk has to have before anything is kept again after a failure, in bytes.
+/// Space that the disk must have before objects are kept again after a failure, in bytes.
 const TRIED: u64 = 8 << 20;
-/// How long the end of a cache waits for what is about to be put into the queue.
+/// How long the end of a cache waits for announced objects.
 const LAST_CALL: Duration = Duration::from_secs(2);
-/// Eviction goes on until so many hundredths of the size are left.
+/// Eviction continues until so many hundredths of the size are left.
 const AFTER_EVICTION: u64 = 90;
-/// Passes over the roots to come down to a size: what a small object takes is not known exactly.
+/// Passes over the roots to reach a size: the space of a small object is not known exactly.
 const PASSES: u64 = 4;
 
-/// An object on its way to the near store.
+/// An object that is queued for the local store.
 #[derive(Debug)]
 pub(super) enum Write {
     Blob(Digest, Bytes),
@@ -71,7 +71,7 @@ impl Write {
     }
 }
 
-/// What the writer shares with readers.
+/// The state that the writer shares with readers.
 pub(super) struct Writer {
     near: LocalStore,
     options: CacheOptions,
@@ -80,9 +80,9 @@ pub(super) struct Writer {
     queue: Mutex<Queue>,
     filled: Condvar,
     drained: Condvar,
-    /// What the near store has damaged.
+    /// Damaged objects of the local store.
     spoiled: Mutex<HashSet<Digest>>,
-    /// Bytes that the near store takes on its disk, as good as known.
+    /// Bytes that the local store takes on its disk, approximately.
     size: AtomicU64,
     evictions: AtomicU64,
     not_kept: AtomicU64,
@@ -95,11 +95,11 @@ pub(super) struct Writer {
 struct Queue {
     writes: Vec<Write>,
     bytes: usize,
-    /// Some are being written.
+    /// Some objects are being written.
     writing: bool,
-    /// Objects that have come, and lack something yet before they can be kept.
+    /// Objects that have arrived, and need something else before they can be queued.
     expected: usize,
-    /// Whoever flushes does not want to linger.
+    /// A flush is waiting, so the writer must not linger.
     hurry: bool,
     closed: bool,
 }
@@ -145,20 +145,20 @@ impl Writer {
         )
     }
 
-    /// Why nothing is kept at the moment.
+    /// Why nothing is kept at present.
     pub(super) fn why_degraded(&self) -> Option<String> {
         let degraded = self.degraded.lock();
         degraded.as_ref().map(|degraded| degraded.why.clone())
     }
 
-    /// Notes that the near store failed to give this. If it is damaged, what comes for it is put in
-    /// its place; if the disk fails, nothing is kept for a while.
+    /// Records that the local store failed to return this object. A damaged object is replaced by
+    /// the next fetched one; after a failure of the disk nothing is kept for a while.
     pub(super) fn note_spoiled(&self, digest: &Digest, error: &Error) {
         if !matches!(error, Error::Damaged { .. }) {
             return self.degrade(error.to_string());
         }
         if self.spoiled.lock().insert(*digest) {
-            tracing::warn!("it is fetched anew: {error}");
+            tracing::warn!("refetching a damaged cached object: {error}");
         }
     }
 
@@ -166,7 +166,7 @@ impl Writer {
         self.spoiled.lock().contains(digest)
     }
 
-    /// Keeps an object, if there is room in the queue; never waits.
+    /// Queues an object, if there is room; never waits.
     pub(super) fn push(&self, write: Write) {
         let paused = {
             let degraded = self.degraded.lock();
@@ -197,7 +197,7 @@ impl Writer {
         self.queue.lock().bytes < QUEUE / 2
     }
 
-    /// Waits until everything that was put into the queue is written, or given up.
+    /// Waits until everything in the queue is written, or dropped.
     pub(super) fn flush(&self) {
         let mut queue = self.queue.lock();
         self.await_expected(&mut queue);
@@ -226,7 +226,7 @@ impl Writer {
         while queue.expected > 0 && !self.drained.wait_until(queue, deadline).timed_out() {}
     }
 
-    /// What the thread does; `tick` is called now and then.
+    /// The thread's loop; `tick` is called now and then.
     pub(super) fn run(&self, tick: impl Fn()) {
         let _ended = Ended(self);
         self.size.store(self.near.disk_usage(), Ordering::Relaxed);
@@ -244,7 +244,7 @@ impl Writer {
             queue.hurry &= !queue.writes.is_empty();
             drop(queue);
             self.drained.notify_all();
-            // What is new at once, so that a crash costs no root; mere uses now and then.
+            // Changes at once, so that a crash loses no root; mere uses now and then.
             if remembered.elapsed() >= REMEMBER || closed || self.roots.has_news() {
                 if let Err(error) = self.remember() {
                     self.degrade(error.to_string());
@@ -293,11 +293,14 @@ impl Writer {
     fn recovered(&self) {
         if let Some(degraded) = self.degraded.lock().take() {
             let store = self.near.url();
-            tracing::info!("{store} keeps what is read again, after: {}", degraded.why);
+            tracing::info!(
+                "{store} keeps fetched objects again, after: {}",
+                degraded.why
+            );
         }
     }
 
-    /// After a failure: whether there is a point in keeping things again.
+    /// After a failure: checks whether keeping is worth another attempt.
     fn try_again(&self) {
         let over = {
             let degraded = self.degraded.lock();
@@ -314,15 +317,15 @@ impl Writer {
         }
     }
 
-    /// Fails if there is to be nothing more in the cache.
+    /// Fails if the cache cannot take more.
     fn check_room(&self) -> Result<(), Error> {
         if let Some(keep_free) = self.options.keep_free
             && self.near.disk_free()? < keep_free
         {
-            return Err(self.short_of_room(format!("{keep_free} bytes are to stay free")));
+            return Err(self.short_of_room(format!("{keep_free} bytes must stay free")));
         }
         if self.options.size.is_some_and(|size| self.size() > size) {
-            return Err(self.short_of_room("what is pinned takes all of its size".to_owned()));
+            return Err(self.short_of_room("pinned objects take all of its size".to_owned()));
         }
         Ok(())
     }
@@ -332,7 +335,7 @@ impl Writer {
         let pause = match &*degraded {
             Some(before) => (before.pause * 2).min(LONGEST_PAUSE),
             None => {
-                tracing::warn!("nothing that is read is kept for the moment: {why}");
+                tracing::warn!("fetched objects are not kept for the moment: {why}");
                 FIRST_PAUSE
             }
         };
@@ -343,7 +346,7 @@ impl Writer {
         });
     }
 
-    /// Gives the bytes that were added.
+    /// Returns the bytes that were added.
     fn try_write(&self, writes: &[Write]) -> Result<u64, Error> {
         self.check_room()?;
         let spoiled = self.spoiled.lock().clone();
@@ -385,8 +388,8 @@ impl Writer {
                 let groups = part.chunks(group as usize).enumerate();
                 let mut groups = groups.map(|(at, bytes)| (start + at as u64 * group, bytes));
                 if !groups.all(|(offset, bytes)| table.verify(digest, offset, bytes)) {
-                    // The far store gave it out without looking, or its table is another's.
-                    tracing::warn!(%digest, "a part that is not the blob's is not kept");
+                    // The upstream returned it unverified, or its table is of another blob.
+                    tracing::warn!(%digest, "a part that does not match its blob is not kept");
                     continue;
                 }
                 let shape = (*size, *segment);
@@ -415,9 +418,9 @@ impl Writer {
         }
     }
 
-    /// Writes what is remembered of roots.
+    /// Writes the cached data of roots.
     pub(super) fn remember(&self) -> Result<(), Error> {
-        // What another thread is about to write is written when this returns.
+        // A write that another thread has begun is complete when this returns.
         let _one_at_a_time = self.remembering.lock();
         let changes = self.roots.changes();
         if changes.is_empty() {
@@ -430,7 +433,7 @@ impl Writer {
         written
     }
 
-    /// Bytes that the cache has to come down to, if it has to.
+    /// The size in bytes that the cache has to be reduced to, if it has to.
     fn target(&self) -> Result<Option<u64>, Error> {
         let size = self.size();
         let over = self.options.size.filter(|limit| size > *limit);
@@ -438,7 +441,7 @@ impl Writer {
         if let Some(keep_free) = self.options.keep_free {
             let free = self.near.disk_free()?;
             if free < keep_free {
-                // A little more than is lacking, so that the next object has room.
+                // A little more than is missing, so that the next object has room.
                 let lacking = (keep_free - free).saturating_add(keep_free / 20);
                 let left = size.saturating_sub(lacking);
                 target = Some(target.map_or(left, |target| target.min(left)));
@@ -449,7 +452,7 @@ impl Writer {
 
     fn look_after_room(&self) {
         let made = self.target().and_then(|target| match target {
-            // There may be nothing left to let go of.
+            // There may be nothing left to evict.
             Some(target) if self.size() > 0 => self.come_down_to(target).map(drop),
             _ => Ok(()),
         });
@@ -458,7 +461,7 @@ impl Writer {
         }
     }
 
-    /// Lets go of what was used longest ago until the cache takes no more than `target` bytes.
+    /// Evicts the least recently used until the cache takes no more than `target` bytes.
     pub(super) fn come_down_to(&self, target: u64) -> Result<Collected, Error> {
         let mut all = Collected::default();
         let mut keep = self.keep(target)?;
@@ -474,7 +477,7 @@ impl Writer {
             if size <= target || keep.budget == 0 {
                 break;
             }
-            // Dead room between live objects does not come back.
+            // Dead space between live objects is not freed.
             keep.budget = keep.budget.saturating_sub(2 * (size - target));
         }
         let evicted = all.blobs + all.directories + all.parts;
@@ -505,7 +508,7 @@ impl Writer {
     }
 }
 
-/// An object that will be put into the queue, or not, before this is dropped.
+/// The announcement of an object that may be queued before this is dropped.
 pub(super) struct Expected(Arc<Writer>);
 
 impl Drop for Expected {
@@ -517,7 +520,7 @@ impl Drop for Expected {
     }
 }
 
-/// Lets go of those who wait for the thread, should it crash.
+/// Releases the waiting threads if the writer crashes.
 struct Ended<'a>(&'a Writer);
 
 impl Drop for Ended<'_> {

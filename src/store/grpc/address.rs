@@ -1,6 +1,6 @@
 //! From a URL to a connection.
 //!
-//! The spellings are those that the field's programs use. The query says how:
+//! The spellings are those of other implementations. The query has parameters:
 //!
 //! | parameter | meaning |
 //! |---|---|
@@ -9,8 +9,8 @@
 //! | `tls-client-cert-path`, `tls-client-key-path` | show this certificate (PEM) |
 //! | `token-file=PATH` | send this file's contents as bearer token |
 //! | `connect-timeout`, `first-byte-timeout`, `stall-timeout` | deadlines, in seconds |
-//! | `verify=root`, `verify=chunks` | what is checked before bytes are handed out |
-//! | `cache=MIB`, `spool=MIB` | bounds of what is kept in memory and in the temporary folder |
+//! | `verify=root`, `verify=chunks` | what is checked before bytes are returned |
+//! | `cache=MIB`, `spool=MIB` | bounds of the cache in memory and of the temporary directory |
 //!
 //! Files without a slash in their path may be systemd credentials ([`crate::store::credential`]).
 //! No secret is ever part of a URL: one that holds a user or password is refused.
@@ -31,7 +31,7 @@ use crate::store::credential::{read, read_secret};
 use crate::store::segments::Verify;
 use crate::store::shown_url::shown_parameter;
 
-/// What a URL can say, in the order of the table above.
+/// The parameters of a URL, in the order of the table above.
 const PARAMETERS: [&str; 11] = [
     "wait-connect",
     "tls-ca-cert-path",
@@ -46,14 +46,14 @@ const PARAMETERS: [&str; 11] = [
     "spool",
 ];
 
-/// HTTP/2 windows, in bytes: how much may be under way to us. 16 MiB fill 10 Gbit/s at 13 ms.
+/// HTTP/2 windows, in bytes: how much may be in flight. 16 MiB fill 10 Gbit/s at 13 ms.
 const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
-/// What a URL says.
+/// A parsed URL.
 #[derive(Debug)]
 pub(super) struct Address {
-    /// The URL as logs show it.
+    /// The URL for logs.
     pub(super) shown: String,
     target: Target,
     pub(super) wait: bool,
@@ -76,7 +76,7 @@ enum Target {
 }
 
 impl Address {
-    /// Reads `url`; says what is wrong otherwise.
+    /// Parses `url`; returns what is wrong otherwise.
     pub(super) fn parse(url: &str) -> Result<Self, String> {
         let parsed = Url::parse(url).map_err(|error| error.to_string())?;
         if !parsed.username().is_empty() || parsed.password().is_some() {
@@ -174,7 +174,7 @@ impl Address {
         }
         let in_clear = matches!(&address.target, Target::Tcp(_)) && !tls;
         if in_clear && address.token.is_some() {
-            let why = "a token would travel in the clear: use grpc+https or grpc+unix";
+            let why = "a token would be sent unencrypted: use grpc+https or grpc+unix";
             return Err(why.to_owned());
         }
         Ok(address)
@@ -265,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fields_spellings_are_understood() {
+    fn the_common_spellings_are_understood() {
         let address = Address::parse(
             "grpc+https://host:8000?wait-connect=1&tls-ca-cert-path=/ca&tls-client-cert-path=/c\
              &tls-client-key-path=/k&token-file=/t&stall-timeout=0.5",
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused() {
+    fn an_invalid_url_is_refused() {
         for (url, why) in [
             ("grpc+http://user:secret@host", "secrets"),
             ("grpc+http://host?token-file=/t", "clear"),

@@ -1,7 +1,7 @@
-//! Blobs from a server: what it offers of them.
+//! Blobs from a server.
 //!
-//! Ours prove parts and send many small blobs in one answer. The field's servers list chunks, which
-//! can be fetched side by side, and read whole blobs.
+//! castore-fs servers prove parts and send many small blobs in one answer. Other servers list
+//! chunks, which can be fetched side by side, and return whole blobs.
 
 use std::sync::Arc;
 
@@ -26,10 +26,10 @@ use crate::store::pace::Payload;
 use crate::store::segments::{Claim, Many, Part, Sink, Source};
 use crate::store::{Damage, Object};
 
-/// Digests in one question.
+/// Digests in one request.
 const MAX_QUESTIONS: usize = 4096;
-/// The largest blob whose bytes are counted to learn its size, in bytes: only servers that neither
-/// list chunks nor say sizes make that necessary.
+/// The largest blob whose bytes are counted to learn its size, in bytes: needed only for servers
+/// that neither list chunks nor report sizes.
 const MOST_COUNTED: u64 = 64 << 30;
 
 /// The blobs of a server, without any cache.
@@ -78,7 +78,7 @@ impl Source for ServerBlobs {
     }
 
     async fn whole(&self, digest: &Digest, size: u64, sink: Sink<'_>) -> Result<bool, Failure> {
-        // What a small blob is made of costs a round trip to know, and it comes at once anyway.
+        // The chunk list of a small blob costs a round trip, and the blob comes at once anyway.
         if size > part_size(size) && self.endpoint.is_field_only() {
             let Some(list) = self.chunked.list(digest).await? else {
                 return Ok(false);
@@ -167,7 +167,7 @@ impl Source for ServerBlobs {
         let mut left = wanted.iter().map(|(_, size)| *size).sum::<u64>();
         while let Some((message, mut rest)) = next {
             let Some(still_left) = left.checked_sub(message.payload()) else {
-                return Err(too_much("it sent more bytes than it was asked for"));
+                return Err(too_much("it sent more bytes than requested"));
             };
             left = still_left;
             for blob in message.blobs {
@@ -187,7 +187,7 @@ impl ServerBlobs {
         })
     }
 
-    /// A part with its proof, from a server that has such.
+    /// A part with its proof, from a server that supports that.
     async fn proven_part(
         &self,
         digest: &Digest,
@@ -268,7 +268,7 @@ impl ServerBlobs {
         Ok(list.map(|list| list.chunks.clone()))
     }
 
-    /// The blob's size; from a server that does not say, by reading it.
+    /// The blob's size; from a server that does not report it, by reading the blob.
     pub(super) async fn size(&self, digest: &Digest) -> Result<Option<u64>, Failure> {
         let Some(answer) = stat(&self.endpoint, digest, Ask::All).await? else {
             return Ok(None);
@@ -294,7 +294,7 @@ impl ServerBlobs {
     }
 }
 
-/// What a server is asked about a blob.
+/// The call for information about a blob.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ask {
     Presence,
@@ -327,7 +327,7 @@ async fn stat(
     found(answer.await)
 }
 
-/// An answer that is larger than any right one.
+/// The error for an answer that is larger than any right one.
 fn too_much(why: &str) -> Failure {
     Failure::Status(Code::ResourceExhausted, why.to_owned())
 }
@@ -345,7 +345,7 @@ async fn read_whole(
         .await
 }
 
-/// All of a stream that should be no longer than `limit`; gives up soon after it is.
+/// All of a stream that should be no longer than `limit`; fails soon after it is longer.
 async fn collect(
     stream: Option<(BlobChunk, Rest<BlobChunk>)>,
     limit: u64,

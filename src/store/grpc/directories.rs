@@ -1,9 +1,10 @@
 //! Directories from a server: a tree at a time, kept in memory.
 //!
-//! Whoever asks for a Directory will soon ask for those below it. So a fetch is recursive: the one
-//! asked for is answered as soon as it has come, and the rest streams in behind. A child that is
-//! announced by what has come already is waited for, not asked for again. The metadata of a tree
-//! then costs round trips by the number of fetches' bounds, not by the number of directories.
+//! A request for a Directory is usually followed by requests for those below it. So a fetch is
+//! recursive: the requested one is returned as soon as it has come, and the rest streams in behind.
+//! A child that a received Directory announces is waited for, not requested again. The metadata of
+//! a tree then costs round trips by the number of fetches' bounds, not by the number of
+//! directories.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -22,10 +23,10 @@ use crate::store::bounded::Bounded;
 use crate::store::failure::{Failure, found};
 use crate::store::{Damage, Object};
 
-/// Directories that one fetch brings at most; what is below them takes a fetch of its own.
+/// Directories in one fetch, at most; those below need a fetch of their own.
 const MAX_FETCH: usize = 64 << 10;
-/// How long a Directory that is announced is waited for before it is asked for by itself: a large
-/// tree may have much else to send first.
+/// How long an announced Directory is waited for before it is requested by itself: a large tree may
+/// have much else to send first.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The Directories of a server.
@@ -33,19 +34,18 @@ const PATIENCE: Duration = Duration::from_millis(250);
 pub(super) struct Directories {
     endpoint: Arc<Endpoint>,
     state: Mutex<State>,
-    /// Bytes that one fetch brings at most: half of the cache, so that no tree drives out all
-    /// others.
+    /// Bytes in one fetch, at most: half of the cache, so that no tree evicts all others.
     max_fetch_bytes: usize,
 }
 
 #[derive(Debug)]
 struct State {
     here: Bounded<Digest, Directory>,
-    /// What fetches that are under way have announced.
+    /// Directories that fetches in flight have announced.
     coming: HashMap<Digest, Fetch>,
 }
 
-/// A fetch under way, as those see it who wait for it.
+/// A fetch in flight, for its waiters.
 #[derive(Clone, Debug)]
 struct Fetch {
     root: Digest,
@@ -54,7 +54,7 @@ struct Fetch {
 
 #[derive(Clone, Debug, Default)]
 struct Progress {
-    /// How the Directory that was asked for fared.
+    /// The result for the requested Directory.
     root: Option<Result<Option<Directory>, Failure>>,
     came: usize,
 }
@@ -76,7 +76,7 @@ impl Directories {
         self.state.lock().here.get(digest)
     }
 
-    /// The Directory `digest`, with those below it on their way.
+    /// The Directory `digest`, with those below it in flight.
     pub(super) async fn get(
         self: &Arc<Self>,
         digest: &Digest,
@@ -154,7 +154,7 @@ impl Directories {
                 let answer = self.endpoint.stream(|connection| {
                     let request = GetDirectoryRequest {
                         by_what: Some(ByWhat::Digest(asked.clone())),
-                        // A very large one comes alone.
+                        // A very large one is fetched alone.
                         recursive: limit == USUAL_MESSAGE,
                     };
                     let mut client =
@@ -164,7 +164,7 @@ impl Directories {
                 answer.await
             }
         });
-        // The field's servers answer a recursive question for what is not there with nothing.
+        // Other servers answer a recursive request for a missing Directory with an empty stream.
         found(answer.await).map(Option::flatten)
     }
 }
@@ -174,9 +174,9 @@ struct Run {
     directories: Arc<Directories>,
     fetch: Fetch,
     progress: watch::Sender<Progress>,
-    /// What was announced, come or not.
+    /// Announced Directories, received or not.
     announced: HashSet<Digest>,
-    /// What was announced and has not come.
+    /// Announced Directories that have not come.
     awaited: HashSet<Digest>,
 }
 
@@ -194,7 +194,8 @@ impl Run {
         };
         let mut bytes = 0;
         for _ in 1..MAX_FETCH {
-            // What is lost here is asked for again by whoever needs it, and then says why.
+            // A Directory that is lost here is requested again by its next reader, which gets the
+            // error.
             match rest.next().await {
                 Ok(Some(RawDirectory(raw))) => {
                     let directory = match Directory::decode(Vec::from(raw)) {
@@ -272,12 +273,12 @@ impl Run {
     }
 
     fn tell(&mut self, root: Result<Option<Directory>, Failure>) {
-        // Off the board first: whoever hears of a failure and asks again gets a new fetch.
+        // Removed first: a reader that repeats the request after a failure gets a new fetch.
         self.leave();
         self.progress.send_modify(|now| now.root = Some(root));
     }
 
-    /// Takes back what this fetch has announced, once its root is known to be lacking.
+    /// Removes what this fetch has announced, once its root is known to be missing.
     fn leave(&mut self) {
         let mut state = self.directories.state.lock();
         let root = self.fetch.root;

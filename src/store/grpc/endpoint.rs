@@ -1,8 +1,8 @@
-//! One server: how it is reached, how long it may take, and what is done when it fails.
+//! One server: connection, deadlines, retries.
 //!
-//! A call that fails for want of a connection is tried again, a few times, with growing pauses of
-//! random length. A call that gets no answer in time is not: its reader has waited long enough.
-//! After either the endpoint may rest ([`super::super::reputation`]).
+//! A call that fails for want of a connection is repeated, a few times, with growing pauses of
+//! random length. A call that misses its deadline is not: its reader has waited long enough. After
+//! either the circuit breaker may open ([`super::super::reputation`]).
 
 use std::fmt;
 use std::future::Future;
@@ -29,13 +29,13 @@ use crate::store::{Damage, Error, Object};
 
 /// Attempts at a call that finds no connection.
 const ATTEMPTS: u32 = 3;
-/// The pause before the second attempt, in the mean; it triples.
+/// The mean pause before the second attempt; it triples.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The largest message of an answer, in bytes: gRPC's own default, so that no server of the field
-/// sends larger pieces of a blob.
+/// The largest message of an answer, in bytes: gRPC's own default, so that no other server sends
+/// larger pieces of a blob.
 pub(super) const USUAL_MESSAGE: usize = 4 << 20;
-/// Answers of more than [`USUAL_MESSAGE`] and up to [`MAX_MESSAGE_BYTES`] that are taken at once: the
-/// Directories of very large directories, and the chunk lists of very large blobs.
+/// Answers of more than [`USUAL_MESSAGE`] and up to [`MAX_MESSAGE_BYTES`] that are accepted at
+/// once: the Directories of very large directories, and the chunk lists of very large blobs.
 const LARGE_AT_ONCE: usize = 2;
 
 /// How long a server may take.
@@ -45,7 +45,8 @@ pub struct Deadlines {
     pub connect: Duration,
     /// From a call to the first message of its answer.
     pub first_byte: Duration,
-    /// For which an answer may bring less than [`LEAST_RATE`](crate::store::pace::LEAST_RATE).
+    /// The time for which an answer may bring less than
+    /// [`LEAST_RATE`](crate::store::pace::LEAST_RATE).
     pub stall: Duration,
     /// To make an addition durable.
     pub commit: Duration,
@@ -72,7 +73,7 @@ pub(super) struct Endpoint {
     generation: AtomicU8,
     calls: AtomicU64,
     reputation: Reputation,
-    /// The server has none of our services.
+    /// The server has no castore-fs service.
     field_only: AtomicBool,
     large: Semaphore,
 }
@@ -110,12 +111,12 @@ impl Endpoint {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Whether the server is known to have none of our services, but the field's alone.
+    /// Whether the server is known to have no castore-fs service.
     pub(super) fn is_field_only(&self) -> bool {
         self.field_only.load(Ordering::Relaxed)
     }
 
-    /// The server answered that it does not know one of our services.
+    /// Records that the server answered that it has no castore-fs service.
     pub(super) fn knows_the_field_only(&self) {
         self.field_only.store(true, Ordering::Relaxed);
     }
@@ -141,7 +142,7 @@ impl Endpoint {
         }
     }
 
-    /// Makes a call of one answer.
+    /// Makes a call with one answer.
     pub(super) async fn call<T, F>(&self, call: impl Fn(Connection) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Status>>,
@@ -166,7 +167,7 @@ impl Endpoint {
                 Failure::Status(Code::Unavailable, _) | Failure::Timeout(_) => {
                     self.reputation.failed(&self.url, began, &failure);
                 }
-                // It answered, if not what was hoped for.
+                // There is an answer, even if it is an error.
                 _ => self.reputation.succeeded(),
             }
             return Err(failure);
@@ -174,7 +175,7 @@ impl Endpoint {
         unreachable!("the loop ends by returning")
     }
 
-    /// Makes a call whose answer is a stream: gives its first message, if there is one, with the
+    /// Makes a call whose answer is a stream: returns its first message, if there is one, with the
     /// rest.
     pub(super) async fn stream<T, F>(
         &self,
@@ -198,8 +199,9 @@ impl Endpoint {
         Ok(Some((first, Rest { stream, pace })))
     }
 
-    /// Asks for a message that is hardly ever larger than [`USUAL_MESSAGE`]: `ask` is called with that
-    /// limit, and if the answer is larger, with [`MAX_MESSAGE_BYTES`] when few others are as large.
+    /// Requests a message that is hardly ever larger than [`USUAL_MESSAGE`]: `ask` is called with
+    /// that limit, and if the answer is larger, with [`MAX_MESSAGE_BYTES`] when few others are as
+    /// large.
     pub(super) async fn large<T, F>(&self, ask: impl Fn(usize) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -230,7 +232,7 @@ impl Endpoint {
         match &second {
             Err(Failure::Status(Code::Unimplemented, _)) => answer,
             Ok(_) | Err(Failure::Status(..)) => {
-                tracing::debug!("{} speaks the {other:?} generation", self.url);
+                tracing::debug!("{} has the {other:?} generation", self.url);
                 self.generation.store(other as u8, Ordering::Relaxed);
                 second
             }
@@ -249,28 +251,28 @@ impl Endpoint {
         }
     }
 
-    /// `failure` of `request`, for the world outside.
+    /// The public error for `failure` of `request`.
     pub(super) fn error(&self, request: impl fmt::Display, failure: Failure) -> Error {
         failure.of(&self.url, request)
     }
 
-    /// Marks the server: it sent something that is not what its digest promises.
+    /// Marks the server: it sent bytes that do not match their digest.
     pub(super) fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure {
         tracing::error!(
-            "{} sent {object} {digest} and {damage}: the bytes were thrown away",
+            "{} sent {object} {digest} and {damage}: the bytes were discarded",
             self.url
         );
         self.reputation.lied();
         Failure::Damaged(object, *digest, damage)
     }
 
-    /// Whether the server ever sent something that is not what its digest promises.
+    /// Whether the server ever sent bytes that do not match their digest.
     pub(super) fn is_liar(&self) -> bool {
         self.reputation.is_liar()
     }
 }
 
-/// What comes after the first message of a stream.
+/// The messages after the first one of a stream.
 pub(super) struct Rest<T> {
     stream: Streaming<T>,
     pace: Pace,
@@ -281,14 +283,14 @@ impl<T: Payload> Rest<T> {
         let next = self.stream.message();
         let message = self.pace.wait(next, |message| match message {
             Ok(Some(message)) => message.payload(),
-            // An end is not without content.
+            // The end of a stream is no message without content.
             Ok(None) | Err(_) => 1,
         });
         message.await?.map_err(Failure::from)
     }
 }
 
-/// A way to the server for one call: speaks the server's generation and shows the token.
+/// A connection for one call: uses the server's generation and sends the token.
 #[derive(Clone)]
 pub(super) struct Connection {
     channel: Channel,

@@ -1,9 +1,9 @@
 //! Adding to a server's store.
 //!
-//! Our servers take an addition as one stream and make it durable and visible at its end
-//! ([`streamed`]). The field's take blobs one by one, Directories a closure at a time and Nix store
-//! paths, each durable by itself ([`piecewise`]): an addition that breaks off leaves blobs and
-//! Directories behind there, which cost space and nothing else; root nodes come last.
+//! castore-fs servers accept an addition as one stream and make it durable and visible at its end
+//! ([`streamed`]). Others accept blobs one by one, Directories a closure at a time and Nix store
+//! paths, each durable by itself ([`piecewise`]): an interrupted addition leaves blobs and
+//! Directories behind there, which cost only space; roots come last.
 
 mod piecewise;
 mod streamed;
@@ -20,14 +20,14 @@ use crate::store::failure::Failure;
 use crate::store::far;
 use crate::store::{Error, Ingest};
 
-/// Bytes of blobs in a message: tonic's default limit is 4 MiB, and other servers may keep to it.
+/// Bytes of blobs in a message: tonic's default limit is 4 MiB, and other servers may have it.
 const MESSAGE: usize = 1 << 20;
 /// Messages that may wait for the network.
 const AHEAD: usize = 16;
 
-/// Starts an addition, in the way that the server knows.
+/// Starts an addition, in the way that the server supports.
 pub(super) fn begin(server: Arc<Server>) -> Result<Box<dyn Ingest>, Error> {
-    // An addition that is given up at once tells what the server thinks of additions.
+    // An addition that is aborted at once shows whether the server accepts additions.
     let endpoint = server.endpoint.clone();
     let asked = server.wait(async move {
         endpoint

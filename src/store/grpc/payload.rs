@@ -1,4 +1,4 @@
-//! What the messages of answers bring, for the [pace](crate::store::pace) of an answer.
+//! The content of answers' messages, for the [pace](crate::store::pace) of an answer.
 
 use prost::Message;
 
@@ -27,8 +27,8 @@ impl Payload for BlobsTogether {
     }
 }
 
-/// Only Directories that were announced are taken, each once, and a server may look each up: one a
-/// second is progress.
+/// Only announced Directories are accepted, each once, and a server may look each up: one a second
+/// is progress.
 impl Payload for RawDirectory {
     fn payload(&self) -> u64 {
         LEAST_RATE + self.0.len() as u64

@@ -1,11 +1,11 @@
-//! Root nodes from a server.
+//! Roots from a server.
 //!
-//! Our servers know roots by name and tell when one changes ([`watch_for_changes`]): what was learnt
-//! holds until then. The field's servers know Nix store paths only, by the hash in the name, and
-//! tell nothing: what is there is asked for again after [`FOUND_HOLDS`], what is not after
-//! [`ABSENT_HOLDS`]. Those resolve any name that starts with the right hash; we do not.
+//! castore-fs servers know roots by name and report changes ([`watch_for_changes`]): a cached
+//! answer is valid until then. Other servers know only Nix store paths, by the hash in the name,
+//! and report nothing: a found root is requested again after [`FOUND_HOLDS`], a missing one after
+//! [`ABSENT_HOLDS`]. They resolve any name that starts with the right hash; castore-fs does not.
 //!
-//! When the server cannot be asked, what was known goes on being the answer.
+//! When the server is unreachable, the cached answer is used.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -31,25 +31,25 @@ use crate::store::failure::{Failure, found};
 use crate::store::pace::Payload;
 use crate::store::root_list::RootList;
 
-/// How long an answer of a server that does not tell of changes holds.
+/// How long an answer of a server that reports no changes is valid.
 const FOUND_HOLDS: Duration = Duration::from_secs(300);
 const ABSENT_HOLDS: Duration = Duration::from_secs(10);
-/// Names remembered; beyond, all are forgotten.
+/// Names cached; beyond that, all are dropped.
 const MAX_KNOWN: usize = 100_000;
-/// The pause before a broken watch is taken up again.
+/// The pause before a broken watch is started again.
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 /// Changes in a second that are acted on; of those that come together the last counts.
 const CHANGES_A_SECOND: u32 = 100;
 /// Changes that come together, at most.
 const MOST_TOGETHER: usize = 10_000;
 
-/// The root nodes of a server.
+/// The roots of a server.
 #[derive(Debug)]
 pub(super) struct Roots {
     endpoint: Arc<Endpoint>,
     state: Mutex<State>,
     changed: Condvar,
-    /// Goes with the store, and takes the watch with it.
+    /// Aborted on drop, which ends the watch.
     _alive: watch::Sender<()>,
 }
 
@@ -58,16 +58,16 @@ struct State {
     version: u64,
     known: HashMap<Bytes, Known>,
     server: Server,
-    /// When the last "absent" was said that nobody has taken back.
+    /// When the last "absent" was returned that has not expired.
     absent_since: Option<Instant>,
 }
 
-/// What kind of server it is.
+/// The kind of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Server {
     /// Not known yet, or not connected.
     Silent,
-    /// It tells of changes; the last it told is this instance and version.
+    /// It reports changes; the last report was of this instance and version.
     Tells(u64, u64),
     /// It does not know roots by name.
     PathInfosOnly,
@@ -79,7 +79,7 @@ struct Known {
     when: Instant,
 }
 
-/// Takes note of changes for as long as the store is there and the server can tell of them.
+/// Records changes for as long as the store exists and the server can report them.
 async fn watch_for_changes(
     endpoint: Arc<Endpoint>,
     roots: Weak<Roots>,
@@ -92,18 +92,18 @@ async fn watch_for_changes(
                 Ok(client.watch(WatchRootsRequest {}).await?.into_inner())
             });
             let mut stream = answer.await?;
-            // No deadline: there may be no change for weeks, and a dead connection is found out by
-            // its keep-alive.
+            // No deadline: there may be no change for weeks, and a dead connection is found by its
+            // keep-alive.
             let (mut since, mut changes) = (tokio::time::Instant::now(), 0);
-            while let Some(mut told) = stream.message().await? {
+            while let Some(mut report) = stream.message().await? {
                 for _ in 0..MOST_TOGETHER {
                     match stream.message().now_or_never() {
-                        Some(Ok(Some(later))) => told = later,
+                        Some(Ok(Some(later))) => report = later,
                         _ => break,
                     }
                 }
                 if let Some(roots) = roots.upgrade() {
-                    roots.told(Server::Tells(told.instance, told.version));
+                    roots.reported(Server::Tells(report.instance, report.version));
                 }
                 changes += 1;
                 let second = since + Duration::from_secs(1);
@@ -127,7 +127,7 @@ async fn watch_for_changes(
             return;
         }
         drop(roots);
-        tracing::debug!("{endpoint:?} does not tell of changes for the moment");
+        tracing::debug!("{endpoint:?} does not report changes for the moment");
         tokio::time::sleep(WATCH_PAUSE.mul_f64(0.5 + fastrand::f64())).await;
     }
 }
@@ -153,8 +153,8 @@ impl Roots {
         roots
     }
 
-    /// The server told of its roots.
-    fn told(&self, now: Server) {
+    /// The server reported the version of its roots.
+    fn reported(&self, now: Server) {
         let mut state = self.state.lock();
         let before = std::mem::replace(&mut state.server, now);
         if before != now {
@@ -167,7 +167,7 @@ impl Roots {
         }
     }
 
-    /// What is known of `name`, if that still holds.
+    /// The cached answer for `name`, if it is still valid.
     pub(super) fn known(&self, name: &[u8]) -> Option<Option<Root>> {
         let state = self.state.lock();
         let known = state.known.get(name)?;
@@ -215,7 +215,7 @@ impl Roots {
         Ok(self.ask(name).await?.1)
     }
 
-    /// The root of that name and what else is known of it.
+    /// The root of that name and its path info.
     async fn ask(&self, name: &[u8]) -> Result<(Option<Root>, Option<PathInfo>), Failure> {
         if self.state.lock().server != Server::PathInfosOnly {
             let asked = Bytes::copy_from_slice(name);
@@ -302,7 +302,7 @@ impl Roots {
         Ok(roots.into())
     }
 
-    /// The root in `entry`; nothing if it has another name than the one `asked` for.
+    /// The root in `entry`; nothing if it has another name than the requested one.
     fn root(&self, entry: Option<Entry>, asked: Option<&[u8]>) -> Result<Option<Root>, Failure> {
         let root = Root::try_from(entry.unwrap_or_default())
             .map_err(|error| Failure::Status(Code::DataLoss, error.to_string()))?;
@@ -312,7 +312,7 @@ impl Roots {
         })
     }
 
-    /// Forgets what is known: this client has changed something.
+    /// Drops cached answers: this client has changed something.
     pub(super) fn changed_here(&self) {
         let mut state = self.state.lock();
         state.known.clear();
@@ -324,8 +324,7 @@ impl Roots {
         Self::version_in(&mut self.state.lock())
     }
 
-    /// A server that does not tell of changes may have gained a root: what was said to be absent
-    /// is taken back after a while.
+    /// A server that reports no changes may have gained a root: an "absent" expires after a while.
     fn version_in(state: &mut State) -> u64 {
         let stale = state
             .absent_since

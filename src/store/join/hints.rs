@@ -38,7 +38,7 @@ impl Hints {
     pub(super) fn get(&self, digest: &Digest) -> Option<usize> {
         let (place, tag) = self.place(digest);
         let kept = place.load(Ordering::Relaxed);
-        // Members count from 1: a place that nobody wrote to has none.
+        // Members count from 1: an empty place has 0.
         (kept & !MEMBER == tag)
             .then_some((kept & MEMBER) as usize)?
             .checked_sub(1)
@@ -68,7 +68,7 @@ mod tests {
         let right = (0..100).filter(|&n| hints.get(&digests[n]) == Some(n % 3));
         assert!(right.count() > 95);
         assert_eq!(hints.get(&Digest::of(b"other")), None);
-        // More members than can be told apart: no hint, and no wrong one.
+        // More members than fit: no hint, and no wrong one.
         hints.put(&Digest::of(b"other"), 255);
         assert_eq!(hints.get(&Digest::of(b"other")), None);
     }

@@ -1,21 +1,21 @@
-//! How many questions may be asked twice.
+//! The budget of hedged requests.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// A second question, in the unit that is counted in: thousandths.
+/// A hedge, in the budget's unit: thousandths.
 const HEDGE: u64 = 1000;
-/// What a question earns: of the questions asked, a tenth may be asked a second time.
+/// The income of a request: a tenth of the requests may be hedged.
 const SHARE: u64 = HEDGE / 10;
-/// What a millisecond earns: however few are asked, one a second. Without it a store that nobody had
-/// asked for a while would wait out the first member that hangs.
+/// The income of a millisecond: however few the requests, one hedge a second. Without it a store
+/// after an idle time would wait for a hanging first member.
 const A_MILLISECOND: u64 = HEDGE / 1000;
-/// The most that is saved up.
+/// The most that is saved.
 const MOST: u64 = 10 * HEDGE;
 
-/// Lets a second question through as often as that keeps the load near what it would be without.
+/// Allows hedges as long as the load stays near what it would be without.
 #[derive(Debug)]
 pub(super) struct Budget(Mutex<Saved>);
 
@@ -33,12 +33,12 @@ impl Budget {
         }))
     }
 
-    /// A question is asked.
+    /// A request is sent.
     pub(super) fn earn(&self) {
         self.0.lock().add(SHARE);
     }
 
-    /// Whether it may be asked of another as well.
+    /// Whether it may be hedged.
     pub(super) fn take(&self) -> bool {
         let mut saved = self.0.lock();
         let passed = saved.when.elapsed().as_millis() as u64;
@@ -72,11 +72,11 @@ mod tests {
             });
             taken.count()
         };
-        // What was saved up, and a tenth.
+        // The savings, and a tenth.
         assert!((108..=110).contains(&taken(1000)));
         assert!((99..=101).contains(&taken(1000)));
         tokio::time::advance(Duration::from_secs(3)).await;
-        // And what was left of the tenth.
+        // And the rest of the tenth.
         assert!((3..=4).contains(&taken(9)));
     }
 }

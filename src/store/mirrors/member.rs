@@ -1,4 +1,4 @@
-//! One of several equals: what is known of how it fares, and whether it is asked.
+//! A member of mirrors: its measurements and its state.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,59 +11,59 @@ use crate::store::health::{MemberHealth, MemberState};
 use crate::store::latency::Latencies;
 use crate::store::{Damage, Error, Store};
 
-/// Failures in a row, without waiting, until a member is left alone.
+/// Failures in a row, without a missed deadline, that open the breaker.
 const FAILURES: u32 = 3;
-/// Times in a row that another was faster, though asked later, until a member is left alone.
+/// Lost hedges in a row that open the breaker.
 const OVERTAKEN: u32 = 5;
-/// How long a member is left alone first, and at most; it doubles, and a random part is added.
+/// How long the breaker stays open at first, and at most; it doubles, and a random part is added.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(30);
-/// How long wrong bytes are held against a member first, and at most; it doubles.
+/// How long wrong bytes count against a member at first, and at most; it doubles.
 const FIRST_MARK: Duration = Duration::from_secs(10 * 60);
 const LONGEST_MARK: Duration = Duration::from_secs(24 * 3600);
-/// Answers that it takes to know how fast a member is.
+/// Answers that are needed to know a member's speed.
 const KNOWN: usize = 16;
-/// How long a member of which that is not known may take before another is asked as well.
+/// How long a member of unknown speed may take before a hedge.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// The bounds of that time for the others: below, it is the scheduler that is measured; above,
-/// readers lose their patience.
+/// The bounds of that time for the others: below, it measures the scheduler; above, readers wait
+/// too long.
 const SHORTEST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// What a question asks for: how long an answer takes depends on it.
+/// The kind of a request, which determines how long an answer takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A Directory, a root node, a yes or no.
+    /// A Directory, a root, a yes or no.
     Small,
     /// Parts of blobs, lists.
     Bulk,
 }
 
-/// How a member stands when a question comes.
+/// The state of a member when a request comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     Healthy,
     /// Others were faster.
     Slow,
-    /// It failed, and is left alone.
+    /// It failed, and its breaker is open.
     Out,
     /// It sent wrong bytes.
     Liar,
 }
 
-/// Why a member cannot be asked: what it failed with last.
+/// Why a member cannot be asked: its last failure.
 #[derive(Clone, Debug)]
 pub(super) struct LastFailure {
     pub(super) text: String,
-    /// The deadline, if that is what it failed by.
+    /// The missed deadline, if that was the failure.
     pub(super) deadline: Option<Duration>,
 }
 
-/// A change that others want to know of.
+/// A change of state to be logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     None,
-    /// It is left alone from now on.
+    /// Its breaker is open from now on.
     Opened,
     /// It is asked again.
     Closed,
@@ -79,9 +79,9 @@ pub(super) struct Member {
 #[derive(Debug)]
 struct State {
     circuit: Circuit,
-    /// How long it is left alone when it fails again.
+    /// How long the breaker stays open at the next failure.
     rest: Duration,
-    /// How long it is avoided when it lies again.
+    /// How long it is avoided at the next corrupt response.
     mark: Duration,
     failures_in_a_row: u32,
     overtaken_in_a_row: u32,
@@ -98,7 +98,7 @@ struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Circuit {
     Closed,
-    /// `slow`: others were faster; else it failed.
+    /// `slow`: others were faster; otherwise it failed.
     Open {
         slow: bool,
         since: Instant,
@@ -167,8 +167,8 @@ impl Member {
         }
     }
 
-    /// Whether it is time to see how a member does that is left alone. Only one who asks is told
-    /// so; the next, a rest later.
+    /// Whether it is time to probe the member. Returns true for one caller only; again after
+    /// another pause.
     pub(super) fn take_probe(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
         let rest = state.rest;
@@ -181,7 +181,7 @@ impl Member {
         }
     }
 
-    /// How long to wait for its answer before another is asked as well.
+    /// How long to wait for its answer before a hedge.
     pub(super) fn patience(&self, kind: Kind) -> Duration {
         let mut state = self.state.lock();
         let latencies = state.latencies(kind);
@@ -191,7 +191,7 @@ impl Member {
         }
     }
 
-    /// Half of its answers came within this; nothing if it has given none.
+    /// The median of its answers' times; nothing without answers.
     pub(super) fn median(&self, kind: Kind) -> Option<Duration> {
         self.state.lock().latencies(kind).percentile(50)
     }
@@ -205,7 +205,7 @@ impl Member {
         self.state.lock().hedges += 1;
     }
 
-    /// It answered, whatever it said.
+    /// It answered, with whatever result.
     pub(super) fn answered(&self, kind: Kind, took: Duration, now: Instant) -> Change {
         let in_time = took <= self.patience(kind);
         let mut state = self.state.lock();
@@ -227,7 +227,7 @@ impl Member {
         }
     }
 
-    /// The question that was put to it at `began` ended with `error`.
+    /// The request that was sent at `began` ended with `error`.
     pub(super) fn failed(&self, error: &Error, began: Instant, now: Instant) -> Change {
         let mut state = self.state.lock();
         state.failures += 1;
@@ -237,12 +237,12 @@ impl Member {
             deadline,
         });
         if matches!(error, Error::Damaged { .. }) {
-            // It is there; what it sent is another matter.
+            // It is reachable; its wrong bytes are handled elsewhere.
             return Change::None;
         }
         match state.circuit {
             Circuit::Marked { .. } => Change::None,
-            // A probe, unless it was asked before all this.
+            // A probe, unless it was sent before all this.
             Circuit::Open { since, .. } => {
                 if began >= since {
                     state.open(false, now);
@@ -251,7 +251,7 @@ impl Member {
             }
             Circuit::Closed => {
                 state.failures_in_a_row += 1;
-                // Others got answers meanwhile: it is this question that hangs, not the member.
+                // Others got answers meanwhile: only this request hangs, not the member.
                 let hangs = deadline.is_some() && state.last_success.is_none_or(|at| at <= began);
                 if !hangs && state.failures_in_a_row < FAILURES {
                     return Change::None;
@@ -262,7 +262,7 @@ impl Member {
         }
     }
 
-    /// Another was faster, though it was asked later.
+    /// It lost a hedge.
     pub(super) fn overtaken(&self, now: Instant) -> Change {
         let mut state = self.state.lock();
         state.overtaken_in_a_row += 1;
@@ -273,7 +273,7 @@ impl Member {
         Change::Opened
     }
 
-    /// It sent wrong bytes: gives how long it is avoided.
+    /// It sent wrong bytes; returns how long it is avoided.
     pub(super) fn lied(&self, now: Instant) -> Duration {
         let mut state = self.state.lock();
         let mark = state.mark;
@@ -309,9 +309,9 @@ impl Member {
     }
 }
 
-/// Whether `error` alone shows that the member lied: another Directory than the one asked for does.
-/// A blob that does not fit does not: it may be the size, which a Directory says, that is wrong, and
-/// only another member's answer can tell.
+/// Whether `error` alone proves the member's fault: a Directory that does not match its digest
+/// does. A blob that does not match does not: the size, which comes from a Directory, may be wrong,
+/// and only another member's answer can decide.
 pub(super) fn is_proof(error: &Error) -> bool {
     match error {
         Error::Damaged { damage, .. } => {

@@ -1,4 +1,4 @@
-//! One question, put to the members one after the other until somebody has an answer.
+//! One request, sent to the members one after the other until there is an answer.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -14,29 +14,29 @@ use super::member::{self, Kind, Standing};
 use super::{Order, Shared};
 use crate::store::{Error, Store};
 
-/// A question on its way to one member.
+/// A request in flight to one member.
 pub(super) type Asking<T> = Pin<Box<dyn Future<Output = Result<Option<T>, Error>> + Send>>;
 
-/// What came of it.
+/// The result of an attempt.
 struct Attempt<T> {
     member: usize,
     began: Instant,
     outcome: Result<Option<T>, Error>,
 }
 
-/// One question, and whom it was put to.
+/// One request, and the members it was sent to.
 pub(super) struct Round<'a, T, Q> {
     shared: &'a Arc<Shared>,
     kind: Kind,
     question: &'a Q,
-    /// Who can still be asked, and whose word counts; best first.
+    /// Members that can still be asked, and whose "not found" counts; best first.
     next: VecDeque<usize>,
-    /// Who is asked when nobody else can answer.
+    /// Members to ask when no other can answer.
     liars: VecDeque<usize>,
-    /// Who is being asked, since when, and when that began to take long.
+    /// Members with the request in flight, since when, and when that began to take long.
     asked: Vec<(usize, Instant, Instant)>,
     pending: FuturesUnordered<Pin<Box<dyn Future<Output = Attempt<T>> + Send>>>,
-    /// When another is asked as well.
+    /// When to hedge.
     hedge_at: Option<Instant>,
     /// Members whose word counts that do not have it.
     absent: usize,
@@ -61,7 +61,7 @@ where
             }
             match someone_is_well {
                 true => Self::probe(shared.clone(), index, kind, question),
-                // Whoever asks has nobody better.
+                // There is no better member.
                 false => first.push(index),
             }
         }
@@ -89,8 +89,8 @@ where
         round
     }
 
-    /// Waits until somebody has an answer, or nobody has one. `openings` changes when a member goes
-    /// out of the circuit; `request` says what was asked.
+    /// Waits until there is an answer, or no member has one. `openings` changes when a breaker
+    /// opens; `request` describes the request.
     pub(super) async fn run(
         mut self,
         mut openings: watch::Receiver<u64>,
@@ -111,8 +111,8 @@ where
         self.end(request)
     }
 
-    /// Puts the question to a member that is left alone, beside the one that is asked: to see how
-    /// it does. Nobody waits for it.
+    /// Sends the request to a member with an open breaker, beside the one that is asked, as a
+    /// probe. No reader waits for it.
     fn probe(shared: Arc<Shared>, index: usize, kind: Kind, question: &Q) {
         let member = &shared.members[index];
         member.asked();
@@ -138,7 +138,7 @@ where
         }
     }
 
-    /// Asks those that lied, one after the other, when there is nobody else.
+    /// Asks the members with corrupt responses, one after the other, when there is no other.
     fn ask_liars(&mut self) {
         if self.pending.is_empty()
             && let Some(index) = self.liars.pop_front()
@@ -165,7 +165,7 @@ where
         }));
     }
 
-    /// Asks another as well, if that can be afforded.
+    /// Hedges, if the budget allows it.
     fn hedge(&mut self) {
         let Some(&(index, began, late)) = self.asked.last() else {
             return;
@@ -179,8 +179,8 @@ where
         }
     }
 
-    /// Somebody is out of the circuit now. If it is who is being asked, the next is asked as well:
-    /// that is no hedge.
+    /// A breaker has opened. If its member is being asked, the next is asked as well: that is no
+    /// hedge.
     fn move_on(&mut self) {
         let now = Instant::now();
         let well = |&(index, ..): &(usize, Instant, Instant)| {
@@ -191,7 +191,7 @@ where
         }
     }
 
-    /// Takes what a member said. Gives the answer, if it is one.
+    /// Handles a member's response. Returns the answer, if it is one.
     fn answer(&mut self, attempt: Attempt<T>) -> Option<T> {
         let Attempt {
             member,
@@ -209,7 +209,7 @@ where
                 self.shared.answered(member, self.kind, began);
                 let standing = self.shared.members[member].standing(Instant::now());
                 self.absent += usize::from(standing != Standing::Liar);
-                // It takes everybody's word now.
+                // From here on "not found" must be unanimous.
                 self.ask_all();
             }
             Err(error) => {
@@ -224,7 +224,7 @@ where
         None
     }
 
-    /// There is an answer: what does that say of the others?
+    /// Updates the others' states after an answer.
     fn settle(&mut self) {
         let now = Instant::now();
         for &(index, _, late) in &self.asked {
@@ -239,7 +239,7 @@ where
         }
     }
 
-    /// Nobody has an answer: nothing, or why not.
+    /// No member has an answer: not found, or the reasons.
     fn end(mut self, request: impl Fn() -> String) -> Result<Option<T>, Error> {
         if self.failures.is_empty() && self.unheard.is_empty() && self.absent > 0 {
             return Ok(None);
@@ -262,18 +262,21 @@ where
             let last = member.last_failure();
             deadlines.push(last.as_ref().and_then(|last| last.deadline));
             let text = last.map_or_else(|| "it does not answer".to_owned(), |last| last.text);
-            reasons.push(format!("{} is left alone, since {text}", member.name));
+            reasons.push(format!(
+                "{} gets no requests for a while: {text}",
+                member.name
+            ));
         }
         if reasons.is_empty() {
             deadlines.push(None);
-            reasons.push("all who could be asked sent wrong bytes before".to_owned());
+            reasons.push("all other members sent wrong bytes before".to_owned());
         }
         let store = self.shared.url.clone();
         let why = reasons.join("; ");
         let deadlines: Option<Vec<Duration>> = deadlines.into_iter().collect();
         let late = deadlines.and_then(|deadlines| deadlines.into_iter().max());
         Err(match late {
-            // Who answered is there, and was asked for nothing that it has.
+            // A member that answered is reachable, and had no object to return.
             _ if self.absent > 0 => Error::Undecided {
                 store,
                 request: request(),

@@ -1,7 +1,7 @@
 //! Blobs in a bucket.
 //!
 //! `blobs/…` holds a StatBlobResponse: the chunks in order, or nothing for a blob that is one
-//! chunk, itself. What we write there also has the group table in its `bao` field, which others
+//! chunk, itself. castore-fs also writes the group table in its `bao` field, which other programs
 //! ignore: with it parts of a blob can be checked, without it only the whole
 //! ([`crate::store::segments`]).
 
@@ -22,7 +22,7 @@ use crate::store::failure::Failure;
 use crate::store::segments::{Part, Sink, Source};
 use crate::store::{Damage, Object};
 
-/// The least chunk of the field's writers, in bytes: a smaller blob is one.
+/// The least chunk of other writers, in bytes: a smaller blob is one.
 const MIN_CHUNK: u64 = 128 << 10;
 /// The largest list of chunks, in bytes: half a million chunks, with the table of as large a blob.
 const MAX_LIST: u64 = 32 << 20;
@@ -30,7 +30,7 @@ const MAX_LIST: u64 = 32 << 20;
 /// every decoder to support, and more than any level of zstd below 20 needs.
 pub(super) const MAX_WINDOW: u32 = 23;
 
-/// The blobs of a bucket, without any cache of note.
+/// The blobs of a bucket, with a small cache only.
 #[derive(Debug)]
 pub(in crate::store) struct BucketBlobs {
     bucket: Arc<Bucket>,
@@ -115,7 +115,7 @@ impl Source for BucketBlobs {
     }
 
     async fn whole(&self, digest: &Digest, size: u64, sink: Sink<'_>) -> Result<bool, Failure> {
-        // No need to ask what a blob below the least chunk is made of.
+        // A blob below the least chunk has no list.
         if size <= MIN_CHUNK
             && let Some(blob) = self.chunked.find(digest, size).await?
         {
@@ -164,13 +164,13 @@ impl Source for BucketBlobs {
     }
 }
 
-/// The most bytes that `limit` bytes have when they are packed: zstd adds less than a 256th and its
-/// header to what it cannot make smaller.
+/// The largest packed size of `limit` bytes: zstd adds less than a 256th and its header to
+/// incompressible data.
 fn most_packed(limit: u64) -> u64 {
     limit.saturating_add(limit >> 8).saturating_add(64 << 10)
 }
 
-/// What `packed` holds, if that is no more than `limit` bytes.
+/// The unpacked bytes of `packed`, if they are no more than `limit`.
 fn unpacked(packed: &[u8], limit: u64) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut bytes = Vec::new();

@@ -1,8 +1,9 @@
-//! A place for objects: a bucket of a cloud, a WebDAV server, or a folder.
+//! A container of objects: a bucket of a cloud, a WebDAV server, or a local directory.
 //!
-//! What finds no connection or a busy service is tried again, a few times, with growing pauses of
-//! random length. What fails after that fails, and the bucket may rest ([`crate::store::reputation`]).
-//! The crate `object_store` would do that by itself; its retries are turned off.
+//! A request that finds no connection or a busy service is repeated, a few times, with growing
+//! pauses of random length. After the last attempt the circuit breaker may open
+//! ([`crate::store::reputation`]). The crate `object_store` would repeat requests itself; its
+//! retries are turned off.
 
 use std::fmt;
 use std::path::{Path as FilePath, PathBuf};
@@ -34,23 +35,23 @@ use crate::store::segments::Verify;
 use crate::store::shown_url::shown_parameter;
 use crate::store::{Damage, Object};
 
-/// How long a connection may take, then the beginning of an answer, and for how long an object may bring
-/// less than [`LEAST_RATE`].
+/// The deadlines for a connection, then for the beginning of an answer, and the time for which an
+/// object may bring less than [`LEAST_RATE`].
 const CONNECT: Duration = Duration::from_secs(5);
 const FIRST_BYTE: Duration = Duration::from_secs(15);
 const STALL: Duration = Duration::from_secs(15);
-/// How long an operation may take that brings no object; one that takes an object there may take longer,
-/// by the object's bytes.
+/// The deadline of an operation that reads no object; one that writes an object may take longer, by
+/// the object's bytes.
 const DEADLINE: Duration = Duration::from_secs(40);
-/// Attempts at what finds no connection or a busy service.
+/// Attempts at a request that finds no connection or a busy service.
 const ATTEMPTS: u32 = 3;
-/// The pause before the second attempt, in the mean; it triples.
+/// The mean pause before the second attempt; it triples.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Bytes in the temporary folder, unless the URL says otherwise.
+/// Bytes in the temporary directory, unless the URL has another limit.
 const SPOOL: usize = 4 << 30;
-/// Environment variables that say how to reach a cloud, and with which credentials.
+/// Environment variables with the options and credentials of a cloud.
 const ENVIRONMENT: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
-/// Words in the names of parameters that are secrets.
+/// Words in the names of secret parameters.
 const SECRETS: [&str; 12] = [
     "secret",
     "token",
@@ -70,14 +71,14 @@ const SECRETS: [&str; 12] = [
 pub(super) struct Bucket {
     pub(super) url: String,
     pub(super) runtime: Handle,
-    /// What has to be known of bytes before they are handed out.
+    /// The verification that bytes need before they are returned.
     pub(super) verify: Verify,
-    /// Bytes of the temporary folder that may be used.
+    /// Bytes of the temporary directory that may be used.
     pub(super) spool: usize,
     store: Box<dyn ObjectStore>,
     reputation: Reputation,
     calls: AtomicU64,
-    /// What every path starts with, with a slash at its end unless it is empty.
+    /// The prefix of every path, with a slash at its end unless it is empty.
     base: String,
 }
 
@@ -87,9 +88,9 @@ impl fmt::Debug for Bucket {
     }
 }
 
-/// What a URL says.
+/// A parsed URL.
 struct Address {
-    /// Without what follows.
+    /// Without the query.
     place: Url,
     verify: Verify,
     /// Bytes.
@@ -100,7 +101,7 @@ struct Address {
 }
 
 impl Address {
-    /// Reads `url`; says what is wrong otherwise, and repeats no secret.
+    /// Parses `url`; returns what is wrong otherwise, without secrets.
     fn parse(url: &str) -> Result<Self, String> {
         let place = url
             .strip_prefix("objectstore+")
@@ -142,7 +143,7 @@ impl Address {
                     return Err(in_the_environment(&shown_parameter(&name, &value)));
                 }
                 _ => {
-                    // Who writes http:// means it.
+                    // An explicit http:// is allowed.
                     if name.ends_with("endpoint") && value.starts_with("http://") {
                         let allow = ("allow_http".to_owned(), "true".to_owned());
                         address.options.push(allow);
@@ -171,12 +172,12 @@ impl Address {
 }
 
 impl Bucket {
-    /// Says what is wrong with `url`, without looking at a file or connecting.
+    /// Returns what is wrong with `url`, without reading a file or connecting.
     pub(super) fn check_url(url: &str) -> Result<(), String> {
         Address::parse(url).map(drop)
     }
 
-    /// Opens `objectstore+SCHEME://…`; says what is wrong otherwise.
+    /// Opens `objectstore+SCHEME://…`; returns what is wrong otherwise.
     pub(super) fn open(url: &str, runtime: Handle) -> Result<Self, String> {
         let Address {
             place: inner,
@@ -194,7 +195,7 @@ impl Bucket {
             options.extend(credentials(&path)?);
         }
         options.extend(given);
-        // Whoever has chosen already has chosen well.
+        // An error means that a default is installed already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (store, base) = open(&inner, options).map_err(|error| with_causes(&error))?;
         let base = match base.is_root() {
@@ -218,22 +219,22 @@ impl Bucket {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Marks the bucket: it holds something that is not what its digest promises.
+    /// Marks the bucket: it holds bytes that do not match their digest.
     pub(super) fn marked_a_liar(&self, object: Object, digest: &Digest, damage: Damage) -> Failure {
         tracing::error!(
-            "{} holds {object} {digest} and {damage}: the bytes were thrown away",
+            "{} holds {object} {digest} and {damage}: the bytes were discarded",
             self.url
         );
         self.reputation.lied();
         Failure::Damaged(object, *digest, damage)
     }
 
-    /// Whether it was ever found to hold such a thing.
+    /// Whether it was ever found to hold such bytes.
     pub(super) fn is_liar(&self) -> bool {
         self.reputation.is_liar()
     }
 
-    /// The path of the object of `kind` that `digest` names.
+    /// The path of the object of `kind` and `digest`.
     pub(super) fn path(&self, kind: &str, digest: &Digest) -> String {
         let hex = digest.to_hex();
         let (shard, _) = hex.split_at(4);
@@ -245,8 +246,8 @@ impl Bucket {
             .map_err(|error| Failure::Status(Code::InvalidArgument, error.to_string()))
     }
 
-    /// The object at `path`, if there is one. More than `limit` bytes are not taken, whatever the service
-    /// says that it has.
+    /// The object at `path`, if there is one. More than `limit` bytes are not accepted, whatever
+    /// size the service reports.
     pub(super) async fn get(&self, path: &str, limit: u64) -> Result<Option<Bytes>, Failure> {
         let start = || Collected {
             first: Bytes::new(),
@@ -263,8 +264,8 @@ impl Bucket {
         Ok(collected.await?.map(Collected::into_bytes))
     }
 
-    /// Gives the object at `path`, if there is one, to `take` piece by piece, as long as that says that it
-    /// wants more. Each attempt begins anew with what `start` makes.
+    /// Passes the object at `path`, if there is one, to `take` piece by piece, as long as that
+    /// returns true. Each attempt begins again with the value of `start`.
     pub(super) async fn fetch<T>(
         &self,
         path: &str,
@@ -319,7 +320,7 @@ impl Bucket {
         Ok(())
     }
 
-    /// The paths of all objects below the folder `path`; nothing if those are more than `most`.
+    /// The paths of all objects below `path`; nothing if those are more than `most`.
     pub(super) async fn list(
         &self,
         path: &str,
@@ -331,7 +332,7 @@ impl Bucket {
                 let path = object.location.to_string();
                 path.strip_prefix(&self.base).unwrap_or(&path).to_owned()
             });
-            // A long listing takes many requests: each page gets the time of one operation.
+            // A long listing takes many requests: each page has the deadline of one operation.
             let mut listed = std::pin::pin!(listed);
             let mut paths = Vec::new();
             while let Some(path) =
@@ -347,8 +348,8 @@ impl Bucket {
         self.attempt(list).await
     }
 
-    /// Does `work`, unless the bucket rests. What finds no connection, or a service that is too busy, is
-    /// tried again.
+    /// Runs `work`, unless the breaker is open. A request that finds no connection, or a busy
+    /// service, is repeated.
     async fn attempt<T, F>(&self, work: impl Fn() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -374,7 +375,7 @@ impl Bucket {
                 Failure::Timeout(_) | Failure::Status(Code::Unavailable, _) => {
                     self.reputation.failed(&self.url, began, &failure);
                 }
-                // It answered, if not what was hoped for.
+                // There is an answer, even if it is an error.
                 _ => self.reputation.succeeded(),
             }
             return Err(failure);
@@ -383,7 +384,7 @@ impl Bucket {
     }
 }
 
-/// Whether `name` is an option of a store of this kind. What kinds there will be is not for us to know.
+/// Whether `name` is an option of a store of this kind. Future kinds are not known here.
 fn knows(scheme: &ObjectStoreScheme, name: &str) -> bool {
     match scheme {
         ObjectStoreScheme::AmazonS3 => name.parse::<AmazonS3ConfigKey>().is_ok(),
@@ -405,7 +406,7 @@ struct Collected {
 }
 
 impl Collected {
-    /// Takes another piece; false if that is too much.
+    /// Adds another piece; returns false if that is too much.
     fn push(&mut self, piece: Bytes) -> bool {
         let Some(left) = self.left.checked_sub(piece.len() as u64) else {
             return false;
@@ -428,7 +429,7 @@ impl Collected {
     }
 }
 
-/// What `work` comes to within `deadline`.
+/// The outcome of `work` within `deadline`.
 async fn in_time<T>(
     deadline: Duration,
     work: impl Future<Output = object_store::Result<T>>,
@@ -454,7 +455,7 @@ fn open(
     url: &Url,
     options: Vec<(String, String)>,
 ) -> object_store::Result<(Box<dyn ObjectStore>, Path)> {
-    // Retries are ours, and so are deadlines: [`Bucket::attempt`].
+    // Retries and deadlines are in [`Bucket::attempt`].
     let retry = RetryConfig {
         max_retries: 0,
         ..RetryConfig::default()
@@ -463,7 +464,7 @@ fn open(
         .with_connect_timeout(CONNECT)
         .with_timeout_disabled();
     let (scheme, path) = ObjectStoreScheme::parse(url)?;
-    // As object_store::parse_url_opts does it, which has no place for retries.
+    // As object_store::parse_url_opts, which has no parameter for retries.
     macro_rules! built {
         ($builder:ty, $url:expr) => {{
             let builder = <$builder>::new()
@@ -474,7 +475,7 @@ fn open(
             let builder = options.into_iter().fold(builder, |builder, (name, value)| {
                 match name.parse() {
                     Ok(key) => builder.with_config(key, value),
-                    // Meant for another cloud, or for us.
+                    // An option of another cloud, or of castore-fs.
                     Err(_) => builder,
                 }
             });

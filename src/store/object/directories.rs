@@ -2,8 +2,8 @@
 //!
 //! `dirs/…` holds, under the digest of a closure's root, every Directory of the closure: zstd of,
 //! for each, its length as a big-endian u32 and its bytes; the root first, each after one that
-//! refers to it. A Directory that is no closure's root is found through one whose closure it is in,
-//! so it is remembered which that was.
+//! refers to it. A Directory that is not the root of a closure is found through a closure that
+//! contains it, so that closure is remembered.
 
 use std::collections::HashSet;
 use std::io::Write;
@@ -29,11 +29,11 @@ const KNOWN: usize = 1 << 20;
 /// zstd's own default.
 const LEVEL: i32 = 3;
 
-/// A closure, root first, as far as it is kept.
+/// A closure, root first, as far as it is cached.
 #[derive(Debug)]
 struct Closure {
     directories: Vec<Directory>,
-    /// Whether every Directory of it was looked at.
+    /// Whether every Directory of it was read.
     is_whole: bool,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct ClosureDirectories {
     /// The root of a closure that each is in.
     closures: Mutex<Bounded<Digest, Digest>>,
     fetching: Flights<Digest, Result<Option<Arc<Closure>>, Failure>>,
-    /// Bytes that are kept of one closure: half of the cache, so that none drives out all others.
+    /// Bytes of one closure that are cached: half of the cache, so that none evicts all others.
     most_kept: usize,
 }
 
@@ -102,7 +102,7 @@ impl ClosureDirectories {
                 closures.insert(own, root, 1);
                 here.insert(own, directory.clone(), directory.resident_bytes());
             }
-            // Another's flight may have ended before it came to this one.
+            // Another reader's fetch may have ended before it came to this one.
             if found.is_some() || closure.is_whole {
                 return Ok(found);
             }
@@ -127,8 +127,8 @@ impl ClosureDirectories {
     }
 }
 
-/// A closure that is taken apart as it comes and is unpacked, so that what is no closure is found out at
-/// its first wrong byte, and nothing is held but what it was good for.
+/// A closure that is unpacked and parsed as it comes, so that an invalid one is detected at its
+/// first wrong byte, and only useful parts are held.
 struct ClosureReader {
     unpacker: zstd::stream::write::Decoder<'static, ClosureParser>,
     path: String,
@@ -139,24 +139,24 @@ struct ClosureParser {
     bucket: Arc<Bucket>,
     root: Digest,
     wanted: Digest,
-    /// Bytes of Directories that are kept.
+    /// Bytes of Directories that are cached.
     most: usize,
     path: String,
     /// The bytes after the last whole Directory.
     rest: Vec<u8>,
     came: u64,
     announced: HashSet<Digest>,
-    /// What was announced and has not come.
+    /// Announced Directories that have not come.
     awaited: HashSet<Digest>,
     directories: Vec<Directory>,
     kept: usize,
     has_wanted: bool,
-    /// Why it is none: the unpacker can carry no more than an I/O error.
+    /// Why it is invalid: the unpacker can return only an I/O error.
     failure: Option<Failure>,
 }
 
 impl ClosureReader {
-    /// Of the closure of `root`, of which Directories up to `most` bytes are kept, and `wanted`.
+    /// For the closure of `root`, of which Directories up to `most` bytes are cached, and `wanted`.
     fn new(
         bucket: &Arc<Bucket>,
         root: Digest,
@@ -184,7 +184,7 @@ impl ClosureReader {
         Ok(Self { unpacker, path })
     }
 
-    /// Takes more packed bytes; whether there is a use for any after them.
+    /// Takes more packed bytes; returns whether more are useful.
     fn take(&mut self, packed: &[u8]) -> Result<bool, Failure> {
         let unpacked = self.unpacker.write_all(packed);
         self.check(unpacked)?;
@@ -198,7 +198,7 @@ impl ClosureReader {
             .unwrap_or_else(|| Failure::Status(Code::DataLoss, format!("{}: {error}", self.path))))
     }
 
-    /// All that was kept.
+    /// Everything that was cached.
     fn finish(mut self) -> Result<Closure, Failure> {
         let flushed = self.unpacker.flush();
         self.check(flushed)?;
@@ -226,7 +226,7 @@ impl ClosureParser {
         Failure::Status(Code::DataLoss, format!("{}: {why}", self.path))
     }
 
-    /// Takes the whole Directories out of what has come.
+    /// Parses the complete Directories of what has come.
     fn parse(&mut self) -> Result<(), Failure> {
         let mut bytes = std::mem::take(&mut self.rest);
         let mut at = 0;
@@ -266,7 +266,7 @@ impl ClosureParser {
             _ => None,
         });
         for child in children {
-            // The empty Directory needs no bytes, and some may leave it out.
+            // The empty Directory needs no bytes, and some writers omit it.
             if self.announced.insert(child) && child != Digest::empty_blob() {
                 self.awaited.insert(child);
             }

@@ -1,8 +1,8 @@
-//! HTTP answers with an end.
+//! HTTP answers with a limit.
 //!
-//! Objects are taken piece by piece, and no more of them than is of use. Everything else (listings,
-//! errors, credentials) the crate `object_store` collects whole, in a buffer as large as the answer's
-//! Content-Length says. Here it learns of no length, and of no more than [`MOST_COLLECTED`] bytes.
+//! Objects are read piece by piece, and no more of them than is useful. Everything else (listings,
+//! errors, credentials) the crate `object_store` collects whole, in a buffer of the answer's
+//! Content-Length. Here that length is hidden, and the body limited to [`MOST_COLLECTED`] bytes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,11 +17,11 @@ use object_store::client::{
     HttpResponseBody, HttpService, ReqwestConnector,
 };
 
-/// Bytes of an answer that is collected whole, at most. A page of a listing has a thousand objects; a
-/// WebDAV server lists a whole folder in one answer.
+/// Bytes of an answer that is collected whole, at most. A page of a listing has a thousand objects;
+/// a WebDAV server lists a whole directory in one answer.
 const MOST_COLLECTED: u64 = 64 << 20;
 
-/// Makes clients whose answers have an end.
+/// Makes clients whose answers are limited.
 #[derive(Debug)]
 pub(super) struct BoundedConnector;
 
@@ -47,7 +47,7 @@ impl HttpService for BoundedClient {
     }
 }
 
-/// A body that fails when it is longer than it may be. It says nothing of its length, which would be
+/// A body that fails when it is longer than the limit. It reports no length, which would be
 /// allocated.
 struct BoundedBody {
     body: HttpResponseBody,

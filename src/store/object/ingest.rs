@@ -1,8 +1,8 @@
 //! Adding to a bucket.
 //!
-//! Chunks go up as they come, a blob's list after its chunks, Directories and root nodes at the
-//! commit: what is referred to is there before what refers to it. An addition that breaks off
-//! leaves chunks and blobs behind that cost space and nothing else.
+//! Chunks are sent as they come, a blob's list after its chunks, Directories and roots at the
+//! commit: an object is written after all that it refers to. An interrupted addition leaves chunks
+//! and blobs behind that cost only space.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -28,9 +28,10 @@ use crate::store::root_change::RootChange;
 use crate::store::staged_directories::{StagedDirectories, leaves_first};
 use crate::store::{Added, BlobWriter, Error, Ingest};
 
-/// Chunk sizes in bytes, least, mean and most, as the field has them: equal files chunk equally.
+/// Chunk sizes in bytes, least, mean and most, as in other implementations: equal files have equal
+/// chunks.
 const CHUNKS: (usize, usize, usize) = (128 << 10, 256 << 10, 512 << 10);
-/// Objects on their way at once.
+/// Objects in flight at once.
 const AT_ONCE: usize = 32;
 /// zstd's own default.
 const LEVEL: i32 = 3;
@@ -80,7 +81,7 @@ impl Addition {
         }))
     }
 
-    /// Sends chunks, each packed by the thread that calls.
+    /// Sends chunks, each packed by the calling thread.
     fn put_chunks(&self, chunks: Vec<(Digest, Bytes)>) -> Result<(), Error> {
         let bucket = self.store.bucket.clone();
         self.wait(async move {
@@ -110,7 +111,7 @@ impl Addition {
         groups: &GroupTable,
     ) -> Result<(), Error> {
         let list = match chunks {
-            // One chunk, itself: the field has nothing there.
+            // One chunk, itself: the format has no list for it.
             [] | [_] => Vec::new(),
             chunks => StatBlobResponse {
                 chunks: chunks
@@ -150,7 +151,7 @@ impl Addition {
         self.error(Failure::Spool(std::env::temp_dir(), error.kind()))
     }
 
-    /// A Directory of this addition, or one that is there.
+    /// A Directory of this addition, or one that exists.
     fn directory(&self, digest: &Digest) -> Result<Directory, Error> {
         if let Some(directory) = self.staged.lock().directories.get(digest) {
             return Ok(directory);
@@ -235,7 +236,7 @@ impl Ingest for ObjectIngest {
         Err(RootChange::needs_content(&self.0.store.bucket.url, root))
     }
 
-    /// Nothing is kept from anybody.
+    /// There is no lock to release.
     fn release(&self) {}
 
     fn commit(self: Box<Self>) -> Result<Added, Error> {
@@ -265,7 +266,7 @@ impl Ingest for ObjectIngest {
     }
 }
 
-/// A large blob: whether it is there already is known at its end only, so it waits in a file.
+/// A large blob: whether it exists already is known only at its end, so it waits in a file.
 struct ObjectWriter {
     addition: Arc<Addition>,
     file: File,

@@ -1,9 +1,9 @@
-//! Root nodes in a bucket.
+//! Roots in a bucket.
 //!
-//! The field's layout has none; ours lie beside it, each under the BLAKE3 digest of its name (names
-//! may be longer than a file name that holds them encoded): `castore-fs/roots/b3/XXXX/H` is a
-//! `castore_fs.v1.Root` message. Nobody tells of changes: what is there is asked for again after
-//! [`FOUND_HOLDS`], what is not after [`ABSENT_HOLDS`].
+//! The common layout has none; those of castore-fs are beside it, each under the BLAKE3 digest of
+//! its name (a name may be longer than a file name that encodes it): `castore-fs/roots/b3/XXXX/H`
+//! is a `castore_fs.v1.Root` message. Changes are not reported: a found root is read again after
+//! [`FOUND_HOLDS`], a missing one after [`ABSENT_HOLDS`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,14 +25,14 @@ use crate::store::root_list::{self, RootList};
 const FOLDER: &str = "castore-fs/roots";
 const FOUND_HOLDS: Duration = Duration::from_secs(60);
 const ABSENT_HOLDS: Duration = Duration::from_secs(10);
-/// Names remembered; beyond, all are forgotten.
+/// Names cached; beyond that, all are dropped.
 const MAX_KNOWN: usize = 100_000;
 /// Objects read at once for a listing.
 const AT_ONCE: usize = 64;
-/// The largest object of a root, in bytes: a name, a node, and what is known of a store path.
+/// The largest object of a root, in bytes: a name, a node, and a path info.
 const MAX_ROOT: u64 = 1 << 20;
 
-/// The root nodes of a bucket.
+/// The roots of a bucket.
 #[derive(Debug)]
 pub(super) struct BucketRoots {
     bucket: Arc<Bucket>,
@@ -125,7 +125,7 @@ impl BucketRoots {
         let mut found = stream::iter(reads).buffer_unordered(AT_ONCE);
         let mut roots = RootList::default();
         while let Some(found) = found.next().await {
-            // What went away meanwhile is not there.
+            // Removed meanwhile.
             if let Some((root, _)) = found? {
                 roots.push(root)?;
             }
@@ -152,14 +152,14 @@ impl BucketRoots {
         self.bucket.delete(&self.path(name)).await
     }
 
-    /// Forgets what is known: this process has changed something.
+    /// Drops cached answers: this process has changed something.
     pub(super) fn changed_here(&self) {
         let mut state = self.state.lock();
         state.known.clear();
         state.version += 1;
     }
 
-    /// Somebody else may have added a root: what was said to be absent is taken back after a while.
+    /// Another program may have added a root: an "absent" expires after a while.
     pub(super) fn version(&self) -> u64 {
         let mut state = self.state.lock();
         let since = state.absent_since;

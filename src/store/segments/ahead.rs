@@ -1,12 +1,12 @@
-//! Blobs that will soon be read, fetched together.
+//! Prefetching announced blobs together.
 //!
-//! One round trip for each small file is what makes a walk over a far tree slow. Who sees a walk
-//! says what it will read ([`Segments::will_need`]); small blobs then come many in one answer, and
-//! from a source that has no such answer many at once. Of a larger blob its first segments are
-//! fetched, after which its reader is seen to go through it.
+//! One round trip for each small file is what makes a walk over an upstream's tree slow. The
+//! read-ahead of a walk announces what it will read ([`Segments::will_need`]); small blobs then
+//! come many in one answer, and from a source without such answers many at once. Of a larger blob
+//! its first segments are fetched, after which its reader counts as sequential.
 //!
-//! What was announced is under way for all who ask: a reader who comes early waits for the answer
-//! that brings its blob, and causes no second one.
+//! An announced blob is in flight for all readers: one that comes early waits for the answer that
+//! brings its blob, and causes no second fetch.
 
 use std::sync::Arc;
 
@@ -19,24 +19,24 @@ use crate::spans;
 use crate::store::failure::Failure;
 use crate::store::flights::Flight;
 
-/// Blobs that are asked for in one question, and their bytes, at most: an answer should not be so
-/// long that the first blobs of the next wait behind it.
+/// Blobs in one request, and their bytes, at most: an answer should not be so long that the first
+/// blobs of the next wait behind it.
 const MOST_TOGETHER: usize = 1024;
 const MOST_BYTES: u64 = 1 << 20;
-/// Blobs fetched at once one by one: servers allow some hundreds of calls at once, and readers
-/// want some of these for themselves.
+/// Blobs fetched at once one by one: servers allow some hundreds of calls at once, and readers need
+/// some of these for themselves.
 const AT_ONCE: usize = 64;
-/// Bytes from the start of a larger blob that are fetched ahead.
+/// Bytes from the start of a larger blob that are prefetched.
 pub(in crate::store) const HEAD: u64 = 1 << 20;
 
-/// A blob that others may be waiting for already.
+/// A blob that readers may be waiting for already.
 type Awaited = (
     Claim,
     Option<Flight<(Claim, u64), Result<Option<Bytes>, Failure>>>,
 );
 
 impl<S: Source> Segments<S> {
-    /// Fetches `blobs`, which will soon be read, the first of them first.
+    /// Prefetches `blobs`, in this order.
     pub(in crate::store) fn will_need(self: &Arc<Self>, blobs: &[Claim]) {
         let mut batch = Vec::new();
         let mut bytes = 0;
@@ -129,7 +129,7 @@ impl<S: Source> Segments<S> {
         Ok(bytes)
     }
 
-    /// As many turns as blobs that are fetched one by one.
+    /// As many permits as blobs that are fetched one by one.
     pub(super) fn turns() -> tokio::sync::Semaphore {
         tokio::sync::Semaphore::new(AT_ONCE)
     }

@@ -1,4 +1,4 @@
-//! Whole blobs, held back until they were hashed.
+//! Whole blobs, held back until they are hashed.
 
 use std::fs::File;
 use std::io::Write;
@@ -23,7 +23,7 @@ pub(super) enum Whole {
     Spooled(Arc<Spool>),
 }
 
-/// A whole blob in a file that has no name and goes with us.
+/// A whole blob in a file without a name, which is freed with the process.
 #[derive(Debug)]
 pub(super) struct Spool {
     file: File,
@@ -31,14 +31,14 @@ pub(super) struct Spool {
     _room: Room,
 }
 
-/// The bytes in the temporary folder, of all blobs that are there or on their way.
+/// The bytes in the temporary directory, of all blobs that are there or in flight.
 #[derive(Debug)]
 pub(super) struct SpoolSpace {
     used: Arc<AtomicU64>,
     limit: u64,
 }
 
-/// What one blob takes of them; given back when it goes.
+/// The share of one blob; returned when it is dropped.
 #[derive(Debug)]
 struct Room {
     used: Arc<AtomicU64>,
@@ -106,8 +106,8 @@ impl<S: Source> Segments<S> {
         fetched.await.unwrap_or_else(|| Err(Failure::crashed()))
     }
 
-    /// The whole blob, if an earlier flight has brought it: one that landed between a look and a
-    /// departure.
+    /// The whole blob, if an earlier fetch has brought it: one that completed between a check and
+    /// the start of a fetch.
     fn whole_here(&self, digest: &Digest, size: u64) -> Option<Whole> {
         if size > MAX_HELD {
             return self.spools.lock().get(&(*digest, size)).map(Whole::Spooled);
@@ -135,7 +135,7 @@ impl<S: Source> Segments<S> {
         size: u64,
     ) -> Result<Option<(Bytes, GroupTable)>, Failure> {
         let _permit = self.in_flight.begin(size).await;
-        // Room for what was promised, but no more than a source can make us take for a lie.
+        // Cap the allocation: the stated size is not trusted.
         let mut all = BytesMut::new();
         let mut only = None;
         let mut came = 0;
@@ -184,7 +184,7 @@ impl<S: Source> Segments<S> {
                 return Err(self.wrong_size(digest, size, came));
             }
             room.grow(bytes.len() as u64);
-            // Blobs that nobody reads any more make room. A read under way keeps its own.
+            // Blobs that no reader uses any more make room. A read in progress keeps its own.
             while self.space.is_over() {
                 if !self.spools.lock().pop_oldest() {
                     return Err(self.no_room(size));
@@ -212,7 +212,7 @@ impl<S: Source> Segments<S> {
     fn no_room(&self, size: u64) -> Failure {
         let limit = self.space.limit >> 20;
         let why = format!(
-            "a blob that is said to have {size} bytes can only be verified as a whole, and there is \
+            "a blob with a stated size of {size} bytes can only be verified as a whole, and there is \
              no room for it in the {limit} MiB of the temporary folder that may be used (spool=MIB)"
         );
         Failure::Status(Code::ResourceExhausted, why)
@@ -235,7 +235,7 @@ impl<S: Source> Segments<S> {
         Ok(bytes.into())
     }
 
-    /// Checks what was hashed against what was promised.
+    /// Checks the hashed bytes against the stated digest and size.
     fn bind(
         &self,
         digest: &Digest,

@@ -1,5 +1,5 @@
-//! How far readers got, and what those get ahead of time who go through a blob from front to back:
-//! twice as many segments at each step, up to [`MAX_AHEAD`].
+//! The progress of readers, and read-ahead for sequential ones: twice as many segments at each
+//! step, up to [`MAX_AHEAD`].
 
 use std::ops::Range;
 
@@ -17,14 +17,14 @@ const READERS: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Readers(Mutex<Bounded<Digest, Progress>>);
 
-/// How far a reader of a blob got.
+/// The progress of a blob's reader.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
-    /// The segment that comes next if the reader goes on.
+    /// The next segment of a sequential reader.
     next: u64,
-    /// Segments to have ahead.
+    /// The number of segments to have ahead.
     ahead: u64,
-    /// The first segment that was not asked for yet.
+    /// The first segment that was not requested yet.
     fetched: u64,
 }
 
@@ -33,8 +33,8 @@ impl Readers {
         Self(Mutex::new(Bounded::new(READERS)))
     }
 
-    /// Notes that `length` bytes at `offset` are read of a blob of `size` bytes; gives the segments
-    /// that its reader should have ahead and nobody has asked for yet.
+    /// Notes that `length` bytes at `offset` are read of a blob of `size` bytes; returns the
+    /// segments that its reader should have ahead and that were not requested yet.
     pub(super) fn advance(
         &self,
         digest: &Digest,
@@ -51,7 +51,7 @@ impl Readers {
         let next = (offset + length).div_ceil(segment);
         let mut readers = self.0.lock();
         let progress = match readers.get(digest) {
-            // Still where it was: the same segment, or the one after.
+            // The same segment, or the one after.
             Some(before) if first + 1 == before.next || first == before.next => Progress {
                 next,
                 ahead: match next > before.next {
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_goes_straight_on_gets_twice_as_much_ahead_at_each_step_and_nothing_twice() {
+    fn a_sequential_reader_gets_twice_as_much_ahead_at_each_step_and_nothing_twice() {
         let readers = Readers::new();
         let (digest, size) = (Digest::of(b"large"), 1 << 30);
         let segment = part_size(size);
@@ -95,10 +95,10 @@ mod tests {
             read(index);
         }
         assert_eq!(read(20), 20 + MAX_AHEAD..21 + MAX_AHEAD);
-        // Elsewhere nothing is known; from the front again, as at first.
+        // Elsewhere nothing is ahead; from the front again, as at first.
         assert!(read(1000).is_empty());
         assert_eq!(read(0), 1..2);
-        // Up to the end, and of one segment nothing.
+        // Up to the end, and nothing for one segment.
         let last = size.div_ceil(segment) - 1;
         assert!(read(last - 1).is_empty());
         assert!(read(last).is_empty());

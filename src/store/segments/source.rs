@@ -1,4 +1,4 @@
-//! What blobs are fetched from: how one is asked, and for what.
+//! The source of blobs: the interface to an upstream.
 
 use std::fmt::Debug;
 
@@ -10,47 +10,47 @@ use crate::castore::{Digest, GroupTable};
 use crate::store::failure::Failure;
 use crate::store::{Damage, Object};
 
-/// A blob, and the bytes that a node says it has: what is known of the one may be a lie of the
-/// other, so nothing is kept under the digest alone.
+/// A blob, and the size in a node. Either may be wrong, so nothing is cached under the digest
+/// alone.
 pub(in crate::store) type Claim = (Digest, u64);
 
-/// What a whole blob is given to, from front to back.
+/// Receives a whole blob, from front to back.
 pub(in crate::store) type Sink<'a> = &'a mut (dyn FnMut(Bytes) -> Result<(), Failure> + Send);
 
-/// What whole small blobs are given to, each with its place among those wanted.
+/// Receives whole small blobs, each with its index among the requested ones.
 pub(in crate::store) type Many<'a> = &'a mut (dyn FnMut(usize, Bytes) + Send);
 
-/// What a question for a part of a blob came to.
+/// The result of a request for a part of a blob.
 #[derive(Debug)]
 pub(in crate::store) enum Part {
-    /// The bytes, and what proves them ([`verify_part`](crate::castore::verify_part)).
+    /// The bytes, and their proof ([`verify_part`](crate::castore::verify_part)).
     Proven(Bytes, Bytes),
-    /// Of chunks, each of which matches its digest. The blob's table may say more of them.
+    /// From chunks, each of which matches its digest. The blob's table may verify more.
     Chunks(Bytes),
     Absent,
     /// The source does not do this, or not for this blob.
     Unavailable,
 }
 
-/// Where blobs come from. Nothing that it gives is believed.
+/// The source of blobs. Nothing that it returns is trusted.
 #[async_trait]
 pub(in crate::store) trait Source: Debug + Send + Sync + 'static {
     /// On which fetches run.
     fn runtime(&self) -> &Handle;
 
-    /// Notes that what came for `digest` is not what it promises.
+    /// Records that the bytes for `digest` do not match it.
     fn lied(&self, object: Object, digest: &Digest, damage: Damage) -> Failure;
 
-    /// Whether the source ever lied.
+    /// Whether the source ever sent wrong bytes.
     fn is_liar(&self) -> bool;
 
-    /// The whole blob, as it comes; false if there is none. A node says that it has `size` bytes.
+    /// The whole blob, as it comes; false if there is none. A node states that it has `size` bytes.
     async fn whole(&self, digest: &Digest, size: u64, sink: Sink<'_>) -> Result<bool, Failure>;
 
     /// The blob's table, if there is one for it, checked against the digest.
     async fn table(&self, digest: &Digest, size: u64) -> Result<Option<GroupTable>, Failure>;
 
-    /// `length` bytes at `start`: a segment. If `chunks_suffice`, chunks may be all that there is.
+    /// `length` bytes at `start`: a segment. If `chunks_suffice`, chunks alone are accepted.
     async fn part(
         &self,
         digest: &Digest,
@@ -60,8 +60,8 @@ pub(in crate::store) trait Source: Debug + Send + Sync + 'static {
         chunks_suffice: bool,
     ) -> Result<Part, Failure>;
 
-    /// Many blobs in one answer, each given to `sink` with its place in `wanted` as it comes. What
-    /// is left out has to be asked for by itself.
+    /// Many blobs in one answer, each passed to `sink` with its index in `wanted` as it comes.
+    /// Those that are left out have to be requested one by one.
     async fn together(&self, wanted: &[Claim], sink: Many<'_>) -> Result<(), Failure> {
         let _ = (wanted, sink);
         Ok(())

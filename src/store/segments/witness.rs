@@ -1,10 +1,10 @@
-//! What has been handed out on the word of chunk lists alone.
+//! The integrity tracker for bytes that were returned on the basis of chunk lists alone.
 //!
-//! Every segment that is served so leaves its chaining value here, 32 bytes. When all segments of
-//! a blob have been seen their values fold up to the blob's digest, or the list lied: then the
-//! digest is quarantined, and nothing of that blob is served again from this source. A reader who
-//! goes through such a blob is told at its last segment at the latest. A segment that comes a
-//! second time and is another one gives the lie away at once.
+//! Every such segment leaves its chaining value here, 32 bytes. When all segments of a blob have
+//! been seen their values must fold up to the blob's digest. If they do not, the list was wrong:
+//! the digest is quarantined, and nothing of that blob is served again from this source. A
+//! sequential reader of such a blob gets the error at its last segment at the latest. A segment
+//! that differs when it comes a second time reveals the fault at once.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,12 +36,12 @@ impl Witnesses {
         }
     }
 
-    /// Whether the blob is known to be another one than its digest says.
+    /// Whether the blob is known not to match its digest.
     pub(super) fn is_quarantined(&self, digest: &Digest) -> bool {
         self.any.load(Ordering::Acquire) && self.quarantined.lock().contains(digest)
     }
 
-    /// Takes note of the segment at `start`; false if it gives a lie away.
+    /// Records the segment at `start`; returns false if it reveals a fault.
     pub(super) fn saw(&self, digest: &Digest, size: u64, start: u64, bytes: &[u8]) -> bool {
         let values = {
             let mut seen = self.seen.lock();
@@ -56,7 +56,7 @@ impl Witnesses {
         let mut values = values.lock();
         let right = values.put(start, bytes) && values.root().is_none_or(|root| root == *digest);
         if !right {
-            tracing::error!("blob {digest} is quarantined: its chunks make up another one");
+            tracing::error!("blob {digest} is quarantined: its chunks combine to another blob");
             self.quarantined.lock().insert(*digest);
             self.any.store(true, Ordering::Release);
         }

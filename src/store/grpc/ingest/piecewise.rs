@@ -1,4 +1,4 @@
-//! An addition by the field's own methods, each durable by itself.
+//! An addition by the common methods, each durable by itself.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use crate::store::missing::{missing, not_put};
 use crate::store::staged_directories::{StagedDirectories, leaves_first};
 use crate::store::{Added, BlobWriter, Error, Ingest};
 
-/// Blobs on their way at once.
+/// Blobs in flight at once.
 const AT_ONCE: usize = 32;
 
-/// An addition by the field's own methods.
+/// An addition by the common methods.
 pub(super) struct Piecewise {
     store: Arc<Server>,
     state: Arc<Mutex<Staged>>,
@@ -293,7 +293,7 @@ impl Ingest for Piecewise {
         ))
     }
 
-    /// Nothing is kept from anybody.
+    /// There is no lock to release.
     fn release(&self) {}
 
     fn commit(self: Box<Self>) -> Result<Added, Error> {
@@ -314,8 +314,8 @@ impl Ingest for Piecewise {
     }
 }
 
-/// A large blob: its digest must be known before it is sent, or a blob that the server has would
-/// be sent again.
+/// A large blob: its digest must be known before it is sent, as otherwise a blob that the server
+/// has would be sent again.
 struct PiecewiseWriter {
     addition: Piecewise,
     file: std::fs::File,
@@ -359,7 +359,7 @@ impl BlobWriter for PiecewiseWriter {
             at += length as u64;
             let chunk = BlobChunk { data: data.into() };
             if !send_within(&addition.store, &sender, chunk, limit)? {
-                // The server gave up; what it said is told at the latest by commit.
+                // The server ended the call; commit returns its error at the latest.
                 break;
             }
         }

@@ -29,7 +29,7 @@ pub(super) struct Streamed {
     next_large: AtomicU32,
 }
 
-/// The stream, and what the server says at its end.
+/// The stream, and the server's response at its end.
 struct Line {
     store: Arc<Server>,
     messages: mpsc::Sender<IngestRequest>,
@@ -64,7 +64,7 @@ impl Line {
     fn send(&self, what: What) -> Result<(), Error> {
         let message = IngestRequest { what: Some(what) };
         let limit = self.store.endpoint.deadlines.stall;
-        // The runtime's clock runs on its own threads; this one only waits.
+        // The runtime's timers are on its own threads; this one only waits.
         let runtime = &self.store.endpoint.runtime;
         let sent = runtime
             .block_on(async { tokio::time::timeout(limit, self.messages.send(message)).await });
@@ -75,7 +75,7 @@ impl Line {
         }
     }
 
-    /// Why the server no longer listens.
+    /// Why the server has ended the stream.
     fn broken(&self) -> Error {
         match self
             .ended
@@ -134,7 +134,7 @@ impl Ingest for Streamed {
             fresh.collect()
         };
         if new.len() > 1 || new.iter().any(|(_, bytes)| bytes.len() > MESSAGE / 16) {
-            // A question costs a round trip; a blob that is there already might cost more.
+            // A check costs a round trip; sending a blob that exists already might cost more.
             let digests: Vec<_> = new.iter().map(|(digest, _)| *digest).collect();
             let missing: HashSet<_> = self.missing_of(digests)?.into_iter().collect();
             let mut index = 0;
@@ -204,7 +204,7 @@ impl Ingest for Streamed {
         ))
     }
 
-    /// Nothing is kept from anybody.
+    /// There is no lock to release.
     fn release(&self) {}
 
     fn commit(self: Box<Self>) -> Result<Added, Error> {
@@ -259,7 +259,7 @@ impl BlobWriter for StreamedWriter {
 impl Drop for StreamedWriter {
     fn drop(&mut self) {
         if !self.ended && self.size > 0 {
-            // If it cannot be said, the addition is broken and leaves nothing in any case.
+            // If the message cannot be sent, the addition is broken and leaves nothing in any case.
             let _ = self.line.send(What::End(End {
                 blob: self.number,
                 digest: Bytes::new(),
