@@ -76,7 +76,8 @@ fn looking_up_names_and_forgetting_them_allocates_nothing() {
         for number in 0..FILES {
             let node = requests.look_up(&name(number));
             assert_ne!(node, 0);
-            // One lookup stays: who forgets all frees memory, and looking up needs it again.
+            // One lookup stays: forgetting everything frees memory, which a later lookup needs
+            // again.
             requests.look_up(&name(number));
             let forgotten = requests.request(Opcode::Forget, node, &1u64.to_ne_bytes());
             assert_eq!(forgotten, 0);

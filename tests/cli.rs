@@ -56,7 +56,7 @@ impl Place {
         self.command(arguments).output().unwrap()
     }
 
-    /// Standard output of a command that has to succeed and to say nothing else.
+    /// Standard output of a command that has to succeed without other output.
     fn good<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Vec<u8> {
         let run = self.run(arguments);
         assert!(run.status.success() && run.stderr.is_empty(), "{run:?}");
@@ -104,7 +104,7 @@ fn make_tree(path: &Path) {
     symlink("bin/sh", path.join("link")).unwrap();
 }
 
-/// 3 MiB in which no two 16 KiB are alike: kept as a file of its own.
+/// 3 MiB in which no two 16 KiB are alike: stored as a file of its own.
 fn large() -> Vec<u8> {
     let mut state = 1u32;
     std::iter::repeat_with(|| {
@@ -655,7 +655,7 @@ fn a_log_level_that_is_none_is_reported_and_silences_nothing() {
     );
 }
 
-/// What a new user gets wrong about a connection: one line, which says what to do.
+/// Common mistakes in a connection: one line, with advice.
 #[test]
 fn a_connection_that_fails_is_one_line_with_what_to_do() {
     let place = Place::with_tree();
@@ -762,7 +762,7 @@ fn a_connection_that_fails_is_one_line_with_what_to_do() {
     assert_eq!(place.text(&["ls", "--store", &right]), "tree\n");
 }
 
-/// Whoever made a tree chose its names. They reach no terminal and forge no line: neither in a
+/// The author of a tree chooses its names. They reach no terminal and forge no line: neither in a
 /// warning nor in an error nor in what `verify` and `stat` print.
 #[test]
 fn names_cannot_forge_lines_or_move_a_cursor() {
@@ -976,7 +976,7 @@ fn verify_names_a_damaged_directory() {
         "{text}"
     );
     assert_eq!(text.lines().count(), 2, "{text}");
-    // A listing goes on around it, and says so.
+    // A listing continues behind it, and reports it.
     let run = place.run(&["ls", "-R", "tree"]);
     assert_eq!(run.status.code(), Some(1));
     let listed = String::from_utf8(run.stdout).unwrap();
@@ -1260,7 +1260,7 @@ fn an_export_that_fails_leaves_nothing_in_any_format() {
 }
 
 #[test]
-fn gc_removes_what_no_root_leads_to_and_says_how_much() {
+fn gc_removes_what_no_root_reaches_and_prints_how_much() {
     let place = Place::with_tree();
     let text = |arguments: &[&str]| String::from_utf8(place.good(arguments)).unwrap();
     fs::write(place.path("other"), vec![7; 3 << 20]).unwrap();
@@ -1293,7 +1293,7 @@ fn gc_removes_what_no_root_leads_to_and_says_how_much() {
 
 /// As in a container made of nothing.
 #[test]
-fn a_machine_without_certificates_of_authorities_is_told_what_it_lacks() {
+fn a_machine_without_certificates_of_authorities_gets_an_error_that_names_them() {
     let folder = tempfile::tempdir().unwrap();
     let nothing = folder.path().join("nothing");
     for url in [

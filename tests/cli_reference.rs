@@ -1,4 +1,4 @@
-//! `docs/cli.md` is what the program says of itself.
+//! `docs/cli.md` is the program's own help.
 
 use std::path::Path;
 use std::process::Command;

@@ -39,7 +39,7 @@ fn succeeds(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A folder with a folder for each number, in each of which is a file that says the number.
+/// A directory with a directory for each number, in each of which is a file with the number.
 fn make_tree(at: &Path) {
     for number in 0..FOLDERS {
         let folder = at.join(format!("folder-{number}"));
@@ -80,7 +80,7 @@ impl Server {
     }
 
     fn signal(&self, signal: i32) {
-        // SAFETY: our own child, which was not waited for.
+        // SAFETY: a child of this process, which was not waited for.
         unsafe { libc::kill(self.0.id() as i32, signal) };
     }
 }
@@ -184,12 +184,12 @@ fn a_mount_of_mirrors_reads_on_when_one_hangs_and_when_it_dies() {
     read(3);
     let stores = manager.status()["stores"].clone();
     assert!(stores["a"].is_null() && stores["main"]["kind"] == "filter");
-    // `b` stayed as it was: it knows what it was asked before.
+    // `b` stayed open, so its counters do too.
     assert!(stores["b"]["endpoint"]["bytes_in"].as_u64() >= bytes);
 }
 
 #[test]
-fn a_collector_is_told_what_was_fetched_for_which_request() {
+fn a_collector_receives_which_fetches_a_request_caused() {
     if !can_mount() {
         return;
     }
@@ -232,7 +232,7 @@ fn a_collector_is_told_what_was_fetched_for_which_request() {
     let said = said(&read.attributes);
     assert_eq!(said["PATH"], "/tree/folder-7/file");
     assert!(said["ENDPOINT_MS"].parse::<f64>().unwrap() > 0.0);
-    // What else was asked is not the same each time, and what was under way at the end is not told.
+    // Other requests vary, and those in flight at the end are not exported.
     for span in &spans {
         let outer = spans
             .iter()
@@ -336,14 +336,14 @@ fn a_command_line_takes_the_name_of_a_composed_store() {
 }
 
 #[test]
-fn check_config_online_tells_what_answers_and_what_does_not() {
+fn check_config_online_reports_which_stores_answer() {
     let folder = tempfile::tempdir().unwrap();
     let _server = Server::start(folder.path(), "a");
     let path = folder.path().display();
     let config = folder.path().join("config.toml");
     let text = format!(
         "[stores.up]\nurl = 'grpc+unix:{path}/a'\n\
-         [stores.down]\nurl = 'grpc+unix:{path}/nobody'\n\
+         [stores.down]\nurl = 'grpc+unix:{path}/no-server'\n\
          [stores.new]\nurl = 'local:{path}/new'\n"
     );
     fs::write(&config, text).unwrap();
@@ -358,7 +358,7 @@ fn check_config_online_tells_what_answers_and_what_does_not() {
     );
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(
-        stderr.contains("down: ") && stderr.contains("/nobody"),
+        stderr.contains("down: ") && stderr.contains("/no-server"),
         "{stderr}"
     );
     assert!(stderr.contains("is the server running"), "{stderr}");
@@ -366,7 +366,7 @@ fn check_config_online_tells_what_answers_and_what_does_not() {
 }
 
 #[test]
-fn a_running_service_is_told_what_to_keep_in_its_cache() {
+fn commands_pin_and_prefetch_in_the_cache_of_a_running_service() {
     let mut manager = Manager::new(
         "[stores.near]\nurl = 'local:@/near'\n[stores.far]\nurl = 'grpc+unix:@/far'\n\
          [stores.main]\ncache = { near = 'near', far = ['far'] }\n\
@@ -378,7 +378,7 @@ fn a_running_service_is_told_what_to_keep_in_its_cache() {
     let tell = |words: &[&str]| succeeds(&[words, &["--socket", &control]].concat());
     let tree = manager.join("tree").display().to_string();
     let far = format!("local:{}", manager.join("store-far").display());
-    // What cannot be is told, and by name.
+    // An impossible request is refused, with the name.
     let refused = |words: &[&str]| {
         let output = castore_fs(&[words, &["--socket", &control]].concat());
         assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -397,7 +397,7 @@ fn a_running_service_is_told_what_to_keep_in_its_cache() {
     assert_eq!(fetched["total_blobs"], FOLDERS, "{fetched}");
     assert_eq!(tell(&["pin", "tree"]), "tree\n");
     tell(&["drop-cache"]);
-    // What is pinned is there with nobody behind it, and after that went as well it is not.
+    // A pinned root is readable without the upstream; after its removal it is not.
     drop(server);
     let cat = |number: usize| {
         let url = format!("grpc+unix:{}", manager.join("castore.sock").display());
@@ -449,7 +449,7 @@ fn command_lines_use_the_stores_of_a_running_service_and_do_without_when_it_is_g
     let status = manager.status();
     let listeners = status["listen"].as_object().unwrap();
     assert_eq!(listeners.keys().collect::<Vec<_>>(), ["l"]);
-    // What they read, the service has read for them, and has it when the far store is gone.
+    // The service has cached what they read, and serves it without the upstream.
     drop(server);
     cat("store:main", 1);
     cat("store:same", 2);
@@ -461,7 +461,7 @@ fn command_lines_use_the_stores_of_a_running_service_and_do_without_when_it_is_g
         let read = castore_fs(&["cat", "--config", &config, "--store", store, &file]);
         read.status.success()
     };
-    // Alone, each has what its own near store has: nothing, where the service had read for both.
+    // Without the service, each has only what its own local store has: nothing.
     assert!(is_there("store:main", 1) && is_there("store:main", 2));
     assert!(!is_there("store:same", 2));
 }

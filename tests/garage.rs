@@ -37,7 +37,7 @@ fn command(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Runs castore-fs, which has to succeed and to keep the key to itself.
+/// Runs castore-fs, which has to succeed and not to print the key.
 fn run(arguments: &[&str]) -> String {
     let run = command(arguments);
     let said = format!(
@@ -46,11 +46,12 @@ fn run(arguments: &[&str]) -> String {
         String::from_utf8_lossy(&run.stderr)
     );
     assert!(run.status.success(), "{arguments:?}: {said}");
-    assert!(!said.contains(SECRET), "the key was told");
+    assert!(!said.contains(SECRET), "the key was printed");
     said
 }
 
-/// A real tree: our own sources, with a large file and some hundred small ones beside them.
+/// A real tree: the sources of this program, with a large file and some hundred small ones beside
+/// them.
 fn make_tree(folder: &Path) {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let copied = Command::new("cp")
@@ -88,14 +89,14 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, PathBuf> {
     found
 }
 
-/// A mount of a store that knows nothing yet, by way of the node that reads go through.
+/// A mount with an empty cache, through the node that serves reads.
 fn cold_mount(cluster: &Cluster, root: &Root) -> Mounted {
     let store = ObjectStore::open(&cluster.url(READ_AT, "store")).unwrap();
     Mounted::top(Arc::new(store), &root.node)
 }
 
 #[test]
-fn a_cluster_of_three_loses_a_node_and_readers_go_on() {
+fn a_cluster_of_three_loses_a_node_and_reads_continue() {
     if !mounted::can_mount() {
         return;
     }
@@ -134,7 +135,7 @@ fn a_cluster_of_three_loses_a_node_and_readers_go_on() {
     step("read while the third node died");
     cluster.revive(THIRD);
 
-    // The node that is asked dies: what was read stays, the rest is an error, and soon.
+    // The endpoint's node dies: what was read stays, the rest fails, and soon.
     let mount = cold_mount(&cluster, &root);
     let known = Path::new("large");
     let length = fs::read(mount.join(known)).unwrap().len();
@@ -181,7 +182,7 @@ fn steps() -> impl Fn(&str) {
 }
 
 #[test]
-fn a_wrong_key_is_refused_by_name_and_not_told() {
+fn a_wrong_key_is_refused_by_name_and_not_printed() {
     let Some(cluster) = Cluster::start() else {
         return;
     };
@@ -192,5 +193,5 @@ fn a_wrong_key_is_refused_by_name_and_not_told() {
     let said = String::from_utf8_lossy(&run.stderr);
     assert!(!run.status.success());
     assert!(said.contains("objectstore+s3://castore/store"), "{said}");
-    assert!(!said.contains(&wrong), "the key was told");
+    assert!(!said.contains(&wrong), "the key was printed");
 }

@@ -4,7 +4,7 @@
 //! workload exactly, whatever else the machine does: once with N requests and once with 2 N. The
 //! difference is what N requests cost, without what it takes to start and to set up. The limits
 //! stand about a quarter above what was counted when they were written (beside each, in the
-//! unoptimized profile that tests are built in); a change that needs more should know why.
+//! unoptimized profile of tests); a change that needs more should have a reason.
 
 #[path = "kit/model.rs"]
 #[allow(dead_code)]
@@ -20,7 +20,7 @@ use std::process::Command;
 use fuse_backend_rs::abi::fuse_abi::Opcode;
 use requests::{FILES, Requests, read_in};
 
-/// Tells the second run how many requests to make.
+/// Passes the number of requests to the second run.
 const COUNT: &str = "CASTORE_FS_TEST_REQUESTS";
 /// Requests in the shorter run.
 const FEW: u64 = 2000;
@@ -99,7 +99,7 @@ fn looking_up_a_name_that_is_not_there() {
 
 #[test]
 fn reading_a_file_of_4_kib() {
-    // 2026-11: 33,595 most of it BLAKE3 without AVX-512, which valgrind does not know.
+    // 2026-11: 33,595 most of it BLAKE3 without AVX-512, which valgrind does not support.
     costs_at_most(42_000, "reading_a_file_of_4_kib", |bench, count| {
         for number in 0..count {
             let node = number % FILES as u64 + 2;

@@ -146,11 +146,11 @@ fn files(model: &Model, path: &Path, found: &mut Vec<(std::path::PathBuf, Vec<u8
     }
 }
 
-/// The kernel's caches are everybody's: who counts on what is in them holds this to read, who
-/// drops them to write.
+/// All tests share the kernel's caches: a test that depends on their contents holds this to read,
+/// one that drops them to write.
 static CACHES: RwLock<()> = RwLock::new(());
 
-/// Has the kernel forget every name and inode that nobody uses. Only root may; without, the tests
+/// Makes the kernel forget every unused name and inode. Only the superuser can; without, the tests
 /// that do this are as true.
 fn drop_caches() -> std::io::Result<()> {
     let _alone = CACHES.write();
@@ -316,7 +316,7 @@ fn directories_beyond_the_limit_are_read_again() {
         tree.assert_is_at(mount.path());
     }
     let kept = mount.session.nodes().directory_bytes;
-    // The one in use stays whatever the limit says.
+    // The one in use stays whatever the limit is.
     assert!(kept < 20_000 + 30_000, "{kept} bytes");
     let mut text = String::new();
     (&held).read_to_string(&mut text).unwrap();
@@ -367,10 +367,10 @@ fn no_entry_is_lost_in_a_listing_of_any_size() {
     }
 }
 
-/// As `ls` does, which looks at a directory before it lists it. The kernel is told of new root nodes
-/// soon after they are there; should it not be, it sees for itself that its listing is old.
+/// As `ls` does, which stats a directory before it lists it. The kernel is notified of new roots
+/// soon after they appear; without a notification, it sees that its listing is stale.
 #[test]
-fn a_new_root_node_is_listed_although_the_kernel_was_not_told_of_it() {
+fn a_new_root_is_listed_although_the_kernel_was_not_notified() {
     if !can_mount() {
         return;
     }
@@ -481,7 +481,7 @@ fn a_top_that_lists_nothing_is_an_empty_directory_and_still_looks_up() {
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
 }
 
-/// A store far away with the root node [`SEEN`], for a mount below a Nix store.
+/// An upstream with the root [`SEEN`], for a mount below a Nix store.
 fn below_a_nix_store(trouble: Trouble) -> (Arc<Double>, Mounted) {
     let memory = MemoryStore::new();
     directory([("f", file("f"))]).put_root(&memory, SEEN);
@@ -506,7 +506,7 @@ fn errno_of(path: PathBuf) -> i32 {
 }
 
 #[test]
-fn names_that_cannot_be_store_paths_with_content_are_never_asked_for() {
+fn names_that_cannot_be_store_paths_with_content_cause_no_request() {
     if !can_mount() {
         return;
     }
@@ -655,7 +655,7 @@ fn cold_operations_make_few_requests() {
         walked.of("READDIRPLUS") <= 2 * (directories + 1),
         "{walked:?}"
     );
-    // Now and then an attribute is left out to see whether anybody asks: of the 1st, 3rd, 6th, 11th, 20th
+    // Now and then an attribute is omitted as a trial: of the 1st, 3rd, 6th, 11th, 20th
     // and 37th directory.
     assert!(
         walked.of("LOOKUP") + walked.of("GETATTR") <= 1 + 6,
@@ -702,7 +702,7 @@ fn a_walk_that_wants_names_only_gets_no_attributes_and_they_are_there_when_wante
                 listed.of("READDIRPLUS") > 0
             });
             let (asked, ()) = mount.requests_of(|| stat_all(&next));
-            assert!(asked.of("LOOKUP") <= 1, "a proof at most: {asked:?}");
+            assert!(asked.of("LOOKUP") <= 1, "a trial at most: {asked:?}");
         });
         other.join()
     });
@@ -732,7 +732,7 @@ fn a_root_node_is_seen_as_soon_as_it_is_there_and_gone_as_soon_as_it_is_not() {
     assert!(!mount.join("one").exists());
     let tree = directory([("f", file("first"))]);
     tree.put_root(&*store, "one");
-    // A name that was missing is looked up anew each time; no waiting here.
+    // A missing name is looked up again each time; there is no wait here.
     assert_eq!(fs::read(mount.join("one/f")).unwrap(), b"first");
     eventually(&["one"]);
     let held = fs::File::open(mount.join("one/f")).unwrap();
@@ -749,14 +749,14 @@ fn a_root_node_is_seen_as_soon_as_it_is_there_and_gone_as_soon_as_it_is_not() {
     ingest.remove_root(&Name::new(b"one").unwrap()).unwrap();
     ingest.commit().unwrap();
     eventually(&["two"]);
-    // A listing is asked for anew; that a name it knew is gone, the kernel is told.
+    // The listing is requested again; that a known name is gone is notified to the kernel.
     wait_until("the end of a name", || !mount.join("one").exists());
 }
 
 // Attributes.
 
 #[test]
-fn everything_is_owned_by_whom_the_mount_says_and_nothing_can_be_changed() {
+fn everything_has_the_owner_that_the_mount_sets_and_nothing_can_be_changed() {
     if !can_mount() {
         return;
     }
@@ -819,7 +819,7 @@ fn sizes_do_not_change_after_the_first_listing() {
 }
 
 #[test]
-fn statfs_tells_what_the_store_holds() {
+fn statfs_has_the_size_of_the_store() {
     if !can_mount() {
         return;
     }
@@ -847,7 +847,7 @@ fn statfs_tells_what_the_store_holds() {
 fn xattr_names(path: &Path) -> Vec<String> {
     let path = CString::new(path.as_os_str().as_bytes()).unwrap();
     let mut names = [0u8; 1024];
-    // SAFETY: the path ends in NUL, and the buffer is as long as is said.
+    // SAFETY: the path ends in NUL, and the buffer has the stated length.
     let length = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
     let names = &names[..usize::try_from(length).unwrap()];
     let names = names
@@ -859,7 +859,7 @@ fn xattr_names(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn digests_are_extended_attributes_where_the_mount_says_so() {
+fn digests_are_extended_attributes_if_the_mount_has_them() {
     if !can_mount() {
         return;
     }
@@ -1042,12 +1042,12 @@ fn a_mount_ends_with_its_users_although_a_request_waits_for_ever() {
     reader.wait().unwrap();
     let status = Command::new("umount").arg(mount.path()).status().unwrap();
     assert!(status.success());
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tell, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         mount.session.wait();
         tell.send(mount).unwrap();
     });
-    let mount = told.recv_timeout(Duration::from_secs(20));
+    let mount = receiver.recv_timeout(Duration::from_secs(20));
     let mount = mount.expect("the end of the mount is noticed");
     assert!(*store.at_gate.borrow() > 0, "the request still waits");
     store.open();
@@ -1065,9 +1065,9 @@ fn what_is_damaged_or_missing_fails_alone_and_nothing_hangs() {
     let broken_inside = directory([("inside", file("inside"))]);
     let ingest = inner.ingest().unwrap();
     let damaged_directory = broken_inside.put(&*ingest).digest().unwrap();
-    // A node whose blob nobody has, and one that lies about its size.
+    // A node whose blob is in no store, and one with a wrong size.
     let missing = Node::File {
-        digest: Digest::of(b"nobody has this"),
+        digest: Digest::of(b"in no store"),
         size: 15,
         executable: false,
     };
@@ -1111,7 +1111,7 @@ fn what_is_damaged_or_missing_fails_alone_and_nothing_hangs() {
 }
 
 #[test]
-fn a_mount_that_cannot_be_says_why() {
+fn a_failed_mount_reports_why() {
     if !can_mount() {
         return;
     }

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use skip::skip;
 
-/// The user to be where a test is about users: nobody.
-const NOBODY: u32 = 65534;
+/// The user for tests about users: the one that owns nothing.
+const UNPRIVILEGED: u32 = 65534;
 /// How long to wait for what should happen at once, before it counts as never.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -40,8 +40,8 @@ impl Place {
         fs::write(&script, "#!/bin/sh\necho ran\n").unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
         symlink("script", place.join("tree/link")).unwrap();
-        // Copied by another process: a descriptor of ours that is open for writing could be on its way
-        // through another test's fork, and the copy could not be run.
+        // Copied by another process: a descriptor of this one that is open for writing could be on
+        // its way through another test's fork, and the copy could not be run.
         let program = place.text("castore-fs");
         run(Command::new("cp").args([env!("CARGO_BIN_EXE_castore-fs"), &program]));
         symlink("castore-fs", place.join("mount.castore-fs")).unwrap();
@@ -74,7 +74,7 @@ impl Place {
         helper.stdin(Stdio::null()).output().unwrap()
     }
 
-    /// Has the helper do what `options` say, which it must do without a word.
+    /// Makes the helper mount with `options`, without any output.
     fn good(&self, options: &str) {
         let output = self.helper(options);
         assert_eq!(output.status.code(), Some(0), "{options}: {output:?}");
@@ -84,7 +84,7 @@ impl Place {
         );
     }
 
-    /// Has the helper fail with `status`; gives what it says, in one line.
+    /// Makes the helper fail with `status`; returns its output, in one line.
     fn bad(&self, status: i32, options: &str) -> String {
         let output = self.helper(options);
         assert_eq!(output.status.code(), Some(status), "{options}: {output:?}");
@@ -227,7 +227,7 @@ fn options_that_every_file_system_has_are_applied() {
             !has_not.iter().any(|one| found.contains(one)),
             "{options}: {found:?}"
         );
-        // As the flag says, programs do not run and links are not followed.
+        // With this flag, programs do not run and links are not followed.
         let ran = Command::new(place.join("mnt/tree/script")).output();
         assert_eq!(ran.is_ok(), !found.contains(&"noexec"), "{options}");
         let followed = fs::read(place.join("mnt/tree/link"));
@@ -241,7 +241,7 @@ fn options_that_every_file_system_has_are_applied() {
 }
 
 #[test]
-fn a_mount_of_root_is_for_all_users_unless_it_says_otherwise() {
+fn a_mount_by_the_superuser_is_for_all_users_unless_an_option_changes_it() {
     if !can_mount() {
         return;
     }
@@ -255,7 +255,7 @@ fn a_mount_of_root_is_for_all_users_unless_it_says_otherwise() {
         assert_eq!(place.has("allow_other"), is_for_others, "{options}");
         let mut cat = Command::new("cat");
         let read = cat
-            .uid(NOBODY)
+            .uid(UNPRIVILEGED)
             .arg(place.join("mnt/tree/script"))
             .output()
             .unwrap();
@@ -296,7 +296,7 @@ fn remount_changes_flags_and_refuses_what_is_fixed() {
     let place = Place::new();
     assert!(place.bad(32, "remount,noexec").contains("is not mounted"));
     place.good("rw,noexec,uid=7,root=tree,reads=page-cache,allow_other");
-    // As mount(8) calls it: what fstab says, rw before it.
+    // As mount(8) calls it: the options of fstab, rw before them.
     place.good("rw,remount,nosymfollow,uid=7,root=tree,allow_other");
     assert!(place.has("nosymfollow") && !place.has("noexec") && place.has("ro"));
     // As it calls it with what the mount has.
@@ -307,7 +307,7 @@ fn remount_changes_flags_and_refuses_what_is_fixed() {
     assert!(place.has("noexec") && !place.has("nosymfollow"));
     place.good("remount,exec,sync,lazytime");
     assert!(place.has("sync") && place.has("lazytime") && !place.has("noexec"));
-    // Options that say what the mount has anyway.
+    // Options that the mount has anyway.
     place.good("remount,noexec,gid=0,warmup=off,list-root");
     assert!(place.has("noexec"));
     for changed in [
@@ -402,7 +402,7 @@ fn mount_and_fstab_find_the_helper_for_root_and_for_users() {
     }
     let place = Place::new();
     run(Command::new("chmod").args(["-R", "a+rwX", &place.text("store")]));
-    std::os::unix::fs::chown(place.join("mnt"), Some(NOBODY), None).unwrap();
+    std::os::unix::fs::chown(place.join("mnt"), Some(UNPRIVILEGED), None).unwrap();
     fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
     let (url, mnt) = (place.url(), place.text("mnt"));
     fs::write(

@@ -41,7 +41,7 @@ impl Folder {
         Self { store, folder }
     }
 
-    /// The store as another process would see it: opened anew, with nothing kept.
+    /// The store as another process would see it: opened again, with nothing cached.
     fn reopened(&self) -> Arc<LocalStore> {
         Arc::new(LocalStore::open(&self.folder.path().join("store")).unwrap())
     }
@@ -192,7 +192,7 @@ fn write(model: &Model, path: &Path) {
 }
 
 #[test]
-fn a_byte_that_changed_on_the_disk_reaches_nobody() {
+fn a_byte_that_changed_on_the_disk_reaches_no_reader() {
     if !can_mount() {
         return;
     }
@@ -230,7 +230,7 @@ fn a_byte_that_changed_on_the_disk_reaches_nobody() {
         assert_eq!(read("large"), Err(libc::EIO));
         assert_eq!(read("good"), Ok(b"good".to_vec()));
         assert!(read("good-large").unwrap() == vec![9u8; 3 << 20]);
-        // What lies before the damage in a large file is still good.
+        // What is before the damage in a large file is still good.
         let mut part = vec![0; 2_000_000];
         let opened = fs::File::open(mount.join("large")).unwrap();
         opened.read_exact_at(&mut part, 0).unwrap();
@@ -410,7 +410,7 @@ fn what_is_mounted_stays_readable_after_rm_and_gc_until_it_is_unmounted() {
         ingest.remove_root(&Name::new(b"tree").unwrap()).unwrap();
         ingest.commit().unwrap();
     };
-    // The kernel knows the top of the tree by an open file, and none of what is below.
+    // The kernel knows the root of the tree by an open file, and none of what is below.
     tree.put_root(&*other, "tree");
     let top = fs::File::open(by_name.join("tree")).unwrap();
     remove();

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use manager::Manager;
 use skip::skip;
 
-/// The user to be where a test is about users: nobody.
-const NOBODY: u32 = 65534;
+/// The user for tests about users: the one that owns nothing.
+const UNPRIVILEGED: u32 = 65534;
 /// How long to wait for what should happen at once, before it counts as never.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -113,7 +113,7 @@ impl Place {
         self.children.last().unwrap().id()
     }
 
-    /// Runs `castore-fs mount ARGUMENTS`, which has to refuse; gives what it says.
+    /// Runs `castore-fs mount ARGUMENTS`, which has to refuse; returns its output.
     fn refused(&self, arguments: &[&str]) -> String {
         let mut command = self.command();
         command.arg("mount").args(arguments);
@@ -194,8 +194,8 @@ fn run(program: &str, arguments: &[&str]) {
     );
 }
 
-/// Copies the program by another process: a descriptor of ours that is open for writing could be on its
-/// way through another test's fork, and the copy could not be run.
+/// Copies the program by another process: a descriptor of this one that is open for writing could
+/// be on its way through another test's fork, and the copy could not be run.
 fn copy_program(to: &Path) {
     run(
         "cp",
@@ -203,7 +203,7 @@ fn copy_program(to: &Path) {
     );
 }
 
-/// Waits until `is_so`; fails with what `why` says.
+/// Waits until `is_so`; fails with the message of `why`.
 fn until(what: &str, mut is_so: impl FnMut() -> bool, why: impl Fn() -> String) {
     let began = Instant::now();
     while !is_so() {
@@ -310,7 +310,7 @@ fn a_mount_that_would_hide_the_store_is_refused_whatever_its_path_looks_like() {
         assert!(said.contains("would hide the store local:/"), "{said}");
         assert!(said.contains("mount elsewhere"), "{said}");
     }
-    // By a link that lies below the mount point, where the store itself does not.
+    // By a link that is below the mount point, where the store itself is not.
     fs::create_dir(place.join("links")).unwrap();
     symlink(place.join("var/lib/store"), place.join("links/store")).unwrap();
     let linked = format!("local:{}", place.text("links/store"));
@@ -424,13 +424,16 @@ fn a_regular_file_is_no_mount_point_for_root_and_for_others() {
         return skip("there is no fusermount3 (package fuse3)");
     }
     fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
-    std::os::unix::fs::chown(&file, Some(NOBODY), None).unwrap();
+    std::os::unix::fs::chown(&file, Some(UNPRIVILEGED), None).unwrap();
     run("chmod", &["-R", "a+rwX", &place.text("store")]);
     let program = place.join("castore-fs");
     copy_program(&program);
     let mut mount = Command::new(program);
     mount.env("CASTORE_FS_STORE", format!("local:{}", place.text("store")));
-    mount.args(["mount", &file]).uid(NOBODY).gid(NOBODY);
+    mount
+        .args(["mount", &file])
+        .uid(UNPRIVILEGED)
+        .gid(UNPRIVILEGED);
     let (status, said) = within_patience(mount);
     let said = String::from_utf8(said).unwrap();
     assert!(
@@ -614,7 +617,7 @@ fn a_covered_mount_is_reported_and_unmounted_once_it_is_uncovered() {
         fs::write(format!("{cover}/precious"), "kept").unwrap();
         signal(process, libc::SIGTERM);
         until(
-            "it says why",
+            "the reason is printed",
             || place.log().contains("cannot be unmounted before"),
             || place.log(),
         );
@@ -650,7 +653,7 @@ fn a_mount_that_is_used_otherwise_is_reported_and_served_until_it_is_free() {
     let (mnt, other) = (place.text("mnt"), place.text("other"));
     let said = |place: &Place, who: &str| {
         until(
-            "it says who uses it",
+            "the user of the mount is printed",
             || place.log().contains("is unmounted, and served"),
             || place.log(),
         );

@@ -186,7 +186,7 @@ async fn what_we_write_is_laid_out_as_the_peers_write_it() {
             .unwrap_or_else(|| panic!("{} is lacking", path.display()));
         let plain = |bytes: &[u8]| zstd::decode_all(bytes).unwrap();
         match path.starts_with("blobs") {
-            // The same chunks; ours have a table behind them.
+            // The same chunks; a castore-fs client adds a table behind them.
             true => assert!(our_bytes.starts_with(their_bytes), "{}", path.display()),
             false if path.starts_with("chunks") => assert_eq!(plain(our_bytes), plain(their_bytes)),
             false => assert_eq!(plain(our_bytes).len(), plain(their_bytes).len()),
@@ -297,10 +297,7 @@ async fn damaged_objects_are_errors_and_spoil_no_others() {
         .await
         .unwrap_err()
         .to_string();
-    assert!(
-        error.contains("is not there, but is referred to"),
-        "{error}"
-    );
+    assert!(error.contains("is missing, but is referred to"), "{error}");
     let large = Digest::of(&blobs[0]);
     let read = store.read(&large, 3 << 20, 5, 10).await.unwrap().unwrap();
     assert_eq!(read, blobs[0][5..15]);
@@ -387,7 +384,7 @@ fn two_levels(folder: &Path) -> Root {
 }
 
 #[test]
-fn a_directory_inside_a_tree_is_asked_for_by_path_and_the_error_says_so() {
+fn a_directory_inside_a_tree_is_found_by_path_and_the_error_explains_it() {
     let folder = tempfile::tempdir().unwrap();
     let root = two_levels(folder.path());
     let url = format!(
@@ -423,7 +420,7 @@ fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
     let folder = tempfile::tempdir().unwrap();
     let root = two_levels(folder.path());
     let bucket = || store_in(&folder.path().join("bucket"));
-    // Nothing is at hand, so that the file system keeps nothing of what it has not asked for.
+    // Nothing is available in place, so that the file system caches nothing that was not requested.
     let store = std::sync::Arc::new(Double::far("forgetful:", bucket()));
     let options = castore_fs::fs::Options {
         top: mounted::top_of(&root.node),

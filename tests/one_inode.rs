@@ -1,4 +1,4 @@
-//! Every path has an inode of its own, for programs that tell files apart by device and inode number.
+//! Every path has an inode of its own, for programs that identify files by device and inode number.
 
 #[path = "kit/model.rs"]
 mod model;
@@ -44,8 +44,8 @@ fn twins() -> Model {
     ])
 }
 
-/// The inode numbers of a folder and of all that is below it, by path, as stat says; those that
-/// readdir says are the same.
+/// The inode numbers of a directory and of all that is below it, by path, from stat; those of
+/// readdir are the same.
 fn numbers(top: &Path) -> BTreeMap<PathBuf, u64> {
     let stat = |path: &Path| fs::symlink_metadata(path).unwrap().ino();
     let mut all = BTreeMap::from([(PathBuf::new(), stat(top))]);
@@ -64,7 +64,7 @@ fn numbers(top: &Path) -> BTreeMap<PathBuf, u64> {
     all
 }
 
-/// The inode numbers that readdir says of `.` and `..`.
+/// The inode numbers of `.` and `..` in readdir.
 fn dots(folder: &Path) -> [u64; 2] {
     let folder = CString::new(folder.as_os_str().as_bytes()).unwrap();
     let mut found = [0; 2];
@@ -561,7 +561,7 @@ fn change_one_of_equal_files(merged: &Path) {
     fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
 }
 
-/// Looks at everything, so that the kernel knows it.
+/// Reads everything, so that the kernel knows it.
 fn numbers_exist(folder: &Path) {
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();

@@ -1,4 +1,4 @@
-//! What system calls do on a mount, as `docs/semantics.md` says.
+//! System calls on a mount, as described in `docs/semantics.md`.
 
 #[allow(dead_code, reason = "mounts are compared with it elsewhere")]
 #[path = "kit/model.rs"]
@@ -80,7 +80,7 @@ fn what_would_change_something_is_refused_as_on_a_disk_mounted_read_only() {
     let fd = opened.as_raw_fd();
     let (f, d, new) = (f.as_ptr(), d.as_ptr(), new.as_ptr());
     let (name, times) = (c"user.x".as_ptr(), std::ptr::null());
-    // SAFETY: every path ends in NUL and lives until the end; buffers are as long as is said.
+    // SAFETY: every path ends in NUL and lives until the end; buffers have the stated lengths.
     let calls = unsafe {
         [
             (
@@ -218,7 +218,7 @@ fn what_reads_works() {
 }
 
 #[test]
-fn what_cannot_work_says_so() {
+fn unsupported_calls_fail_with_their_errno() {
     if !can_mount() {
         return;
     }
@@ -230,7 +230,7 @@ fn what_cannot_work_says_so() {
     const CLONE: libc::c_ulong = 0x4004_9409;
     let mut flags = 0i64;
     let other = tempfile::tempfile().unwrap();
-    // SAFETY: the calls fill what is given, which is as large as they say.
+    // SAFETY: the calls fill buffers of the stated lengths.
     unsafe {
         assert_eq!(errno(libc::ioctl(fd, GET_FLAGS, &mut flags)), libc::ENOTTY);
         assert_eq!(
@@ -295,8 +295,8 @@ fn a_name_that_is_too_long_is_called_that() {
     assert_eq!(error.raw_os_error(), Some(libc::ENAMETOOLONG));
 }
 
-/// Maps user and group 0 to 100000 in a copy of the mount, as a container's volume is made, and says who
-/// owns a file there.
+/// Maps user and group 0 to 100000 in a copy of the mount, as a container's volume is made, and
+/// prints the owner of a file there.
 const ID_MAPPED: &str = "
 import ctypes, os, sys, time
 libc = ctypes.CDLL(None, use_errno=True)

@@ -30,7 +30,7 @@ use mounted::can_mount;
 
 const ONE_MOUNT: &str = "[stores.disk]\nurl = 'local:@/store'\n[mounts.tree]\npath = '@/mnt'\n";
 
-/// A tree with `folders` folders of 20 files, each of which says where it is.
+/// A tree with `folders` directories of 20 files, each of which contains its own place.
 fn make_tree(at: &Path, folders: usize) {
     for folder in 0..folders {
         let folder = at.join(format!("folder-{folder}"));
@@ -168,7 +168,7 @@ fn ready_means_that_mounts_and_sockets_answer() {
         .find(|line| line.starts_with("STATUS="));
     assert!(said.unwrap().starts_with("STATUS=serving 1 mount"));
     assert_eq!(manager.kept(), ["mount.tree", "nodes.tree"]);
-    // Told to stop, and not to restart.
+    // Stopped without a restart.
     manager.signal(libc::SIGTERM);
     assert!(manager.wait(), "{}", manager.log());
     assert_eq!(manager.count("STOPPING=1"), 1);
@@ -213,7 +213,7 @@ fn nothing_fails_while_the_service_is_killed_again_and_again() {
         while load.operations() < before + 20 {
             assert!(
                 Instant::now() < deadline,
-                "readers do not go on in round {round}"
+                "readers are stuck in round {round}"
             );
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -254,8 +254,8 @@ fn nothing_fails_while_the_service_is_killed_again_and_again() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
 }
 
-/// By the helper process, of which the readers know nothing but that they need not ask.
-/// The inode number of every path in a folder, as readdir and stat say it.
+/// By the helper process; readers notice only that they need no request.
+/// The inode number of every path in a directory, from readdir and stat.
 fn numbers(folder: &Path, all: &mut BTreeMap<PathBuf, u64>) {
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
@@ -350,7 +350,7 @@ fn files_that_are_read_in_order_are_pushed_ahead_and_are_right() {
 }
 
 #[test]
-fn what_changes_while_nobody_serves_is_seen_by_the_successor() {
+fn a_change_while_no_process_serves_is_seen_by_the_next_one() {
     if !can_mount() {
         return;
     }
@@ -376,7 +376,7 @@ fn what_changes_while_nobody_serves_is_seen_by_the_successor() {
         assert!(Instant::now() < deadline, "{:?}", names(&mnt));
         std::thread::sleep(Duration::from_millis(20));
     }
-    // And what another process adds while the successor serves.
+    // And what another process adds while the next one serves.
     manager.import(&other, "third");
     let deadline = Instant::now() + Duration::from_secs(10);
     while !names(&mnt).contains(&"third".into()) {
@@ -405,7 +405,7 @@ fn a_node_table_of_another_version_means_a_new_mount_and_a_line_in_the_log() {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let mnt = manager.join("mnt").display().to_string();
     assert_eq!(mounts.lines().filter(|line| line.contains(&mnt)).count(), 1);
-    // And the new one is kept again.
+    // And the new one is handed over again.
     manager.kill();
     manager.start_and_wait();
     assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
@@ -450,7 +450,7 @@ fn a_reload_changes_what_changed_and_nothing_else() {
     assert_eq!(device(mnt.clone()), before);
     assert_eq!(fs::metadata(second.join("tree")).unwrap().uid(), 7);
 
-    // Changed, while somebody uses it.
+    // Changed, while it is in use.
     let mut used = fs::File::open(second.join("tree/folder-1/file-0")).unwrap();
     manager.configure(&format!(
         "{ONE_MOUNT}[mounts.second]\npath = '@/second'\nuid = 8\n"
@@ -472,7 +472,7 @@ fn a_reload_changes_what_changed_and_nothing_else() {
 }
 
 #[test]
-fn a_stop_waits_for_those_who_still_read_and_says_so() {
+fn a_stop_waits_for_remaining_readers_and_reports_it() {
     if !can_mount() {
         return;
     }
@@ -492,7 +492,7 @@ fn a_stop_waits_for_those_who_still_read_and_says_so() {
     assert!(manager.wait());
     assert!(
         began.elapsed() < Duration::from_secs(10),
-        "it waits for nobody"
+        "it waits although the mount is unused"
     );
 }
 
@@ -513,7 +513,7 @@ fn a_mount_that_was_lost_is_made_again() {
     }
     let mut manager = service(2);
     manager.start_and_wait();
-    // Nobody kept its descriptors: a service manager without a descriptor store.
+    // Its descriptors are kept nowhere: a service manager without a descriptor store.
     manager.kill();
     manager.forget_everything();
     assert!(fs::read_dir(manager.join("mnt")).is_err());
@@ -528,9 +528,9 @@ fn a_mount_that_was_lost_is_made_again() {
     assert_eq!(fs::read_dir(manager.join("mnt")).unwrap().count(), 0);
 }
 
-/// At first a successor could come that does better; once it is told to stop, none will.
+/// At first a better process could follow; once the service is stopped, none will.
 #[test]
-fn a_stop_while_the_successor_cannot_start_ends_the_mounts() {
+fn a_stop_while_the_next_process_cannot_start_ends_the_mounts() {
     if !can_mount() {
         return;
     }
@@ -586,7 +586,7 @@ fn an_empty_configuration_serves_the_embedded_store_on_its_own_socket() {
     make_tree(&tree, 1);
     manager.import(&tree, "tree");
     manager.start_and_wait();
-    // READY was said: the socket accepts at once.
+    // After READY the socket accepts at once.
     let listed = list_over(&manager.join("castore.sock"));
     assert_eq!(
         String::from_utf8_lossy(&listed.stdout),
@@ -608,7 +608,7 @@ fn an_empty_configuration_serves_the_embedded_store_on_its_own_socket() {
 }
 
 #[test]
-fn a_listener_demands_a_token_if_it_is_told_to() {
+fn a_listener_requires_a_token_if_configured() {
     let mut manager = Manager::new(
         "state-dir = '@/store'\n[listen.l]\naddress = 'unix:@/castore.sock'\n\
          token-file = '@/tokens'\n",
@@ -681,7 +681,7 @@ fn a_reload_changes_listeners_and_devices_and_leaves_the_others() {
 }
 
 #[test]
-fn metrics_are_served_where_they_are_asked_for_and_nowhere_else() {
+fn metrics_are_served_where_configured_and_nowhere_else() {
     use std::io::Write;
     let mut manager =
         Manager::new("state-dir = '@/store'\n[metrics]\naddress = 'unix:@/metrics'\n");

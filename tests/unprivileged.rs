@@ -1,5 +1,5 @@
-//! Mounts of processes without privilege: through fusermount3, and on descriptors that somebody
-//! with more rights has opened and mounted.
+//! Mounts of processes without privilege: through fusermount3, and on descriptors that another
+//! process with more rights has opened and mounted.
 
 #[path = "kit/manager.rs"]
 #[allow(dead_code)]
@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use manager::Manager;
 use skip::skip;
 
-/// The user to be where these tests run as root: nobody.
-const NOBODY: u32 = 65534;
+/// The user of these tests under the superuser: the one that owns nothing.
+const UNPRIVILEGED: u32 = 65534;
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -36,10 +36,15 @@ fn stage() -> (tempfile::TempDir, PathBuf) {
     for name in ["tree", "mnt", "home"] {
         fs::create_dir(folder.path().join(name)).unwrap();
     }
-    fs::write(folder.path().join("tree/file"), "seen by anybody").unwrap();
+    fs::write(folder.path().join("tree/file"), "seen by all").unwrap();
     if is_root() {
         for name in ["mnt", "home", "tree"] {
-            std::os::unix::fs::chown(folder.path().join(name), Some(NOBODY), Some(NOBODY)).unwrap();
+            std::os::unix::fs::chown(
+                folder.path().join(name),
+                Some(UNPRIVILEGED),
+                Some(UNPRIVILEGED),
+            )
+            .unwrap();
         }
     }
     (folder, program)
@@ -56,12 +61,12 @@ fn as_nobody(program: &Path, folder: &Path) -> Command {
         .current_dir("/")
         .stderr(Stdio::piped());
     if is_root() {
-        command.uid(NOBODY).gid(NOBODY);
+        command.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
     }
     command
 }
 
-/// Waits until the mount has said that it is up.
+/// Waits until the mount has reported that it is up.
 fn wait_until_up(child: &mut Child) {
     let mut line = String::new();
     let mut said = BufReader::new(child.stderr.take().unwrap());
@@ -135,7 +140,7 @@ fn an_ordinary_user_mounts_through_the_helper() {
     let place = folder.join("mnt").display().to_string();
     let line = line.lines().find(|line| line.contains(&place)).unwrap();
     let user = if is_root() {
-        NOBODY
+        UNPRIVILEGED
     } else {
         rustix::process::geteuid().as_raw()
     };
@@ -145,12 +150,12 @@ fn an_ordinary_user_mounts_through_the_helper() {
     let mut cat = Command::new("cat");
     cat.arg(folder.join("mnt/tree/file"));
     if is_root() {
-        cat.uid(NOBODY).gid(NOBODY);
+        cat.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
     }
     let read = cat.output().unwrap();
     assert_eq!(
         String::from_utf8_lossy(&read.stdout),
-        "seen by anybody",
+        "seen by all",
         "{read:?}"
     );
     end(mount);
@@ -164,13 +169,13 @@ fn an_ordinary_user_mounts_through_the_helper() {
 #[test]
 fn a_process_without_privilege_serves_what_others_have_mounted() {
     if !is_root() {
-        return skip("only root can mount for somebody else");
+        return skip("only the superuser can mount for another user");
     }
     let (folder, program) = stage();
     let folder = folder.path();
     import_tree(&program, folder);
     let mnt = folder.join("mnt");
-    let device = mounted_device(&mnt, NOBODY);
+    let device = mounted_device(&mnt, UNPRIVILEGED);
     let mut command = as_nobody(&program, folder);
     command.args(["mount", "/dev/fd/9"]);
     let number = device.as_raw_fd();
@@ -186,10 +191,10 @@ fn a_process_without_privilege_serves_what_others_have_mounted() {
     wait_until_up(&mut mount);
     assert_eq!(
         fs::read_to_string(mnt.join("tree/file")).unwrap(),
-        "seen by anybody"
+        "seen by all"
     );
     end(mount);
-    // It may not unmount; but it does not leave anybody waiting either.
+    // It may not unmount; but it does not make any reader wait either.
     // (What was read is the kernel's for a moment.)
     let error = fs::metadata(mnt.join("tree/never-seen")).unwrap_err();
     let errno = error.raw_os_error();
@@ -219,11 +224,11 @@ fn what_is_no_device_is_refused_with_reason() {
 }
 
 /// The service: a helper mounts and passes the descriptor on (`OpenFile=`), the service has no
-/// privilege at all, and goes on with the mount when it is started again.
+/// privilege at all, and takes the mount over when it is started again.
 #[test]
 fn the_service_serves_a_mount_that_was_passed_on_and_keeps_it_over_a_restart() {
     if !is_root() {
-        return skip("only root can mount for somebody else");
+        return skip("only the superuser can mount for another user");
     }
     let config = "[stores.disk]\nurl = 'local:@/store'\n[mounts.tree]\npath = '@/mnt'\n\
                   device = 'fd:outside'\n";
@@ -234,12 +239,12 @@ fn the_service_serves_a_mount_that_was_passed_on_and_keeps_it_over_a_restart() {
     fs::create_dir(manager.join("mnt")).unwrap();
     fs::write(tree.join("file"), "passed on").unwrap();
     manager.import(&tree, "tree");
-    manager.become_user(NOBODY);
+    manager.become_user(UNPRIVILEGED);
     let mnt = manager.join("mnt");
-    manager.give("outside", mounted_device(&mnt, NOBODY));
+    manager.give("outside", mounted_device(&mnt, UNPRIVILEGED));
     manager.start_and_wait();
     let process = fs::metadata(format!("/proc/{}", manager.pid())).unwrap();
-    assert_eq!(process.uid(), NOBODY);
+    assert_eq!(process.uid(), UNPRIVILEGED);
     assert_eq!(
         fs::read_to_string(mnt.join("tree/file")).unwrap(),
         "passed on"
@@ -259,7 +264,7 @@ fn the_service_serves_a_mount_that_was_passed_on_and_keeps_it_over_a_restart() {
 }
 
 #[test]
-fn a_device_that_nobody_passed_on_is_told_by_its_name() {
+fn a_missing_device_is_reported_by_its_name() {
     let config = "[stores.disk]\nurl = 'local:@/store'\n[mounts.tree]\npath = '@/mnt'\n\
                   device = 'fd:outside'\n";
     let mut manager = Manager::new(config);

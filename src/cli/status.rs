@@ -89,8 +89,8 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
     for member in &store.health.members {
         let state = match member.state {
             MemberState::Up => "up",
-            MemberState::Open => "failed, and left alone for a while",
-            MemberState::Slow => "slower than the others, and left alone for a while",
+            MemberState::Open => "failed, gets no requests for a while",
+            MemberState::Slow => "slower than the others, gets no requests for a while",
             MemberState::Liar => "SENT WRONG BYTES, and avoided for a while",
         };
         writeln!(

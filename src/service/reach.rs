@@ -158,7 +158,7 @@ mod tests {
         assert!(!folder.path().join("store").exists(), "nothing is made");
         for (at, url) in [(2, nobody.to_string()), (3, format!("{path}/socket"))] {
             let Outcome::Failed { why, advice } = &reached[at].outcome else {
-                panic!("nobody is there");
+                panic!("no answer");
             };
             assert!(why.contains(&url), "{why}");
             assert!(advice.unwrap().contains("running"), "{why}");

@@ -1,4 +1,4 @@
-//! Nix binary caches as a store: what is taken from them, what is refused, and what is asked.
+//! Nix binary caches as stores: what is accepted, what is refused, and which requests are made.
 
 #[path = "../kit/model.rs"]
 #[allow(dead_code)]

@@ -1,4 +1,4 @@
-//! A binary cache behind a cache of ours.
+//! A binary cache behind a cache store.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -254,7 +254,7 @@ fn a_content_addressed_path_proves_itself() {
 }
 
 #[test]
-fn a_nar_that_is_not_what_its_narinfo_says_leaves_nothing() {
+fn a_nar_that_does_not_match_its_narinfo_leaves_nothing() {
     let bench = Bench::new();
     let top = path('1', "top");
     let nar = bench.add(&top, &tree(), "none", &[]);
@@ -284,7 +284,7 @@ fn a_nar_that_is_not_what_its_narinfo_says_leaves_nothing() {
         assert!(matches!(error, Error::Refused { .. }), "{error}");
         assert_eq!(cache.near().usage().unwrap().unwrap().blobs, 0, "{error}");
     }
-    // A compressed file that stands for more than the narinfo says.
+    // A compressed file that unpacks to more than the narinfo states.
     let mut bomb = narinfo(&top, &nar, "zstd");
     bench.sign(&mut bomb);
     write(bench.written.path(), &bomb, &vec![0; 100 << 20]);
@@ -296,7 +296,7 @@ fn a_nar_that_is_not_what_its_narinfo_says_leaves_nothing() {
 }
 
 #[test]
-fn a_download_goes_on_where_it_broke_off() {
+fn an_interrupted_download_continues_where_it_stopped() {
     for no_ranges in [false, true] {
         let bench = Bench::new();
         let top = path('1', "top");
@@ -322,7 +322,7 @@ fn a_download_goes_on_where_it_broke_off() {
 }
 
 #[test]
-fn absent_names_are_asked_for_once_and_names_that_are_no_store_paths_never() {
+fn absent_names_are_requested_once_and_names_that_are_no_store_paths_never() {
     let bench = Bench::new();
     bench.add(&path('1', "top"), &tree(), "none", &[]);
     let gone = path('2', "gone");
@@ -381,7 +381,7 @@ fn caches_are_asked_by_priority_and_absent_means_absent_in_all() {
     let unknown = path('3', "unknown");
     assert!(
         first.look_up(&cache, &unknown).is_err(),
-        "one could not say"
+        "one did not answer"
     );
     first.web.set_faults(WebFaults::default());
     // The circuit breaker lets the next question through after a moment.

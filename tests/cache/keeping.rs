@@ -16,7 +16,7 @@ use crate::mounted::{Mounted, can_mount};
 use crate::tree::*;
 
 #[test]
-fn what_was_read_outlives_the_process_and_the_far_store() {
+fn what_was_read_outlives_the_process_and_the_upstream() {
     let near = tempfile::tempdir().unwrap();
     let far_store = far([1, 2]);
     let first = cache(near.path(), &far_store, CacheOptions::default());
@@ -26,7 +26,7 @@ fn what_was_read_outlives_the_process_and_the_far_store() {
     assert_eq!(
         far_store.objects.load(Ordering::Relaxed),
         asked,
-        "read again, it is not asked for again"
+        "the second read makes no request"
     );
     assert!(first.status().hits > 40 && first.status().misses > 40);
     drop(first);
@@ -46,9 +46,12 @@ fn what_was_read_outlives_the_process_and_the_far_store() {
     assert_eq!(again.status().misses, 0);
     let usage = again.usage().unwrap().unwrap();
     assert_eq!((usage.blobs, usage.directories), (42, 3));
-    // What was never read is the far store's error, and at once.
+    // A read of anything else fails with the upstream's error, at once.
     let error = read_tree(&blocking(again), 2).unwrap_err();
-    assert!(error.to_string().contains("nobody is there"), "{error}");
+    assert!(
+        error.to_string().contains("the endpoint is down"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -145,7 +148,7 @@ fn a_thousand_readers_of_a_cold_blob_cause_one_download() {
 }
 
 #[test]
-fn a_prefetch_brings_everything_and_goes_on_where_it_broke_off() {
+fn a_prefetch_brings_everything_and_continues_where_it_stopped() {
     let near = tempfile::tempdir().unwrap();
     let far_store = far([1, 2]);
     let cache = cache(near.path(), &far_store, CacheOptions::default());
@@ -176,7 +179,7 @@ fn a_prefetch_brings_everything_and_goes_on_where_it_broke_off() {
 }
 
 #[test]
-fn additions_go_through_to_the_far_store() {
+fn additions_go_to_the_upstream() {
     let near = tempfile::tempdir().unwrap();
     let far_store = far([]);
     let cache = cache(near.path(), &far_store, CacheOptions::default());
@@ -205,7 +208,7 @@ fn additions_go_through_to_the_far_store() {
 }
 
 #[test]
-fn a_mount_goes_on_without_the_far_store_and_comes_up_again_without_it() {
+fn a_mount_works_and_starts_without_the_upstream() {
     if !can_mount() {
         return;
     }

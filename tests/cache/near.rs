@@ -1,4 +1,4 @@
-//! A near store whose index is damaged.
+//! A cache's local store with a damaged index.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ fn format(near: &Path) -> String {
 }
 
 #[test]
-fn a_near_store_that_is_only_a_cache_is_moved_aside_and_starts_empty() {
+fn a_local_store_that_is_only_a_cache_is_moved_aside_and_starts_empty() {
     let folder = tempfile::tempdir().unwrap();
     let near = folder.path().join("near");
     let far_store = far([1]);
@@ -44,7 +44,7 @@ fn a_near_store_that_is_only_a_cache_is_moved_aside_and_starts_empty() {
 }
 
 #[test]
-fn a_near_store_that_may_hold_imports_is_left_alone_and_the_far_store_is_shown() {
+fn a_local_store_that_may_hold_imports_is_not_touched_and_the_upstream_is_shown() {
     let folder = tempfile::tempdir().unwrap();
     let near = folder.path().join("near");
     let far_path = folder.path().join("far");
@@ -66,7 +66,7 @@ fn a_near_store_that_may_hold_imports_is_left_alone_and_the_far_store_is_shown()
     let stores = open_all(std::slice::from_ref(&plan), &OpenStores::new()).unwrap();
     assert!(format(&near).contains("\nuse = cache\n"));
     drop(stores);
-    // With its first root of its own it is no mere cache any more, whoever opens it.
+    // With its first root of its own it is no mere cache any more, in any later opening.
     file("near").put_root(&LocalStore::open(&near).unwrap(), "of near");
     assert!(!format(&near).contains("cache\n"));
     drop(open_all(std::slice::from_ref(&plan), &OpenStores::new()).unwrap());

@@ -1,4 +1,4 @@
-//! How room is made, and for whom.
+//! How a cache frees space, and what it keeps.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::tree::*;
 /// About what a tree takes on the disk.
 const TREE: u64 = 8 << 20;
 
-/// Whether the large file of the tree of `seed` is near: what a tree is let go of by is its bulk.
+/// Whether the large file of the tree of `seed` is cached: eviction removes it first.
 fn is_near(cache: &Cache, seed: u64) -> bool {
     has(cache.near(), &noise(seed * 100 + 50, (2 << 20) + 333))
 }
@@ -28,7 +28,7 @@ fn sized(size: u64) -> CacheOptions {
 fn read_and_flush(cache: &Cache, seed: u64) {
     read_tree(&blocking(cache.clone()), seed).unwrap();
     cache.flush();
-    // Roots are told apart by the millisecond.
+    // Roots are ordered by the millisecond of their use.
     std::thread::sleep(Duration::from_millis(3));
 }
 
@@ -49,7 +49,7 @@ fn what_was_used_longest_ago_goes_first_and_pins_stay() {
     let size = cache.near().disk();
     assert!(is_near(&cache, 5));
     cache.evict(size - 1).unwrap();
-    assert!(!is_near(&cache, 5), "what no root leads to goes first");
+    assert!(!is_near(&cache, 5), "what no root reaches is evicted first");
     assert!((0..5).all(|seed| is_near(&cache, seed)));
     // Used again, by a read and not by a lookup of its root.
     std::thread::sleep(Duration::from_millis(1100));
@@ -107,7 +107,7 @@ fn the_order_of_use_and_the_pins_outlive_the_process() {
     again.evict(size / 100 * 55).unwrap();
     let kept: Vec<u64> = (0..4).filter(|seed| is_near(&again, *seed)).collect();
     assert_eq!(kept, [2, 3]);
-    // A plain collection leaves what a cache knows the roots of.
+    // A plain collection keeps objects that are reachable from a cached root.
     drop(again);
     let now = GcOptions {
         grace: Duration::ZERO,
@@ -167,7 +167,7 @@ fn the_disk_keeps_its_free_space() {
         );
     }
     assert!(cache.status().evictions > 0);
-    // Somebody else takes the room: the cache gives its own.
+    // Another program fills the disk: the cache frees its own space.
     let other = fs::File::create(folder.path().join("other")).unwrap();
     rustix::fs::fallocate(&other, rustix::fs::FallocateFlags::empty(), 0, 8 << 20).unwrap();
     read_and_flush(&cache, 0);

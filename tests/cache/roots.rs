@@ -1,4 +1,4 @@
-//! Root nodes: how long an answer holds, and what goes on without the far store.
+//! Roots: how long an answer is valid, and what works without the upstream.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::patience::wait_until;
 use crate::tree::*;
 
 #[test]
-fn a_change_in_the_far_store_is_seen_at_once_if_it_tells() {
+fn a_change_in_the_upstream_is_seen_at_once_if_it_is_reported() {
     let near = tempfile::tempdir().unwrap();
     let far_store = far([1]);
     let cache = cache(near.path(), &far_store, CacheOptions::default());
@@ -22,17 +22,17 @@ fn a_change_in_the_far_store_is_seen_at_once_if_it_tells() {
     );
     assert_eq!(cache.root_now(b"other").unwrap(), Answer::Absent);
     let version = cache.roots_version().unwrap();
-    let (told, waited) = std::thread::scope(|scope| {
+    let (seen, waited) = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             let begun = Instant::now();
-            let told = cache.wait_for_roots(version, Duration::from_secs(20));
-            (told.unwrap(), begun.elapsed())
+            let seen = cache.wait_for_roots(version, Duration::from_secs(20));
+            (seen.unwrap(), begun.elapsed())
         });
         tree(2).put_root(&*far_store.inner(), "tree1");
         tree(2).put_root(&*far_store.inner(), "other");
         waiting.join().unwrap()
     });
-    assert_ne!(told, version);
+    assert_ne!(seen, version);
     assert!(waited < Duration::from_secs(10), "{waited:?}");
     assert_ne!(store.root(b"tree1").unwrap().unwrap().node, before.node);
     assert!(store.root(b"other").unwrap().is_some());
@@ -40,7 +40,7 @@ fn a_change_in_the_far_store_is_seen_at_once_if_it_tells() {
 }
 
 #[test]
-fn without_the_far_store_old_answers_go_on_and_misses_fail_at_once() {
+fn without_the_upstream_old_answers_are_served_and_misses_fail_at_once() {
     let near = tempfile::tempdir().unwrap();
     let far_store = far([1]);
     let options = CacheOptions {
@@ -57,13 +57,13 @@ fn without_the_far_store_old_answers_go_on_and_misses_fail_at_once() {
     let store = blocking(cache.clone());
     assert!(
         store.root(b"tree1").unwrap().is_some(),
-        "asked, it is not there"
+        "the upstream answers that it is absent"
     );
-    // Nobody waits a second time: neither for what is known nor for what is not.
+    // No reader waits a second time, neither for a cached name nor for an unknown one.
     let begun = Instant::now();
     assert!(store.root(b"tree1").unwrap().is_some());
     let error = store.root(b"unknown").unwrap_err().to_string();
-    assert!(error.contains("nobody is there"), "{error}");
+    assert!(error.contains("the endpoint is down"), "{error}");
     assert_eq!(store.roots().unwrap().len(), 1);
     assert!(
         begun.elapsed() < Duration::from_millis(300),
@@ -71,7 +71,7 @@ fn without_the_far_store_old_answers_go_on_and_misses_fail_at_once() {
         begun.elapsed()
     );
     assert!(cache.status().far_down.is_some());
-    // Back again, with another node: whoever holds on to the old one learns of it.
+    // Reachable again, with another node: mounts that hold the old one are notified.
     let version = cache.roots_version().unwrap();
     far_store.trouble(Trouble::None);
     tree(2).put_root(&*far_store.inner(), "tree1");
@@ -82,7 +82,7 @@ fn without_the_far_store_old_answers_go_on_and_misses_fail_at_once() {
 }
 
 #[test]
-fn the_near_stores_own_roots_are_served_first_and_a_listing_has_both() {
+fn the_local_stores_own_roots_are_served_first_and_a_listing_has_both() {
     let near = tempfile::tempdir().unwrap();
     let local = LocalStore::open(near.path()).unwrap();
     let own = tree(9).put_root(&local, "tree1");

@@ -53,7 +53,7 @@ fn a_full_disk_makes_the_cache_stream_and_it_recovers() {
         cache.flush();
         cache.status().degraded.is_none()
     });
-    // What was not kept and has left the memory is fetched again, and kept then.
+    // An object that was not kept and has left the memory is fetched again, and kept then.
     drop(cache);
     let cache = crate::tree::cache(
         &folder.path().join("near"),
@@ -71,7 +71,7 @@ fn a_full_disk_makes_the_cache_stream_and_it_recovers() {
 }
 
 #[test]
-fn a_damaged_byte_in_the_near_store_is_noticed_and_fetched_anew() {
+fn a_damaged_byte_in_the_local_store_is_detected_and_fetched_again() {
     let near = tempfile::tempdir().unwrap();
     let far_store = far([1]);
     let first = cache(near.path(), &far_store, CacheOptions::default());
@@ -119,7 +119,7 @@ fn a_damaged_byte_in_the_near_store_is_noticed_and_fetched_anew() {
 }
 
 #[test]
-fn a_damaged_part_or_its_map_is_noticed_and_fetched_anew() {
+fn a_damaged_part_or_its_map_is_detected_and_fetched_again() {
     let near = tempfile::tempdir().unwrap();
     let bytes = noise(5, 4 << 20);
     let digest = castore_fs::castore::Digest::of(&bytes);
@@ -170,7 +170,7 @@ fn a_damaged_part_or_its_map_is_noticed_and_fetched_anew() {
         });
         drop(cache);
     }
-    // Bits that say too much are found out by the bytes.
+    // Wrong bits in the map are detected by the bytes.
     let map = fs::File::options()
         .read(true)
         .write(true)
@@ -198,7 +198,7 @@ fn files(path: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_liar_gets_no_wrong_byte_into_the_near_store() {
+fn a_corrupt_upstream_gets_no_wrong_byte_into_the_local_store() {
     let near = tempfile::tempdir().unwrap();
     let liar = Arc::new(Double {
         flip_at: Some(50),
@@ -227,11 +227,11 @@ fn a_liar_gets_no_wrong_byte_into_the_near_store() {
 }
 
 #[test]
-fn a_slow_near_disk_delays_no_reader() {
+fn a_slow_local_disk_delays_no_reader() {
     let near = tempfile::tempdir().unwrap();
     let far_store = far([1]);
     let cache = cache(near.path(), &far_store, CacheOptions::default());
-    // Somebody collects garbage for a long while, so that nothing can be written.
+    // A long garbage collection holds the lock, so that nothing can be written.
     let lock = fs::File::options()
         .read(true)
         .write(true)
@@ -280,7 +280,7 @@ fn child() {
 }
 
 #[test]
-fn killed_at_any_moment_a_cache_serves_no_wrong_byte_and_goes_on() {
+fn killed_at_any_moment_a_cache_serves_no_wrong_byte_and_works_afterwards() {
     let near = tempfile::tempdir().unwrap();
     let far_folder = tempfile::tempdir().unwrap();
     let far_store = LocalStore::open(far_folder.path()).unwrap();

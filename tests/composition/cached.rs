@@ -26,7 +26,7 @@ fn members(doubles: [&Arc<Double>; 2]) -> Vec<(String, Arc<dyn Store>)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_member_cannot_say_does_not_make_the_others_unreachable() {
+async fn one_members_failure_does_not_make_the_others_unreachable() {
     let (a, b) = (empty("a"), empty("b"));
     for number in 0..20 {
         put(

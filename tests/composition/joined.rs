@@ -67,7 +67,7 @@ async fn who_is_out_of_reach_does_not_change_what_a_name_stands_for() {
 }
 
 #[tokio::test]
-async fn content_is_asked_of_who_led_to_it_and_then_of_the_others() {
+async fn content_is_requested_from_the_member_that_led_to_it_and_then_from_the_others() {
     let (a, b) = (empty("a"), empty("b"));
     let tree = put(&*b.inner(), "tree", "contents");
     let (blob, size) = (Digest::of(b"contents"), 8);
@@ -82,7 +82,7 @@ async fn content_is_asked_of_who_led_to_it_and_then_of_the_others() {
     let read = joined.read(&blob, size, 0, 8).await.unwrap().unwrap();
     assert_eq!(read, "contents");
     assert_eq!((a.asked(), b.asked()), (0, 2));
-    // Who led to it fails: anybody's will do.
+    // The member that led to it fails: any other will do.
     put(&*a.inner(), "copy", "contents");
     for trouble in [Trouble::Unreachable, Trouble::Lies, Trouble::Truncates] {
         b.trouble(trouble);
@@ -92,7 +92,7 @@ async fn content_is_asked_of_who_led_to_it_and_then_of_the_others() {
 }
 
 #[tokio::test]
-async fn there_is_nothing_only_if_every_member_says_so() {
+async fn an_object_is_absent_only_if_every_member_answers_so() {
     let (a, b) = (empty("a"), empty("b"));
     let joined = join(&[&a, &b]);
     let missing = Digest::of(b"missing");
@@ -110,7 +110,7 @@ async fn there_is_nothing_only_if_every_member_says_so() {
 }
 
 #[tokio::test]
-async fn a_filter_shows_and_takes_what_its_patterns_say() {
+async fn a_filter_shows_and_accepts_what_its_patterns_match() {
     let a = empty("a");
     let app = put(&*a.inner(), "app-1", "an app");
     put(&*a.inner(), "secret", "a secret");
@@ -140,7 +140,7 @@ async fn a_filter_shows_and_takes_what_its_patterns_say() {
 }
 
 #[tokio::test]
-async fn filters_say_which_member_of_a_join_a_name_is_asked_of() {
+async fn filters_decide_which_member_of_a_join_gets_a_lookup() {
     let (a, b) = (empty("a"), empty("b"));
     put(&*a.inner(), "app-1", "a's app");
     let theirs = put(&*b.inner(), "lib-1", "b's library");
@@ -150,7 +150,7 @@ async fn filters_say_which_member_of_a_join_a_name_is_asked_of() {
         ("rest".to_owned(), b.clone()),
     ];
     let joined = Join::new("store:all".to_owned(), members);
-    // The first is out of reach, and has no say in this name.
+    // The first is unreachable, but cannot have this name.
     a.trouble(Trouble::Unreachable);
     let found = joined.root(b"lib-1").await.unwrap().unwrap();
     assert_eq!((found.node, a.asked()), (theirs.node(), 0));

@@ -20,17 +20,17 @@ use castore_fs::store::{Answer, MemoryStore, Store};
 use self::double::Double;
 use self::model::{directory, file};
 
-/// A store far away that holds nothing.
+/// An empty upstream.
 fn empty(url: &'static str) -> Arc<Double> {
     holding(url, &MemoryStore::new())
 }
 
-/// A store far away with what `store` holds.
+/// An upstream with the content of `store`.
 fn holding(url: &'static str, store: &MemoryStore) -> Arc<Double> {
     Arc::new(Double::far(url, store.clone()))
 }
 
-/// Adds a root node `name`: a directory with one file, which says `contents`. Gives the directory.
+/// Adds a root `name`: a directory with one file with `contents`. Returns the directory.
 fn put(store: &dyn Store, name: &str, contents: &str) -> Directory {
     let node = directory([("file", file(contents))]).put_root(store, name);
     let digest = node.digest().expect("a directory has a digest");
@@ -40,7 +40,7 @@ fn put(store: &dyn Store, name: &str, contents: &str) -> Directory {
     }
 }
 
-/// Fails unless who waits for the roots of `whole` is told when those of one of `members` change.
+/// Fails unless a waiter for the roots of `whole` is woken when those of one of `members` change.
 fn assert_changes_are_noticed(whole: &dyn Store, members: [&Arc<Double>; 2]) {
     for member in members {
         let seen = whole.roots_version().unwrap();

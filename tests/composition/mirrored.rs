@@ -78,7 +78,7 @@ fn mirrors(members: &[&Arc<Double>], order: Order) -> Mirrors {
 use MemberState::{Liar, Open, Slow, Up};
 
 #[tokio::test(start_paused = true)]
-async fn the_first_is_asked_alone_while_it_is_well() {
+async fn only_the_first_gets_requests_while_it_is_healthy() {
     let pair = Pair::new(Order::Listed);
     for _ in 0..100 {
         assert_eq!(pair.takes().await, Duration::ZERO);
@@ -87,7 +87,7 @@ async fn the_first_is_asked_alone_while_it_is_well() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_costs_nothing_and_who_fails_is_left_alone_until_it_is_well() {
+async fn a_failure_costs_nothing_and_the_failing_member_gets_no_requests_until_it_is_healthy() {
     let pair = Pair::new(Order::Listed);
     pair.a.trouble(Trouble::Unreachable);
     for _ in 0..10 {
@@ -96,8 +96,8 @@ async fn a_failure_costs_nothing_and_who_fails_is_left_alone_until_it_is_well() 
     assert_eq!(pair.asked(), (3, 10));
     let [a, b] = pair.health();
     assert_eq!((a.state, a.failures, b.state), (Open, 3, Up));
-    assert!(a.last_failure.unwrap().contains("nobody is there"));
-    // One probe in a rest, which doubles; its failure delays nobody.
+    assert!(a.last_failure.unwrap().contains("the endpoint is down"));
+    // One probe in each pause, which doubles; its failure delays no reader.
     advance(Duration::from_secs(2)).await;
     for _ in 0..10 {
         assert_eq!(pair.takes().await, Duration::ZERO);
@@ -120,18 +120,14 @@ async fn a_failure_costs_nothing_and_who_fails_is_left_alone_until_it_is_well() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_is_asked_as_well_after_the_observed_p95() {
+async fn a_request_is_hedged_after_the_observed_p95() {
     let pair = Pair::new(Order::Listed);
     let usual = Duration::from_millis(20);
     pair.a.trouble(Trouble::Slow(usual));
     for _ in 0..64 {
         assert_eq!(pair.takes().await, usual);
     }
-    assert_eq!(
-        pair.asked(),
-        (64, 0),
-        "nobody else is asked for what is usual"
-    );
+    assert_eq!(pair.asked(), (64, 0), "a usual time causes no hedge");
     pair.a.trouble(Trouble::Slow(Duration::from_secs(3)));
     let took = pair.takes().await;
     assert!(took >= usual && took < 2 * usual, "{took:?}");
@@ -150,7 +146,7 @@ async fn who_is_overtaken_again_and_again_is_left_alone_and_probed() {
     pair.asked();
     assert_eq!(pair.takes().await, Duration::ZERO);
     assert_eq!(pair.asked(), (0, 1));
-    // A probe that is as slow as before changes nothing, and nobody waits for it.
+    // A probe that is as slow as before changes nothing, and delays no reader.
     advance(Duration::from_secs(2)).await;
     assert_eq!(pair.takes().await, Duration::ZERO);
     advance(Duration::from_secs(4)).await;
@@ -191,7 +187,7 @@ async fn asking_twice_cannot_double_the_load() {
 async fn a_crowd_behind_one_that_hangs_moves_on_together() {
     let pair = Pair::new(Order::Listed);
     pair.a.trouble(Trouble::Hangs);
-    // More than may be asked twice.
+    // More than the budget of hedges.
     let all = join_all((0..100).map(|_| pair.takes())).await;
     let longest = all.into_iter().max().unwrap();
     assert!(longest < Duration::from_secs(1), "{longest:?}");
@@ -211,14 +207,14 @@ async fn nobody_waits_for_a_deadline_twice() {
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     assert_eq!(began.elapsed(), Duration::ZERO);
     assert_eq!(pair.states(), [Open, Open]);
-    // With nobody better, whoever asks makes the probe.
+    // Without a better member, a request serves as the probe.
     pair.b.trouble(Trouble::None);
     advance(Duration::from_secs(2)).await;
     pair.takes().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_there_only_if_every_member_says_so() {
+async fn an_object_is_absent_only_if_every_member_answers_so() {
     let pair = Pair::new(Order::Listed);
     let missing = Digest::of(b"missing");
     assert_eq!(pair.mirrors.directory(&missing).await.unwrap(), None);
@@ -226,7 +222,7 @@ async fn nothing_is_there_only_if_every_member_says_so() {
     assert!(!pair.mirrors.has_blob(&missing).await.unwrap());
     assert_eq!(pair.mirrors.root(b"missing").await.unwrap(), None);
     assert_eq!(pair.mirrors.read(&missing, 1, 0, 1).await.unwrap(), None);
-    // At hand it is never said: it takes asking.
+    // The in-place method never answers so: it takes requests.
     assert_eq!(pair.mirrors.root_now(b"missing").unwrap(), Answer::Wait);
     for double in [&pair.a, &pair.b] {
         double.trouble(Trouble::Unreachable);
@@ -237,7 +233,10 @@ async fn nothing_is_there_only_if_every_member_says_so() {
                 matches!(error, Error::Undecided { late: false, .. }),
                 "{error}"
             );
-            assert!(error.to_string().contains("nobody is there"), "{error}");
+            assert!(
+                error.to_string().contains("the endpoint is down"),
+                "{error}"
+            );
         }
         double.trouble(Trouble::Hangs);
         advance(Duration::from_secs(100)).await;
@@ -267,7 +266,7 @@ async fn what_one_lacks_another_has() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_liar_gets_nothing_through_is_marked_and_heard_last() {
+async fn a_corrupt_member_gets_nothing_through_is_marked_and_asked_last() {
     let pair = Pair::new(Order::Listed);
     pair.a.trouble(Trouble::Lies);
     pair.takes().await;
@@ -277,10 +276,10 @@ async fn a_liar_gets_nothing_through_is_marked_and_heard_last() {
     pair.asked();
     pair.takes().await;
     assert_eq!(pair.asked(), (0, 1), "it is avoided");
-    // It has no say in whether something exists.
+    // Its "not found" does not count.
     assert_eq!(pair.mirrors.root(b"missing").await.unwrap(), None);
     assert_eq!(pair.asked(), (0, 1));
-    // It is better than nobody: what it sends is verified.
+    // It is better than none: its bytes are verified.
     pair.b.trouble(Trouble::Unreachable);
     pair.takes().await;
     assert!(pair.mirrors.root(b"missing").await.is_err());
@@ -297,7 +296,7 @@ async fn a_liar_gets_nothing_through_is_marked_and_heard_last() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_blob_that_another_has_right_shows_who_lies() {
+async fn another_members_right_blob_shows_which_one_is_corrupt() {
     for trouble in [Trouble::Lies, Trouble::Truncates] {
         let pair = Pair::new(Order::Listed);
         pair.a.trouble(trouble);
@@ -308,7 +307,7 @@ async fn a_blob_that_another_has_right_shows_who_lies() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_is_to_blame_for_a_node_that_lies() {
+async fn a_node_with_a_wrong_size_marks_no_member() {
     let pair = Pair::new(Order::Listed);
     // The memory stores themselves object to the size.
     let error = pair.read(CONTENTS.len() + 1).await.unwrap_err();
@@ -329,7 +328,7 @@ async fn the_fastest_is_asked_first_if_that_is_wanted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_a_race_all_are_asked_and_the_fastest_counts() {
+async fn in_a_race_all_get_the_request_and_the_fastest_answer_counts() {
     let pair = Pair::new(Order::Racing);
     pair.a.trouble(Trouble::Slow(Duration::from_millis(20)));
     pair.b.trouble(Trouble::Slow(Duration::from_millis(10)));
@@ -339,7 +338,7 @@ async fn in_a_race_all_are_asked_and_the_fastest_counts() {
     assert_eq!(pair.asked(), (20, 20));
     pair.b.trouble(Trouble::Unreachable);
     assert_eq!(pair.takes().await, Duration::from_millis(20));
-    // Nobody was overtaken: they were asked at the same time.
+    // No hedge was lost: all were asked at the same time.
     assert_eq!(pair.states(), [Up, Up]);
 }
 

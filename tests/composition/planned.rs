@@ -32,7 +32,7 @@ fn a_changed_description_opens_what_changed_and_keeps_the_rest() {
     let (a, b, c) = (memory("a"), memory("b"), memory("c"));
     let main = mirrors("main", &[&a, &b]);
     let before = open_all(&[a.clone(), b.clone(), main.clone()], &OpenStores::new()).unwrap();
-    // A member is opened once, whoever it is part of.
+    // A member is opened once, however many stores it is part of.
     let same = open_all(&[main, a.clone(), b.clone()], &before).unwrap();
     for name in ["a", "b", "main"] {
         assert!(is_same(&before, &same, name), "{name}");
@@ -66,7 +66,7 @@ fn a_store_that_cannot_be_opened_is_named() {
 }
 
 #[test]
-fn a_cache_is_kept_in_the_near_store_that_is_open() {
+fn a_cache_uses_the_local_store_that_is_open() {
     let folder = tempfile::tempdir().unwrap();
     let near = format!("local:{}", folder.path().join("near").display());
     let cache = named(
@@ -92,7 +92,7 @@ fn a_cache_is_kept_in_the_near_store_that_is_open() {
 }
 
 #[tokio::test]
-async fn a_store_far_away_is_measured() {
+async fn an_upstream_is_measured() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("grpc+http://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -102,7 +102,7 @@ async fn a_store_far_away_is_measured() {
     let far = &stores["far"].store;
     let before = far.health().endpoint.unwrap();
     assert_eq!((before.state, before.requests), (EndpointState::Unknown, 0));
-    assert_eq!(far.usage().unwrap(), None, "that is not nothing");
+    assert_eq!(far.usage().unwrap(), None, "unknown is not empty");
     far.directory(&Digest::of(b"x")).await.unwrap_err();
     let after = far.health().endpoint.unwrap();
     assert_eq!((after.state, after.requests), (EndpointState::Failing, 1));

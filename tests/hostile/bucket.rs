@@ -1,4 +1,4 @@
-//! An object store that lies: lengths, endless answers, what unpacks to more than it should.
+//! A hostile object store: wrong lengths, endless answers, objects that unpack to too much.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 #[derive(Clone)]
 enum Object {
     Bytes(Vec<u8>),
-    /// Says that it has 2^40 bytes and sends zeros for as long as they are taken.
+    /// States a length of 2^40 bytes and sends zeros for as long as they are read.
     Endless,
     /// "Service Unavailable" so many times, then the bytes.
     Busy(u64, Vec<u8>),
@@ -119,11 +119,11 @@ fn bomb(mebibytes: usize) -> Vec<u8> {
     packer.finish().unwrap()
 }
 
-/// Bytes that two sockets and our client may hold of an answer that is given up.
+/// Bytes of an aborted answer that two sockets and the client may hold.
 const UNDER_WAY: u64 = 32 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_length_that_is_only_said_costs_nothing() {
+async fn a_claimed_length_costs_nothing() {
     let bucket = HostileBucket::start();
     let blob = b"a small blob";
     let digest = Digest::of(blob);
@@ -170,7 +170,7 @@ async fn what_unpacks_to_more_than_it_should_is_refused_where_it_goes_wrong() {
     let start = [&length[..], root.as_bytes()].concat();
     bucket.put("dirs", &root.digest(), Object::Bytes(bomb(4000)));
     assert!(store.directory(&root.digest()).await.is_err());
-    // A sound one, and then a Directory that says it has a gigabyte.
+    // A sound one, and then a Directory with a stated size of a gigabyte.
     let giant = [&start[..], &(1u32 << 30).to_be_bytes(), &[0; 1000]].concat();
     bucket.put("dirs", &root.digest(), packed(&giant));
     let error = store.directory(&root.digest()).await.unwrap_err();
@@ -188,7 +188,7 @@ async fn what_unpacks_to_more_than_it_should_is_refused_where_it_goes_wrong() {
         packed(&[half, start.clone()].concat()),
     );
     assert!(store.directory(&above.digest()).await.unwrap().is_some());
-    // More than 8 MiB have to be kept to unpack it.
+    // Unpacking needs more than 8 MiB.
     let mut packer = zstd::stream::write::Encoder::new(Vec::new(), 3).unwrap();
     packer.window_log(27).unwrap();
     packer.write_all(&vec![7; 200 << 20]).unwrap();
@@ -199,7 +199,7 @@ async fn what_unpacks_to_more_than_it_should_is_refused_where_it_goes_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_service_is_asked_three_times() {
+async fn a_request_to_a_busy_service_is_made_three_times() {
     let bucket = HostileBucket::start();
     let root = Directory::from_entries(Vec::new()).unwrap();
     let above = Directory::from_entries(vec![(Name::new(b"d").unwrap(), root.node())]).unwrap();

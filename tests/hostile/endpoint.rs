@@ -1,4 +1,4 @@
-//! A server of the castore protocol that can be told to misbehave, at any moment and in many ways.
+//! A server of the castore protocol with switchable faults.
 
 use std::collections::HashSet;
 use std::net::{SocketAddr, TcpListener};
@@ -45,7 +45,7 @@ pub enum Habit {
     Drips,
     /// Bytes without end.
     Endless,
-    /// Nothing, until it is told to let go.
+    /// Silent, until it is released.
     Hangs,
     /// Half of every blob, then an error.
     Resets,
@@ -135,14 +135,14 @@ impl HostileServer {
         self.services.sent.load(Ordering::Relaxed)
     }
 
-    /// Dies: all connections break, and nobody listens.
+    /// Dies: all connections break, and nothing listens.
     pub fn die(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(Duration::from_millis(100));
         }
     }
 
-    /// Whether it was not told to die, or has come back.
+    /// Whether it has not died, or has come back.
     pub fn is_alive(&self) -> bool {
         self.runtime.is_some()
     }

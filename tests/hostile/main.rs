@@ -1,5 +1,5 @@
-//! Endpoints that lie about sizes, never end, drip, hang and reset: what they can cost, counted in bytes
-//! and calls, and that nobody else has to wait for them.
+//! Endpoints that claim wrong sizes, never end, drip, hang and reset: their cost, counted in bytes
+//! and calls, and the absence of delays for all other requests.
 
 #[path = "../kit/manager.rs"]
 #[allow(dead_code)]
@@ -43,7 +43,7 @@ fn client(server: &HostileServer, query: &str) -> GrpcStore {
 }
 
 /// An answer that carries nothing, or a byte now and then, ends by the stall deadline, and so does the
-/// call: nothing goes on being received.
+/// call: nothing more is received.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_without_progress_ends() {
     let blob = noise(1, 100_000);
@@ -67,28 +67,34 @@ async fn an_answer_without_progress_ends() {
     }
 }
 
-/// What a node says that a file has costs nothing: neither memory nor the temporary folder.
+/// A size claimed by a node costs nothing: neither memory nor the temporary directory.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_size_that_is_only_said_costs_nothing() {
+async fn a_claimed_size_costs_nothing() {
     let server = HostileServer::start(&with_blobs(&[b"small"]), Habit::Endless);
     let client = client(&server, "spool=16");
     let digest = Digest::of(b"no such content");
     for size in [1 << 62, u64::MAX, (4 << 40) + 1, 17 << 20] {
         let error = client.read(&digest, size, 0, 4096).await.unwrap_err();
-        assert!(error.to_string().contains("is said to have"), "{error}");
+        assert!(
+            error.to_string().contains("has a stated size of"),
+            "{error}"
+        );
         let error = client.group_table(&digest, size).await.unwrap_err();
-        assert!(error.to_string().contains("is said to have"), "{error}");
+        assert!(
+            error.to_string().contains("has a stated size of"),
+            "{error}"
+        );
         client.will_need(&[(digest, size)]);
     }
     assert_eq!(server.sent(), 0, "messages of blobs");
-    // What may be fetched ends where it is longer than it was said to be.
+    // A fetch ends where the blob is longer than its stated size.
     let error = client.read(&digest, 12 << 20, 0, 4096).await.unwrap_err();
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
     // A sole message may be read ahead into the windows of HTTP/2, which are as large as they are.
     assert!(server.sent() < (12 + 64) * 16 + 100, "{}", server.sent());
 }
 
-/// The temporary folder holds what it may: blobs that nobody reads make room for others.
+/// The temporary directory is bounded: blobs without readers make room for others.
 #[tokio::test(flavor = "multi_thread")]
 async fn large_blobs_share_the_temporary_folder() {
     let blobs: Vec<_> = (0..3).map(|seed| noise(seed, 10 << 20)).collect();

@@ -1,5 +1,5 @@
-//! Random readers of a mount over a cache whose endpoints lie, drip, reset, hang and die, in turns and
-//! all at once.
+//! Random readers of a mount over a cache whose endpoints send wrong bytes, drip, reset, hang and
+//! die, in turns and all at once.
 //!
 //! Two minutes, or as many seconds as `CASTORE_FS_SOAK_SECONDS` says; what was counted is printed (and
 //! seen with `--nocapture`). The longer runs that were made are in `docs/reliability.md`.
@@ -116,7 +116,7 @@ fn operate(top: &std::path::Path, counts: &Counts) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Lets endpoints misbehave, until told to stop; leaves them as they should be.
+/// Makes endpoints misbehave, until stopped; restores them at the end.
 fn torment(servers: &mut [HostileServer], stop: &AtomicBool) -> u64 {
     const HABITS: [Habit; 9] = [
         Habit::Flips,
@@ -254,7 +254,7 @@ fn random_readers_over_hostile_endpoints_never_see_a_wrong_byte() {
     assert!(memory <= MOST_MEMORY, "{memory} bytes");
     assert!(threads <= MOST_THREADS, "{threads} threads");
     assert!(descriptors <= MOST_DESCRIPTORS, "{descriptors} descriptors");
-    // No lie, and no failure, has left anything behind.
+    // No wrong byte, and no failure, has had a lasting effect.
     for place in 0..DIRECTORIES {
         for number in 0..FILES {
             let path = top.join(format!("directory-{place}/file-{number}"));

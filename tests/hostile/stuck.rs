@@ -1,4 +1,4 @@
-//! Requests that wait for a server that says nothing.
+//! Requests that wait for a silent server.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -77,7 +77,7 @@ fn reader(path: &Path) -> Child {
 }
 
 #[test]
-fn seven_hundred_readers_that_wait_keep_nobody_from_anything() {
+fn seven_hundred_waiting_readers_delay_no_other_request() {
     if !can_mount() {
         return;
     }
@@ -94,7 +94,7 @@ fn seven_hundred_readers_that_wait_keep_nobody_from_anything() {
     wait_until("all of them ask", || {
         mounted.session.requests().of("READ") >= READERS as u64
     });
-    // A name that the kernel does not know, a listing, and bytes that are in our memory alone.
+    // A name that the kernel does not know, a listing, and bytes that only the daemon's memory has.
     assert!(!mounted.join("nothing of this name").exists());
     assert_eq!(fs::read_dir(mounted.path()).unwrap().count(), READERS + 1);
     let here = File::open(mounted.join("here")).unwrap();
@@ -138,7 +138,7 @@ fn handle(signal: i32) {
 }
 
 #[test]
-fn a_signal_that_kills_nobody_breaks_no_read() {
+fn a_signal_that_does_not_kill_breaks_no_read() {
     if !can_mount() {
         return;
     }
@@ -154,7 +154,7 @@ fn a_signal_that_kills_nobody_breaks_no_read() {
         // SAFETY: the thread was not joined.
         unsafe { libc::pthread_kill(reader.as_pthread_t(), signal) };
     }
-    wait_until("the kernel tells of it", || {
+    wait_until("the kernel reports it", || {
         mounted.session.requests().of("INTERRUPT") > 0
     });
     // Long enough for it to be looked at more than once.

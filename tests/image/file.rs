@@ -37,7 +37,7 @@ fn whole(image: &ImageFile, part: usize, runtime: &Handle) -> Vec<u8> {
 }
 
 #[test]
-fn a_store_far_away_gives_the_same_bytes_as_one_at_hand() {
+fn an_upstream_gives_the_same_bytes_as_a_local_store() {
     let runtime = Runtime::new().unwrap();
     let store = MemoryStore::new();
     let node = tree().put_root(&store, "tree");

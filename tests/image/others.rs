@@ -1,4 +1,4 @@
-//! What is written is EROFS, not only what our own reader takes for it.
+//! The images are EROFS for other programs too, and not only for the reader of this crate.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -168,9 +168,12 @@ fn erofs_own_tools_find_nothing_wrong() {
         if tool("fsck.erofs", &["--extract"], &image).is_none() {
             return;
         }
-        let told = tool("dump.erofs", &["-s"], &image).unwrap_or_default();
+        let output = tool("dump.erofs", &["-s"], &image).unwrap_or_default();
         let count = count(&model);
-        assert!(told.contains(&count.to_string()), "{count} inodes: {told}");
+        assert!(
+            output.contains(&count.to_string()),
+            "{count} inodes: {output}"
+        );
         fs::remove_file(image).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! An OpenTelemetry collector that keeps what it is sent.
+//! An OpenTelemetry collector that stores what it receives.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -59,7 +59,7 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// What came so far.
+    /// What has been received.
     pub fn spans(&self) -> Vec<Span> {
         let kept = self.kept.0.lock().unwrap();
         let resources = kept.iter().flat_map(|request| &request.resource_spans);
@@ -67,8 +67,8 @@ impl Collector {
         scopes.flat_map(|scope| scope.spans.clone()).collect()
     }
 
-    /// What is said of who sent it.
-    #[allow(dead_code, reason = "not every test program asks")]
+    /// The attributes of the sender.
+    #[allow(dead_code, reason = "not every test program uses it")]
     pub fn resource(&self) -> BTreeMap<String, String> {
         let kept = self.kept.0.lock().unwrap();
         let resource = kept[0].resource_spans[0].resource.as_ref().unwrap();

@@ -1,8 +1,8 @@
-//! A store that stands in for another: it hands on every question, unless it is told to lie, to
-//! lose things, to be slow, to hang or to fail.
+//! A store that stands in for another: it forwards every call, unless a fault is switched on: wrong
+//! bytes, lost objects, delays, hangs or errors.
 //!
-//! As every store it verifies what it hands out, so that a lie comes out as the error it is; but for
-//! the lies that it does not notice itself, which somebody else has to.
+//! Like every store it verifies what it returns, so that wrong bytes appear as an error; except for
+//! the faults that it does not notice itself, which its callers have to.
 
 #![allow(dead_code)] // no test needs all of it
 
@@ -32,7 +32,7 @@ pub enum Trouble {
     None,
     /// Every answer is an error of the store's own.
     Fails,
-    /// Every answer is that nobody is there.
+    /// Every answer is a failed connection.
     Unreachable,
     /// The same, after this long.
     UnreachableAfter(Duration),
@@ -60,19 +60,19 @@ pub enum Fate {
 pub struct Double {
     pub inner: RwLock<Arc<dyn Store>>,
     pub url: &'static str,
-    /// Nothing is at hand: every `…_now` says [`Answer::Wait`].
+    /// Nothing is available in place: every `…_now` returns [`Answer::Wait`].
     pub far: bool,
     pub trouble: watch::Sender<Trouble>,
     pub fates: HashMap<Digest, Fate>,
     /// Flips a bit in every part of a blob that holds this offset, and does not notice.
     pub flip_at: Option<u64>,
-    /// Gives another Directory than the one asked for, and does not notice.
+    /// Returns another Directory than the requested one, and does not notice.
     pub swap_directories: Option<Directory>,
-    /// Gives a byte less than it was asked for, and does not notice.
+    /// Returns a byte less than requested, and does not notice.
     pub cut_short: bool,
-    /// Nobody who waits is told that root nodes have changed.
+    /// Waiters for changed roots are not woken.
     pub silent: bool,
-    /// Questions that had to wait, since somebody asked for their number.
+    /// Requests that had to wait, since the number was last read.
     pub asked: AtomicU64,
     /// Questions for Directories and blobs, by either way.
     pub objects: AtomicU64,
@@ -89,14 +89,14 @@ pub struct Double {
 }
 
 impl Default for Double {
-    /// Empty, and far away.
+    /// Empty, and an upstream.
     fn default() -> Self {
         Self::far("double:", MemoryStore::new())
     }
 }
 
 impl Double {
-    /// Has at hand what `inner` has.
+    /// Answers in place what `inner` does.
     pub fn near(url: &'static str, inner: impl Store + 'static) -> Self {
         Self {
             inner: RwLock::new(Arc::new(inner)),
@@ -119,7 +119,7 @@ impl Double {
         }
     }
 
-    /// Has nothing at hand.
+    /// Answers nothing in place.
     pub fn far(url: &'static str, inner: impl Store + 'static) -> Self {
         let far = true;
         Self {
@@ -166,7 +166,7 @@ impl Double {
         self.gate.send_replace(false);
     }
 
-    /// Those that wait go on.
+    /// Wakes the waiting requests.
     pub fn open(&self) {
         self.gate.send_replace(true);
     }
@@ -194,9 +194,9 @@ impl Double {
         }
     }
 
-    /// The error of who found out that `object` is another than `digest`.
+    /// The error for an `object` that does not match `digest`.
     fn another(&self, object: Object, digest: &Digest) -> Error {
-        let (expected, actual) = (*digest, Digest::of(b"a lie"));
+        let (expected, actual) = (*digest, Digest::of(b"other bytes"));
         let damage = match object {
             Object::Directory => DirectoryError::WrongDigest { expected, actual }.into(),
             Object::Blob => Damage::WrongBytes { offset: 0 },
@@ -223,7 +223,7 @@ impl Double {
         }
     }
 
-    /// Before every answer that is waited for; says in what trouble it is.
+    /// Runs before every answer that is waited for; returns the fault.
     async fn before(&self) -> Result<Trouble, Error> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -238,7 +238,7 @@ impl Double {
             Trouble::Unreachable | Trouble::UnreachableAfter(_) => Err(Error::Remote {
                 store: self.url.to_owned(),
                 request: "asking".to_owned(),
-                why: "nobody is there".to_owned(),
+                why: "the endpoint is down".to_owned(),
             }),
             trouble => Ok(trouble),
         }

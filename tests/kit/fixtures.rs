@@ -1,4 +1,4 @@
-//! Data made by other implementations, which lies outside of the repository.
+//! Data of other implementations, outside of the repository.
 
 #![allow(dead_code)] // not every test has data of others
 

@@ -18,7 +18,7 @@ const KEY: &str = "GKc0ffee00c0ffee00c0ffee00";
 pub const SECRET: &str = "5ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e75ec2e70000";
 const RPC_SECRET: &str = "1799bccfd7411eddcf9ebd316bc1f5287ad12a68094e1c6ac6abde7e6feae1ec";
 
-/// The program, if it is here. If not the test is skipped, and has said so.
+/// The program, if it is installed. If not the test is skipped.
 fn program() -> Option<PathBuf> {
     let named = std::env::var_os("CASTORE_FS_GARAGE").map(PathBuf::from);
     let cached = || {
@@ -146,7 +146,7 @@ impl Cluster {
         node.process = Some(process);
     }
 
-    /// Makes a node do something, as soon as it can; gives what it says.
+    /// Sends a node a request, as soon as it accepts one; returns the response.
     fn until_done(&self, node: usize, arguments: &[&str]) -> String {
         let started = Instant::now();
         loop {

@@ -29,7 +29,7 @@ impl HttpFolder {
             while let Ok((connection, _)) = listener.accept().await {
                 connection.set_nodelay(true).unwrap();
                 let folder = folder.clone();
-                // Who goes away goes away.
+                // The client may disconnect.
                 tokio::spawn(async move { answer_all(connection, folder).await.ok() });
             }
         });

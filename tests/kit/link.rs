@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Bytes that wait in front of the link, beside those that are on it.
 const BUFFER: usize = 256 << 10;
-/// The pace of a link of which nothing was said: more than this machine moves.
+/// The pace of an unlimited link: more than this machine moves.
 const UNLIMITED: u64 = 100 << 30;
 
 /// What a way is like.

@@ -1,4 +1,4 @@
-//! What systemd does for a service, as far as these tests need it: reads notifications, keeps
+//! The part of systemd that these tests need: reads notifications, keeps
 //! descriptors, and starts the service again with them.
 
 use std::collections::BTreeMap;
@@ -16,11 +16,11 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 /// The first descriptor that is passed on.
 const FIRST: i32 = 3;
-/// Where descriptors lie between fork and exec, out of the way of their final numbers.
+/// Where descriptors are between fork and exec, out of the way of their final numbers.
 const ASIDE: i32 = 200;
 
 #[derive(Default)]
-struct Told {
+struct Received {
     /// Every assignment, in order.
     messages: Vec<String>,
     kept: BTreeMap<String, OwnedFd>,
@@ -29,11 +29,11 @@ struct Told {
 /// A service manager with one service.
 pub struct Manager {
     folder: tempfile::TempDir,
-    told: Arc<(Mutex<Told>, Condvar)>,
+    received: Arc<(Mutex<Received>, Condvar)>,
     config: PathBuf,
     child: Option<Child>,
     watchdog: Option<Duration>,
-    /// Passed on beside what is kept, at the first start.
+    /// Passed on at the first start, beside what is kept.
     given: Vec<(String, OwnedFd)>,
     user: Option<u32>,
 }
@@ -43,13 +43,13 @@ impl Manager {
     pub fn new(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(folder.path().join("notify")).unwrap();
-        let told = Arc::new((Mutex::default(), Condvar::new()));
-        let teller = told.clone();
-        std::thread::spawn(move || listen(&socket, &teller));
+        let received = Arc::new((Mutex::default(), Condvar::new()));
+        let sender = received.clone();
+        std::thread::spawn(move || listen(&socket, &sender));
         let manager = Self {
             config: folder.path().join("config.toml"),
             folder,
-            told,
+            received,
             child: None,
             watchdog: None,
             given: Vec::new(),
@@ -70,7 +70,7 @@ impl Manager {
         self.given.push((name.to_owned(), descriptor));
     }
 
-    /// Runs the service as this user, who gets the folder.
+    /// Runs the service as this user, who becomes the owner of the directory.
     #[allow(dead_code, reason = "not every test program has other users")]
     pub fn become_user(&mut self, user: u32) {
         let folder = self.folder.path();
@@ -107,7 +107,7 @@ impl Manager {
         assert!(imported.status.success(), "{imported:?}");
     }
 
-    /// Starts the service, with whatever is kept.
+    /// Starts the service, with the kept descriptors.
     pub fn start(&mut self) {
         let mut command = Command::new("sh");
         command
@@ -132,9 +132,9 @@ impl Manager {
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
-        let told = self.told.0.lock().unwrap();
+        let received = self.received.0.lock().unwrap();
         let given = std::mem::take(&mut self.given);
-        let kept = told
+        let kept = received
             .kept
             .iter()
             .chain(given.iter().map(|(name, given)| (name, given)));
@@ -194,30 +194,41 @@ impl Manager {
     }
 
     pub fn count(&self, message: &str) -> usize {
-        let told = self.told.0.lock().unwrap();
-        told.messages.iter().filter(|told| *told == message).count()
+        let received = self.received.0.lock().unwrap();
+        received
+            .messages
+            .iter()
+            .filter(|received| *received == message)
+            .count()
     }
 
     pub fn messages(&self) -> Vec<String> {
-        self.told.0.lock().unwrap().messages.clone()
+        self.received.0.lock().unwrap().messages.clone()
     }
 
     pub fn kept(&self) -> Vec<String> {
-        self.told.0.lock().unwrap().kept.keys().cloned().collect()
+        self.received
+            .0
+            .lock()
+            .unwrap()
+            .kept
+            .keys()
+            .cloned()
+            .collect()
     }
 
-    /// Closes every descriptor that is kept.
+    /// Closes every kept descriptor.
     pub fn forget_everything(&self) {
-        self.told.0.lock().unwrap().kept.clear();
+        self.received.0.lock().unwrap().kept.clear();
     }
 
-    /// A duplicate of a descriptor that is kept.
+    /// A duplicate of a kept descriptor.
     pub fn kept_descriptor(&self, name: &str) -> OwnedFd {
-        let told = self.told.0.lock().unwrap();
-        told.kept[name].try_clone().unwrap()
+        let received = self.received.0.lock().unwrap();
+        received.kept[name].try_clone().unwrap()
     }
 
-    /// Waits until `message` was told `times` times.
+    /// Waits until `message` was received `times` times.
     pub fn wait_for(&mut self, message: &str, times: usize) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while self.count(message) < times {
@@ -227,8 +238,12 @@ impl Manager {
                 panic!("the service ended: {status}\n{}", self.log());
             }
             assert!(Instant::now() < deadline, "no {message}: {}", self.log());
-            let told = self.told.0.lock().unwrap();
-            drop(self.told.1.wait_timeout(told, Duration::from_millis(5)));
+            let received = self.received.0.lock().unwrap();
+            drop(
+                self.received
+                    .1
+                    .wait_timeout(received, Duration::from_millis(5)),
+            );
         }
     }
 
@@ -236,7 +251,7 @@ impl Manager {
         std::fs::read_to_string(self.join("log")).unwrap_or_default()
     }
 
-    /// What `castore-fs status --json` says.
+    /// The output of `castore-fs status --json`.
     pub fn status(&self) -> serde_json::Value {
         let output = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
             .args(["status", "--json", "--socket"])
@@ -257,8 +272,8 @@ impl Drop for Manager {
             let _ = child.kill();
             let _ = child.wait();
         }
-        // Without its descriptors a mount is dead, and no longer hangs whoever touches it.
-        self.told.0.lock().unwrap().kept.clear();
+        // Without its descriptors a mount is dead, and access to it fails instead of hanging.
+        self.received.0.lock().unwrap().kept.clear();
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let folder = self.folder.path().to_str().unwrap();
         for place in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
@@ -269,7 +284,7 @@ impl Drop for Manager {
     }
 }
 
-fn listen(socket: &UnixDatagram, told: &(Mutex<Told>, Condvar)) {
+fn listen(socket: &UnixDatagram, received: &(Mutex<Received>, Condvar)) {
     loop {
         let mut bytes = [0; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
@@ -290,7 +305,7 @@ fn listen(socket: &UnixDatagram, told: &(Mutex<Told>, Condvar)) {
         let name = assignments
             .iter()
             .find_map(|line| line.strip_prefix("FDNAME="));
-        let mut guard = told.0.lock().unwrap();
+        let mut guard = received.0.lock().unwrap();
         let has = |wanted: &str| assignments.iter().any(|line| line == wanted);
         match (name, descriptor) {
             (Some(name), Some(descriptor)) if has("FDSTORE=1") => {
@@ -303,6 +318,6 @@ fn listen(socket: &UnixDatagram, told: &(Mutex<Told>, Condvar)) {
             _ => {}
         }
         guard.messages.extend(assignments);
-        told.1.notify_all();
+        received.1.notify_all();
     }
 }

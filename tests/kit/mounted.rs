@@ -16,7 +16,7 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
         .unwrap()
 });
 
-/// Whether this machine can mount. If not the test is skipped, and has said so.
+/// Whether this machine can mount. If not the test is skipped.
 pub fn can_mount() -> bool {
     let device = std::fs::File::options()
         .read(true)
@@ -34,7 +34,7 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts `store` as `options` say.
+    /// Mounts `store` with `options`.
     pub fn new(store: Arc<dyn Store>, options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mount = MountOptions {

@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 
 /// Starts `command`, less its environment, with `socket` as the one that systemd listens on for it.
 pub fn start_with(command: &Command, socket: UnixListener) -> Child {
-    // Descriptor 3, and LISTEN_PID says whose it is, which only the child can know.
+    // Descriptor 3, and LISTEN_PID is its owner, which only the child can know.
     let line = "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(line).arg(command.get_program());

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Waits until it is `done`; fails if `what` does not come about in time for anybody.
+/// Waits until it is `done`; fails if `what` does not happen within a generous time.
 #[track_caller]
 pub fn wait_until(what: &str, done: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! How a test says that it could not run.
+//! How a test reports that it cannot run.
 
 use std::fs::OpenOptions;
 use std::io::Write;

@@ -15,7 +15,7 @@ impl Drop for Disk {
     }
 }
 
-/// Mounts a disk in memory; says why and gives nothing where that is not allowed.
+/// Mounts a disk in memory; reports why and returns nothing where that is not allowed.
 pub fn small_disk(at: &Path, bytes: u64) -> Option<Disk> {
     let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
     match mount("none", at, "tmpfs", MountFlags::empty(), options.as_c_str()) {

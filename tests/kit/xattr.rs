@@ -1,4 +1,4 @@
-//! Extended attributes, as a program asks for them.
+//! Extended attributes, read like by a program.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -9,7 +9,7 @@ pub fn xattr(path: &Path, name: &str) -> Result<String, i32> {
     let path = CString::new(path.as_os_str().as_bytes()).unwrap();
     let name = CString::new(name).unwrap();
     let mut value = [0u8; 256];
-    // SAFETY: both strings end in NUL, and the buffer is as long as is said.
+    // SAFETY: both strings end in NUL, and the buffer has the stated length.
     let length = unsafe {
         libc::lgetxattr(
             path.as_ptr(),

@@ -136,7 +136,7 @@ fn importing_the_same_again_writes_nothing() {
     assert_eq!(store.roots_version().unwrap(), version);
     assert_eq!(add_tree(&store, "other", 1).unwrap(), Added::default());
     assert_eq!(store.roots_version().unwrap(), version + 1);
-    // Of a new tree, what others have already is kept once.
+    // Blobs of a new tree that exist already are stored once.
     let more = add_tree(&store, "third", 2).unwrap();
     assert!(more.blobs < added.blobs, "{more:?}");
     let (names, reached) = verify_whole(&store);
@@ -226,7 +226,7 @@ fn a_root_is_refused_while_something_below_it_is_missing() {
     assert_eq!((added.blobs, added.directories), (1, 0));
     assert_eq!(try_root(&|_| {}).unwrap(), Added::default());
     assert_eq!(verify_whole(&store).0, ["root"]);
-    // A node that lies about its file.
+    // A node with a wrong size.
     let lie = Node::File {
         digest: Digest::of(&blob),
         size: 99,

@@ -12,7 +12,7 @@ use crate::folder::{large, records};
 use crate::processes::start;
 use crate::tree::*;
 
-/// Checks that nothing lies about that the index does not know.
+/// Checks that there is no file that the index does not know.
 fn assert_tidy(path: &Path, store: &dyn Store) {
     let left: Vec<_> = std::fs::read_dir(path.join("tmp")).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
@@ -97,7 +97,7 @@ fn what_another_process_is_writing_is_not_litter() {
     let store = open(path);
     let ingest = store.ingest().unwrap();
     let node = put_tree(&*ingest, 1).unwrap();
-    // Another opening, as another process would, and a dead process's things beside ours.
+    // A second opening, as by another process, and a dead process's files beside those of this one.
     std::fs::create_dir(path.join("tmp/1-0")).unwrap();
     std::fs::write(path.join("tmp/1-0/0.part"), b"left").unwrap();
     std::fs::write(path.join("packs/00000077.pack"), b"").unwrap();

@@ -1,4 +1,4 @@
-//! Damage is told for what it hit and for nothing else.
+//! Damage is reported for the damaged objects only.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -155,7 +155,7 @@ fn a_pack_that_is_cut_or_gone_damages_what_was_in_it() {
     for error in &reached.errors {
         assert!(matches!(error, Error::Damaged { .. }), "{error}");
     }
-    // What lies before the cut is untouched, and nobody adds to a pack like that.
+    // What is before the cut is untouched, and such a pack is not appended to.
     let store = open(folder.path());
     for blob in &blobs[..blobs.len() - 1] {
         read_all(&store, &blob.digest, blob.len as u64).unwrap();
@@ -221,7 +221,7 @@ fn what_was_found_damaged_is_absent_for_additions_and_replaced_by_them() {
         );
     }
     drop(store);
-    // Another process knows by the list in the index.
+    // Another process reads the list in the index.
     let store = open(path);
     assert!(!block_on(store.has_blob(&blob)).unwrap());
     assert!(!block_on(store.has_tree(&directory)).unwrap());

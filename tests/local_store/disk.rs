@@ -19,7 +19,7 @@ use crate::tree::*;
 /// Makes a file that takes all of its disk but `spare` bytes.
 fn fill(path: &Path, spare: u64) -> fs::File {
     let file = fs::File::create(path).unwrap();
-    // What statvfs says can be had is not always there at once.
+    // The space in statvfs is not always available at once.
     for _ in 0..100 {
         let found = rustix::fs::statvfs(path).unwrap();
         let free = (found.f_bavail * found.f_bsize).saturating_sub(spare);
@@ -32,7 +32,7 @@ fn fill(path: &Path, spare: u64) -> fs::File {
     panic!("{} does not fill up", path.display());
 }
 
-/// Shows `from` read-only at `at`; says why and gives nothing where that is not allowed.
+/// Shows `from` read-only at `at`; reports why and returns nothing where that is not allowed.
 fn read_only(from: &Path, at: &Path) -> Option<Disk> {
     let flags = MountFlags::BIND | MountFlags::RDONLY;
     let mounted = mount_bind(from, at).and_then(|()| {
@@ -85,7 +85,7 @@ fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     assert_eq!(large(&path).len(), 3);
 }
 
-/// The files with the lengths that they should keep; the index may grow.
+/// The files with the lengths that they must keep; the index may grow.
 fn files_in(path: &Path) -> Vec<(PathBuf, u64)> {
     crate::folder::files(path)
         .into_iter()
@@ -98,7 +98,7 @@ fn files_in(path: &Path) -> Vec<(PathBuf, u64)> {
 }
 
 #[test]
-fn a_store_on_a_read_only_disk_can_be_read_and_says_that_it_cannot_be_written() {
+fn a_store_on_a_read_only_disk_can_be_read_and_refuses_additions() {
     let folder = tempfile::tempdir().unwrap();
     let (path, view) = (folder.path().join("store"), folder.path().join("view"));
     fs::create_dir(&view).unwrap();
@@ -114,7 +114,7 @@ fn a_store_on_a_read_only_disk_can_be_read_and_says_that_it_cannot_be_written() 
         error.to_string().contains("mount it for writing"),
         "{error}"
     );
-    // Who can write does, and the reader sees it.
+    // A process that can write does, and the reader sees it.
     add_tree(&open(&path), "second", 2).unwrap();
     assert_eq!(verify_whole(&store).0, ["second", "tree"]);
 
@@ -148,7 +148,7 @@ fn a_store_whose_writer_was_killed_opens_even_on_a_read_only_disk() {
 }
 
 #[test]
-fn another_user_reads_a_store_and_is_told_that_it_is_not_theirs_to_write() {
+fn another_user_reads_a_store_and_gets_an_error_when_adding() {
     if !rustix::process::geteuid().is_root() {
         skip("only root can start a process as another user");
         return;
@@ -158,7 +158,7 @@ fn another_user_reads_a_store_and_is_told_that_it_is_not_theirs_to_write() {
     let path = folder.path().join("store");
     let store = open(&path);
     add_tree(&store, "tree", 1).unwrap();
-    // The test binary may lie where others cannot go.
+    // The test binary may be in a directory that other users cannot enter.
     let program = folder.path().join("test");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let mut stranger = std::process::Command::new(&program);

@@ -1,4 +1,4 @@
-//! The files of a store, as `docs/store-format.md` says they are.
+//! The files of a store are those in `docs/store-format.md`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

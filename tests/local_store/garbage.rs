@@ -1,4 +1,5 @@
-//! Garbage collection: what no root leads to goes, and nothing else, whoever else is at work.
+//! Garbage collection: objects that no root reaches are removed, and no others, also beside other
+//! processes.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -163,7 +164,7 @@ fn a_reader_with_an_old_view_gets_no_wrong_byte_and_finds_what_came_again() {
             Answer::Found(_) => assert_eq!(Digest::of(&bytes), *digest),
             Answer::Absent => assert!(
                 !kept.blobs.contains(digest),
-                "{digest} is said to be absent"
+                "{digest} is reported as absent"
             ),
             Answer::Wait => panic!("nothing to wait for"),
         }
@@ -176,7 +177,7 @@ fn a_reader_with_an_old_view_gets_no_wrong_byte_and_finds_what_came_again() {
     add_tree(&writer, "tree1", 1).unwrap();
     add_tree(&writer, "tree3", 3).unwrap();
     assert_eq!(verify_whole(&reader).1.blobs.len(), sizes.len());
-    // A reader that looks at the roots now and then keeps no removed file open.
+    // A reader that checks the roots now and then keeps no removed file open.
     remove(&writer, "tree3");
     writer.collect_garbage(&now()).unwrap();
     reader.roots_version().unwrap();
@@ -223,7 +224,7 @@ fn an_addition_keeps_what_it_counts_on_and_a_collection_waits_for_it() {
 }
 
 #[test]
-fn imports_and_readers_go_on_beside_collections() {
+fn imports_and_readers_work_beside_collections() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let store = open(path);

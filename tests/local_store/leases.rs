@@ -1,4 +1,4 @@
-//! What is in use is not collected, whoever collects.
+//! Objects in use are not collected, by any process.
 
 use std::fs;
 use std::path::Path;
@@ -72,7 +72,7 @@ fn a_lease_stays_small_however_much_was_held_in_its_time() {
     assert_eq!(collect(path), Collected::default());
 }
 
-/// A process that died may have a successor, which goes on with the guest that it served.
+/// A process that died may be followed by another, which takes over its guest.
 #[test]
 fn what_a_dead_process_had_in_use_stays_for_a_while_and_not_over_a_boot() {
     use std::io::{BufRead, BufReader};
@@ -96,7 +96,7 @@ fn what_a_dead_process_had_in_use_stays_for_a_while_and_not_over_a_boot() {
     assert_eq!(files.len(), 1);
     let text = fs::read_to_string(&files[0]).unwrap();
     assert_eq!(text.matches("dead ").count(), 1, "{text}");
-    // An hour later, or after the machine was started anew, it is over.
+    // An hour later, or after a reboot, the lease has expired.
     let (long_ago, other_boot) = (
         text.replace("dead ", "dead 1\ndead "),
         text.replace("boot ", "boot 0"),

@@ -156,14 +156,14 @@ fn a_store_of_version_1_is_read_and_converted_by_its_first_change() {
         "{error}"
     );
     drop((view, database));
-    // All of it is in the journal now, from which the index can be made anew.
+    // All of it is in the journal now, from which the index can be rebuilt.
     fs::remove_file(folder.path().join("index.redb")).unwrap();
     let (store, _) = repair(folder.path());
     assert_eq!(verify_whole(&store).0, [NAME, "third", "tree"]);
 }
 
 #[test]
-fn a_lost_index_is_made_anew_of_packs_and_journal() {
+fn a_lost_index_is_rebuilt_from_packs_and_journal() {
     for damage in 0..4 {
         let folder = sample();
         let path = folder.path();
@@ -223,7 +223,7 @@ fn an_index_that_is_older_than_the_rest_is_not_written_to() {
 }
 
 #[test]
-fn a_journal_that_is_not_the_indexs_is_written_anew() {
+fn a_journal_of_another_index_is_written_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     add_tree(&open(path), "tree", 3).unwrap();

@@ -1,6 +1,6 @@
 //! Several processes at one store.
 //!
-//! A child process is this test binary, told by the environment to run [`child`] as something
+//! A child process is this test binary, instructed by the environment to run [`child`] as something
 //! else than a test.
 
 use std::path::Path;
@@ -60,14 +60,14 @@ fn child() {
                 add_tree(&*store, &format!("tree{seed}"), seed).unwrap();
             }
         }
-        // Adds trees until it is killed, and says which are through.
+        // Adds trees until it is killed, and prints those that are committed.
         "add-for-ever" => {
             for seed in number.. {
                 add_tree(&*store, &format!("tree{seed}"), seed).unwrap();
                 println!("\ndone tree{seed}");
             }
         }
-        // Says what it finds, and what happens when it writes.
+        // Prints what it finds, and the outcome of a write.
         "look" => {
             let (names, _) = verify_whole(&*store);
             println!("\nfound {}", names.join(" "));

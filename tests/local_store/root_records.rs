@@ -1,4 +1,4 @@
-//! What the store knows of its roots: when they came, and whether their content has.
+//! A store's records of its roots: when they came, and whether their content has.
 
 use castore_fs::castore::{Digest, Root};
 use castore_fs::nix::PathInfo;
@@ -49,7 +49,7 @@ fn a_root_that_came_before_its_content_is_hidden_until_that_has_come() {
     };
     announce(&other).unwrap();
     announce(&root).unwrap();
-    // Part of the content, kept whatever a collection spares; then the rest.
+    // A part of the content, which no collection removes; then the rest.
     let ingest = store.ingest().unwrap();
     put(&*ingest, &noise(0, 3000)).unwrap();
     ingest.commit().unwrap();

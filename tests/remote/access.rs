@@ -1,4 +1,4 @@
-//! Who may call a server, how much, and until when.
+//! Which clients a server accepts, how many calls, and until when.
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// What the client at `url` says to a read of the blob.
+/// The client's result at `url` for a read of the blob.
 async fn read(url: &str, digest: &Digest) -> Result<usize, String> {
     let client = GrpcStore::open(url).map_err(|error| error.to_string())?;
     let read = client.read(digest, 1000, 0, 1000).await;
@@ -51,7 +51,7 @@ async fn read(url: &str, digest: &Digest) -> Result<usize, String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_demands_a_token_serves_nobody_without() {
+async fn a_server_that_requires_a_token_serves_no_client_without() {
     let (store, digest) = with_blob();
     let folder = tempfile::tempdir().unwrap();
     let address = format!("unix:{}", folder.path().join("socket").display());
@@ -69,7 +69,7 @@ async fn a_server_that_demands_a_token_serves_nobody_without() {
         assert!(error.contains("demands a token"), "{error}");
         assert!(!error.contains("guessed"), "{error}");
     }
-    // Probes have no token, and are told the state and nothing else.
+    // Probes have no token, and get the state and nothing else.
     assert_eq!(health(&folder.path().join("socket")).await, 1);
 }
 
@@ -85,7 +85,7 @@ async fn a_token_is_not_taken_where_it_would_travel_in_the_clear() {
     assert!(matches!(refused, Err(ServerError::TokenInTheClear { .. })));
 }
 
-/// The state that the health service of the server at a unix socket tells: 1 is "serving".
+/// The state that the health service of the server at a unix socket returns: 1 is "serving".
 async fn health(socket: &Path) -> i32 {
     let socket = socket.to_owned();
     let connect = tower::service_fn(move |_: http::Uri| {
@@ -179,7 +179,7 @@ async fn certificates_are_demanded_and_checked_on_both_sides() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_run_to_their_end_when_the_server_is_told_to_stop() {
+async fn calls_run_to_their_end_when_the_server_is_stopped() {
     let (store, digest) = with_blob();
     let slow = Arc::new(Double::far("double:", store));
     let folder = tempfile::tempdir().unwrap();
@@ -267,7 +267,7 @@ async fn questions_that_are_too_large_are_refused() {
     );
 }
 
-/// A server process that is told to stop when it goes.
+/// A server process that is stopped on drop.
 struct Process(Child);
 
 impl Drop for Process {

@@ -108,7 +108,7 @@ async fn questions_about_blobs() {
             let stat = client.stat(request).await;
             assert_eq!(stat.as_ref().err().map(Status::code), expected);
             if let Ok(stat) = stat {
-                // Chunks of 1 MiB, and nobody asked for more.
+                // Chunks of 1 MiB, although none were requested.
                 let stat = stat.into_inner();
                 assert_eq!((stat.chunks.len(), stat.bao.len()), (3, 0));
             }
@@ -155,7 +155,7 @@ async fn questions_for_directories() {
             all(answer).await.map(|directories| directories.len())
         };
         assert_eq!(get(missing.as_bytes(), false).await, Err(Code::NotFound));
-        // The field's clients know an empty stream as "not found".
+        // Other clients take an empty stream for "not found".
         assert_eq!(get(missing.as_bytes(), true).await, Ok(0));
         for recursive in [false, true] {
             assert_eq!(get(b"short", recursive).await, Err(Code::InvalidArgument));
@@ -288,7 +288,7 @@ async fn questions_about_store_paths() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_takes_nothing_says_so_to_the_fields_clients() {
+async fn a_read_only_server_refuses_other_clients_additions() {
     let server = Server::read_only(Arc::new(memory()));
     for client in clients(&server.url).await {
         let mut blobs = BlobServiceClient::new(client.clone());

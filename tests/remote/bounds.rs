@@ -36,7 +36,7 @@ async fn channel(server: &Server) -> Channel {
     Channel::from_shared(url).unwrap().connect().await.unwrap()
 }
 
-/// What a server says to a unary request of about `length` bytes at `path`.
+/// The server's response to a unary request of about `length` bytes at `path`.
 async fn ask(channel: &Channel, path: &'static str, length: usize) -> Status {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await.unwrap();
@@ -103,14 +103,14 @@ async fn every_unary_request_has_a_limit_by_its_method() {
     }
 }
 
-/// An upload that says no more: both ways to send, of which one is used, and the call.
+/// A silent upload: both ways to send, of which one is used, and the call.
 type Silent = (
     mpsc::Sender<BlobChunk>,
     mpsc::Sender<IngestRequest>,
     JoinHandle<Result<(), Status>>,
 );
 
-/// Uploads that said one byte and say no more; as long as what this gives lives.
+/// Uploads that sent one byte and nothing more; as long as the returned value lives.
 async fn silent_uploads(server: &Server, connections: usize, each: usize) -> Vec<Silent> {
     let mut open = Vec::new();
     for _ in 0..connections {
@@ -184,7 +184,7 @@ fn still_open(uploads: Vec<Silent>) -> Vec<Silent> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_goes_on_after_a_collection_that_ran_meanwhile() {
+async fn an_upload_continues_after_a_collection_that_ran_meanwhile() {
     let (_folder, store) = local();
     let old = noise(5, 300_000);
     let ingest = store.ingest().unwrap();
@@ -239,14 +239,14 @@ async fn an_upload_goes_on_after_a_collection_that_ran_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_upload_ends_by_a_deadline_and_one_that_goes_on_does_not() {
+async fn a_silent_upload_ends_by_a_deadline_and_one_with_progress_does_not() {
     let limits = Limits {
         silence: Duration::from_millis(600),
         ..Limits::default()
     };
     let server = Server::with(Arc::new(memory()), "127.0.0.1:0", with_limits(limits));
     for (_, _, call) in silent_uploads(&server, 1, 2).await {
-        let ended = tokio::time::timeout(HANGS, call).await.expect("it goes on");
+        let ended = tokio::time::timeout(HANGS, call).await.expect("it hangs");
         assert_eq!(ended.unwrap().unwrap_err().code(), Code::DeadlineExceeded);
     }
     let chunks = tokio_stream::iter(0..20u8).then(|number| async move {
@@ -259,7 +259,7 @@ async fn a_silent_upload_ends_by_a_deadline_and_one_that_goes_on_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_say_nothing_are_closed_and_lock_nobody_out() {
+async fn silent_connections_are_closed_and_lock_no_client_out() {
     let limits = Limits {
         connections: 8,
         first_call: Duration::from_secs(3600),
@@ -332,7 +332,7 @@ async fn uploads_leave_the_disk_what_is_to_stay_free_and_have_an_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_that_are_not_taken_take_bounded_memory_and_starve_nobody() {
+async fn answers_that_are_not_read_take_bounded_memory_and_starve_no_client() {
     let (_folder, store) = local();
     let blob = noise(1, 8 << 20);
     let ingest = store.ingest().unwrap();
@@ -350,7 +350,7 @@ async fn answers_that_are_not_taken_take_bounded_memory_and_starve_nobody() {
         for _ in 0..50 {
             let mut client = BlobServiceClient::new(channel.clone());
             let digest = digest.clone();
-            // Its messages are never asked for.
+            // Its messages are never read.
             open.push(tokio::spawn(async move {
                 let answer = client.read(ReadBlobRequest { digest }).await;
                 std::future::pending::<()>().await;

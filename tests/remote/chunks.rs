@@ -112,13 +112,13 @@ async fn a_large_blob_is_read_by_chunks_that_are_blobs_of_their_own() {
             .unwrap()
             .is_empty()
     );
-    // Our own client, which asks for the size, has nothing cut.
+    // A castore-fs client, which requests the size, causes no cutting.
     assert_eq!(
         server.client().blob_size(&digest).await.unwrap(),
         Some(blob.len() as u64)
     );
 
-    // Lists are kept: another server knows the chunk, and cuts nothing.
+    // Lists are stored: another server knows the chunk, and cuts nothing.
     tokio::task::block_in_place(|| server.stop());
     let server = start();
     let reader = Reader::of(&server).await;

@@ -19,9 +19,9 @@ use super::answers::{all, clients};
 use super::noise;
 use super::skip::skip;
 
-const NOBODY: u32 = 65_534;
+const UNPRIVILEGED: u32 = 65_534;
 
-/// A folder that anybody can use, with a tree that holds a large file.
+/// A directory that every user can use, with a tree that holds a large file.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let all = fs::Permissions::from_mode(0o777);
@@ -90,7 +90,7 @@ impl Serving {
         format!("grpc+unix:{}?wait-connect=1", self.socket.display())
     }
 
-    /// What the kernel says of every one of its threads.
+    /// The kernel's status of every one of its threads.
     fn statuses(&self) -> Vec<String> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
         let status = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("status"));
@@ -186,10 +186,13 @@ async fn a_store_is_added_to_without_privileges() {
     let folder = folder();
     let from = imported(folder.path(), "from");
     let is_root = rustix::process::geteuid().is_root();
-    // Somebody else cannot run what lies in a folder of root's.
+    // Another user cannot run a program in a directory of the superuser.
     let staged = folder.path().join("castore-fs");
     fs::copy(env!("CARGO_BIN_EXE_castore-fs"), &staged).unwrap();
-    for (name, user) in [("to", None), ("of-nobody", is_root.then_some(NOBODY))] {
+    for (name, user) in [
+        ("to", None),
+        ("of-another-user", is_root.then_some(UNPRIVILEGED)),
+    ] {
         let store = local(folder.path(), name);
         let mut command = Command::new(&staged);
         if let Some(user) = user {
@@ -207,9 +210,9 @@ async fn a_store_is_added_to_without_privileges() {
     }
 }
 
-/// Which it reaches with a token from a file that lies elsewhere.
+/// Which it reaches with a token from a file elsewhere.
 #[test]
-fn a_store_far_away_is_served_without_privileges() {
+fn an_upstream_is_served_without_privileges() {
     let (folder, elsewhere) = (folder(), tempfile::tempdir().unwrap());
     let token = elsewhere.path().join("token");
     fs::write(&token, "not-to-be-guessed").unwrap();
@@ -233,7 +236,8 @@ fn a_store_far_away_is_served_without_privileges() {
     let _ = server.wait();
 }
 
-/// The store's large blobs, moved to another folder behind a symlink: Landlock knows the difference.
+/// The store's large blobs, moved to another directory behind a symlink: Landlock sees the
+/// difference.
 #[test]
 fn files_outside_of_the_store_are_out_of_reach() {
     let folder = folder();

@@ -1,4 +1,4 @@
-//! A server far away: 10 ms there and back.
+//! An upstream with a round trip of 10 ms.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,7 +45,7 @@ async fn within<T>(what: &str, client: &GrpcStore, most: u64, work: impl Future<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_far_away_costs_few_round_trips() {
+async fn an_upstream_costs_few_round_trips() {
     let store = memory();
     let large = noise(1, 64 << 20);
     let root = put_root(&store, "far", |ingest| {
@@ -77,14 +77,14 @@ async fn what_is_far_away_costs_few_round_trips() {
             at += read.len() as u64;
         }
     };
-    // In 512 reads of 128 KiB. How many of these calls overlap, the time that is printed tells.
+    // In 512 reads of 128 KiB. The printed time shows how many of these calls overlap.
     within("64 MiB from front to back", &client, 256, all).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_metadata_of_an_image_takes_three_round_trips() {
     let store = memory();
-    // Nodes of blobs that are nowhere: none is asked for.
+    // Nodes of blobs that are nowhere: none is requested.
     let root = put_root(&store, "tree", |ingest| {
         let directories = (0..1000u32).map(|d| {
             let files = (0..49u32).map(|f| {
@@ -122,7 +122,7 @@ async fn the_metadata_of_an_image_takes_three_round_trips() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_to_far_away_waits_by_the_batch() {
+async fn a_copy_to_an_upstream_waits_by_the_batch() {
     let source = memory();
     let root = put_root(&source, "tree", |ingest| put_tree(ingest, 1, 9, 3));
     let target = memory();
@@ -158,9 +158,9 @@ async fn a_way_that_is_cut_costs_what_is_not_here_and_nothing_once_it_is_mended(
     };
     assert_eq!(read(0).await.unwrap().unwrap(), large[..1000]);
     link.cut();
-    // Wherever it breaks off, it is told, and nobody waits for ever.
-    let told = tokio::time::timeout(Duration::from_secs(40), read(size - 1000)).await;
-    told.expect("a reader hangs").unwrap_err();
+    // Wherever it is interrupted, the reader gets an error, and does not wait for ever.
+    let failed = tokio::time::timeout(Duration::from_secs(40), read(size - 1000)).await;
+    failed.expect("a reader hangs").unwrap_err();
     assert_eq!(read(10).await.unwrap().unwrap(), large[10..1010]);
     link.mend();
     let started = Instant::now();

@@ -1,5 +1,5 @@
-//! Stores behind gRPC: our client against our server, and against servers that are not ours, old,
-//! slow, broken or liars.
+//! Stores behind gRPC: the client against castore-fs servers, and against other ones, old, slow,
+//! broken or corrupt.
 
 mod access;
 mod answers;

@@ -1,7 +1,8 @@
-//! What work costs at a distance: round trips, calls and time, for our server, one of the field's
-//! and an object store, through a link of 10 and of 100 ms there and back and 20 MB/s.
+//! The cost of work with an upstream: round trips, calls and time, for a castore-fs server, one of
+//! the common protocol's and an object store, through a link of 10 and of 100 ms there and back and
+//! 20 MB/s.
 //!
-//! Calls are asserted, as they are what round trips are paid for and no clock has a say in them.
+//! Calls are asserted, since they cost round trips and do not depend on a clock.
 //! The table is printed:
 //!
 //!     cargo test --test remote -- --nocapture numbers              # 10 ms, small
@@ -77,10 +78,10 @@ fn data(width: u64, directories: u64, large: usize) -> Data {
     }
 }
 
-/// A client of one kind of server, which says how many calls it made.
+/// A client of one kind of server, which counts its calls.
 type Client = (Arc<dyn Store>, Box<dyn Fn() -> u64>);
 
-/// A kind of server, and how a client of it is made that knows nothing yet, through a link.
+/// A kind of server, and how a client of it with an empty cache is made, through a link.
 struct Kind {
     name: &'static str,
     server: SocketAddr,

@@ -40,14 +40,14 @@ pub struct Peer {
     pub lies: bool,
     /// Answers questions for the chunks of one blob with those of another, each of which is right.
     pub list_of: Option<(Digest, Digest)>,
-    /// The chunks it has ever told of: they can be read by their digests.
+    /// The chunks that it has listed: they can be read by their digests.
     pub chunks: Arc<Mutex<HashMap<Digest, Vec<u8>>>>,
     pub blob_reads: Arc<AtomicU64>,
     pub unavailable: Arc<AtomicBool>,
 }
 
 impl Peer {
-    /// Starts it; `older` for one that knows the older generation's names alone.
+    /// Starts it; `older` for one that has only the older generation's names.
     pub fn serve(self, older: bool) -> Server {
         Server::of(move |incoming| {
             tonic::transport::Server::builder()
@@ -57,7 +57,7 @@ impl Peer {
                         *request.uri_mut() = match (older, uri.path().starts_with("/tvix.")) {
                             (true, true) => with_generation(uri, Generation::Current),
                             (false, false) => uri,
-                            // A name that nobody serves.
+                            // A name without a service.
                             _ => "/unknown.Service/Method".parse().unwrap(),
                         };
                         request

@@ -206,7 +206,7 @@ async fn what_a_walk_will_read_comes_together() {
         assert_eq!(client.root(b"missing").await.unwrap(), None);
         let before = client.calls();
         client.will_need(&wanted);
-        // Asked for twice, fetched once.
+        // Requested twice, fetched once.
         client.will_need(&wanted);
         for blob in small.iter() {
             let (digest, size) = claim(blob);
@@ -246,7 +246,7 @@ async fn chunks_of_a_peer_are_read_alone_where_they_suffice() {
     let at = 11_111_111;
     let read = client.read(&digest, size, at as u64, 4096).await;
     assert_eq!(read.unwrap().unwrap(), blob[at..at + 4096]);
-    // A segment of 256 KiB lies in two chunks at most.
+    // A segment of 256 KiB is in two chunks at most.
     assert!(reads.load(Ordering::Relaxed) <= 2);
     reads_right(&client, &blob).await;
     // All of it was read, and belongs to the digest: no byte came twice.

@@ -1,4 +1,4 @@
-//! What a client may do to root nodes, and what is believed of what it says of them.
+//! Clients' rights to change roots, and the verification of what they claim about them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -213,7 +213,7 @@ async fn a_token_has_the_rights_that_the_file_gives_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_client_says_of_a_nar_is_checked_before_it_is_passed_on() {
+async fn a_nar_hash_from_a_client_is_checked_before_it_is_passed_on() {
     let server = Server::with(Arc::new(memory()), "127.0.0.1:0", writable(false));
     let peer = Peer::of(&server).await;
     peer.put_blob(CONTENT).await;
@@ -252,7 +252,7 @@ async fn what_a_client_says_of_a_nar_is_checked_before_it_is_passed_on() {
     let signatures = peer.get().await.unwrap().narinfo.unwrap().signatures;
     assert_eq!(signatures.len(), 2, "signatures are united");
 
-    // Another server's client says so in the stream of an addition.
+    // A castore-fs client sends it in the stream of an addition.
     let client = server.client();
     let put = tokio::task::spawn_blocking(move || {
         let ingest = client.ingest().unwrap();
@@ -338,7 +338,7 @@ async fn a_narinfo_that_is_lacking_is_computed_and_left_out_until_then() {
     assert_eq!(peer.get().await.unwrap().narinfo, nar);
     assert_eq!(peer.list().await.len(), 1);
     let kept = store.path_info(NIX_NAME.as_bytes()).await.unwrap();
-    assert_eq!(kept.unwrap().narinfo, nar, "it is kept");
+    assert_eq!(kept.unwrap().narinfo, nar, "it is stored");
 
     let store = memory();
     put(&store);
@@ -359,7 +359,7 @@ async fn a_narinfo_that_is_lacking_is_computed_and_left_out_until_then() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_for_a_narinfo_is_answered_by_the_deadline() {
+async fn a_request_for_a_narinfo_is_answered_by_the_deadline() {
     use super::double::Double;
     let store = memory();
     let content = noise(1, 10_000);

@@ -9,7 +9,7 @@ use castore_fs::store::{GrpcStore, Store};
 use tokio::sync::oneshot;
 use tonic::transport::server::TcpIncoming;
 
-/// Our server; stops when dropped.
+/// A castore-fs server; stops when dropped.
 pub struct Server {
     pub url: String,
     stop: Option<oneshot::Sender<()>>,

@@ -1,4 +1,4 @@
-//! Servers that lie, hang, fail or go away.
+//! Servers that send wrong bytes, hang, fail or end.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +22,7 @@ fn with_blob(len: usize) -> (MemoryStore, Vec<u8>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_liar_never_gets_a_wrong_byte_through() {
+async fn a_corrupt_server_never_gets_a_wrong_byte_through() {
     for len in [10, 300_000, 9 << 20] {
         let (store, blob) = with_blob(len);
         let (digest, size) = (Digest::of(&blob), len as u64);
@@ -55,7 +55,7 @@ async fn a_liar_never_gets_a_wrong_byte_through() {
                     Err(other) => panic!("{other}"),
                 }
             }
-            assert!(wrong > 0, "{len}: the lie was not seen");
+            assert!(wrong > 0, "{len}: the wrong bytes were not noticed");
             // What can be checked by parts is lost by parts only.
             assert!(whole || len < 1 << 20 || wrong < 10, "{len}: {wrong} lost");
         }
@@ -63,7 +63,7 @@ async fn a_liar_never_gets_a_wrong_byte_through() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn right_chunks_of_a_wrong_list_get_no_byte_through_unless_asked_to_and_then_once() {
+async fn right_chunks_of_a_wrong_list_get_no_byte_through_unless_allowed_and_then_once() {
     const LEN: usize = 3 << 20;
     let (store, blob) = with_blob(LEN);
     let other = noise(10, LEN);
@@ -115,7 +115,7 @@ async fn right_chunks_of_a_wrong_list_get_no_byte_through_unless_asked_to_and_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_directory_than_the_one_asked_for_is_an_error() {
+async fn another_directory_than_the_requested_one_is_an_error() {
     let liar = Double {
         swap_directories: Some(Directory::empty()),
         ..Double::default()
@@ -126,7 +126,7 @@ async fn another_directory_than_the_one_asked_for_is_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_lies_about_its_size_is_found_out() {
+async fn a_node_with_a_wrong_size_is_detected() {
     for len in [10, 300_000, 9 << 20] {
         let (store, blob) = with_blob(len);
         let digest = Digest::of(&blob);
@@ -197,7 +197,7 @@ async fn a_server_that_hangs_costs_one_deadline_and_no_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_not_there_is_told_quickly_by_name() {
+async fn an_unreachable_server_is_quickly_reported_by_name() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);

@@ -119,7 +119,7 @@ fn an_addition_that_is_dropped_or_broken_leaves_nothing() {
 }
 
 #[test]
-fn a_read_only_server_says_so() {
+fn a_read_only_server_refuses_additions() {
     let server = Server::read_only(Arc::new(memory()));
     let refused = server.client().ingest().err().unwrap();
     assert!(matches!(refused, Error::ReadOnly { .. }), "{refused}");

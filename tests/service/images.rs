@@ -120,7 +120,7 @@ fn a_closure_changes_with_the_configuration_and_the_mount_stays() {
     let expected = format!("{} {size}\n", path.display());
     assert_eq!(String::from_utf8_lossy(&printed.stdout), expected);
 
-    // One that names a root which is not there is none, and the log says which.
+    // One with an unknown root is not made, and the log names it.
     manager.configure(&with_images("[images.all]\nroots = ['one', 'three']\n"));
     let ready = manager.count("READY=1");
     manager.signal(libc::SIGHUP);

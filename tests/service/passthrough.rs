@@ -1,5 +1,5 @@
-//! Mounts with `reads = "passthrough"`, whose open files and registered files the kernel keeps while
-//! one process dies and another goes on.
+//! Mounts with `reads = "passthrough"`, whose open files and registered files the kernel keeps
+//! while one process dies and another takes over.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,7 +13,7 @@ use super::*;
 
 const MOUNT: &str = "[stores.disk]\nurl = 'local:@/store'\n\
     [mounts.tree]\npath = '@/mnt'\nreads = 'passthrough'\n";
-/// Files that are large enough to lie in the store as such.
+/// Files that are large enough to be files of their own in the store.
 const LARGE: usize = 10;
 /// And others.
 const SMALL: usize = 10;
@@ -98,7 +98,7 @@ struct Map {
 impl Map {
     fn new(of: &File, bytes: usize) -> std::io::Result<Self> {
         let (reads, private) = (ProtFlags::READ, MapFlags::PRIVATE);
-        // SAFETY: the kernel chooses the address; nobody changes or truncates the file.
+        // SAFETY: the kernel chooses the address; the file is neither changed nor truncated.
         let start =
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, reads, private, of, 0) }?;
         Ok(Self {
@@ -122,7 +122,7 @@ impl Drop for Map {
     }
 }
 
-/// A program that holds files open, maps them, opens them again and reads them, until it is told to
+/// A program that holds files open, maps them, opens them again and reads them, until it is stopped
 /// stop. Gives what went wrong, and how often nothing did.
 fn use_files(tree: &Path, seed: usize, stop: &AtomicBool) -> (Vec<String>, u64) {
     let mut failures = Vec::new();
@@ -241,7 +241,7 @@ fn open_files_outlive_the_process_again_and_again() {
                 }
                 let began = Instant::now();
                 manager.kill();
-                // While nobody serves, the kernel reads what it was handed.
+                // While no process serves, the kernel reads its backing files.
                 let mut part = [0; 4096];
                 held[5]
                     .read_exact_at(&mut part, 4096 * (round % 200))
@@ -299,7 +299,7 @@ fn open_files_outlive_the_process_again_and_again() {
     wait_for_count(&manager, "files", (LARGE + SMALL) as u64);
     wait_for_count(&manager, "backed", LARGE as u64);
     drop(held);
-    // A mapping keeps what it maps, and the kernel needs us for it no more.
+    // A mapping keeps what it maps, and needs no request any more.
     assert!(is_right(3, 0, map.page(0)));
     drop(map);
     wait_for_count(&manager, "files", 0);
@@ -346,7 +346,7 @@ fn a_file_that_is_open_while_it_is_fetched_can_be_opened_again() {
     assert_eq!(
         open_count(&manager, "backed"),
         0,
-        "it was near from the start"
+        "it was cached from the start"
     );
     // Another inode of the same content is handed over as soon as there is a file.
     let again = manager.join("mnt/tree/again").join(name(2));
@@ -355,7 +355,7 @@ fn a_file_that_is_open_while_it_is_fetched_can_be_opened_again() {
     while open_count(&manager, "backed") == 0 {
         assert!(
             Instant::now() < deadline,
-            "it is never near: {}",
+            "it is never cached: {}",
             manager.status()
         );
         check(&opened);
@@ -380,7 +380,7 @@ fn a_file_that_is_open_while_it_is_fetched_can_be_opened_again() {
 }
 
 #[test]
-fn a_mount_that_is_to_be_read_in_another_way_is_made_anew() {
+fn a_mount_with_another_kind_of_reads_is_made_again() {
     let Some(mut manager) = started() else { return };
     manager.kill();
     manager.configure(&MOUNT.replace("passthrough", "page-cache"));
@@ -388,7 +388,7 @@ fn a_mount_that_is_to_be_read_in_another_way_is_made_anew() {
     let status = manager.status();
     assert!(status["mounts"]["tree"]["open"].is_null(), "{status}");
     assert_eq!(status["mounts"]["tree"]["adopted"], false);
-    // What was kept of a page-cache mount has no room for open files.
+    // The state of a page-cache mount has no room for open files.
     manager.kill();
     manager.configure(MOUNT);
     manager.start_and_wait();

@@ -149,7 +149,7 @@ impl FrontEnd {
         vhost.set_vring_enable(number, true).unwrap();
     }
 
-    /// Sets a queue up anew, as a driver does after it was reset.
+    /// Sets a queue up again, like a driver after a reset.
     pub fn restart(&mut self, number: usize) {
         self.vhost.get_vring_base(number).unwrap();
         let queue = &mut self.queues[number];
@@ -166,7 +166,7 @@ impl FrontEnd {
     pub fn request(&mut self, number: usize, request: &[u8], room: u32) -> Vec<u8> {
         let head = self.send(number, request, room);
         let (answered, length) = self.receive(number);
-        assert_eq!(answered, head, "somebody else's request was answered");
+        assert_eq!(answered, head, "another request was answered");
         self.reply(number, head, length)
     }
 
@@ -243,7 +243,7 @@ impl FrontEnd {
         let deadline = Instant::now() + patience;
         let queue = &self.queues[number];
         if queue.event_idx {
-            // The driver's wish to be told of the very next one.
+            // The driver's request to be notified of the very next one.
             let wish = queue.available() + 4 + u64::from(ENTRIES) * 2;
             self.write(wish, &queue.seen.to_le_bytes());
             fence(Ordering::SeqCst);
@@ -259,7 +259,7 @@ impl FrontEnd {
             if Instant::now() > deadline {
                 return None;
             }
-            // Sleeps until it is told, so that an answer that nobody is told of is noticed.
+            // Sleeps until it is notified, so that a reply without a notification is detected.
             // SAFETY: the descriptor is open as long as the queue is.
             let fd = unsafe { BorrowedFd::borrow_raw(queue.call.as_raw_fd()) };
             let mut call = [PollFd::new(&fd, PollFlags::IN)];
@@ -303,7 +303,7 @@ impl Queue {
         self.base + 0x3000
     }
 
-    /// Takes back kicks that nobody has seen.
+    /// Takes back kicks that no thread has seen.
     pub fn forget_kicks(&self) {
         let _ = self.kick.read();
     }
@@ -313,7 +313,7 @@ impl Queue {
         self.next.wrapping_mul(2) % ENTRIES
     }
 
-    /// Where the request `head` lies.
+    /// The place of the request `head`.
     pub fn request(&self, head: u16) -> u64 {
         self.base + 0x1_0000 + u64::from(head) * 0x1000
     }

@@ -61,7 +61,7 @@ pub fn get_attributes(node: u64) -> Vec<u8> {
     request(GETATTR, node, &[0; 16])
 }
 
-/// The body of a reply, or its errno; fails unless the header says the length that the ring says.
+/// The body of a reply, or its errno; fails unless the length in the header is that in the ring.
 #[track_caller]
 pub fn body(reply: &[u8]) -> Result<&[u8], i32> {
     assert!(reply.len() >= 16, "a reply of {} bytes", reply.len());
@@ -73,7 +73,7 @@ pub fn body(reply: &[u8]) -> Result<&[u8], i32> {
     }
 }
 
-/// `struct fuse_entry_out`, as far as it is looked at.
+/// `struct fuse_entry_out`, as far as it is needed.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     pub node: u64,

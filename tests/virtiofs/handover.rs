@@ -1,4 +1,4 @@
-//! The process that serves a guest dies, and another goes on: the guest sees a pause.
+//! The process that serves a guest dies, and another takes over: the guest sees a pause.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -25,7 +25,7 @@ fn tree() -> Model {
     ])
 }
 
-/// Requests that were made and not answered yet, by their descriptors, and what they asked.
+/// Requests in flight, by their descriptors, and their offsets.
 struct Load {
     node: u64,
     expected: Vec<u8>,
@@ -45,7 +45,7 @@ impl Load {
         }
     }
 
-    /// Keeps as many reads under way as there can be.
+    /// Keeps as many reads in flight as possible.
     fn fill(&mut self, guest: &mut FrontEnd) {
         for queue in 0..2 {
             while self.waiting[queue].len() < UNDER_WAY {
@@ -60,11 +60,11 @@ impl Load {
     }
 
     /// Takes an answer, which has to be right; the room for replies is used in turn, so the oldest
-    /// has to be taken before the next is asked.
+    /// has to be read before the next is requested.
     fn take(&mut self, guest: &mut FrontEnd, queue: usize) {
         let (head, length) = guest.receive(1 + queue);
         let offset = self.waiting[queue].remove(&head);
-        let offset = offset.expect("an answer to what was asked and not answered") as usize;
+        let offset = offset.expect("an answer to a request in flight") as usize;
         let reply = guest.reply(1 + queue, head, length);
         let body = fuse::body(&reply).expect("bytes");
         assert!(body == &self.expected[offset..offset + body.len()]);
@@ -82,7 +82,7 @@ impl Load {
 }
 
 #[test]
-fn whoever_is_killed_is_followed_by_one_that_goes_on_and_no_answer_is_lost_or_wrong() {
+fn after_any_kill_another_process_takes_over_and_no_answer_is_lost_or_wrong() {
     let program = Program::of(&tree());
     let running = program.start(&["--queues", "2"]);
     let mut guest = program.guest();
@@ -113,7 +113,7 @@ fn whoever_is_killed_is_followed_by_one_that_goes_on_and_no_answer_is_lost_or_wr
         running.kill_worker();
         load.drain(&mut guest);
         guest.receive(0);
-        // What the dead process gave out is known to its successor.
+        // The next process knows the ids that the dead one gave out.
         let found = guest.look_up(folder, "file");
         let content = format!("content {}", round % folders.len());
         assert_eq!(guest.content(found.node, found.size), content.as_bytes());
@@ -121,7 +121,7 @@ fn whoever_is_killed_is_followed_by_one_that_goes_on_and_no_answer_is_lost_or_wr
     assert!(load.answered >= 50 * 2 * UNDER_WAY);
 }
 
-/// A virtual machine that is paused or reset while nobody serves it.
+/// A virtual machine that is paused or reset while no process serves it.
 #[test]
 fn a_queue_is_stopped_and_started_across_a_death() {
     let program = Program::of(&tree());
@@ -143,7 +143,7 @@ fn a_queue_is_stopped_and_started_across_a_death() {
     }
 }
 
-/// So many messages that the record is begun anew, and a guest that mounts again.
+/// So many messages that a new list is begun, and a guest that mounts again.
 #[test]
 fn a_record_does_not_grow_and_a_new_session_takes_the_old_ones_place() {
     let program = Program::of(&tree());
@@ -167,9 +167,9 @@ fn a_record_does_not_grow_and_a_new_session_takes_the_old_ones_place() {
 }
 
 /// The guest's own driver takes an entry that cannot be as the end of the device, and fails what it
-/// is asked from then on.
+/// is requested from then on.
 #[test]
-fn an_end_that_nobody_follows_is_an_error_and_no_hang() {
+fn an_end_without_a_take_over_is_an_error_and_no_hang() {
     let program = Program::of(&tree());
     let mut running = program.start(&[]);
     let mut guest = program.guest();
@@ -201,7 +201,7 @@ fn without_its_parent_a_process_serves_on_and_ends_with_its_guests() {
     assert!(guest.content(large.node, large.size) == pattern(LARGE));
     drop(guest);
     let deadline = Instant::now() + Duration::from_secs(10);
-    // Gone, or dead and not yet noticed by whoever inherited it.
+    // Gone, or dead and not yet reaped by its new parent.
     let lives = || {
         let status = std::fs::read_to_string(format!("/proc/{worker}/stat"));
         status.is_ok_and(|status| !status.contains(") Z"))
@@ -209,15 +209,15 @@ fn without_its_parent_a_process_serves_on_and_ends_with_its_guests() {
     while lives() {
         assert!(
             Instant::now() < deadline,
-            "it serves nobody, and does not end"
+            "it serves no guest, and does not end"
         );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// A front end that kills whoever serves it, by taking the memory away that it shares.
+/// A front end that kills every worker, by removing the memory that it shares.
 #[test]
-fn a_front_end_that_kills_us_is_not_served_for_ever() {
+fn a_front_end_that_kills_workers_is_not_served_for_ever() {
     let program = Program::of(&tree());
     let running = program.start(&[]);
     let first = running.worker();
@@ -234,5 +234,5 @@ fn a_front_end_that_kills_us_is_not_served_for_ever() {
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
     // Another on the same socket has seen a pause.
     good.look_up(ROOT, "inside");
-    assert_ne!(running.worker(), first, "nobody was killed");
+    assert_ne!(running.worker(), first, "no worker was killed");
 }

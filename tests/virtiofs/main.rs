@@ -99,7 +99,7 @@ impl Served {
         guest
     }
 
-    /// Waits until what goes on is as wanted.
+    /// Waits until the state is the expected one.
     #[track_caller]
     fn until(&self, what: &str, wanted: impl Fn(&EndpointStatus) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -163,7 +163,7 @@ fn a_tree_is_looked_up_listed_and_read_over_the_rings() {
         assert_eq!(large.size, bytes.len() as u64);
         assert!(
             large.seconds > 1 << 40,
-            "what cannot change is kept for ever"
+            "what cannot change is cached for ever"
         );
         assert!(guest.content(large.node, large.size) == bytes);
         let missing = guest.request(1, &fuse::lookup(ROOT, b"missing"), ROOM);
@@ -202,7 +202,7 @@ fn equal_files_have_nodes_of_their_own_and_long_names_are_called_that() {
 }
 
 #[test]
-fn root_nodes_are_kept_for_a_while_only_and_their_listing_tells_that_it_changed() {
+fn roots_are_cached_for_a_while_only_and_their_listing_shows_that_it_changed() {
     let store = Arc::new(MemoryStore::new());
     directory([("file", file("1"))]).put_root(&*store, "first");
     let served = Served::new(
@@ -217,7 +217,7 @@ fn root_nodes_are_kept_for_a_while_only_and_their_listing_tells_that_it_changed(
     assert!(guest.look_up(first.node, "file").seconds > 1 << 40);
     let changed = |guest: &mut FrontEnd| {
         let reply = guest.request(1, &fuse::get_attributes(ROOT), ROOM);
-        // Seconds in which nothing is asked, and the top's mtime.
+        // Seconds without a request, and the mount root's mtime.
         let body = fuse::body(&reply).unwrap();
         assert_eq!(fuse::word(body, 0), 0);
         u32::from_ne_bytes(body[16 + 52..16 + 56].try_into().unwrap())
@@ -228,7 +228,7 @@ fn root_nodes_are_kept_for_a_while_only_and_their_listing_tells_that_it_changed(
     assert_eq!(
         fuse::body(&reply),
         Err(libc::ENOENT),
-        "a name that may come is not kept"
+        "a name that may come is not cached"
     );
     directory([("file", file("2"))]).put_root(&*store, "second");
     assert_ne!(changed(&mut guest), before);
@@ -326,14 +326,18 @@ fn a_malformed_chain_fails_alone() {
     };
     let answered = [
         (
-            "a header that says more than there is",
+            "a header with too large a length",
             lying(length + 1),
             libc::EIO,
         ),
-        ("a header that says next to nothing", lying(3), libc::EIO),
-        ("a header that says everything", lying(u32::MAX), libc::EIO),
+        ("a header with too small a length", lying(3), libc::EIO),
         (
-            "an opcode that nobody knows",
+            "a header with the largest length",
+            lying(u32::MAX),
+            libc::EIO,
+        ),
+        (
+            "an unknown opcode",
             fuse::request(4000, ROOT, &[]),
             libc::ENOSYS,
         ),
@@ -373,9 +377,9 @@ fn a_malformed_chain_fails_alone() {
     });
 }
 
-/// A ring index that says more than the ring holds used to be an invitation to spin.
+/// A ring index beyond the ring's contents must not make the worker spin.
 #[test]
-fn a_ring_that_contradicts_itself_rests_until_it_is_set_up_anew() {
+fn an_inconsistent_ring_is_not_served_until_it_is_set_up_again() {
     let served = Served::tree(&directory([("file", file("content"))]));
     let mut guest = served.mounted();
     let index = guest.queues[1].available() + 2;
@@ -392,7 +396,7 @@ fn a_ring_that_contradicts_itself_rests_until_it_is_set_up_anew() {
     assert_eq!(guest.look_up(ROOT, "file").size, 7);
 }
 
-/// A store with the tree `model`, whose blobs can be made far away, and one of which makes it panic.
+/// A store with the tree `model`, whose blobs can be made remote, and one of which makes it panic.
 fn gated(model: &Model) -> (Arc<Double>, Node) {
     let inner = MemoryStore::new();
     let node = model.put_root(&inner, "root");
@@ -433,7 +437,7 @@ fn requests_that_wait_keep_no_other_from_being_served() {
     assert_eq!(guest.look_up(ROOT, "near").size, 4);
 }
 
-/// The guest resets while we wait for a far store: its memory is somebody else's now.
+/// The guest resets during a wait for an upstream: its memory has another use now.
 #[test]
 fn a_queue_that_stops_answers_what_waits_and_nothing_is_written_later() {
     let (store, node) = gated(&directory([("far", file(pattern(1000)))]));
@@ -450,7 +454,8 @@ fn a_queue_that_stops_answers_what_waits_and_nothing_is_written_later() {
         "{:?}",
         start.elapsed()
     );
-    // The VM, had it only been paused, would go on from here: with an answer, and none missing.
+    // The VM, if it had only been paused, would continue from here: with an answer, and none
+    // missing.
     let (answered, length) = guest.receive(1);
     assert_eq!(answered, head);
     assert_eq!(fuse::body(&guest.reply(1, head, length)), Err(libc::EIO));
@@ -469,9 +474,9 @@ fn a_queue_that_stops_answers_what_waits_and_nothing_is_written_later() {
     assert!(fuse::body(&reply).unwrap() == pattern(1000));
 }
 
-/// A VM that is paused and goes on: what it asked meanwhile has had no kick that we saw.
+/// A VM that is paused and continued: its requests meanwhile have had no kick.
 #[test]
-fn what_lies_in_a_queue_when_it_starts_is_served_without_a_kick() {
+fn requests_in_a_queue_when_it_starts_are_served_without_a_kick() {
     let served = Served::tree(&directory([("file", file("content"))]));
     let mut guest = served.mounted();
     let at = guest.vhost.get_vring_base(1).unwrap();
@@ -579,7 +584,7 @@ fn front_ends_come_and_go_and_leave_nothing() {
     let visit = |visits: u64| {
         let mut guest = served.mounted();
         guest.look_up(ROOT, "file");
-        // Requests nobody waits for.
+        // Requests without a waiter.
         guest.send(1, &fuse::lookup(ROOT, b"file"), ROOM);
         drop(guest);
         served.until("gone", |status| {
@@ -652,7 +657,7 @@ fn two_guests_have_a_view_each_and_one_store() {
 }
 
 #[test]
-fn the_tag_is_told_to_front_ends_that_ask() {
+fn front_ends_can_read_the_tag() {
     let served = Served::tree(&directory([("file", file("content"))]));
     let mut guest = served.connect();
     let flags = VhostUserConfigFlags::empty();
@@ -675,7 +680,7 @@ fn an_endpoint_that_ends_answers_eio() {
     drop(endpoint);
     let lookup = fuse::lookup(ROOT, b"file");
     assert_eq!(fuse::body(&guest.request(1, &lookup, ROOM)), Err(libc::EIO));
-    // Nobody takes connections; the accepting thread notices in a moment.
+    // Connections are no longer accepted; the accepting thread notices in a moment.
     let deadline = Instant::now() + Duration::from_secs(5);
     while std::os::unix::net::UnixStream::connect(&socket).is_ok() {
         assert!(Instant::now() < deadline, "connections are still taken");

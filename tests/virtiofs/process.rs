@@ -16,7 +16,7 @@ use super::model::{Model, directory, file};
 use super::passed_on::start_with;
 use super::{ROOT, fuse, pattern};
 
-/// More than a store keeps in packs.
+/// More than a store puts into packs.
 const LARGE: usize = 3 << 20;
 
 /// A store on disk, and the program that serves it.
@@ -24,7 +24,7 @@ pub struct Program {
     folder: tempfile::TempDir,
 }
 
-/// The process that was started, which keeps the guests.
+/// The parent process, which keeps the guests.
 pub struct Running(pub Child);
 
 impl Running {
@@ -39,7 +39,7 @@ impl Running {
         children.split_whitespace().next()?.parse().ok()
     }
 
-    /// What it said, if it has ended.
+    /// Its output, if it has ended.
     fn assert_runs(&mut self) {
         if let Some(status) = self.0.try_wait().unwrap() {
             let mut said = String::new();
@@ -161,7 +161,7 @@ fn the_process_serves_its_store_and_can_do_nothing_else() {
     assert_eq!(status(&running, "CapEff"), "0".repeat(16));
     assert_eq!(status(&running, "NoNewPrivs"), "1");
     assert_eq!(status(&running, "Seccomp"), "2");
-    // Nor has the process that keeps the guests any privilege.
+    // Nor has the parent any privilege.
     let parent = fs::read_to_string(format!("/proc/{}/status", running.0.id())).unwrap();
     assert!(parent.contains(&format!("CapEff:\t{}", "0".repeat(16))));
     assert!(parent.contains("NoNewPrivs:\t1"));
@@ -185,7 +185,8 @@ fn the_process_serves_its_store_and_can_do_nothing_else() {
     assert!(guest.content(large.node, large.size) == pattern(LARGE));
 }
 
-/// The store's large blobs, moved to another folder behind a symlink: Landlock knows the difference.
+/// The store's large blobs, moved to another directory behind a symlink: Landlock sees the
+/// difference.
 #[test]
 fn files_outside_of_the_store_are_out_of_reach() {
     if !has_landlock() {
@@ -214,7 +215,7 @@ fn files_outside_of_the_store_are_out_of_reach() {
 fn has_landlock() -> bool {
     let modules = fs::read_to_string("/sys/kernel/security/lsm");
     modules.is_ok_and(|modules| modules.contains("landlock")) || {
-        // SAFETY: asks for the version, with no attribute to read.
+        // SAFETY: reads the version, with no attribute to read.
         let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) };
         version > 0
     }
@@ -230,7 +231,7 @@ fn sockets_are_taken_over_from_systemd() {
 }
 
 #[test]
-fn what_is_wrong_is_said() {
+fn wrong_arguments_are_reported() {
     let program = Program::new();
     let said = |arguments: &[&str]| {
         let output = program.command(arguments).output().unwrap();
@@ -286,8 +287,8 @@ fn descriptors(running: &Running) -> usize {
     all.unwrap().count()
 }
 
-/// As an ordinary user, who owns nothing but may read the store; and with no descriptor for what a
-/// guest knows.
+/// As an ordinary user, which owns nothing but may read the store; and without a descriptor for
+/// what a guest knows.
 #[test]
 fn an_ordinary_user_serves_and_holds_no_descriptor_for_a_file() {
     let folders = (0..40).map(|n| {
@@ -338,7 +339,7 @@ fn open_to_all(folder: &Path) {
 }
 
 #[test]
-fn metrics_are_told_like_those_of_the_service() {
+fn metrics_are_served_like_those_of_the_service() {
     use std::io::Write;
     let program = Program::new();
     let socket = program.path("metrics");
@@ -367,7 +368,7 @@ fn metrics_are_told_like_those_of_the_service() {
     while !ask().contains(timed) {
         assert!(Instant::now() < until, "{timed} in {}", ask());
     }
-    // The next process tells them as well.
+    // The next process serves them as well.
     running.kill_worker();
     guest.look_up(ROOT, "small");
     assert!(ask().contains("castore_fs_virtiofs_guests{device=\"0\"} 1\n"));

@@ -1,4 +1,4 @@
-//! The service dies under a guest, and the next one goes on: systemd keeps what it needs.
+//! The service dies under a guest, and the next process takes over: systemd keeps what it needs.
 
 use super::front_end::FrontEnd;
 use super::manager::Manager;
@@ -32,7 +32,7 @@ fn a_guest_of_the_service_outlives_it() {
         let file = guest.look_up(inside, "file");
         let asked = guest.send(1, &fuse::read(file.node, 0, 30 << 10), 31 << 10);
         manager.kill();
-        // Asked while there is nobody.
+        // Requested while no process serves.
         let asked_later = guest.send(2, &fuse::lookup(inside, b"file"), 4096);
         manager.start_and_wait();
         let (head, length) = guest.receive(1);
@@ -44,14 +44,14 @@ fn a_guest_of_the_service_outlives_it() {
     let kept = manager.kept();
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert!(kept[0].starts_with("guest.guest."), "{kept:?}");
-    // Who leaves is forgotten.
+    // A disconnected guest is dropped.
     drop(guest);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while !manager.kept().is_empty() {
         assert!(std::time::Instant::now() < deadline, "{:?}", manager.kept());
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    // A stop, after which nobody comes, is an error for the guest and no hang.
+    // A stop without another process is an error for the guest and no hang.
     let mut guest = FrontEnd::connect(&manager.join("guest.sock"), 2, 0);
     guest.init();
     guest.look_up(ROOT, "inside");

@@ -34,7 +34,7 @@ fn tree() -> Model {
     directory((0..FOLDERS).map(folder))
 }
 
-/// A store far away, and a folder for profiles and for caches.
+/// An upstream, and a directory for profiles and for caches.
 struct Scene {
     memory: MemoryStore,
     node: Node,
@@ -51,7 +51,7 @@ impl Scene {
         }
     }
 
-    /// The far store, 5 ms away, and a cache in front of it that has nothing.
+    /// The upstream, 5 ms away, and an empty cache in front of it.
     fn cold(&self) -> (Arc<Double>, Arc<dyn Store>) {
         let far = Arc::new(Double::far("double:", self.memory.clone()));
         far.trouble(Trouble::Slow(Duration::from_millis(5)));
@@ -65,7 +65,7 @@ impl Scene {
         Arc::new(Profiles::new(self.folder.path().join("profiles")))
     }
 
-    /// As a mount or a device is told that learns.
+    /// The options of a mount or a device that records.
     fn learning(&self, top: Top) -> Options {
         let subject = matches!(top, Top::Directory { .. }).then(|| subject("tree"));
         Options {
@@ -154,7 +154,7 @@ fn the_next_cold_guest_finds_what_was_touched_first() {
     let before = asked();
     start(&mut guest, ROOT);
     assert_eq!(asked() - before, 0, "calls of a start that is warm");
-    // It is there although nobody is far away any more, and what nobody touched is not.
+    // It is readable without the upstream, and what was not read is not cached.
     far.trouble(Trouble::Unreachable);
     assert_eq!(read(&mut guest, ROOT, 1), Err(libc::EIO));
     device.endpoint.remember();
@@ -182,7 +182,7 @@ fn a_guest_that_reboots_loses_nothing_and_learns_nothing_twice() {
     }
     guest.request(1, &fuse::request(fuse::DESTROY, 0, &[]), ROOM);
     drop(guest);
-    wait_until("nobody is watched", || count(&device).learning == 0);
+    wait_until("no root is recorded", || count(&device).learning == 0);
     // The last start comes first, and all but one file of the first are in it.
     let mut files = starts_with();
     files.push("folder-5/file".to_owned());
@@ -207,7 +207,7 @@ fn a_session_that_was_over_at_once_is_learned_of() {
     });
 }
 
-/// By a service that is told to stop: the thread that learns may not even run yet.
+/// By a service that is being stopped: the recording thread may not even run yet.
 #[test]
 fn what_is_to_be_written_at_once_is() {
     for _ in 0..50 {
@@ -283,8 +283,8 @@ fn a_mounts_profile_serves_a_guest_and_the_other_way() {
                 assert_eq!(std::io::read_to_string(&file).unwrap(), content(folder));
                 file
             };
-            // Kept open until they are learned: other tests of this machine drop its caches, and what
-            // the kernel has forgotten by then is not learned.
+            // Kept open until they are recorded: other tests of this machine drop its caches, and
+            // what the kernel has forgotten by then is not learned.
             let open = STARTS_WITH.map(read);
             mount.session.remember();
             drop(open);
@@ -333,7 +333,7 @@ fn service(root: &str) -> Manager {
 }
 
 #[test]
-fn a_successor_of_the_service_keeps_what_was_learned_and_does_not_go_on_with_it() {
+fn the_next_process_keeps_the_recording_and_does_not_continue_it() {
     for root in ["root = 'tree'\n", ""] {
         let mut manager = service(root);
         let profiles = Profiles::new(manager.join("state/profiles"));
@@ -350,7 +350,7 @@ fn a_successor_of_the_service_keeps_what_was_learned_and_does_not_go_on_with_it(
         wait_until("the profile is written", || known() == (starts_with(), 6));
         manager.kill();
         manager.start_and_wait();
-        // What the guest's kernel does not know from before says nothing of its start.
+        // What the guest's kernel does not know from before is not part of its start.
         read(&mut guest, top, 5).unwrap();
         std::thread::sleep(Duration::from_millis(300));
         let warmup = manager.status()["virtiofs"]["guest"]["warmup"].clone();

@@ -1,4 +1,4 @@
-//! What a mount tells of its learning.
+//! The warm-up counters of a mount.
 
 use std::fs;
 use std::sync::Arc;

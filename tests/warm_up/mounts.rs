@@ -18,7 +18,7 @@ use super::patience::wait_until;
 use super::skip::skip;
 use super::{STARTS_WITH, contents, start, subject_of, tree};
 
-/// A store far away, a folder for profiles, and for caches.
+/// An upstream, a directory for profiles, and for caches.
 pub struct Scene {
     pub memory: MemoryStore,
     folder: tempfile::TempDir,
@@ -32,7 +32,7 @@ impl Scene {
         }
     }
 
-    /// The far store, and a cache in front of it that has nothing.
+    /// The upstream, and an empty cache in front of it.
     pub fn cold(&self) -> (Arc<Double>, Arc<dyn Store>) {
         let far = Arc::new(Double::far("double:", self.memory.clone()));
         let near = tempfile::tempdir_in(self.folder.path()).unwrap().keep();
@@ -76,7 +76,7 @@ fn sorted_digests(version: u32) -> Vec<Digest> {
     digests
 }
 
-/// What was read of `far`.
+/// What was read from `far`.
 fn sorted(far: &Double) -> Vec<Digest> {
     let mut read = far.read.lock().clone();
     read.sort();
@@ -94,7 +94,7 @@ pub fn learn(scene: &Scene, name: &str, version: u32) -> Node {
 }
 
 #[test]
-fn the_next_cold_mount_fetches_what_was_touched_before_anybody_asks() {
+fn the_next_cold_mount_prefetches_what_was_read() {
     if !can_mount() {
         return;
     }
@@ -123,7 +123,7 @@ fn it_is_fetched_in_the_order_in_which_it_was_touched() {
     }
     let scene = Scene::new();
     let node = learn(&scene, "tree", 1);
-    // With nothing in between that asks from threads of its own.
+    // With no component in between that reads from threads of its own.
     let far = Arc::new(Double::far("double:", scene.memory.clone()));
     let mount = Mounted::new(far.clone(), scene.learning(top_of(&node), Some("tree")));
     wait_until("all is fetched", || far.reads.load(Ordering::Relaxed) == 6);
@@ -323,7 +323,7 @@ fn a_file_that_the_kernel_reads_by_itself_is_learned_of_too() {
 }
 
 #[test]
-fn a_store_that_does_not_answer_yet_is_asked_again() {
+fn a_store_that_does_not_answer_yet_is_retried() {
     if !can_mount() {
         return;
     }

@@ -1,5 +1,5 @@
-//! What a profile saves: a program that starts from a root far away, cold, without a profile and with
-//! one.
+//! What a profile saves: a program that starts from a root in an upstream, cold, without a profile
+//! and with one.
 //!
 //! The program reads files here and there, none next to the other, one after the other, as a boot does;
 //! what it reads has to be waited for. The table is printed:

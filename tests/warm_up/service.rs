@@ -51,13 +51,13 @@ fn metrics(at: &Manager) -> String {
     stream
         .write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
         .unwrap();
-    let mut told = String::new();
-    stream.read_to_string(&mut told).unwrap();
-    told
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 #[test]
-fn a_profile_is_learned_shipped_and_used_with_nobody_far_away() {
+fn a_profile_is_recorded_shipped_and_used_without_an_upstream() {
     if !can_mount() {
         return;
     }
@@ -67,7 +67,7 @@ fn a_profile_is_learned_shipped_and_used_with_nobody_far_away() {
     let mut first = machine(&server, "learn");
     first.start_and_wait();
     start(&first.join("mnt/tree"), 1);
-    // It is there although nobody is asked for it: a sudden death loses the last seconds only.
+    // It is written without a request: a sudden death loses only the last seconds.
     let known = profiles(&first);
     let known = || known.load(&subject_of("tree")).unwrap();
     wait_until("the profile is written", || {
@@ -75,7 +75,7 @@ fn a_profile_is_learned_shipped_and_used_with_nobody_far_away() {
     });
     first.kill();
     let before = known();
-    // A successor goes on with the mount, and not with the recording.
+    // The next process takes over the mount, and not the recording.
     first.start_and_wait();
     fs::read(first.join("mnt/tree/folder-5/other")).unwrap();
     let control = first.join("control");
@@ -98,8 +98,8 @@ fn a_profile_is_learned_shipped_and_used_with_nobody_far_away() {
     second.start_and_wait();
     let tree = second.join("mnt/tree");
     fs::metadata(&tree).unwrap();
-    let told = "fetched 6 stretches";
-    wait_until("all is fetched", || second.log().contains(told));
+    let logged = "fetched 6 extents";
+    wait_until("all is fetched", || second.log().contains(logged));
     let status = || second.status()["mounts"]["tree"]["warmup"].clone();
     wait_until("the status says so", || status()["fetching"] == 0);
     let warmup = status();
@@ -130,7 +130,7 @@ fn a_profile_is_learned_shipped_and_used_with_nobody_far_away() {
         "castore_fs_warmup_failures_total{mount=\"tree\",step=\"fetch\"} 0",
     ] {
         assert!(
-            metrics.lines().any(|told| told == line),
+            metrics.lines().any(|text| text == line),
             "{line}\n{metrics}"
         );
     }
