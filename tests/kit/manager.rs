@@ -289,18 +289,18 @@ fn listen(socket: &UnixDatagram, received: &(Mutex<Received>, Condvar)) {
         let mut bytes = [0; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::net::recvmsg(
+        let message = rustix::net::recvmsg(
             socket,
             &mut [IoSliceMut::new(&mut bytes)],
             &mut ancillary,
             RecvFlags::CMSG_CLOEXEC,
         );
-        let Ok(received) = received else { return };
-        let descriptor = ancillary.drain().find_map(|message| match message {
+        let Ok(message) = message else { return };
+        let descriptor = ancillary.drain().find_map(|part| match part {
             RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
             _ => None,
         });
-        let text = String::from_utf8_lossy(&bytes[..received.bytes]).into_owned();
+        let text = String::from_utf8_lossy(&bytes[..message.bytes]).into_owned();
         let assignments: Vec<String> = text.lines().map(str::to_owned).collect();
         let name = assignments
             .iter()
