@@ -350,6 +350,8 @@ impl CastoreFs {
         match self.refresh_roots() {
             // No request runs here, so none is parked.
             Ok(()) | Err(Stop::Parked) => Ok(self.roots.take_changes()),
+            // Without listings no change is noticed; store paths do not change.
+            Err(Stop::Failed(Error::Unlisted { .. })) => Ok(self.roots.take_changes()),
             Err(Stop::Failed(error)) => Err(error),
         }
     }

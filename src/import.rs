@@ -11,6 +11,7 @@
 //! addition. This serves all sources alike, and hashes what the store will serve.
 
 mod assembly;
+mod closure;
 mod error;
 mod nar;
 mod packet;
@@ -23,6 +24,7 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
+pub use closure::import_path;
 pub use error::Error;
 pub use progress::{Progress, Stage, Totals};
 
@@ -107,6 +109,9 @@ pub fn import(
         StorePath::check_name(name.as_bytes())?;
     }
     let ingest = store.ingest()?;
+    if let Naming::Name(name) = &naming {
+        ingest.check_root_name(name)?;
+    }
     progress.enter(Stage::Reading);
     let node = add(&*ingest, source, options, progress)?;
     progress.check()?;

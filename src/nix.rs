@@ -10,6 +10,7 @@ mod content_address;
 mod hash;
 mod narinfo;
 mod path_info;
+mod reference_graph;
 mod signature;
 mod store_path;
 
@@ -18,6 +19,9 @@ pub use content_address::{ContentAddress, ContentAddressError, ContentMethod};
 pub use hash::{NixHash, NixHashError};
 pub use narinfo::{MAX_NARINFO_BYTES, NarinfoError, NarinfoFile};
 pub use path_info::{NarHash, content_addressed};
+pub use reference_graph::{
+    MAX_GRAPH_BYTES, NarMismatch, ReferenceGraphError, parse_reference_graph,
+};
 pub use signature::{KeyError, PublicKey, SecretKey, Signature};
 pub use store_path::{STORE_DIR, StorePath, StorePathError, StorePathHash};
 

@@ -22,6 +22,7 @@ mod blocking;
 mod bounded;
 mod cache;
 mod chunked;
+pub(crate) mod combined;
 pub(crate) mod credential;
 mod error;
 mod failure;
@@ -32,6 +33,7 @@ mod grpc;
 mod health;
 mod in_flight;
 mod join;
+mod last_listing;
 mod latency;
 mod local;
 mod measured;
@@ -41,6 +43,7 @@ mod missing;
 pub(crate) mod network;
 mod object;
 mod pace;
+mod redb_file;
 mod reputation;
 mod root_change;
 mod root_list;
@@ -64,6 +67,7 @@ pub use blocking::Blocking;
 pub(crate) use bounded::Bounded;
 pub(crate) use cache::WithoutNear;
 pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
+pub use combined::Combined;
 pub use error::{Damage, Error, Object};
 pub use filter::{Filter, Pattern};
 pub use grpc::GrpcStore;
@@ -79,6 +83,7 @@ pub(crate) use measured::Measured;
 pub use memory::MemoryStore;
 pub use mirrors::{Mirrors, Order};
 pub use object::ObjectStore;
+pub use redb_file::RedbFile;
 pub use shown_url::{shown_url, with_shown_urls};
 
 /// The answer of a store that does not wait.
@@ -212,6 +217,11 @@ pub trait Store: Debug + Send + Sync {
     /// passed; returns the version of that moment.
     fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error>;
 
+    /// Requests listings of the roots again before they are older than `max_age`, where the server
+    /// does not report changes: [`roots_version`](Self::roots_version) changes by then if the listing
+    /// did. The smallest value of all callers counts; the default is a minute.
+    fn keep_listings_fresh(&self, max_age: Duration);
+
     /// Starts an addition. Blocks while it works: call it from a thread that may.
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error>;
 }
@@ -239,6 +249,10 @@ pub trait Ingest: Send + Sync {
 
     /// Removes the root `name`, if it exists, when this is committed.
     fn remove_root(&self, name: &Name) -> Result<(), Error>;
+
+    /// Fails with [`Error::Refused`] if the store accepts no root `name`, as far as that is known
+    /// before anything is sent.
+    fn check_root_name(&self, name: &Name) -> Result<(), Error>;
 
     /// Adds a root, replacing any of that name, when this is committed.
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error>;

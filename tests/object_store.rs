@@ -441,3 +441,29 @@ fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
     let read = std::fs::read(mount.join("below/further/file")).unwrap();
     assert_eq!(read, b"content");
 }
+
+#[test]
+fn the_empty_blob_is_there_for_other_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_in(folder.path());
+    let hex = Digest::empty_blob().to_hex();
+    let path = folder.path().join("blobs/b3").join(&hex[..4]).join(&hex);
+    let put = |blobs: &[(Digest, &[u8])]| {
+        let ingest = store.ingest().unwrap();
+        ingest.put_blobs(blobs).unwrap();
+        let node = Node::File {
+            digest: Digest::of(b"x"),
+            size: 1,
+            executable: false,
+        };
+        let name = Name::new(b"root").unwrap();
+        ingest.put_root(&Root { name, node }, None).unwrap();
+        ingest.commit().unwrap();
+    };
+    put(&[(Digest::of(b"x"), b"x"), (Digest::empty_blob(), b"")]);
+    assert_eq!(std::fs::read(&path).unwrap(), b"");
+    // One that an older version did not put comes with the next root.
+    std::fs::remove_file(&path).unwrap();
+    put(&[(Digest::of(b"x"), b"x")]);
+    assert_eq!(std::fs::read(&path).unwrap(), b"");
+}

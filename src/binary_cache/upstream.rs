@@ -609,6 +609,9 @@ impl Store for BinaryCaches {
         Ok(0)
     }
 
+    /// Nothing lists a binary cache.
+    fn keep_listings_fresh(&self, _: Duration) {}
+
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         Err(Error::ReadOnly {
             store: self.0.url.clone(),

@@ -1,5 +1,6 @@
 //! Nodes: the values of names.
 
+use bytes::Bytes;
 use thiserror::Error;
 
 use super::{Digest, DigestError, Name, NameError, SymlinkTarget};
@@ -138,32 +139,40 @@ impl NodeRef<'_> {
 
 impl From<&Root> for proto::Entry {
     fn from(root: &Root) -> Self {
-        let name = root.name.to_vec().into();
-        let entry = match &root.node {
-            Node::Directory { digest, size } => {
-                proto::entry::Entry::Directory(proto::DirectoryEntry {
-                    name,
-                    digest: digest.as_bytes().to_vec().into(),
-                    size: *size,
-                })
-            }
-            Node::File {
-                digest,
-                size,
-                executable,
-            } => proto::entry::Entry::File(proto::FileEntry {
-                name,
-                digest: digest.as_bytes().to_vec().into(),
-                size: *size,
-                executable: *executable,
-            }),
-            Node::Symlink { target } => proto::entry::Entry::Symlink(proto::SymlinkEntry {
-                name,
-                target: target.to_vec().into(),
-            }),
-        };
-        proto::Entry { entry: Some(entry) }
+        entry(root.name.to_vec().into(), &root.node)
     }
+}
+
+impl proto::Entry {
+    /// `node` without a name, as servers of the field take it where the name does not matter.
+    pub fn anonymous(node: &Node) -> Self {
+        entry(Bytes::new(), node)
+    }
+}
+
+fn entry(name: Bytes, node: &Node) -> proto::Entry {
+    let entry = match node {
+        Node::Directory { digest, size } => proto::entry::Entry::Directory(proto::DirectoryEntry {
+            name,
+            digest: digest.as_bytes().to_vec().into(),
+            size: *size,
+        }),
+        Node::File {
+            digest,
+            size,
+            executable,
+        } => proto::entry::Entry::File(proto::FileEntry {
+            name,
+            digest: digest.as_bytes().to_vec().into(),
+            size: *size,
+            executable: *executable,
+        }),
+        Node::Symlink { target } => proto::entry::Entry::Symlink(proto::SymlinkEntry {
+            name,
+            target: target.to_vec().into(),
+        }),
+    };
+    proto::Entry { entry: Some(entry) }
 }
 
 impl TryFrom<proto::Entry> for Root {

@@ -324,7 +324,7 @@ pub(super) struct Current {
 
 impl Current {
     /// Starts another import.
-    fn next(&self) -> Arc<Progress> {
+    pub(super) fn next(&self) -> Arc<Progress> {
         let progress = Arc::new(Progress::new());
         *self.progress.lock() = progress.clone();
         if self.is_cancelled() {
@@ -333,12 +333,12 @@ impl Current {
         progress
     }
 
-    fn cancel(&self) {
+    pub(super) fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
         self.progress.lock().cancel();
     }
 
-    fn is_cancelled(&self) -> bool {
+    pub(super) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::SeqCst)
     }
 }

@@ -22,6 +22,9 @@ pub(super) struct StoreArguments {
     /// The store: local:PATH, grpc+{http,https,unix}:…, objectstore+{file,s3,gs,az,http,https}:…,
     /// nix+{https,http,file}:…, memory:, or store:NAME, which a configuration file describes
     ///
+    /// A snix store is read as it lies on the disk as
+    /// 'blobs=URL&directories=URL&path-infos=URL', where a URL can be redb:PATH.
+    ///
     /// A store:NAME that is made of others is used through the running service, if there is one.
     ///
     /// Without it, local: in $XDG_DATA_HOME/castore-fs, by default ~/.local/share/castore-fs; for

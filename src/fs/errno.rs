@@ -15,6 +15,7 @@ pub fn errno(error: &Error) -> i32 {
     match error {
         Error::Timeout { .. } | Error::Undecided { late: true, .. } => libc::ETIMEDOUT,
         Error::ReadOnly { .. } => libc::EROFS,
+        Error::Unlisted { .. } => libc::EOPNOTSUPP,
         Error::Undecided { late: false, .. }
         | Error::Remote { .. }
         | Error::Url { .. }

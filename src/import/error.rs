@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::tar;
 use crate::castore::{DirectoryError, NameError, Printable};
-use crate::nix::StorePathError;
+use crate::nix::{NarMismatch, StorePathError};
 use crate::{nar, store, tree};
 
 /// Why an import failed. A failed import leaves nothing in the store.
@@ -75,6 +75,9 @@ pub enum Error {
     /// The NAR of what was imported could not be rendered.
     #[error("cannot hash the imported tree as a NAR: {0}")]
     NarHash(#[from] tree::Error),
+    /// The path is not the one that a reference graph describes.
+    #[error(transparent)]
+    NarMismatch(#[from] NarMismatch),
     /// The name cannot be that of a Nix store path.
     #[error(transparent)]
     StorePath(#[from] StorePathError),

@@ -13,7 +13,7 @@ use tokio::sync::{OnceCell, Semaphore, watch};
 use tonic::{Code, Status};
 
 use super::respond::status;
-use crate::castore::{Name, Node, Root};
+use crate::castore::Node;
 use crate::nix::NarHash;
 use crate::proto::castore::v1::Entry;
 use crate::store::{Blocking, Store};
@@ -84,12 +84,7 @@ pub(super) fn is_incomplete(error: &Status) -> bool {
 }
 
 fn key(node: &Node) -> Vec<u8> {
-    let name = Name::new(b"-").expect("a name");
-    Entry::from(&Root {
-        name,
-        node: node.clone(),
-    })
-    .encode_to_vec()
+    Entry::anonymous(node).encode_to_vec()
 }
 
 impl Shared {

@@ -147,6 +147,7 @@ pub(super) fn status(error: &Error) -> Status {
         Error::Damaged { .. } => Status::data_loss(message),
         Error::ReadOnly { .. } => Status::permission_denied(message),
         Error::Refused { .. } => Status::invalid_argument(message),
+        Error::Unlisted { .. } => Status::unimplemented(message),
         Error::Timeout { .. } => Status::deadline_exceeded(message),
         Error::Remote { .. } => Status::unavailable(message),
         // Not "unavailable": this server is well, and has what others can be asked for.

@@ -168,6 +168,7 @@ impl Cache {
             path: near.url().trim_start_matches("local:").into(),
             source,
         };
+        far.keep_listings_fresh(options.roots_max_age);
         let inner = Arc::new(Inner {
             runtime: network::handle().map_err(failed)?.clone(),
             limit: options.size,

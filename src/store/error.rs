@@ -133,6 +133,16 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// The store answers questions for roots by name, and cannot list them.
+    #[error(
+        "{store} does not list its roots ({why}); name those that you want, it answers for them"
+    )]
+    Unlisted {
+        /// The store's URL.
+        store: String,
+        /// What it says of that.
+        why: String,
+    },
     /// No answer in time.
     #[error("{store} did not answer within {after:?}")]
     Timeout {
@@ -242,6 +252,10 @@ impl Error {
             Error::Refused { store, what, why } => Error::Refused {
                 store: store.clone(),
                 what: what.clone(),
+                why: why.clone(),
+            },
+            Error::Unlisted { store, why } => Error::Unlisted {
+                store: store.clone(),
                 why: why.clone(),
             },
             Error::Timeout { store, after } => Error::Timeout {

@@ -16,6 +16,8 @@ pub(super) enum Failure {
     Timeout(Duration),
     /// The server, or the connection, failed with this status.
     Status(Code, String),
+    /// The server looks roots up by name and lists none; with its message.
+    Unlisted(String),
     /// The received bytes do not match their digest.
     Damaged(Object, Digest, Damage),
     /// A download buffer file failed.
@@ -38,6 +40,7 @@ impl Failure {
                 digest,
                 damage: Box::new(damage),
             },
+            Failure::Unlisted(why) => Error::Unlisted { store, why },
             Failure::Status(Code::PermissionDenied, why) => Error::ReadOnly { store, why },
             Failure::Status(Code::InvalidArgument | Code::FailedPrecondition, why) => {
                 Error::Refused {

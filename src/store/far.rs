@@ -55,7 +55,7 @@ pub(super) trait Behind: Debug + Send + Sync + 'static {
     /// As [`Store::path_info`].
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Failure>;
 
-    /// Whether the blob `digest`, which is not the empty one, is there.
+    /// Whether the blob `digest` is there.
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Failure>;
 
     /// The size of the blob `digest`, which is not the empty one.
@@ -69,6 +69,9 @@ pub(super) trait Behind: Debug + Send + Sync + 'static {
 
     /// As [`Store::wait_for_roots`].
     fn wait_for_roots(&self, seen: u64, timeout: Duration) -> u64;
+
+    /// As [`Store::keep_listings_fresh`].
+    fn keep_listings_fresh(&self, max_age: Duration);
 
     /// As [`Store::ingest`].
     fn ingest(self: Arc<Self>) -> Result<Box<dyn Ingest>, Error>;
@@ -288,9 +291,7 @@ impl<B: Behind> Store for Far<B> {
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        if *digest == Digest::empty_blob() {
-            return Ok(true);
-        }
+        // The empty blob too: other programs cannot read a tree with it unless it was put.
         let wanted = *digest;
         let request = || format!("asking for blob {digest}");
         self.ask(
@@ -363,6 +364,10 @@ impl<B: Behind> Store for Far<B> {
 
     fn wait_for_roots(&self, seen: u64, timeout: Duration) -> Result<u64, Error> {
         Ok(self.0.wait_for_roots(seen, timeout))
+    }
+
+    fn keep_listings_fresh(&self, max_age: Duration) {
+        self.0.keep_listings_fresh(max_age);
     }
 
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {

@@ -271,6 +271,10 @@ impl Store for Filter {
         self.inner.wait_for_roots(seen, timeout)
     }
 
+    fn keep_listings_fresh(&self, max_age: Duration) {
+        self.inner.keep_listings_fresh(max_age);
+    }
+
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         Ok(Box::new(FilteredIngest {
             inner: self.inner.ingest()?,
@@ -326,6 +330,11 @@ impl Ingest for FilteredIngest {
     fn remove_root(&self, name: &Name) -> Result<(), Error> {
         self.check(name)?;
         self.inner.remove_root(name)
+    }
+
+    fn check_root_name(&self, name: &Name) -> Result<(), Error> {
+        self.check(name)?;
+        self.inner.check_root_name(name)
     }
 
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {

@@ -162,6 +162,10 @@ impl Behind for Server {
         self.roots.wait(seen, timeout)
     }
 
+    fn keep_listings_fresh(&self, max_age: Duration) {
+        self.roots.keep_listings_fresh(max_age);
+    }
+
     fn ingest(self: Arc<Self>) -> Result<Box<dyn Ingest>, Error> {
         ingest::begin(self)
     }

@@ -387,6 +387,11 @@ impl Store for Join {
         Ok(self.0.versions.wait(&stores, seen, timeout, now))
     }
 
+    fn keep_listings_fresh(&self, max_age: Duration) {
+        self.stores()
+            .for_each(|store| store.keep_listings_fresh(max_age));
+    }
+
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         let members = self.0.members.iter();
         let names: Vec<&str> = members.map(|member| member.name.as_str()).collect();

@@ -434,6 +434,9 @@ impl Store for LocalStore {
         self.0.index.wait_for_roots(seen, timeout)
     }
 
+    /// Every change is seen as it is made.
+    fn keep_listings_fresh(&self, _: Duration) {}
+
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         Ok(Box::new(self.addition()?))
     }

@@ -212,6 +212,9 @@ impl Store for MemoryStore {
         Ok(*version)
     }
 
+    /// Every change is seen as it is made.
+    fn keep_listings_fresh(&self, _: Duration) {}
+
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         Ok(Box::new(MemoryIngest {
             store: self.clone(),
@@ -273,6 +276,10 @@ impl Ingest for MemoryIngest {
     fn remove_root(&self, name: &Name) -> Result<(), Error> {
         let mut staged = self.staged.lock();
         staged.roots.push(RootChange::remove(name));
+        Ok(())
+    }
+
+    fn check_root_name(&self, _: &Name) -> Result<(), Error> {
         Ok(())
     }
 

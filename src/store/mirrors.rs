@@ -392,6 +392,11 @@ impl Store for Mirrors {
         Ok(self.0.versions.wait(&stores, seen, timeout, now))
     }
 
+    fn keep_listings_fresh(&self, max_age: Duration) {
+        self.stores()
+            .for_each(|store| store.keep_listings_fresh(max_age));
+    }
+
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         let names: Vec<&str> = self.0.members.iter().map(|m| m.name.as_str()).collect();
         Err(Error::ReadOnly {

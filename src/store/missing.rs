@@ -11,11 +11,10 @@ use crate::castore::Digest;
 const AT_ONCE: usize = 32;
 
 /// Those of `digests`, with their indices, that an addition has not `put` there itself. The empty
-/// blob is everywhere.
+/// blob is no exception: other programs require that it was put.
 pub(super) fn not_put(digests: &[Digest], put: &HashSet<Digest>) -> Vec<(usize, Digest)> {
-    let known = |digest: &Digest| *digest == Digest::empty_blob() || put.contains(digest);
     let all = digests.iter().copied().enumerate();
-    all.filter(|(_, digest)| !known(digest)).collect()
+    all.filter(|(_, digest)| !put.contains(digest)).collect()
 }
 
 /// The indices of those `wanted` that are missing, by `has`.

@@ -158,6 +158,9 @@ impl Behind for BucketStore {
         }
     }
 
+    /// Nothing does: a listing reads an object for each root.
+    fn keep_listings_fresh(&self, _: Duration) {}
+
     fn ingest(self: Arc<Self>) -> Result<Box<dyn Ingest>, Error> {
         Ok(Box::new(ObjectIngest::new(self)))
     }

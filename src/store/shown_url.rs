@@ -4,20 +4,34 @@
 //! wrong before it is known what its parts mean. So every text that was meant as a URL, and every
 //! text of a library that may quote one, is converted here before it is shown.
 
+use super::combined;
+
 /// Replaces a part that may be secret.
 const HIDDEN: &str = "***";
 /// Schemes followed by a path of this machine, which may hold any byte.
-const PATHS: [&str; 4] = ["local:", "store:", "grpc+unix:/", "objectstore+file:/"];
+const PATHS: [&str; 5] = [
+    "local:",
+    "store:",
+    "redb:",
+    "grpc+unix:/",
+    "objectstore+file:/",
+];
 /// Characters that end a URL inside another text.
 const ENDS: [char; 10] = [' ', '\t', '\n', '"', '\'', '`', '(', ')', '<', '>'];
 
 /// `url`, which may be invalid, without user, password, query and fragment.
 pub fn shown_url(url: &str) -> String {
+    if let Some(addresses) = combined::addresses(url) {
+        let shown = addresses.into_iter();
+        let shown = shown.map(|(key, address)| format!("{key}={}", shown_url(address)));
+        return shown.collect::<Vec<_>>().join("&");
+    }
     if PATHS
         .iter()
         .any(|path| url.starts_with(path) && !url.starts_with("grpc+unix://"))
     {
-        let has_query = !url.starts_with("local:") && !url.starts_with("store:");
+        let is_path = ["local:", "store:", "redb:"];
+        let has_query = !is_path.iter().any(|scheme| url.starts_with(scheme));
         return match has_query {
             true => before_query(url).to_owned(),
             false => url.to_owned(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::binary_cache_url;
 use crate::binary_cache::SCHEMES;
 use crate::store::local_url::local_path;
-use crate::store::{credential, shown_url};
+use crate::store::{RedbFile, combined, credential, shown_url};
 
 /// Where a program finds names, certificates and sockets of services on whatever system.
 const SYSTEM: [&str; 5] = ["/etc", "/usr", "/nix/store", "/run", "/var/run"];
@@ -55,6 +55,24 @@ impl Needs {
 
 /// What the store at `url` needs to be read.
 pub fn needs(url: &str) -> Needs {
+    if let Some(addresses) = combined::addresses(url) {
+        let mut all = Needs::default();
+        for (_, address) in addresses {
+            let needs = needs(address);
+            all.network |= needs.network;
+            // What is only read needs no more.
+            all.read.extend(needs.folders);
+            all.read.extend(needs.read);
+            all.write.extend(needs.write);
+        }
+        return all;
+    }
+    if let Ok(path) = RedbFile::path(url) {
+        return Needs {
+            read: vec![path.to_owned()],
+            ..Needs::default()
+        };
+    }
     if let Some(path) = url.strip_prefix("local:").and_then(local_path) {
         return Needs {
             folders: vec![Path::new(path).to_owned()],
@@ -115,11 +133,20 @@ pub struct UsedFile {
 
 /// The files and directories that the store at `url` opens while it is read or written.
 pub(super) fn used_files(url: &str) -> Vec<UsedFile> {
+    if let Some(addresses) = combined::addresses(url) {
+        let addresses = addresses.into_iter();
+        return addresses
+            .flat_map(|(_, address)| used_files(address))
+            .collect();
+    }
     let shown = shown_url(url);
     let store = |path: &Path| UsedFile {
         what: format!("the store {shown}"),
         path: path.to_owned(),
     };
+    if let Ok(path) = RedbFile::path(url) {
+        return vec![store(path)];
+    }
     let needs = needs(url);
     let kept_in = needs.folders.iter().chain(&needs.write);
     let mut files: Vec<UsedFile> = kept_in.map(|path| store(path)).collect();

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::binary_cache_url;
 use crate::binary_cache;
+use crate::store::combined;
 use crate::store::local_url::{check_folder, check_local};
 use crate::store::{
-    Error, GrpcStore, LocalStore, MemoryStore, ObjectStore, Store, local_folder, open_local,
-    shown_url,
+    Combined, Error, GrpcStore, LocalStore, MemoryStore, ObjectStore, RedbFile, Store,
+    local_folder, open_local, shown_url,
 };
 
 /// Opens the store that `url` names.
@@ -19,7 +20,18 @@ use crate::store::{
 /// | `grpc+http://HOST:PORT`, `grpc+https://HOST:PORT`, `grpc+unix:/PATH` | behind a gRPC server |
 /// | `objectstore+{file,s3,gs,az,http,https}://…` | in an object store |
 /// | `nix+{https,http,file}://…` | a Nix binary cache, unpacked into a local store |
+/// | `redb:/PATH` | a snix store's file of Directories or path infos, only read |
+/// | `blobs=URL&directories=URL&path-infos=URL` | three of these as one, only read |
 pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
+    if let Some(three) = combined::three(url) {
+        let three = three.map_err(|why| Error::Url {
+            url: url.to_owned(),
+            why,
+        })?;
+        let [blobs, directories, path_infos] = three.map(open);
+        let parts = [blobs?, directories?, path_infos?];
+        return Ok(Arc::new(Combined::new(shown_url(url), parts)));
+    }
     if let Some(store) = open_local(url)? {
         return Ok(Arc::new(store));
     }
@@ -36,19 +48,46 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
         "grpc+http" | "grpc+https" | "grpc+unix" => Ok(Arc::new(GrpcStore::open(url)?)),
         _ if scheme.starts_with("objectstore+") => Ok(Arc::new(ObjectStore::open(url)?)),
         _ if binary_cache::SCHEMES.contains(&scheme) => binary_cache_url::open(url),
+        "redb" => Ok(Arc::new(RedbFile::open(url)?)),
         "store" => Err(wrong(
             "that is a name of a configuration file, and there is none here",
         )),
-        _ => Err(wrong(
-            "the schemes are local:, memory:, grpc+{http,https,unix}:, \
-             objectstore+{file,s3,gs,az,http,https}: and nix+{https,http,file}:",
-        )),
+        _ => match peers_only(scheme) {
+            Some(why) => Err(wrong(&why)),
+            None => Err(wrong(
+                "the schemes are local:, memory:, grpc+{http,https,unix}:, \
+                 objectstore+{file,s3,gs,az,http,https}:, nix+{https,http,file}: and redb:",
+            )),
+        },
     }
+}
+
+/// What to do about a scheme that snix knows and this program does not.
+fn peers_only(scheme: &str) -> Option<String> {
+    let what = match scheme {
+        "bigtable" | "sled" | "simplefs" => "it is a store that only snix opens",
+        "cache" | "combined" => {
+            "it is a store that snix makes of others: give the one of them that holds everything, or \
+             describe a cache in a configuration file (docs/stores.md)"
+        }
+        "lru" => "it is a cache in snix's memory: give the store that it stands before",
+        "keyfile-signing" => {
+            "it signs what snix puts into the store behind it: give that store, the signatures are in it"
+        }
+        _ => return None,
+    };
+    Some(format!(
+        "{what}. To migrate, run snix-store's daemon on it and copy: `castore-fs copy --all --from \
+         grpc+http://[::1]:8000 --to local:/PATH` (docs/interoperation.md)"
+    ))
 }
 
 /// Says what is wrong with `url`, as far as that can be told without opening it: what [`open`]
 /// refuses before it looks at any file or connects anywhere.
 pub fn check_url(url: &str) -> Result<(), String> {
+    if let Some(three) = combined::three(url) {
+        return three?.into_iter().try_for_each(check_url);
+    }
     match url.split_once(':') {
         Some(("local", rest)) => check_folder(rest).map(drop).map_err(str::to_owned),
         Some(("memory", "" | "//")) => Ok(()),
@@ -58,6 +97,12 @@ pub fn check_url(url: &str) -> Result<(), String> {
         Some((scheme, _)) if binary_cache::SCHEMES.contains(&scheme) => {
             binary_cache_url::check(url)
         }
+        Some(("redb", _)) => RedbFile::path(url).map(drop),
+        Some((scheme, _)) if peers_only(scheme).is_some() => Err(format!(
+            "{:?} cannot be opened here: {}",
+            shown_url(url),
+            peers_only(scheme).unwrap_or_default()
+        )),
         Some(("store", _)) => Err(
             "store:NAME is for the command line: here, name the store where \
                                   a name is asked for"
@@ -65,7 +110,7 @@ pub fn check_url(url: &str) -> Result<(), String> {
         ),
         _ => Err(format!(
             "{:?} names no kind of store: local:/PATH, memory:, grpc+{{http,https,unix}}:, \
-             objectstore+{{file,s3,gs,az,http,https}}: and nix+{{https,http,file}}:",
+             objectstore+{{file,s3,gs,az,http,https}}:, nix+{{https,http,file}}: and redb:",
             shown_url(url)
         )),
     }
@@ -74,6 +119,9 @@ pub fn check_url(url: &str) -> Result<(), String> {
 /// Fails if `url` names a store in a folder where there is none yet, which [`open`] would make: for
 /// who only wants to read, and may have mistyped.
 pub fn must_exist(url: &str) -> Result<(), Error> {
+    if let Some(Ok(three)) = combined::three(url) {
+        return three.into_iter().try_for_each(must_exist);
+    }
     check_local(url)?;
     match local_folder(url) {
         Some(path) if !LocalStore::may_be_in(path) => Err(Error::Format {

@@ -12,9 +12,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::Error;
+use super::nar::hash_nar;
 use super::place::Place;
+use super::{Error, TreePath};
 use crate::castore::{Digest, Directory, Node, NodeRef, Root};
+use crate::nix::{NarHash, NarMismatch, NarinfoFile, PathInfo};
 use crate::store::{Added, Blocking, Ingest, Object};
 
 /// Small blobs that are checked, read and sent together, in number and bytes.
@@ -55,6 +57,81 @@ pub fn copy(
     copy_in_slices(from, to, roots, progress, SLICE)
 }
 
+/// Copies the paths of a closure, each with what `closure` knows of it: references, signatures and
+/// deriver. Its NARs are those that the other store knows, or they are hashed: none of the names is there
+/// unless all are what is described.
+pub fn copy_closure(
+    from: &Blocking,
+    to: &Blocking,
+    closure: &[NarinfoFile],
+    progress: &Progress,
+) -> Result<Added, Error> {
+    let mut roots = Vec::with_capacity(closure.len());
+    for path in closure {
+        let name = path.root_name();
+        roots.push(from.root(&name)?.ok_or_else(|| Error::NoRoot {
+            store: from.url().to_owned(),
+            name: name.to_string(),
+        })?);
+    }
+    let mut copy = Copy::new(from, to, progress);
+    copy.check_names(&roots)?;
+    for root in &roots {
+        copy.tree(&Place::root(&root.name), &root.node)?;
+    }
+    copy.flush()?;
+    let mut infos = Vec::with_capacity(closure.len());
+    for (path, root) in closure.iter().zip(&roots) {
+        infos.push(described(from, root, path, progress)?);
+    }
+    for (root, info) in roots.iter().zip(&infos) {
+        copy.ingest()?.put_root(root, Some(info))?;
+    }
+    copy.commit()?;
+    Ok(copy.added)
+}
+
+/// What is known of `root`, which has to be the `path` that is described.
+fn described(
+    from: &Blocking,
+    root: &Root,
+    path: &NarinfoFile,
+    progress: &Progress,
+) -> Result<PathInfo, Error> {
+    let narinfo = from.path_info(&root.name)?.and_then(|known| known.narinfo);
+    let known = narinfo.as_ref().and_then(|narinfo| {
+        let sha256 = narinfo.nar_sha256[..].try_into().ok()?;
+        Some(NarHash {
+            size: narinfo.nar_size,
+            sha256,
+        })
+    });
+    let actual = match known {
+        Some(known) => known,
+        None => {
+            let place = TreePath::new(root.name.as_bytes());
+            hash_nar(from, &place, &root.node, &progress.stop)?
+        }
+    };
+    if actual != path.nar {
+        return Err(NarMismatch {
+            path: path.path.to_string(),
+            said: path.nar,
+            actual,
+        }
+        .into());
+    }
+    let mut info = path.path_info(root.node.clone());
+    if let Some(ours) = &mut info.narinfo {
+        for signature in narinfo.into_iter().flat_map(|theirs| theirs.signatures) {
+            if !ours.signatures.contains(&signature) {
+                ours.signatures.push(signature);
+            }
+        }
+    }
+    Ok(info)
+}
+
 fn copy_in_slices(
     from: &Blocking,
     to: &Blocking,
@@ -66,6 +143,7 @@ fn copy_in_slices(
         slice,
         ..Copy::new(from, to, progress)
     };
+    copy.check_names(roots)?;
     for root in roots {
         copy.tree(&Place::root(&root.name), &root.node)?;
     }
@@ -119,6 +197,22 @@ impl<'a> Copy<'a> {
             directories: Vec::new(),
             uncommitted: 0,
             slice: SLICE,
+        }
+    }
+
+    /// Fails before anything is sent if the other store does not take all of these names.
+    fn check_names(&mut self, roots: &[Root]) -> Result<(), Error> {
+        use crate::store::Error::Refused;
+        let ingest = self.ingest()?;
+        let check = |root: &Root| ingest.check_root_name(&root.name).err();
+        let mut refused = roots.iter().filter_map(check);
+        match (refused.next(), refused.count()) {
+            (None, _) => Ok(()),
+            (Some(Refused { store, what, why }), more @ 1..) => {
+                let what = format!("{what} and {more} more");
+                Err(Refused { store, what, why }.into())
+            }
+            (Some(error), _) => Err(error.into()),
         }
     }
 

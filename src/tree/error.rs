@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::{ImageFileError, TreePath};
 use crate::castore::{Digest, Printable};
+use crate::nix::NarMismatch;
 use crate::store::{self, Object};
 
 /// Why an operation on a tree failed.
@@ -75,6 +76,9 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The path is not the one that a reference graph describes.
+    #[error(transparent)]
+    NarMismatch(#[from] NarMismatch),
     /// There is no image, or it cannot be read.
     #[error(transparent)]
     Image(#[from] ImageFileError),

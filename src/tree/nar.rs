@@ -1,12 +1,15 @@
 //! Writing a tree out as a NAR.
 
-use std::io::Write;
-use std::sync::atomic::Ordering;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use sha2::{Digest as _, Sha256};
 
 use super::export::Progress;
 use super::{Error, TreePath, Walk, copy_blob};
 use crate::castore::{Node, NodeRef};
 use crate::nar::Writer;
+use crate::nix::NarHash;
 use crate::store::Blocking;
 
 /// Writes `node`, which stands at `path` in `store`, as a NAR. `out` needs no buffer.
@@ -51,4 +54,48 @@ pub fn write_nar(
     }
     writer.finish().map_err(Error::Output)?;
     Ok(())
+}
+
+/// Size and hash of the NAR of `node`, which stands at `path` in `store`; until `stop` is set.
+pub(super) fn hash_nar(
+    store: &Blocking,
+    path: &TreePath,
+    node: &Node,
+    stop: &AtomicBool,
+) -> Result<NarHash, Error> {
+    let mut sink = HashingSink {
+        size: 0,
+        hasher: Sha256::new(),
+        stop,
+    };
+    let written = write_nar(store, path, node, &mut sink, &Progress::default());
+    if stop.load(Ordering::Relaxed) {
+        return Err(Error::Interrupted);
+    }
+    written?;
+    Ok(NarHash {
+        size: sink.size,
+        sha256: sink.hasher.finalize().into(),
+    })
+}
+
+struct HashingSink<'s> {
+    size: u64,
+    hasher: Sha256,
+    stop: &'s AtomicBool,
+}
+
+impl Write for HashingSink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        self.size += bytes.len() as u64;
+        self.hasher.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

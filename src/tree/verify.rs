@@ -361,6 +361,16 @@ impl Check<'_> {
             self.progress.bytes.fetch_add(length, Ordering::Relaxed);
             Ok(())
         });
+        // To read nothing needs no blob. Other programs need the empty one: EIO without.
+        let there = match (&read, size) {
+            (Ok(()), 0) => self.store.has_blob(&digest),
+            _ => Ok(true),
+        };
+        match there {
+            Ok(true) => {}
+            Ok(false) => return self.fault(work.claim, Why::Missing),
+            Err(error) => return self.fault(work.claim, Why::Store(error)),
+        }
         match read {
             // The last range counts for the blob.
             Ok(()) if work.to == size => {

@@ -433,6 +433,10 @@ impl Store for Double {
         self.inner().wait_for_roots(seen, timeout)
     }
 
+    fn keep_listings_fresh(&self, max_age: Duration) {
+        self.inner().keep_listings_fresh(max_age);
+    }
+
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         self.inner().ingest()
     }

@@ -32,17 +32,17 @@ fn a_copy_sends_what_is_missing_and_nothing_else() {
     let peer = Peer::default();
     let ours = memory();
     let targets = [
-        (peer.store.clone(), peer.serve(false)),
-        (ours.clone(), Server::tcp(Arc::new(ours))),
+        (peer.store.clone(), peer.serve(false), 0),
+        // Here the empty blob is there without being sent.
+        (ours.clone(), Server::tcp(Arc::new(ours)), 1),
     ];
-    for (target, server) in targets {
+    for (target, server, not_sent) in targets {
         let from = blocking(Arc::new(far.client()));
         let to = blocking(Arc::new(server.client()));
         let progress = Progress::default();
         copy(&from, &to, std::slice::from_ref(&root), &progress).unwrap();
-        // The empty blob is there without being sent.
         let mut expected = source.usage().unwrap().unwrap();
-        expected.blobs -= 1;
+        expected.blobs -= not_sent;
         assert_eq!(target.usage().unwrap(), Some(expected));
         assert_eq!(
             target.root_now(NIX_NAME.as_bytes()).unwrap(),

@@ -14,6 +14,7 @@ mod double;
 mod http;
 #[path = "../kit/link.rs"]
 mod link;
+mod listing;
 #[allow(dead_code)] // nothing here counts requests
 #[path = "../kit/mounted.rs"]
 mod mounted;

@@ -1,5 +1,6 @@
 //! A server of the field: the castore protocol and nothing of ours, with the habits that were
-//! observed of the real ones.
+//! observed of the real ones: it has the empty blob only if that was put, computes NARs of nodes without a
+//! name, takes path infos with a narinfo under names of store paths, and messages of 4 MiB.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -21,7 +22,11 @@ use castore_fs::proto::store::v1::{
     CalculateNarResponse, GetPathInfoRequest, ListPathInfoRequest, get_path_info_request,
 };
 use castore_fs::proto::{Generation, RawDirectory, with_generation};
-use castore_fs::store::{MemoryStore, Store};
+use castore_fs::store::{Blocking, MemoryStore, Store};
+use castore_fs::tree::nar::write_nar;
+use castore_fs::tree::{TreePath, Walk, export};
+use sha2::Digest as _;
+use tokio::runtime::Handle;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 use tower::util::MapRequestLayer;
@@ -44,6 +49,13 @@ pub struct Peer {
     pub chunks: Arc<Mutex<HashMap<Digest, Vec<u8>>>>,
     pub blob_reads: Arc<AtomicU64>,
     pub unavailable: Arc<AtomicBool>,
+    /// Whether a client put the empty blob.
+    pub has_empty: Arc<AtomicBool>,
+    /// Additions that were begun: of blobs, Directories and path infos.
+    pub puts: Arc<AtomicU64>,
+    /// Cannot list, as those that serve a cache.
+    pub cannot_list: bool,
+    pub listings: Arc<AtomicU64>,
 }
 
 impl Peer {
@@ -82,6 +94,9 @@ impl Peer {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         if let Some(chunk) = self.chunks.lock().unwrap().get(&digest) {
             return Ok(chunk.clone());
+        }
+        if digest == Digest::empty_blob() && !self.has_empty.load(Ordering::Relaxed) {
+            return Err(Status::not_found("blob"));
         }
         let size = self.store.blob_size(&digest).await.unwrap();
         let size = size.ok_or_else(|| Status::not_found("blob"))?;
@@ -152,6 +167,7 @@ impl BlobService for Peer {
         &self,
         request: Request<Streaming<BlobChunk>>,
     ) -> Result<Response<PutBlobResponse>, Status> {
+        self.puts.fetch_add(1, Ordering::Relaxed);
         let mut request = request.into_inner();
         let ingest = self.store.ingest().unwrap();
         let mut writer = ingest.blob_writer().unwrap();
@@ -160,6 +176,9 @@ impl BlobService for Peer {
         }
         let (digest, _) = writer.finish().unwrap();
         ingest.commit().unwrap();
+        if digest == Digest::empty_blob() {
+            self.has_empty.store(true, Ordering::Relaxed);
+        }
         Ok(Response::new(PutBlobResponse {
             digest: Bytes::copy_from_slice(digest.as_bytes()),
         }))
@@ -208,6 +227,7 @@ impl DirectoryService for Peer {
         &self,
         request: Request<Streaming<RawDirectory>>,
     ) -> Result<Response<PutDirectoryResponse>, Status> {
+        self.puts.fetch_add(1, Ordering::Relaxed);
         let mut request = request.into_inner();
         let ingest = self.store.ingest().unwrap();
         let mut came = std::collections::HashMap::new();
@@ -259,8 +279,22 @@ impl PathInfoService for Peer {
     }
 
     async fn put(&self, request: Request<PathInfo>) -> Result<Response<PathInfo>, Status> {
+        self.puts.fetch_add(1, Ordering::Relaxed);
         let path_info = request.into_inner();
-        let root = Root::try_from(path_info.entry.clone().unwrap()).unwrap();
+        let invalid = |why: &str| Status::invalid_argument(format!("Invalid path info: {why}"));
+        let root = path_info
+            .entry
+            .clone()
+            .and_then(|entry| Root::try_from(entry).ok());
+        let root = root.ok_or_else(|| invalid("no node"))?;
+        if output_hash(&root.name).is_none() {
+            return Err(invalid("no store path"));
+        }
+        let narinfo = path_info.narinfo.as_ref();
+        let narinfo = narinfo.ok_or_else(|| invalid("NarInfo field is missing"))?;
+        if narinfo.nar_sha256.len() != 32 || narinfo.nar_size == 0 {
+            return Err(invalid("the NAR's hash"));
+        }
         let ingest = self.store.ingest().unwrap();
         ingest.put_root(&root, Some(&path_info)).unwrap();
         ingest.commit().unwrap();
@@ -269,11 +303,43 @@ impl PathInfoService for Peer {
 
     async fn calculate_nar(
         &self,
-        _: Request<Entry>,
+        request: Request<Entry>,
     ) -> Result<Response<CalculateNarResponse>, Status> {
+        let mut entry = request.into_inner();
+        let name = match &mut entry.entry {
+            Some(entry::Entry::Directory(entry)) => &mut entry.name,
+            Some(entry::Entry::File(entry)) => &mut entry.name,
+            Some(entry::Entry::Symlink(entry)) => &mut entry.name,
+            None => return Err(Status::invalid_argument("invalid root node")),
+        };
+        if !name.is_empty() {
+            return Err(Status::invalid_argument("invalid root node"));
+        }
+        *name = Bytes::from_static(b"x");
+        let node = Root::try_from(entry).unwrap().node;
+        let has_empty = self.has_empty.load(Ordering::Relaxed);
+        let store = Blocking::new(Arc::new(self.store.clone()), Handle::current());
+        let rendered = tokio::task::spawn_blocking(move || {
+            let mut walk = Walk::new(&store, TreePath::default(), node.clone());
+            while let Some(step) = walk.step()? {
+                if let NodeRef::File { size: 0, .. } = step.node
+                    && !has_empty
+                {
+                    return Ok(None);
+                }
+            }
+            let mut nar = Vec::new();
+            let progress = export::Progress::default();
+            write_nar(&store, &TreePath::default(), &node, &mut nar, &progress)?;
+            Ok::<_, castore_fs::tree::Error>(Some(nar))
+        });
+        let nar = rendered.await.unwrap();
+        let nar = nar.map_err(|error| Status::not_found(error.to_string()))?;
+        let nar =
+            nar.ok_or_else(|| Status::not_found("unable to find blob, referred to by a node"))?;
         Ok(Response::new(CalculateNarResponse {
-            nar_size: 42,
-            nar_sha256: vec![7; 32].into(),
+            nar_size: nar.len() as u64,
+            nar_sha256: Bytes::copy_from_slice(&sha2::Sha256::digest(&nar)),
         }))
     }
 
@@ -283,16 +349,20 @@ impl PathInfoService for Peer {
         &self,
         _: Request<ListPathInfoRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
+        self.listings.fetch_add(1, Ordering::Relaxed);
+        if self.cannot_list {
+            let refused = Err(Status::internal("storage error: unimplemented"));
+            return Ok(Response::new(Box::pin(tokio_stream::once(refused))));
+        }
         let roots = self.store.roots().await.unwrap();
-        let answers: Vec<_> = roots
-            .iter()
-            .map(|root| {
-                Ok(PathInfo {
-                    entry: Some(root.into()),
-                    ..PathInfo::default()
-                })
-            })
-            .collect();
+        let mut answers = Vec::new();
+        for root in roots {
+            let known = self.store.path_info(&root.name).await.unwrap();
+            answers.push(Ok(PathInfo {
+                entry: Some((&root).into()),
+                ..known.unwrap_or_default()
+            }));
+        }
         Ok(Response::new(Box::pin(tokio_stream::iter(answers))))
     }
 }

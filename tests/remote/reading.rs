@@ -82,7 +82,10 @@ async fn what_is_missing_is_absent_and_no_error() {
         ..Peer::default()
     };
     let missing = Digest::of(b"missing");
-    for server in [Server::tcp(Arc::new(store.clone())), peer.serve(true)] {
+    for (server, has_empty) in [
+        (Server::tcp(Arc::new(store.clone())), true),
+        (peer.serve(true), false),
+    ] {
         let client = server.client();
         assert_eq!(client.directory(&missing).await.unwrap(), None);
         for size in [7, 1 << 20, 20 << 20] {
@@ -92,7 +95,9 @@ async fn what_is_missing_is_absent_and_no_error() {
         assert_eq!(client.root(NIX_NAME.as_bytes()).await.unwrap(), None);
         assert_eq!(client.path_info(b"missing").await.unwrap(), None);
         assert!(!client.has_blob(&missing).await.unwrap());
-        assert!(client.has_blob(&Digest::empty_blob()).await.unwrap());
+        let empty = Digest::empty_blob();
+        assert_eq!(client.has_blob(&empty).await.unwrap(), has_empty);
+        assert_eq!(client.blob_size(&empty).await.unwrap(), Some(0));
         assert_eq!(client.blob_size(&missing).await.unwrap(), None);
         assert_eq!(client.roots().await.unwrap(), []);
     }

@@ -1,9 +1,12 @@
 //! Additions over the wire.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use castore_fs::castore::{Digest, NodeRef};
-use castore_fs::store::{Error, MemoryStore, Store};
+use castore_fs::import;
+use castore_fs::store::{Blocking, Error, Ingest, MemoryStore, Store};
+use castore_fs::tree::{TreePath, copy, verify};
 
 use super::peer::Peer;
 use super::server::Server;
@@ -80,26 +83,95 @@ fn what_is_written_to_our_server_is_there_and_sent_once() {
 }
 
 #[test]
-fn what_is_written_to_a_peer_is_there_under_nix_names_only() {
+fn what_is_written_to_a_peer_is_whole_there() {
     for older in [false, true] {
         let peer = Peer::default();
-        let store = peer.store.clone();
+        let (store, has_empty) = (peer.store.clone(), peer.has_empty.clone());
         let server = peer.serve(older);
         let client = server.client();
         let root = write_all(&client, NIX_NAME);
         all_there(&store, &root);
+        assert!(has_empty.load(Ordering::Relaxed), "it has files of 0 bytes");
         assert_eq!(
             store.root_now(NIX_NAME.as_bytes()).unwrap(),
             Some(root.clone()).into()
         );
-        let ingest = client.ingest().unwrap();
-        let other = castore_fs::castore::Root {
-            name: name("any name"),
-            ..root
-        };
-        let refused = ingest.put_root(&other, None);
-        assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let known = runtime.block_on(store.path_info(NIX_NAME.as_bytes()));
+        let narinfo = known.unwrap().unwrap().narinfo.unwrap();
+        assert!(narinfo.nar_size > 7 << 20, "the peer has rendered it");
     }
+}
+
+#[test]
+fn a_name_that_a_peer_refuses_is_refused_before_anything_is_sent() {
+    let source = memory();
+    let plain = ["any name", "tree", NIX_NAME]
+        .map(|root_name| put_root(&source, root_name, |ingest| put_file(ingest, b"content")));
+    let peer = Peer::default();
+    let puts = peer.puts.clone();
+    let server = peer.serve(false);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let blocking = |store: Arc<dyn Store>| Blocking::new(store, runtime.handle().clone());
+    let (from, to) = (
+        blocking(Arc::new(source)),
+        blocking(Arc::new(server.client())),
+    );
+    let refused = copy::copy(&from, &to, &plain, &copy::Progress::default());
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("root \"any name\" and 1 more") && refused.contains("<hash>-<name>"),
+        "{refused}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "content").unwrap();
+    let source = import::Source::Path(folder.path());
+    let naming = import::Naming::Name(name("tree"));
+    let options = import::Options::default();
+    let refused = import::import(&to, source, naming, &options, &import::Progress::new());
+    assert!(refused.unwrap_err().to_string().contains("<hash>-<name>"));
+    assert_eq!(puts.load(Ordering::Relaxed), 0);
+    copy::copy(&from, &to, &plain[2..], &copy::Progress::default()).unwrap();
+    assert_ne!(puts.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_peer_without_the_empty_blob_is_seen_and_mended_by_the_next_copy() {
+    let tree = |ingest: &dyn Ingest| {
+        let many = (0..100).map(|number| (name(&number.to_string()), put_file(ingest, b"")));
+        put_directory(ingest, many.collect())
+    };
+    let source = memory();
+    let root = put_root(&source, NIX_NAME, tree);
+    let peer = Peer::default();
+    put_root(&peer.store, NIX_NAME, tree);
+    let has_empty = peer.has_empty.clone();
+    let server = peer.serve(false);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let blocking = |store: Arc<dyn Store>| Blocking::new(store, runtime.handle().clone());
+    let (from, to) = (
+        blocking(Arc::new(source)),
+        blocking(Arc::new(server.client())),
+    );
+    let verify = || {
+        let trees = [(TreePath::new(NIX_NAME.as_bytes()), root.node.clone())];
+        verify::verify(&to, &trees, &verify::Progress::default()).unwrap()
+    };
+    let report = verify();
+    assert!(
+        matches!(&report.faults[..], [fault] if matches!(fault.why, verify::Why::Missing)),
+        "{report:?}"
+    );
+    // The Directory vouches for what is below it, so that nothing else is sent.
+    copy::copy(
+        &from,
+        &to,
+        std::slice::from_ref(&root),
+        &copy::Progress::default(),
+    )
+    .unwrap();
+    assert!(has_empty.load(Ordering::Relaxed));
+    assert!(verify().faults.is_empty());
 }
 
 #[test]

@@ -75,6 +75,10 @@ impl Ingest for Watched {
     fn remove_root(&self, name: &Name) -> Result<(), store::Error> {
         self.inner.remove_root(name)
     }
+    fn check_root_name(&self, name: &Name) -> Result<(), store::Error> {
+        self.inner.check_root_name(name)
+    }
+
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), store::Error> {
         self.inner.put_root(root, path_info)
     }

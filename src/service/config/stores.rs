@@ -20,7 +20,8 @@ use crate::stores::{Named, Plan};
 pub struct Store {
     /// Where it is: `local:/PATH` for a folder, `memory:` for this process's memory,
     /// `grpc+https://HOST:PORT`, `grpc+http://HOST:PORT` or `grpc+unix:/PATH` for one behind a gRPC
-    /// server, `objectstore+s3://BUCKET/PATH` and the like for one in an object store.
+    /// server, `objectstore+s3://BUCKET/PATH` and the like for one in an object store,
+    /// `blobs=URL&directories=URL&path-infos=URL` for a snix store, with `redb:/PATH` for its files.
     pub url: Option<String>,
     /// The file with the bearer token for a gRPC server. Secrets are never part of this file.
     pub token_file: Option<PathBuf>,
@@ -75,7 +76,8 @@ pub struct Cache {
     /// How much stays free on that disk, whatever `size` says.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub keep_free: Option<Size>,
-    /// How long the far store's answer for a root's name holds.
+    /// How long the far store's answer for a root's name holds, and a listing of its roots, unless the
+    /// far store reports changes.
     #[cfg_attr(test, schemars(with = "String", default = "roots_max_age_text"))]
     #[serde(default = "roots_max_age")]
     pub roots_max_age: Span,

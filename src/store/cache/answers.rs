@@ -194,7 +194,8 @@ impl Store for Cache {
             }
             Err(error) => {
                 let known = inner.writer.roots.all();
-                if known.is_empty() && own.is_empty() {
+                let unlisted = matches!(*error, Error::Unlisted { .. });
+                if unlisted || known.is_empty() && own.is_empty() {
                     return Err(error.again());
                 }
                 known
@@ -329,6 +330,10 @@ impl Store for Cache {
                 std::thread::sleep(slice.saturating_sub(begun.elapsed()));
             }
         }
+    }
+
+    fn keep_listings_fresh(&self, max_age: Duration) {
+        self.0.inner.far.keep_listings_fresh(max_age);
     }
 
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {

@@ -143,6 +143,10 @@ impl Store for WithoutNear {
         self.far.wait_for_roots(seen, timeout)
     }
 
+    fn keep_listings_fresh(&self, max_age: Duration) {
+        self.far.keep_listings_fresh(max_age);
+    }
+
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         self.far.ingest()
     }

@@ -147,10 +147,22 @@ impl Endpoint {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let began = self.reputation.begin(self.deadlines.first_byte)?;
+        self.call_within(self.deadlines.first_byte, call).await
+    }
+
+    /// As [`call`](Self::call), for which the server may take `limit`.
+    pub(super) async fn call_within<T, F>(
+        &self,
+        limit: Duration,
+        call: impl Fn(Connection) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let began = self.reputation.begin(limit)?;
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
-            let failure = match self.attempt(&call).await {
+            let failure = match self.attempt(limit, &call).await {
                 Ok(answer) => {
                     self.reputation.succeeded();
                     return Ok(answer);
@@ -215,12 +227,16 @@ impl Endpoint {
         }
     }
 
-    async fn attempt<T, F>(&self, call: &impl Fn(Connection) -> F) -> Result<T, Failure>
+    async fn attempt<T, F>(
+        &self,
+        limit: Duration,
+        call: &impl Fn(Connection) -> F,
+    ) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Status>>,
     {
         let generation = self.generation();
-        let answer = self.in_time(call(self.connection_of(generation))).await;
+        let answer = in_time(limit, call(self.connection_of(generation))).await;
         if !answer
             .as_ref()
             .is_err_and(|failure| failure.is(Code::Unimplemented))
@@ -228,7 +244,7 @@ impl Endpoint {
             return answer;
         }
         let other = generation.other();
-        let second = self.in_time(call(self.connection_of(other))).await;
+        let second = in_time(limit, call(self.connection_of(other))).await;
         match &second {
             Err(Failure::Status(Code::Unimplemented, _)) => answer,
             Ok(_) | Err(Failure::Status(..)) => {
@@ -237,17 +253,6 @@ impl Endpoint {
                 second
             }
             Err(_) => second,
-        }
-    }
-
-    async fn in_time<T>(
-        &self,
-        call: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Failure> {
-        let limit = self.deadlines.first_byte;
-        match tokio::time::timeout(limit, call).await {
-            Ok(answer) => answer.map_err(Failure::from),
-            Err(_) => Err(Failure::Timeout(limit)),
         }
     }
 
@@ -269,6 +274,16 @@ impl Endpoint {
     /// Whether the server ever sent bytes that do not match their digest.
     pub(super) fn is_liar(&self) -> bool {
         self.reputation.is_liar()
+    }
+}
+
+async fn in_time<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => answer.map_err(Failure::from),
+        Err(_) => Err(Failure::Timeout(limit)),
     }
 }
 

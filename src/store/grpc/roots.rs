@@ -3,7 +3,7 @@
 //! castore-fs servers know roots by name and report changes ([`watch_for_changes`]): a cached
 //! answer is valid until then. Other servers know only Nix store paths, by the hash in the name,
 //! and report nothing: a found root is requested again after [`FOUND_HOLDS`], a missing one after
-//! [`ABSENT_HOLDS`]. They resolve any name that starts with the right hash; castore-fs does not.
+//! [`ABSENT_HOLDS`], a listing as [`LastListing`] decides. They resolve any name that starts with the right hash; castore-fs does not.
 //!
 //! When the server is unreachable, the cached answer is used.
 
@@ -28,6 +28,7 @@ use crate::proto::store::v1::{
     GetPathInfoRequest, ListPathInfoRequest, get_path_info_request::ByWhat,
 };
 use crate::store::failure::{Failure, found};
+use crate::store::last_listing::LastListing;
 use crate::store::pace::Payload;
 use crate::store::root_list::RootList;
 
@@ -60,6 +61,7 @@ struct State {
     server: Server,
     /// When the last "absent" was returned that has not expired.
     absent_since: Option<Instant>,
+    listing: LastListing,
 }
 
 /// The kind of the server.
@@ -142,6 +144,7 @@ impl Roots {
                 known: HashMap::new(),
                 server: Server::Silent,
                 absent_since: None,
+                listing: LastListing::default(),
             }),
             changed: Condvar::new(),
             _alive: alive,
@@ -228,7 +231,9 @@ impl Roots {
                 }
             });
             match found(answer.await) {
-                Err(failure) if failure.is(Code::Unimplemented) => {}
+                Err(failure) if failure.is(Code::Unimplemented) => {
+                    self.endpoint.knows_the_field_only();
+                }
                 Err(failure) => return Err(failure),
                 Ok(None) => return Ok((None, None)),
                 Ok(Some(answer)) => {
@@ -259,13 +264,31 @@ impl Roots {
     }
 
     pub(super) async fn list(&self) -> Result<Vec<Root>, Failure> {
-        let mut roots = match self.list_by_name().await {
-            Err(failure) if failure.is(Code::Unimplemented) => self.list_path_infos().await?,
-            listed => listed?,
+        let listed = match self.list_by_name().await {
+            Err(failure) if failure.is(Code::Unimplemented) => self.list_path_infos().await,
+            listed => listed,
         };
+        let mut roots = listed.map_err(cannot_list)?;
         roots.sort_by(|a, b| a.name.cmp(&b.name));
         roots.dedup_by(|a, b| a.name == b.name);
+        let mut state = self.state.lock();
+        if !matches!(state.server, Server::Tells(..)) && state.listing.note(&roots) {
+            self.change(&mut state);
+        }
+        drop(state);
         Ok(roots)
+    }
+
+    /// Requests the listing again if that is due.
+    fn renew_listing(self: &Arc<Self>, state: &mut State) {
+        if matches!(state.server, Server::Tells(..)) || !state.listing.begin() {
+            return;
+        }
+        let roots = self.clone();
+        self.endpoint.runtime.spawn(async move {
+            let listed = roots.list().await;
+            roots.state.lock().listing.end(listed.is_ok());
+        });
     }
 
     async fn list_by_name(&self) -> Result<Vec<Root>, Failure> {
@@ -314,33 +337,48 @@ impl Roots {
 
     /// Drops cached answers: this client has changed something.
     pub(super) fn changed_here(&self) {
-        let mut state = self.state.lock();
+        self.change(&mut self.state.lock());
+    }
+
+    fn change(&self, state: &mut State) {
         state.known.clear();
         state.version += 1;
         self.changed.notify_all();
+    }
+
+    /// See [`Store::keep_listings_fresh`](crate::store::Store::keep_listings_fresh).
+    pub(super) fn keep_listings_fresh(&self, max_age: Duration) {
+        self.state.lock().listing.keep_fresh(max_age);
     }
 
     pub(super) fn version(&self) -> u64 {
         Self::version_in(&mut self.state.lock())
     }
 
-    /// A server that reports no changes may have gained a root: an "absent" expires after a while.
+    /// A server that reports no changes may have gained a root: an "absent" and a listing expire after
+    /// a while.
     fn version_in(state: &mut State) -> u64 {
+        if matches!(state.server, Server::Tells(..)) {
+            return state.version;
+        }
         let stale = state
             .absent_since
             .is_some_and(|since| since.elapsed() >= ABSENT_HOLDS);
-        if stale && !matches!(state.server, Server::Tells(..)) {
+        if stale {
             state.absent_since = None;
             state.known.retain(|_, known| known.root.is_some());
+        }
+        if stale || state.listing.is_too_old() {
             state.version += 1;
         }
         state.version
     }
 
-    pub(super) fn wait(&self, seen: u64, timeout: Duration) -> u64 {
+    pub(super) fn wait(self: &Arc<Self>, seen: u64, timeout: Duration) -> u64 {
         let deadline = Instant::now() + timeout;
         let mut state = self.state.lock();
         loop {
+            self.renew_listing(&mut state);
             let version = Self::version_in(&mut state);
             let left = deadline.saturating_duration_since(Instant::now());
             if version != seen || left.is_zero() {
@@ -349,5 +387,19 @@ impl Roots {
             self.changed
                 .wait_for(&mut state, left.min(Duration::from_secs(1)));
         }
+    }
+}
+
+/// The failure of a listing, as [`Failure::Unlisted`] if the server supports none: a peer that serves a
+/// cache composition answers INTERNAL.
+fn cannot_list(failure: Failure) -> Failure {
+    match failure {
+        Failure::Status(Code::Unimplemented, why) => Failure::Unlisted(why),
+        Failure::Status(Code::Internal, why)
+            if why.to_ascii_lowercase().contains("implemented") =>
+        {
+            Failure::Unlisted(why)
+        }
+        failure => failure,
     }
 }

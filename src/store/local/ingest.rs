@@ -421,6 +421,10 @@ impl Ingest for LocalIngest {
         Ok(())
     }
 
+    fn check_root_name(&self, _: &Name) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         let change = RootChange::put(root, path_info);
         self.0.staged.lock().roots.push(change);

@@ -136,6 +136,8 @@ impl Address {
                         _ => return Err(format!("spool={value}: write a number of MiB")),
                     }
                 }
+                // By how much snix cuts what it writes.
+                "avg_chunk_size" => {}
                 "credentials-file" => {
                     address.credentials_file = Some(PathBuf::from(value.as_ref()));
                 }

@@ -226,6 +226,10 @@ impl Ingest for ObjectIngest {
         Ok(())
     }
 
+    fn check_root_name(&self, _: &Name) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         let change = RootChange::put(root, path_info);
         self.0.staged.lock().roots.push(change);
@@ -240,6 +244,11 @@ impl Ingest for ObjectIngest {
     fn release(&self) {}
 
     fn commit(self: Box<Self>) -> Result<Added, Error> {
+        let puts_root = |change: &RootChange| matches!(change, RootChange::Put(..));
+        if self.0.staged.lock().roots.iter().any(puts_root) {
+            // Trees that were there before may lack it, and other programs cannot read them then.
+            self.put_blobs(&[(Digest::empty_blob(), b"")])?;
+        }
         let addition = &self.0;
         let tops = addition.staged.lock().directories.tops();
         for top in tops {

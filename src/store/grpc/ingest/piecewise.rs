@@ -15,7 +15,7 @@ use crate::castore::{BlobHasher, Digest, Directory, Name, Root};
 use crate::nix::{self, PathInfo};
 use crate::proto::castore::services::blob_service_client::BlobServiceClient;
 use crate::proto::castore::services::directory_service_client::DirectoryServiceClient;
-use crate::proto::castore::v1::BlobChunk;
+use crate::proto::castore::v1::{BlobChunk, Entry};
 use crate::proto::store::services::path_info_service_client::PathInfoServiceClient;
 use crate::proto::store::v1::NarInfo;
 use crate::proto::{MAX_MESSAGE_BYTES, RawDirectory};
@@ -165,13 +165,16 @@ impl Piecewise {
 
     fn put_path_info(&self, root: &Root, path_info: Option<PathInfo>) -> Result<(), Error> {
         let endpoint = self.store.endpoint.clone();
-        let entry = Some(crate::proto::castore::v1::Entry::from(root));
+        let entry = Some(Entry::from(root));
+        let anonymous = Entry::anonymous(&root.node);
         let asked = self.store.wait(async move {
             let mut path_info = path_info.unwrap_or_default();
-            path_info.entry = entry.clone();
+            path_info.entry = entry;
             if path_info.narinfo.is_none() {
-                let nar = endpoint.call(|connection| {
-                    let entry = entry.clone().unwrap_or_default();
+                // The server reads the whole tree for it.
+                let limit = endpoint.deadlines.commit;
+                let nar = endpoint.call_within(limit, |connection| {
+                    let entry = anonymous.clone();
                     async move {
                         let mut client = PathInfoServiceClient::new(connection);
                         Ok(client.calculate_nar(entry).await?.into_inner())
@@ -198,7 +201,7 @@ impl Piecewise {
 
 impl Ingest for Piecewise {
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        if *digest == Digest::empty_blob() || self.state.lock().blobs.contains(digest) {
+        if self.state.lock().blobs.contains(digest) {
             return Ok(true);
         }
         let (blobs, wanted) = (self.store.blobs.clone(), *digest);
@@ -273,14 +276,21 @@ impl Ingest for Piecewise {
         })
     }
 
-    fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
-        if nix::output_hash(&root.name).is_none() {
-            return Err(Error::Refused {
+    fn check_root_name(&self, name: &Name) -> Result<(), Error> {
+        match nix::output_hash(name) {
+            Some(_) => Ok(()),
+            None => Err(Error::Refused {
                 store: self.store.endpoint.url.clone(),
-                what: format!("root \"{}\"", root.name),
-                why: "the server knows roots only as Nix store paths (<hash>-<name>)".to_owned(),
-            });
+                what: format!("root \"{name}\""),
+                why: "the server knows roots only as Nix store paths (<hash>-<name>), as \
+                      `import --nix` names them"
+                    .to_owned(),
+            }),
         }
+    }
+
+    fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        self.check_root_name(&root.name)?;
         let mut state = self.state.lock();
         state.roots.push((root.clone(), path_info.cloned()));
         Ok(())
@@ -297,6 +307,10 @@ impl Ingest for Piecewise {
     fn release(&self) {}
 
     fn commit(self: Box<Self>) -> Result<Added, Error> {
+        if !self.state.lock().roots.is_empty() {
+            // Trees that were there before may lack it, and cannot be read at the server then.
+            self.put_blobs(&[(Digest::empty_blob(), b"")])?;
+        }
         self.settle()?;
         let tops = self.state.lock().directories.tops();
         for top in tops {

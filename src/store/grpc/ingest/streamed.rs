@@ -190,6 +190,11 @@ impl Ingest for Streamed {
         self.line.send(What::RemoveRoot(name))
     }
 
+    /// The server decides, when it has all of the addition.
+    fn check_root_name(&self, _: &Name) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         self.line.send(What::PutRoot(RootMessage {
             entry: Some(root.into()),
