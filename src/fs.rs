@@ -18,6 +18,7 @@ mod attributes;
 mod errno;
 mod images;
 mod in_use;
+mod listed_roots;
 mod listers;
 mod listing;
 mod node_id;
@@ -59,6 +60,7 @@ pub use warm_up::{WarmUp, WarmUpCount};
 use errno::failure;
 use images::Images;
 use in_use::InUse;
+use listed_roots::ListedRoots;
 use listers::Listers;
 use node_id::Place;
 use nodes::{DirectoryNode, Nodes};
@@ -163,6 +165,7 @@ pub struct CastoreFs {
     waiting: Waiting,
     images: Option<Images>,
     pause: Pause,
+    listed: ListedRoots,
 }
 
 /// A node with what its attributes need.
@@ -214,6 +217,7 @@ impl CastoreFs {
             waiting,
             images,
             pause: Pause::default(),
+            listed: ListedRoots::default(),
         }
     }
 
@@ -264,6 +268,7 @@ impl CastoreFs {
             waiting,
             images,
             pause: Pause::default(),
+            listed: ListedRoots::default(),
         })
     }
 
@@ -347,7 +352,11 @@ impl CastoreFs {
     /// Asks the store for its roots; returns the changes since the last call, of which the kernel
     /// has to be notified.
     pub fn changed_roots(&self) -> Result<RootChanges, Error> {
-        match self.refresh_roots() {
+        let listed = match self.options.root_names {
+            RootNames::StorePaths => self.take_list(),
+            RootNames::Any => self.refresh_roots(),
+        };
+        match listed {
             // No request runs here, so none is parked.
             Ok(()) | Err(Stop::Parked) => Ok(self.roots.take_changes()),
             // Without listings no change is noticed; store paths do not change.

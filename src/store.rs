@@ -171,6 +171,12 @@ pub trait Store: Debug + Send + Sync {
     /// Every root node, in the byte order of their names.
     async fn roots(&self) -> Result<Vec<Root>, Error>;
 
+    /// As [`roots`](Self::roots), with no name missing: an error where a part of the store cannot be
+    /// reached, for which `roots` returns what it remembers. A name that is not returned does not exist.
+    async fn complete_roots(&self) -> Result<Vec<Root>, Error> {
+        self.roots().await
+    }
+
     /// The path info of the Nix store path whose base name is `name`.
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error>;
 

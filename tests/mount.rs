@@ -481,12 +481,19 @@ fn a_top_that_lists_nothing_is_an_empty_directory_and_still_looks_up() {
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 0);
 }
 
-/// An upstream with the root [`SEEN`], for a mount below a Nix store.
-fn below_a_nix_store(trouble: Trouble) -> (Arc<Double>, Mounted) {
+/// An upstream with the root [`SEEN`], which lists its roots or does not.
+fn far_with_a_store_path(lists: bool) -> Double {
     let memory = MemoryStore::new();
     directory([("f", file("f"))]).put_root(&memory, SEEN);
-    let store = Arc::new(Double::far("double:", memory));
-    store.trouble(trouble);
+    Double {
+        unlisted: !lists,
+        ..Double::far("double:", memory)
+    }
+}
+
+/// A mount below a Nix store.
+fn below_a_nix_store(store: Double) -> (Arc<Double>, Mounted) {
+    let store = Arc::new(store);
     let options = Options {
         top: Top::Roots {
             list: RootListing::Nothing,
@@ -505,12 +512,26 @@ fn errno_of(path: PathBuf) -> i32 {
     os_error(fs::metadata(path).unwrap_err())
 }
 
+/// Names of store paths that no store has.
+fn new_names() -> impl Iterator<Item = String> {
+    (10..110).map(|number| format!("{number:032}-new"))
+}
+
+/// Waits until the mount has the store's list, and answers from it.
+fn wait_for_the_list(store: &Double, mount: &Mounted) {
+    wait_until("the store's list", || {
+        store.asked();
+        let is_absent = !mount.join("22222222222222222222222222222222-none").exists();
+        is_absent && store.asked() == 0
+    });
+}
+
 #[test]
 fn names_that_cannot_be_store_paths_with_content_cause_no_request() {
     if !can_mount() {
         return;
     }
-    let (store, mount) = below_a_nix_store(Trouble::None);
+    let (store, mount) = below_a_nix_store(far_with_a_store_path(false));
     assert!(mount.join(SEEN).exists());
     let hash = "11111111111111111111111111111111";
     store.asked();
@@ -530,6 +551,52 @@ fn names_that_cannot_be_store_paths_with_content_cause_no_request() {
 }
 
 #[test]
+fn a_store_that_lists_its_roots_is_not_asked_for_other_names() {
+    if !can_mount() {
+        return;
+    }
+    let (store, mount) = below_a_nix_store(far_with_a_store_path(true));
+    wait_for_the_list(&store, &mount);
+    assert_eq!(fs::read(mount.join(SEEN).join("f")).unwrap(), b"f");
+    store.asked();
+    for name in new_names() {
+        assert_eq!(errno_of(mount.join(&name)), libc::ENOENT);
+    }
+    assert_eq!(store.asked(), 0);
+    // What it has got since is found: it says that its roots have changed.
+    let added = "33333333333333333333333333333333-added";
+    assert_eq!(errno_of(mount.join(added)), libc::ENOENT);
+    directory([("f", file("new"))]).put_root(store.inner().as_ref(), added);
+    wait_until("what was added", || mount.join(added).exists());
+    // Where it goes out of reach the list goes on answering, and what is in it is an error.
+    store.trouble(Trouble::Unreachable);
+    for name in new_names() {
+        assert_eq!(errno_of(mount.join(&name)), libc::ENOENT);
+    }
+    assert_eq!(
+        os_error(fs::read(mount.join(added).join("f")).unwrap_err()),
+        libc::EIO
+    );
+}
+
+#[test]
+fn what_was_added_is_found_in_a_store_that_reports_no_changes() {
+    if !can_mount() {
+        return;
+    }
+    let store = Double {
+        silent: true,
+        ..far_with_a_store_path(true)
+    };
+    let (store, mount) = below_a_nix_store(store);
+    wait_for_the_list(&store, &mount);
+    let added = "33333333333333333333333333333333-added";
+    directory([("f", file("new"))]).put_root(store.inner().as_ref(), added);
+    // After the 10 s that its list holds.
+    wait_until("what was added", || mount.join(added).exists());
+}
+
+#[test]
 fn an_unreachable_store_hides_what_was_never_seen_and_nothing_else() {
     if !can_mount() {
         return;
@@ -539,14 +606,13 @@ fn an_unreachable_store_hides_what_was_never_seen_and_nothing_else() {
         Trouble::Hangs,
         Trouble::Slow(DEADLINE),
     ] {
-        let (store, mount) = below_a_nix_store(Trouble::None);
+        let (store, mount) = below_a_nix_store(far_with_a_store_path(false));
         let seen = mount.join(SEEN);
         assert!(seen.exists());
         store.trouble(trouble);
         store.asked();
         // Those after the first make no request, so that none of them waits.
-        for number in 0..100 {
-            let name = format!("{:032}-new", 10 + number);
+        for name in new_names() {
             assert_eq!(errno_of(mount.join(&name)), libc::ENOENT, "{trouble:?}");
         }
         let asked = store.asked();
@@ -565,13 +631,17 @@ fn a_root_is_found_again_after_its_store_was_unreachable() {
     if !can_mount() {
         return;
     }
-    let (store, mount) = below_a_nix_store(Trouble::Unreachable);
-    let path = mount.join(SEEN);
-    assert_eq!(errno_of(path.clone()), libc::ENOENT);
-    store.trouble(Trouble::None);
-    // The pause of 5 s is over at some time, and nothing has to be dropped from a cache.
-    wait_until("the root that is there again", || path.exists());
-    assert_eq!(fs::read(path.join("f")).unwrap(), b"f");
+    for lists in [false, true] {
+        let store = far_with_a_store_path(lists);
+        store.trouble(Trouble::Unreachable);
+        let (store, mount) = below_a_nix_store(store);
+        let path = mount.join(SEEN);
+        assert_eq!(errno_of(path.clone()), libc::ENOENT);
+        store.trouble(Trouble::None);
+        // The pause of 5 s is over at some time, and nothing has to be dropped from a cache.
+        wait_until("the root that is there again", || path.exists());
+        assert_eq!(fs::read(path.join("f")).unwrap(), b"f");
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! that fails is an error. A mount below the machine's own Nix store, as the lower layer of an
 //! overlay, gets a lookup for every name that Nix is about to create. It requests only names that
 //! can be store paths ([`RootNames::StorePaths`]), and an endpoint that is down, slow or silent
-//! hides names that were never seen instead of failing Nix ([`WhenUnreachable::Absent`]).
+//! hides names that were never seen instead of failing Nix ([`WhenUnreachable::Absent`]). Where the
+//! store lists its roots, names are looked up in that list ([`listed_roots`](super::listed_roots)).
 
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,8 @@ pub enum RootNames {
     /// Every name.
     #[default]
     Any,
-    /// Names of Nix store paths that hold content: [`nix::is_content_name`].
+    /// Names of Nix store paths that hold content ([`nix::is_content_name`]); where the store lists its
+    /// roots, only those in its list.
     StorePaths,
 }
 
@@ -125,6 +127,12 @@ impl CastoreFs {
             Answer::Found(root) => return Ok(Some(root)),
             Answer::Absent => return Ok(None),
             Answer::Wait => {}
+        }
+        if self.options.root_names == RootNames::StorePaths
+            && !self.roots.has(name)
+            && self.listed.answers()
+        {
+            return Ok(None);
         }
         let wanted = Wanted::Root {
             name: name.to_vec(),

@@ -99,7 +99,7 @@ pub struct Mount {
     /// Which names of root nodes the store is asked for. With `"store-paths"` only those that can be Nix
     /// store paths with content: a name of another shape, and one that ends in `.drv`, `.lock`, `.check`
     /// or `.chroot` or is one of Nix's temporary names, does not exist (ENOENT), and no server learns
-    /// of it.
+    /// of it. Where the store lists its roots, they are looked up in that list.
     #[serde(default)]
     pub names: Names,
     /// What looking up a root node gives while the store cannot be reached: EIO or ETIMEDOUT

@@ -212,6 +212,12 @@ impl Store for Filter {
         Ok(roots)
     }
 
+    async fn complete_roots(&self) -> Result<Vec<Root>, Error> {
+        let mut roots = self.inner.complete_roots().await?;
+        roots.retain(|root| self.takes(&root.name));
+        Ok(roots)
+    }
+
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
         match self.takes(name) {
             true => self.inner.path_info(name).await,

@@ -199,6 +199,23 @@ impl Join {
     }
 }
 
+/// The roots of all members, in the members' order; of the same name the first member's.
+async fn one_list<F>(lists: Vec<F>) -> Result<Vec<Root>, Error>
+where
+    F: Future<Output = Result<Vec<Root>, Error>>,
+{
+    let members = lists.len().max(1);
+    let mut lists = stream::iter(lists).buffered(members);
+    let mut all: Vec<Root> = Vec::new();
+    while let Some(listed) = lists.next().await {
+        all.extend(listed?);
+    }
+    // Stable: of the same name the first member's comes first, and stays.
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all.dedup_by(|later, first| later.name == first.name);
+    Ok(all)
+}
+
 #[async_trait]
 impl Store for Join {
     fn url(&self) -> &str {
@@ -292,15 +309,12 @@ impl Store for Join {
     async fn roots(&self) -> Result<Vec<Root>, Error> {
         let lists = self.0.members.iter().map(|member| self.list(member));
         let lists: Vec<_> = lists.collect();
-        let mut lists = stream::iter(lists).buffered(self.0.members.len().max(1));
-        let mut all: Vec<Root> = Vec::new();
-        while let Some(listed) = lists.next().await {
-            all.extend(listed?);
-        }
-        // Stable: of the same name the first member's comes first, and stays.
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all.dedup_by(|later, first| later.name == first.name);
-        Ok(all)
+        one_list(lists).await
+    }
+
+    async fn complete_roots(&self) -> Result<Vec<Root>, Error> {
+        let lists = (self.0.members.iter()).map(|member| member.store.complete_roots());
+        one_list(lists.collect()).await
     }
 
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {

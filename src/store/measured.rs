@@ -151,6 +151,10 @@ impl Store for Measured {
         self.measure(self.inner.roots()).await
     }
 
+    async fn complete_roots(&self) -> Result<Vec<Root>, Error> {
+        self.measure(self.inner.complete_roots()).await
+    }
+
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
         self.measure(self.inner.path_info(name)).await
     }

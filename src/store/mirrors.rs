@@ -38,6 +38,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -299,6 +300,15 @@ impl Store for Mirrors {
         };
         self.ask_any(Kind::Bulk, || of("listing", "the roots"), question)
             .await
+    }
+
+    /// Of every member, since there is no such name only when all say so.
+    async fn complete_roots(&self) -> Result<Vec<Root>, Error> {
+        let lists = try_join_all(self.stores().map(|store| store.complete_roots())).await?;
+        let mut all = lists.concat();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all.dedup_by(|later, first| later.name == first.name);
+        Ok(all)
     }
 
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {

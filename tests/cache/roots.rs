@@ -65,6 +65,9 @@ fn without_the_upstream_old_answers_are_served_and_misses_fail_at_once() {
     let error = store.root(b"unknown").unwrap_err().to_string();
     assert!(error.contains("the endpoint is down"), "{error}");
     assert_eq!(store.roots().unwrap().len(), 1);
+    // What it remembers is not said to be complete.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    assert!(runtime.block_on(cache.complete_roots()).is_err());
     assert!(
         begun.elapsed() < Duration::from_millis(300),
         "{:?}",

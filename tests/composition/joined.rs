@@ -57,7 +57,13 @@ async fn who_is_out_of_reach_does_not_change_what_a_name_stands_for() {
     assert!(joined.root(b"both").await.is_err());
     // A list stays what it was.
     assert_eq!(names(&joined.roots().await.unwrap()), ["both", "mine"]);
+    // It is not said to be complete.
+    assert!(joined.complete_roots().await.is_err());
     a.trouble(Trouble::None);
+    assert_eq!(
+        names(&joined.complete_roots().await.unwrap()),
+        ["both", "mine"]
+    );
     b.trouble(Trouble::Unreachable);
     let found = joined.root(b"mine").await.unwrap().unwrap();
     assert_eq!(found.node, first.node());

@@ -375,8 +375,11 @@ async fn the_list_of_roots_is_the_first_healthy_ones() {
     put(&*b.inner(), "two", "2");
     let mirrors = mirrors(&[&a, &b], Order::Listed);
     assert_eq!(mirrors.roots().await.unwrap().len(), 1);
+    // What is in none of them is in no mirror.
+    assert_eq!(mirrors.complete_roots().await.unwrap().len(), 2);
     a.trouble(Trouble::Unreachable);
     assert_eq!(mirrors.roots().await.unwrap().len(), 2);
+    assert!(mirrors.complete_roots().await.is_err());
     b.trouble(Trouble::Unreachable);
     assert!(mirrors.roots().await.is_err());
 }

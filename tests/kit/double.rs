@@ -72,6 +72,8 @@ pub struct Double {
     pub cut_short: bool,
     /// Waiters for changed roots are not woken.
     pub silent: bool,
+    /// It lists no roots, as a Nix binary cache.
+    pub unlisted: bool,
     /// Requests that had to wait, since the number was last read.
     pub asked: AtomicU64,
     /// Questions for Directories and blobs, by either way.
@@ -108,6 +110,7 @@ impl Double {
             swap_directories: None,
             cut_short: false,
             silent: false,
+            unlisted: false,
             asked: AtomicU64::new(0),
             objects: AtomicU64::new(0),
             reads: AtomicU64::new(0),
@@ -368,6 +371,13 @@ impl Store for Double {
     }
 
     async fn roots(&self) -> Result<Vec<Root>, Error> {
+        if self.unlisted {
+            return Err(Error::Refused {
+                store: self.url.to_owned(),
+                what: "listing the roots".to_owned(),
+                why: "it has no list".to_owned(),
+            });
+        }
         self.before().await?;
         self.inner().roots().await
     }

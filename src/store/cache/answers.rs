@@ -201,10 +201,17 @@ impl Store for Cache {
                 known
             }
         };
-        // The local store's own come first, and win if a name is in both.
-        roots.splice(0..0, own);
-        roots.sort_by(|a, b| a.name.cmp(&b.name));
-        roots.dedup_by(|later, first| later.name == first.name);
+        add_own(&mut roots, own);
+        Ok(roots)
+    }
+
+    async fn complete_roots(&self) -> Result<Vec<Root>, Error> {
+        let inner = &self.0.inner;
+        let own = inner.near.roots().await?;
+        let asked = inner.ask(inner.far.complete_roots()).await;
+        let mut roots = asked.map_err(|error| error.again())?;
+        inner.writer.roots.note_all(&roots);
+        add_own(&mut roots, own);
         Ok(roots)
     }
 
@@ -339,6 +346,13 @@ impl Store for Cache {
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         self.0.inner.far.ingest()
     }
+}
+
+/// Adds the local store's own roots to the upstream's. They win if a name is in both.
+fn add_own(roots: &mut Vec<Root>, own: Vec<Root>) {
+    roots.splice(0..0, own);
+    roots.sort_by(|a, b| a.name.cmp(&b.name));
+    roots.dedup_by(|later, first| later.name == first.name);
 }
 
 /// Checks that the size is 0 for the empty blob, and for no other.

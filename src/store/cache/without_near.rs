@@ -92,6 +92,10 @@ impl Store for WithoutNear {
         self.far.roots().await
     }
 
+    async fn complete_roots(&self) -> Result<Vec<Root>, Error> {
+        self.far.complete_roots().await
+    }
+
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Error> {
         self.far.path_info(name).await
     }

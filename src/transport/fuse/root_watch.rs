@@ -61,7 +61,7 @@ fn next_change(fs: &CastoreFs, seen: Option<u64>) -> Result<(u64, RootChanges), 
         Some(seen) => store.wait_for_roots(seen, PATIENCE)?,
         None => store.roots_version()?,
     };
-    if Some(version) == seen {
+    if Some(version) == seen && !fs.list_is_due() {
         return Ok((version, RootChanges::default()));
     }
     // Read after the version: what changes in between changes the version again.
