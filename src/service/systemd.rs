@@ -237,7 +237,7 @@ pub fn is_restart() -> bool {
     }
     let Some(unit) = own_unit() else { return false };
     let mut systemctl = Command::new("systemctl");
-    if !rustix::process::geteuid().is_root() {
+    if unit.of_user {
         systemctl.arg("--user");
     }
     let output = systemctl
@@ -247,13 +247,13 @@ pub fn is_restart() -> bool {
             "--no-legend",
             "--no-pager",
             "--",
-            &unit,
+            &unit.name,
         ])
         .stdin(Stdio::null())
         .output();
     match output {
         Ok(output) if output.status.success() => {
-            has_restart(&String::from_utf8_lossy(&output.stdout), &unit)
+            has_restart(&String::from_utf8_lossy(&output.stdout), &unit.name)
         }
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stderr);
@@ -281,19 +281,31 @@ fn has_restart(jobs: &str, unit: &str) -> bool {
     })
 }
 
+/// A unit of systemd's.
+#[derive(Debug, PartialEq, Eq)]
+struct Unit {
+    name: String,
+    /// Whether it is a user's own manager that runs it. The system's runs services of users, too (`User=`).
+    of_user: bool,
+}
+
 /// The unit that this process belongs to.
-fn own_unit() -> Option<String> {
+fn own_unit() -> Option<Unit> {
     unit_of(&fs::read_to_string("/proc/self/cgroup").ok()?)
 }
 
-fn unit_of(cgroups: &str) -> Option<String> {
+fn unit_of(cgroups: &str) -> Option<Unit> {
     let paths = cgroups
         .lines()
         .filter_map(|line| line.splitn(3, ':').nth(2));
-    let mut units = paths
-        .flat_map(|path| path.rsplit('/'))
-        .filter(|part| part.ends_with(".service"));
-    units.next().map(str::to_owned)
+    let mut units = paths.filter_map(|path| {
+        let mut services = path.rsplit('/').filter(|part| part.ends_with(".service"));
+        Some(Unit {
+            name: services.next()?.to_owned(),
+            of_user: services.any(|manager| manager.starts_with("user@")),
+        })
+    });
+    units.next()
 }
 
 #[cfg(test)]
@@ -320,10 +332,18 @@ mod tests {
 
     #[test]
     fn the_unit_is_found_in_the_cgroup() {
+        let unit = |name: &str, of_user| {
+            Some(Unit {
+                name: name.to_owned(),
+                of_user,
+            })
+        };
         let v2 = "0::/system.slice/castore-fs.service\n";
-        assert_eq!(unit_of(v2).as_deref(), Some("castore-fs.service"));
+        assert_eq!(unit_of(v2), unit("castore-fs.service", false));
         let inner = "0::/system.slice/castore-fs@a.service/payload\n";
-        assert_eq!(unit_of(inner).as_deref(), Some("castore-fs@a.service"));
+        assert_eq!(unit_of(inner), unit("castore-fs@a.service", false));
+        let of_user = "0::/user.slice/user-7.slice/user@7.service/app.slice/castore-fs.service\n";
+        assert_eq!(unit_of(of_user), unit("castore-fs.service", true));
         assert_eq!(unit_of("0::/user.slice\n"), None);
     }
 }
