@@ -17,13 +17,6 @@ let
   names = if stores == { } then [ "default" ] else lib.attrNames stores;
   known = "there is ${quoted names}";
 
-  kinds = [
-    "url"
-    "cache"
-    "mirrors"
-    "filter"
-    "join"
-  ];
   urlOf = store: if store.url == null then "" else store.url;
 
   # "/srv/tree/", "/srv//tree" and "/srv/./tree" are one place.
@@ -36,8 +29,7 @@ let
   pairsOf =
     list: lib.concatLists (lib.imap0 (i: a: map (b: { inherit a b; }) (lib.drop (i + 1) list)) list);
   pairs = pairsOf placed;
-  below =
-    inner: outer: lib.hasPrefix (if outer.path == "/" then "/" else outer.path + "/") inner.path;
+  below = inner: outer: lib.hasPrefix (outer.path + "/") inner.path;
 
   unprivileged = cfg.user != null && cfg.user != "root";
   overStore = lib.attrNames (lib.filterAttrs (_: mount: mount.overNixStore) cfg.mounts);
@@ -64,10 +56,6 @@ map (entry: entry // { message = say entry.message; }) (
     assertion = guest.store != null -> lib.elem guest.store names;
     message = ''`virtiofs.${name}.store` names the store "${toString guest.store}", which is not declared (${known}). Declare `stores.${toString guest.store}`, or name one of those.'';
   }) isolated
-  ++ lib.mapAttrsToList (name: store: {
-    assertion = lib.any (kind: store.${kind} != null) kinds;
-    message = ''the store "${name}" does not say where it is or what it is made of. Set `stores.${name}.url`, as in "local:/var/lib/castore-fs", or one of `cache`, `mirrors`, `filter` and `join`.'';
-  }) stores
   ++ lib.concatLists (
     lib.mapAttrsToList (
       name: store:
@@ -92,6 +80,10 @@ map (entry: entry // { message = say entry.message; }) (
             key = "tls.key";
             credential = store.tls.key;
           }
+          {
+            key = "binaryCache.netrc";
+            credential = if store.binaryCache == null then null else store.binaryCache.netrc;
+          }
         ]
     ) cfg.stores
   )
@@ -109,6 +101,8 @@ map (entry: entry // { message = say entry.message; }) (
         inKeys = lib.filter (text: text != null) [
           store.token-file
           store.tls-client-key-path
+          (store.binary-cache.token-file or null)
+          (store.binary-cache.netrc-file or null)
         ];
       in
       !lib.any (lib.hasInfix builtins.storeDir) (lib.filter secret inUrl ++ inKeys);
@@ -141,7 +135,7 @@ map (entry: entry // { message = say entry.message; }) (
         ''`virtiofs.${name}.extraFlags` are for a process of its own, and "${name}" is served by the daemon. Say it in `virtiofs.${name}.settings`, or set `virtiofs.${name}.isolated`.'';
   }) cfg.virtiofs
   ++ map (mount: {
-    assertion = mount.path != "/" && mount.path != "/nix" && mount.path != "/nix/store";
+    assertion = mount.path != "/nix" && mount.path != "/nix/store";
     message = ''the mount "${mount.name}" would hide ${mount.path}, from which the machine runs. Mount it elsewhere, as in "/run/castore-fs/store"; to have it below /nix/store, set `mounts.${mount.name}.overNixStore`.'';
   }) placed
   ++

@@ -35,10 +35,6 @@ in
 
     systemd.services = lib.mapAttrs' (
       name: guest:
-      let
-        file = closureFile name;
-        paths = "${guest.registration}/store-paths";
-      in
       lib.nameValuePair "castore-fs-closure-${name}" {
         description = "Import the store paths of the virtual machine ${name}";
         wantedBy = [ "multi-user.target" ];
@@ -46,17 +42,17 @@ in
         wants = [ daemon ];
         after = [ daemon ];
         path = [
+          cfg.package
           pkgs.coreutils
           pkgs.findutils
         ];
-        # What a running guest has been shown it is shown until the host boots again.
-        script = ''
-          xargs -- ${lib.getExe cfg.package} import --store ${lib.escapeShellArg (urlOf guest)} \
-            ${guest.registration} <${paths}
-          touch ${file}
-          sort -u ${file} ${paths} - >${file}.new <<<${guest.registration}
-          mv ${file}.new ${file}
-        '';
+        script = lib.escapeShellArgs [
+          pkgs.runtimeShell
+          ./import-closure.sh
+          (urlOf guest)
+          guest.registration
+          (closureFile name)
+        ];
         serviceConfig = {
           Type = "oneshot";
           RemainAfterExit = true;

@@ -19,6 +19,7 @@ let
       name = if guest.store == null then lib.head names else guest.store;
       alone = {
         url = cfg.settings.stores.${name}.url or "local:/var/lib/castore-fs";
+        binaryCache = null;
         credential = null;
         tls = {
           authorities = null;

@@ -73,12 +73,15 @@ let
     lib.mapAttrs' (_: mount: lib.nameValuePair mount.path { d = { }; }) cfg.settings.mounts
   );
   # fusermount3 wants a folder of the user's own. Its owner can be set only while nothing is mounted
-  # there, so that tmpfiles, which knows nothing of that, could do it at boot alone.
+  # there, so that tmpfiles, which knows nothing of that, could do it at boot alone. The kernel's table says
+  # what is mounted: into a mount of another user's root may not even look.
   makeFolders = lib.concatStringsSep "; " (
     lib.mapAttrsToList (
       _: mount:
       let
         path = lib.escapeShellArg mount.path;
+        parts = lib.filter (part: part != "" && part != ".") (lib.splitString "/" mount.path);
+        inTable = lib.replaceStrings [ " " ] [ "\\040" ] "/${lib.concatStringsSep "/" parts}";
         owner = lib.escapeShellArgs [
           "--owner"
           cfg.user
@@ -86,7 +89,7 @@ let
           cfg.group
         ];
       in
-      "mountpoint -q ${path} || install -d ${owner} ${path}"
+      "grep -qF ${lib.escapeShellArg " ${inTable} "} /proc/self/mountinfo || install -d ${owner} ${path}"
     ) cfg.settings.mounts
   );
 
@@ -167,8 +170,8 @@ in
       '';
       description = ''
         Where content comes from, by a name that mounts and listeners use: each store is somewhere
-        (`url`), or is made of others (`cache`, `mirrors`, `filter`, `join`). Without any there is one,
-        named `default`, in {file}`${home}`.
+        (`url`), or is made of others (`cache`, `binaryCache`, `mirrors`, `filter`, `join`). Without any
+        there is one, named `default`, in {file}`${home}`.
       '';
     };
 
@@ -228,7 +231,12 @@ in
 
     rendered = mkOption {
       type = types.raw;
-      default = pruned cfg.settings;
+      # A store that says nothing is one that the daemon refuses.
+      default =
+        pruned cfg.settings
+        // lib.optionalAttrs (cfg.settings.stores != { }) {
+          stores = lib.mapAttrs (_: pruned) cfg.settings.stores;
+        };
       readOnly = true;
       internal = true;
       description = "What is written to the file, as a value.";
@@ -328,7 +336,7 @@ in
         path = lib.mkIf byHelper [
           "/run/wrappers"
           pkgs.coreutils
-          pkgs.util-linux
+          pkgs.gnugrep
         ];
         serviceConfig = lib.mkMerge [
           (lib.mkIf (cfg.credentials != { }) {

@@ -6,8 +6,8 @@ let
   present = lib.filterAttrs (_: value: value != null);
   orNull = f: value: if value == null then null else f value;
 
-  # What a store's server asks for: a key of the file where it is a gRPC server, a parameter of the
-  # URL where it is a cloud.
+  # What a store's server asks for: a key of the file where it is a gRPC server or a binary cache, a
+  # parameter of the URL where it is a cloud.
   secrets =
     unit: store:
     let
@@ -15,8 +15,9 @@ let
       inBucket = lib.hasPrefix "objectstore+" (toString store.url);
     in
     {
+      inherit at;
       keys = present {
-        token-file = if inBucket then null else at store.credential;
+        token-file = if inBucket || store.binaryCache != null then null else at store.credential;
         tls-ca-cert-path = orNull toString store.tls.authorities;
         tls-client-cert-path = at store.tls.certificate;
         tls-client-key-path = at store.tls.key;
@@ -50,7 +51,7 @@ in
   storeSettings =
     unit: store:
     let
-      inherit (secrets unit store) keys parameters;
+      inherit (secrets unit store) at keys parameters;
     in
     store.settings
     // present {
@@ -63,6 +64,22 @@ in
           roots-max-age = cache.rootsMaxAge;
         }
       ) store.cache;
+      binary-cache = orNull (
+        cache:
+        present {
+          inherit (cache)
+            url
+            into
+            closure
+            size
+            ;
+          trusted-public-keys = cache.trustedPublicKeys;
+          require-signatures = cache.requireSignatures;
+          keep-free = cache.keepFree;
+          netrc-file = at cache.netrc;
+          token-file = at store.credential;
+        }
+      ) store.binaryCache;
       mirrors = orNull present store.mirrors;
       filter = orNull present store.filter;
       inherit (store) join;
@@ -84,6 +101,7 @@ in
       store.credential
       store.tls.certificate
       store.tls.key
+      (orNull (cache: cache.netrc) store.binaryCache)
     ];
 
   # The table of one of `mounts`.

@@ -1,5 +1,5 @@
-# `services.castore-fs.settings`: the daemon's file. What is typed here is what the module itself
-# looks at, or what most people write; everything else passes as it is, and `check-config` judges it.
+# `services.castore-fs.settings`: the daemon's file, every key of it (tests/nix/run compares them with
+# docs/config.md). What a value has to be beside its type `check-config` judges.
 { lib, format }:
 
 let
@@ -27,18 +27,26 @@ let
     };
 
   names = types.listOf types.str;
+  id = types.ints.u32;
   listing = import ./listing.nix { inherit types; };
   store = optional types.str "The name of a store; null for the only one.";
   warmup = optional (types.enum [
     "learn"
     "off"
   ]) "Whether what is read first is learned, and fetched first the next time; null for `off`.";
+  size = optional types.str;
+  gid = optional id "Who owns every file: group id; null for 0.";
+  uid = optional id "Who owns every file: user id; null for 0.";
+  xattr = optional types.bool "Whether extended attributes, which have digests, are answered.";
   friendly = option: "See {option}`services.castore-fs.stores.<name>.${option}`.";
 in
 {
   freeformType = format.type;
 
   options = {
+    state-dir = optional types.str "The folder for what the service keeps; null for systemd's `StateDirectory=`.";
+    drain = optional types.str "How long a stop waits for programs that use a mount; null for `20s`.";
+
     stores = mkOption {
       type = tableOf {
         url = optional types.str (friendly "url");
@@ -49,10 +57,25 @@ in
         cache = optional (tableWith {
           near = required types.str (friendly "cache.near");
           far = required names (friendly "cache.far");
-          size = optional types.str (friendly "cache.size");
-          keep-free = optional types.str (friendly "cache.keepFree");
+          size = size (friendly "cache.size");
+          keep-free = size (friendly "cache.keepFree");
           roots-max-age = optional types.str (friendly "cache.rootsMaxAge");
         }) (friendly "cache");
+        binary-cache = optional (tableWith {
+          url = required (types.either types.str names) (friendly "binaryCache.url");
+          into = required types.str (friendly "binaryCache.into");
+          trusted-public-keys = optional names (friendly "binaryCache.trustedPublicKeys");
+          require-signatures = optional types.bool (friendly "binaryCache.requireSignatures");
+          closure = optional (types.enum [
+            "fetch"
+            "narinfos"
+            "off"
+          ]) (friendly "binaryCache.closure");
+          netrc-file = optional types.str "A netrc(5) file with login and password.";
+          token-file = optional types.str "A file with a bearer token.";
+          size = size (friendly "binaryCache.size");
+          keep-free = size (friendly "binaryCache.keepFree");
+        }) (friendly "binaryCache");
         mirrors = optional (tableWith {
           of = required names (friendly "mirrors.of");
           order = optional types.str (friendly "mirrors.order");
@@ -62,6 +85,12 @@ in
           roots = required names (friendly "filter.roots");
         }) (friendly "filter");
         join = optional names (friendly "join");
+        verify = optional (types.enum
+          [
+            "root"
+            "chunks"
+          ]
+        ) "For stores far away that tell chunks and no proofs: when bytes are handed out; null for `root`.";
       };
       default = { };
       description = "Stores; see {option}`services.castore-fs.stores`.";
@@ -71,6 +100,7 @@ in
       type = tableOf {
         inherit store;
         path = required types.str "Where to mount.";
+        device = optional types.str "`fd:NAME`, a descriptor of `/dev/fuse` that was passed on under that name.";
         root = optional types.str "The directory to show at the top, instead of the root nodes.";
         list-root = optional listing "What listing the root gives.";
         names = optional (types.enum [
@@ -86,11 +116,28 @@ in
           "page-cache"
           "passthrough"
         ]) "How bytes come to their readers; null for `page-cache`, which verifies every byte.";
-        inherit warmup;
+        images = optional types.bool "Whether trees are shown as disk images too, in `.images`.";
+        read-ahead = size "How far the kernel reads ahead of sequential readers; null for `1MiB`.";
+        directory-memory = size "How much memory may hold Directories; null for `512MiB`.";
+        threads = optional (types.ints.between 1 1024) "Threads that read requests; null for one for each processor.";
+        inherit
+          gid
+          uid
+          warmup
+          xattr
+          ;
         stay-awake = optional types.bool "Whether processors are kept from sleeping during a walk; null for machines with two to eight of them.";
       };
       default = { };
       description = "Mounts; see {option}`services.castore-fs.mounts`.";
+    };
+
+    images = mkOption {
+      type = tableOf {
+        roots = required names "The names of the roots, in the store of the mount that shows the image.";
+      };
+      default = { };
+      description = "Images of several roots, which a mount with `images = true` shows as `.images/NAME.erofs`.";
     };
 
     virtiofs = mkOption {
@@ -102,7 +149,13 @@ in
         root = optional types.str "The directory to show at the top, instead of the root nodes.";
         list-root = optional listing "What listing the root gives.";
         roots-from = optional types.str "A file with the names of the roots that are shown, one a line.";
-        inherit warmup;
+        queues = optional (types.ints.between 1 63) "Request queues, each with a thread; null for 8.";
+        inherit
+          gid
+          uid
+          warmup
+          xattr
+          ;
       };
       default = { };
       description = "Virtual machines; see {option}`services.castore-fs.virtiofs`.";
@@ -117,10 +170,30 @@ in
           description = "`unix:/PATH`, `HOST:PORT`, or `systemd:NAME` for a socket unit's.";
         };
         socket-mode = optional types.str "A unix socket's permissions, in octal; null for `600`.";
-        writable = optional types.bool "Whether clients may add to the store.";
+        writable = optional types.bool "Whether clients may add to the store. What is there under a name stays.";
+        allow-replace = optional types.bool "Whether clients may replace and remove roots too.";
+        token-file = optional types.str ''
+          The file with the bearer tokens of which clients show one, one a line; after a token there may be
+          what it gives the right to: `read`, `add`, `replace`.
+        '';
+        tls-cert-path = optional types.str "The file with the certificate chain (PEM) for TLS on `HOST:PORT`.";
+        tls-key-path = optional types.str "The file with that certificate's private key (PEM).";
+        tls-client-ca-path = optional types.str "The authorities (PEM) of whose certificates clients show one.";
+        keep-free = size "What clients that add leave free on the store's disk; null for `1GiB`.";
+        max-upload = size "The most that one upload may have; null for `1TiB`.";
+        max-connections = optional types.ints.positive "Connections at once; null for 512.";
+        max-calls = optional types.ints.positive "Calls at once on a connection; null for 256.";
       };
       default = { };
       description = "Where stores are served over gRPC.";
+    };
+
+    control = mkOption {
+      type = tableWith {
+        socket = optional types.str "The socket that `castore-fs status` asks; null for `control.sock` in `/run/castore-fs`.";
+      };
+      default = { };
+      description = "How the running service is asked.";
     };
 
     log = mkOption {

@@ -21,8 +21,8 @@ in
       default = null;
       example = "grpc+https://castore.example.org";
       description = ''
-        Where it is. A store has this, or one of `cache`, `mirrors`, `filter` and `join`, which make it
-        of other stores.
+        Where it is. A store has this, or one of `cache`, `binaryCache`, `mirrors`, `filter` and `join`,
+        which make it of others.
       '';
     };
 
@@ -33,7 +33,7 @@ in
       description = ''
         ${credential} what the store's server asks for: the bearer token of one behind gRPC; for one in
         an object store, a file as the cloud's own tools have it (for S3 the `credentials` file, with
-        `aws_access_key_id` and `aws_secret_access_key`).
+        `aws_access_key_id` and `aws_secret_access_key`); the bearer token of a binary cache.
       '';
     };
 
@@ -74,6 +74,43 @@ in
         keepFree = "10GiB";
       };
       description = "What is read of other stores stays in a local one, across restarts.";
+    };
+
+    binaryCache = mkOption {
+      type = made {
+        url = mkOption {
+          type = types.either types.str (types.listOf types.str);
+          example = "https://cache.nixos.org";
+          description = "Where it is; several are asked in the order of their priorities.";
+        };
+        into = mkOption {
+          type = types.str;
+          example = "cached";
+          description = "What its paths are unpacked into: the name of a store whose URL is `local:/PATH`.";
+        };
+        trustedPublicKeys = mkOption {
+          type = types.listOf types.str;
+          default = [ ];
+          example = [ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ];
+          description = "Public keys by one of which a path has to be signed, unless it is content-addressed.";
+        };
+        requireSignatures = optional types.bool "Whether a path needs such a signature; null for `true`.";
+        closure = optional (types.enum [
+          "fetch"
+          "narinfos"
+          "off"
+        ]) "What is fetched ahead of the paths that a path refers to; null for `fetch`, narinfos and NARs.";
+        netrc = optional types.str "${credential} a netrc(5) file with login and password.";
+        size = optional types.str "How much the local store may take on its disk; null for as much as there is.";
+        keepFree = optional types.str "How much stays free on that disk, whatever `size` says.";
+      };
+      default = null;
+      example = {
+        url = "https://cache.nixos.org";
+        into = "cached";
+        trustedPublicKeys = [ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ];
+      };
+      description = "Nix binary caches, whose paths are unpacked into a local store as they are looked up.";
     };
 
     mirrors = mkOption {
