@@ -67,8 +67,12 @@ let
           lib.filter (line: lib.hasInfix "\n${line}" unit) (case.notUnit or [ ])
         );
 
-      # A line of a comment says why.
-      said = text: lib.filter (line: line != "" && !lib.hasPrefix "#" line) (lib.splitString "\n" text);
+      # A line of a comment says why. What triggers a reload has the hash of its contents in its name.
+      said =
+        text:
+        lib.filter (
+          line: line != "" && !lib.hasPrefix "#" line && !lib.hasPrefix "X-Reload-Triggers=" line
+        ) (lib.splitString "\n" text);
       texts = lib.concatLists (
         lib.mapAttrsToList (
           unit: file:
@@ -102,7 +106,12 @@ let
 
   # What the package asks of whoever builds it.
   package = import ../../nixos/package.nix {
-    inherit lib;
+    # The file set itself: nothing is copied into a store for it.
+    lib = lib // {
+      fileset = lib.fileset // {
+        toSource = { fileset, ... }: fileset;
+      };
+    };
     stdenv = {
       buildPlatform.canExecute = _: true;
       hostPlatform = null;
@@ -110,6 +119,8 @@ let
     rustPlatform.buildRustPackage = arguments: arguments;
     installShellFiles = "installShellFiles";
   };
+  sources = map toString (lib.fileset.toList package.src);
+  isSource = path: lib.any (file: file == path || lib.hasPrefix "${path}/" file) sources;
   manifest = (lib.importTOML ../../Cargo.toml).package;
   packaged =
     lib.optional (
@@ -117,7 +128,7 @@ let
     ) "is ${package.pname} ${package.version}, and Cargo.toml says ${manifest.name} ${manifest.version}"
     ++ lib.optional (package.meta.mainProgram != "castore-fs") "has not the program castore-fs"
     ++ map (path: "builds without ${path}") (
-      lib.filter (path: !builtins.pathExists (package.src + "/${path}")) [
+      lib.filter (path: !isSource (toString (../.. + "/${path}"))) [
         "Cargo.lock"
         "benches"
         "build.rs"
@@ -128,7 +139,7 @@ let
       ]
     )
     ++ map (path: "is built anew when ${path} changes") (
-      lib.filter (path: builtins.pathExists (package.src + "/${path}")) [
+      lib.filter (path: isSource (toString (../.. + "/${path}"))) [
         ".git"
         "flake.nix"
         "nixos"
@@ -157,11 +168,16 @@ in
     words = case.refused;
   }) (lib.filterAttrs (_: case: case ? refused) cases);
 
-  # By case, the units as NixOS would write them, for systemd to verify. Packages have a path that is the
-  # same everywhere.
-  units = lib.mapAttrs (_: case: lib.mapAttrs (_: unit: unit.whole) (configOf case).systemd.units) (
-    lib.filterAttrs (_: case: case.verified or false) cases
-  );
+  # By case, the units and the table of file systems as NixOS would write them, for systemd to verify.
+  # Packages have a path that is the same everywhere.
+  units = lib.mapAttrs (
+    _: case:
+    let
+      config = configOf case;
+    in
+    lib.mapAttrs (_: unit: unit.whole) config.systemd.units
+    // lib.optionalAttrs (config.fileSystems != { }) { fstab = config.environment.etc.fstab.text; }
+  ) (lib.filterAttrs (_: case: case.verified or false) cases);
 
   count = lib.length (lib.attrNames cases);
 }

@@ -57,6 +57,13 @@ let
       '') steps
       + testScript;
     };
+
+  # The same program from another path.
+  upgraded = pkgs.runCommand "castore-fs-upgraded" { inherit (pkgs.castore-fs) meta; } ''
+    cp -r ${pkgs.castore-fs} $out
+    chmod -R u+w $out
+    substituteInPlace $out/lib/systemd/system/* --replace-quiet ${pkgs.castore-fs} $out
+  '';
 in
 {
   basic = scenario { name = "basic"; };
@@ -69,13 +76,7 @@ in
     name = "reload";
     nodes.machine.specialisation = {
       more-mounts.configuration.services.castore-fs.mounts.third.path = "/srv/third";
-      upgraded.configuration.services.castore-fs.package =
-        pkgs.runCommand "castore-fs-upgraded" { inherit (pkgs.castore-fs) meta; }
-          ''
-            cp -r ${pkgs.castore-fs} $out
-            chmod -R u+w $out
-            substituteInPlace $out/lib/systemd/system/* --replace-quiet ${pkgs.castore-fs} $out
-          '';
+      upgraded.configuration.services.castore-fs.package = upgraded;
     };
     testScript = ''
       def mount_id():
@@ -119,17 +120,68 @@ in
     };
   };
 
+  # And what a switch makes of a mount: it stays with its process, whatever is new.
   fstab = scenario {
     name = "fstab";
-    nodes.machine.virtualisation.fileSystems."/srv/fstab" = {
-      device = "local:/var/tmp/scenario/store";
-      fsType = "castore-fs";
-      noCheck = true;
-      options = [
-        "_netdev"
-        "noauto"
-        "nofail"
-      ];
+    nodes.machine = {
+      virtualisation.fileSystems."/srv/fstab" = {
+        device = "local:/var/tmp/scenario/store";
+        fsType = "castore-fs";
+        noCheck = true;
+        options = [
+          "_netdev"
+          "allow_other"
+          "noauto"
+          "nofail"
+        ];
+      };
+      specialisation = {
+        upgraded.configuration.services.castore-fs.package = upgraded;
+        changed.configuration.virtualisation.fileSystems."/srv/fstab".options = [ "uid=1000" ];
+      };
+    };
+    testScript = ''
+      def server():
+          return machine.succeed("pgrep --newest --full 'castore-fs.* /srv/fstab$'").strip()
+
+      def switch_to(specialisation):
+          return machine.execute(
+              f"{system}/specialisation/{specialisation}/bin/switch-to-configuration test 2>&1"
+          )
+
+      system = machine.succeed("readlink -f /run/booted-system").strip()
+      machine.succeed("systemctl start srv-fstab.mount")
+      pid = server()
+
+      with subtest("another version leaves the mount and its process, and is the next mount's"):
+          status, said = switch_to("upgraded")
+          assert status == 0, said
+          assert server() == pid, "the mount has another process"
+          machine.succeed("cat /srv/fstab/tree/file")
+          machine.succeed("systemctl restart srv-fstab.mount")
+          pid = server()
+          machine.succeed(f"readlink /proc/{pid}/exe | grep upgraded")
+
+      with subtest("another option is refused with a message, and the mount stays"):
+          status, said = switch_to("changed")
+          assert status != 0, said
+          machine.succeed("journalctl --unit srv-fstab.mount | grep 'unmount it and mount it again'")
+          assert server() == pid, "the mount has another process"
+          machine.succeed("cat /srv/fstab/tree/file")
+    '';
+  };
+
+  # As a user without privilege.
+  fusermount = scenario {
+    name = "fusermount";
+    nodes.machine.services.castore-fs = {
+      enable = true;
+      user = "castore-fs";
+      mountWith = "fusermount";
+      mounts.tree = {
+        path = "/srv/tree";
+        allowOther = false;
+      };
     };
   };
 
@@ -219,24 +271,36 @@ in
                 "panic=-1"
               ];
             };
+            # Nix knows the system, and its collector deletes nothing of it.
             systemd.services.report = {
               wantedBy = [ "multi-user.target" ];
+              after = [ "castore-fs-registration.service" ];
               serviceConfig.StandardOutput = "tty";
               serviceConfig.TTYPath = "/dev/ttyS0";
-              script = "echo booted from $(findmnt --noheadings --output FSTYPE --target /nix/.castore)";
-              path = [ pkgs.util-linux ];
+              script = ''
+                system=$(readlink -f /run/current-system)
+                nix-store --verify-path $(nix-store --query --requisites "$system")
+                nix-collect-garbage
+                nix-store --verify-path $(nix-store --query --requisites "$system")
+                echo booted from $(findmnt --noheadings --output FSTYPE --target /nix/.castore)
+              '';
+              path = [
+                pkgs.nix
+                pkgs.util-linux
+              ];
             };
           }
         ];
       };
       inherit (inner.config.system) build;
-      closure = pkgs.closureInfo { rootPaths = [ build.toplevel ]; };
+      # As the host's option has it.
+      registration = pkgs.closureInfo { rootPaths = [ build.toplevel ]; };
     in
     scenario {
       name = "virtiofs";
       nodes.machine = {
         services.castore-fs.virtiofs = {
-          trusted = { };
+          trusted.closure = [ build.toplevel ];
           isolated.isolated = true;
         };
         environment.systemPackages = [ pkgs.qemu_test ];
@@ -244,15 +308,17 @@ in
           memorySize = 4096;
           diskSize = 8192;
           cores = 2;
-          additionalPaths = [ build.toplevel ];
+          additionalPaths = [
+            build.toplevel
+            registration
+          ];
         };
       };
       testScript = ''
         # The steps have put a file into the place of the link.
         machine.succeed("/run/booted-system/bin/switch-to-configuration test")
         machine.succeed("systemctl reload castore-fs.service")
-        # A store path is a root node under its base name.
-        machine.succeed("xargs castore-fs import < ${closure}/store-paths")
+        machine.wait_for_unit("castore-fs-closure-trusted.service")
         for guest in ["trusted", "isolated"]:
             with subtest(f"a system boots from what is served, {guest}"):
                 machine.succeed(
@@ -262,7 +328,7 @@ in
                     " -device vhost-user-fs-pci,chardev=store,tag=castore,queue-size=1024"
                     " -kernel ${build.kernel}/${inner.config.system.boot.loader.kernelFile}"
                     " -initrd ${build.initialRamdisk}/initrd"
-                    " -append 'init=${build.toplevel}/init ${toString inner.config.boot.kernelParams}'"
+                    " -append 'init=${build.toplevel}/init regInfo=${registration}/registration ${toString inner.config.boot.kernelParams}'"
                     f" > /tmp/console-{guest} 2>&1 &"
                 )
                 machine.wait_until_succeeds(

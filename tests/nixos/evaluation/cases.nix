@@ -14,8 +14,8 @@ let
     length
     match
     ;
-  # Whether `words` are in `text`.
-  has = words: text: length (builtins.split words text) > 1;
+  # Whether `words` are in `text`. (A pattern may refer to no store path.)
+  has = words: text: length (builtins.split (builtins.unsafeDiscardStringContext words) text) > 1;
 in
 {
   enabled-alone = {
@@ -163,6 +163,106 @@ in
     };
     rendered = "stores-of-every-kind";
     units."castore-fs.service" = "stores-of-every-kind";
+  };
+
+  a-binary-cache-images-and-rights = {
+    services = {
+      stores = {
+        cached.url = "local:/var/cache/castore-fs";
+        nixos = {
+          credential = "cache-token";
+          binaryCache = {
+            url = [
+              "https://cache.example.org"
+              "https://cache.nixos.org?priority=50"
+            ];
+            into = "cached";
+            trustedPublicKeys = [ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ];
+            closure = "narinfos";
+            netrc = "netrc";
+            size = "20GiB";
+            keepFree = "10GiB";
+          };
+        };
+        disk.url = "local:/var/lib/castore-fs";
+      };
+      settings = {
+        mounts.tree = {
+          store = "disk";
+          path = "/srv/tree";
+          images = true;
+          threads = 2;
+        };
+        images.system.roots = [
+          "kernel"
+          "modules"
+        ];
+        listen.network = {
+          store = "disk";
+          address = "[::]:7740";
+          writable = true;
+          tls-cert-path = "/etc/castore-cert.pem";
+          tls-key-path = "/run/keys/castore-key.pem";
+          token-file = "/run/keys/castore-tokens";
+        };
+        listen.local = {
+          store = "disk";
+          address = "unix:/run/castore-fs/castore.sock";
+          writable = true;
+          allow-replace = true;
+        };
+        drain = "5s";
+      };
+      credentials = {
+        cache-token = "/run/keys/cache-token";
+        netrc = "/run/keys/netrc";
+      };
+    };
+    rendered = "binary-cache";
+    unit = [
+      "LoadCredential=cache-token:/run/keys/cache-token"
+      "LoadCredential=netrc:/run/keys/netrc"
+    ];
+  };
+
+  refuses-an-option-of-another-type = {
+    services.settings.listen.network = {
+      address = "[::]:7740";
+      allow-replace = "yes";
+    };
+    throws = config: config.services.castore-fs.settings.listen;
+  };
+
+  refuses-a-binary-cache-without-a-place = {
+    services.stores.nixos.binaryCache = {
+      url = "https://cache.nixos.org";
+      into = "cached";
+    };
+    refused = ''stores.nixos.binary-cache.into: there is no store "cached"'';
+  };
+
+  refuses-a-netrc-that-is-not-declared = {
+    services.stores = {
+      cached.url = "local:/var/cache/castore-fs";
+      nixos.binaryCache = {
+        url = "https://cache.nixos.org";
+        into = "cached";
+        netrc = "netrc";
+      };
+    };
+    fires = [ "`stores.nixos.binaryCache.netrc` names the credential \"netrc\"" ];
+  };
+
+  refuses-a-netrc-in-the-nix-store = {
+    services.settings.stores = {
+      cached.url = "local:/var/cache/castore-fs";
+      nixos.binary-cache = {
+        url = "https://cache.nixos.org";
+        into = "cached";
+        netrc-file = "${builtins.storeDir}/00000000000000000000000000000000-netrc";
+      };
+    };
+    fires = [ "where everybody can read it" ];
   };
 
   isolated-guests = {
@@ -314,10 +414,7 @@ in
         config.programs.fuse.enable
         (elem "/run/wrappers" (map toString unit.path))
         # At the first switch as at boot, and while nothing is mounted there.
-        (
-          match ".*mountpoint -q /srv/tree .. install -d --owner castore-fs --group castore-fs /srv/tree.*" unit.serviceConfig.ExecStartPre
-          != null
-        )
+        (has "/proc/self/mountinfo .. install -d --owner castore-fs --group castore-fs /srv/tree" unit.serviceConfig.ExecStartPre)
         (!(hasAttr "/srv/tree" (config.systemd.tmpfiles.settings."10-castore-fs" or { })))
         # A mount more finds its folder.
         (length unit.restartTriggers == 1 && unit.reloadTriggers == [ ])
@@ -436,8 +533,7 @@ in
         registration = toString config.services.castore-fs.virtiofs.guest.registration;
       in
       [
-        (has "import --store local:/var/lib/castore-fs " unit.script)
-        (has "${registration}/store-paths" unit.script)
+        (has "local:/var/lib/castore-fs ${registration} /run/castore-fs-closures/guest" unit.script)
         (unit.after == [ "castore-fs.service" ])
       ];
   };
@@ -464,6 +560,41 @@ in
       listRoots = true;
     };
     throws = config: config.services.castore-fs.mounts.tree;
+  };
+
+  # docs/nixos.md has this entry; an overlay on top of such a mount, and the daemon beside it.
+  fstab-with-the-daemon = {
+    verified = true;
+    services.mounts.tree.path = "/srv/tree";
+    also.fileSystems = {
+      "/srv/castore" = {
+        device = "local:/var/lib/castore-fs";
+        fsType = "castore-fs";
+        noCheck = true;
+        options = [
+          "_netdev"
+          "allow_other"
+          "nofail"
+        ];
+      };
+      "/srv/work" = {
+        overlay = {
+          lowerdir = [ "/srv/castore" ];
+          upperdir = "/var/tmp/work/upper";
+          workdir = "/var/tmp/work/work";
+        };
+        options = [
+          "_netdev"
+          "nofail"
+        ];
+      };
+    };
+    check = config: [
+      (
+        match ".*local:/var/lib/castore-fs /srv/castore castore-fs _netdev,allow_other,nofail 0 0\n.*" config.environment.etc.fstab.text
+        != null
+      )
+    ];
   };
 
   fstab-without-the-daemon = {
@@ -561,10 +692,7 @@ in
 
   refuses-a-store-that-is-nowhere = {
     services.stores.local = { };
-    fires = [
-      ''the store "local" does not say where it is''
-      "Set `stores.local.url`"
-    ];
+    refused = "stores.local: this does not say where the store is";
   };
 
   refuses-two-mounts-on-one-path = {
@@ -596,6 +724,11 @@ in
   refuses-a-relative-path = {
     services.mounts.tree.path = "srv/tree";
     refused = "this must be the absolute path of a folder";
+  };
+
+  refuses-a-mount-on-everything = {
+    services.mounts.tree.path = "/";
+    refused = "the absolute path of a folder other than /";
   };
 
   refuses-to-hide-the-nix-store = {

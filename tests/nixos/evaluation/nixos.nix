@@ -123,6 +123,46 @@ let
 
   nothing = "00000000000000000000000000000000";
 
+  # What the initial ramdisk mounts, by its systemd.
+  isForBoot =
+    fileSystem:
+    fileSystem.neededForBoot
+    || lib.elem fileSystem.mountPoint [
+      "/"
+      "/nix"
+      "/nix/store"
+      "/usr"
+      "/var"
+      "/var/lib"
+      "/var/log"
+      "/etc"
+    ];
+  initrd = fileSystem: lib.optionalString (isForBoot fileSystem) "/sysroot";
+  overlayFolders =
+    fileSystem:
+    fileSystem.overlay.lowerdir
+    ++ lib.optionals (fileSystem.overlay.upperdir != null) [
+      fileSystem.overlay.upperdir
+      fileSystem.overlay.workdir
+    ];
+  fstabLine =
+    fileSystem:
+    lib.concatStringsSep " " [
+      fileSystem.device
+      fileSystem.mountPoint
+      fileSystem.fsType
+      (lib.concatStringsSep "," fileSystem.options)
+      "0"
+      (
+        if fileSystem.noCheck || fileSystem.fsType == "overlay" || fileSystem.fsType == "tmpfs" then
+          "0"
+        else
+          "2"
+      )
+    ];
+  # The name of a mount unit, of folders that need no escape.
+  unitOf = folder: lib.replaceStrings [ "/" ] [ "-" ] (lib.removePrefix "/" folder);
+
   # systemd.nix's way with values: no key for null, a line for each of a list.
   keys =
     attrs:
@@ -201,7 +241,7 @@ in
             enable = flag true;
             target = option types.str name;
             text = option (types.nullOr types.lines) null;
-            source = required types.path;
+            source = option types.path "/nix/store/${nothing}-etc-${name}";
             mode = option types.str "symlink";
             uid = option types.int 0;
             gid = option types.int 0;
@@ -222,7 +262,7 @@ in
             device = option (types.nullOr types.nonEmptyStr) null;
             label = option (types.nullOr types.nonEmptyStr) null;
             fsType = option types.nonEmptyStr "auto";
-            options = option (types.listOf types.nonEmptyStr) [
+            options = option (types.nonEmptyListOf types.nonEmptyStr) [
               "defaults"
             ];
             depends = option (types.listOf types.nonEmptyStr) [ ];
@@ -238,10 +278,29 @@ in
               useStage1BaseDirectories = flag true;
             };
           };
-          config = lib.mkIf (config.overlay.lowerdir != null) {
-            fsType = lib.mkDefault "overlay";
-            device = lib.mkDefault "overlay";
-          };
+          config = lib.mkMerge [
+            (lib.mkIf (lib.elem config.fsType [ "tmpfs" ]) { device = lib.mkDefault config.fsType; })
+            (lib.mkIf (config.overlay.lowerdir != null) {
+              fsType = "overlay";
+              device = lib.mkDefault "overlay";
+              depends = overlayFolders config;
+              options = [
+                "lowerdir=${lib.concatMapStringsSep ":" (folder: initrd config + folder) config.overlay.lowerdir}"
+              ]
+              ++ lib.optionals (config.overlay.upperdir != null) [
+                "upperdir=${initrd config}${config.overlay.upperdir}"
+                "workdir=${initrd config}${config.overlay.workdir}"
+              ];
+            })
+            {
+              options = lib.mkMerge [
+                (lib.mkIf (isForBoot config) [ "x-initrd.mount" ])
+                (lib.mkIf (config.depends != [ ]) (
+                  map (folder: "x-systemd.requires-mounts-for=${initrd config}${folder}") config.depends
+                ))
+              ];
+            }
+          ];
         }
       )
     )) { };
@@ -335,11 +394,33 @@ in
     )) { };
   };
 
-  # As the module of Nix' collector has it, whether a timer runs it or not.
-  config.systemd.services.nix-gc = {
-    script = "exec nix-collect-garbage";
-    serviceConfig.Type = "oneshot";
-  };
+  config.environment.etc.fstab.text = lib.concatLines (
+    map fstabLine (lib.attrValues config.fileSystems)
+  );
+
+  config.systemd.services = {
+    # As the module of Nix' collector has it, whether a timer runs it or not.
+    nix-gc = {
+      script = "exec nix-collect-garbage";
+      serviceConfig.Type = "oneshot";
+    };
+  }
+  # The folders of overlays, outside of the initial ramdisk.
+  // lib.mapAttrs' (
+    _: fileSystem:
+    lib.nameValuePair "rw-${unitOf fileSystem.mountPoint}" rec {
+      requiredBy = [ "${unitOf fileSystem.mountPoint}.mount" ];
+      before = requiredBy;
+      unitConfig = {
+        DefaultDependencies = false;
+        RequiresMountsFor = "${fileSystem.overlay.upperdir} ${fileSystem.overlay.workdir}";
+      };
+      serviceConfig = {
+        Type = "oneshot";
+        ExecStart = "${pkgs.coreutils}/bin/mkdir -p -m 0755 ${fileSystem.overlay.upperdir} ${fileSystem.overlay.workdir}";
+      };
+    }
+  ) (lib.filterAttrs (_: fs: fs.overlay.upperdir != null && !isForBoot fs) config.fileSystems);
 
   config.assertions = lib.mapAttrsToList (name: user: {
     assertion =

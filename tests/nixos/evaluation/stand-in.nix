@@ -37,6 +37,7 @@ rec {
     closureInfo = _: package "closure-info";
     coreutils = package "coreutils";
     findutils = package "findutils";
+    gnugrep = package "gnugrep";
     nix = package "nix";
     util-linux = package "util-linux";
     systemd = package "systemd";

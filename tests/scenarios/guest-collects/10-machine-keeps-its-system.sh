@@ -19,9 +19,21 @@ system=$(nix-build --no-out-link -E "derivation {
 }")
 nix-store --query --requisites "$system" >"$work/closure"
 grep -qx "$program" "$work/closure" || fail "the system does not refer to its program"
-xargs nix-store --dump-db <"$work/closure" >"$work/registration"
-xargs castore-fs import --store "$host" <"$work/closure"
-castore-fs import --store "$host" --name 00000000000000000000000000000000-closure-info "$work/registration"
+info=$work/00000000000000000000000000000000-closure-info
+mkdir "$info"
+xargs nix-store --dump-db <"$work/closure" >"$info/registration"
+cp "$work/closure" "$info/store-paths"
+import_closure() { sh "$SCENARIOS/guest-collects/files/import-closure.sh" "$host" "$1" "$work/shown"; }
+import_closure "$info"
+# What the guest is shown is its closure and the registration, and after a switch the other closure too.
+{ cat "$work/closure" && echo "$info"; } | sort >"$work/expected"
+cmp "$work/expected" "$work/shown" || fail "the guest is shown $(cat "$work/shown")"
+other=$work/11111111111111111111111111111111-closure-info
+mkdir "$other"
+printf '%s\n' "$program" >"$other/store-paths"
+import_closure "$other"
+{ cat "$work/expected" && echo "$other"; } | sort >"$work/expected.other"
+cmp "$work/expected.other" "$work/shown" || fail "after a switch the guest is shown $(cat "$work/shown")"
 castore-fs mount --store "$host" --allow-other "$work/guest/lower" &
 within 30 test -e "$work/guest/lower/${system##*/}"
 
@@ -34,7 +46,8 @@ mount -t tmpfs tmpfs /nix
 mkdir -p /nix/store /nix/var/nix/gcroots
 mount -t overlay store -o lowerdir=$work/guest/lower,upperdir=$work/guest/layers/upper,workdir=$work/guest/layers/work /nix/store
 ln -s $system /nix/var/nix/gcroots/booted-system
-echo init=$system/init regInfo=/nix/store/00000000000000000000000000000000-closure-info >$work/cmdline
+# nixpkgs' test machines add a registration that is not served here.
+echo init=$system/init regInfo=/nix/store/00000000000000000000000000000000-closure-info/registration regInfo=/nowhere >$work/cmdline
 CMDLINE=$work/cmdline sh "\$SCENARIOS/guest-collects/files/load-registration.sh"
 # What it adds itself is garbage, and its system is not.
 printf 'junk\n' >$work/junk
@@ -52,6 +65,9 @@ done
 echo quiet >$work/cmdline
 ! CMDLINE=$work/cmdline sh "\$SCENARIOS/guest-collects/files/load-registration.sh" 2>$work/said
 grep -q 'add regInfo=' $work/said || fail "it does not say what to do"
+echo regInfo=/nowhere >$work/cmdline
+! CMDLINE=$work/cmdline sh "\$SCENARIOS/guest-collects/files/load-registration.sh" 2>$work/said
+grep -q 'cannot be read: /nowhere' $work/said || fail "it does not say what is missing"
 GUEST
 status=0
 mkdir -p /nix

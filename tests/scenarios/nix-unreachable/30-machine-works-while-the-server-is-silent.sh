@@ -1,5 +1,4 @@
 . "$SCENARIOS/nix-unreachable/files/kit.sh"
-rm -f /run/castore-fs-far.sock
 start_far
 within 30 look_again /nix/store/00000000000000000000000000000000-seen/file
 systemctl kill --signal=SIGSTOP far.service

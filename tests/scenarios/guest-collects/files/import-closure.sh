@@ -1,0 +1,1 @@
+../../../../nixos/import-closure.sh
