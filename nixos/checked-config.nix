@@ -1,5 +1,5 @@
 # The daemon's file, judged by the daemon: a build fails on one that it would refuse, and says what it
-# would say.
+# would say. Files with tokens and certificates are on the machine that it is for.
 {
   lib,
   runCommand,
@@ -9,6 +9,6 @@
 }:
 
 runCommand "castore-fs-checked.toml" { } ''
-  ${lib.getExe package} check-config ${written}
+  ${lib.getExe package} check-config --no-files ${written}
   ln -s ${written} "$out"
 ''

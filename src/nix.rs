@@ -18,7 +18,7 @@ pub use base32::{decode as decode_base32, encode as encode_base32};
 pub use content_address::{ContentAddress, ContentAddressError, ContentMethod};
 pub use hash::{NixHash, NixHashError};
 pub use narinfo::{MAX_NARINFO_BYTES, NarinfoError, NarinfoFile};
-pub use path_info::{NarHash, content_addressed};
+pub use path_info::{MOST_SIGNATURES, NarHash, TooManySignatures, content_addressed, unite};
 pub use reference_graph::{
     MAX_GRAPH_BYTES, NarMismatch, ReferenceGraphError, parse_reference_graph,
 };

@@ -34,6 +34,7 @@ mod path_infos;
 mod respond;
 mod root_changes;
 mod roots;
+mod turns;
 mod upload;
 
 use std::collections::hash_map::RandomState;
@@ -45,9 +46,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
-use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
@@ -74,12 +74,14 @@ use guard::Guard;
 use incomplete::Incomplete;
 use nars::Nars;
 use path_infos::PathInfos;
+use turns::OwnTurns;
 
 /// HTTP/2 windows, in bytes: what a client may have under way to us before we say that we have read it,
-/// and so what it can leave with us unread. 2 MiB fill 1.6 Gbit/s over 10 ms. The library also counts
-/// small frames that were not read yet by the window: half as many as there would be of 256 bytes.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 2 << 20;
+/// and so what it can leave with us unread: all connections together no more than a quarter of 512 MiB. It
+/// fills 400 Mbit/s over 10 ms. The library also counts small frames that were not read yet by the window:
+/// half as many as there would be of 256 bytes.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 512 << 10;
 /// Bytes of the headers of a call.
 const HEADERS: u32 = 16 << 10;
 
@@ -179,8 +181,9 @@ struct Served {
     store: Arc<dyn Store>,
     writable: bool,
     limits: Arc<Limits>,
-    /// Held while a root node is changed for a client.
-    roots_change: Arc<Mutex<()>>,
+    /// Held while a root node is replaced for a client.
+    replacing: Arc<Mutex<()>>,
+    own_turns: OwnTurns,
     nars: Nars,
     chunks: Chunks,
     incomplete: Arc<Incomplete>,
@@ -203,10 +206,12 @@ pub async fn serve(
 ) -> Result<(), ServerError> {
     let (stop, stopping) = watch::channel(false);
     let version = roots::version_of(store.clone(), stopping.clone());
+    let connections = Connections::new(options.limits.clone());
     let served = Served {
         writable: options.writable,
         limits: Arc::new(options.limits.clone()),
-        roots_change: Arc::default(),
+        replacing: Arc::default(),
+        own_turns: connections.own_turns(),
         nars: Nars::new(store.clone(), stopping.clone()),
         chunks: Chunks::new(store.clone(), options.local.clone(), options.writable),
         incomplete: Arc::new(Incomplete::new(options.limits.incomplete)),
@@ -219,7 +224,6 @@ pub async fn serve(
     let path_infos = PathInfos::new(served.clone());
     let (health, routes) = routes(&served, path_infos.clone()).await;
     tokio::spawn(path_infos.look_after(options.narinfos_ahead, version, stopping.clone()));
-    let connections = Connections::new(options.limits.clone());
     tokio::spawn(connections.clone().watch(stopping.clone()));
     let mut running = JoinSet::new();
     for listener in &listeners {

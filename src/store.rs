@@ -84,6 +84,8 @@ pub use memory::MemoryStore;
 pub use mirrors::{Mirrors, Order};
 pub use object::ObjectStore;
 pub use redb_file::RedbFile;
+pub(crate) use root_change::check_free;
+pub(crate) use shown_url::shown_parameter;
 pub use shown_url::{shown_url, with_shown_urls};
 
 /// The answer of a store that does not wait.
@@ -187,8 +189,8 @@ pub trait Store: Debug + Send + Sync {
     -> Result<Option<(Root, Option<PathInfo>)>, Error>;
 
     /// Whether the Directory `digest` and everything below it are here, as far as the store knows;
-    /// an object that was found damaged is not. A store that does not know answers for the
-    /// Directory alone.
+    /// an object that was found damaged is not. For a bucket, and a server without castore-fs services,
+    /// the Directory stands for what is below it: their writers put it last.
     async fn has_tree(&self, digest: &Digest) -> Result<bool, Error>;
 
     /// Whether the blob `digest` is here.
@@ -262,6 +264,12 @@ pub trait Ingest: Send + Sync {
 
     /// Adds a root, replacing any of that name, when this is committed.
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error>;
+
+    /// Adds a root when this is committed, unless another node has its name by then: the commit then
+    /// fails with [`Error::NameTaken`] and adds nothing. If the same node is there, the path infos are
+    /// united. Embedded stores decide this within the commit, whatever processes add at once; a bucket
+    /// does where the service has conditional writes.
+    fn add_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error>;
 
     /// Adds a root whose content may not be here yet, when this is committed. It is visible only as
     /// [`Store::incomplete_root`] until some addition has brought the rest; after a day without, it

@@ -104,11 +104,17 @@ impl Ingest for Limited {
     fn put_directory(&self, directory: &Directory) -> Result<(), Error> {
         self.inner.put_directory(directory)
     }
+    fn check_root_name(&self, name: &Name) -> Result<(), Error> {
+        self.inner.check_root_name(name)
+    }
     fn remove_root(&self, name: &Name) -> Result<(), Error> {
         self.inner.remove_root(name)
     }
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         self.inner.put_root(root, path_info)
+    }
+    fn add_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        self.inner.add_root(root, path_info)
     }
     fn put_incomplete_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         self.inner.put_incomplete_root(root, path_info)

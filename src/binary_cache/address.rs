@@ -6,6 +6,7 @@ use thiserror::Error;
 use url::Url;
 
 use crate::nix::PublicKey;
+use crate::store::shown_parameter;
 
 /// The schemes, as they stand before the colon.
 pub const SCHEMES: [&str; 3] = ["nix+https", "nix+http", "nix+file"];
@@ -68,7 +69,7 @@ pub enum AddressError {
     Directory,
     /// An unknown parameter.
     #[error(
-        "it has no parameter {0:?}; there are trusted-public-keys, require-signatures, priority, \
+        "it has no parameter {0}; there are trusted-public-keys, require-signatures, priority, \
          netrc-file and token-file"
     )]
     Parameter(String),
@@ -164,7 +165,10 @@ impl CacheAddress {
             }
             "netrc-file" => self.netrc_file = Some(Path::new(value).to_owned()),
             "token-file" => self.token_file = Some(Path::new(value).to_owned()),
-            _ => return Err(AddressError::Parameter(name.chars().take(40).collect())),
+            _ => {
+                let name: String = name.chars().take(40).collect();
+                return Err(AddressError::Parameter(shown_parameter(&name, value)));
+            }
         }
         Ok(())
     }

@@ -17,7 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// No store is opened and nothing is mounted. Every mistake is a line: file, line, key, and what would be
 /// right. Mount points are checked against this machine's files: one that would hide what the service
-/// needs is a mistake.
+/// needs is a mistake. So is a file with tokens or certificates that the service could not use, and an
+/// address whose host is not known. What the service finds only as it starts is whether a port is free, a
+/// socket unit passes on what is wanted, and a store has the roots that are to be mounted.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs check-config /etc/castore-fs/config.toml
@@ -26,13 +28,16 @@ pub(super) struct CheckConfig {
     /// Ask every store as well whether it is there: a line for each, within ten seconds
     #[arg(long)]
     online: bool,
+    /// Look at no file with tokens or certificates and look up no host: on another machine than its own
+    #[arg(long, conflicts_with = "online")]
+    no_files: bool,
     /// The configuration
     file: PathBuf,
 }
 
 impl CheckConfig {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let config = Config::load_here(&self.file).map_err(|problems| {
+        let config = Config::load_here(&self.file, !self.no_files).map_err(|problems| {
             problems
                 .iter()
                 .for_each(|problem| say(&problem.to_string()));

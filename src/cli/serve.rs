@@ -45,7 +45,7 @@ pub(super) struct Serve {
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1TiB")]
     max_upload: u64,
     /// Connections at once, no more than half of the files that the process may have open
-    #[arg(long, value_name = "CONNECTIONS", default_value_t = 512)]
+    #[arg(long, value_name = "CONNECTIONS", default_value_t = 256)]
     max_connections: usize,
     /// TLS on TCP: the certificate chain (PEM)
     #[arg(long, value_name = "PATH", requires = "tls_key")]
@@ -100,13 +100,17 @@ impl Serve {
             confine(place.needs(), added, None)?;
         }
         let opened = place.open_or_make()?;
-        let mut limits = Limits {
+        // What has to be sent on waits in a temporary file.
+        let disk = opened
+            .local_folder()
+            .map_or_else(std::env::temp_dir, Path::to_owned);
+        let limits = Limits {
+            connections: Limits::connections(self.max_connections),
             keep_free: self.keep_free,
             upload: self.max_upload,
-            disk: opened.local_folder().map(Path::to_owned),
+            disk: Some(disk),
             ..Limits::default()
         };
-        limits.connections = limits.connections.min(self.max_connections);
         let options = Options {
             writable: self.writable,
             allow_replace: self.allow_replace,

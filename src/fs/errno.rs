@@ -23,6 +23,7 @@ pub fn errno(error: &Error) -> i32 {
         | Error::Io { .. }
         | Error::Index { .. }
         | Error::Format { .. }
+        | Error::NameTaken { .. }
         | Error::Refused { .. } => libc::EIO,
     }
 }

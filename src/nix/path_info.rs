@@ -1,6 +1,7 @@
 //! What is known of a store path, and the path of an imported tree.
 
 use sha2::{Digest as _, Sha256};
+use thiserror::Error;
 
 use super::{NarInfo, PathInfo, STORE_DIR, StorePath, StorePathError, StorePathHash};
 use crate::castore::{Name, Node, Root};
@@ -23,6 +24,34 @@ pub fn content_addressed(name: &str, nar: &NarHash) -> Result<StorePath, StorePa
     let hex = data_encoding::HEXLOWER.encode(&nar.sha256);
     let fingerprint = format!("source:sha256:{hex}:{STORE_DIR}:{name}");
     StorePath::new(StorePathHash::fold(&Sha256::digest(fingerprint)), name)
+}
+
+/// Signatures of a path, at most: they are united as they come.
+pub const MOST_SIGNATURES: usize = 64;
+
+/// More than [`MOST_SIGNATURES`].
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("a path has at most {MOST_SIGNATURES} signatures here")]
+pub struct TooManySignatures;
+
+/// What is known of a path from both: the signatures of both, and of everything else what is in
+/// `first`, unless that alone has no narinfo.
+pub fn unite(first: PathInfo, second: PathInfo) -> Result<PathInfo, TooManySignatures> {
+    let (mut into, from) = match first.narinfo.is_some() || second.narinfo.is_none() {
+        true => (first, second),
+        false => (second, first),
+    };
+    if let (Some(into), Some(from)) = (&mut into.narinfo, from.narinfo) {
+        for signature in from.signatures {
+            if !into.signatures.contains(&signature) {
+                into.signatures.push(signature);
+            }
+        }
+        if into.signatures.len() > MOST_SIGNATURES {
+            return Err(TooManySignatures);
+        }
+    }
+    Ok(into)
 }
 
 impl StorePath {

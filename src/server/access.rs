@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
 use super::{Tls, Tokens, TokensError};
@@ -32,6 +34,14 @@ pub enum AccessError {
         /// Why not.
         source: io::Error,
     },
+    /// A file that is no PEM, or has something else in it.
+    #[error("{}: {why}", path.display())]
+    Pem {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The file of tokens.
     #[error("{}: {source}", path.display())]
     Tokens {
@@ -49,9 +59,13 @@ impl Access {
         secrets.into_iter().flatten().for_each(warn_if_public);
         let tls = match (&self.certificate, &self.key) {
             (Some(certificate), Some(key)) => Some(Tls {
-                certificate: read(certificate)?,
-                key: read(key)?,
-                client_authority: self.client_authority.as_ref().map(read).transpose()?,
+                certificate: certificates(certificate)?,
+                key: private_key(key)?,
+                client_authority: self
+                    .client_authority
+                    .as_ref()
+                    .map(certificates)
+                    .transpose()?,
             }),
             _ => None,
         };
@@ -62,6 +76,32 @@ impl Access {
             })
         };
         Ok((tls, self.tokens.as_ref().map(tokens).transpose()?))
+    }
+}
+
+/// The bytes of a file with certificates.
+fn certificates(path: &PathBuf) -> Result<Vec<u8>, AccessError> {
+    let bytes = read(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    let why = match found {
+        Ok(found) if !found.is_empty() => return Ok(bytes),
+        Ok(_) => "there is no certificate in it (PEM)".to_owned(),
+        Err(error) => format!("it is no PEM file of certificates: {error}"),
+    };
+    let path = path.clone();
+    Err(AccessError::Pem { path, why })
+}
+
+/// The bytes of a file with a private key.
+fn private_key(path: &PathBuf) -> Result<Vec<u8>, AccessError> {
+    let bytes = read(path)?;
+    match PrivateKeyDer::from_pem_slice(&bytes) {
+        Ok(_) => Ok(bytes),
+        // What it quotes may be of the key.
+        Err(_) => Err(AccessError::Pem {
+            path: path.clone(),
+            why: "there is no private key in it (PEM)".to_owned(),
+        }),
     }
 }
 

@@ -14,12 +14,13 @@ use tower::{Layer, Service};
 const HEALTH: &str = "/grpc.health.v1.";
 /// Methods that need the right to add: by themselves they tell nothing of what is in the store, but for
 /// whether it is there.
-const ADDING: [&str; 5] = [
+const ADDING: [&str; 6] = [
     "BlobService/Put",
     "DirectoryService/Put",
     "PathInfoService/Put",
     "IngestService/Ingest",
     "PartService/Missing",
+    "PartService/HasTree",
 ];
 
 /// What a client may do.

@@ -9,6 +9,7 @@ use super::Served;
 use super::chunks::{List, Place};
 use super::path_infos::patience;
 use super::respond::{Ended, Sender, Stream, answer, ask, digest, not_found, status, stream};
+use super::turns::OwnTurns;
 use super::upload::{Begun, Upload};
 use crate::castore::{Digest, bao_field};
 use crate::proto::castore::services::blob_service_server::BlobService;
@@ -33,6 +34,7 @@ impl BlobService for Served {
         request: Request<StatBlobRequest>,
     ) -> Result<Response<StatBlobResponse>, Status> {
         let patience = patience(request.metadata());
+        let turns = self.turns(&request);
         let request = request.into_inner();
         let digest = digest(&request.digest)?;
         let (store, send_bao) = (self.store.clone(), request.send_bao);
@@ -62,7 +64,7 @@ impl BlobService for Served {
         let list = match (request.send_chunks, bao.is_empty()) {
             (false, _) => None,
             (true, false) => self.chunks.known(digest, size),
-            (true, true) => self.chunks_in_time(digest, size, patience).await?,
+            (true, true) => self.chunks_in_time(digest, size, patience, turns).await?,
         };
         if let Some(list) = list {
             chunks.extend(list.iter().map(|(digest, size)| ChunkMeta {
@@ -163,10 +165,11 @@ impl Served {
         digest: Digest,
         size: u64,
         patience: Duration,
+        turns: OwnTurns,
     ) -> Result<Option<List>, Status> {
         let chunks = self.chunks.clone();
         // It goes on when this client waits no longer.
-        let cutting = tokio::spawn(async move { chunks.of(digest, size).await });
+        let cutting = tokio::spawn(async move { chunks.of(digest, size, &turns).await });
         match tokio::time::timeout(patience, cutting).await {
             Ok(Ok(list)) => list,
             Ok(Err(stopped)) => Err(Status::internal(stopped.to_string())),

@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 use tonic::Status;
 
 use super::respond::{ask, status};
+use super::turns::{OwnTurns, Slice};
 use crate::castore::Digest;
 use crate::store::{Answer, Chunk, Error, LocalStore, Store};
 
@@ -26,8 +27,6 @@ const MOST: u64 = 32 << 10;
 const MOST_LISTED: usize = 50_000;
 /// Chunks that are remembered, about 150 bytes each.
 const REMEMBERED: usize = 256 << 10;
-/// Blobs that are cut at once: each takes a processor and reads all of the blob.
-const AT_ONCE: usize = 2;
 /// Bytes that are read and hashed at once.
 const PIECE: usize = 1 << 20;
 
@@ -55,7 +54,6 @@ struct Shared {
     local: Option<LocalStore>,
     /// Whether lists that were computed can be kept in the store.
     writable: bool,
-    working: Semaphore,
     known: Mutex<Known>,
 }
 
@@ -73,7 +71,6 @@ impl Chunks {
             store,
             local,
             writable,
-            working: Semaphore::new(AT_ONCE),
             known: Mutex::new(Known {
                 lists: LruCache::unbounded(),
                 places: HashMap::new(),
@@ -82,7 +79,12 @@ impl Chunks {
     }
 
     /// The chunks of the blob `digest` of `size` bytes; none if it is to be read as a whole.
-    pub(super) async fn of(&self, digest: Digest, size: u64) -> Result<Option<List>, Status> {
+    pub(super) async fn of(
+        &self,
+        digest: Digest,
+        size: u64,
+        turns: &OwnTurns,
+    ) -> Result<Option<List>, Status> {
         if size <= SMALLEST {
             return Ok(None);
         }
@@ -90,7 +92,9 @@ impl Chunks {
             let lists = &mut self.0.known.lock().lists;
             lists.get_or_insert((digest, size), Listed::default).clone()
         };
-        let list = listed.get_or_try_init(|| self.find(digest, size)).await?;
+        let list = listed
+            .get_or_try_init(|| self.find(digest, size, turns))
+            .await?;
         Ok(list.clone())
     }
 
@@ -129,12 +133,17 @@ impl Chunks {
         .await
     }
 
-    async fn find(&self, digest: Digest, size: u64) -> Result<Option<List>, Status> {
+    async fn find(
+        &self,
+        digest: Digest,
+        size: u64,
+        turns: &OwnTurns,
+    ) -> Result<Option<List>, Status> {
         let store = self.0.store.clone();
         let listed = ask(async move { store.chunks(&digest).await }).await?;
         let list = match listed.filter(|list| is_of(list, size)) {
             Some(list) => Some(list),
-            None => self.cut(digest, size).await?,
+            None => self.cut(digest, size, turns).await?,
         };
         let list = list.map(Arc::new);
         if let Some(list) = &list {
@@ -144,11 +153,15 @@ impl Chunks {
     }
 
     /// Cuts the blob, if all of it is at hand, and keeps the list with it.
-    async fn cut(&self, digest: Digest, size: u64) -> Result<Option<Vec<(Digest, u64)>>, Status> {
-        let _turn = self.0.working.acquire().await;
+    async fn cut(
+        &self,
+        digest: Digest,
+        size: u64,
+        turns: &OwnTurns,
+    ) -> Result<Option<Vec<(Digest, u64)>>, Status> {
         let shared = self.0.clone();
-        let cut = tokio::task::spawn_blocking(move || {
-            let list = cut(shared.store.as_ref(), &digest, size)?;
+        let cut = turns.take_long(move |slice| {
+            let list = cut(shared.store.as_ref(), &digest, size, slice)?;
             if let Some(list) = &list
                 && let Some(local) = shared.local.as_ref().filter(|_| shared.writable)
                 && let Err(error) = keep(local, &digest, list)
@@ -158,7 +171,6 @@ impl Chunks {
             Ok(list)
         });
         cut.await
-            .unwrap_or_else(|stopped| Err(Status::internal(stopped.to_string())))
     }
 }
 
@@ -217,6 +229,7 @@ fn cut(
     store: &dyn Store,
     digest: &Digest,
     size: u64,
+    slice: &mut Slice,
 ) -> Result<Option<Vec<(Digest, u64)>>, Status> {
     let chunk = chunk_size(size);
     let mut list = Vec::with_capacity(size.div_ceil(chunk) as usize);
@@ -228,6 +241,9 @@ fn cut(
         let mut hasher = blake3::Hasher::new();
         while at < end {
             let length = buffer.len().min((end - at) as usize);
+            if !slice.go_on() {
+                return Ok(None);
+            }
             let read = store.read_now(digest, size, at, &mut buffer[..length]);
             match read.map_err(|error| status(&error))? {
                 Answer::Found(0) | Answer::Absent | Answer::Wait => return Ok(None),

@@ -23,11 +23,14 @@ use tonic::transport::server::Connected;
 
 use super::budget::{Budget, Share};
 use super::limits::Limits;
+use super::turns::{OwnTurns, Turns};
 
 /// How long a connection that has just been active is safe from being closed for another.
 const SAFE: Duration = Duration::from_secs(1);
 /// How often connections are looked at.
 const STEP: Duration = Duration::from_millis(500);
+/// How long the system has to refuse nothing for its next refusal to be worth a message.
+const CALM: Duration = Duration::from_secs(60);
 /// How long nothing is accepted after the system refused to.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -38,12 +41,13 @@ pub(super) struct Connections {
     open: Mutex<HashMap<u64, Arc<ConnectionState>>>,
     next: AtomicU64,
     closed: Notify,
-    /// Whether it was logged that the system refuses to accept, and nothing was accepted since.
-    refused: AtomicBool,
+    /// When the system refused to accept for the last time.
+    refused: Mutex<Option<Instant>>,
     calls: Arc<Budget>,
     uploads: Arc<Budget>,
     requests: Arc<Budget>,
     responses: Arc<Budget>,
+    turns: Turns,
 }
 
 /// One connection, for those who serve its calls.
@@ -63,6 +67,7 @@ pub(super) struct ConnectionState {
     pub(super) uploads: Arc<Share>,
     pub(super) requests: Arc<Share>,
     pub(super) responses: Arc<Share>,
+    pub(super) turns: OwnTurns,
 }
 
 /// A call that runs: its connection is not idle meanwhile.
@@ -75,13 +80,19 @@ impl Connections {
             open: Mutex::default(),
             next: AtomicU64::new(0),
             closed: Notify::new(),
-            refused: AtomicBool::new(false),
+            refused: Mutex::default(),
             calls: Budget::new(limits.calls),
             uploads: Budget::new(limits.uploads),
             requests: Budget::new(limits.request_memory),
             responses: Budget::new(limits.response_memory),
+            turns: Turns::new(),
             limits,
         })
+    }
+
+    /// The turns of the server itself.
+    pub(super) fn own_turns(&self) -> OwnTurns {
+        self.turns.share()
     }
 
     fn now(&self) -> u64 {
@@ -103,6 +114,7 @@ impl Connections {
             uploads: self.uploads.share(),
             requests: self.requests.share(),
             responses: self.responses.share(),
+            turns: self.turns.share(),
         });
         self.open.lock().insert(number, state.clone());
         state
@@ -169,7 +181,6 @@ impl Connections {
                     self.make_room().await;
                     match listener.accept().await {
                         Ok(io) => {
-                            self.refused.store(false, Ordering::Relaxed);
                             let state = self.add();
                             if sender.send(Ok(Connection { io, state })).await.is_err() {
                                 return;
@@ -205,7 +216,9 @@ impl Connections {
         let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
         // Anything else is the fault of the one who wanted to connect.
         if code.is_some_and(|code| lacking.contains(&code)) {
-            if !self.refused.swap(true, Ordering::Relaxed) {
+            let before = self.refused.lock().replace(Instant::now());
+            // It goes on as long as clients come: each that gets in is followed by a refusal.
+            if before.is_none_or(|before| before.elapsed() >= CALM) {
                 tracing::error!(
                     "cannot accept connections on {address}: {error}; idle ones are closed for new \
                      ones until this passes (LimitNOFILE= in systemd, ulimit -n in a shell)"

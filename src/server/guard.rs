@@ -26,7 +26,7 @@ use super::limits::{Kind, Limits, Method, method};
 
 /// Messages up to this many bytes need no room of their own: what a connection has of them is bounded
 /// by its calls.
-const FREE: usize = 64 << 10;
+const FREE: usize = 16 << 10;
 /// Bytes that end the silence of an upload.
 const LIFE: usize = 64 << 10;
 /// Bytes of a frame of an answer, about, for which there has to be room before it is made.

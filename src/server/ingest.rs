@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::Served;
 use super::respond::{digest, status};
 use super::root_changes::{Wanted, check_form};
-use super::upload::{Begun, Upload};
+use super::upload::{Begun, OffThread, Upload};
 use crate::castore::{Digest, Directory, Name, Root};
 use crate::proto::castore_fs::services::ingest_service_server::IngestService;
 use crate::proto::castore_fs::v1::ingest_request::What;
@@ -30,6 +30,7 @@ impl IngestService for Served {
         request: Request<Streaming<IngestRequest>>,
     ) -> Result<Response<IngestResponse>, Status> {
         let may_replace = self.rights(&request).replace;
+        let turns = self.turns(&request);
         let mut upload = Upload::<Addition>::of(self, &request)?;
         let mut messages = request.into_inner();
         // What is kept in memory, by the client's number of the blob it is of; and of the rest.
@@ -71,9 +72,9 @@ impl IngestService for Served {
                     kept += bytes;
                     upload.keep(bytes)?;
                 }
-                What::PutRoot(_) | What::RemoveRoot(_) => {}
+                What::PutRoot(_) | What::AddRoot(_) | What::RemoveRoot(_) => {}
             }
-            let wanted = root_change(&what)?;
+            let wanted = root_change(&what, may_replace)?;
             let memory = wanted.as_ref().map_or(0, Wanted::memory);
             kept += memory;
             upload.keep(memory)?;
@@ -81,31 +82,33 @@ impl IngestService for Served {
                 .work(bytes, move |begun| begun.take(what, wanted))
                 .await?;
         }
-        let served = self.clone();
-        upload
-            .finish(move |Begun { ingest, kept }| {
-                if !kept.large.is_empty() {
-                    return Err(Status::invalid_argument("a blob was not ended"));
-                }
-                let added = served.commit(ingest, kept.roots, may_replace)?;
-                Ok(Response::new(IngestResponse {
-                    blobs: added.blobs,
-                    blob_bytes: added.blob_bytes,
-                    directories: added.directories,
-                }))
-            })
-            .await
+        let (begun, _held) = upload.end().await?;
+        let Begun { ingest, kept } = begun.into_inner()?;
+        let ingest = OffThread::new(ingest);
+        if !kept.large.is_empty() {
+            OffThread::new(kept.large);
+            return Err(Status::invalid_argument("a blob was not ended"));
+        }
+        let added = self.commit(ingest, kept.roots, &turns).await?;
+        Ok(Response::new(IngestResponse {
+            blobs: added.blobs,
+            blob_bytes: added.blob_bytes,
+            directories: added.directories,
+        }))
     }
 }
 
 /// What `what` does to a root node.
-fn root_change(what: &What) -> Result<Option<Wanted>, Status> {
+fn root_change(what: &What, may_replace: bool) -> Result<Option<Wanted>, Status> {
+    let replaces = may_replace && matches!(what, What::PutRoot(_));
     Ok(match what {
-        What::PutRoot(RootMessage { entry, path_info }) => {
+        What::PutRoot(RootMessage { entry, path_info })
+        | What::AddRoot(RootMessage { entry, path_info }) => {
             let root = Root::try_from(entry.clone().unwrap_or_default())
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;
             path_info.as_ref().map_or(Ok(()), check_form)?;
-            Some(Wanted::Put(root, path_info.clone().map(Box::new)))
+            let path_info = path_info.clone().map(Box::new);
+            Some(Wanted::new(root, path_info, replaces))
         }
         What::RemoveRoot(name) => {
             Some(Wanted::Remove(Name::new(name).map_err(|error| {
@@ -171,7 +174,7 @@ impl Begun<Addition> {
                         self.ingest.put_directory(&directory).map_err(failed)
                     })
             }
-            What::PutRoot(_) | What::RemoveRoot(_) | What::Commit(_) => Ok(()),
+            What::PutRoot(_) | What::AddRoot(_) | What::RemoveRoot(_) | What::Commit(_) => Ok(()),
         }
     }
 

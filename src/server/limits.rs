@@ -21,7 +21,7 @@ const BLOB_MESSAGE: usize = 4 << 20;
 /// Bounds that a server's administrator may set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once on a listener. By default 512, and no more than half of the files that the
+    /// Connections at once on a listener. By default 256, and no more than half of the files that the
     /// process may have open. The one that has been quiet the longest is closed for the next.
     pub connections: usize,
     /// Calls at once on all connections.
@@ -49,19 +49,31 @@ pub struct Limits {
     pub incomplete: Duration,
 }
 
+/// Files that the process may have open.
+fn most_files() -> usize {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(files).unwrap_or(usize::MAX)
+}
+
+impl Limits {
+    /// As many connections as are `wanted`, or as half of the files that the process may have open.
+    pub fn connections(wanted: usize) -> usize {
+        wanted.min(most_files() / 2).max(1)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        let files = most_files();
         Self {
-            connections: (files / 2).clamp(1, 512),
-            calls: 4096,
-            uploads: (files / 4).clamp(1, 2048),
+            connections: Self::connections(256),
+            calls: 2048,
+            uploads: (files / 4).clamp(1, 1024),
             idle: Duration::from_secs(5 * 60),
             first_call: Duration::from_secs(20),
             silence: Duration::from_secs(60),
             upload: 1 << 40,
-            request_memory: 192 << 20,
+            request_memory: 160 << 20,
             response_memory: 64 << 20,
             disk: None,
             keep_free: 0,

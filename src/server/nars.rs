@@ -9,10 +9,11 @@ use parking_lot::Mutex;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
-use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio::sync::{OnceCell, watch};
 use tonic::{Code, Status};
 
 use super::respond::status;
+use super::turns::{OwnTurns, Slice};
 use crate::castore::Node;
 use crate::nix::NarHash;
 use crate::proto::castore::v1::Entry;
@@ -22,8 +23,9 @@ use crate::tree::{self, TreePath, export};
 
 /// Trees whose hash is remembered, about 200 bytes each.
 const KEPT: NonZeroUsize = NonZeroUsize::new(16 << 10).expect("not zero");
-/// Trees that are rendered at once: each takes a processor and reads all of the tree.
-const AT_ONCE: usize = 2;
+/// Bytes of a NAR, at most. Each Directory may have the same one below it many times: a hundred of them
+/// make a NAR that no machine ends.
+const LONGEST: u64 = 1 << 40;
 
 /// The hashes that were computed last, by node.
 #[derive(Clone)]
@@ -32,7 +34,8 @@ pub(super) struct Nars(Arc<Shared>);
 struct Shared {
     store: Arc<dyn Store>,
     known: Mutex<LruCache<Vec<u8>, Computed>>,
-    working: Semaphore,
+    /// Bytes of a NAR, at most.
+    longest: u64,
     stopping: watch::Receiver<bool>,
 }
 
@@ -44,24 +47,21 @@ impl Nars {
         Self(Arc::new(Shared {
             store,
             known: Mutex::new(LruCache::new(KEPT)),
-            working: Semaphore::new(AT_ONCE),
+            longest: LONGEST,
             stopping,
         }))
     }
 
     /// The NAR's hash of the tree `node`. Reads the whole tree, unless that was done before. The status
     /// is FAILED_PRECONDITION if something of the tree is not in the store.
-    pub(super) async fn of(&self, node: &Node) -> Result<NarHash, Status> {
+    pub(super) async fn of(&self, node: &Node, turns: &OwnTurns) -> Result<NarHash, Status> {
         let computed = self.computed(node);
         let compute = || async {
-            let _turn = self.0.working.acquire().await;
             let (shared, node) = (self.0.clone(), node.clone());
             let runtime = Handle::current();
-            tokio::task::spawn_blocking(move || shared.compute(&node, runtime))
+            turns
+                .take_long(move |slice| shared.compute(&node, runtime, slice))
                 .await
-                .unwrap_or_else(|stopped| {
-                    Err(Status::internal(format!("the call broke off: {stopped}")))
-                })
         };
         computed.get_or_try_init(compute).await.copied()
     }
@@ -88,11 +88,13 @@ fn key(node: &Node) -> Vec<u8> {
 }
 
 impl Shared {
-    fn compute(&self, node: &Node, runtime: Handle) -> Result<NarHash, Status> {
+    fn compute(&self, node: &Node, runtime: Handle, slice: &mut Slice) -> Result<NarHash, Status> {
         let store = Blocking::new(self.store.clone(), runtime);
         let mut sink = Sink {
             hasher: Sha256::new(),
             size: 0,
+            longest: self.longest,
+            slice,
             stopping: self.stopping.clone(),
         };
         let progress = export::Progress::default();
@@ -100,7 +102,16 @@ impl Shared {
             match &error {
                 tree::Error::Absent { .. } => Status::failed_precondition(error.to_string()),
                 tree::Error::Object { source, .. } | tree::Error::Store(source) => status(source),
-                tree::Error::Output(_) => Status::unavailable("the server is stopping"),
+                tree::Error::Output(_) if sink.size > self.longest => {
+                    let most = self.longest;
+                    Status::resource_exhausted(format!(
+                        "the NAR of this tree has more than {most} bytes, and this server computes no \
+                         longer ones"
+                    ))
+                }
+                tree::Error::Output(_) => {
+                    Status::unavailable("the server is stopping, or the client has gone away")
+                }
                 _ => Status::internal(error.to_string()),
             }
         })?;
@@ -111,24 +122,68 @@ impl Shared {
     }
 }
 
-/// Hashes what is written to it, until the server stops.
-struct Sink {
+/// Hashes what is written to it, until the server stops, or nobody wants it any more.
+struct Sink<'a> {
     hasher: Sha256,
     size: u64,
+    longest: u64,
+    slice: &'a mut Slice,
     stopping: watch::Receiver<bool>,
 }
 
-impl Write for Sink {
+impl Write for Sink<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if *self.stopping.borrow() {
+        self.size += bytes.len() as u64;
+        if !self.slice.go_on() || *self.stopping.borrow() || self.size > self.longest {
             return Err(io::ErrorKind::Other.into());
         }
         self.hasher.update(bytes);
-        self.size += bytes.len() as u64;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::turns::Turns;
+    use super::*;
+    use crate::castore::Digest;
+    use crate::store::MemoryStore;
+
+    #[tokio::test]
+    async fn a_nar_has_an_end() {
+        let store = MemoryStore::new();
+        let file = |bytes: &[u8]| {
+            let digest = Digest::of(bytes);
+            let ingest = store.ingest().unwrap();
+            ingest.put_blobs(&[(digest, bytes)]).unwrap();
+            ingest.commit().unwrap();
+            Node::File {
+                digest,
+                size: bytes.len() as u64,
+                executable: false,
+            }
+        };
+        let (_stop, stopping) = watch::channel(false);
+        let nars = Nars(Arc::new(Shared {
+            store: Arc::new(store.clone()),
+            known: Mutex::new(LruCache::new(NonZeroUsize::new(2).unwrap())),
+            longest: 1000,
+            stopping,
+        }));
+        let turns = Turns::new().share();
+        let long = nars.of(&file(&[7; 2000]), &turns).await.unwrap_err();
+        assert_eq!(long.code(), Code::ResourceExhausted, "{long}");
+        let node = file(b"short");
+        let short = nars.of(&node, &turns).await.unwrap();
+        assert_eq!(nars.known(&node), Some(short));
+        // Two are remembered.
+        for other in [b"a", b"b"] {
+            nars.of(&file(other), &turns).await.unwrap();
+        }
+        assert_eq!(nars.known(&node), None);
     }
 }

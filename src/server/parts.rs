@@ -15,7 +15,8 @@ use crate::castore::{Digest, PartProofs, part_size};
 use crate::proto::castore_fs::services::part_service_server::PartService;
 use crate::proto::castore_fs::v1::blobs_together::Blob;
 use crate::proto::castore_fs::v1::{
-    BlobsTogether, MissingRequest, MissingResponse, PartChunk, ReadPartRequest, ReadTogetherRequest,
+    BlobsTogether, HasTreeRequest, HasTreeResponse, MissingRequest, MissingResponse, PartChunk,
+    ReadPartRequest, ReadTogetherRequest,
 };
 use crate::store::{Answer, Object, Store};
 
@@ -176,6 +177,16 @@ impl PartService for Served {
         })
         .await
     }
+
+    async fn has_tree(
+        &self,
+        request: Request<HasTreeRequest>,
+    ) -> Result<Response<HasTreeResponse>, Status> {
+        let digest = digest(&request.into_inner().digest)?;
+        let store = self.store.clone();
+        let whole = ask(async move { store.has_tree(&digest).await }).await?;
+        Ok(Response::new(HasTreeResponse { whole }))
+    }
 }
 
 fn too_many(count: usize) -> Status {
@@ -192,11 +203,19 @@ async fn some_together(
     let mut blobs = Vec::new();
     let mut bytes = 0;
     let mut any = false;
+    // One for all: a thousand sizes that are only claimed cost no more than the largest.
+    let mut buffer = Vec::new();
     for (index, digest, size) in wanted {
         any = true;
-        let mut buffer = vec![0; size as usize];
-        let data = match store.read_now(&digest, size, 0, &mut buffer) {
-            Ok(Answer::Found(length)) if length == buffer.len() => Some(Bytes::from(buffer)),
+        let length = size as usize;
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
+        let buffer = &mut buffer[..length];
+        let data = match store.read_now(&digest, size, 0, buffer) {
+            Ok(Answer::Found(length)) if length == buffer.len() => {
+                Some(Bytes::copy_from_slice(buffer))
+            }
             Ok(Answer::Wait) => store
                 .read(&digest, size, 0, size as usize)
                 .await

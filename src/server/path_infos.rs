@@ -16,8 +16,9 @@ use tonic::{Code, Request, Response, Status};
 use super::Served;
 use super::nars::is_incomplete;
 use super::respond::{Stream, answer, ask, status, stream};
-use super::root_changes::{Wanted, check_form, check_nar, taken};
-use super::upload::{check_room, working};
+use super::root_changes::{Wanted, check_form, check_nar};
+use super::turns::OwnTurns;
+use super::upload::{OffThread, check_room};
 use crate::castore::{Name, Node, Root};
 use crate::nix::{self, NarHash, NarInfo, PathInfo};
 use crate::proto::castore::v1::Entry;
@@ -25,7 +26,7 @@ use crate::proto::store::services::path_info_service_server::PathInfoService;
 use crate::proto::store::v1::{
     CalculateNarResponse, GetPathInfoRequest, ListPathInfoRequest, get_path_info_request::ByWhat,
 };
-use crate::store::{Error, Store};
+use crate::store::{Error, Store, check_free};
 
 /// How long a client that names no deadline waits for what has to be computed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -98,13 +99,18 @@ impl PathInfos {
     }
 
     /// Computes what is lacking of `known`, and puts it into the store if that takes additions.
-    async fn complete(&self, root: Root, mut known: PathInfo) -> Result<PathInfo, Status> {
-        let nar = self.served.nars.of(&root.node).await?;
+    async fn complete(
+        &self,
+        root: Root,
+        mut known: PathInfo,
+        turns: &OwnTurns,
+    ) -> Result<PathInfo, Status> {
+        let nar = self.served.nars.of(&root.node, turns).await?;
         let said = nix::output_hash(&root.name).and_then(|hash| self.served.incomplete.get(&hash));
         let is_true = |said: &PathInfo| {
             said.entry == known.entry
                 && said.narinfo.is_some()
-                && check_nar(&root, said, |_| Ok(nar)).is_ok()
+                && check_nar(&root, said, &nar).is_ok()
         };
         match said.filter(is_true) {
             // Its content has just come.
@@ -112,19 +118,26 @@ impl PathInfos {
             None => known.narinfo = Some(narinfo(&nar)),
         }
         if self.served.writable {
-            let (served, info) = (self.served.clone(), known.clone());
-            let put = working(move || {
-                check_room(&served.limits)?;
-                let ingest = served.store.ingest().map_err(|error| status(&error))?;
-                let wanted = Wanted::Put(root, Some(Box::new(info)));
-                served.commit(ingest, vec![wanted], false)
-            });
-            if let Err(error) = put.await {
+            let wanted = Wanted::Add(root, Some(Box::new(known.clone())));
+            if let Err(error) = self.put_root(wanted, turns).await {
                 // It is known in memory.
                 tracing::debug!("cannot keep a NAR's hash: {}", error.message());
             }
         }
         Ok(known)
+    }
+
+    /// Adds a root node.
+    async fn put_root(&self, wanted: Wanted, turns: &OwnTurns) -> Result<(), Status> {
+        let (store, limits) = (self.served.store.clone(), self.served.limits.clone());
+        let ingest = turns.work(move || {
+            check_room(&limits)?;
+            let ingest = store.ingest().map_err(|error| status(&error))?;
+            Ok(OffThread::new(ingest))
+        });
+        let ingest = ingest.await?;
+        let added = self.served.commit(ingest, vec![wanted], turns).await;
+        added.map(drop)
     }
 
     /// Takes `info` of `root`, whose content is there or comes later.
@@ -133,36 +146,39 @@ impl PathInfos {
         root: Root,
         mut info: PathInfo,
         may_replace: bool,
+        turns: &OwnTurns,
     ) -> Result<PathInfo, Status> {
-        let nar = match self.served.nars.of(&root.node).await {
+        let nar = match self.served.nars.of(&root.node, turns).await {
             Ok(nar) => nar,
-            Err(error) if is_incomplete(&error) => return self.keep_incomplete(root, info).await,
+            Err(error) if is_incomplete(&error) => {
+                return self.keep_incomplete(root, info, turns).await;
+            }
             // The node says something else of a blob than the blob.
             Err(error) if error.code() == Code::DataLoss => {
                 return Err(Status::invalid_argument(error.message()));
             }
             Err(error) => return Err(error),
         };
-        check_nar(&root, &info, |_| Ok(nar))?;
+        check_nar(&root, &info, &nar)?;
         info.narinfo.get_or_insert_with(|| narinfo(&nar));
-        let served = self.served.clone();
-        working(move || {
-            check_room(&served.limits)?;
-            let ingest = served.store.ingest().map_err(|error| status(&error))?;
-            let wanted = Wanted::Put(root, Some(Box::new(info.clone())));
-            served.commit(ingest, vec![wanted], may_replace)?;
-            Ok(info)
-        })
-        .await
+        let wanted = Wanted::new(root, Some(Box::new(info.clone())), may_replace);
+        self.put_root(wanted, turns).await?;
+        Ok(info)
     }
 
     /// Keeps `info` of `root` until its content comes.
-    async fn keep_incomplete(&self, root: Root, info: PathInfo) -> Result<PathInfo, Status> {
-        let (store, name) = (self.served.store.clone(), root.name.clone());
-        let before = ask(async move { store.root(&name).await }).await?;
-        if let Some(before) = before.filter(|before| before.node != root.node) {
-            return Err(taken(&root.name, &before.node, &root.node));
-        }
+    async fn keep_incomplete(
+        &self,
+        root: Root,
+        info: PathInfo,
+        turns: &OwnTurns,
+    ) -> Result<PathInfo, Status> {
+        let (store, wanted) = (self.served.store.clone(), root.clone());
+        ask(async move {
+            let before = store.root(&wanted.name).await?;
+            check_free(store.url(), before, &wanted)
+        })
+        .await?;
         if let Some(hash) = nix::output_hash(&root.name) {
             let incomplete = &self.served.incomplete;
             incomplete.put(hash, root.clone(), info.clone());
@@ -174,7 +190,7 @@ impl PathInfos {
         // passed on before it was checked.
         let (store, mut unproven) = (self.served.store.clone(), info.clone());
         unproven.narinfo = None;
-        let kept = working(move || {
+        let kept = turns.work(move || {
             let failed = |error: Error| status(&error);
             let ingest = store.ingest().map_err(failed)?;
             let kept = ingest.put_incomplete_root(&root, Some(&unproven));
@@ -196,6 +212,7 @@ impl PathInfos {
         mut version: watch::Receiver<u64>,
         mut stopping: watch::Receiver<bool>,
     ) {
+        let turns = self.served.own_turns.clone();
         let mut seen = HashSet::new();
         version.mark_changed();
         loop {
@@ -204,12 +221,12 @@ impl PathInfos {
                 _ = stopping.wait_for(|stop| *stop) => return,
             }
             for (hash, root, info) in self.served.incomplete.due() {
-                match self.served.nars.of(&root.node).await {
+                match self.served.nars.of(&root.node, &turns).await {
                     Err(error) if error.code() == Code::DataLoss => {}
                     Err(_) => continue,
                     Ok(_) => {}
                 }
-                if let Err(error) = self.take(root.clone(), info, false).await {
+                if let Err(error) = self.take(root.clone(), info, false, &turns).await {
                     let name = &root.name;
                     tracing::warn!(
                         "the content of \"{name}\" came, and not the root node: {error}"
@@ -247,7 +264,7 @@ impl PathInfos {
             }
             let known = self.known(*hash).await?;
             if let Some((root, known)) = known.filter(|(_, known)| known.narinfo.is_none())
-                && let Err(error) = self.complete(root, known).await
+                && let Err(error) = self.complete(root, known, &self.served.own_turns).await
             {
                 let why = error.message();
                 tracing::warn!("cannot compute the hash of the NAR of \"{name}\": {why}");
@@ -298,6 +315,7 @@ impl PathInfoService for PathInfos {
         request: Request<GetPathInfoRequest>,
     ) -> Result<Response<PathInfo>, Status> {
         let patience = patience(request.metadata());
+        let turns = self.served.turns(&request);
         let Some(ByWhat::ByOutputHash(hash)) = request.into_inner().by_what else {
             return Err(Status::invalid_argument("the request names no output hash"));
         };
@@ -316,7 +334,7 @@ impl PathInfoService for PathInfos {
         }
         // It goes on when this client waits no longer.
         let path_infos = self.clone();
-        let computing = tokio::spawn(async move { path_infos.complete(root, known).await });
+        let computing = tokio::spawn(async move { path_infos.complete(root, known, &turns).await });
         match tokio::time::timeout(patience, computing).await {
             Ok(Ok(completed)) => completed.map(Response::new),
             Ok(Err(stopped)) => Err(Status::internal(stopped.to_string())),
@@ -329,6 +347,7 @@ impl PathInfoService for PathInfos {
     async fn put(&self, request: Request<PathInfo>) -> Result<Response<PathInfo>, Status> {
         self.served.may_add(&request)?;
         let may_replace = self.served.rights(&request).replace;
+        let turns = self.served.turns(&request);
         let path_info = request.into_inner();
         let refused = |why: String| Status::invalid_argument(why);
         let entry = path_info.entry.clone().unwrap_or_default();
@@ -340,7 +359,7 @@ impl PathInfoService for PathInfos {
             )));
         }
         check_form(&path_info)?;
-        self.take(root, path_info, may_replace)
+        self.take(root, path_info, may_replace, &turns)
             .await
             .map(Response::new)
     }
@@ -349,9 +368,10 @@ impl PathInfoService for PathInfos {
         &self,
         request: Request<Entry>,
     ) -> Result<Response<CalculateNarResponse>, Status> {
+        let turns = self.served.turns(&request);
         let node = node(request.into_inner())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let nar = self.served.nars.of(&node).await?;
+        let nar = self.served.nars.of(&node, &turns).await?;
         Ok(Response::new(CalculateNarResponse {
             nar_size: nar.size,
             nar_sha256: bytes::Bytes::copy_from_slice(&nar.sha256),

@@ -5,10 +5,9 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Wake, Waker, ready};
 
-use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tonic::Status;
 
 use crate::castore::Digest;
@@ -103,14 +102,39 @@ pub(super) async fn ask<T: Send + 'static>(
     answer(async move { work.await.map_err(|error| status(&error)) }).await
 }
 
-/// Does `work` on a thread that may block.
+/// Does `work` on threads that may block. It holds one only as long as it does something: while it
+/// waits, for a store far away or whatever else is asynchronous, thousands of others can.
 pub(super) async fn answer<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
-    let handle = Handle::current();
-    tokio::task::spawn_blocking(move || handle.block_on(work))
-        .await
-        .unwrap_or_else(|stopped| Err(Status::internal(format!("the call broke off: {stopped}"))))
+    let mut work = Box::pin(work);
+    loop {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let step = tokio::task::spawn_blocking(move || {
+            let polled = work.as_mut().poll(&mut Context::from_waker(&waker));
+            (work, polled)
+        });
+        match step.await {
+            Ok((_, Poll::Ready(done))) => return done,
+            Ok((waits, Poll::Pending)) => work = waits,
+            Err(stopped) => {
+                let why = format!("the call broke off: {stopped}");
+                return Err(Status::internal(why));
+            }
+        }
+        woken.0.notified().await;
+    }
+}
+
+/// Whether work that waits can go on.
+#[derive(Default)]
+struct Woken(Notify);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
 }
 
 /// Lets `work` fill a stream. It must not block: what may is asked by [`answer`].
@@ -148,6 +172,10 @@ pub(super) fn status(error: &Error) -> Status {
         Error::ReadOnly { .. } => Status::permission_denied(message),
         Error::Refused { .. } => Status::invalid_argument(message),
         Error::Unlisted { .. } => Status::unimplemented(message),
+        Error::NameTaken { .. } => Status::already_exists(format!(
+            "{message}: replacing takes `castore-fs serve --allow-replace`, or the right `replace` in \
+             the server's token file"
+        )),
         Error::Timeout { .. } => Status::deadline_exceeded(message),
         Error::Remote { .. } => Status::unavailable(message),
         // Not "unavailable": this server is well, and has what others can be asked for.

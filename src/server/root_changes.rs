@@ -7,189 +7,143 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
-use tokio::runtime::Handle;
 use tonic::Status;
 
 use super::Served;
-use super::respond::status;
-use crate::castore::{Name, Node, Root};
-use crate::nix::{self, NarHash, NarInfo, PathInfo, StorePath};
+use super::respond::{ask, status};
+use super::turns::OwnTurns;
+use super::upload::OffThread;
+use crate::castore::{Name, Root};
+use crate::nix::{self, MOST_SIGNATURES, NarHash, NarInfo, PathInfo, StorePath, unite};
 use crate::proto::store::v1::nar_info::ca;
 use crate::store::{Added, Ingest};
 
-/// Signatures of a path, at most: they are united as they come.
-const MOST_SIGNATURES: usize = 64;
-
 /// What a client does to a root node.
 pub(super) enum Wanted {
-    Put(Root, Option<Box<PathInfo>>),
+    /// It is there unless another one is.
+    Add(Root, Option<Box<PathInfo>>),
+    /// It takes the place of what is there.
+    Replace(Root, Option<Box<PathInfo>>),
     Remove(Name),
 }
 
 impl Wanted {
+    pub(super) fn new(root: Root, path_info: Option<Box<PathInfo>>, replaces: bool) -> Self {
+        match replaces {
+            true => Self::Replace(root, path_info),
+            false => Self::Add(root, path_info),
+        }
+    }
+
     /// Bytes that it takes until it is committed, about.
     pub(super) fn memory(&self) -> usize {
-        let info = match self {
-            Self::Put(_, Some(info)) => info.encoded_len(),
-            _ => 0,
-        };
+        let info = self.said().map_or(0, |(_, info)| info.encoded_len());
         1024 + info
+    }
+
+    /// What it says of a path.
+    fn said(&self) -> Option<(&Root, &PathInfo)> {
+        match self {
+            Self::Add(root, info) | Self::Replace(root, info) => Some((root, info.as_deref()?)),
+            Self::Remove(_) => None,
+        }
     }
 }
 
 impl Served {
-    /// Commits `ingest` and, when that is there, what is `wanted` of root nodes. Blocks: call it on a
-    /// thread that may, outside of any task.
-    pub(super) fn commit(
+    /// Commits `ingest` and, when that is there, what is `wanted` of root nodes.
+    pub(super) async fn commit(
         &self,
-        mut ingest: Box<dyn Ingest>,
+        ingest: OffThread<Box<dyn Ingest>>,
         wanted: Vec<Wanted>,
-        may_replace: bool,
+        turns: &OwnTurns,
     ) -> Result<Added, Status> {
         let failed = |error| status(&error);
-        if wanted.is_empty() {
-            return ingest.commit().map_err(failed);
-        }
-        let runtime = Handle::current();
-        let mut first = Added::default();
-        let has_nar = |wanted: &Wanted| matches!(wanted, Wanted::Put(_, Some(info)) if info.narinfo.is_some());
-        if wanted.iter().any(has_nar) {
-            // Only what is committed can be rendered. The next addition begins before, so that no
-            // garbage collection comes between.
-            let next = self.store.ingest().map_err(failed)?;
-            first = std::mem::replace(&mut ingest, next)
-                .commit()
-                .map_err(failed)?;
-            for wanted in &wanted {
-                if let Wanted::Put(root, Some(info)) = wanted {
-                    check_nar(root, info, |node| runtime.block_on(self.nars.of(node)))?;
-                }
+        let said = wanted.iter().filter_map(Wanted::said);
+        let said: Vec<_> = said.filter(|(_, info)| info.narinfo.is_some()).collect();
+        let (ingest, first) = match said.is_empty() {
+            true => (ingest, Added::default()),
+            false => {
+                // Only what is committed can be rendered. The next addition begins before, so that it
+                // knows of every garbage collection from then on.
+                let store = self.store.clone();
+                let first = turns.work(move || {
+                    let next = store.ingest().map_err(failed)?;
+                    let added = ingest.into_inner()?.commit().map_err(failed)?;
+                    next.release();
+                    Ok((OffThread::new(next), added))
+                });
+                first.await?
             }
+        };
+        for (root, info) in said {
+            let nar = self.nars.of(&root.node, turns).await?;
+            check_nar(root, info, &nar)?;
         }
-        let _alone = self.roots_change.lock();
-        let mut staged: BTreeMap<Name, Option<(Node, Option<PathInfo>)>> = BTreeMap::new();
+        let replaces = wanted.iter().any(|one| matches!(one, Wanted::Replace(..)));
+        // What is known of a path may be united with what came meanwhile.
+        let _alone = match replaces {
+            true => Some(self.replacing.lock().await),
+            false => None,
+        };
+        let mut staged: BTreeMap<Name, PathInfo> = BTreeMap::new();
+        let mut changes = Vec::with_capacity(wanted.len());
         for wanted in wanted {
-            let name = match &wanted {
-                Wanted::Put(root, _) => root.name.clone(),
-                Wanted::Remove(name) => name.clone(),
-            };
-            let before = match staged.remove(&name) {
-                Some(before) => before,
-                None => {
-                    let root = runtime.block_on(self.store.root(&name)).map_err(failed)?;
-                    match root {
-                        Some(root) => {
-                            let info = runtime.block_on(self.store.path_info(&name));
-                            Some((root.node, info.map_err(failed)?))
-                        }
-                        None => None,
-                    }
+            changes.push(match wanted {
+                Wanted::Replace(root, Some(info)) => {
+                    let before = match staged.remove(&root.name) {
+                        Some(before) => Some(before),
+                        None => self.known_of(&root).await?,
+                    };
+                    let info = match before {
+                        Some(before) => unite(*info, before)
+                            .map_err(|error| Status::invalid_argument(error.to_string()))?,
+                        None => *info,
+                    };
+                    staged.insert(root.name.clone(), info.clone());
+                    Wanted::Replace(root, Some(Box::new(info)))
                 }
-            };
-            let after = match wanted {
-                Wanted::Remove(_) => {
-                    ingest.remove_root(&name).map_err(failed)?;
-                    None
-                }
-                Wanted::Put(root, info) => {
-                    let info = admit(before, &root, info.map(|info| *info), may_replace)?;
-                    ingest.put_root(&root, info.as_ref()).map_err(failed)?;
-                    Some((root.node, info))
-                }
-            };
-            staged.insert(name, after);
+                wanted => wanted,
+            });
         }
-        let second = ingest.commit().map_err(failed)?;
+        let second = turns.work(move || {
+            let ingest = ingest.into_inner()?;
+            for wanted in changes {
+                let done = match wanted {
+                    Wanted::Add(root, info) => ingest.add_root(&root, info.as_deref()),
+                    Wanted::Replace(root, info) => ingest.put_root(&root, info.as_deref()),
+                    Wanted::Remove(name) => ingest.remove_root(&name),
+                };
+                done.map_err(failed)?;
+            }
+            ingest.commit().map_err(failed)
+        });
+        let second = second.await?;
         Ok(Added {
             blobs: first.blobs + second.blobs,
             blob_bytes: first.blob_bytes + second.blob_bytes,
             directories: first.directories + second.directories,
         })
     }
-}
 
-/// What is known of `root` once it is there, if it may take the place of what is there `before`.
-fn admit(
-    before: Option<(Node, Option<PathInfo>)>,
-    root: &Root,
-    info: Option<PathInfo>,
-    may_replace: bool,
-) -> Result<Option<PathInfo>, Status> {
-    match before {
-        None => Ok(info),
-        Some((node, known)) if node == root.node => unite(known, info, may_replace),
-        Some(_) if may_replace => Ok(info),
-        Some((node, _)) => Err(taken(&root.name, &node, &root.node)),
+    /// What is known of the path `root`, if that is there.
+    async fn known_of(&self, root: &Root) -> Result<Option<PathInfo>, Status> {
+        let (store, root) = (self.store.clone(), root.clone());
+        ask(async move {
+            match store.root(&root.name).await? {
+                Some(before) if before.node == root.node => store.path_info(&root.name).await,
+                _ => Ok(None),
+            }
+        })
+        .await
     }
-}
-
-/// That `name` is taken by another node.
-pub(super) fn taken(name: &Name, is: &Node, wanted: &Node) -> Status {
-    Status::already_exists(format!(
-        "root node \"{name}\" is {} already, not {}: replacing takes `castore-fs serve \
-         --allow-replace`, or the right `replace` in the server's token file",
-        shown(is),
-        shown(wanted)
-    ))
-}
-
-fn shown(node: &Node) -> String {
-    match node {
-        Node::Directory { digest, .. } => format!("directory {digest}"),
-        Node::File {
-            digest,
-            executable: false,
-            ..
-        } => format!("file {digest}"),
-        Node::File { digest, .. } => format!("executable file {digest}"),
-        Node::Symlink { target } => format!("a symlink to \"{}\"", target.escape_ascii()),
-    }
-}
-
-/// What is known of a path by both; of what only one of them can be right about, `known` is kept
-/// unless `new` may replace it.
-fn unite(
-    known: Option<PathInfo>,
-    new: Option<PathInfo>,
-    may_replace: bool,
-) -> Result<Option<PathInfo>, Status> {
-    let (mut known, mut new) = match (known, new) {
-        (Some(known), Some(new)) => (known, new),
-        (known, new) => return Ok(known.or(new)),
-    };
-    let (Some(old), Some(fresh)) = (&mut known.narinfo, &mut new.narinfo) else {
-        return Ok(Some(match known.narinfo.is_some() {
-            true => known,
-            false => new,
-        }));
-    };
-    let (into, from) = match may_replace {
-        true => (fresh, old),
-        false => (old, fresh),
-    };
-    for signature in from.signatures.drain(..) {
-        if !into.signatures.contains(&signature) {
-            into.signatures.push(signature);
-        }
-    }
-    if into.signatures.len() > MOST_SIGNATURES {
-        return Err(Status::resource_exhausted(format!(
-            "a path has at most {MOST_SIGNATURES} signatures here"
-        )));
-    }
-    Ok(Some(if may_replace { new } else { known }))
 }
 
 /// Checks what `info` says of the NAR of `root` against the NAR.
-pub(super) fn check_nar(
-    root: &Root,
-    info: &PathInfo,
-    compute: impl FnOnce(&Node) -> Result<NarHash, Status>,
-) -> Result<(), Status> {
+pub(super) fn check_nar(root: &Root, info: &PathInfo, nar: &NarHash) -> Result<(), Status> {
     let Some(said) = &info.narinfo else {
         return Ok(());
     };
-    let nar = compute(&root.node)?;
     match said.nar_size == nar.size && said.nar_sha256[..] == nar.sha256 {
         true => Ok(()),
         false => Err(Status::invalid_argument(format!(
@@ -290,16 +244,7 @@ fn length_of(kind: ca::Hash) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::castore::Digest;
     use crate::proto::store::v1::nar_info::Signature;
-
-    fn file(bytes: &[u8]) -> Node {
-        Node::File {
-            digest: Digest::of(bytes),
-            size: bytes.len() as u64,
-            executable: false,
-        }
-    }
 
     fn info(signer: &str) -> PathInfo {
         PathInfo {
@@ -314,42 +259,6 @@ mod tests {
             }),
             ..PathInfo::default()
         }
-    }
-
-    #[test]
-    fn a_name_stays_with_its_node_and_what_is_known_is_united() {
-        let root = Root {
-            name: Name::new(b"name").unwrap(),
-            node: file(b"one"),
-        };
-        let other = Some((file(b"other"), None));
-        let error = admit(other.clone(), &root, None, false).unwrap_err();
-        assert_eq!(error.code(), tonic::Code::AlreadyExists);
-        for node in [file(b"one"), file(b"other")] {
-            let digest = node.digest().unwrap().to_string();
-            assert!(error.message().contains(&digest), "{error}");
-        }
-        assert_eq!(
-            admit(other, &root, Some(info("b")), true).unwrap(),
-            Some(info("b"))
-        );
-        let same = Some((root.node.clone(), Some(info("a"))));
-        let both = admit(same.clone(), &root, Some(info("b")), false)
-            .unwrap()
-            .unwrap();
-        let signers: Vec<_> = both
-            .narinfo
-            .unwrap()
-            .signatures
-            .into_iter()
-            .map(|one| one.name)
-            .collect();
-        assert_eq!(signers, ["a", "b"]);
-        assert_eq!(
-            admit(same.clone(), &root, Some(info("a")), false).unwrap(),
-            Some(info("a"))
-        );
-        assert_eq!(admit(same, &root, None, true).unwrap(), Some(info("a")));
     }
 
     #[test]

@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
 use tonic::{Request, Status};
 
 use super::Served;
@@ -16,11 +15,9 @@ use super::budget::{Held, Share};
 use super::connections::ConnectionState;
 use super::limits::Limits;
 use super::respond::status;
+use super::turns::OwnTurns;
 use crate::store::{Ingest, Store};
 
-/// Additions that are worked on at once. While a garbage collection keeps them waiting, as many
-/// threads wait, and the others serve readers.
-static WORKING: Semaphore = Semaphore::const_new(32);
 /// Bytes that come in between two looks at the disk.
 const LOOK: u64 = 16 << 20;
 
@@ -29,6 +26,7 @@ pub(super) struct Upload<T: Send + 'static> {
     store: Arc<dyn Store>,
     limits: Arc<Limits>,
     share: Arc<Share>,
+    turns: OwnTurns,
     held: Option<Held>,
     /// Bytes until the next look at the disk.
     look: u64,
@@ -42,7 +40,19 @@ pub(super) struct Begun<T> {
 }
 
 /// Something whose end may touch the disk: it comes about on a thread that may wait for that.
-struct OffThread<T: Send + 'static>(Option<T>);
+pub(super) struct OffThread<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> OffThread<T> {
+    pub(super) fn new(inner: T) -> Self {
+        Self(Some(inner))
+    }
+
+    /// What it is, for a thread that may wait.
+    pub(super) fn into_inner(mut self) -> Result<T, Status> {
+        let inner = self.0.take();
+        inner.ok_or_else(|| Status::internal("the upload was not begun"))
+    }
+}
 
 impl<T: Send + 'static> Drop for OffThread<T> {
     fn drop(&mut self) {
@@ -62,6 +72,7 @@ impl<T: Default + Send + 'static> Upload<T> {
             store: served.store.clone(),
             limits: served.limits.clone(),
             share: connection.requests.clone(),
+            turns: connection.turns.clone(),
             held: None,
             look: 0,
             state: OffThread(None),
@@ -106,7 +117,7 @@ impl<T: Default + Send + 'static> Upload<T> {
             false => self.look - bytes as u64,
         };
         let (state, store, limits) = (self.state.0.take(), self.store.clone(), self.limits.clone());
-        let (state, done) = working(move || {
+        let work = move || {
             if check {
                 check_room(&limits)?;
             }
@@ -120,36 +131,28 @@ impl<T: Default + Send + 'static> Upload<T> {
             let done = work(&mut state)?;
             state.ingest.release();
             Ok((state, done))
-        })
-        .await?;
+        };
+        let (state, done) = self.turns.work(work).await?;
         self.state.0 = Some(state);
         Ok(done)
     }
 
     /// Ends the upload by `work`, on a thread that may block.
     pub(super) async fn finish<R: Send + 'static>(
-        mut self,
+        self,
         work: impl FnOnce(Begun<T>) -> Result<R, Status> + Send + 'static,
     ) -> Result<R, Status> {
+        let turns = self.turns.clone();
+        let (begun, _held) = self.end().await?;
+        turns.work(move || work(begun.into_inner()?)).await
+    }
+
+    /// What there is of it at its end, and the memory that this takes.
+    pub(super) async fn end(mut self) -> Result<(OffThread<Begun<T>>, Option<Held>), Status> {
         // Begun by now, or it is now.
         self.work(0, |_| Ok(())).await?;
-        let state = self.state.0.take();
-        working(move || match state {
-            Some(state) => work(state),
-            None => Err(Status::internal("the upload was not begun")),
-        })
-        .await
+        Ok((OffThread(self.state.0.take()), self.held.take()))
     }
-}
-
-/// Does `work` on a thread that may block, as one of a few.
-pub(super) async fn working<R: Send + 'static>(
-    work: impl FnOnce() -> Result<R, Status> + Send + 'static,
-) -> Result<R, Status> {
-    let _turn = WORKING.acquire().await;
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|stopped| Err(Status::internal(format!("the call broke off: {stopped}"))))
 }
 
 /// Fails if uploads have to leave free what the disk still has.
@@ -163,14 +166,21 @@ pub(super) fn check_room(limits: &Limits) -> Result<(), Status> {
     match free >= limits.keep_free {
         true => Ok(()),
         false => Err(Status::resource_exhausted(format!(
-            "the disk of this store has {free} bytes free, and {} are to stay free (--keep-free): run \
+            "the disk with {} has {free} bytes free, and {} are to stay free (--keep-free): run \
              `castore-fs gc` there, or free some space",
+            disk.display(),
             limits.keep_free
         ))),
     }
 }
 
 impl Served {
+    /// The turns of the client of `request`.
+    pub(super) fn turns<R>(&self, request: &Request<R>) -> OwnTurns {
+        let connection = request.extensions().get::<Arc<ConnectionState>>();
+        connection.map_or_else(|| self.own_turns.clone(), |it| it.turns.clone())
+    }
+
     /// What the client of `request` may do.
     pub(super) fn rights<R>(&self, request: &Request<R>) -> Rights {
         let rights = request.extensions().get::<Rights>();

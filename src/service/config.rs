@@ -376,7 +376,7 @@ fn max_upload_text() -> String {
 }
 
 fn max_connections() -> usize {
-    512
+    256
 }
 
 fn max_calls() -> NonZeroU32 {

@@ -105,13 +105,14 @@ impl Listening {
         let file = path.and_then(|path| SocketFile::at(Path::new(path)));
         let (stop, stopped) = oneshot::channel();
         let (tls, tokens) = config.access().load()?;
-        let mut limits = Limits {
+        let limits = Limits {
+            connections: Limits::connections(config.max_connections),
             keep_free: config.keep_free.0,
             upload: config.max_upload.0,
-            disk: folder.map(Path::to_owned),
+            // What has to be sent on waits in a temporary file.
+            disk: Some(folder.map_or_else(std::env::temp_dir, Path::to_owned)),
             ..Limits::default()
         };
-        limits.connections = limits.connections.min(config.max_connections);
         let options = server::Options {
             writable: config.writable,
             allow_replace: config.allow_replace,

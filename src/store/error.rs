@@ -143,6 +143,14 @@ pub enum Error {
         /// What it says of that.
         why: String,
     },
+    /// A root node that was to be added has a name that another has.
+    #[error("{store}: {why}")]
+    NameTaken {
+        /// The store's URL.
+        store: String,
+        /// Which nodes these are.
+        why: String,
+    },
     /// No answer in time.
     #[error("{store} did not answer within {after:?}")]
     Timeout {
@@ -255,6 +263,10 @@ impl Error {
                 why: why.clone(),
             },
             Error::Unlisted { store, why } => Error::Unlisted {
+                store: store.clone(),
+                why: why.clone(),
+            },
+            Error::NameTaken { store, why } => Error::NameTaken {
                 store: store.clone(),
                 why: why.clone(),
             },

@@ -41,6 +41,7 @@ impl Failure {
                 damage: Box::new(damage),
             },
             Failure::Unlisted(why) => Error::Unlisted { store, why },
+            Failure::Status(Code::AlreadyExists, why) => Error::NameTaken { store, why },
             Failure::Status(Code::PermissionDenied, why) => Error::ReadOnly { store, why },
             Failure::Status(Code::InvalidArgument | Code::FailedPrecondition, why) => {
                 Error::Refused {

@@ -55,6 +55,9 @@ pub(super) trait Behind: Debug + Send + Sync + 'static {
     /// As [`Store::path_info`].
     async fn path_info(&self, name: &[u8]) -> Result<Option<PathInfo>, Failure>;
 
+    /// As [`Store::has_tree`].
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Failure>;
+
     /// Whether the blob `digest` is there.
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Failure>;
 
@@ -287,7 +290,15 @@ impl<B: Behind> Store for Far<B> {
     }
 
     async fn has_tree(&self, digest: &Digest) -> Result<bool, Error> {
-        Ok(self.directory(digest).await?.is_some())
+        let wanted = *digest;
+        let request = || format!("asking for all of directory {digest}");
+        self.ask(
+            "ask for tree",
+            Some(digest),
+            request,
+            move |behind| async move { behind.has_tree(&wanted).await },
+        )
+        .await
     }
 
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {

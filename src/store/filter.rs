@@ -348,6 +348,11 @@ impl Ingest for FilteredIngest {
         self.inner.put_root(root, path_info)
     }
 
+    fn add_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        self.check(&root.name)?;
+        self.inner.add_root(root, path_info)
+    }
+
     fn put_incomplete_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         self.check(&root.name)?;
         self.inner.put_incomplete_root(root, path_info)

@@ -142,6 +142,14 @@ impl Behind for Server {
         self.roots.path_info(name).await
     }
 
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Failure> {
+        match self.blobs.has_tree(digest).await? {
+            Some(whole) => Ok(whole),
+            // The field's writers put what is below a Directory before it.
+            None => Ok(self.directory(digest).await?.is_some()),
+        }
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Failure> {
         self.blobs.has(digest).await
     }

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use super::root_change::RootChange;
+use super::root_change::{RootChange, admit};
 use super::{
     Added, Answer, BackingFile, BlobWriter, Damage, Error, Health, Ingest, Object, Store, Usage,
     at_hand,
@@ -289,6 +289,12 @@ impl Ingest for MemoryIngest {
         Ok(())
     }
 
+    fn add_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        let mut staged = self.staged.lock();
+        staged.roots.push(RootChange::add(root, path_info));
+        Ok(())
+    }
+
     fn put_incomplete_root(&self, root: &Root, _: Option<&PathInfo>) -> Result<(), Error> {
         Err(RootChange::needs_content(self.store.url(), root))
     }
@@ -299,6 +305,26 @@ impl Ingest for MemoryIngest {
     fn commit(self: Box<Self>) -> Result<Added, Error> {
         let staged = std::mem::take(&mut *self.staged.lock());
         let mut contents = self.store.0.contents.write();
+        let mut roots = contents.roots.clone();
+        let changed = !staged.roots.is_empty();
+        for change in staged.roots {
+            match change {
+                RootChange::Put(root, path_info) => {
+                    roots.insert(root.name.clone(), (root, path_info));
+                }
+                RootChange::Add(root, path_info) => {
+                    let before = roots.get(&root.name).cloned();
+                    let before = before.map(|(root, known)| (root.node, known.map(|known| *known)));
+                    let path_info = path_info.map(|info| *info);
+                    let path_info = admit(self.store.url(), before, &root, path_info)?;
+                    roots.insert(root.name.clone(), (root, path_info.map(Box::new)));
+                }
+                RootChange::Remove(name) => {
+                    roots.remove(&name);
+                }
+            }
+        }
+        contents.roots = roots;
         let mut added = Added::default();
         for (digest, blob) in staged.blobs {
             let length = blob.len() as u64;
@@ -310,17 +336,6 @@ impl Ingest for MemoryIngest {
         for (digest, directory) in staged.directories {
             if contents.directories.insert(digest, directory).is_none() {
                 added.directories += 1;
-            }
-        }
-        let changed = !staged.roots.is_empty();
-        for change in staged.roots {
-            match change {
-                RootChange::Put(root, path_info) => {
-                    contents.roots.insert(root.name.clone(), (root, path_info));
-                }
-                RootChange::Remove(name) => {
-                    contents.roots.remove(&name);
-                }
             }
         }
         drop(contents);

@@ -130,6 +130,11 @@ impl Behind for BucketStore {
             .and_then(|(_, path_info)| path_info))
     }
 
+    /// Writers put what is below a Directory before it, and nothing else is known.
+    async fn has_tree(&self, digest: &Digest) -> Result<bool, Failure> {
+        Ok(self.directory(digest).await?.is_some())
+    }
+
     async fn has_blob(&self, digest: &Digest) -> Result<bool, Failure> {
         self.blobs.has(digest).await
     }

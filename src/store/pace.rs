@@ -71,7 +71,7 @@ impl Pace {
 
     /// Records a piece of `bytes` bytes.
     pub(super) fn note(&mut self, bytes: u64) -> Result<(), Failure> {
-        self.came += bytes;
+        self.came = self.came.saturating_add(bytes);
         if bytes > 0 {
             self.empty = 0;
         } else {

@@ -2,7 +2,9 @@
 //!
 //! After a call that found no connection or missed its deadline, if no other call succeeded
 //! meanwhile, the breaker opens: calls fail at once, without waiting, except one probe at a time.
-//! So no reader waits for a full deadline twice.
+//! So no reader waits for a full deadline twice. A stream counts as a success once some of its content
+//! has arrived, and as a failure if it stalls: an endpoint that begins every answer and ends none opens
+//! the breaker as well.
 //!
 //! An endpoint that sent bytes that do not match their digest is marked for as long as the process
 //! lives. It still gets requests (everything is verified), but data that cannot be bound to a
@@ -35,8 +37,8 @@ struct State {
     resting: Option<(Instant, Failure)>,
 }
 
-impl Reputation {
-    pub(super) fn new() -> Self {
+impl Default for Reputation {
+    fn default() -> Self {
         Self {
             state: Mutex::new(State {
                 last_success: Instant::now(),
@@ -46,7 +48,9 @@ impl Reputation {
             lies: AtomicU64::new(0),
         }
     }
+}
 
+impl Reputation {
     /// Begins a call that may take as long as `deadline`; returns its start.
     pub(super) fn begin(&self, deadline: Duration) -> Result<Instant, Failure> {
         let now = Instant::now();

@@ -51,6 +51,11 @@ pub fn shown_url(url: &str) -> String {
     let shown = match (place.rsplit_once('@'), rest.contains('@')) {
         (Some((_, host)), _) => format!("{HIDDEN}@{host}"),
         (None, true) if !ends_in_port(authority) => HIDDEN.to_owned(),
+        // A user and password without a host.
+        (None, false) if scheme.ends_with("//") && !ends_in_port(authority) => {
+            let host = authority.rsplit_once(':').map_or("", |(host, _)| host);
+            format!("{host}:{HIDDEN}")
+        }
         _ => place.to_owned(),
     };
     format!("{scheme}{shown}")
@@ -77,7 +82,7 @@ pub fn with_shown_urls(text: &str) -> String {
 }
 
 /// The name of a URL's parameter, for an error: one without a value may be a value itself.
-pub(super) fn shown_parameter(name: &str, value: &str) -> String {
+pub(crate) fn shown_parameter(name: &str, value: &str) -> String {
     match value.is_empty() {
         true => HIDDEN.to_owned(),
         false => format!("{name:?}"),
@@ -126,6 +131,8 @@ mod tests {
                 "objectstore+s3://bucket/p",
             ),
             ("user:hunter2@host", "user:***@host"),
+            ("grpc+https://user:hunter2", "grpc+https://user:***"),
+            ("grpc+https://user:hun/ter2", "grpc+https://user:***"),
             ("hunter2@host?hunter2#hunter2", "***@host"),
             ("grpc+https://[::1]:8000#hunter2", "grpc+https://[::1]:8000"),
             ("grpc+unix://user:hunter2@host/p", "grpc+unix://***@host/p"),

@@ -132,3 +132,68 @@ pub fn must_exist(url: &str) -> Result<(), Error> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever somebody writes a secret into a URL: no error has it, and what is refused before
+    /// anything is opened is what is refused when it is.
+    #[test]
+    fn no_error_about_a_url_repeats_a_secret() {
+        const KEY: &str = "k:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+        let trusting = format!("trusted-public-keys={KEY}");
+        let schemes = [
+            "grpc+http",
+            "grpc+https",
+            "grpc+unix",
+            "objectstore+s3",
+            "objectstore+gs",
+            "objectstore+az",
+            "objectstore+https",
+            "objectstore+http",
+            "nix+https",
+            "nix+http",
+            "nix+s3",
+            "s3",
+            "https",
+        ];
+        for scheme in schemes {
+            for rest in [
+                "user:hunter2@host.invalid/",
+                "hunter2@host.invalid",
+                "user:hunter2",
+                "user:hun?hunter2@host.invalid",
+                "user:hun#hunter2@host.invalid",
+                "host.invalid/#hunter2",
+                "host.invalid/?hunter2",
+                "host.invalid/?hunter2&",
+                "host.invalid/?token=hunter2",
+                "host.invalid/?password=hunter2",
+                "host.invalid/?secret_access_key=hunter2",
+                "host.invalid/?sig=hunter2",
+                "host.invalid/?verify=hunter2",
+                "host.invalid/?connect-timeout=hunter2",
+                "host.invalid/?priority=hunter2",
+                "host.invalid/?require-signatures=hunter2",
+                "host.invalid/?trusted-public-keys=hunter2",
+            ] {
+                for more in ["", &trusting] {
+                    let joint = match (more, rest.contains('?')) {
+                        ("", _) => "",
+                        (_, true) => "&",
+                        (_, false) => "?",
+                    };
+                    let url = format!("{scheme}://{rest}{joint}{more}");
+                    if let Err(why) = check_url(&url) {
+                        assert!(!why.contains("hunter2"), "{url}: {why}");
+                        let error = open(&url).unwrap_err().to_string();
+                        assert!(!error.contains("hunter2"), "{url}: {error}");
+                    }
+                    let shown = shown_url(&url);
+                    assert!(!shown.contains("hunter2"), "{url}: {shown}");
+                }
+            }
+        }
+    }
+}

@@ -91,6 +91,32 @@ fn what_was_used_longest_ago_goes_first_and_pins_stay() {
     read_and_flush(&cache, 0);
 }
 
+/// The kernel answers for what is mounted from its own caches, and tells us of no use.
+#[test]
+fn what_is_mounted_goes_last_also_when_its_process_has_died() {
+    let near = tempfile::tempdir().unwrap();
+    let far_store = far(0..4);
+    let cache = cache(near.path(), &far_store, CacheOptions::default());
+    for seed in 0..4 {
+        read_and_flush(&cache, seed);
+    }
+    let root = blocking(cache.clone()).root(b"tree0").unwrap().unwrap();
+    let lease = cache.near().lease(None).unwrap();
+    lease.hold(&root.node);
+    let size = cache.near().disk();
+    let kept = || {
+        (0..4)
+            .filter(|seed| is_near(&cache, *seed))
+            .collect::<Vec<u64>>()
+    };
+    cache.evict(size / 4 * 2 + TREE / 4).unwrap();
+    assert_eq!(kept(), [0, 3], "0 is mounted, 3 was used last");
+    // As a process leaves it that is killed.
+    drop(lease);
+    cache.evict(size / 4 + TREE / 4).unwrap();
+    assert_eq!(kept(), [0]);
+}
+
 #[test]
 fn the_order_of_use_and_the_pins_outlive_the_process() {
     let near = tempfile::tempdir().unwrap();

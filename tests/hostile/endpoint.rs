@@ -47,6 +47,8 @@ pub enum Habit {
     Endless,
     /// Silent, until it is released.
     Hangs,
+    /// Half of every blob, then nothing more.
+    Stalls,
     /// Half of every blob, then an error.
     Resets,
     /// An error at once.
@@ -251,6 +253,10 @@ impl BlobService for Services {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     Ok(BlobChunk { data: data.into() })
                 }))
+            }
+            Habit::Stalls => {
+                let half = pieces(&blob[..blob.len() / 2]);
+                Box::pin(stream::iter(half).chain(stream::pending()))
             }
             Habit::Resets => {
                 let mut half = pieces(&blob[..blob.len() / 2]);

@@ -18,6 +18,7 @@ mod patience;
 mod skip;
 
 mod bucket;
+mod clients;
 mod endpoint;
 mod soak;
 mod stuck;
@@ -67,6 +68,44 @@ async fn an_answer_without_progress_ends() {
     }
 }
 
+/// An endpoint that begins every answer and ends none opens its circuit breaker: one reader waits for a
+/// deadline, the next ones do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_stalls_in_the_middle_is_not_waited_for_again_and_again() {
+    const READERS: u64 = 10;
+    let blobs: Vec<_> = (0..READERS).map(|seed| noise(seed, 100_000)).collect();
+    let all: Vec<_> = blobs.iter().map(|blob| &blob[..]).collect();
+    let server = HostileServer::start(&with_blobs(&all), Habit::Honest);
+    let client = client(&server, "stall-timeout=0.5");
+    // The client learns which services there are.
+    client
+        .read(&Digest::of(&blobs[0]), 100_000, 0, 10)
+        .await
+        .unwrap();
+    server.be(Habit::Stalls);
+    let before = server.calls();
+    for blob in &blobs[1..] {
+        let error = client
+            .read(&Digest::of(blob), 100_000, 0, 10)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    }
+    let calls = server.calls() - before;
+    assert!(calls < READERS / 2, "{calls} calls");
+    server.be(Habit::Honest);
+    let mut tries = 0;
+    while client
+        .read(&Digest::of(&blobs[1]), 100_000, 0, 10)
+        .await
+        .is_err()
+    {
+        tries += 1;
+        assert!(tries < 300, "the breaker stays open");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
 /// A size claimed by a node costs nothing: neither memory nor the temporary directory.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claimed_size_costs_nothing() {
@@ -75,15 +114,9 @@ async fn a_claimed_size_costs_nothing() {
     let digest = Digest::of(b"no such content");
     for size in [1 << 62, u64::MAX, (4 << 40) + 1, 17 << 20] {
         let error = client.read(&digest, size, 0, 4096).await.unwrap_err();
-        assert!(
-            error.to_string().contains("has a stated size of"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("stated size of"), "{error}");
         let error = client.group_table(&digest, size).await.unwrap_err();
-        assert!(
-            error.to_string().contains("has a stated size of"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("stated size of"), "{error}");
         client.will_need(&[(digest, size)]);
     }
     assert_eq!(server.sent(), 0, "messages of blobs");

@@ -118,7 +118,7 @@ fn operate(top: &std::path::Path, counts: &Counts) -> std::io::Result<()> {
 
 /// Makes endpoints misbehave, until stopped; restores them at the end.
 fn torment(servers: &mut [HostileServer], stop: &AtomicBool) -> u64 {
-    const HABITS: [Habit; 9] = [
+    const HABITS: [Habit; 10] = [
         Habit::Flips,
         Habit::Truncates,
         Habit::Exceeds,
@@ -126,6 +126,7 @@ fn torment(servers: &mut [HostileServer], stop: &AtomicBool) -> u64 {
         Habit::Drips,
         Habit::Endless,
         Habit::Hangs,
+        Habit::Stalls,
         Habit::Resets,
         Habit::Refuses,
     ];

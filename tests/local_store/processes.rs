@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use castore_fs::store::Store;
+use castore_fs::castore::Root;
+use castore_fs::store::{Error, Store};
 use castore_fs::stores::open as open_url;
 
 use crate::garbage::{now, remove};
@@ -42,6 +43,28 @@ fn child() {
     let (verb, number) = role.split_once(' ').unwrap_or((&role, "0"));
     let number: u64 = number.parse().unwrap();
     match verb {
+        // Adds a hundred roots of the same names as others do, each with a node of its own, and says which
+        // it could add.
+        "claim" => {
+            let store = open(std::path::Path::new(&path));
+            for at in 0..100 {
+                let bytes = format!("{number} {at}");
+                let ingest = store.ingest().unwrap();
+                let node = file(bytes.as_bytes());
+                let blob = (node.digest().unwrap(), bytes.as_bytes());
+                ingest.put_blobs(&[blob]).unwrap();
+                let root = Root {
+                    name: name(&format!("name{at}")),
+                    node,
+                };
+                ingest.add_root(&root, None).unwrap();
+                match ingest.commit() {
+                    Ok(_) => println!("\nclaimed {at}"),
+                    Err(Error::NameTaken { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
         // Has a tree in use until it is killed.
         "lease" => {
             let store = open(std::path::Path::new(&path));
@@ -110,6 +133,35 @@ fn child() {
             std::thread::sleep(std::time::Duration::from_secs(600));
         }
         other => panic!("no role {other}"),
+    }
+}
+
+/// A name is given once, whichever processes want it at once.
+#[test]
+fn of_processes_that_add_a_root_of_one_name_one_succeeds() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let claimants: Vec<_> = (1..=3)
+        .map(|number| start(&format!("claim {number}"), folder.path()))
+        .collect();
+    let mut claims = std::collections::BTreeMap::new();
+    for (number, claimant) in (1..).zip(claimants) {
+        let output = claimant.wait_with_output().unwrap();
+        assert!(output.status.success());
+        let said = String::from_utf8(output.stdout).unwrap();
+        for line in said
+            .lines()
+            .filter_map(|line| line.strip_prefix("claimed "))
+        {
+            let at: u64 = line.parse().unwrap();
+            assert_eq!(claims.insert(at, number), None, "name{at} was given twice");
+        }
+    }
+    assert_eq!(claims.len(), 100);
+    for (at, number) in claims {
+        let root = block_on(store.root(format!("name{at}").as_bytes())).unwrap();
+        let node = file(format!("{number} {at}").as_bytes());
+        assert_eq!(root.unwrap().node, node, "name{at} was replaced");
     }
 }
 

@@ -3,16 +3,18 @@
 use std::io::Read;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use castore_fs::castore::Digest;
+use castore_fs::castore::{Digest, Node, Root};
 use castore_fs::proto::castore::services::blob_service_client::BlobServiceClient;
-use castore_fs::proto::castore::v1::{BlobChunk, ReadBlobRequest};
+use castore_fs::proto::castore::v1::{BlobChunk, Entry, ReadBlobRequest, StatBlobRequest};
 use castore_fs::proto::castore_fs::services::ingest_service_client::IngestServiceClient;
 use castore_fs::proto::castore_fs::v1::IngestRequest;
 use castore_fs::proto::castore_fs::v1::MissingRequest;
 use castore_fs::proto::castore_fs::v1::ingest_request::{Part, What};
+use castore_fs::proto::store::services::path_info_service_client::PathInfoServiceClient;
 use castore_fs::server::{Limits, Options};
 use castore_fs::store::{GcOptions, LocalStore, Store};
 use futures_util::FutureExt;
@@ -25,6 +27,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
+use super::double::{Double, Trouble};
 use super::server::Server;
 use super::{memory, noise, put_file};
 
@@ -364,4 +367,77 @@ async fn answers_that_are_not_read_take_bounded_memory_and_starve_no_client() {
         .read(&Digest::of(&blob), blob.len() as u64, 0, blob.len())
         .await;
     assert!(read.unwrap().unwrap() == blob);
+}
+
+/// Calls that wait for an upstream hold no thread, however many there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_wait_for_an_upstream_hold_no_thread() {
+    // The runtime has 512 threads that may block.
+    const CALLS: usize = 600;
+    let slow = Arc::new(Double::far("double:", memory()));
+    slow.trouble(Trouble::Hangs);
+    let server = Server::with(slow.clone(), "127.0.0.1:0", with_limits(Limits::default()));
+    let digest = Bytes::copy_from_slice(Digest::of(b"missing").as_bytes());
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let channel = channel(&server).await;
+        for _ in 0..CALLS / 3 {
+            let mut client = BlobServiceClient::new(channel.clone());
+            let request = StatBlobRequest {
+                digest: digest.clone(),
+                ..StatBlobRequest::default()
+            };
+            waiting.push(tokio::spawn(async move { client.stat(request).await }));
+        }
+    }
+    let all = async {
+        while slow.waiting.load(Ordering::Relaxed) < CALLS as u64 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let all = tokio::time::timeout(HANGS, all).await;
+    all.expect("calls hold the threads that others need");
+    slow.trouble(Trouble::None);
+    for answer in waiting {
+        assert!(answer.await.unwrap().is_err(), "it is not there");
+    }
+}
+
+/// A tree whose NAR has no end, made of a few Directories, each twice below the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_nar_keeps_no_other_from_being_computed() {
+    let store = memory();
+    let ingest = store.ingest().unwrap();
+    let mut nodes = vec![put_file(ingest.as_ref(), b"leaf")];
+    for _ in 0..60 {
+        let below = &nodes[nodes.len() - 1];
+        let entries = ["a", "b"].map(|entry| (super::name(entry), below.clone()));
+        nodes.push(super::put_directory(ingest.as_ref(), entries.to_vec()));
+    }
+    let small = put_file(ingest.as_ref(), b"small");
+    ingest.commit().unwrap();
+    let server = Server::with(
+        Arc::new(store),
+        "127.0.0.1:0",
+        with_limits(Limits::default()),
+    );
+    let entry = |node: Node| {
+        Entry::from(&Root {
+            name: super::name("x"),
+            node,
+        })
+    };
+    let hostile = PathInfoServiceClient::new(channel(&server).await);
+    let endless: Vec<_> = nodes[40..]
+        .iter()
+        .map(|node| {
+            let (mut client, entry) = (hostile.clone(), entry(node.clone()));
+            tokio::spawn(async move { client.calculate_nar(entry).await.map(drop) })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut client = PathInfoServiceClient::new(channel(&server).await);
+    let computed = tokio::time::timeout(HANGS, client.calculate_nar(entry(small))).await;
+    assert!(computed.expect("it waits for an endless one").is_ok());
+    assert!(endless.iter().all(|one| !one.is_finished()));
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use castore_fs::store::{Blocking, Store};
+use castore_fs::castore::NodeRef;
+use castore_fs::store::{Blocking, LocalStore, Store};
 use castore_fs::tree::copy::{Progress, copy};
 use tokio::runtime::Runtime;
 
 use super::peer::Peer;
 use super::server::Server;
-use super::{memory, name, noise, put_directory, put_file, put_root, put_tree};
+use super::{digest_and_size, memory, name, noise, put_directory, put_file, put_root, put_tree};
 
 const NIX_NAME: &str = "yra1qha6bp2fm0mrb0qspjzsh9ismik0-tree";
 
@@ -58,6 +59,39 @@ fn a_copy_sends_what_is_missing_and_nothing_else() {
         assert_eq!(again.directories.load(Ordering::Relaxed), 0);
         assert!(client.calls() < 15, "{} calls", client.calls());
     }
+}
+
+/// A Directory alone does not stand for what is below it: it may have come without.
+#[test]
+fn a_copy_completes_a_tree_of_which_the_server_has_the_directories_only() {
+    let runtime = Runtime::new().unwrap();
+    let blocking = |store: Arc<dyn Store>| Blocking::new(store, runtime.handle().clone());
+    let source = memory();
+    let root = put_root(&source, "tree", |ingest| put_tree(ingest, 1, 3, 4));
+    let folder = tempfile::tempdir().unwrap();
+    let target = LocalStore::open(&folder.path().join("store")).unwrap();
+    let ingest = target.ingest().unwrap();
+    let mut directories = vec![digest_and_size(&root.node).0];
+    while let Some(digest) = directories.pop() {
+        let directory = runtime
+            .block_on(source.directory(&digest))
+            .unwrap()
+            .unwrap();
+        directories.extend(directory.iter().filter_map(|entry| match entry.node {
+            NodeRef::Directory { digest, .. } => Some(digest),
+            _ => None,
+        }));
+        ingest.put_directory(&directory).unwrap();
+    }
+    ingest.commit().unwrap();
+    let server = Server::tcp(Arc::new(target.clone()));
+    let from = blocking(Arc::new(source.clone()));
+    let to = blocking(Arc::new(server.client()));
+    let progress = Progress::default();
+    copy(&from, &to, std::slice::from_ref(&root), &progress).unwrap();
+    let (there, wanted) = (target.usage().unwrap(), source.usage().unwrap());
+    assert_eq!(there, wanted);
+    assert_eq!(runtime.block_on(target.root(b"tree")).unwrap(), Some(root));
 }
 
 struct Daemon(Child);

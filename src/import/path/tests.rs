@@ -82,6 +82,9 @@ impl Ingest for Watched {
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), store::Error> {
         self.inner.put_root(root, path_info)
     }
+    fn add_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), store::Error> {
+        self.inner.add_root(root, path_info)
+    }
     fn put_incomplete_root(
         &self,
         root: &Root,

@@ -1,5 +1,6 @@
 //! What a service with this configuration opens while it serves: none of its mounts may hide it.
 
+use std::net::ToSocketAddrs;
 use std::path::Path;
 
 use super::{Config, Problem, problem};
@@ -42,8 +43,10 @@ impl Config {
     }
 
     /// As [`load`](Self::load), and checks mount points against the files of this machine as the
-    /// service does before it mounts. Touches no mount of castore-fs.
-    pub fn load_here(file: &Path) -> Result<Self, Vec<Problem>> {
+    /// service does before it mounts. Touches no mount of castore-fs. If it `reads_files`, those that say
+    /// who may call are read, and the addresses to listen on looked up, as the service does before it
+    /// serves.
+    pub fn load_here(file: &Path, reads_files: bool) -> Result<Self, Vec<Problem>> {
         let text = Self::read(file)?;
         let config = Self::parse(file, &text)?;
         let source = problem::Source::new(file, &text);
@@ -54,9 +57,31 @@ impl Config {
                 problems.push(source.at(&["mounts", name, "path"], error.to_string()));
             }
         }
+        if reads_files {
+            config.check_endpoints(&source, &mut problems);
+        }
         match problems.is_empty() {
             true => Ok(config),
             false => Err(problems),
+        }
+    }
+
+    fn check_endpoints(&self, source: &problem::Source<'_>, problems: &mut Vec<Problem>) {
+        let unknown = |address: &str| {
+            let is_tcp = !address.starts_with("unix:") && !address.starts_with("systemd:");
+            let found = is_tcp.then(|| address.to_socket_addrs().err()).flatten();
+            found.map(|error| format!("{address}: {error}"))
+        };
+        for (name, listen) in &self.listen {
+            if let Err(error) = listen.access().load() {
+                problems.push(source.at(&["listen", name], error.to_string()));
+            }
+            if let Some(what) = unknown(&listen.address) {
+                problems.push(source.at(&["listen", name, "address"], what));
+            }
+        }
+        if let Some(what) = self.metrics.address.as_deref().and_then(unknown) {
+            problems.push(source.at(&["metrics", "address"], what));
         }
     }
 }

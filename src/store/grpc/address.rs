@@ -82,6 +82,9 @@ impl Address {
         if !parsed.username().is_empty() || parsed.password().is_some() {
             return Err("secrets do not belong into a URL: use token-file=PATH".to_owned());
         }
+        if parsed.fragment().is_some() {
+            return Err("nothing can follow a # in it".to_owned());
+        }
         let mut shown = parsed.clone();
         shown.set_query(None);
         let target = match parsed.scheme() {

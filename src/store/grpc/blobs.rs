@@ -18,7 +18,7 @@ use crate::proto::castore::v1::{BlobChunk, ReadBlobRequest, StatBlobRequest, Sta
 use crate::proto::castore_fs::services::part_service_client::PartServiceClient;
 use crate::proto::castore_fs::v1::read_together_request::Wanted;
 use crate::proto::castore_fs::v1::{
-    MissingRequest, PartChunk, ReadPartRequest, ReadTogetherRequest,
+    HasTreeRequest, MissingRequest, PartChunk, ReadPartRequest, ReadTogetherRequest,
 };
 use crate::store::chunked::{Chunked, Chunks};
 use crate::store::failure::{Failure, found};
@@ -226,6 +226,26 @@ impl ServerBlobs {
 
     pub(super) async fn has(&self, digest: &Digest) -> Result<bool, Failure> {
         Ok(stat(&self.endpoint, digest, Ask::Presence).await?.is_some())
+    }
+
+    /// Whether the server has the Directory and everything below it; nothing if it cannot say.
+    pub(super) async fn has_tree(&self, digest: &Digest) -> Result<Option<bool>, Failure> {
+        if self.endpoint.is_field_only() {
+            return Ok(None);
+        }
+        let asked = Bytes::copy_from_slice(digest.as_bytes());
+        let answer = self.endpoint.call(|connection| {
+            let digest = asked.clone();
+            async move {
+                let mut client = part_client(connection);
+                let answer = client.has_tree(HasTreeRequest { digest }).await?;
+                Ok(answer.into_inner().whole)
+            }
+        });
+        match answer.await {
+            Err(failure) if failure.is(Code::Unimplemented) => Ok(None),
+            answer => answer.map(Some),
+        }
     }
 
     /// Which of `digests` the server does not have, by index.

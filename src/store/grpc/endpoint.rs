@@ -9,7 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
@@ -37,6 +37,8 @@ pub(super) const USUAL_MESSAGE: usize = 4 << 20;
 /// Answers of more than [`USUAL_MESSAGE`] and up to [`MAX_MESSAGE_BYTES`] that are accepted at
 /// once: the Directories of very large directories, and the chunk lists of very large blobs.
 const LARGE_AT_ONCE: usize = 2;
+/// Bytes of an answer in many messages after which the endpoint has answered: what a reader waits for.
+const ANSWERED: u64 = 256 << 10;
 
 /// How long a server may take.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +74,7 @@ pub(super) struct Endpoint {
     token: Option<HeaderValue>,
     generation: AtomicU8,
     calls: AtomicU64,
-    reputation: Reputation,
+    reputation: Arc<Reputation>,
     /// The server has no castore-fs service.
     field_only: AtomicBool,
     large: Semaphore,
@@ -100,7 +102,7 @@ impl Endpoint {
             token,
             generation: AtomicU8::new(Generation::Current as u8),
             calls: AtomicU64::new(0),
-            reputation: Reputation::new(),
+            reputation: Arc::default(),
             field_only: AtomicBool::new(false),
             large: Semaphore::new(LARGE_AT_ONCE),
         })
@@ -159,14 +161,25 @@ impl Endpoint {
     where
         F: Future<Output = Result<T, Status>>,
     {
+        let answer = self.begin(limit, call).await?;
+        self.reputation.succeeded();
+        Ok(answer)
+    }
+
+    /// Makes a call; whether its answer is a success is for the caller to say.
+    async fn begin<T, F>(
+        &self,
+        limit: Duration,
+        call: impl Fn(Connection) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
         let began = self.reputation.begin(limit)?;
         let mut pause = FIRST_PAUSE;
         for attempt in 1.. {
             let failure = match self.attempt(limit, &call).await {
-                Ok(answer) => {
-                    self.reputation.succeeded();
-                    return Ok(answer);
-                }
+                Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
             match &failure {
@@ -198,17 +211,27 @@ impl Endpoint {
         F: Future<Output = Result<tonic::Response<Streaming<T>>, Status>>,
     {
         let call = &call;
-        let answer = self.call(|connection| async move {
+        let answer = self.begin(self.deadlines.first_byte, |connection| async move {
             let mut stream = call(connection).await?.into_inner();
             let first = stream.message().await?;
             Ok(first.map(|first| (first, stream)))
         });
         let Some((first, stream)) = answer.await? else {
+            self.reputation.succeeded();
             return Ok(None);
         };
-        let mut pace = Pace::new(self.deadlines.stall);
-        pace.note(first.payload())?;
-        Ok(Some((first, Rest { stream, pace })))
+        let mut rest = Rest {
+            stream,
+            pace: Pace::new(self.deadlines.stall),
+            url: self.url.clone(),
+            reputation: self.reputation.clone(),
+            came: 0,
+            moved: Instant::now(),
+            waits: false,
+        };
+        rest.pace.note(first.payload())?;
+        rest.took(first.payload());
+        Ok(Some((first, rest)))
     }
 
     /// Requests a message that is hardly ever larger than [`USUAL_MESSAGE`]: `ask` is called with
@@ -291,6 +314,14 @@ async fn in_time<T>(
 pub(super) struct Rest<T> {
     stream: Streaming<T>,
     pace: Pace,
+    url: String,
+    reputation: Arc<Reputation>,
+    /// Bytes of content that have come, until they are an answer.
+    came: u64,
+    /// When something came for the last time.
+    moved: Instant,
+    /// Whether it was asked for more, which has not come.
+    waits: bool,
 }
 
 impl<T: Payload> Rest<T> {
@@ -301,7 +332,40 @@ impl<T: Payload> Rest<T> {
             // The end of a stream is no message without content.
             Ok(None) | Err(_) => 1,
         });
-        message.await?.map_err(Failure::from)
+        self.waits = true;
+        let message = message.await;
+        let message = message.and_then(|message| message.map_err(Failure::from));
+        match &message {
+            Ok(Some(message)) => self.took(message.payload()),
+            Ok(None) => self.waits = false,
+            Err(failure @ (Failure::Status(Code::Unavailable, _) | Failure::Timeout(_))) => {
+                self.reputation.failed(&self.url, self.moved, failure);
+            }
+            // It answered, if not what was hoped for.
+            Err(_) => self.waits = false,
+        }
+        message
+    }
+
+    /// Bytes of content have come.
+    fn took(&mut self, bytes: u64) {
+        self.moved = Instant::now();
+        self.waits = false;
+        if self.came < ANSWERED {
+            self.came += bytes;
+            if self.came >= ANSWERED {
+                self.reputation.succeeded();
+            }
+        }
+    }
+}
+
+impl<T> Drop for Rest<T> {
+    /// A reader that has all it wanted does not wait for the end.
+    fn drop(&mut self) {
+        if !self.waits {
+            self.reputation.succeeded();
+        }
     }
 }
 

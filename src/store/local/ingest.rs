@@ -431,6 +431,12 @@ impl Ingest for LocalIngest {
         Ok(())
     }
 
+    fn add_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        let change = RootChange::add(root, path_info);
+        self.0.staged.lock().roots.push(change);
+        Ok(())
+    }
+
     fn put_incomplete_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         let expected = (root.clone(), path_info.cloned());
         self.0.staged.lock().expected.push(expected);

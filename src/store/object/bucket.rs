@@ -17,8 +17,8 @@ use object_store::azure::AzureConfigKey;
 use object_store::gcp::GoogleConfigKey;
 use object_store::path::Path;
 use object_store::{
-    ClientConfigKey, ClientOptions, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutPayload,
-    RetryConfig,
+    ClientConfigKey, ClientOptions, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode,
+    PutPayload, RetryConfig,
 };
 use tokio::runtime::Handle;
 use tonic::Code;
@@ -66,6 +66,9 @@ const SECRETS: [&str; 12] = [
     "sas",
     "signature",
 ];
+
+/// Bytes that an object takes in a listing beside its path, at least.
+const LISTED: u64 = 100;
 
 /// Objects by path.
 pub(super) struct Bucket {
@@ -210,7 +213,7 @@ impl Bucket {
             verify,
             spool,
             store,
-            reputation: Reputation::new(),
+            reputation: Reputation::default(),
             calls: AtomicU64::new(0),
             base,
         })
@@ -314,6 +317,31 @@ impl Bucket {
         Ok(())
     }
 
+    /// Puts an object where there is none; says whether there was none. A service without conditional
+    /// writes is asked first, and may then lose one of two that come at once.
+    pub(super) async fn create(&self, path: &str, bytes: Bytes) -> Result<bool, Failure> {
+        let at = self.at(path)?;
+        let created = self.attempt(|| async {
+            let payload = PutPayload::from_bytes(bytes.clone());
+            let create = self.store.put_opts(&at, payload, PutMode::Create.into());
+            match tokio::time::timeout(DEADLINE, create).await {
+                Ok(Ok(_)) => Ok(Some(true)),
+                Ok(Err(object_store::Error::AlreadyExists { .. })) => Ok(Some(false)),
+                Ok(Err(
+                    object_store::Error::NotImplemented { .. }
+                    | object_store::Error::NotSupported { .. },
+                )) => Ok(None),
+                Ok(Err(error)) => Err(failure(error)),
+                Err(_) => Err(Failure::Timeout(DEADLINE)),
+            }
+        });
+        match created.await? {
+            Some(created) => Ok(created),
+            None if self.has(path).await? => Ok(false),
+            None => self.put(path, bytes).await.map(|()| true),
+        }
+    }
+
     /// Removes the object at `path`, if there is one.
     pub(super) async fn delete(&self, path: &str) -> Result<(), Failure> {
         let at = self.at(path)?;
@@ -334,18 +362,23 @@ impl Bucket {
                 let path = object.location.to_string();
                 path.strip_prefix(&self.base).unwrap_or(&path).to_owned()
             });
-            // A long listing takes many requests: each page has the deadline of one operation.
+            // A long listing takes many requests: it may take as long as paths arrive.
             let mut listed = std::pin::pin!(listed);
+            let mut pace = Pace::new(DEADLINE);
             let mut paths = Vec::new();
-            while let Some(path) =
-                in_time(DEADLINE, async { listed.next().await.transpose() }).await?
-            {
+            loop {
+                let next = pace.wait(listed.next(), |path| match path {
+                    Some(Ok(path)) => LISTED + path.len() as u64,
+                    Some(Err(_)) | None => u64::MAX / 2,
+                });
+                let Some(path) = next.await?.transpose().map_err(failure)? else {
+                    return Ok(Some(paths));
+                };
                 if paths.len() >= most {
                     return Ok(None);
                 }
                 paths.push(path);
             }
-            Ok(Some(paths))
         };
         self.attempt(list).await
     }

@@ -236,6 +236,12 @@ impl Ingest for ObjectIngest {
         Ok(())
     }
 
+    fn add_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        let change = RootChange::add(root, path_info);
+        self.0.staged.lock().roots.push(change);
+        Ok(())
+    }
+
     fn put_incomplete_root(&self, root: &Root, _: Option<&PathInfo>) -> Result<(), Error> {
         Err(RootChange::needs_content(&self.0.store.bucket.url, root))
     }
@@ -265,6 +271,7 @@ impl Ingest for ObjectIngest {
             for change in changes {
                 match change {
                     RootChange::Put(root, path_info) => roots.put(&root, path_info).await?,
+                    RootChange::Add(root, path_info) => roots.add(&root, path_info).await?,
                     RootChange::Remove(name) => roots.remove(&name).await?,
                 }
             }

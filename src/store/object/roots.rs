@@ -19,7 +19,9 @@ use super::bucket::Bucket;
 use crate::castore::{Digest, Name, Root};
 use crate::nix::PathInfo;
 use crate::proto::castore_fs::v1::Root as RootMessage;
+use crate::store::Error;
 use crate::store::failure::Failure;
+use crate::store::root_change::admit;
 use crate::store::root_list::{self, RootList};
 
 const FOLDER: &str = "castore-fs/roots";
@@ -31,6 +33,17 @@ const MAX_KNOWN: usize = 100_000;
 const AT_ONCE: usize = 64;
 /// The largest object of a root, in bytes: a name, a node, and a path info.
 const MAX_ROOT: u64 = 1 << 20;
+
+/// Attempts to add a root whose name is added by others at the same time.
+const ATTEMPTS: usize = 3;
+
+fn encoded(root: &Root, path_info: Option<Box<PathInfo>>) -> Bytes {
+    let message = RootMessage {
+        entry: Some(root.into()),
+        path_info: path_info.map(|known| *known),
+    };
+    message.encode_to_vec().into()
+}
 
 /// The roots of a bucket.
 #[derive(Debug)]
@@ -140,12 +153,37 @@ impl BucketRoots {
         root: &Root,
         path_info: Option<Box<PathInfo>>,
     ) -> Result<(), Failure> {
-        let message = RootMessage {
-            entry: Some(root.into()),
-            path_info: path_info.map(|known| *known),
-        };
-        let bytes = Bytes::from(message.encode_to_vec());
+        let bytes = encoded(root, path_info);
         self.bucket.put(&self.path(&root.name), bytes).await
+    }
+
+    /// As [`Ingest::add_root`](crate::store::Ingest::add_root).
+    pub(super) async fn add(
+        &self,
+        root: &Root,
+        path_info: Option<Box<PathInfo>>,
+    ) -> Result<(), Failure> {
+        for _ in 0..ATTEMPTS {
+            let before = self.ask(&root.name).await?;
+            let is_there = before.is_some();
+            let before = before.map(|(root, known)| (root.node, known));
+            let path_info = path_info.as_deref().cloned();
+            let admitted = admit(&self.bucket.url, before, root, path_info);
+            let path_info = admitted.map_err(|error| match error {
+                Error::NameTaken { why, .. } => Failure::Status(Code::AlreadyExists, why),
+                error => Failure::Status(Code::InvalidArgument, error.to_string()),
+            })?;
+            let path_info = path_info.map(Box::new);
+            if is_there {
+                return self.put(root, path_info).await;
+            }
+            let bytes = encoded(root, path_info);
+            if self.bucket.create(&self.path(&root.name), bytes).await? {
+                return Ok(());
+            }
+        }
+        let why = format!("root node \"{}\" comes and goes", root.name);
+        Err(Failure::Status(Code::Aborted, why))
     }
 
     pub(super) async fn remove(&self, name: &Name) -> Result<(), Failure> {

@@ -21,6 +21,7 @@ use crate::proto::store::v1::NarInfo;
 use crate::proto::{MAX_MESSAGE_BYTES, RawDirectory};
 use crate::store::failure::Failure;
 use crate::store::missing::{missing, not_put};
+use crate::store::root_change::{RootChange, admit};
 use crate::store::staged_directories::{StagedDirectories, leaves_first};
 use crate::store::{Added, BlobWriter, Error, Ingest};
 
@@ -38,7 +39,7 @@ pub(super) struct Piecewise {
 struct Staged {
     blobs: HashSet<Digest>,
     directories: StagedDirectories,
-    roots: Vec<(Root, Option<PathInfo>)>,
+    roots: Vec<RootChange>,
     added: Added,
     /// The first put of a blob that failed.
     failure: Option<Failure>,
@@ -163,12 +164,18 @@ impl Piecewise {
             })
     }
 
-    fn put_path_info(&self, root: &Root, path_info: Option<PathInfo>) -> Result<(), Error> {
+    fn stage(&self, root: &Root, change: RootChange) -> Result<(), Error> {
+        self.check_root_name(&root.name)?;
+        self.state.lock().roots.push(change);
+        Ok(())
+    }
+
+    fn put_path_info(&self, root: &Root, path_info: Option<Box<PathInfo>>) -> Result<(), Error> {
         let endpoint = self.store.endpoint.clone();
         let entry = Some(Entry::from(root));
         let anonymous = Entry::anonymous(&root.node);
         let asked = self.store.wait(async move {
-            let mut path_info = path_info.unwrap_or_default();
+            let mut path_info = path_info.map(|info| *info).unwrap_or_default();
             path_info.entry = entry;
             if path_info.narinfo.is_none() {
                 // The server reads the whole tree for it.
@@ -290,17 +297,16 @@ impl Ingest for Piecewise {
     }
 
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
-        self.check_root_name(&root.name)?;
-        let mut state = self.state.lock();
-        state.roots.push((root.clone(), path_info.cloned()));
-        Ok(())
+        self.stage(root, RootChange::put(root, path_info))
+    }
+
+    /// The protocol has no such condition: whether the name is taken is asked before.
+    fn add_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        self.stage(root, RootChange::add(root, path_info))
     }
 
     fn put_incomplete_root(&self, root: &Root, _: Option<&PathInfo>) -> Result<(), Error> {
-        Err(crate::store::root_change::RootChange::needs_content(
-            &self.store.endpoint.url,
-            root,
-        ))
+        Err(RootChange::needs_content(&self.store.endpoint.url, root))
     }
 
     /// There is no lock to release.
@@ -320,8 +326,20 @@ impl Ingest for Piecewise {
             let mut state = self.state.lock();
             (std::mem::take(&mut state.roots), state.added)
         };
-        for (root, path_info) in roots {
-            self.put_path_info(&root, path_info)?;
+        for change in roots {
+            match change {
+                RootChange::Put(root, info) => self.put_path_info(&root, info)?,
+                RootChange::Add(root, info) => {
+                    let (roots, name) = (self.store.roots.clone(), root.name.clone());
+                    let before = self.store.wait(async move { roots.get(&name).await });
+                    let before = before.map_err(|failure| self.error(failure))?;
+                    let before = before.map(|before| (before.node, None));
+                    admit(&self.store.endpoint.url, before, &root, None)?;
+                    self.put_path_info(&root, info)?;
+                }
+                // None is taken.
+                RootChange::Remove(_) => {}
+            }
         }
         self.store.roots.changed_here();
         Ok(added)

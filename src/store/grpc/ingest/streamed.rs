@@ -21,6 +21,7 @@ use crate::proto::castore_fs::v1::ingest_request::{
 use crate::proto::castore_fs::v1::{IngestRequest, IngestResponse, Root as RootMessage};
 use crate::store::failure::Failure;
 use crate::store::far;
+use crate::store::root_change::RootChange;
 use crate::store::{Added, BlobWriter, Error, Ingest};
 
 /// An addition in one stream.
@@ -202,8 +203,15 @@ impl Ingest for Streamed {
         }))
     }
 
+    fn add_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
+        self.line.send(What::AddRoot(RootMessage {
+            entry: Some(root.into()),
+            path_info: path_info.cloned(),
+        }))
+    }
+
     fn put_incomplete_root(&self, root: &Root, _: Option<&PathInfo>) -> Result<(), Error> {
-        Err(crate::store::root_change::RootChange::needs_content(
+        Err(RootChange::needs_content(
             &self.line.store.endpoint.url,
             root,
         ))

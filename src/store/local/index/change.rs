@@ -25,7 +25,7 @@ use super::{
 use crate::castore::{Digest, Root};
 use crate::nix::PathInfo;
 use crate::proto::castore::v1::Entry;
-use crate::store::root_change::RootChange;
+use crate::store::root_change::{RootChange, admit};
 use crate::store::{Added, Error, Object};
 
 /// Why a commit did not come about.
@@ -226,10 +226,39 @@ impl Change<'_> {
         for change in changes {
             match change {
                 RootChange::Put(root, info) => self.set_root(root, info.as_deref(), false)?,
+                RootChange::Add(root, info) => {
+                    let before = self.root(&root.name)?;
+                    let before = before.map(|(root, info)| (root.node, info));
+                    let info = info.as_deref().cloned();
+                    let info = admit(self.index.folder.url(), before, root, info)?;
+                    self.set_root(root, info.as_ref(), false)?;
+                }
                 RootChange::Remove(name) => self.remove_root(name)?,
             }
         }
         Ok(())
+    }
+
+    /// The root `name` whose content is here, and what is known of it as a store path.
+    pub(in super::super) fn root(
+        &mut self,
+        name: &[u8],
+    ) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
+        let found = self.run(|txn| {
+            let roots = txn.open_table(ROOT_RECORDS)?;
+            let stored = roots.get(name)?.and_then(|old| Stored::decode(old.value()));
+            let Some(stored) = stored.filter(|stored| !stored.incomplete) else {
+                return Ok(None);
+            };
+            let infos = txn.open_table(PATH_INFOS)?;
+            let info = infos.get(name)?.map(|info| info.value().to_vec());
+            Ok(Some((stored.entry, info)))
+        })?;
+        Ok(found.and_then(|(entry, info)| {
+            // What cannot be read is as good as absent.
+            let root = Root::try_from(Entry::decode(&*entry).ok()?).ok()?;
+            Some((root, info.and_then(|info| PathInfo::decode(&*info).ok())))
+        }))
     }
 
     /// Sets a root, whose content is here or is to come.
@@ -490,7 +519,9 @@ impl Snapshot {
     /// Whether it is as after `change` already.
     pub(in super::super) fn has(&self, change: &RootChange) -> Result<bool, Error> {
         let (name, wanted) = match change {
-            RootChange::Put(root, info) => (&root.name[..], Some((root, info.as_deref()))),
+            RootChange::Put(root, info) | RootChange::Add(root, info) => {
+                (&root.name[..], Some((root, info.as_deref())))
+            }
             RootChange::Remove(name) => (&name[..], None),
         };
         let Some(stored) = self.stored_root(name)? else {

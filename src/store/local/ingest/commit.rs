@@ -7,7 +7,7 @@ use super::{FEW_LARGE, Session, Staged};
 use crate::castore::{Digest, Directory, NodeRef, Root};
 use crate::nix::PathInfo;
 use crate::store::local::closure::Closure;
-use crate::store::local::index::{Change, CommitError, Snapshot};
+use crate::store::local::index::{Change, CommitError};
 use crate::store::local::large;
 use crate::store::local::location::{Kind, Location};
 use crate::store::local::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Records};
@@ -88,7 +88,7 @@ impl Session {
         let expected = std::mem::take(&mut staged.expected);
         let mut closure = Closure::new(store, &snapshot, staged);
         for change in &staged.roots {
-            if let RootChange::Put(root, _) = change {
+            if let Some(root) = change.root() {
                 closure
                     .check(root)?
                     .map_err(|why| self.refuse(format!("root node \"{}\"", root.name), why))?;
@@ -98,7 +98,8 @@ impl Session {
         let mut complete = Vec::new();
         for (root, info) in expected {
             let is_complete = closure.check(&root)?.is_ok();
-            self.check_free(&snapshot, &root)?;
+            let before = snapshot.root(&root.name)?;
+            self.check_free(before.as_ref(), &root)?;
             incomplete.push((root, info, !is_complete));
         }
         for root in snapshot.incomplete_roots()? {
@@ -135,8 +136,8 @@ impl Session {
     }
 
     /// Fails if a root of that name is there whose content is here and another.
-    fn check_free(&self, snapshot: &Snapshot, root: &Root) -> Result<(), Error> {
-        match snapshot.root(&root.name)? {
+    fn check_free(&self, before: Option<&Root>, root: &Root) -> Result<(), Error> {
+        match before {
             Some(there) if there.node != root.node => Err(self.refuse(
                 format!("root node \"{}\" before its content", root.name),
                 "there is another root of that name, whose content is here",
@@ -243,6 +244,9 @@ impl Session {
         }
         change.complete_roots(&prepared.complete)?;
         for (root, info, incomplete) in &prepared.incomplete {
+            // Another process may have brought it since.
+            let before = change.root(&root.name)?;
+            self.check_free(before.as_ref().map(|(root, _)| root), root)?;
             change.set_root(root, info.as_ref(), *incomplete)?;
         }
         change.set_roots(&staged.roots)?;
@@ -255,10 +259,8 @@ impl Session {
 fn lay_out(staged: &Staged) -> Vec<Digest> {
     let mut seen = HashSet::with_capacity(staged.directories.len());
     let mut order = Vec::with_capacity(staged.directories.len());
-    let roots = staged.roots.iter().filter_map(|change| match change {
-        RootChange::Put(root, _) => root.node.digest(),
-        RootChange::Remove(_) => None,
-    });
+    let roots = staged.roots.iter().filter_map(RootChange::root);
+    let roots = roots.filter_map(|root| root.node.digest());
     // They came children first.
     for start in roots.chain(staged.order.iter().rev().copied()) {
         let mut stack = vec![start];
