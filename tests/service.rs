@@ -5,8 +5,6 @@
 mod fixtures;
 #[path = "service/images.rs"]
 mod images;
-#[path = "service/in_use.rs"]
-mod in_use;
 #[path = "kit/manager.rs"]
 mod manager;
 #[path = "kit/mounted.rs"]

@@ -109,11 +109,11 @@ fn what_is_mounted_goes_last_also_when_its_process_has_died() {
             .filter(|seed| is_near(&cache, *seed))
             .collect::<Vec<u64>>()
     };
-    cache.evict(size / 4 * 2 + TREE / 4).unwrap();
+    cache.evict(size / 4 * 2 + (1 << 20)).unwrap();
     assert_eq!(kept(), [0, 3], "0 is mounted, 3 was used last");
     // As a process leaves it that is killed.
     drop(lease);
-    cache.evict(size / 4 + TREE / 4).unwrap();
+    cache.evict(size / 4 + (1 << 20)).unwrap();
     assert_eq!(kept(), [0]);
 }
 
