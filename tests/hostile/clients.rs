@@ -317,9 +317,9 @@ async fn torment(
 ) {
     let blob = Bytes::copy_from_slice(digest.as_bytes());
     let megabyte = Bytes::from(vec![7; 1 << 20]);
-    let mut round = 0u64;
+    let mut leaves_open = false;
     while !stop.load(Ordering::Relaxed) {
-        round += 1;
+        leaves_open = !leaves_open;
         let Ok(channel) = Channel::from_shared(format!("http://127.0.0.1:{port}"))
             .unwrap()
             .connect()
@@ -405,7 +405,7 @@ async fn torment(
             .collect();
         let all = async { while running.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
-        if round % 2 == 0 {
+        if leaves_open {
             // The connection is left alone, with all that it has, when this is dropped.
             running.detach_all();
         }
