@@ -16,6 +16,7 @@ mod control;
 mod copy;
 mod daemon;
 mod drop_cache;
+mod du;
 mod export;
 mod failure;
 mod gc;
@@ -25,8 +26,11 @@ mod import;
 mod interrupt;
 mod json;
 mod ls;
+mod man_page;
 mod mount;
 mod mount_helper;
+mod mv;
+mod names;
 mod output;
 mod pin;
 mod prefetch;
@@ -39,6 +43,7 @@ mod stat;
 mod status;
 mod store;
 mod supervisor;
+mod tag;
 mod verify;
 mod virtiofs;
 
@@ -81,6 +86,9 @@ enum Verb {
     Verify(verify::Verify),
     Copy(copy::Copy),
     Rm(rm::Rm),
+    Tag(tag::Tag),
+    Mv(mv::Mv),
+    Du(du::Du),
     Gc(gc::Gc),
     Serve(serve::Serve),
     Daemon(daemon::Daemon),
@@ -127,6 +135,9 @@ pub fn main() -> ExitCode {
         Verb::Verify(verb) => verb.run(),
         Verb::Copy(verb) => verb.run(),
         Verb::Rm(verb) => verb.run(),
+        Verb::Tag(verb) => verb.run(),
+        Verb::Mv(verb) => verb.run(),
+        Verb::Du(verb) => verb.run(),
         Verb::Gc(verb) => verb.run(),
         Verb::Serve(verb) => verb.run(),
         Verb::Daemon(verb) => verb.run(),

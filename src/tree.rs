@@ -23,6 +23,7 @@ mod removal;
 pub mod repair;
 pub mod tar;
 mod target;
+pub mod usage;
 pub mod verify;
 mod walk;
 
@@ -32,6 +33,7 @@ pub use image::{ImageFile, ImageFileError, Waits, image_to_file, image_top, writ
 pub use new_file::NewFile;
 pub use path::TreePath;
 pub use target::{Found, Preference, Target};
+pub use usage::{Usage, Usages, usage};
 pub use walk::{Step, Walk};
 
 #[cfg(test)]

@@ -1096,11 +1096,23 @@ fn completions_and_manual_pages_are_written() {
         "completions/_castore-fs",
         "man/castore-fs.1",
         "man/castore-fs-import.1",
+        "man/castore-fs.toml.5",
+        "man/mount.castore-fs.8",
     ] {
         assert!(
             fs::metadata(place.path(file)).unwrap().size() > 500,
             "{file}"
         );
+    }
+    for (file, line) in [
+        ("castore-fs.toml.5", ".SH \"[mounts.NAME]\""),
+        ("castore-fs.toml.5", "\\fBwhen\\-unreachable\\fR"),
+        ("mount.castore-fs.8", ".SH \"EXIT STATUS\""),
+        ("mount.castore-fs.8", ".SH FILES"),
+        ("mount.castore-fs.8", ".SH ENVIRONMENT"),
+    ] {
+        let text = fs::read_to_string(place.path("man").join(file)).unwrap();
+        assert!(text.lines().any(|it| it == line), "{file}: {line}: {text}");
     }
 }
 
@@ -1368,4 +1380,115 @@ fn verify_repairs_what_is_damaged_from_another_store() {
     let said = place.text(&["verify", "--repair"]);
     assert!(said.contains("repaired: made a new index of "), "{said}");
     assert_eq!(place.text(&["ls"]), "tree\n");
+}
+
+#[test]
+fn roots_are_tagged_renamed_and_measured() {
+    let place = Place::with_tree();
+    assert_eq!(place.text(&["tag", "shell", "tree/bin/sh"]), "");
+    place.good(&["tag", "share", "/nix/store/tree/bin"]);
+    assert_eq!(place.text(&["ls"]), "share\nshell\ntree\n");
+    assert_eq!(place.text(&["cat", "shell"]), "#!/bin/sh\n");
+    // The same again is no change; another tree is one.
+    place.good(&["tag", "share", "tree/bin"]);
+    for taken in [["tag", "share", "tree"], ["mv", "tree", "share"]] {
+        let error = place.bad(1, &taken);
+        assert!(
+            error.starts_with("local:store has a root share already, blake3-")
+                && error.ends_with("; --replace replaces it"),
+            "{error}"
+        );
+    }
+    place.good(&["tag", "--replace", "share", "tree/bin/deep"]);
+    assert_eq!(place.text(&["ls", "share"]), "text\n");
+
+    assert_eq!(
+        place.bad(1, &["mv", "none", "new"]),
+        "local:store has no root named none; `castore-fs ls` lists the names it has"
+    );
+    place.good(&["mv", "shell", "sh"]);
+    place.good(&["mv", "sh", "sh"]);
+    place.good(&["mv", "--replace", "sh", "share"]);
+    assert_eq!(place.text(&["ls"]), "share\ntree\n");
+    assert_eq!(place.text(&["cat", "share"]), "#!/bin/sh\n");
+
+    // 3 MiB, two copies of one script, and a text; the script is the other root as well.
+    let (file, script, text) = (3 << 20, 10, 10);
+    let lines = place.json(&["du", "--json"]);
+    assert_eq!(lines[0]["path"], "share");
+    assert_eq!(lines[0]["size"], script);
+    assert_eq!(lines[0]["stored"], script);
+    assert_eq!(lines[0]["unshared"], 0);
+    assert_eq!(lines[1]["path"], "tree");
+    assert_eq!(lines[1]["size"], file + 2 * script + text);
+    let stored = lines[1]["stored"].as_u64().unwrap();
+    let directories = stored - (file + script + text);
+    assert!((1..1000).contains(&directories), "{lines:?}");
+    assert_eq!(lines[1]["unshared"], stored - script);
+    assert_eq!(lines[2]["stored"], stored);
+    let text = place.text(&["du", "tree/large"]);
+    assert_eq!(
+        text,
+        "    3.00 MiB     3.00 MiB     3.00 MiB tree/large\n3.00 MiB in distinct objects\n"
+    );
+    let run = place.run(&["du", "none", "tree/large"]);
+    assert_eq!(run.status.code(), Some(1));
+    assert_eq!(run.stdout, text.as_bytes());
+}
+
+#[test]
+fn all_units_of_time_are_taken_where_an_error_suggests_them() {
+    let place = Place::with_tree();
+    for grace in ["1d", "24h", "1440min", "1440m", "86400s", "0ms"] {
+        place.good(&["gc", "--grace", grace]);
+    }
+    let error = place.bad(2, &["gc", "--grace", "2d"]);
+    assert!(error.contains("write 1d or less"), "{error}");
+}
+
+#[test]
+fn a_remote_store_is_mounted_behind_a_cache_without_a_configuration() {
+    if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
+        skip::skip(&format!("/dev/fuse cannot be opened: {error}"));
+        return;
+    }
+    let place = Place::with_tree();
+    fs::create_dir(place.path("mount")).unwrap();
+    let start = |arguments: &[&str]| {
+        let mut command = place.command(arguments);
+        let child = command.env_remove("CASTORE_FS_STORE");
+        let child = child.stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = Running(child);
+        let mut said = std::io::BufReader::new(child.0.stderr.take().unwrap()).lines();
+        let up = said.next().unwrap().unwrap();
+        assert!(up.contains(" is on "), "{up}");
+        (child, said)
+    };
+    let socket = place.path("socket").to_str().unwrap().to_owned();
+    let url = format!("grpc+unix:{socket}");
+    let serve = ["serve", "--store", "local:store", "--listen"];
+    let (mut server, _said) = start(&[&serve[..], &[&format!("unix:{socket}")]].concat());
+    let mount = ["mount", "--store", &url, "--cache", "cache"];
+    let mount = [&mount[..], &["--cache-size", "1GiB", "mount"]].concat();
+    let original = listing(&place.path("tree"));
+    let (mut mounted, _said) = start(&mount);
+    assert_eq!(listing(&place.path("mount/tree")), original);
+    signal("INT", &mounted.0);
+    assert!(wait(&mut mounted.0).unwrap().success());
+
+    // What was read is in the cache, over a restart and without the server.
+    signal("KILL", &server.0);
+    wait(&mut server.0);
+    let (mut mounted, _said) = start(&mount);
+    assert_eq!(listing(&place.path("mount/tree")), original);
+    signal("INT", &mounted.0);
+    assert!(wait(&mut mounted.0).unwrap().success());
+
+    let near = place.bad(1, &["mount", "--cache", "cache", "mount"]);
+    assert_eq!(
+        near,
+        "store is on this machine already: --cache is for stores that are not"
+    );
+    let alone = place.bad(2, &["mount", "--cache-size", "1GiB", "mount"]);
+    assert!(alone.contains("--cache <DIR>"), "{alone}");
 }

@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::failure::{Failure, say};
 use super::output::Output;
+use super::store::DEFAULT_CONFIG;
 
 /// How long the stores may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,6 +33,7 @@ pub(super) struct CheckConfig {
     #[arg(long, conflicts_with = "online")]
     no_files: bool,
     /// The configuration
+    #[arg(default_value = DEFAULT_CONFIG)]
     file: PathBuf,
 }
 

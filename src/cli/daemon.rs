@@ -6,6 +6,7 @@ use castore_fs::service;
 use clap::Args;
 
 use super::failure::{Failure, say};
+use super::store::DEFAULT_CONFIG;
 
 /// Run the service: stores, mounts and sockets, as a configuration file says
 ///
@@ -13,10 +14,11 @@ use super::failure::{Failure, say};
 /// at SIGHUP, and leaves its mounts to the next process when it is restarted.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
-  castore-fs daemon --config /etc/castore-fs/config.toml")]
+  castore-fs daemon
+  castore-fs daemon --config ./config.toml")]
 pub(super) struct Daemon {
     /// The configuration: see docs/config.md
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
 }
 

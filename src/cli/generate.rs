@@ -9,6 +9,7 @@ use clap_complete::Shell;
 
 use super::Arguments;
 use super::failure::{Failure, failure};
+use super::man_page::pages;
 use super::output::Output;
 
 /// Columns of the help texts in the reference.
@@ -70,7 +71,11 @@ fn man(folder: &Path) -> Result<(), Failure> {
     make(folder)?;
     let mut command = Arguments::command().disable_help_subcommand(true);
     command.build();
-    clap_mangen::generate_to(command, folder).map_err(|error| cannot_write(folder, &error))
+    let written = clap_mangen::generate_to(command, folder).and_then(|()| {
+        let mut pages = pages().into_iter();
+        pages.try_for_each(|page| fs::write(folder.join(page.file), page.text))
+    });
+    written.map_err(|error| cannot_write(folder, &error))
 }
 
 fn make(folder: &Path) -> Result<(), Failure> {

@@ -21,7 +21,7 @@ use super::failure::{Failure, failure, say};
 use super::import::{Current, How};
 use super::interrupt::on_interrupt;
 use super::mount_helper;
-use super::store::{Opened, StoreArguments, default_folder};
+use super::store::{CacheArguments, Opened, StoreArguments, default_folder};
 use super::supervisor::Supervisor;
 
 /// How often to try again to unmount, even if the mount table does not change.
@@ -37,12 +37,15 @@ const MOUNT_TABLE_INTERVAL: Duration = Duration::from_secs(5);
 #[command(after_help = "Example:
   castore-fs mount --import ./tree /mnt
   castore-fs mount --root tree /mnt
-  castore-fs mount --store local:/srv/castore --allow-other /mnt")]
+  castore-fs mount --store local:/srv/castore --allow-other /mnt
+  castore-fs mount --store grpc+https://cache.example --cache /var/cache/tree --cache-size 20GiB /mnt")]
 pub(super) struct Mount {
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    cache: CacheArguments,
     /// Import this folder or file first, under its own name
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with = "cache")]
     import: Option<PathBuf>,
     /// Show this directory at the top: NAME[/PATH] or the digest of a Directory
     #[arg(long, value_name = "NAME|DIGEST")]
@@ -170,7 +173,7 @@ impl Mount {
         let nursery = Arc::new(Nursery::start()?);
         let opened = match &self.import {
             Some(_) => self.store.open_or_make()?,
-            None => self.store.open()?,
+            None => self.store.open_cached(&self.cache)?,
         };
         let imported = self.import(&opened)?;
         let options = Options {

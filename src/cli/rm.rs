@@ -1,13 +1,12 @@
 //! `castore-fs rm`.
 
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use castore_fs::castore::Name;
 use clap::Args;
 
-use super::failure::{Failure, failure, say};
+use super::failure::{Failure, say};
+use super::names::root_name;
 use super::output::Output;
 use super::store::StoreArguments;
 
@@ -38,10 +37,7 @@ impl Rm {
         let mut names = Vec::new();
         let mut all_there = true;
         for path in &self.names {
-            let bytes = path.as_os_str().as_bytes();
-            let bytes = bytes.strip_prefix(b"/nix/store/").unwrap_or(bytes);
-            let name = Name::new(bytes)
-                .map_err(|error| failure(format!("{}: {error}", path.display())))?;
+            let name = root_name(path)?;
             if store.root(&name)?.is_none() {
                 say(&format!(
                     "{} has no root named {name}; `castore-fs ls` lists the names it has",

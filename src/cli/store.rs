@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use castore_fs::service::Config;
-use castore_fs::store::{self, Blocking, LocalStore, Store};
+use castore_fs::service::config::Size;
+use castore_fs::store::{self, Blocking, CacheOptions, LocalStore, Store};
 use castore_fs::stores::{self, Named, Needs, OpenStores, Plan};
 use clap::Args;
 use tokio::runtime::Runtime;
@@ -14,7 +15,7 @@ use tokio::runtime::Runtime;
 use super::failure::{Failure, failure, say};
 
 /// The configuration that names stores, where none is given: that of the service.
-const DEFAULT_CONFIG: &str = "/etc/castore-fs/config.toml";
+pub(super) const DEFAULT_CONFIG: &str = "/etc/castore-fs/config.toml";
 
 /// The `--store` of every verb.
 #[derive(Debug, Args)]
@@ -55,6 +56,25 @@ pub(super) struct ConfigArguments {
         hide_env_values = true
     )]
     config: PathBuf,
+}
+
+/// The `--cache` of verbs that go on reading from a store.
+#[derive(Debug, Args)]
+pub(super) struct CacheArguments {
+    /// Keep what is read of the store in this directory, a local: store, across restarts
+    ///
+    /// For a store on another machine. Equal to `[stores.NAME] cache` of a configuration file.
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// How much the cache may take on its disk; without it, as much as there is
+    ///
+    /// What was used longest ago goes first.
+    #[arg(long, value_name = "SIZE", requires = "cache", value_parser = size)]
+    cache_size: Option<u64>,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    text.parse().map(|Size(bytes)| bytes)
 }
 
 /// A store that is not open yet.
@@ -106,6 +126,16 @@ impl StoreArguments {
     /// Opens the store; makes it if there is none.
     pub(super) fn open_or_make(&self) -> Result<Opened, Failure> {
         self.place()?.open_or_make()
+    }
+
+    /// Opens the store to read from it, behind the cache that `cache` describes, if it does.
+    pub(super) fn open_cached(&self, cache: &CacheArguments) -> Result<Opened, Failure> {
+        let place = self.place()?;
+        place.must_exist()?;
+        match &cache.cache {
+            None => place.open_or_make(),
+            Some(directory) => place.behind(directory, cache.cache_size)?.open_or_make(),
+        }
     }
 
     /// Another store, of the same configuration.
@@ -179,6 +209,43 @@ fn find(name: &str, file: &Path) -> Result<(Named, Plan), Failure> {
 }
 
 impl Place {
+    /// The store behind a cache in `directory` of at most `size` bytes.
+    fn behind(self, directory: &Path, size: Option<u64>) -> Result<Self, Failure> {
+        if let Some(folder) = self.folder() {
+            return Err(failure(format!(
+                "{} is on this machine already: --cache is for stores that are not",
+                folder.display()
+            )));
+        }
+        // The process may change to another directory.
+        let directory = std::path::absolute(directory)?;
+        let path = directory.to_str().ok_or_else(|| {
+            failure(format!(
+                "--cache {}: the path is not UTF-8",
+                directory.display()
+            ))
+        })?;
+        let url = format!("local:{path}");
+        let options = CacheOptions {
+            size,
+            ..CacheOptions::default()
+        };
+        let plan = Plan::Cache {
+            near: Box::new(Named {
+                name: url.clone(),
+                plan: Plan::Url(url),
+            }),
+            far: Box::new(self.named),
+            options,
+        };
+        let named = Named {
+            name: "the cache".to_owned(),
+            plan: plan.clone(),
+        };
+        let described = plan;
+        Ok(Self { named, described })
+    }
+
     /// Fails if the store would have to be made.
     pub(super) fn must_exist(&self) -> Result<(), Failure> {
         Ok(self.named.plan.must_exist()?)

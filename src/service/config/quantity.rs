@@ -37,12 +37,13 @@ const SIZE_UNITS: [(&str, u64); 15] = [
     ("B", 1),
 ];
 
-const SPAN_UNITS: [(&str, u64); 5] = [
+const SPAN_UNITS: [(&str, u64); 6] = [
     ("ms", 1),
     ("s", 1000),
     ("min", 60 * 1000),
     ("m", 60 * 1000),
     ("h", 60 * 60 * 1000),
+    ("d", 24 * 60 * 60 * 1000),
 ];
 
 impl FromStr for Size {
@@ -74,7 +75,7 @@ impl FromStr for Span {
         let wrong = || {
             format!(
                 "{text:?} is no length of time: write numbers with units, as in \"30s\" or \"1h30m\" \
-                 (units: ms, s, m, h)"
+                 (units: ms, s, m or min, h, d)"
             )
         };
         let mut total = Some(0u64);

@@ -1,0 +1,100 @@
+//! `castore-fs du`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use castore_fs::tree::{Preference, Target, TreePath, Usage, usage};
+use clap::Args;
+use indicatif::HumanBytes;
+use serde::Serialize;
+
+use super::failure::Failure;
+use super::json;
+use super::output::Output;
+use super::store::StoreArguments;
+
+/// Show how much space trees take: as files, in the store, and alone
+///
+/// Three sizes for each TARGET: the bytes of its files; the bytes of the distinct blobs and Directories
+/// that hold them; and the part of those that no other TARGET refers to, which removing only this one
+/// would free. Without a TARGET, all roots, so that the last column is what `rm` and `gc` would free. The
+/// last line is the distinct objects of all. Directories are read, blobs are not.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs du
+  castore-fs du --json tree/bin tree/share")]
+pub(super) struct Du {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// One JSON object a line, sizes in bytes: path, size, stored, unshared; the last has only stored
+    #[arg(long)]
+    json: bool,
+    /// What to measure: NAME[/PATH] or a digest; without any, all roots
+    targets: Vec<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    #[serde(flatten)]
+    path: json::Path,
+    #[serde(flatten)]
+    usage: Usage,
+}
+
+#[derive(Serialize)]
+struct Total {
+    stored: u64,
+}
+
+impl Du {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let opened = self.store.open()?;
+        let store = &opened.store;
+        let mut output = Output::open()?;
+        let mut all_found = true;
+        let mut trees = Vec::new();
+        if self.targets.is_empty() {
+            let roots = store.roots()?.into_iter();
+            trees.extend(roots.map(|root| (TreePath::new(&root.name), root.node)));
+        }
+        for target in &self.targets {
+            let found = Target::try_from(target.as_path())
+                .and_then(|target| target.resolve(store, Preference::Directory));
+            match found {
+                Ok(found) => trees.push((found.path, found.node)),
+                Err(error) => {
+                    Failure::from(error).and_go_on(&mut output)?;
+                    all_found = false;
+                }
+            }
+        }
+        let usages = usage(store, &trees)?;
+        for ((path, _), usage) in trees.iter().zip(&usages.trees) {
+            if self.json {
+                let path = path.as_bytes().into();
+                output.json(&Line {
+                    path,
+                    usage: *usage,
+                })?;
+                continue;
+            }
+            let sizes = [usage.size, usage.stored, usage.unshared];
+            let name = output.name(path.as_bytes()).into_owned();
+            for size in sizes {
+                write!(output, "{:>12} ", HumanBytes(size).to_string())?;
+            }
+            output.write_all(&name)?;
+            writeln!(output)?;
+        }
+        let stored = usages.stored;
+        match self.json {
+            true => output.json(&Total { stored })?,
+            false => output.line(&format!("{} in distinct objects", HumanBytes(stored)))?,
+        }
+        output.flush()?;
+        match all_found {
+            true => Ok(()),
+            false => Err(Failure::Reported),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! `castore-fs tag`.
+
+use std::path::PathBuf;
+
+use castore_fs::castore::Root;
+use castore_fs::tree::{Preference, Target};
+use clap::Args;
+
+use super::failure::Failure;
+use super::names::{must_be_free, root_name};
+use super::store::StoreArguments;
+
+/// Give a tree a root name: a digest, or a path below another root
+///
+/// Nothing is copied. The tree is kept for as long as the name is there. A name that stands for another
+/// tree is refused without --replace.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  castore-fs tag release tree
+  castore-fs tag --replace share tree/usr/share")]
+pub(super) struct Tag {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// Replace the root of this name, if there is one
+    #[arg(long)]
+    replace: bool,
+    /// The root's new name
+    name: PathBuf,
+    /// What it is to stand for: NAME[/PATH] or a digest
+    target: PathBuf,
+}
+
+impl Tag {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let opened = self.store.open()?;
+        let store = &opened.store;
+        let name = root_name(&self.name)?;
+        let target = Target::try_from(self.target.as_path())?;
+        let node = target.resolve(store, Preference::Directory)?.node;
+        must_be_free(store, &name, &node, self.replace)?;
+        let ingest = store.ingest()?;
+        ingest.put_root(&Root { name, node }, None)?;
+        ingest.commit()?;
+        Ok(())
+    }
+}
