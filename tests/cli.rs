@@ -1492,3 +1492,41 @@ fn a_remote_store_is_mounted_behind_a_cache_without_a_configuration() {
     let alone = place.bad(2, &["mount", "--cache-size", "1GiB", "mount"]);
     assert!(alone.contains("--cache <DIR>"), "{alone}");
 }
+
+#[test]
+fn the_store_of_a_configuration_file_is_used_where_none_is_named() {
+    let place = Place::with_tree();
+    let config = |stores: &str| fs::write(place.path("config.toml"), stores).unwrap();
+    let ls = || {
+        let mut command = place.command(&["ls", "--config", "config.toml"]);
+        command.env_remove("CASTORE_FS_STORE");
+        let run = command.env("HOME", place.folder.path()).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (text(run.stdout), text(run.stderr))
+    };
+    let disk = format!(
+        "[stores.disk]\nurl = 'local:{}'\n",
+        place.path("store").display()
+    );
+    config(&disk);
+    let (listed, said) = ls();
+    assert_eq!(listed, "tree\n");
+    assert_eq!(said, "castore-fs: using store:disk of config.toml\n");
+
+    // A filter of it is the one that is no part of another.
+    config(&format!(
+        "{disk}[stores.seen]\nfilter = {{ store = 'disk', roots = ['x*'] }}\n"
+    ));
+    let (listed, said) = ls();
+    assert_eq!(
+        (listed.as_str(), said.as_str()),
+        ("", "castore-fs: using store:seen of config.toml\n")
+    );
+
+    config(&format!("{disk}[stores.other]\nurl = 'memory:'\n"));
+    let (_, said) = ls();
+    assert!(
+        said.contains(": config.toml describes several stores, which --store store:NAME"),
+        "{said}"
+    );
+}

@@ -28,8 +28,9 @@ pub(super) struct StoreArguments {
     ///
     /// A store:NAME that is made of others is used through the running service, if there is one.
     ///
-    /// Without it, local: in $XDG_DATA_HOME/castore-fs, by default ~/.local/share/castore-fs; for
-    /// root /var/lib/castore-fs.
+    /// Without it, the store of the configuration file, where root gives the command or --config names
+    /// a file, if one store is no part of another there; its name is printed. Else local: in
+    /// $XDG_DATA_HOME/castore-fs, by default ~/.local/share/castore-fs; for root /var/lib/castore-fs.
     #[arg(
         long,
         value_name = "URL",
@@ -147,7 +148,7 @@ impl StoreArguments {
     pub(super) fn place(&self) -> Result<Place, Failure> {
         let place = match &self.store {
             Some(url) => self.config.place(url),
-            None => self.config.place(&default_url()?),
+            None => self.config.default_place(),
         }?;
         if self.refresh {
             place.described.forget_absent_names()?;
@@ -157,6 +158,26 @@ impl StoreArguments {
 }
 
 impl ConfigArguments {
+    /// The store of commands that name none: for root, and for all where a file was named, the one that
+    /// the configuration file describes, if there is such a file and it describes one; else the user's own.
+    fn default_place(&self) -> Result<Place, Failure> {
+        let named = self.config != Path::new(DEFAULT_CONFIG);
+        if !(named || rustix::process::geteuid().is_root() && self.config.exists()) {
+            return self.place(&default_url()?);
+        }
+        let file = self.config.display();
+        let stores = load(&self.config)?.outer_stores();
+        if let [store] = &stores[..] {
+            say(&format!("using store:{} of {file}", store.name));
+            return self.place(&format!("store:{}", store.name));
+        }
+        let url = default_url()?;
+        say(&format!(
+            "using {url}: {file} describes several stores, which --store store:NAME chooses from"
+        ));
+        self.place(&url)
+    }
+
     /// The store that `url` names, which may be `store:NAME`.
     pub(super) fn place(&self, url: &str) -> Result<Place, Failure> {
         let (named, described) = match url.strip_prefix("store:") {
@@ -177,15 +198,20 @@ impl ConfigArguments {
     }
 }
 
-/// The store `name` of the configuration `file`: as the running service has it, if that is made of
-/// others and lets us; and what it is made of.
-fn find(name: &str, file: &Path) -> Result<(Named, Plan), Failure> {
-    let config = Config::load(file).map_err(|problems| {
+/// Reads a configuration file; says what is wrong with it.
+fn load(file: &Path) -> Result<Config, Failure> {
+    Config::load(file).map_err(|problems| {
         problems
             .iter()
             .for_each(|problem| say(&problem.to_string()));
         Failure::Reported
-    })?;
+    })
+}
+
+/// The store `name` of the configuration `file`: as the running service has it, if that is made of
+/// others and lets us; and what it is made of.
+fn find(name: &str, file: &Path) -> Result<(Named, Plan), Failure> {
+    let config = load(file)?;
     let named = config.plan(name).ok_or_else(|| {
         let names = config.all_stores().into_keys().collect::<Vec<_>>();
         failure(format!(

@@ -1,5 +1,6 @@
 //! Stores: where they are, or what they are made of.
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::path::PathBuf;
 
@@ -298,6 +299,25 @@ impl Config {
     pub fn plans(&self) -> Vec<Named> {
         let stores = self.all_stores();
         stores.keys().filter_map(|name| self.plan(name)).collect()
+    }
+
+    /// The stores that are no part of another one: those that users of the machine mean.
+    pub fn outer_stores(&self) -> Vec<Named> {
+        let plans = self.plans();
+        let mut members = HashSet::new();
+        let mut left: Vec<_> = plans
+            .iter()
+            .flat_map(|named| named.plan.members())
+            .collect();
+        while let Some(member) = left.pop() {
+            if members.insert(member.name.clone()) {
+                left.extend(member.plan.members());
+            }
+        }
+        let outer = plans.into_iter();
+        outer
+            .filter(|named| !members.contains(&named.name))
+            .collect()
     }
 
     /// The store `name`, if there is one.
