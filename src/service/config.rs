@@ -596,7 +596,7 @@ impl Config {
     /// Reads `text`, the contents of `file`.
     pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<Problem>> {
         let source = problem::Source::new(file, text);
-        let config: Self = toml::from_str(text).map_err(|error| vec![source.of_toml(&error)])?;
+        let config: Self = problem::read(text, &source)?;
         let problems = check::check(&config, &source);
         match problems.is_empty() {
             true => Ok(config),

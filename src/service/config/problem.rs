@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -88,6 +89,60 @@ impl<'a> Source<'a> {
         let before = self.text.as_bytes().iter().take(offset);
         before.filter(|&&byte| byte == b'\n').count() + 1
     }
+}
+
+/// The most mistakes that are reported of a file.
+const MOST: usize = 100;
+
+/// Reads a value from TOML; gives every mistake in it.
+///
+/// The reader stops at the first mistake. So the lines of a mistake are blanked, and the rest is read again.
+/// What is then missing where something was blanked is no mistake of the file.
+pub fn read<T: DeserializeOwned>(text: &str, source: &Source<'_>) -> Result<T, Vec<Problem>> {
+    let in_order = |mut problems: Vec<Problem>| {
+        problems.sort_by_key(|problem| problem.line);
+        problems
+    };
+    let mut problems = Vec::new();
+    let mut rest = text.to_owned();
+    loop {
+        let error = match toml::from_str(&rest) {
+            Ok(value) if problems.is_empty() => return Ok(value),
+            Ok(_) => return Err(in_order(problems)),
+            Err(error) => error,
+        };
+        let missing = error.message().starts_with("missing field");
+        if !missing || problems.is_empty() {
+            problems.push(source.of_toml(&error));
+        }
+        let blanked = error.span().and_then(|span| blanked(&rest, &span));
+        match blanked {
+            Some(blanked) if !missing && problems.len() < MOST => rest = blanked,
+            _ => return Err(in_order(problems)),
+        }
+    }
+}
+
+/// The text without the lines of `span`, or without the table whose header it is in; nothing if that is no
+/// TOML.
+fn blanked(text: &str, span: &Range<usize>) -> Option<String> {
+    let start = text.get(..span.start)?.rfind('\n').map_or(0, |at| at + 1);
+    let is_header = text[start..].trim_start().starts_with('[');
+    let end = match is_header {
+        true => text[start..].find("\n[").map(|at| start + at),
+        false => {
+            let last = span.end.saturating_sub(1).max(span.start);
+            text.get(last..)?.find('\n').map(|at| last + at)
+        }
+    };
+    let end = end.unwrap_or(text.len());
+    let blank: String = text[start..end]
+        .bytes()
+        .map(|byte| if byte == b'\n' { '\n' } else { ' ' })
+        .collect();
+    let blanked = format!("{}{blank}{}", &text[..start], &text[end..]);
+    let changed = blanked != text && DeTable::parse(&blanked).is_ok();
+    changed.then_some(blanked)
 }
 
 /// Where `key` stands; where a part of it is missing, what comes before that part.

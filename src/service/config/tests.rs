@@ -437,6 +437,34 @@ fn every_mistake_is_told_at_once() {
 }
 
 #[test]
+fn mistakes_that_the_toml_reader_finds_are_reported_together() {
+    let text = "[mounts.m]\npath = 3\nlst-root = true\nthreads = 'two'\n[mount.n]\npath = '/n'\n\
+                [control]\nsocket = [\n  1,\n]\n[mounts.n]\n";
+    let said = parse(text).unwrap_err();
+    let lines: Vec<_> = said.lines().map(|line| line.split(": ").take(2)).collect();
+    let lines: Vec<_> = lines
+        .into_iter()
+        .map(|it| it.collect::<Vec<_>>().join(" "))
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            "test.toml:2 mounts.m.path",
+            "test.toml:3 mounts.m.lst-root",
+            "test.toml:4 mounts.m.threads",
+            "test.toml:5 mount",
+            "test.toml:8 control.socket",
+        ],
+        "{said}"
+    );
+    // A file that is no TOML has one mistake.
+    assert_eq!(
+        parse("[mounts.m\npath = 3\n").unwrap_err().lines().count(),
+        1
+    );
+}
+
+#[test]
 fn a_file_that_is_not_there_is_named() {
     let problems = Config::load(Path::new("/no/such.toml")).unwrap_err();
     assert!(
