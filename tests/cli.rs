@@ -1105,7 +1105,7 @@ fn completions_and_manual_pages_are_written() {
         );
     }
     for (file, line) in [
-        ("castore-fs.toml.5", ".SH \"[mounts.NAME]\""),
+        ("castore-fs.toml.5", ".SH [mounts.NAME]"),
         ("castore-fs.toml.5", "\\fBwhen\\-unreachable\\fR"),
         ("mount.castore-fs.8", ".SH \"EXIT STATUS\""),
         ("mount.castore-fs.8", ".SH FILES"),
@@ -1454,11 +1454,13 @@ fn a_remote_store_is_mounted_behind_a_cache_without_a_configuration() {
     }
     let place = Place::with_tree();
     fs::create_dir(place.path("mount")).unwrap();
-    let start = |arguments: &[&str]| {
+    let run = |arguments: &[&str]| {
         let mut command = place.command(arguments);
         let child = command.env_remove("CASTORE_FS_STORE");
-        let child = child.stderr(Stdio::piped()).spawn().unwrap();
-        let mut child = Running(child);
+        Running(child.stderr(Stdio::piped()).spawn().unwrap())
+    };
+    let start = |arguments: &[&str]| {
+        let mut child = run(arguments);
         let mut said = std::io::BufReader::new(child.0.stderr.take().unwrap()).lines();
         let up = said.next().unwrap().unwrap();
         assert!(up.contains(" is on "), "{up}");
@@ -1467,7 +1469,12 @@ fn a_remote_store_is_mounted_behind_a_cache_without_a_configuration() {
     let socket = place.path("socket").to_str().unwrap().to_owned();
     let url = format!("grpc+unix:{socket}");
     let serve = ["serve", "--store", "local:store", "--listen"];
-    let (mut server, _said) = start(&[&serve[..], &[&format!("unix:{socket}")]].concat());
+    let mut server = run(&[&serve[..], &[&format!("unix:{socket}")]].concat());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !Path::new(&socket).exists() {
+        assert!(Instant::now() < deadline, "the server did not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let mount = ["mount", "--store", &url, "--cache", "cache"];
     let mount = [&mount[..], &["--cache-size", "1GiB", "mount"]].concat();
     let original = listing(&place.path("tree"));

@@ -1,7 +1,7 @@
 //! Manual pages that are written as Markdown in `docs/`: the configuration file's and mount(8)'s.
 //!
-//! Only what those two files use is understood: headings, paragraphs, lists whose items begin with terms
-//! in bold, and code and bold within a line.
+//! Only what those two files use is understood: headings, paragraphs, code blocks, lists whose items begin
+//! with terms in bold, and code, bold and links within a line.
 
 use clap_mangen::roff::{Inline, Roff, bold, roman};
 
@@ -60,7 +60,17 @@ fn page(name: &str, section: &str, markdown: &str) -> String {
     let mut roff = Roff::new();
     roff.control("TH", [name, section]);
     roff.control("SH", ["NAME"]);
+    let mut verbatim = false;
     for line in markdown.lines() {
+        if line.starts_with("```") {
+            verbatim = !verbatim;
+            roff.control(if verbatim { "nf" } else { "fi" }, []);
+            continue;
+        }
+        if verbatim {
+            roff.text([roman(line)]);
+            continue;
+        }
         let indented = line.starts_with("  ");
         let line = line.trim();
         if let Some(heading) = line.strip_prefix("## ") {
@@ -85,9 +95,18 @@ fn page(name: &str, section: &str, markdown: &str) -> String {
     roff.render()
 }
 
-/// A line's parts: between backquotes or double asterisks it is bold.
+/// A line's parts: between backquotes it is bold; of a link the text remains.
 fn inline(line: &str) -> Vec<Inline> {
-    let line = line.replace("**", "");
+    let mut line = line.replace("**", "");
+    while let Some(end) = line.find("](") {
+        let Some(close) = line[end..].find(')') else {
+            break;
+        };
+        line.replace_range(end..=end + close, "");
+        if let Some(start) = line[..end].rfind('[') {
+            line.replace_range(start..=start, "");
+        }
+    }
     let parts = line.split('`').enumerate();
     let parts = parts.filter(|(_, text)| !text.is_empty());
     let parts = parts.map(|(at, text)| match at % 2 {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use castore_fs::castore::Node;
 use castore_fs::fs::{Options, Owner, Reads, RootListing, Top, WarmUp};
 use castore_fs::profile::{Profiles, Subject};
-use castore_fs::store::Blocking;
+use castore_fs::store::{Blocking, Cache};
 use castore_fs::transport::fuse::{
     GenericOptions, MountOptions, MountWatch, Nursery, OwnFiles, Session, Unmounted,
 };
@@ -228,6 +228,7 @@ impl Mount {
         supervisor.tell("READY=1");
         session.wait();
         session.remember();
+        opened.caches.iter().for_each(Cache::flush);
         // Threads may still wait for a store, and use the runtime: they end with the process.
         std::mem::forget(opened.runtime);
         Ok(())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use castore_fs::service::Config;
 use castore_fs::service::config::Size;
-use castore_fs::store::{self, Blocking, CacheOptions, LocalStore, Store};
+use castore_fs::store::{self, Blocking, Cache, CacheOptions, LocalStore, Store};
 use castore_fs::stores::{self, Named, Needs, OpenStores, Plan};
 use clap::Args;
 use tokio::runtime::Runtime;
@@ -91,6 +91,9 @@ pub(super) struct Opened {
     /// The same store, with what it is made of.
     pub(super) described: stores::Opened,
     pub(super) runtime: Runtime,
+    /// The caches among the stores that it is made of. A process that ends without dropping the store
+    /// flushes them, so that what was read is on their disks.
+    pub(super) caches: Vec<Cache>,
 }
 
 impl Opened {
@@ -303,20 +306,26 @@ impl Place {
     /// Opens the store with a runtime of its own; makes it if there is none.
     pub(super) fn open_or_make(self) -> Result<Opened, Failure> {
         let runtime = Runtime::new()?;
-        let described = self.open_described(&runtime)?;
+        let mut caches = Vec::new();
+        let described = self.open_described(&runtime, &mut caches)?;
         Ok(Opened {
             store: Blocking::new(described.store.clone(), runtime.handle().clone()),
             described,
             runtime,
+            caches,
         })
     }
 
     /// Opens the store, to be used with `runtime`; makes it if there is none.
     pub(super) fn open(self, runtime: &Runtime) -> Result<Arc<dyn Store>, Failure> {
-        Ok(self.open_described(runtime)?.store)
+        Ok(self.open_described(runtime, &mut Vec::new())?.store)
     }
 
-    fn open_described(self, runtime: &Runtime) -> Result<stores::Opened, Failure> {
+    fn open_described(
+        self,
+        runtime: &Runtime,
+        caches: &mut Vec<Cache>,
+    ) -> Result<stores::Opened, Failure> {
         let _inside = runtime.enter();
         if let Plan::Url(url) = &self.named.plan {
             let local = store::open_local(url)?;
@@ -332,6 +341,7 @@ impl Place {
             });
         }
         let mut opened = stores::open_all(std::slice::from_ref(&self.named), &OpenStores::new())?;
+        caches.extend(opened.values().filter_map(|opened| opened.cache.clone()));
         let opened = opened.remove(&self.named.name);
         opened.ok_or_else(|| failure("the store was not opened; this is a bug"))
     }

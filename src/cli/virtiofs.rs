@@ -14,6 +14,7 @@ use castore_fs::sandbox;
 use castore_fs::service::{
     Ask, Status, StoreStatus, VirtiofsStatus, listen_for_metrics, metrics_on,
 };
+use castore_fs::store::Cache;
 use castore_fs::stores::{self, Needs};
 use castore_fs::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, MOST_QUEUES, ROOT_TIMEOUT, Socket, Tag,
@@ -233,6 +234,7 @@ impl Virtiofs {
             Ok(End::Stopped) | Err(_) => {}
         }
         endpoints.iter().for_each(|endpoint| endpoint.break_off());
+        opened.caches.iter().for_each(Cache::flush);
         // Threads may still wait for a store that is far away, and would panic without the runtime; they
         // end with the process.
         std::mem::forget(opened.runtime);
