@@ -38,6 +38,19 @@ in
       description = "Whether users other than the daemon's see the mount, as they do by default.";
     };
 
+    mountOptions = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [
+        "noexec"
+        "nosymfollow"
+      ];
+      description = ''
+        Options of mount(8) that do not depend on the file system, beside `ro`, `nosuid`, `nodev` and
+        `noatime`, which are the default.
+      '';
+    };
+
     overNixStore = mkOption {
       type = types.bool;
       default = false;

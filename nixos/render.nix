@@ -118,6 +118,7 @@ in
       inherit (mount) store path;
       list-root = mount.listRoot;
       allow-other = mount.allowOther;
+      mount-options = if mount.mountOptions == [ ] then null else mount.mountOptions;
     };
 
   # The table of one of `virtiofs`.

@@ -195,9 +195,10 @@ impl CastoreFs {
         ledger: Option<Arc<Ledger>>,
     ) -> Self {
         let (digest, size) = options.top_directory();
-        let numbering = Arc::new(Numbering::new(ledger.clone()));
         let closures = options.images.clone();
-        let images = closures.map(|closures| Images::new(closures, Vec::new(), ledger.clone()));
+        let numbering = Arc::new(Numbering::new(closures.is_some(), ledger.clone()));
+        let images = closures
+            .map(|closures| Images::new(closures, Vec::new(), numbering.clone(), ledger.clone()));
         let limit = options.directory_limit;
         Self {
             nodes: Nodes::new(digest, size, limit, numbering.clone(), ledger.clone())
@@ -232,7 +233,7 @@ impl CastoreFs {
     ) -> Result<Self, LedgerError> {
         let (digest, _) = options.top_directory();
         let roots = ledger.roots()?;
-        let numbering = Arc::new(Numbering::adopt(ledger.clone())?);
+        let numbering = Arc::new(Numbering::adopt(options.images.is_some(), ledger.clone())?);
         let limit = options.directory_limit;
         let nodes = Nodes::adopt(digest, limit, numbering.clone(), ledger.clone())?
             .bounded(options.most_directories);
@@ -246,7 +247,8 @@ impl CastoreFs {
         let images = match options.images.clone() {
             Some(closures) => Some(Images::new(
                 closures,
-                ledger.images()?,
+                ledger.numbered()?,
+                numbering.clone(),
                 Some(ledger.clone()),
             )),
             None => None,

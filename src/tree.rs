@@ -24,6 +24,7 @@ pub mod repair;
 pub mod tar;
 mod target;
 pub mod usage;
+mod unfinished;
 pub mod verify;
 mod walk;
 
@@ -34,6 +35,7 @@ pub use new_file::NewFile;
 pub use path::TreePath;
 pub use target::{Found, Preference, Target};
 pub use usage::{Usage, Usages, usage};
+pub use unfinished::discard_unfinished;
 pub use walk::{Step, Walk};
 
 #[cfg(test)]

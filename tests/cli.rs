@@ -1050,6 +1050,85 @@ fn an_import_that_is_interrupted_leaves_nothing() {
     assert_eq!(names(listing(&place.path("store"))), names(before));
 }
 
+/// A store with a tree of so many files that an export can be stopped in the middle.
+fn place_with_many_files() -> Place {
+    let place = Place::new();
+    for folder in 0..60 {
+        let folder = place.path(&format!("tree/{folder}"));
+        fs::create_dir_all(&folder).unwrap();
+        for file in 0..60 {
+            fs::write(folder.join(file.to_string()), file.to_string()).unwrap();
+        }
+    }
+    place.good(&["import", "tree"]);
+    place
+}
+
+/// The hidden directories in which exports to `copy` are.
+fn unfinished(place: &Place) -> Vec<PathBuf> {
+    let all = fs::read_dir(place.folder.path()).unwrap();
+    let all = all.map(|entry| entry.unwrap().path());
+    let is_one = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.starts_with(".copy.castore-fs-")
+    };
+    all.filter(is_one).collect()
+}
+
+/// Starts an export to `copy`, and stops its process once it has written a few files.
+fn stopped_export(place: &Place) -> Running {
+    let before = unfinished(place);
+    let mut command = place.command(&["export", "tree", "copy"]);
+    command.stderr(Stdio::null());
+    let export = Running(command.spawn().unwrap());
+    let start = Instant::now();
+    let has_begun = || {
+        let hidden = unfinished(place);
+        let hidden = hidden.iter().find(|path| !before.contains(path));
+        hidden.is_some_and(|path| path.join("copy/0/9").exists())
+    };
+    while !has_begun() {
+        assert!(start.elapsed() < Duration::from_secs(20), "no export");
+    }
+    signal("STOP", &export.0);
+    assert!(!place.path("copy").exists(), "the export was too fast");
+    export
+}
+
+#[test]
+fn an_export_that_is_interrupted_twice_leaves_nothing() {
+    let place = place_with_many_files();
+    let mut export = stopped_export(&place);
+    // It hears both at once.
+    signal("INT", &export.0);
+    signal("TERM", &export.0);
+    signal("CONT", &export.0);
+    let status = wait(&mut export.0).expect("the export ends");
+    assert_eq!(status.code(), Some(130));
+    assert!(unfinished(&place).is_empty(), "{:?}", unfinished(&place));
+    assert!(!place.path("copy").exists());
+}
+
+#[test]
+fn an_export_removes_what_a_killed_one_has_left_and_not_what_another_makes() {
+    let place = place_with_many_files();
+    let mut killed = stopped_export(&place);
+    signal("KILL", &killed.0);
+    wait(&mut killed.0).unwrap();
+    let left = unfinished(&place);
+    assert_eq!(left.len(), 1);
+    let mut other = stopped_export(&place);
+    let of_other = unfinished(&place);
+    assert!(of_other.len() == 1 && of_other != left, "{of_other:?}");
+    let run = place.run(&["export", "tree", "copy"]);
+    assert!(run.status.success(), "{run:?}");
+    assert_eq!(listing(&place.path("copy")), listing(&place.path("tree")));
+    assert_eq!(unfinished(&place), of_other);
+    signal("CONT", &other.0);
+    assert_eq!(wait(&mut other.0).unwrap().code(), Some(1));
+    assert!(unfinished(&place).is_empty());
+}
+
 #[test]
 fn the_default_store_is_in_the_data_folder() {
     let place = Place::new();

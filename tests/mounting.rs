@@ -8,7 +8,7 @@ mod manager;
 mod skip;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -716,6 +716,59 @@ fn a_mount_that_is_used_otherwise_is_reported_and_served_until_it_is_free() {
 }
 
 #[test]
+fn a_process_that_waits_for_a_dead_server_keeps_no_mount_from_being_unmounted() {
+    if !can_mount() {
+        return;
+    }
+    // A server that has stopped, and a process that waits for it in execve(2): there the kernel closes
+    // files, and whatever looks at the process's memory waits as well.
+    let mut stopped = Place::new();
+    let server = stopped.mount(&[&stopped.text("mnt")]);
+    let program = "import os, sys\n\
+        kept = os.open(sys.argv[1], os.O_RDONLY | os.O_CLOEXEC)\n\
+        os.write(1, b'x'); os.read(0, 1)\n\
+        os.execv('/bin/sleep', ['sleep', '1000'])";
+    let mut waits = Command::new("python3")
+        .args(["-c", program, &stopped.text("mnt/tree/file")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut byte = [0];
+    waits.stdout.take().unwrap().read_exact(&mut byte).unwrap();
+    signal(server, libc::SIGSTOP);
+    waits.stdin.take().unwrap().write_all(b"x").unwrap();
+    let looked = Command::new("timeout")
+        .args(["1", "cat", &format!("/proc/{}/maps", waits.id())])
+        .stdout(Stdio::null())
+        .status();
+    let waits_for_it = looked.unwrap().code() == Some(124);
+
+    let mut place = Place::new();
+    let mnt = place.text("mnt");
+    let process = place.mount(&[&mnt]);
+    let user = fs::File::open(place.join("mnt/tree/file")).unwrap();
+    signal(process, libc::SIGTERM);
+    until(
+        "it says who uses it",
+        || place.log().contains("is unmounted, and served"),
+        || place.log(),
+    );
+    let this = format!("process {} (", std::process::id());
+    assert!(place.log().contains(&this), "{}", place.log());
+    drop(user);
+    assert!(place.wait().success());
+
+    signal(server, libc::SIGCONT);
+    waits.kill().unwrap();
+    waits.wait().unwrap();
+    assert!(
+        waits_for_it,
+        "the kernel let the process's memory be looked at"
+    );
+}
+
+#[test]
 fn an_unmount_by_hand_ends_the_process_and_its_helpers() {
     if !can_mount() {
         return;
@@ -858,4 +911,41 @@ fn the_service_unmounts_what_was_moved_and_waits_for_what_is_covered() {
     assert!(mounts_below(manager.path(), "castore").is_empty());
     assert!(!manager.log().contains("panicked"), "{}", manager.log());
     run("umount", &[&format!("{folder}/mnt")]);
+}
+
+#[test]
+fn a_mount_of_the_service_has_the_options_of_mount_that_it_is_given() {
+    if !can_mount() {
+        return;
+    }
+    let with = |options: &str| {
+        format!(
+            "[stores.disk]\nurl = 'local:@/store'\n[mounts.tree]\npath = '@/mnt'\n\
+             mount-options = {options}\n"
+        )
+    };
+    let mut manager = Manager::new(&with("['noexec', 'nosymfollow', 'private', 'x-remark']"));
+    let options = |manager: &Manager| {
+        let mnt = manager.join("mnt").display().to_string();
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = table
+            .lines()
+            .find(|line| line.split(' ').nth(4) == Some(&mnt));
+        let options = line.expect("it is mounted").split(' ').nth(5).unwrap();
+        options.to_owned()
+    };
+    manager.start_and_wait();
+    assert_eq!(
+        options(&manager),
+        "ro,nosuid,nodev,noexec,noatime,nosymfollow"
+    );
+    manager.kill();
+    manager.start_and_wait();
+    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
+    // With other options it is another mount.
+    manager.kill();
+    manager.configure(&with("['relatime']"));
+    manager.start_and_wait();
+    assert_eq!(manager.status()["mounts"]["tree"]["adopted"], false);
+    assert_eq!(options(&manager), "ro,nosuid,nodev,relatime");
 }

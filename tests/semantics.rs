@@ -260,6 +260,98 @@ fn unsupported_calls_fail_with_their_errno() {
     }
 }
 
+/// Calls that the standard library has no name for, on the mount of [`mounted`]: prints each with the errno
+/// it ends with, or `ok`.
+const CALLS: &str = r#"
+import ctypes, errno, fcntl, os, select, signal, socket, struct, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+libc = ctypes.CDLL(None, use_errno=True)
+mnt, outside = sys.argv[1:]
+path = mnt + '/f'
+file, folder = os.open(path, os.O_RDONLY), os.open(mnt, os.O_RDONLY)
+out = os.open(outside + '/out', os.O_RDWR | os.O_CREAT)
+def call(name, made):
+    try: made(); print(name, 'ok')
+    except OSError as error: print(name, errno.errorcode[error.errno])
+def made(*arguments):
+    result = libc.syscall(*arguments)
+    if result < 0: raise OSError(ctypes.get_errno(), '')
+    return result
+def mark(kind, mask):
+    group = made(300, kind, 0)
+    try: made(301, group, 1, ctypes.c_uint64(mask), -100, path.encode())
+    finally: os.close(group)
+for flag in ('O_DIRECT', 'O_APPEND', 'O_SYNC', 'O_NOATIME', 'O_PATH', 'O_CREAT'):
+    call(flag, lambda: os.close(os.open(path, os.O_RDONLY | getattr(os, flag))))
+call('O_EXCL', lambda: os.open(path, os.O_CREAT | os.O_EXCL))
+call('openat2', lambda: made(437, folder, b'l', struct.pack('QQQ', 0, 0, 8), 24))
+call('name_to_handle', lambda: made(303, -100, path.encode(), struct.pack('Ii', 128, 0) + bytes(128), ctypes.byref(ctypes.c_int()), 0))
+call('preadv2', lambda: os.preadv(file, [bytearray(10)], 0))
+call('RWF_NOWAIT', lambda: os.preadv(file, [bytearray(10)], 0, os.RWF_NOWAIT))
+call('splice', lambda: os.splice(file, os.pipe()[1], 100, 0))
+call('epoll', lambda: select.epoll().register(file))
+call('FADV_DONTNEED', lambda: os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED))
+call('copy_file_range', lambda: os.copy_file_range(file, out, 100, 0, 0))
+call('fdatasync', lambda: os.fdatasync(folder))
+call('syncfs', lambda: made(306, file))
+call('sync_file_range', lambda: made(277, file, ctypes.c_int64(0), ctypes.c_int64(0), 7))
+call('fchdir', lambda: os.fchdir(folder))
+call('readlink', lambda: os.readlink('f'))
+call('mkdir', lambda: os.mkdir('d'))
+call('mkfifo', lambda: os.mkfifo('new'))
+call('bind', lambda: socket.socket(socket.AF_UNIX).bind('new'))
+call('rename out', lambda: os.rename('f', outside + '/f'))
+call('rename in', lambda: os.rename(outside + '/out', 'new'))
+call('link out', lambda: os.link('f', outside + '/f'))
+call('X_OK', lambda: made(21, b'f', 1))
+call('X_OK of a program', lambda: made(21, b'p', 1))
+call('execve', lambda: os.execv('f', ['f']))
+call('capabilities', lambda: os.getxattr('f', 'security.capability'))
+for name, number, size in (('FSGETXATTR', 0x801c581f, 28), ('verity', 0xc0046686, 68), ('FITRIM', 0xc0185879, 24),
+                           ('FIEMAP', 0xc020660b, 32), ('FIFREEZE', 0xc0045877, 4), ('FIONREAD', 0x541b, 4)):
+    call(name, lambda: fcntl.ioctl(folder if name in ('FITRIM', 'FIFREEZE') else file, number, bytes(size)))
+call('F_OFD_SETLK', lambda: fcntl.fcntl(file, 37, struct.pack('hhqqi4x', fcntl.F_RDLCK, 0, 0, 0, 0)))
+call('F_SETLEASE', lambda: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK))
+call('F_WRLCK', lambda: fcntl.lockf(file, fcntl.LOCK_EX))
+call('F_NOTIFY', lambda: fcntl.fcntl(folder, fcntl.F_NOTIFY, fcntl.DN_ACCESS))
+call('inotify', lambda: made(254, made(253), mnt.encode(), 0xfff))
+call('fanotify', lambda: mark(0, 0x21))
+call('permission events', lambda: mark(4, 0x10000))
+call('swapon', lambda: made(167, path.encode(), 0))
+call('chroot', lambda: os.chroot('.'))
+"#;
+
+#[test]
+fn every_family_of_calls_does_what_the_documentation_says() {
+    if !can_mount() {
+        return;
+    }
+    if !rustix::process::geteuid().is_root() || !cfg!(target_arch = "x86_64") {
+        return skip::skip("it needs root, and the numbers of the system calls of x86-64");
+    }
+    let mount = mounted();
+    let outside = tempfile::tempdir().unwrap();
+    let python = Command::new("python3")
+        .args(["-c", CALLS])
+        .args([mount.path(), outside.path()])
+        .output()
+        .unwrap();
+    assert!(python.status.success(), "{python:?}");
+    let said = String::from_utf8(python.stdout).unwrap();
+    let expected = "\
+        O_DIRECT ok\nO_APPEND ok\nO_SYNC ok\nO_NOATIME ok\nO_PATH ok\nO_CREAT ok\nO_EXCL EEXIST\n\
+        openat2 ok\nname_to_handle ENOTSUP\n\
+        preadv2 ok\nRWF_NOWAIT ENOTSUP\nsplice ok\nepoll ok\nFADV_DONTNEED ok\n\
+        copy_file_range EXDEV\nfdatasync ok\nsyncfs ok\nsync_file_range ok\n\
+        fchdir ok\nreadlink EINVAL\nmkdir EEXIST\nmkfifo EROFS\nbind EROFS\n\
+        rename out EXDEV\nrename in EXDEV\nlink out EXDEV\n\
+        X_OK EACCES\nX_OK of a program ok\nexecve EACCES\ncapabilities ENOTSUP\n\
+        FSGETXATTR ENOTTY\nverity ENOTTY\nFITRIM ENOTTY\nFIEMAP ENOTSUP\nFIFREEZE ENOTSUP\nFIONREAD ok\n\
+        F_OFD_SETLK ok\nF_SETLEASE ok\nF_WRLCK EBADF\nF_NOTIFY ok\n\
+        inotify ok\nfanotify ok\npermission events ok\nswapon EROFS\nchroot ok\n";
+    assert_eq!(said, expected);
+}
+
 #[test]
 fn a_name_that_is_too_long_is_called_that() {
     if !can_mount() {

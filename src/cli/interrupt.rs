@@ -1,16 +1,19 @@
 //! Ending on SIGINT, SIGTERM and SIGHUP, in order: what was begun is taken back.
 
 use std::process;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use castore_fs::tree::discard_unfinished;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::failure::Failure;
 
+/// The exit status of what an interrupt has ended: 128 and the number of SIGINT.
+const STATUS: i32 = 130;
+
 /// Calls `stop` at the first SIGINT, SIGTERM or SIGHUP; the latter unless it was ignored when the
-/// program was started (nohup). The second ends the process at once.
+/// program was started (nohup). The second ends the process as soon as what an export has not finished is
+/// removed; the third at once.
 pub(super) fn on_interrupt(
     runtime: &Runtime,
     stop: impl Fn() + Send + 'static,
@@ -25,22 +28,35 @@ pub(super) fn on_interrupt(
     // A file beyond the limit (RLIMIT_FSIZE) is then an error of a write, and does not end the process.
     let too_large = signal(SignalKind::from_raw(libc::SIGXFSZ))?;
     drop(inside);
-    let told = Arc::new(AtomicBool::new(false));
     runtime.spawn(async move {
         let _too_large = too_large;
-        loop {
+        for signals in 1.. {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
                 Some(_) = async { hang_up.as_mut()?.recv().await } => {}
             }
-            if told.swap(true, Ordering::Relaxed) {
-                process::exit(130);
+            match signals {
+                1 => stop(),
+                2 => end_soon(),
+                _ => process::exit(STATUS),
             }
-            stop();
         }
     });
     Ok(())
+}
+
+/// Ends the process without waiting for what it does.
+fn end_soon() {
+    let discard = || {
+        discard_unfinished();
+        process::exit(STATUS);
+    };
+    // In a thread of its own: another interrupt must be heard.
+    let thread = std::thread::Builder::new().name("discard".into());
+    if thread.spawn(discard).is_err() {
+        process::exit(STATUS);
+    }
 }
 
 /// Whether SIGHUP is ignored, by what the system says of this process (proc_pid_status(5)).

@@ -240,17 +240,9 @@ impl Mount {
     }
 
     fn generic(&self) -> Result<GenericOptions, Failure> {
-        let mut generic = GenericOptions::default();
         let options = self.options.iter().filter(|option| !option.is_empty());
-        for option in options {
-            if !generic.add(option) {
-                return Err(Failure::Usage(format!(
-                    "{option:?} is no option of mount(8) that every file system has; those of \
-                     castore-fs have a flag each"
-                )));
-            }
-        }
-        Ok(generic)
+        let options: Vec<String> = options.cloned().collect();
+        GenericOptions::of(&options).map_err(|error| Failure::Usage(error.to_string()))
     }
 
     /// Whether this mount has another value of the option `key` of fstab than `other`.

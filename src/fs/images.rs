@@ -10,6 +10,9 @@
 //! tree, whatever the name stands for later. So names are never kept by the kernel, and files are found
 //! again by the next process: the hand-over state lists what each image shows.
 //!
+//! **Every path is a file of its own**, as everywhere in a mount, with its own node id and inode number
+//! ([`numbering`](super::numbering)). Images of one tree share the layout.
+//!
 //! **Layouts are computed, not stored.** Of the images that were read last, layouts are kept within
 //! [`LAYOUT_BYTES`]; another is made again when it is read.
 
@@ -26,12 +29,13 @@ use serde::{Deserialize, Serialize};
 
 use super::errno::{self, failure};
 use super::node_id::{NodeId, Place};
-use super::nodes::Ledger;
+use super::nodes::{Ledger, Numbered};
+use super::numbering::{IMAGES_INO, Numbering, ROOT_INO};
 use super::root_lookup::RootListing;
 use super::top::{SeenRoot, Top};
 use super::waiting::Waiting;
 use super::{CastoreFs, FOREVER, NOT_AT_ALL, attributes, slow};
-use crate::castore::{Digest, Name, NodeRef, Root};
+use crate::castore::{Digest, Name, NodeRef, Printable, Root};
 use crate::image::{ImageLocation, ImageTop, ImageVersion};
 use crate::store::Bounded;
 use crate::tree::{ImageFile, ImageFileError, Waits, image_top};
@@ -42,8 +46,6 @@ pub(super) const DIRECTORY: &[u8] = b".images";
 const SUFFIX: &[u8] = b".erofs";
 /// The slot of the directory: no node table reaches it.
 const SLOT: u32 = u32::MAX;
-/// The inode number of the directory; those of images follow. Paths have numbers below.
-const DIRECTORY_INO: u64 = 1 << 63;
 /// Bytes of layouts that are kept.
 const LAYOUT_BYTES: usize = 64 << 20;
 /// Images that are listed by who asks for the mount's state.
@@ -75,27 +77,47 @@ impl ImageClosures {
 pub(super) struct Images {
     closures: Arc<ImageClosures>,
     seen: RwLock<Seen>,
-    files: Mutex<Bounded<u32, Arc<ImageFile>>>,
+    /// By the digest of what they show.
+    files: Mutex<Bounded<Digest, Arc<ImageFile>>>,
+    numbering: Arc<Numbering>,
     ledger: Option<Arc<Ledger>>,
 }
 
 /// The images that were looked up, for the life of the mount: an index names one tree.
 #[derive(Default)]
 struct Seen {
-    all: Vec<Arc<SeenImage>>,
-    by_digest: HashMap<Digest, u32>,
+    all: Vec<SeenImage>,
+    by_path: HashMap<ImagePath, u32>,
+    trees: Vec<Arc<SeenTree>>,
+    by_digest: HashMap<Digest, Arc<SeenTree>>,
 }
 
+/// Which image it is among those that a mount shows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum ImagePath {
+    /// That of the root node whose image has this inode number.
+    OfRoot(u64),
+    /// The one of this name, as long as it shows the tree of this digest.
+    Named(Name, Digest),
+}
+
+#[derive(Clone)]
 struct SeenImage {
     index: u32,
+    ino: u64,
+    tree: Arc<SeenTree>,
+}
+
+/// What one or more images show.
+struct SeenTree {
     top: ImageTop,
-    /// Bytes that were read of it.
+    /// Bytes that were read of its images.
     read: AtomicU64,
     /// Held while its layout is made.
     making: tokio::sync::Mutex<()>,
 }
 
-/// An image of a mount, and what was read of it.
+/// The images of a tree in a mount, and what was read of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageCount {
     /// The digest of the Directory at its top, in hex digits.
@@ -106,77 +128,100 @@ pub struct ImageCount {
     pub size: Option<u64>,
     /// Bytes of memory that its layout takes.
     pub layout_bytes: u64,
-    /// Bytes that the kernel read of it since this process serves the mount.
+    /// Bytes that the kernel read of them since this process serves the mount.
     pub read_bytes: u64,
 }
 
 impl Seen {
-    fn push(&mut self, top: ImageTop) -> Arc<SeenImage> {
+    fn push(&mut self, path: ImagePath, ino: u64, top: ImageTop) -> SeenImage {
+        let digest = top.digest();
+        let tree = match self.by_digest.get(&digest) {
+            Some(tree) => tree.clone(),
+            None => {
+                let tree = Arc::new(SeenTree {
+                    top,
+                    read: AtomicU64::new(0),
+                    making: tokio::sync::Mutex::default(),
+                });
+                self.by_digest.insert(digest, tree.clone());
+                self.trees.push(tree.clone());
+                tree
+            }
+        };
         let index = self.all.len() as u32;
-        self.by_digest.insert(top.digest(), index);
-        let image = Arc::new(SeenImage {
-            index,
-            top,
-            read: AtomicU64::new(0),
-            making: tokio::sync::Mutex::default(),
-        });
+        self.by_path.insert(path, index);
+        let image = SeenImage { index, ino, tree };
         self.all.push(image.clone());
         image
+    }
+
+    fn find(&self, path: &ImagePath) -> Option<SeenImage> {
+        let index = *self.by_path.get(path)?;
+        self.all.get(index as usize).cloned()
     }
 }
 
 impl Images {
-    /// No image was looked up yet, but for those of `tops`, in that order, which a previous process
-    /// has left in `ledger`.
+    /// No image was looked up yet, but for those among `numbered`, in that order, which the previous
+    /// process has left in `ledger`.
     pub(super) fn new(
         closures: Arc<ImageClosures>,
-        tops: Vec<ImageTop>,
+        numbered: Vec<Numbered>,
+        numbering: Arc<Numbering>,
         ledger: Option<Arc<Ledger>>,
     ) -> Self {
         let mut seen = Seen::default();
-        for top in tops {
-            seen.push(top);
+        for numbered in numbered {
+            if let Numbered::Image { ino, name, top } = numbered {
+                let path = match name {
+                    Some(name) => ImagePath::Named(name, top.digest()),
+                    None => ImagePath::OfRoot(ino),
+                };
+                seen.push(path, ino, top);
+            }
         }
         Self {
             closures,
             seen: RwLock::new(seen),
             files: Mutex::new(Bounded::new(LAYOUT_BYTES)),
+            numbering,
             ledger,
         }
     }
 
-    /// The image of `top`, with an index of its own.
-    fn image(&self, top: ImageTop) -> Arc<SeenImage> {
-        let find = |seen: &Seen| {
-            let index = *seen.by_digest.get(&top.digest())?;
-            seen.all.get(index as usize).cloned()
-        };
-        if let Some(image) = find(&self.seen.read()) {
+    /// The image at `path`, which shows `top`.
+    fn image(&self, path: ImagePath, top: ImageTop) -> SeenImage {
+        if let Some(image) = self.seen.read().find(&path) {
             return image;
         }
         let mut seen = self.seen.write();
-        if let Some(image) = find(&seen) {
+        if let Some(image) = seen.find(&path) {
             return image;
         }
+        let (ino, name) = match &path {
+            ImagePath::OfRoot(ino) => (*ino, None),
+            ImagePath::Named(name, _) => (self.numbering.image(), Some(name)),
+        };
         if let Some(ledger) = &self.ledger {
-            ledger.append_image(&top);
+            ledger.append_image(ino, name, &top);
         }
-        seen.push(top)
+        seen.push(path, ino, top)
     }
 
-    fn get(&self, index: u32) -> Option<Arc<SeenImage>> {
+    fn get(&self, index: u32) -> Option<SeenImage> {
         self.seen.read().all.get(index as usize).cloned()
     }
 
-    fn count(&self, image: &SeenImage) -> ImageCount {
-        let file = self.files.lock().get(&image.index);
+    fn count(&self, tree: &SeenTree) -> ImageCount {
+        let digest = tree.top.digest();
+        let file = self.files.lock().get(&digest);
         let layout = file.as_ref().map(|file| file.layout());
         ImageCount {
-            digest: image.top.digest().to_hex(),
+            digest: digest.to_hex(),
             layout_version: ImageVersion::default().number(),
             size: layout.map(|layout| layout.size()),
             layout_bytes: layout.map_or(0, |layout| layout.resident_bytes() as u64),
-            read_bytes: image.read.load(Ordering::Relaxed),
+            read_bytes: tree.read.load(Ordering::Relaxed),
         }
     }
 }
@@ -207,14 +252,21 @@ fn shown(id: NodeId) -> Option<Shown> {
 }
 
 impl CastoreFs {
-    /// The images that were looked up, if this mount shows any: the last `MOST_COUNTED` of them.
+    /// The trees whose images were looked up, if this mount shows any: the last `MOST_COUNTED` of them.
     pub fn image_counts(&self) -> Vec<ImageCount> {
         let Some(images) = &self.images else {
             return Vec::new();
         };
-        let all = images.seen.read().all.clone();
-        let counted = all.iter().rev().take(MOST_COUNTED);
-        counted.map(|image| images.count(image)).collect()
+        let counted: Vec<Arc<SeenTree>> = {
+            let seen = images.seen.read();
+            seen.trees
+                .iter()
+                .rev()
+                .take(MOST_COUNTED)
+                .cloned()
+                .collect()
+        };
+        counted.iter().map(|tree| images.count(tree)).collect()
     }
 
     /// What is at `offset` of the image `id`, as far as it is known without waiting.
@@ -222,7 +274,8 @@ impl CastoreFs {
         let (images, Shown::Image(index)) = self.shown_image(id)? else {
             return None;
         };
-        let file = images.files.lock().get(&index)?;
+        let digest = images.get(index)?.tree.top.digest();
+        let file = images.files.lock().get(&digest)?;
         file.location(offset)
     }
 
@@ -250,38 +303,38 @@ impl CastoreFs {
             return Err(failure(libc::ENOTDIR));
         };
         let name = name.strip_suffix(SUFFIX).ok_or(failure(libc::ENOENT))?;
-        let top = self.resolve_image(images, name)?;
-        let image = images.image(top.ok_or(failure(libc::ENOENT))?);
+        let (path, top) = self
+            .resolve_image(images, name)?
+            .ok_or(failure(libc::ENOENT))?;
+        let image = images.image(path, top);
         let stat = self.stat_image(images, &image)?;
         let id = NodeId::entry(SLOT, image.index);
         Ok(Some(entry(id, stat, NOT_AT_ALL)))
     }
 
-    /// What the image `name` shows at this moment.
-    fn resolve_image(&self, images: &Images, name: &[u8]) -> io::Result<Option<ImageTop>> {
+    /// Which image `name` is at this moment, and what it shows.
+    fn resolve_image(
+        &self,
+        images: &Images,
+        name: &[u8],
+    ) -> io::Result<Option<(ImagePath, ImageTop)>> {
+        // What is longer cannot be found.
+        let Ok(known_as) = Name::new(name) else {
+            return Ok(None);
+        };
+        let named = |top: ImageTop| (ImagePath::Named(known_as.clone(), top.digest()), top);
         if let Top::Directory { digest, .. } = &self.options.top {
             let is_it = name == digest.to_hex().as_bytes();
-            return Ok(is_it.then_some(ImageTop::Directory(*digest)));
+            return Ok(is_it.then_some(named(ImageTop::Directory(*digest))));
         }
         if let Some(names) = images.closures.get(name) {
-            let mut roots = Vec::with_capacity(names.len());
-            for root in &names {
-                let Some(found) = self.find_root(root)? else {
-                    tracing::warn!(
-                        image = %name.escape_ascii(), root = %root,
-                        "an image names a root that does not exist: import it, or take it out of \
-                         the image's roots"
-                    );
-                    return Ok(None);
-                };
-                roots.push(found);
-            }
-            let top = ImageTop::roots(&roots).map_err(|_| failure(libc::EINVAL))?;
-            return Ok(Some(top));
+            return Ok(self.resolve_closure(name, &names)?.map(named));
         }
         if let Some(root) = self.find_root(name)? {
+            let (_, ino) = self.roots.index(&root);
             let top = image_top(&[root]).map_err(|_| failure(libc::EINVAL))?;
-            return Ok(Some(top));
+            let path = ImagePath::OfRoot(Numbering::root_image(ino));
+            return Ok(Some((path, top)));
         }
         let Some(digest) = hex_digest(name) else {
             return Ok(None);
@@ -293,7 +346,25 @@ impl CastoreFs {
             _ => false,
         };
         let found = roots.iter().any(is_it);
-        Ok(found.then_some(ImageTop::Directory(digest)))
+        Ok(found.then_some(named(ImageTop::Directory(digest))))
+    }
+
+    /// What the closure `name` of the roots `names` shows; nothing while one of them does not exist.
+    fn resolve_closure(&self, name: &[u8], names: &[Name]) -> io::Result<Option<ImageTop>> {
+        let mut roots = Vec::with_capacity(names.len());
+        for root in names {
+            let Some(found) = self.find_root(root)? else {
+                tracing::warn!(
+                    image = %Printable(name), root = %root,
+                    "an image names a root that does not exist: import it, or take it out of the \
+                     image's roots"
+                );
+                return Ok(None);
+            };
+            roots.push(found);
+        }
+        let top = ImageTop::roots(&roots).map_err(|_| failure(libc::EINVAL))?;
+        Ok(Some(top))
     }
 
     /// The attributes of `id`, if it is in `.images`, and how long they hold.
@@ -313,37 +384,42 @@ impl CastoreFs {
     /// As the top's, whose mtime tells the kernel that a listing is stale.
     fn stat_images_directory(&self) -> io::Result<stat64> {
         let mut stat = self.stat_roots()?;
-        stat.st_ino = DIRECTORY_INO;
+        stat.st_ino = IMAGES_INO;
         stat.st_nlink = 2;
         Ok(stat)
     }
 
-    fn stat_image(&self, images: &Images, image: &Arc<SeenImage>) -> io::Result<stat64> {
-        let size = self.image_file(images, image)?.size();
+    fn stat_image(&self, images: &Images, image: &SeenImage) -> io::Result<stat64> {
+        let size = self.image_file(images, &image.tree)?.size();
         let node = NodeRef::File {
-            digest: image.top.digest(),
+            digest: image.tree.top.digest(),
             size,
             executable: false,
         };
-        let ino = DIRECTORY_INO + 1 + u64::from(image.index);
-        Ok(attributes::attributes(node, ino, 0, self.options.owner))
+        Ok(attributes::attributes(
+            node,
+            image.ino,
+            0,
+            self.options.owner,
+        ))
     }
 
-    /// The image with its layout, which is made if it is not at hand.
-    fn image_file(&self, images: &Images, image: &SeenImage) -> io::Result<Arc<ImageFile>> {
-        if let Some(file) = images.files.lock().get(&image.index) {
+    /// The image of `tree` with its layout, which is made if it is not in memory.
+    fn image_file(&self, images: &Images, tree: &SeenTree) -> io::Result<Arc<ImageFile>> {
+        let digest = tree.top.digest();
+        if let Some(file) = images.files.lock().get(&digest) {
             return Ok(file);
         }
-        let _one = self.waiting.block(image.making.lock());
-        if let Some(file) = images.files.lock().get(&image.index) {
+        let _one = self.waiting.block(tree.making.lock());
+        if let Some(file) = images.files.lock().get(&digest) {
             return Ok(file);
         }
         let (store, version) = (self.store.clone(), ImageVersion::default());
-        let file = ImageFile::new(store, image.top.clone(), version, &self.waiting)
-            .map_err(|error| self.image_failed(&image.top, None, &error))?;
+        let file = ImageFile::new(store, tree.top.clone(), version, &self.waiting)
+            .map_err(|error| self.image_failed(&tree.top, None, &error))?;
         let file = Arc::new(file);
         let bytes = file.layout().resident_bytes();
-        images.files.lock().insert(image.index, file.clone(), bytes);
+        images.files.lock().insert(digest, file.clone(), bytes);
         Ok(file)
     }
 
@@ -361,13 +437,13 @@ impl CastoreFs {
         };
         slow::reads_at(offset);
         let image = images.get(index).ok_or(failure(libc::ESTALE));
-        Some(image.and_then(|image| {
-            let file = self.image_file(images, &image)?;
+        Some(image.and_then(|SeenImage { tree, .. }| {
+            let file = self.image_file(images, &tree)?;
             let read = file.read_at(offset, buffer, &self.waiting);
             let read = read.inspect(|length| {
-                image.read.fetch_add(*length as u64, Ordering::Relaxed);
+                tree.read.fetch_add(*length as u64, Ordering::Relaxed);
             });
-            read.map_err(|error| self.image_failed(&image.top, Some((&file, offset)), &error))
+            read.map_err(|error| self.image_failed(&tree.top, Some((&file, offset)), &error))
         }))
     }
 
@@ -381,7 +457,7 @@ impl CastoreFs {
         let (images, Shown::Image(index)) = self.shown_image(id)? else {
             return None;
         };
-        Some(images.get(index)?.top.digest())
+        Some(images.get(index)?.tree.top.digest())
     }
 
     /// Lists `.images`, if that is what `id` is, from the cookie `offset` on; whether it was.
@@ -397,25 +473,33 @@ impl CastoreFs {
         let Shown::Directory = shown else {
             return Err(failure(libc::ENOTDIR));
         };
-        let mut give = |offset: u64, name: &[u8], kind: u8| {
+        let mut give = |offset: u64, name: &[u8], ino: u64, kind: u8| {
             let listed = DirEntry {
-                ino: DIRECTORY_INO,
+                ino,
                 offset,
                 type_: u32::from(kind),
                 name,
             };
             take(listed).map(|taken| taken > 0)
         };
-        for (cookie, name) in [(1, b"." as &[u8]), (2, b"..")] {
-            if offset < cookie && !give(cookie, name, libc::DT_DIR)? {
+        for (cookie, name, ino) in [(1, b"." as &[u8], IMAGES_INO), (2, b"..", ROOT_INO)] {
+            if offset < cookie && !give(cookie, name, ino, libc::DT_DIR)? {
                 return Ok(true);
             }
         }
         let image_name = |name: &[u8]| [name, SUFFIX].concat();
+        // What is not a root's has its number from the image that it is now.
+        let named = |name: &[u8]| -> io::Result<Option<u64>> {
+            let found = self.resolve_image(images, name)?;
+            Ok(found.map(|(path, top)| images.image(path, top).ino))
+        };
         match &self.options.top {
             Top::Directory { digest, .. } => {
-                if offset < 3 {
-                    give(3, &image_name(digest.to_hex().as_bytes()), libc::DT_REG)?;
+                let name = digest.to_hex();
+                if offset < 3
+                    && let Some(ino) = named(name.as_bytes())?
+                {
+                    give(3, &image_name(name.as_bytes()), ino, libc::DT_REG)?;
                 }
                 return Ok(true);
             }
@@ -431,14 +515,15 @@ impl CastoreFs {
                 }
                 let mut next = offset.saturating_sub(2);
                 while let Ok(index) = u32::try_from(next)
-                    && let Some(SeenRoot { index, root, .. }) = self.roots.next(index)
+                    && let Some(SeenRoot { index, ino, root }) = self.roots.next(index)
                 {
                     next = u64::from(index) + 1;
                     let name = image_name(&root.name);
                     let has_closure = images.closures.get(&root.name).is_some();
+                    let ino = Numbering::root_image(ino);
                     if Name::new(&name).is_ok()
                         && !has_closure
-                        && !give(next + 2, &name, libc::DT_REG)?
+                        && !give(next + 2, &name, ino, libc::DT_REG)?
                     {
                         return Ok(true);
                     }
@@ -446,10 +531,12 @@ impl CastoreFs {
             }
         }
         let mut next = offset.saturating_sub(FIRST_CLOSURE) as usize;
-        while let Some(name) = images.closures.nth(next) {
+        while let Some(closure) = images.closures.nth(next) {
             next += 1;
-            let name = image_name(&name);
-            if Name::new(&name).is_ok() && !give(FIRST_CLOSURE + next as u64, &name, libc::DT_REG)?
+            let name = image_name(&closure);
+            if Name::new(&name).is_ok()
+                && let Some(ino) = named(&closure)?
+                && !give(FIRST_CLOSURE + next as u64, &name, ino, libc::DT_REG)?
             {
                 break;
             }
@@ -464,7 +551,7 @@ impl CastoreFs {
         Some(match shown {
             Shown::Directory => format!("/{directory}"),
             Shown::Image(index) => match images.get(index) {
-                Some(image) => format!("/{directory}/{}.erofs", image.top.digest().to_hex()),
+                Some(image) => format!("/{directory}/{}.erofs", image.tree.top.digest().to_hex()),
                 None => format!("/{directory}/?"),
             },
         })

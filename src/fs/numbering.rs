@@ -21,6 +21,11 @@
 //! **Small numbers go to real names first.** Ranges are given from below 2^32 while they fit. One that
 //! does not, for a tree of more names or one that claims so, is split: the entries get small numbers, and
 //! each subdirectory a range of its own when it is read. Beyond 2^32 names numbers go on above.
+//!
+//! **Images have numbers of their own**, in a mount that shows its trees as images too
+//! ([`images`](super::images)): their directory [`IMAGES_INO`], the image of a root node the number after
+//! that root's, and each other image the next one down from [`IMAGES_INO`]. So the tree itself has the
+//! same numbers as without images.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +39,9 @@ use crate::castore::Directory;
 pub const ROOT_INO: u64 = 1;
 /// The end of the numbers that 32-bit programs can take.
 const SMALL_END: u64 = 1 << 32;
+/// The inode number of the directory of images. The last small number is left out: 32-bit programs take
+/// it for an error.
+pub const IMAGES_INO: u64 = SMALL_END - 2;
 /// The end of the numbers that are given in order.
 const END: u64 = 1 << 63;
 /// The longest range above [`SMALL_END`]: more names than any tree has, and few enough that claims of so
@@ -77,8 +85,12 @@ pub struct Numbering {
 }
 
 struct Given {
-    /// The next number below [`SMALL_END`].
+    /// The next number below `small_end`.
     small: u64,
+    /// The end of the small numbers for paths of the tree. Those of images are from here on.
+    small_end: u64,
+    /// Whether each root node has a second number, for its image.
+    has_images: bool,
     /// The next one above it.
     large: u64,
     /// Ranges that do not follow from their parent's, by the number of the directory.
@@ -86,25 +98,26 @@ struct Given {
 }
 
 impl Numbering {
-    /// No numbers are given yet; the next process finds them in `ledger`.
-    pub fn new(ledger: Option<Arc<Ledger>>) -> Self {
+    /// No numbers are given yet; the next process finds them in `ledger`. `has_images`: whether trees are
+    /// shown as images too.
+    pub fn new(has_images: bool, ledger: Option<Arc<Ledger>>) -> Self {
         Self {
-            given: Mutex::new(Given::default()),
+            given: Mutex::new(Given::new(has_images)),
             ledger,
         }
     }
 
     /// The numbers that the previous process gave, from its hand-over state.
-    pub fn adopt(ledger: Arc<Ledger>) -> Result<Self, LedgerError> {
-        let mut given = Given::default();
+    pub fn adopt(has_images: bool, ledger: Arc<Ledger>) -> Result<Self, LedgerError> {
+        let mut given = Given::new(has_images);
         for numbered in ledger.numbered()? {
             match numbered {
-                Numbered::Root { ino, .. } => given.note(ino, 1),
+                Numbered::Root { ino, .. } => given.note(ino, given.per_root()),
                 Numbered::Range { ino, range, length } => {
                     given.note(range.first, length);
                     given.ranges.insert(ino, range);
                 }
-                Numbered::Image(_) => {}
+                Numbered::Image { ino, name, .. } => given.note_image(ino, name.is_some()),
             }
         }
         Ok(Self {
@@ -115,7 +128,19 @@ impl Numbering {
 
     /// A number for a root node that is new. The caller writes it into the hand-over state.
     pub fn root(&self) -> u64 {
-        self.given.lock().take(1)
+        let mut given = self.given.lock();
+        let numbers = given.per_root();
+        given.take(numbers)
+    }
+
+    /// The number of the image of the root node numbered `ino`.
+    pub fn root_image(ino: u64) -> u64 {
+        ino + 1
+    }
+
+    /// A number for an image of something else. The caller writes it into the hand-over state.
+    pub fn image(&self) -> u64 {
+        self.given.lock().take_for_image()
     }
 
     /// The range of the directory numbered `ino`, whose Directory is `directory`. Its parent's entry
@@ -143,17 +168,41 @@ impl Numbering {
     }
 }
 
-impl Default for Given {
-    fn default() -> Self {
+impl Given {
+    fn new(has_images: bool) -> Self {
         Self {
             small: ROOT_INO + 1,
+            small_end: if has_images { IMAGES_INO } else { SMALL_END },
+            has_images,
             large: SMALL_END,
             ranges: HashMap::new(),
         }
     }
-}
 
-impl Given {
+    /// How many numbers a root node takes.
+    fn per_root(&self) -> u64 {
+        1 + u64::from(self.has_images)
+    }
+
+    /// Notes that an image has the number `ino`, which follows from a root's unless it `has_own`.
+    fn note_image(&mut self, ino: u64, has_own: bool) {
+        match ino < SMALL_END {
+            true if has_own => self.small_end = self.small_end.min(ino),
+            true => {}
+            false => self.note(ino, 1),
+        }
+    }
+
+    fn take_for_image(&mut self) -> u64 {
+        match self.small < self.small_end {
+            true => {
+                self.small_end -= 1;
+                self.small_end
+            }
+            false => self.take(1),
+        }
+    }
+
     /// Notes that `length` numbers from `first` on were given.
     fn note(&mut self, first: u64, length: u64) {
         let end = first.saturating_add(length);
@@ -166,7 +215,7 @@ impl Given {
     /// A range for `directory`, and its length.
     fn give(&mut self, directory: &Directory) -> (NameRange, u64) {
         let (all, entries) = (directory.names_below(), directory.len() as u64);
-        let is_small = |length| self.small.saturating_add(length) <= SMALL_END;
+        let is_small = |length| self.is_small(length);
         // What is above has room for any number of ranges as long as each takes little of it.
         let longest = LONGEST.min((END - self.large) / 256);
         let nested = is_small(all) || !is_small(entries) && all <= longest;
@@ -175,10 +224,14 @@ impl Given {
         (NameRange { first, nested }, length)
     }
 
+    /// Whether `length` more numbers can be small ones.
+    fn is_small(&self, length: u64) -> bool {
+        self.small.saturating_add(length) <= self.small_end
+    }
+
     /// The next `length` numbers, small ones if there are so many.
     fn take(&mut self, length: u64) -> u64 {
-        let is_small = self.small.saturating_add(length) <= SMALL_END;
-        let next = if is_small {
+        let next = if self.is_small(length) {
             &mut self.small
         } else {
             &mut self.large
@@ -231,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_tree_is_numbered_without_a_gap() {
-        let numbering = Numbering::new(None);
+        let numbering = Numbering::new(false, None);
         let leaf = directory(3, &[]);
         let middle = directory(1, &[leaf.size(), 0, leaf.size()]);
         let top = directory(2, &[middle.size(), leaf.size()]);
@@ -253,7 +306,7 @@ mod tests {
 
     #[test]
     fn what_claims_too_little_gets_a_range_of_its_own_and_keeps_it() {
-        let numbering = Numbering::new(None);
+        let numbering = Numbering::new(false, None);
         let liar = directory(5, &[]);
         let honest = directory(4, &[]);
         let top = directory(0, &[2, honest.size()]);
@@ -270,7 +323,7 @@ mod tests {
     #[test]
     fn claims_of_very_many_names_leave_small_numbers_to_real_ones() {
         for claim in [1 << 33, 1 << 40, u64::MAX - 100] {
-            let numbering = Numbering::new(None);
+            let numbering = Numbering::new(false, None);
             let leaf = directory(5, &[]);
             let top = directory(2, &[claim, leaf.size()]);
             let range = numbering.range(ROOT_INO, 0, 0, &top);
@@ -288,7 +341,7 @@ mod tests {
 
     #[test]
     fn numbers_go_on_above_where_the_small_ones_end() {
-        let numbering = Numbering::new(None);
+        let numbering = Numbering::new(false, None);
         let vast = directory(0, &[2 * SMALL_END - 100]);
         let first = numbering.range(10, 0, 0, &vast);
         assert!(first.nested);
@@ -300,6 +353,32 @@ mod tests {
         let third = numbering.range(12, 0, 0, &wide);
         assert!(!third.nested && third.first >= second.first + 100);
         assert_eq!(third.claim(&wide, 0), 0);
+    }
+
+    #[test]
+    fn images_have_numbers_that_no_path_has() {
+        let plain = Numbering::new(false, None);
+        let numbering = Numbering::new(true, None);
+        let top = directory(3, &[]);
+        // The tree's are the same with images and without.
+        let range = numbering.range(ROOT_INO, 0, 0, &top);
+        assert_eq!(range, plain.range(ROOT_INO, 0, 0, &top));
+        let mut all: Vec<u64> = entries(range, &top).collect();
+        for _ in 0..2 {
+            let ino = numbering.root();
+            all.extend([ino, Numbering::root_image(ino)]);
+            all.push(numbering.image());
+        }
+        all.extend([ROOT_INO, IMAGES_INO]);
+        assert!(all.iter().all(|ino| *ino < SMALL_END), "{all:?}");
+        assert_eq!(HashSet::<u64>::from_iter(all).len(), 3 + 2 * 3 + 2);
+        // A tree that takes all that is left, and what comes then.
+        let left = IMAGES_INO - 2 - (2 + 3 + 2 * 2);
+        let vast = directory(0, &[2 * (left - 1)]);
+        let last = numbering.range(10, 0, 0, &vast);
+        assert!(last.nested && last.first + left == IMAGES_INO - 2);
+        let (image, root) = (numbering.image(), numbering.root());
+        assert!(image >= SMALL_END && root > image);
     }
 
     #[test]

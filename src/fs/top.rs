@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_listing_that_the_kernel_has_not_is_not_dropped() {
-        let roots = Roots::new(Arc::new(Numbering::new(None)), None);
+        let roots = Roots::new(Arc::new(Numbering::new(false, None)), None);
         roots.update(vec![root("a", "1")]);
         assert_eq!(roots.take_changes(), RootChanges::default());
         roots.list();
@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn an_index_stays_with_what_it_was_given_to() {
-        let roots = Roots::new(Arc::new(Numbering::new(None)), None);
+        let roots = Roots::new(Arc::new(Numbering::new(false, None)), None);
         let came = RootChanges {
             stale: Vec::new(),
             listing: true,

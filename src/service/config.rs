@@ -111,6 +111,10 @@ pub struct Mount {
     /// Whether users other than the service's own can see it.
     #[serde(default = "yes")]
     pub allow_other: bool,
+    /// Options of mount(8) that do not depend on the file system, such as `noexec`, `nosymfollow` or
+    /// `private`. `ro`, `nosuid`, `nodev` and `noatime` are the default.
+    #[serde(default)]
+    pub mount_options: Vec<String>,
     /// Who owns every file: user id.
     #[serde(default)]
     pub uid: u32,

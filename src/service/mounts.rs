@@ -25,7 +25,8 @@ use crate::profile::{Profiles, Subject};
 use crate::store::{Blocking, Store};
 use crate::stores::Plan;
 use crate::transport::fuse::{
-    self, Inherited, MountError, MountOptions, Mountpoint, Nursery, OwnFiles, Session,
+    self, GenericOptions, Inherited, MountError, MountOptions, Mountpoint, Nursery, OwnFiles,
+    Session,
 };
 use crate::tree::{self, Preference, Target};
 
@@ -278,7 +279,8 @@ impl Wanted {
             tag: Some(self.tag()),
             device: None,
             nursery: Some(host.nursery.clone()),
-            generic: defaults.generic,
+            // Checked with the configuration.
+            generic: GenericOptions::of(&self.config.mount_options).unwrap_or_default(),
             own_files: host.own_files.clone(),
         }
     }
@@ -296,6 +298,7 @@ impl Wanted {
             xattr,
             reads,
             images,
+            mount_options,
             ..
         } = &self.config;
         let store = self.plan.identity();
@@ -306,6 +309,10 @@ impl Wanted {
         };
         // As above.
         let images = if *images { ", images" } else { "" };
+        let flags = match mount_options.is_empty() {
+            true => String::new(),
+            false => format!(", {mount_options:?}"),
+        };
         // As the versions said it that knew two of them.
         let list_root = match list_root {
             config::ListRoot::All => "true",
@@ -314,7 +321,7 @@ impl Wanted {
         };
         format!(
             "{store} on {path:?}: root {root:?}, list {list_root}, others {allow_other}, \
-             owner {uid}:{gid}, xattr {xattr}{reads}{images}"
+             owner {uid}:{gid}, xattr {xattr}{reads}{images}{flags}"
         )
     }
 }

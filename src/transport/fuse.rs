@@ -11,6 +11,7 @@
 mod answer;
 mod backing;
 mod crew;
+mod detour;
 mod device;
 mod generic_options;
 mod handover;
@@ -34,7 +35,7 @@ mod warm_up;
 
 pub use super::requests::{RequestCounts, RequestTimes};
 pub use answer::Answerer;
-pub use generic_options::GenericOptions;
+pub use generic_options::{GenericOptions, UnknownOption};
 pub use handover::{AdoptError, Inherited, Kept};
 pub use mount_table::MountWatch;
 pub use mountpoint::{MountError, Mountpoint, Unmounted, detach};

@@ -2,7 +2,8 @@
 //!
 //! The tree is built in a directory of its own beside the target and renamed when it is complete:
 //! the target is complete from its first moment, and an existing target is refused and never
-//! touched. A failed export removes what it made.
+//! touched. A failed export removes what it made, and the next export to a target what a killed one
+//! has left ([`unfinished`](super::unfinished)).
 //!
 //! Every file is made relative to a descriptor of its directory, with `O_EXCL` and `O_NOFOLLOW`: no
 //! symbolic link, neither of the tree nor made meanwhile, leads a write elsewhere.
@@ -22,7 +23,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -34,9 +35,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::removal::remove_tree;
+use super::unfinished::Unfinished;
 use super::{Error, TreePath, Walk, copy_blob};
-use crate::castore::{Digest, Node, NodeRef, Printable};
+use crate::castore::{Digest, Node, NodeRef};
 use crate::descent::{Descent, DescentError, open_files_limit};
 use crate::store::Blocking;
 
@@ -88,7 +89,7 @@ pub fn to_directory(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let unfinished = Unfinished::make(parent, name)?;
+    let (_unfinished, folder) = make_unfinished(parent, name)?;
     let export = Export {
         store,
         target,
@@ -97,8 +98,8 @@ pub fn to_directory(
         failure: Mutex::new(None),
         failed: AtomicBool::new(false),
     };
-    export.run(unfinished.fd.as_fd(), name.as_bytes(), path, node)?;
-    unfinished.place(name, target)
+    export.run(folder.as_fd(), name.as_bytes(), path, node)?;
+    place(&folder, name, target)
 }
 
 /// A directory that files are written into.
@@ -362,61 +363,33 @@ impl Export<'_> {
     }
 }
 
-/// The directory beside the target that a tree is built in until it is complete; removed on drop.
-struct Unfinished {
-    path: PathBuf,
-    fd: OwnedFd,
+/// Makes the directory to build the tree in, beside the target `name`.
+fn make_unfinished(parent: &Path, name: &OsStr) -> Result<(Unfinished, OwnedFd), Error> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+    let make = |path: &Path| {
+        mkdirat(CWD, path, Mode::from_raw_mode(0o700))?;
+        openat(CWD, path, flags, Mode::empty()).inspect_err(|_| {
+            // It is empty, and its own error is what matters.
+            let _ = std::fs::remove_dir(path);
+        })
+    };
+    Unfinished::make(parent, name, make).map_err(|(path, error)| match error {
+        Errno::NOENT => Error::NoFolder(parent.to_owned()),
+        error => failed("make the directory", &path)(error),
+    })
 }
 
-impl Unfinished {
-    /// Makes the directory, under an unused name.
-    fn make(parent: &Path, name: &OsStr) -> Result<Self, Error> {
-        // A name has room for 255 bytes; the rest of this one takes up to 40.
-        let start = name.as_bytes();
-        let start = start.get(..200).unwrap_or(start);
-        let process = std::process::id();
-        let mut attempt = 0;
-        let path = loop {
-            let end = format!(".castore-fs-{process}-{attempt}");
-            let path = parent.join(OsStr::from_bytes(&[b".", start, end.as_bytes()].concat()));
-            match mkdirat(CWD, &path, Mode::from_raw_mode(0o700)) {
-                Ok(()) => break path,
-                Err(Errno::EXIST) => attempt += 1,
-                Err(Errno::NOENT) => return Err(Error::NoFolder(parent.to_owned())),
-                Err(error) => return Err(failed("make the directory", &path)(error)),
-            }
-        };
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-        match openat(CWD, &path, flags, Mode::empty()) {
-            Ok(fd) => Ok(Self { path, fd }),
-            Err(error) => {
-                // It is empty, and its own error is what matters.
-                let _ = std::fs::remove_dir(&path);
-                Err(failed("open the directory", &path)(error))
-            }
+/// Gives the tree that was built in `folder` its place.
+fn place(folder: &OwnedFd, name: &OsStr, target: &Path) -> Result<(), Error> {
+    match renameat_with(folder, name, CWD, target, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => Err(Error::Exists(target.to_owned())),
+        // File systems without that flag (NFS, some FUSE): what is left is to look first.
+        Err(Errno::INVAL) if target.symlink_metadata().is_err() => {
+            renameat(folder, name, CWD, target).map_err(failed("rename to", target))
         }
-    }
-
-    /// Moves the tree to its target.
-    fn place(&self, name: &OsStr, target: &Path) -> Result<(), Error> {
-        match renameat_with(&self.fd, name, CWD, target, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(()),
-            Err(Errno::EXIST) => Err(Error::Exists(target.to_owned())),
-            // File systems without that flag (NFS, some FUSE): check first instead.
-            Err(Errno::INVAL) if target.symlink_metadata().is_err() => {
-                renameat(&self.fd, name, CWD, target).map_err(failed("rename to", target))
-            }
-            Err(Errno::INVAL) => Err(Error::Exists(target.to_owned())),
-            Err(error) => Err(failed("rename to", target)(error)),
-        }
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if let Err(error) = remove_tree(&self.path) {
-            tracing::warn!(path = %Printable::path(&self.path), %error, "cannot remove the unfinished export");
-        }
+        Err(Errno::INVAL) => Err(Error::Exists(target.to_owned())),
+        Err(error) => Err(failed("rename to", target)(error)),
     }
 }
 

@@ -1,27 +1,27 @@
 //! A file that appears only when it is complete.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat, renameat_with};
 use rustix::io::Errno;
 
 use super::Error;
+use super::unfinished::Unfinished;
 
 /// A file that gets its name when it is complete ([`NewFile::place`]).
 ///
 /// It has no name until then (`O_TMPFILE`), so that nothing is left of it however the process ends.
-/// On a file system without that it has a hidden name beside its target, which is removed on drop.
+/// On a file system without that it has a hidden name beside its target, which is removed on drop; if
+/// the process is killed, by the next new file for that target.
 #[derive(Debug)]
 pub struct NewFile {
     file: File,
     target: PathBuf,
     /// The hidden name.
-    hidden: Option<PathBuf>,
+    hidden: Option<Unfinished>,
 }
 
 impl NewFile {
@@ -47,12 +47,10 @@ impl NewFile {
                 hidden: None,
             });
         }
-        let start = name.as_bytes();
-        let start = start.get(..200).unwrap_or(start);
-        let end = format!(".castore-fs-{}", std::process::id());
-        let hidden = folder.join(OsStr::from_bytes(&[b".", start, end.as_bytes()].concat()));
         let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        let fd = openat(CWD, &hidden, flags, mode).map_err(|error| match error {
+        let make = |path: &Path| openat(CWD, path, flags, mode);
+        let made = Unfinished::make(folder, name, make);
+        let (hidden, fd) = made.map_err(|(_, error)| match error {
             Errno::NOENT => Error::NoFolder(folder.to_owned()),
             _ => failed("make the file", target, error),
         })?;
@@ -70,16 +68,17 @@ impl NewFile {
 
     /// Gives the file its name, unless that is taken meanwhile.
     pub fn place(mut self) -> Result<(), Error> {
-        let placed = match &self.hidden {
+        let placed = match self.hidden.take() {
             None => {
                 let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
                 linkat(CWD, path, CWD, &self.target, AtFlags::SYMLINK_FOLLOW)
             }
             Some(hidden) => {
-                match renameat_with(CWD, hidden, CWD, &self.target, RenameFlags::NOREPLACE) {
+                let path = hidden.path();
+                match renameat_with(CWD, path, CWD, &self.target, RenameFlags::NOREPLACE) {
                     // File systems without that flag: a link does not replace either.
-                    Err(Errno::INVAL) => linkat(CWD, hidden, CWD, &self.target, AtFlags::empty()),
-                    renamed => renamed.inspect(|()| self.hidden = None),
+                    Err(Errno::INVAL) => linkat(CWD, path, CWD, &self.target, AtFlags::empty()),
+                    renamed => renamed.inspect(|()| hidden.forget()),
                 }
             }
         };
@@ -87,15 +86,6 @@ impl NewFile {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => Err(Error::Exists(self.target.clone())),
             Err(error) => Err(failed("give its name to", &self.target, error)),
-        }
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if let Some(hidden) = &self.hidden {
-            // The earlier error matters more.
-            let _ = std::fs::remove_file(hidden);
         }
     }
 }
@@ -127,8 +117,13 @@ mod tests {
         for hidden in [false, true] {
             let mut new = NewFile::make(&target).unwrap();
             if hidden {
-                let path = folder.path().join(".hidden");
-                new.file = File::create_new(&path).unwrap();
+                let make = |path: &Path| {
+                    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+                    openat(CWD, path, flags, Mode::RWXU)
+                };
+                let name = target.file_name().unwrap();
+                let (path, fd) = Unfinished::make(folder.path(), name, make).unwrap();
+                new.file = fd.into();
                 new.hidden = Some(path);
             }
             new.file().write_all(b"whole").unwrap();

@@ -1,12 +1,14 @@
 //! Images as files of a mount.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use castore_fs::fs::{Options, Reads};
+use castore_fs::castore::Name;
+use castore_fs::fs::{ImageClosures, Options, Reads};
 use castore_fs::image::{ImageTop, ImageVersion};
 use castore_fs::store::{MemoryStore, Store};
 use castore_fs::tree::ImageFile;
@@ -109,6 +111,88 @@ fn a_root_is_shown_by_name_and_by_digest_and_nothing_else_is() {
     );
     assert!(fs::read(image(&one, &digest)).unwrap() == bytes);
     assert!(!image(&one, "tree").exists());
+}
+
+/// The inode numbers of everything in `.images`, by path: as `stat` gives them, which is as a listing does.
+fn numbers(mounted: &Mounted) -> BTreeMap<String, u64> {
+    let directory = mounted.join(".images");
+    let number = |path: &std::path::Path| fs::metadata(path).unwrap().ino();
+    let mut numbers = BTreeMap::from([("".to_owned(), number(&directory))]);
+    for entry in fs::read_dir(&directory).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.ino(), number(&entry.path()), "{entry:?}");
+        numbers.insert(
+            entry.file_name().into_string().unwrap(),
+            number(&entry.path()),
+        );
+    }
+    numbers
+}
+
+#[test]
+fn every_path_of_an_image_has_an_inode_number_of_its_own() {
+    if !can_mount() {
+        return;
+    }
+    let store = Arc::new(MemoryStore::new());
+    let node = tree().put_root(&*store, "tree");
+    tree().put_root(&*store, "same");
+    file("one file").put_root(&*store, "single");
+    let closures = Arc::new(ImageClosures::default());
+    let name = |name: &str| Name::new(name.as_bytes()).unwrap();
+    closures.set(BTreeMap::from([
+        (name("both"), vec![name("tree"), name("single")]),
+        // The same tree under another name.
+        (name("twice"), vec![name("single"), name("tree")]),
+        (name("lost"), vec![name("nothing")]),
+    ]));
+    let options = Options {
+        images: Some(closures.clone()),
+        ..Options::default()
+    };
+    let mounted = Mounted::new(store.clone(), options);
+    let images = numbers(&mounted);
+    assert_eq!(
+        images.keys().map(String::as_str).collect::<Vec<_>>(),
+        [
+            "",
+            "both.erofs",
+            "same.erofs",
+            "single.erofs",
+            "tree.erofs",
+            "twice.erofs"
+        ]
+    );
+    let by_digest = image(&mounted, &node.digest().unwrap().to_hex());
+    let mut all: Vec<u64> = images.values().copied().collect();
+    all.push(fs::metadata(&by_digest).unwrap().ino());
+    for name in ["", "tree", "same", "single", "tree/link", "same/files/7"] {
+        all.push(fs::symlink_metadata(mounted.join(name)).unwrap().ino());
+    }
+    assert!(all.iter().all(|ino| *ino < 1 << 32), "{all:?}");
+    assert_eq!(HashSet::<u64>::from_iter(all.clone()).len(), all.len());
+    assert!(fs::read(image(&mounted, "same")).unwrap() == fs::read(&by_digest).unwrap());
+    // Another tree under the same name is another file, and what is as it was keeps its number.
+    let before = images["both.erofs"];
+    closures.set(BTreeMap::from([
+        (name("both"), vec![name("tree")]),
+        (name("twice"), vec![name("single"), name("tree")]),
+    ]));
+    let images = numbers(&mounted);
+    assert_ne!(images["both.erofs"], before);
+    assert!(all.contains(&images["twice.erofs"]) && all.contains(&images["tree.erofs"]));
+
+    // A mount of one tree gives the same numbers each time, and to the tree those that it has without
+    // images.
+    let one = |options: Options| {
+        let top = top_of(&node);
+        Mounted::new(store.clone(), Options { top, ..options })
+    };
+    let (first, second) = (one(with_images()), one(with_images()));
+    assert_eq!(numbers(&first), numbers(&second));
+    let plain = one(Options::default());
+    let number = |mounted: &Mounted| fs::metadata(mounted.join("files/9")).unwrap().ino();
+    assert_eq!(number(&first), number(&plain));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,7 @@ fn an_open_image_stays_the_same_over_kills_and_when_its_root_moves_on() {
             .map(Into::into)
             .into()
     );
+    let mut numbers = Vec::new();
     let open: Vec<_> = ["tree", "both"]
         .map(|name| {
             let path = directory.join(format!("{name}.erofs"));
@@ -59,9 +60,10 @@ fn an_open_image_stays_the_same_over_kills_and_when_its_root_moves_on() {
             // that is to take over would wait in its exec, which closes the files of this one, for a
             // server that is not there yet.
             drop(fs::File::open(&path).unwrap());
-            let file = fs::File::open(path).unwrap();
+            let file = fs::File::open(&path).unwrap();
             let length = file.metadata().unwrap().len();
             let bytes = read(&file, length);
+            numbers.push(fs::metadata(path).unwrap().ino());
             (file, bytes)
         })
         .into();
@@ -74,7 +76,14 @@ fn an_open_image_stays_the_same_over_kills_and_when_its_root_moves_on() {
         manager.start_and_wait();
         assert_eq!(manager.status()["mounts"]["tree"]["adopted"], true);
         drop_caches();
-        for (file, bytes) in &open {
+        let both = fs::metadata(directory.join("both.erofs")).unwrap();
+        assert_eq!(
+            both.ino() == numbers[1],
+            round < 1,
+            "the tree in it is another"
+        );
+        for ((file, bytes), number) in open.iter().zip(&numbers) {
+            assert_eq!(file.metadata().unwrap().ino(), *number, "round {round}");
             assert!(read(file, bytes.len() as u64) == *bytes, "round {round}");
         }
     }

@@ -44,7 +44,7 @@ use self::mapping::{Mapping, Shared};
 pub(in crate::fs) use self::numbered::Numbered;
 use self::numbered::take_entry;
 pub(in crate::fs) use self::open_files::{LeftOpen, OpenFile, Registration};
-use crate::castore::{Digest, Root};
+use crate::castore::{Digest, Name, Root};
 use crate::fs::numbering::NameRange;
 use crate::image::ImageTop;
 
@@ -445,25 +445,19 @@ impl Ledger {
         Ok(all
             .filter_map(|numbered| match numbered {
                 Numbered::Root { ino, root } => Some((root, ino)),
-                Numbered::Range { .. } | Numbered::Image(_) => None,
+                Numbered::Range { .. } | Numbered::Image { .. } => None,
             })
             .collect())
     }
 
-    /// Appends what an image shows, whose index is the number of those before it.
-    pub(in crate::fs) fn append_image(&self, top: &ImageTop) {
-        self.append(&Numbered::Image(top.clone()));
-    }
-
-    /// What every image shows that was appended, in order.
-    pub(in crate::fs) fn images(&self) -> Result<Vec<ImageTop>, LedgerError> {
-        let all = self.numbered()?.into_iter();
-        Ok(all
-            .filter_map(|numbered| match numbered {
-                Numbered::Image(top) => Some(top),
-                Numbered::Root { .. } | Numbered::Range { .. } => None,
-            })
-            .collect())
+    /// Appends an image, whose index is the number of those before it, with what [`Numbered::Image`] says
+    /// of it.
+    pub(in crate::fs) fn append_image(&self, ino: u64, name: Option<&Name>, top: &ImageTop) {
+        self.append(&Numbered::Image {
+            ino,
+            name: name.cloned(),
+            top: top.clone(),
+        });
     }
 
     /// From here on the next process has to start again.

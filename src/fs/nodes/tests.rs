@@ -15,7 +15,7 @@ fn directory_of(files: impl Iterator<Item = u64>) -> Directory {
 
 /// A table that knows only the top.
 fn table(top: &[u8], limit: usize) -> Nodes {
-    let numbering = Arc::new(Numbering::new(None));
+    let numbering = Arc::new(Numbering::new(false, None));
     Nodes::new(Digest::of(top), 0, limit, numbering, None)
 }
 
@@ -96,7 +96,7 @@ fn equal_files_have_ids_and_numbers_of_their_own() {
 #[test]
 fn numbers_outlive_the_bytes_and_the_slot() {
     let ledger = Arc::new(Ledger::create().unwrap());
-    let numbering = Arc::new(Numbering::new(Some(ledger.clone())));
+    let numbering = Arc::new(Numbering::new(false, Some(ledger.clone())));
     let top = Digest::of(b"");
     let nodes = Nodes::new(top, 0, 0, numbering, Some(ledger.clone()));
     let directories = [directory_of(0..5), directory_of(0..7)];
@@ -113,7 +113,7 @@ fn numbers_outlive_the_bytes_and_the_slot() {
     assert_eq!((node.directory, node.names), (None, Some(first)));
     nodes.forget(NodeId::directory(slot), 1);
     assert!(nodes.directory(slot).is_none());
-    let numbering = Arc::new(Numbering::adopt(ledger.clone()).unwrap());
+    let numbering = Arc::new(Numbering::adopt(false, ledger.clone()).unwrap());
     let next = Nodes::adopt(top, usize::MAX, numbering.clone(), ledger).unwrap();
     assert_eq!(names(&next, 1).1, second);
     assert_eq!(names(&next, 0).1, first);
@@ -200,7 +200,7 @@ fn a_slot_that_is_held_goes_to_no_other_directory() {
 fn the_next_process_takes_the_table_over() {
     let ledger = Arc::new(Ledger::create().unwrap());
     let top = Digest::of(b"top");
-    let numbering = Arc::new(Numbering::new(Some(ledger.clone())));
+    let numbering = Arc::new(Numbering::new(false, Some(ledger.clone())));
     let nodes = Nodes::new(top, 0, usize::MAX, numbering, Some(ledger.clone()));
     let parent = child(&nodes, TOP, 0, b"parent");
     let child = nodes
@@ -211,7 +211,7 @@ fn the_next_process_takes_the_table_over() {
     nodes.forget(NodeId::directory(gone.slot), 1);
     nodes.forget(NodeId::directory(parent.slot), 1);
     drop(nodes);
-    let numbering = Arc::new(Numbering::adopt(ledger.clone()).unwrap());
+    let numbering = Arc::new(Numbering::adopt(false, ledger.clone()).unwrap());
     let successor = Nodes::adopt(top, usize::MAX, numbering.clone(), ledger.clone()).unwrap();
     assert_eq!(successor.count().directories, 3);
     let again = successor

@@ -10,6 +10,7 @@ use crate::server::Access;
 use crate::service::log::check_level;
 use crate::service::telemetry::Exporter;
 use crate::store::shown_url;
+use crate::transport::fuse::GenericOptions;
 use crate::transport::virtiofs::{MOST_QUEUES, Tag};
 use crate::tree::Target;
 
@@ -207,6 +208,9 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
         {
             let what = format!("this must be 1 to {MOST_THREADS}");
             problems.push(source.at(&key("threads"), what));
+        }
+        if let Err(error) = GenericOptions::of(&mount.mount_options) {
+            problems.push(source.at(&key("mount-options"), error.to_string()));
         }
         if let Some(what) = mount.root.as_deref().and_then(bad_root) {
             problems.push(source.at(&key("root"), what));

@@ -93,6 +93,11 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
             "test.toml:3: mounts.m.reads: \"pass\" is not known here; did you mean \"passthrough\"?",
         ),
         (
+            "[mounts.m]\npath = '/m'\nmount-options = ['noexec', 'colour=red']\n",
+            "test.toml:3: mounts.m.mount-options: \"colour=red\" is no option of mount(8) that every \
+             file system has; those of castore-fs are set otherwise",
+        ),
+        (
             "[mounts.m]\npath = 'm'\n",
             "test.toml:2: mounts.m.path: this must be the absolute path of a folder other than /",
         ),

@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use rustix::mount::{MountFlags, MountPropagationFlags};
+use thiserror::Error;
 
 use super::mount_table::MountEntry;
 
@@ -100,6 +101,13 @@ const NAMES: &[(&str, MountFlags)] = &[
     ("lazytime", MountFlags::LAZYTIME),
 ];
 
+/// An option that is none of these.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "{0:?} is no option of mount(8) that every file system has; those of castore-fs are set otherwise"
+)]
+pub struct UnknownOption(String);
+
 /// What is asked of mount(2) whatever the file system is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GenericOptions {
@@ -120,6 +128,17 @@ impl Default for GenericOptions {
 }
 
 impl GenericOptions {
+    /// Of these options, in order.
+    pub fn of(options: &[String]) -> Result<Self, UnknownOption> {
+        let mut all = Self::default();
+        for option in options {
+            if !all.add(option) {
+                return Err(UnknownOption(option.clone()));
+            }
+        }
+        Ok(all)
+    }
+
     /// Takes `option` in, after those before it; whether it is one of these.
     pub fn add(&mut self, option: &str) -> bool {
         let (name, value) = match option.split_once('=') {
@@ -217,11 +236,8 @@ mod tests {
     use super::*;
 
     fn of(list: &str) -> GenericOptions {
-        let mut options = GenericOptions::default();
-        for option in list.split(',') {
-            assert!(options.add(option), "{option}");
-        }
-        options
+        let list: Vec<String> = list.split(',').map(str::to_owned).collect();
+        GenericOptions::of(&list).unwrap()
     }
 
     #[test]

@@ -12,7 +12,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -24,6 +23,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::detour;
 use super::device;
 use super::generic_options::GenericOptions;
 use super::mount_table::{DeviceNumber, MountEntry, MountTable, mount_of};
@@ -642,13 +642,10 @@ fn take_away_dead(path: &Path) -> Result<(), MountError> {
 
 /// Whether the server of the mount at `path` is gone for good: no process has its descriptor.
 fn is_dead(path: &Path) -> bool {
-    let (tell, told) = mpsc::channel();
     let path = path.to_owned();
-    // In a thread of its own, which nothing waits for: a mount that is served can take its time.
-    let asked = std::thread::Builder::new()
-        .name("life-sign".into())
-        .spawn(move || {
-            let _ = tell.send(rustix::fs::statfs(&path).map(drop));
-        });
-    asked.is_ok() && told.recv_timeout(LIFE_SIGN) == Ok(Err(Errno::NOTCONN))
+    // A mount that is served can take its time.
+    let asked = detour::within(LIFE_SIGN, "life-sign", move || {
+        rustix::fs::statfs(&path).map(drop)
+    });
+    asked == Some(Err(Errno::NOTCONN))
 }

@@ -5,10 +5,15 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use super::detour;
 use super::generic_options::GenericOptions;
 use super::mount_table::{DeviceNumber, MountEntry, MountTable};
 use super::mountpoint::{FS_TYPE, MountError, resolve};
+
+/// How long the search for a mount's server may take.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A mount of castore-fs, whichever process serves it.
 #[derive(Clone, Debug)]
@@ -61,22 +66,31 @@ impl ExistingMount {
     /// The arguments of the processes that serve it, program first: of those that this process may look
     /// at, if the kernel tells. A process that holds the connection of an earlier mount with the same
     /// number is among them.
+    ///
+    /// Of those that do not answer within 2 s, none is known.
     pub fn servers_arguments(&self) -> Vec<Vec<OsString>> {
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let processes = processes.map(|process| process.path());
-        let servers = processes.filter(|process| serves(process, self.0.device).unwrap_or(false));
-        let arguments = servers.filter_map(|server| {
-            let line = fs::read(server.join("cmdline")).ok()?;
-            let line = line.strip_suffix(b"\0").unwrap_or(&line);
-            let arguments = line.split(|&byte| byte == 0);
-            Some(
-                arguments
-                    .map(|one| OsString::from_vec(one.to_vec()))
-                    .collect(),
-            )
-        });
-        arguments.collect()
+        let device = self.0.device;
+        let found = detour::within(PATIENCE, "servers", move || servers_arguments(device));
+        found.unwrap_or_default()
     }
+}
+
+/// The arguments of the processes that serve the mount of `device`.
+fn servers_arguments(device: DeviceNumber) -> Vec<Vec<OsString>> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = processes.map(|process| process.path());
+    let servers = processes.filter(|process| serves(process, device).unwrap_or(false));
+    let arguments = servers.filter_map(|server| {
+        let line = fs::read(server.join("cmdline")).ok()?;
+        let line = line.strip_suffix(b"\0").unwrap_or(&line);
+        let arguments = line.split(|&byte| byte == 0);
+        Some(
+            arguments
+                .map(|one| OsString::from_vec(one.to_vec()))
+                .collect(),
+        )
+    });
+    arguments.collect()
 }
 
 /// Whether the process of the directory `process` has the descriptor of the FUSE connection `device`.

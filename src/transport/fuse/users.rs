@@ -3,12 +3,17 @@
 //!
 //! Found in /proc, as fuser(1) does, without asking the file system anything. A process without
 //! privilege sees its own user's processes only.
+//!
+//! The search has a thread of its own, since a look at what a process has mapped can wait for ever
+//! ([`detour`](super::detour)); that comes last. What was found within [`PATIENCE`] counts.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags};
@@ -73,7 +78,7 @@ impl fmt::Display for Process {
 }
 
 impl Users {
-    /// Looks for users of the file system `device`.
+    /// Looks for users of the file system `device`, for no longer than [`PATIENCE`].
     pub fn find(device: DeviceNumber) -> Self {
         let mut users = Vec::new();
         if let Ok(table) = MountTable::read() {
@@ -81,36 +86,90 @@ impl Users {
             users.extend(mounts.map(|entry| User::Mount(entry.path.clone())));
         }
         let deadline = Instant::now() + PATIENCE;
-        let mut namespaces: BTreeSet<PathBuf> =
-            fs::read_link("/proc/self/ns/mnt").into_iter().collect();
-        let ids = fs::read_dir("/proc").into_iter().flatten().flatten();
-        for id in ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
-            if users.len() >= MOST || Instant::now() > deadline {
-                break;
-            }
-            let folder = PathBuf::from(format!("/proc/{id}"));
-            let process = || Process {
-                id,
-                name: fs::read_to_string(folder.join("comm"))
-                    .map_or_else(|_| "?".to_owned(), |name| name.trim_end().to_owned()),
-            };
-            if uses(&folder, device) {
-                users.push(User::Process(process()));
-            }
-            // Any process tells for all others in its mount namespace.
-            if fs::read_link(folder.join("ns/mnt")).is_ok_and(|ns| namespaces.insert(ns))
-                && has_mount(&folder, device)
-            {
-                users.push(User::Namespace(process()));
-            }
+        let (sender, found) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("mount-users".into());
+        // Without a thread, what can be said is that the file system is in use.
+        let _ = thread.spawn(move || Search { deadline, sender }.run(device));
+        while users.len() < MOST
+            && let Some(left) = deadline.checked_duration_since(Instant::now())
+            && let Ok(user) = found.recv_timeout(left)
+        {
+            users.push(user);
         }
         users.truncate(MOST);
         Self(users)
     }
 }
 
-/// Whether the process of `folder` has a working directory, open or mapped file in `device`.
-fn uses(folder: &Path, device: DeviceNumber) -> bool {
+/// A search in /proc.
+struct Search {
+    deadline: Instant,
+    sender: Sender<User>,
+}
+
+impl Search {
+    /// Sends what it finds, until the deadline or until nothing receives it.
+    fn run(self, device: DeviceNumber) {
+        let mut namespaces: BTreeSet<PathBuf> =
+            fs::read_link("/proc/self/ns/mnt").into_iter().collect();
+        let ids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut others: Vec<u32> = Vec::new();
+        for id in ids {
+            let folder = folder(id);
+            match has_open(&folder, device) {
+                true if !self.send(User::Process(Process::new(id))) => return,
+                true => {}
+                false => others.push(id),
+            }
+            // Any process tells for all others in its mount namespace.
+            if fs::read_link(folder.join("ns/mnt")).is_ok_and(|ns| namespaces.insert(ns))
+                && has_mount(&folder, device)
+                && !self.send(User::Namespace(Process::new(id)))
+            {
+                return;
+            }
+            if Instant::now() > self.deadline {
+                return;
+            }
+        }
+        // One that waits is enough: another would wait as well.
+        if LOOKING_AT_MAPS.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        for id in others {
+            if Instant::now() > self.deadline
+                || maps(&folder(id), device) && !self.send(User::Process(Process::new(id)))
+            {
+                break;
+            }
+        }
+        LOOKING_AT_MAPS.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether `user` was received.
+    fn send(&self, user: User) -> bool {
+        self.sender.send(user).is_ok()
+    }
+}
+
+/// Whether a thread looks at what processes have mapped, and may wait there.
+static LOOKING_AT_MAPS: AtomicBool = AtomicBool::new(false);
+
+fn folder(id: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{id}"))
+}
+
+impl Process {
+    fn new(id: u32) -> Self {
+        let name = fs::read_to_string(folder(id).join("comm"));
+        let name = name.map_or_else(|_| "?".to_owned(), |name| name.trim_end().to_owned());
+        Self { id, name }
+    }
+}
+
+/// Whether the process of `folder` has its working directory or an open file in `device`.
+fn has_open(folder: &Path, device: DeviceNumber) -> bool {
     let open = fs::read_dir(folder.join("fd")).into_iter().flatten();
     let open = open.flatten().map(|entry| entry.path());
     let links = ["cwd", "root"].map(|link| folder.join(link));
@@ -118,7 +177,6 @@ fn uses(folder: &Path, device: DeviceNumber) -> bool {
         .into_iter()
         .chain(open)
         .any(|link| is_in(&link, device))
-        || maps(folder, device)
 }
 
 /// Whether `link` leads into `device`.

@@ -62,6 +62,7 @@ in
         store = "upstream";
         path = "/srv/tree";
         listRoot = true;
+        mountOptions = [ "noexec" ];
         settings.uid = 1000;
       };
       virtiofs.guest = {

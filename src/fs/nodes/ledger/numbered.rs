@@ -32,20 +32,36 @@ pub(in crate::fs) enum Numbered {
         /// How many numbers the range has.
         length: u64,
     },
-    /// What an image shows, whose index is the number of those before it.
-    Image(ImageTop),
+    /// An image, whose index is the number of those before it.
+    Image {
+        /// Its number.
+        ino: u64,
+        /// The name under which it was found, without the ending; none for that of a root node, whose
+        /// number follows from the root's.
+        name: Option<Name>,
+        /// What it shows.
+        top: ImageTop,
+    },
 }
 
 impl Numbered {
-    /// Kind and number; then a range's first number, length and whether it is nested, or a root's
+    /// Kind and number; then an image's name and what it shows, a range's first number, length and
+    /// whether it is nested, or a root's
     /// name and what its kind has: digest and size, or a target.
     pub(super) fn encode(&self) -> Vec<u8> {
         let (ino, root) = match self {
-            Self::Image(ImageTop::Directory(digest)) => {
-                return [&[IMAGE], digest.as_bytes().as_slice()].concat();
-            }
-            Self::Image(ImageTop::Roots(directory)) => {
-                return [&[IMAGE_OF_ROOTS], directory.as_bytes()].concat();
+            Self::Image { ino, name, top } => {
+                let (kind, shown) = match top {
+                    ImageTop::Directory(digest) => (IMAGE, digest.as_bytes().as_slice()),
+                    ImageTop::Roots(directory) => (IMAGE_OF_ROOTS, directory.as_bytes()),
+                };
+                let mut bytes = vec![kind];
+                bytes.extend_from_slice(&ino.to_ne_bytes());
+                let name = name.as_ref().map_or(&[] as &[u8], |name| name.as_bytes());
+                bytes.push(name.len() as u8);
+                bytes.extend_from_slice(name);
+                bytes.extend_from_slice(shown);
+                return bytes;
             }
             Self::Range { ino, range, length } => {
                 let mut bytes = vec![RANGE];
@@ -84,17 +100,6 @@ impl Numbered {
     /// Decodes what [`encode`](Self::encode) wrote; nothing for other bytes.
     pub(super) fn decode(entry: &[u8]) -> Option<Self> {
         let (kind, mut rest) = entry.split_first()?;
-        match *kind {
-            IMAGE => {
-                let digest = Digest::try_from(rest).ok()?;
-                return Some(Self::Image(ImageTop::Directory(digest)));
-            }
-            IMAGE_OF_ROOTS => {
-                let directory = Directory::decode(rest).ok()?;
-                return Some(Self::Image(ImageTop::Roots(directory)));
-            }
-            _ => {}
-        }
         let ino = take_number(&mut rest)?;
         if *kind == RANGE {
             let (first, length) = (take_number(&mut rest)?, take_number(&mut rest)?);
@@ -108,6 +113,17 @@ impl Numbered {
         }
         let (length, rest) = rest.split_first()?;
         let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+        if let IMAGE | IMAGE_OF_ROOTS = *kind {
+            let name = match name {
+                b"" => None,
+                name => Some(Name::new(name).ok()?),
+            };
+            let top = match *kind {
+                IMAGE => ImageTop::Directory(Digest::try_from(rest).ok()?),
+                _ => ImageTop::Roots(Directory::decode(rest).ok()?),
+            };
+            return Some(Self::Image { ino, name, top });
+        }
         let name = Name::new(name).ok()?;
         let node = match *kind {
             SYMLINK => Node::Symlink {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::castore::{Name, Node, SymlinkTarget};
+use crate::image::ImageTop;
 
 fn kept(parent: u32, index: u32) -> Kept {
     Kept {
@@ -74,11 +75,22 @@ fn the_next_process_finds_the_roots_and_the_data_about_the_mount() {
         let number = number as u64;
         ledger.append_range(number, range(number), 17);
     }
+    let name = Name::new(&[b'i'; 255]).unwrap();
+    let of_roots = ImageTop::roots(&[roots[1].0.clone()]).unwrap();
+    let images = [
+        (5, None, ImageTop::Directory(Digest::of(b"tree"))),
+        (6, Some(name), of_roots),
+    ];
+    for (ino, name, top) in &images {
+        ledger.append_image(*ino, name.as_ref(), top);
+    }
     ledger.set_about(b"a mount").unwrap();
     let after = successor(&ledger).unwrap();
     assert_eq!(after.roots().unwrap(), roots);
     let all = after.numbered().unwrap();
-    assert_eq!(all.len(), 8);
+    assert_eq!(all.len(), 10);
+    let images = images.map(|(ino, name, top)| Numbered::Image { ino, name, top });
+    assert_eq!(all[8..], images);
     let numbered = |number| Numbered::Range {
         ino: number,
         range: range(number),
