@@ -74,6 +74,7 @@ pub use grpc::GrpcStore;
 pub use health::{EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
 pub use join::Join;
 pub(crate) use local::CachedRoot;
+pub(crate) use local::OUR_NAMES as LOCAL_STORE_NAMES;
 pub(crate) use local::url as local_url;
 pub use local::url::{local_folder, open_local};
 pub use local::{

@@ -287,6 +287,7 @@ fn a_mount_that_would_hide_the_store_is_refused_whatever_its_path_looks_like() {
     let direct = format!("local:{}", place.text("var/lib/store"));
     let linked = format!("local:{}", place.text("link"));
     import(&direct);
+    fs::create_dir_all(place.join("var/lib/store/blobs/00")).unwrap();
     run(
         "mount",
         &["--bind", &place.text("var"), &place.text("alias")],
@@ -304,6 +305,11 @@ fn a_mount_that_would_hide_the_store_is_refused_whatever_its_path_looks_like() {
         (&direct, "alias/lib/store"),
         (&linked, "var"),
         (&linked, "lib"),
+        // What is its own in the store's directory.
+        (&direct, "var/lib/store/packs"),
+        (&direct, "link/blobs"),
+        (&linked, "alias/lib/store/tmp"),
+        (&direct, "var/lib/store/blobs/00"),
     ] {
         let mountpoint = place.text(mountpoint);
         let said = place.refused(&["--store", store, &mountpoint]);

@@ -58,6 +58,7 @@ use parking_lot::Mutex;
 use self::closure::Closure;
 use self::damage::FoundDamage;
 use self::folder::Folder;
+pub use self::folder::OUR_NAMES;
 pub(super) use self::gc::Keep;
 pub use self::gc::{Collected, GcOptions};
 pub(crate) use self::index::CachedRoot;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::binary_cache_url;
 use crate::binary_cache::SCHEMES;
 use crate::store::local_url::local_path;
-use crate::store::{RedbFile, combined, credential, shown_url};
+use crate::store::{LOCAL_STORE_NAMES, RedbFile, combined, credential, shown_url};
 
 /// Where a program finds names, certificates and sockets of services on whatever system.
 const SYSTEM: [&str; 5] = ["/etc", "/usr", "/nix/store", "/run", "/var/run"];
@@ -129,6 +129,8 @@ pub struct UsedFile {
     pub what: String,
     /// Its path. It need not exist yet.
     pub path: PathBuf,
+    /// Whether it is a directory in which everything is used, at any depth.
+    pub whole: bool,
 }
 
 /// The files and directories that the store at `url` opens while it is read or written.
@@ -140,16 +142,25 @@ pub(super) fn used_files(url: &str) -> Vec<UsedFile> {
             .collect();
     }
     let shown = shown_url(url);
-    let store = |path: &Path| UsedFile {
+    let of_store = |path: &Path, whole| UsedFile {
         what: format!("the store {shown}"),
         path: path.to_owned(),
+        whole,
     };
+    let store = |path: &Path| of_store(path, false);
     if let Ok(path) = RedbFile::path(url) {
         return vec![store(path)];
     }
     let needs = needs(url);
-    let kept_in = needs.folders.iter().chain(&needs.write);
-    let mut files: Vec<UsedFile> = kept_in.map(|path| store(path)).collect();
+    // A local store can share its directory with what is not its own.
+    let is_shared = url.starts_with("local:");
+    let mut files = Vec::new();
+    for path in needs.folders.iter().chain(&needs.write) {
+        files.push(of_store(path, !is_shared));
+        if is_shared {
+            files.extend(LOCAL_STORE_NAMES.map(|name| of_store(&path.join(name), true)));
+        }
+    }
     let socket = url.strip_prefix("grpc+unix:");
     let socket = socket.and_then(|rest| local_path(rest.split('?').next().unwrap_or(rest)));
     files.extend(socket.map(|path| store(Path::new(path))));
@@ -158,6 +169,7 @@ pub(super) fn used_files(url: &str) -> Vec<UsedFile> {
         files.extend(named.map(|(name, path)| UsedFile {
             what: format!("the {name} of the store {shown}"),
             path,
+            whole: false,
         }));
         let variables = VARIABLES
             .iter()
@@ -165,10 +177,12 @@ pub(super) fn used_files(url: &str) -> Vec<UsedFile> {
         files.extend(variables.map(|(name, path)| UsedFile {
             what: format!("the file that {name} names"),
             path,
+            whole: false,
         }));
         files.extend(NETWORK_FILES.map(|path| UsedFile {
             what: "what connections need".to_owned(),
             path: path.into(),
+            whole: false,
         }));
     }
     files
@@ -200,10 +214,13 @@ mod tests {
             files.collect::<Vec<_>>()
         };
         let pair = |what: &str, path: &str| (what.to_owned(), path.to_owned());
-        assert_eq!(
-            used("local:/srv/store"),
-            [pair("the store local:/srv/store", "/srv/store")]
-        );
+        let local = used("local:/srv/store");
+        for path in ["/srv/store", "/srv/store/blobs", "/srv/store/index.redb"] {
+            assert!(
+                local.contains(&pair("the store local:/srv/store", path)),
+                "{local:?}"
+            );
+        }
         assert!(used("memory:").is_empty());
         let peer = used("grpc+unix:/run/peer.sock?token-file=/etc/secret&verify=root");
         assert_eq!(

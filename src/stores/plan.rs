@@ -147,6 +147,7 @@ impl Plan {
                 files.extend(cache.files().into_iter().map(|path| UsedFile {
                     what: format!("a file of the binary cache {}", cache.shown),
                     path: path.to_owned(),
+                    whole: false,
                 }));
             }
         }

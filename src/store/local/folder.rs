@@ -19,8 +19,8 @@ use super::format::{self, FORMAT, FormatFile};
 use crate::castore::Digest;
 use crate::store::Error;
 
-/// What a directory may hold that a crash left half made.
-const OUR_NAMES: [&str; 17] = [
+/// What a store's directory holds; and a directory that a crash left half made may hold nothing else.
+pub const OUR_NAMES: [&str; 17] = [
     "damaged",
     "format",
     "format.new",

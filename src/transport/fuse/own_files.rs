@@ -34,11 +34,12 @@ impl OwnFiles {
         self.0.push(UsedFile {
             what: what.into(),
             path: path.into(),
+            whole: false,
         });
     }
 
-    /// Fails if `mountpoint` is `/`, is no directory, or is at or above one of these files. It need not
-    /// exist yet.
+    /// Fails if `mountpoint` is `/`, is no directory, or is at or above one of these files, or in a directory
+    /// that is used as a whole. It need not exist yet.
     pub fn check(&self, mountpoint: &Path) -> Result<(), MountError> {
         let failed = |source| MountError::System {
             action: "find",
@@ -61,7 +62,11 @@ impl OwnFiles {
             // looked up is not used either.
             let way = trail(&file.path, &table, FS_TYPE, |step| is_below(step, target));
             let last = way.ok().and_then(|way| way.into_iter().next_back());
-            if last.is_some_and(|step| is_below(&step, target)) {
+            let is_hidden = |step: &Step| {
+                is_below(step, target)
+                    || file.whole && steps.iter().any(|above| is_below(above, step))
+            };
+            if last.is_some_and(|step| is_hidden(&step)) {
                 return Err(MountError::HidesOwnFile {
                     mountpoint: mountpoint.to_owned(),
                     what: file.what.clone(),
@@ -91,6 +96,7 @@ fn program_files() -> Vec<UsedFile> {
     let file = |what: &str, path| UsedFile {
         what: what.to_owned(),
         path,
+        whole: false,
     };
     let mut files = vec![
         file("what it reads of the kernel", "/proc/self".into()),
