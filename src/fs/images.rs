@@ -55,21 +55,44 @@ const FIRST_CLOSURE: u64 = 1 << 40;
 
 /// Images of several roots, by name. The service changes them when its configuration changes.
 #[derive(Debug, Default)]
-pub struct ImageClosures(RwLock<BTreeMap<Name, Vec<Name>>>);
+pub struct ImageClosures(RwLock<Closures>);
+
+#[derive(Debug, Default)]
+struct Closures {
+    roots: BTreeMap<Name, Vec<Name>>,
+    /// Another number for other closures.
+    version: u64,
+}
 
 impl ImageClosures {
     /// From now on there are the closures `now`: for each name the names of roots.
     pub fn set(&self, now: BTreeMap<Name, Vec<Name>>) {
-        *self.0.write() = now;
+        let mut hasher = blake3::Hasher::new();
+        for (name, roots) in &now {
+            for part in std::iter::once(name).chain(roots) {
+                // No name has a slash.
+                hasher.update(part).update(b"/");
+            }
+            hasher.update(b"/");
+        }
+        let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
+        *self.0.write() = Closures {
+            roots: now,
+            version: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        };
+    }
+
+    fn version(&self) -> u64 {
+        self.0.read().version
     }
 
     fn get(&self, name: &[u8]) -> Option<Vec<Name>> {
         let name = Name::new(name).ok()?;
-        self.0.read().get(&name).cloned()
+        self.0.read().roots.get(&name).cloned()
     }
 
     fn nth(&self, index: usize) -> Option<Name> {
-        self.0.read().keys().nth(index).cloned()
+        self.0.read().roots.keys().nth(index).cloned()
     }
 }
 
@@ -381,9 +404,16 @@ impl CastoreFs {
         }))
     }
 
-    /// As the top's, whose mtime tells the kernel that a listing is stale.
+    /// As those of the mount root: by the mtime a kernel recognizes a stale listing, of other roots or of
+    /// other closures.
     fn stat_images_directory(&self) -> io::Result<stat64> {
         let mut stat = self.stat_roots()?;
+        let version = self
+            .images
+            .as_ref()
+            .map_or(0, |images| images.closures.version());
+        let nanoseconds = version.wrapping_add(stat.st_mtime_nsec as u64) % 1_000_000_000;
+        stat.st_mtime_nsec = nanoseconds as i64;
         stat.st_ino = IMAGES_INO;
         stat.st_nlink = 2;
         Ok(stat)

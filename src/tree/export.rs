@@ -3,7 +3,7 @@
 //! The tree is built in a directory of its own beside the target and renamed when it is complete:
 //! the target is complete from its first moment, and an existing target is refused and never
 //! touched. A failed export removes what it made, and the next export to a target what a killed one
-//! has left ([`unfinished`](super::unfinished)).
+//! has left.
 //!
 //! Every file is made relative to a descriptor of its directory, with `O_EXCL` and `O_NOFOLLOW`: no
 //! symbolic link, neither of the tree nor made meanwhile, leads a write elsewhere.

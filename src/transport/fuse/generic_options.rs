@@ -84,6 +84,27 @@ const PROPAGATION: &[(&str, MountPropagationFlags)] = &[
     ("unbindable", MountPropagationFlags::UNBINDABLE),
 ];
 
+/// Options of which mount(8) takes where they hold as a value (`ro=vfs`, `noexec=recursive`). What is
+/// mounted here is new, so that there is nothing below it, and the file system is read-only in any case.
+const LAYERED: &[&str] = &[
+    "ro",
+    "rw",
+    "exec",
+    "noexec",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "symfollow",
+    "nosymfollow",
+    "atime",
+    "noatime",
+    "relatime",
+    "strictatime",
+    "diratime",
+    "nodiratime",
+];
+
 /// Options with a value that SELinux reads (mount(8)); without it they mean nothing.
 const SELINUX: &[&str] = &["context", "fscontext", "defcontext", "rootcontext"];
 
@@ -147,6 +168,11 @@ impl GenericOptions {
         };
         if ["x-", "X-"].iter().any(|prefix| name.starts_with(prefix)) {
             return true;
+        }
+        if let Some("vfs" | "fs" | "recursive") = value
+            && LAYERED.contains(&name)
+        {
+            return self.add(name);
         }
         if let Some(value) = value {
             let is_context = SELINUX.contains(&name);
@@ -265,9 +291,10 @@ mod tests {
             group,iversion,noiversion,mand,nomand,_netdev,nofail,relatime,norelatime,strictatime,\
             nostrictatime,lazytime,nolazytime,suid,nosuid,silent,loud,owner,ro,rw,sync,user,user=me,\
             nouser,users,X-mount.mkdir=755,X-mount.owner=0,x-systemd.automount,x-initrd.mount,\
-            nosymfollow,symfollow,comment=bind,shared,rprivate,slave,runbindable",
+            nosymfollow,symfollow,ro=vfs,noexec=recursive,comment=bind,shared,rprivate,slave,runbindable",
         );
-        for unknown in ["colour=red", "noexec=1", "rnoexec", "bind", ""] {
+        assert_eq!(of("noexec=recursive").flags(), of("noexec").flags());
+        for unknown in ["colour=red", "noexec=1", "sync=vfs", "rnoexec", "bind", ""] {
             assert!(!GenericOptions::default().add(unknown), "{unknown}");
         }
     }

@@ -3,9 +3,9 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::detour;
 use super::generic_options::GenericOptions;
@@ -13,7 +13,9 @@ use super::mount_table::{DeviceNumber, MountEntry, MountTable};
 use super::mountpoint::{FS_TYPE, MountError, resolve};
 
 /// How long the search for a mount's server may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the look at one process may take.
+const PROCESS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A mount of castore-fs, whichever process serves it.
 #[derive(Clone, Debug)]
@@ -67,30 +69,35 @@ impl ExistingMount {
     /// at, if the kernel tells. A process that holds the connection of an earlier mount with the same
     /// number is among them.
     ///
-    /// Of those that do not answer within 2 s, none is known.
+    /// A process that cannot be looked at within half a second, since it waits itself, is left out.
     pub fn servers_arguments(&self) -> Vec<Vec<OsString>> {
         let device = self.0.device;
-        let found = detour::within(PATIENCE, "servers", move || servers_arguments(device));
-        found.unwrap_or_default()
+        let deadline = Instant::now() + PATIENCE;
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let processes = processes.take_while(|_| Instant::now() < deadline);
+        let is_process = |name: OsString| name.as_bytes().iter().all(u8::is_ascii_digit);
+        let processes = processes.filter(|entry| is_process(entry.file_name()));
+        let arguments = processes.filter_map(|process| {
+            let look = move || server_arguments(&process.path(), device);
+            detour::within(PROCESS_PATIENCE, "servers", look)?
+        });
+        arguments.collect()
     }
 }
 
-/// The arguments of the processes that serve the mount of `device`.
-fn servers_arguments(device: DeviceNumber) -> Vec<Vec<OsString>> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let processes = processes.map(|process| process.path());
-    let servers = processes.filter(|process| serves(process, device).unwrap_or(false));
-    let arguments = servers.filter_map(|server| {
-        let line = fs::read(server.join("cmdline")).ok()?;
-        let line = line.strip_suffix(b"\0").unwrap_or(&line);
-        let arguments = line.split(|&byte| byte == 0);
-        Some(
-            arguments
-                .map(|one| OsString::from_vec(one.to_vec()))
-                .collect(),
-        )
-    });
-    arguments.collect()
+/// The arguments of the process of the directory `process`, if it serves the mount of `device`.
+fn server_arguments(process: &Path, device: DeviceNumber) -> Option<Vec<OsString>> {
+    if !serves(process, device).unwrap_or(false) {
+        return None;
+    }
+    let line = fs::read(process.join("cmdline")).ok()?;
+    let line = line.strip_suffix(b"\0").unwrap_or(&line);
+    let arguments = line.split(|&byte| byte == 0);
+    Some(
+        arguments
+            .map(|one| OsString::from_vec(one.to_vec()))
+            .collect(),
+    )
 }
 
 /// Whether the process of the directory `process` has the descriptor of the FUSE connection `device`.

@@ -12,10 +12,10 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 
 use super::mount_table::{DeviceNumber, MountTable};
@@ -114,13 +114,17 @@ impl Search {
             fs::read_link("/proc/self/ns/mnt").into_iter().collect();
         let ids = fs::read_dir("/proc").into_iter().flatten().flatten();
         let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let mut others: Vec<u32> = Vec::new();
         for id in ids {
+            if Instant::now() > self.deadline {
+                return;
+            }
+            // Another thread may wait for what this process waits for: one is enough.
+            let Some(_look) = Look::begin(id) else {
+                continue;
+            };
             let folder = folder(id);
-            match has_open(&folder, device) {
-                true if !self.send(User::Process(Process::new(id))) => return,
-                true => {}
-                false => others.push(id),
+            if uses(&folder, device) && !self.send(User::Process(Process::new(id))) {
+                return;
             }
             // Any process tells for all others in its mount namespace.
             if fs::read_link(folder.join("ns/mnt")).is_ok_and(|ns| namespaces.insert(ns))
@@ -129,22 +133,7 @@ impl Search {
             {
                 return;
             }
-            if Instant::now() > self.deadline {
-                return;
-            }
         }
-        // One that waits is enough: another would wait as well.
-        if LOOKING_AT_MAPS.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        for id in others {
-            if Instant::now() > self.deadline
-                || maps(&folder(id), device) && !self.send(User::Process(Process::new(id)))
-            {
-                break;
-            }
-        }
-        LOOKING_AT_MAPS.store(false, Ordering::Relaxed);
     }
 
     /// Whether `user` was received.
@@ -153,8 +142,24 @@ impl Search {
     }
 }
 
-/// Whether a thread looks at what processes have mapped, and may wait there.
-static LOOKING_AT_MAPS: AtomicBool = AtomicBool::new(false);
+/// The processes that threads of this one look at, and may wait for.
+static LOOKED_AT: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+/// A look at a process.
+struct Look(u32);
+
+impl Look {
+    /// None if another thread looks at it.
+    fn begin(id: u32) -> Option<Self> {
+        LOOKED_AT.lock().insert(id).then_some(Self(id))
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        LOOKED_AT.lock().remove(&self.0);
+    }
+}
 
 fn folder(id: u32) -> PathBuf {
     PathBuf::from(format!("/proc/{id}"))
@@ -168,8 +173,8 @@ impl Process {
     }
 }
 
-/// Whether the process of `folder` has its working directory or an open file in `device`.
-fn has_open(folder: &Path, device: DeviceNumber) -> bool {
+/// Whether the process of `folder` has a working directory, open or mapped file in `device`.
+fn uses(folder: &Path, device: DeviceNumber) -> bool {
     let open = fs::read_dir(folder.join("fd")).into_iter().flatten();
     let open = open.flatten().map(|entry| entry.path());
     let links = ["cwd", "root"].map(|link| folder.join(link));
@@ -177,6 +182,7 @@ fn has_open(folder: &Path, device: DeviceNumber) -> bool {
         .into_iter()
         .chain(open)
         .any(|link| is_in(&link, device))
+        || maps(folder, device)
 }
 
 /// Whether `link` leads into `device`.
