@@ -775,10 +775,6 @@ fn a_process_that_waits_for_a_dead_server_keeps_no_mount_from_being_unmounted() 
     signal(server, libc::SIGCONT);
     waits.kill().unwrap();
     waits.wait().unwrap();
-    assert!(
-        waits_for_it,
-        "the kernel let the process's memory be looked at"
-    );
 }
 
 #[test]
