@@ -23,8 +23,8 @@ mod removal;
 pub mod repair;
 pub mod tar;
 mod target;
-pub mod usage;
 mod unfinished;
+pub mod usage;
 pub mod verify;
 mod walk;
 
@@ -34,8 +34,8 @@ pub use image::{ImageFile, ImageFileError, Waits, image_to_file, image_top, writ
 pub use new_file::NewFile;
 pub use path::TreePath;
 pub use target::{Found, Preference, Target};
-pub use usage::{Usage, Usages, usage};
 pub use unfinished::discard_unfinished;
+pub use usage::{Usage, Usages, usage};
 pub use walk::{Step, Walk};
 
 #[cfg(test)]
