@@ -106,7 +106,7 @@ map (entry: entry // { message = say entry.message; }) (
         ];
       in
       !lib.any (lib.hasInfix builtins.storeDir) (lib.filter secret inUrl ++ inKeys);
-    message = ''a secret of the store "${name}" is in the Nix store, where everybody can read it. Put it into `credentials.${name}` as the path of a file on the machine, and name it in `stores.${name}.credential` or `stores.${name}.tls.key`.'';
+    message = ''a secret of the store "${name}" is in the Nix store, where every user can read it. Put it into `credentials.${name}` as the path of a file on the machine, and name it in `stores.${name}.credential` or `stores.${name}.tls.key`.'';
   }) stores
   ++ lib.mapAttrsToList (name: guest: {
     assertion =

@@ -1,7 +1,7 @@
 # Guests whose store paths are declared (`virtiofs.<name>.closure`): the host imports exactly these before it
 # serves them, and a store of its own for the guest shows no others.
 #
-# Beside them the guest finds its registration, the root node of `closureInfo`: what its Nix has to know of
+# Beside them the guest finds its registration, the root of `closureInfo`: what its Nix has to know of
 # the paths (`regInfo=` on the kernel's command line; see ./guest.nix).
 {
   config,

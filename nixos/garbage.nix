@@ -1,4 +1,4 @@
-# services.castore-fs.gc: a timer that removes from local stores what no root leads to.
+# services.castore-fs.gc: a timer that deletes what no root reaches in local stores.
 {
   config,
   lib,

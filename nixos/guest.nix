@@ -17,7 +17,7 @@ let
 
   disk = "/nix/.castore-upper";
 
-  # The keys that every entry has and nobody waits for: the device is there before the kernel is.
+  # The keys of every entry. Nothing waits for the device: it exists before the kernel runs.
   fileSystems = {
     ${cfg.mountPoint} = {
       device = cfg.tag;
@@ -73,7 +73,7 @@ in
         type = types.bool;
         default = false;
         description = ''
-          Whether it is this machine's Nix store, from the initial ramdisk on. The root nodes that the
+          Whether it is this machine's Nix store, from the initial ramdisk on. The roots that the
           host serves are then the store paths of the machine's system, and `regInfo=PATH` on the
           kernel's command line, as microvm.nix and nixpkgs' test machines have it, says where the
           registration of these paths is: with it this machine's Nix knows them. On the host
@@ -112,7 +112,7 @@ in
         ];
       }
       (lib.mkIf cfg.nixStore.enable {
-        # Without it Nix takes every path of the system for garbage, whoever refers to it. Hence before
+        # Without it Nix takes every path of the system for garbage, even with references to it. Hence before
         # whatever may collect.
         systemd.services.castore-fs-registration = {
           description = "Load what Nix has to know of the store paths of this machine";

@@ -84,7 +84,7 @@ in
           LoadCredential = map (
             credential: "${credential}:${toString (cfg.credentials.${credential} or "")}"
           ) (storeCredentials store);
-          # Nobody else has to see what this does, so it has the sandbox whole; what is left of
+          # No other process has to see its mounts, so it has the whole sandbox; what is left of
           # privileges it gives up by itself.
           CapabilityBoundingSet = "";
           LockPersonality = true;

@@ -33,7 +33,7 @@ let
   };
   configFile = if cfg.checkConfig then checked else written;
 
-  # TOML has no null, and a table that nobody filled says nothing.
+  # TOML has no null, and an empty table has no meaning.
   pruned =
     value:
     if lib.isAttrs value then
@@ -183,7 +183,7 @@ in
           tree.path = "/srv/tree";
         }
       '';
-      description = "What is mounted where, by a name of your own.";
+      description = "What is mounted where, by a name of the user's choice.";
     };
 
     virtiofs = mkOption {
@@ -197,7 +197,7 @@ in
       default = { };
       example.guest.store = "disk";
       description = ''
-        What is served to virtual machines on this host, by a name of your own: by the daemon, or by
+        What is served to virtual machines on this host, by a name of the user's choice: by the daemon, or by
         processes of their own (`isolated`).
       '';
     };
@@ -217,7 +217,7 @@ in
       description = ''
         The daemon's configuration file, key by key as `docs/config.md` has them; `stores`, `mounts` and
         `virtiofs` above end here. Keys that this module does not know go into the file as they are.
-        The file is readable by everybody: secrets belong into
+        Every user can read the file: secrets belong into
         {option}`services.castore-fs.credentials`.
       '';
     };
@@ -255,9 +255,9 @@ in
       };
       description = ''
         Files with secrets, by name: systemd hands each to the daemon as
-        `/run/credentials/${unit}/<name>` (`LoadCredential=`), and nobody else sees it. The files are on
+        `/run/credentials/${unit}/<name>` (`LoadCredential=`), and only the unit can read it. The files are on
         the machine already (from agenix, sops-nix, a TPM …); a path into the Nix store, which
-        everybody can read, is refused.
+        every user can read, is refused.
       '';
     };
 
@@ -266,7 +266,7 @@ in
       default = null;
       example = "castore-fs";
       description = ''
-        Whom the daemon runs as; null for what its unit says, which is root. The user `castore-fs` is
+        The daemon's user; null for the unit's own, which is the superuser. The user `castore-fs` is
         made here; any other you declare yourself.
       '';
     };
@@ -285,9 +285,9 @@ in
       ];
       default = "capability";
       description = ''
-        How a daemon that is not root mounts: with the capability to do so (CAP_SYS_ADMIN and nothing
-        else of root's), or through the setuid helper `fusermount3`. The helper asks for a weaker
-        sandbox, since it has to become root, and shows a mount to others only with
+        How a daemon that is not the superuser mounts: with the capability to do so (CAP_SYS_ADMIN and no
+        other), or through the setuid helper `fusermount3`. The helper asks for a weaker
+        sandbox, since it has to become the superuser, and shows a mount to others only with
         {option}`programs.fuse.userAllowOther`.
       '';
     };
@@ -353,7 +353,7 @@ in
           (lib.mkIf (unprivileged && usesFuse && cfg.mountWith == "capability") {
             AmbientCapabilities = [ "CAP_SYS_ADMIN" ];
           })
-          # For a service that is not root every one of these implies NoNewPrivileges, with which a
+          # For a service that is not the superuser every one of these implies NoNewPrivileges, with which a
           # setuid program is an ordinary one.
           (lib.mkIf byHelper {
             ExecStartPre = "+${pkgs.runtimeShell} -c ${

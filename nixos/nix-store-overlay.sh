@@ -4,7 +4,7 @@
 # A daemon that is restarted, or dies, keeps its mount. One that is stopped takes it down, and with a
 # dead layer below, /nix/store could not even be listed: `stopped LOWER`, after every end of the daemon,
 # then takes the overlay down. `stale LOWER`, after every start, is true if the overlay is to be made
-# anew: it is not there, or made of another mount than the one that is on LOWER now.
+# again: it does not exist, or is made of another mount than the present one on LOWER.
 #
 # The upper layer is the machine's own store, reached through a second mount of the file system that
 # it is on: the one at /nix/store itself is read-only on NixOS, and an overlay writes to its upper

@@ -62,9 +62,9 @@ in
             What is read: the names of one store, or of several that hold the same, best first.
           '';
         };
-        size = optional types.str "How much the near store may take on its disk, as in `200GiB`; null for as much as there is.";
-        keepFree = optional types.str "How much stays free on that disk, whatever `size` says.";
-        rootsMaxAge = optional types.str "How long the far store's answer for a root's name holds; null for the daemon's `60s`.";
+        size = optional types.str "How much the cache may take on its disk, as in `200GiB`; null for as much as there is.";
+        keepFree = optional types.str "How much stays free on that disk, regardless of `size`.";
+        rootsMaxAge = optional types.str "How long the upstream's answer for a root's name holds; null for the daemon's `60s`.";
       };
       default = null;
       example = {
@@ -131,7 +131,7 @@ in
               "racing"
             ])
             ''
-              Who is asked first: the first of the list as long as it is well (`listed`, which null means),
+              The member that is asked first: the first of the list as long as it is healthy (`listed`, which null means),
               the one that has been answering fastest, or all at once.
             '';
       };
@@ -154,7 +154,7 @@ in
         };
       };
       default = null;
-      description = "Some of the root nodes of another store, by name.";
+      description = "Some roots of another store, by name.";
     };
 
     join = mkOption {
@@ -165,7 +165,7 @@ in
         "upstream"
       ];
       description = ''
-        Several stores as one, by their names: of root nodes of the same name the first store's is
+        Several stores as one, by their names: of roots with the same name the first store's is
         seen.
       '';
     };

@@ -61,7 +61,7 @@ in
     socketMode = mkOption {
       type = types.strMatching "0?[0-7]{3}";
       default = "0660";
-      description = "The socket's permissions: who may write to it may connect.";
+      description = "The socket's permissions: write permission allows connecting.";
     };
 
     socketGroup = mkOption {
@@ -84,14 +84,14 @@ in
     root = mkOption {
       type = types.nullOr types.str;
       default = null;
-      description = "The directory to show at the top, instead of the store's root nodes.";
+      description = "The directory to show as the mount root, instead of the list of the store's roots.";
     };
 
     listRoot = mkOption {
       type = types.nullOr (import ./listing.nix { inherit types; });
       default = null;
       description = ''
-        What listing the root nodes gives the guest: all of them (`true`, the default), EPERM (`false`), or
+        What listing the mount root gives the guest: all roots (`true`, the default), EPERM (`false`), or
         an empty directory (`"empty"`).
       '';
     };
@@ -106,8 +106,8 @@ in
       default = null;
       example = "learn";
       description = ''
-        Whether what the guest reads first is learned, and fetched ahead the next time that it or a mount
-        of the same root starts cold; null for `off`. An isolated guest has nowhere to keep it.
+        Whether what the guest reads first is recorded as an access profile, and prefetched at the next cold
+        start of a guest or mount with the same root; null for `off`. An isolated guest has nowhere to keep it.
       '';
     };
 

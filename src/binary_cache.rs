@@ -1,18 +1,18 @@
-//! Nix binary caches as a source: what they hold appears as roots when it is looked up.
+//! Nix binary caches as an upstream: a path appears as a root when it is looked up.
 //!
 //! A binary cache knows store paths by their hash, has no list of them, and authenticates nothing
-//! below a whole NAR. So a look-up of `<hash>-<name>` fetches the narinfo, checks its name and
-//! signature, streams the NAR through its decompressor into a local store, checks its size and hash,
-//! and only then shows the root. From there on the contents are a castore's: equal files are kept
-//! once, and every read is verified. The first look-up of a path waits for its whole NAR.
+//! below a whole NAR. So a lookup of `<hash>-<name>` fetches the narinfo, checks its name and
+//! signature, streams the NAR through its decompressor into a local store, checks its size and
+//! hash, and only then shows the root. From there on the contents are a castore's: equal files are
+//! stored once, and every read is verified. The first lookup of a path waits for its whole NAR.
 //!
-//! [`BinaryCaches`] is the upstream of a [`Cache`](crate::store::Cache) whose near store is the one
-//! it unpacks into: that one remembers roots and their [`PathInfo`](crate::nix::PathInfo)s, answers
-//! while no binary cache can be reached, and makes room by use.
+//! [`BinaryCaches`] is the upstream of a [`Cache`](crate::store::Cache) whose local store is the
+//! one it unpacks into: that one keeps roots and their [`PathInfo`](crate::nix::PathInfo)s, answers
+//! while no binary cache is reachable, and evicts by use.
 //!
 //! **Several caches** are asked in the order of their priority. A path is absent only if all of
-//! them say so, which then holds for an hour (`absent`). **Closures** are fetched ahead
-//! (`closure`). **Nothing is believed**: sizes are limits, hashes and names are compared, a URL
+//! them answer so, which is then valid for an hour (`absent`). **Closures** are prefetched
+//! (`closure`). **Nothing is trusted**: sizes are limits, hashes and names are compared, a URL
 //! cannot lead out of a directory or from https to http.
 
 mod absent;

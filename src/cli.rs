@@ -1,12 +1,11 @@
-//! The command line: one file a verb, and here what they share.
+//! The command line: one file for each verb, and here their common parts.
 //!
 //! A verb is a struct of arguments with a `run`. It does no work of its own: it opens the store,
 //! calls the library, and prints. Results go to standard output, through [`output::Output`];
 //! everything else (errors, progress, logs) goes to standard error.
 //!
-//! Exit status: 0 all is well; 1 it could not be done, or `verify` found damage; 2 wrong usage;
-//! 130 interrupted; 141 whoever read the output went away. What went wrong is one line,
-//! `castore-fs: …`.
+//! Exit status: 0 success; 1 failure, or `verify` found damage; 2 wrong usage; 130 interrupted; 141
+//! the reader of the output closed it. An error is one line, `castore-fs: …`.
 
 mod cat;
 mod check_config;
@@ -58,8 +57,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// A content-addressed file system.
 ///
-/// Directories go into a store once, however often their contents repeat; what comes out is
-/// verified, read by read.
+/// Directories are stored once, however often their contents repeat; every read is verified.
 #[derive(Debug, Parser)]
 #[command(name = "castore-fs", version, max_term_width = 100)]
 #[command(after_long_help = "\
@@ -117,10 +115,10 @@ pub fn main() -> ExitCode {
         Err(error) => return failure::usage(&error),
     };
     match arguments.verb {
-        // The service's log is what its configuration says.
+        // The service's log is configured in its file.
         Verb::Daemon(_) => {}
         Verb::Mount(_) | Verb::Virtiofs(_) | Verb::Serve(_) => log_messages("warn"),
-        // An endpoint that fails fails the command, whose one error says why.
+        // A failing endpoint makes the command fail, whose one error has the reason.
         _ => log_messages("warn,castore_fs::store::reputation=off"),
     }
     allow_many_files();
@@ -157,8 +155,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Raises the limit of open files as far as it goes: a walk holds one for each directory that it is
-/// inside of, and 1024, which systems start with for the sake of old programs, is soon deep enough.
+/// Raises the limit of open files as far as possible: a walk holds one for each directory that it
+/// is inside of, and 1024, the default for the sake of old programs, is soon deep enough.
 fn allow_many_files() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -167,8 +165,9 @@ fn allow_many_files() {
     }
 }
 
-/// What `usual` says, which is warnings and errors, unless `RUST_LOG` says otherwise. A mount that mount(8)
-/// has started logs to the journal, where there is one: its standard error ends with mount(8).
+/// Logs at the level `usual`, warnings and errors, unless `RUST_LOG` has another. A mount that
+/// mount(8) has started logs to the journal, if there is one: its standard error ends with
+/// mount(8).
 fn log_messages(usual: &str) {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let filter = match castore_fs::service::check_level(&asked) {

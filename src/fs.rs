@@ -89,7 +89,7 @@ pub const DEFAULT_DIRECTORY_LIMIT: usize = 512 << 20;
 pub struct Options {
     /// What the mount root shows.
     pub top: Top,
-    /// Who owns every node.
+    /// The owner of every node.
     pub owner: Owner,
     /// How bytes come to their readers.
     pub reads: Reads,

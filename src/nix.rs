@@ -1,9 +1,9 @@
-//! Nix's own formats: hashes as text, store paths, and what is known of one.
+//! Nix's own formats: hashes as text, store paths, and their metadata.
 //!
 //! A Nix store path is named by a hash that Nix computes from how the path came to be, not from its
 //! bytes alone. The one kind made here is that of a source tree added to the store
-//! ([`content_addressed`]): its name follows from the SHA-256 of its NAR, so that anybody can check
-//! it, and importing a tree gives the path that `nix-store --add` would.
+//! ([`content_addressed`]): its name follows from the SHA-256 of its NAR, so that every reader can
+//! check it, and importing a tree gives the path that `nix-store --add` would.
 
 mod base32;
 mod content_address;
@@ -34,11 +34,11 @@ pub fn output_hash(base_name: &[u8]) -> Option<[u8; 20]> {
 }
 
 /// Whether `base_name` can be that of a store path with content that another machine has: the base
-/// name of a store path, and none of those that Nix makes beside one for itself: derivations (`.drv`),
-/// locks (`.lock`), build directories and outputs of a check (`.chroot`, `.check`), and what it moves out
-/// of the way (`.old-1-2`) or has not finished (`.tmp-1-2`), as NixOS/nix 2.26 names them.
+/// name of a store path, and none of those that Nix makes beside one for itself: derivations
+/// (`.drv`), locks (`.lock`), build directories and outputs of a check (`.chroot`, `.check`), and
+/// what it moves aside (`.old-1-2`) or has not finished (`.tmp-1-2`), as NixOS/nix 2.26 names them.
 ///
-/// A source that is named like one of those (`<hash>-Cargo.lock`) is not told from it.
+/// A source with such a name (`<hash>-Cargo.lock`) is not distinguished from it.
 pub fn is_content_name(base_name: &[u8]) -> bool {
     let Ok(path) = StorePath::from_base_name(base_name) else {
         return false;

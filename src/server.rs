@@ -1,20 +1,20 @@
-//! Any store, served over gRPC.
+//! Serving any store over gRPC.
 //!
-//! One server answers three kinds of client: castore-fs of the same version, through services of
-//! our own (`castore_fs.v1`: root nodes of any name, parts of blobs, additions in one stream), and
-//! the field's clients of either generation of the castore protocol. `docs/protocol.md` has the
-//! details. The generations cost one rewritten word per call ([`crate::proto::Generation`]).
+//! One server answers two kinds of client: castore-fs of the same version, through the services of
+//! `castore_fs.v1` (roots of any name, parts of blobs, additions in one stream), and clients of
+//! either generation of the castore protocol. `docs/protocol.md` has the details. The generations
+//! cost one rewritten word per call ([`crate::proto::Generation`]).
 //!
-//! A store may read the local disk when asked, and a few of its methods block; so every call runs
-//! on tokio's blocking pool, and holds no thread of it while it waits for its client: a thousand slow
+//! A store may read the local disk in a call, and a few of its methods block; so every call runs on
+//! tokio's blocking pool, and holds no thread of it while it waits for its client: a thousand slow
 //! readers cost a thousand small tasks.
 //!
-//! **What is refused.** Calls without one of [`Options::tokens`], where there are any; clients
-//! without a certificate, where [`Tls::client_authority`] is given. Adding, unless
-//! [`Options::writable`]; replacing and removing root nodes, unless [`Options::allow_replace`] or a
-//! token gives the right to. What is over a limit ([`Limits`]): requests, before and after a token is
-//! looked at; connections, calls and uploads; memory. More than [`Options::streams`] calls at once on a
-//! connection wait for their turn.
+//! **What is refused.** Calls without one of [`Options::tokens`], if there are any; clients without
+//! a certificate, if [`Tls::client_authority`] is given. Additions, unless [`Options::writable`];
+//! replacing and removing roots, unless [`Options::allow_replace`] or a token gives the right.
+//! Requests, connections, calls, uploads and memory over a limit ([`Limits`]), before and after a
+//! token is checked. More than [`Options::streams`] calls at once on a connection wait for their
+//! turn.
 
 mod access;
 mod authorize;
@@ -85,41 +85,41 @@ const CONNECTION_WINDOW: u32 = 512 << 10;
 /// Bytes of the headers of a call.
 const HEADERS: u32 = 16 << 10;
 
-/// Calls at once on a connection, unless told otherwise.
+/// Calls at once on a connection, by default.
 pub const DEFAULT_STREAMS: NonZeroU32 = NonZeroU32::new(256).expect("256 is not 0");
 
 /// How a store is served.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Whether clients may add to the store. What is there under a name stays.
+    /// Whether clients may add to the store. Existing roots are not replaced.
     pub writable: bool,
-    /// Whether clients whose token says nothing else may replace and remove root nodes.
+    /// Whether clients whose token names no rights may replace and remove roots.
     pub allow_replace: bool,
-    /// Whether the hashes of NARs that are lacking are computed before a client asks: for stores that
-    /// have all they hold at hand.
+    /// Whether missing hashes of NARs are computed before a client requests them: for stores that
+    /// have all their content locally.
     pub narinfos_ahead: bool,
-    /// The store that is served, if it is one that keeps what is computed of its blobs.
+    /// The store that is served, if it is one that stores computed chunk lists.
     pub local: Option<LocalStore>,
-    /// What is bounded, and by how much.
+    /// The limits.
     pub limits: Limits,
     /// Calls at once on a connection.
     pub streams: NonZeroU32,
-    /// How long calls that run may go on once the server was told to stop.
+    /// How long running calls may take once the server is stopped.
     pub drain: Duration,
     /// TLS on the TCP listeners.
     pub tls: Option<Tls>,
-    /// If given, calls must show one of these.
+    /// If given, calls must have one of these.
     pub tokens: Option<Tokens>,
 }
 
-/// What TLS needs: PEM text.
+/// The input of TLS: PEM text.
 #[derive(Clone)]
 pub struct Tls {
     /// The server's certificate chain.
     pub certificate: Vec<u8>,
     /// Its private key.
     pub key: Vec<u8>,
-    /// If given, clients must show a certificate that one of these signed.
+    /// If given, clients must present a certificate that one of these signed.
     pub client_authority: Option<Vec<u8>>,
 }
 
@@ -145,20 +145,20 @@ impl Default for Options {
     }
 }
 
-/// Why the server could not start or go on.
+/// Why the server could not start or continue.
 #[derive(Debug, Error)]
 pub enum ServerError {
-    /// TLS material that cannot be used, or a listener that failed.
+    /// Unusable TLS material, or a listener that failed.
     #[error("cannot serve on {listener}: {source}")]
     Serve {
         /// The listener's address.
         listener: String,
-        /// What went wrong.
+        /// The error.
         source: tonic::transport::Error,
     },
-    /// A listener on which a token would be shown to everybody on the way.
+    /// A listener on which a token would be sent unencrypted.
     #[error(
-        "cannot demand a token on {listener}, where it would travel in the clear: listen with TLS, \
+        "cannot require a token on {listener}, where it would be sent unencrypted: listen with TLS, \
          or on a unix socket"
     )]
     TokenInTheClear {
@@ -170,12 +170,12 @@ pub enum ServerError {
     Listen {
         /// Its address.
         listener: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// What every service has at hand.
+/// The state that all services share.
 #[derive(Clone)]
 struct Served {
     store: Arc<dyn Store>,
@@ -187,17 +187,17 @@ struct Served {
     nars: Nars,
     chunks: Chunks,
     incomplete: Arc<Incomplete>,
-    /// Tells one run of the server from another: versions of the roots start anew in each.
+    /// Identifies one run of the server: versions of the roots begin again in each.
     instance: u64,
     proofs: parts::Proofs,
-    /// Becomes true when the server is told to stop.
+    /// Becomes true when the server is stopped.
     stopping: watch::Receiver<bool>,
-    /// The version of the roots; one thread looks for all who watch.
+    /// The version of the roots; one thread follows it for all watchers.
     version: watch::Receiver<u64>,
 }
 
-/// Serves `store` on all of `listeners` until `shutdown` is ready; then takes no more calls, lets
-/// those that run go on for [`Options::drain`], and returns.
+/// Serves `store` on all of `listeners` until `shutdown` is ready; then accepts no more calls, lets
+/// those that run continue for [`Options::drain`], and returns.
 pub async fn serve(
     store: Arc<dyn Store>,
     listeners: Vec<Listener>,

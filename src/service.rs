@@ -1,8 +1,8 @@
 //! The service: everything that `castore-fs daemon` runs, as one systemd unit.
 //!
-//! [`Config`] says what: stores, and what is made of them (mounts, listeners). [`run`] keeps that
-//! running, tells systemd how it is, and leaves its mounts to its own successor, so that a restart,
-//! a crash or an upgrade is a pause for those who read and nothing else.
+//! [`Config`] describes it: stores, and what is made of them (mounts, listeners). [`run`] serves
+//! that, reports its state to systemd, and hands its mounts over to the next process, so that a
+//! restart, a crash or an upgrade is a pause for readers and nothing else.
 
 mod claim;
 pub mod config;

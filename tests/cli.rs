@@ -408,7 +408,7 @@ fn what_is_wrong_is_one_line_with_what_to_do() {
     for (arguments, message) in [
         (
             &["ls", "--store", "store"][..],
-            "\"store\" is no store URL: it starts with no scheme; for a folder write local:PATH",
+            "\"store\" is no store URL: it starts with no scheme; for a directory write local:PATH",
         ),
         (
             &["ls", "three"],
@@ -431,7 +431,7 @@ fn what_is_wrong_is_one_line_with_what_to_do() {
         ),
         (
             &["export", "tree"],
-            "files need a DESTINATION to be written to: castore-fs export TARGET DESTINATION",
+            "files need a DESTINATION: castore-fs export TARGET DESTINATION",
         ),
         (
             &["export", "tree", "file"],
@@ -736,11 +736,11 @@ fn a_connection_that_fails_is_one_line_with_what_to_do() {
         ),
         (
             format!("grpc+https://{tls}?{ca}"),
-            "demands a token: give its file in the URL",
+            "requires a token: give its file in the URL",
         ),
         (
             format!("grpc+https://{tls}?{ca}&token-file=wrong"),
-            "takes another one than was shown",
+            "the token of this call is not valid",
         ),
         (
             "grpc+http://localhost:1".to_owned(),
@@ -1241,7 +1241,7 @@ fn a_folder_goes_in_and_a_mount_comes_out() {
     let line = place.bad(1, &["mount", "nowhere"]);
     assert!(line.contains("nowhere"), "{line}");
     let line = place.bad(1, &["mount", "--root", "tree/link", "mount"]);
-    assert!(line.contains("tree/link is no directory"), "{line}");
+    assert!(line.contains("tree/link is not a directory"), "{line}");
 }
 
 #[test]
@@ -1375,7 +1375,7 @@ fn gc_removes_what_no_root_reaches_and_prints_how_much() {
     let far = place.run(&["gc", "--store", "memory:"]);
     let error = String::from_utf8(far.stderr).unwrap();
     assert!(
-        error.contains("is no store in a folder (local:PATH)"),
+        error.contains("gc works only on local stores (local:PATH)"),
         "{error}"
     );
     let long = place.run(&["gc", "--grace", "2d"]);

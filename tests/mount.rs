@@ -276,7 +276,7 @@ fn the_table_shrinks_when_the_kernel_forgets() {
         assert_eq!(full.directories, 301);
     }
     if drop_caches().is_err() {
-        skip::skip("only root can make the kernel forget");
+        skip::skip("only the superuser can make the kernel forget");
         return;
     }
     let mut left = mount.session.nodes();

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn can_mount() -> bool {
     let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
     if !can {
-        skip("it needs root and /dev/fuse");
+        skip("it needs the superuser and /dev/fuse");
     }
     can
 }

@@ -543,7 +543,7 @@ fn can_overlay() -> bool {
     }
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        skip::skip("only root can mount an overlay");
+        skip::skip("only the superuser can mount an overlay");
     }
     is_root
 }

@@ -419,7 +419,9 @@ fn a_mount_can_be_id_mapped() {
         return;
     }
     if !rustix::process::geteuid().is_root() || !is_linux(6, 12) {
-        return skip::skip("it needs root and Linux 6.12, which knows id-mapped FUSE mounts");
+        return skip::skip(
+            "it needs the superuser and Linux 6.12, which knows id-mapped FUSE mounts",
+        );
     }
     for reads in [Reads::PageCache, Reads::Passthrough] {
         let mount = mounted_with(reads);
@@ -444,7 +446,7 @@ fn a_mount_made_by_another_program_works_without_default_permissions() {
         return;
     }
     if !rustix::process::geteuid().is_root() {
-        return skip::skip("only root can mount a descriptor");
+        return skip::skip("only the superuser can mount a descriptor");
     }
     let folder = tempfile::tempdir().unwrap();
     let device = File::options()

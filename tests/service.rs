@@ -239,7 +239,7 @@ fn nothing_fails_while_the_service_is_killed_again_and_again() {
         inode
     );
     assert!(
-        !manager.log().contains("mounting anew"),
+        !manager.log().contains("mounting again"),
         "{}",
         manager.log()
     );

@@ -1,9 +1,10 @@
-//! Names that no binary cache has, remembered for an hour.
+//! Names that no binary cache has, cached for an hour.
 //!
-//! As long as Nix remembers a negative answer (`narinfo-cache-negative-ttl`). Kept in a file, since
-//! a machine that boots asks for the same names again. The file holds lines `SECONDS NAME`, seconds
-//! since 1970; it is a memory only, so a file that cannot be read or written costs requests and
-//! nothing else. Removing the file forgets the names: a process that uses it notices within a second.
+//! Nix caches a negative answer for as long (`narinfo-cache-negative-ttl`). They are kept in a
+//! file, since a machine that boots looks the same names up again. The file holds lines `SECONDS
+//! NAME`, seconds since 1970; it is only a cache, so a file that cannot be read or written costs
+//! requests and nothing else. Removing the file drops the names: a process that uses it notices
+//! within a second.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -14,15 +15,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
-/// How long "there is none" holds.
+/// How long "not found" is valid.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(3600);
-/// Names remembered at the most; beyond, all are forgotten.
+/// Names cached at the most; beyond that, all are dropped.
 const MOST_NAMES: usize = 100_000;
 /// Bytes of the file that are read at the most.
 const MOST_BYTES: u64 = 32 << 20;
-/// How often it is looked whether the file was removed.
+/// How often it is checked whether the file was removed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Names that are new since the file was written before it is written again.
+/// New names after which the file is written again.
 const NEW_BEFORE_WRITE: usize = 64;
 
 /// Names that no binary cache has.
@@ -34,7 +35,7 @@ pub(super) struct AbsentNames {
 
 #[derive(Debug)]
 struct Names {
-    /// When it was last looked whether the file is still there.
+    /// When it was last checked whether the file still exists.
     looked: Instant,
     /// Seconds since 1970 at which each was found to be absent.
     since: HashMap<String, u64>,
@@ -46,14 +47,14 @@ fn now() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-/// Whether an answer of `since` still holds; one of the future does not.
+/// Whether an answer of `since` is still valid; one of the future is not.
 fn holds(since: u64, now: u64) -> bool {
     now.checked_sub(since)
         .is_some_and(|age| age < REMEMBERED.as_secs())
 }
 
 impl AbsentNames {
-    /// What `file` holds, if there is one.
+    /// The contents of `file`, if it exists.
     pub(super) fn open(file: Option<PathBuf>) -> Self {
         let names = Names {
             looked: Instant::now(),
@@ -97,7 +98,7 @@ impl AbsentNames {
         self.names.lock().since.remove(name);
     }
 
-    /// Forgets every name if the file was removed, by whatever process.
+    /// Drops every name if the file was removed, by any process.
     fn notice_removal(&self, names: &mut Names) {
         if names.looked.elapsed() < LOOK_EVERY {
             return;

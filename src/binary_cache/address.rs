@@ -1,4 +1,4 @@
-//! Where a binary cache is, and what its URL says about it.
+//! The address of a binary cache, and its parameters.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ pub const SCHEMES: [&str; 3] = ["nix+https", "nix+http", "nix+file"];
 /// | parameter | meaning |
 /// |---|---|
 /// | `trusted-public-keys` | keys (`name:base64`), separated by spaces or commas; a path needs a signature by one of them |
-/// | `require-signatures` | `false`: take paths without a trusted signature |
+/// | `require-signatures` | `false`: accept paths without a trusted signature |
 /// | `priority` | overrides the cache's own `Priority`; smaller is asked first |
 /// | `netrc-file` | a netrc(5) file with login and password |
 /// | `token-file` | a file with a bearer token |
@@ -52,13 +52,13 @@ pub enum CacheLocation {
 /// Text that is no address of a binary cache. Repeats nothing of a parameter's value.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum AddressError {
-    /// No URL.
+    /// Not a URL.
     #[error("it is not a URL: {0}")]
     Url(#[from] url::ParseError),
     /// Another scheme.
     #[error("its scheme is not one of nix+https, nix+http and nix+file")]
     Scheme,
-    /// Login and password do not belong into a URL.
+    /// Login and password must not be in a URL.
     #[error(
         "it contains a user name or password; put them into a netrc file and name it with \
          netrc-file="
@@ -87,7 +87,7 @@ pub enum AddressError {
 }
 
 impl CacheAddress {
-    /// Reads `text`.
+    /// Parses `text`.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
         let inner = SCHEMES
             .iter()
@@ -124,7 +124,7 @@ impl CacheAddress {
             netrc_file: None,
             token_file: None,
         };
-        // A plus sign is a digit of base64 and stands for itself.
+        // A plus sign is a digit of base64 and is kept.
         let query = query.replace('+', "%2B");
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             address.set(&name, &value)?;
@@ -134,7 +134,7 @@ impl CacheAddress {
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), AddressError> {
-        // The peers write trusted_public_keys[0]=….
+        // Other implementations write trusted_public_keys[0]=….
         let plain = name.split('[').next().unwrap_or_default().replace('_', "-");
         let wrong = |parameter, why: &str| AddressError::Value {
             parameter,
@@ -173,7 +173,7 @@ impl CacheAddress {
         Ok(())
     }
 
-    /// Says what is wrong with an address that was put together.
+    /// Returns what is wrong with an address that was composed.
     pub fn check(&self) -> Result<(), String> {
         self.check_encryption().map_err(|error| error.to_string())?;
         self.check_trust()
@@ -188,7 +188,7 @@ impl CacheAddress {
         }
     }
 
-    /// Says what is missing if no path could ever be trusted.
+    /// Returns what is missing if no path could ever be trusted.
     pub fn check_trust(&self) -> Result<(), String> {
         match self.require_signatures && self.trusted_public_keys.is_empty() {
             true => Err("no key is trusted to sign its paths: add \
@@ -198,7 +198,7 @@ impl CacheAddress {
         }
     }
 
-    /// The files that it names, and the directory that it is.
+    /// The files in its parameters, and its directory.
     pub fn files(&self) -> Vec<&Path> {
         let named = [&self.netrc_file, &self.token_file].into_iter().flatten();
         let directory = match &self.location {
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_repeating_a_secret() {
+    fn errors_do_not_repeat_a_secret() {
         let parse = |text: &str| CacheAddress::parse(text).unwrap_err();
         assert_eq!(parse("https://cache.nixos.org"), AddressError::Scheme);
         assert_eq!(parse("nix+ftp://h"), AddressError::Scheme);

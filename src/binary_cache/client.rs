@@ -1,9 +1,10 @@
-//! Asking one binary cache: small files whole, NARs as streams that go on where they broke off.
+//! Requests to one binary cache: small files whole, NARs as streams that continue where they were
+//! interrupted.
 //!
-//! **Not there** is 404, 410 and 403 (what a bucket without the right to list answers); 401 and
-//! 407 are errors with advice. Whatever may pass by itself (no connection, 429, 5xx) is tried
-//! [`TRIES`] times; a `Retry-After` of up to [`LONGEST_WAIT`] is honoured. The client library makes
-//! no retries of its own and decompresses nothing.
+//! **Not found** is 404, 410 and 403 (the answer of a bucket without the right to list); 401 and
+//! 407 are errors with advice. Temporary failures (no connection, 429, 5xx) are retried [`TRIES`]
+//! times; a `Retry-After` of up to [`LONGEST_WAIT`] is honoured. The client library makes no
+//! retries of its own and decompresses nothing.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -30,9 +31,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long a small file may take, in one try; after as much no other try begins.
+/// How long a small file may take, in one try; after that no other try begins.
 const SMALL_DEADLINE: Duration = Duration::from_secs(15);
-/// A try of a NAR that brought as much counts as progress: it is not the last.
+/// A try that brought so many bytes of a NAR counts as progress: it is not the last.
 const PROGRESS: u64 = 1 << 20;
 /// Bytes of a local file that are read at once.
 const FILE_CHUNK: usize = 256 << 10;
@@ -49,7 +50,7 @@ pub(super) struct CacheClient {
 impl CacheClient {
     /// Fails where a netrc or token file cannot be read or the HTTP client cannot be made.
     pub(super) fn new(address: CacheAddress) -> Result<Self, String> {
-        // An error says that one is installed already, which serves as well.
+        // An error means that one is installed already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT)
@@ -133,8 +134,8 @@ impl CacheClient {
         }
     }
 
-    /// Sends the file at `path`, of at most `limit` bytes, to `out`, and at its end nothing more;
-    /// a failure is the last thing sent. Ends when `out` is closed.
+    /// Sends the file at `path`, of at most `limit` bytes, to `out`, and at its end nothing more; a
+    /// failure is the last thing sent. Ends when `out` is closed.
     pub(super) async fn stream(
         &self,
         path: &str,
@@ -142,7 +143,7 @@ impl CacheClient {
         out: mpsc::Sender<Result<Bytes, CacheFailure>>,
     ) {
         if let Err(failure) = self.try_stream(path, limit, &out).await {
-            // Fails if the reader has gone, which then needs no reason.
+            // Fails if the reader has gone, which is no error.
             let _ = out.send(Err(failure)).await;
         }
     }
@@ -179,7 +180,7 @@ impl CacheClient {
         }
     }
 
-    /// Sends what follows the first `sent` bytes of `url`, which it counts up.
+    /// Sends the bytes of `url` behind the first `sent`, which it updates.
     async fn try_part(
         &self,
         url: Url,
@@ -191,12 +192,12 @@ impl CacheClient {
         let asked = asked.unwrap_or(Err((CacheFailure::TimedOut(SMALL_DEADLINE), None)))?;
         let absent = || CacheFailure::Refused("the NAR that its narinfo names is not there".into());
         let mut response = asked.ok_or_else(|| (absent(), None))?;
-        // A server that knows no ranges sends everything again.
+        // A server without ranges sends everything again.
         let mut skip = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let start = range_start(response.headers());
                 if start != Some(*sent) {
-                    let why = "the server sent another range than the one asked for";
+                    let why = "the server sent another range than requested";
                     return Err((CacheFailure::Refused(why.to_owned()), None));
                 }
                 0
@@ -256,7 +257,7 @@ impl CacheClient {
         }
     }
 
-    /// Whether `url` is on this cache's server, which alone is sent the login.
+    /// Whether `url` is on this cache's server, which alone gets the login.
     fn owns(&self, url: &Url) -> bool {
         match &self.address.location {
             CacheLocation::Http(base) => base.origin() == url.origin(),
@@ -264,7 +265,7 @@ impl CacheClient {
         }
     }
 
-    /// Where the file is that a narinfo calls `path`: below the cache, or anywhere by a URL.
+    /// The location of the file that a narinfo calls `path`: below the cache, or anywhere by a URL.
     fn locate(&self, path: &str) -> Result<Located, CacheFailure> {
         let refused = |why: &str| CacheFailure::Refused(format!("the URL in its narinfo {why}"));
         match &self.address.location {
@@ -300,7 +301,7 @@ struct Pauses {
 }
 
 impl Pauses {
-    /// Waits before the next try, or fails with `failure` if there is to be none.
+    /// Waits before the next try, or fails with `failure` if there is none.
     async fn pause(
         &mut self,
         failure: CacheFailure,
@@ -348,7 +349,7 @@ fn send_file(
     }
 }
 
-/// What every request to the cache's own server carries.
+/// The headers of every request to the cache's own server.
 fn headers(address: &CacheAddress) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     let text = |path: &std::path::Path| {

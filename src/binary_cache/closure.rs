@@ -1,7 +1,7 @@
-//! Fetching what a path refers to, ahead of its readers.
+//! Prefetching the references of a path.
 //!
 //! A program needs its libraries as soon as it starts, and their names are in its narinfo. The
-//! narinfos of all references are asked for at once, so that a closure costs one round trip for
+//! narinfos of all references are requested at once, so that a closure costs one round trip for
 //! each level of it; NARs follow, a few at a time, and leave room for those that readers wait for.
 
 use std::collections::HashSet;
@@ -14,15 +14,14 @@ use super::upstream::{ClosureMode, Inner};
 use crate::nix::{NarinfoFile, StorePath};
 use crate::store::Store;
 
-/// NARs that are fetched ahead at once.
+/// NARs that are prefetched at once.
 const NARS: usize = 4;
-/// Narinfos that are asked for ahead at once.
+/// Narinfos that are prefetched at once.
 const NARINFOS: usize = 64;
-/// Paths that wait for being fetched ahead, at the most; beyond, references are left to their
-/// readers.
+/// Paths that wait for a prefetch, at the most; beyond that, references are left to their readers.
 const MOST_WAITING: usize = 100_000;
 
-/// What is being fetched ahead.
+/// The running prefetches.
 #[derive(Debug)]
 pub(super) struct Prefetcher {
     wanted: Arc<Mutex<HashSet<StorePath>>>,
@@ -41,7 +40,7 @@ impl Default for Prefetcher {
 }
 
 impl Prefetcher {
-    /// Fetches what `narinfo` refers to, and what that refers to. Returns at once.
+    /// Prefetches the references of `narinfo`, and theirs. Returns at once.
     pub(super) fn want(&self, inner: &Arc<Inner>, narinfo: &NarinfoFile, mode: ClosureMode) {
         for path in &narinfo.references {
             let is_new = {
@@ -64,7 +63,7 @@ impl Prefetcher {
     }
 }
 
-/// One path that is fetched ahead; no longer wanted once this is dropped.
+/// One path that is prefetched; no longer wanted once this is dropped.
 struct FetchAhead {
     wanted: Arc<Mutex<HashSet<StorePath>>>,
     path: StorePath,
@@ -86,12 +85,12 @@ impl FetchAhead {
             inner.known(self.path.clone()).await
         };
         let Ok(Some(known)) = asked else {
-            // The reader who looks it up gets the error.
+            // The reader that looks it up gets the error.
             return;
         };
         match mode {
             ClosureMode::Fetch => {
-                // Its own references are asked for meanwhile, not after it has come.
+                // Its own references are requested meanwhile, not after its arrival.
                 inner.prefetch(&known.narinfo, mode);
                 let _permit = nars.acquire().await;
                 let fetched = inner.fetch(self.path.clone()).await;
@@ -112,7 +111,7 @@ impl Drop for FetchAhead {
 }
 
 impl Inner {
-    /// Whether the contents of `path` are in the local store, as far as a look-up there tells.
+    /// Whether the contents of `path` are in the local store, as far as a lookup there shows.
     async fn has(&self, path: &StorePath) -> bool {
         if matches!(self.at_hand(path), Ok(Some(_))) {
             return true;

@@ -1,4 +1,4 @@
-//! Why a binary cache gave no answer, or one that cannot be taken.
+//! The failures of a binary cache.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::store;
 
-/// Why a binary cache gave no answer, or one that cannot be taken. All who wait for one answer
+/// Why a binary cache gave no answer, or an unacceptable one. All readers that wait for one answer
 /// share it.
 #[derive(Clone, Debug, Error)]
 pub(super) enum CacheFailure {
@@ -19,12 +19,12 @@ pub(super) enum CacheFailure {
     /// An HTTP status that is neither success nor "not found".
     #[error("HTTP status {0}")]
     Status(u16),
-    /// Login needed, or refused.
+    /// A login is required, or was refused.
     #[error(
         "HTTP status {0}: the login was refused; name a netrc file (netrc-file) or a token file (token-file)"
     )]
     Unauthorized(u16),
-    /// What came cannot be taken: it is wrong, too long, or not signed.
+    /// The answer is unacceptable: wrong, too long, or not signed.
     #[error("{0}")]
     Refused(String),
     /// The local store that the contents go to failed.
@@ -33,7 +33,7 @@ pub(super) enum CacheFailure {
 }
 
 impl CacheFailure {
-    /// Whether the same request may succeed when it is made again.
+    /// Whether the same request may succeed later.
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::TimedOut(_) | Self::Unreachable(_) => true,
@@ -42,7 +42,7 @@ impl CacheFailure {
         }
     }
 
-    /// This failure of `request` to `cache`, as a store reports it.
+    /// The store error for this failure of `request` to `cache`.
     pub(super) fn of(self, cache: &str, request: String) -> store::Error {
         let store = cache.to_owned();
         match self {

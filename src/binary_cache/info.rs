@@ -1,14 +1,14 @@
-//! `nix-cache-info`: what a binary cache says of itself.
+//! `nix-cache-info`: a binary cache's own settings.
 
 use crate::nix::STORE_DIR;
 
 /// The longest `nix-cache-info` that is read, in bytes.
 pub(super) const MAX_INFO_BYTES: usize = 64 << 10;
 
-/// What `nix-cache-info` says, as far as it matters here.
+/// The relevant settings of `nix-cache-info`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct CacheInfo {
-    /// Smaller is asked first. A cache that does not say comes first, as Nix has it.
+    /// Smaller is asked first. A cache without one comes first, as in Nix.
     pub(super) priority: u32,
 }
 

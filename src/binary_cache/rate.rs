@@ -1,14 +1,14 @@
-//! The slowest a download may be.
+//! The least speed of a download.
 
 use std::time::{Duration, Instant};
 
-/// A download that brings less than this in a [`WINDOW`] is given up.
+/// A download with less than this in a [`WINDOW`] is aborted.
 const LEAST: u64 = 64 << 10;
 /// See [`LEAST`]. As curl's `--speed-time` and `--speed-limit`.
 pub(super) const WINDOW: Duration = Duration::from_secs(30);
 
-/// Measures a download by its bytes, so that one that drips ends as one that stands still does.
-/// Time in which nothing was asked of the sender does not count.
+/// Measures a download by its bytes, so that one that drips ends like one that stands still. Time
+/// in which nothing was requested does not count.
 #[derive(Debug)]
 pub(super) struct SlowestRate {
     left: Duration,
@@ -28,7 +28,7 @@ impl SlowestRate {
         self.left
     }
 
-    /// `bytes` came, which were waited for since `since`. Fails if too few did in the last window.
+    /// `bytes` came, which were waited for since `since`. Fails if too few came in the last window.
     pub(super) fn took(&mut self, bytes: u64, since: Instant) -> Result<(), SlowDownload> {
         self.bytes = self.bytes.saturating_add(bytes);
         if self.bytes >= LEAST {

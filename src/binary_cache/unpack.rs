@@ -1,4 +1,4 @@
-//! From a NAR's bytes, as they come, into a local store.
+//! Unpacking a NAR into a local store while it arrives.
 
 use std::io::{self, Read};
 
@@ -17,7 +17,7 @@ use crate::store::{LocalStore, Store};
 pub(super) struct ChunkReader {
     chunks: mpsc::Receiver<Result<Bytes, CacheFailure>>,
     chunk: Bytes,
-    /// What ended the download before its end.
+    /// The error that ended the download early.
     failure: Option<CacheFailure>,
 }
 
@@ -66,7 +66,7 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// Whether a NAR of `narinfo` can be unpacked; gives its compression.
+/// Whether a NAR of `narinfo` can be unpacked; returns its compression.
 pub(super) fn compression(narinfo: &NarinfoFile) -> Result<Option<Compression>, CacheFailure> {
     if narinfo.compression == "none" {
         return Ok(None);
@@ -80,8 +80,8 @@ pub(super) fn compression(narinfo: &NarinfoFile) -> Result<Option<Compression>, 
     })
 }
 
-/// Unpacks the NAR of `narinfo` into `into`, and gives the node it makes once its size and hash
-/// are what the narinfo says; otherwise nothing of it stays. Blocks.
+/// Unpacks the NAR of `narinfo` into `into`, and returns its node once its size and hash match the
+/// narinfo; otherwise nothing of it stays. Blocks.
 pub(super) fn unpack(
     into: &LocalStore,
     narinfo: &NarinfoFile,
@@ -136,8 +136,8 @@ pub(super) fn unpack(
     Ok(node)
 }
 
-/// Whether the hash in the path's content address is that of the contents, as far as the NAR's
-/// hash or the `contents` of its only file tell.
+/// Whether the hash in the path's content address is that of the contents, as far as the NAR's hash
+/// or the `contents` of its only file show.
 pub(super) fn address_fits_contents(
     narinfo: &NarinfoFile,
     contents: impl FnOnce() -> Option<[u8; 32]>,

@@ -28,21 +28,21 @@ use crate::store::{
 
 /// NARs that are downloaded and unpacked at once.
 const UNPACKING: usize = 16;
-/// Chunks of a NAR that wait for being unpacked.
+/// Chunks of a NAR that wait to be unpacked.
 const CHUNKS_AHEAD: usize = 16;
 /// Paths whose narinfo stays in memory.
 const KNOWN_PATHS: usize = 4096;
-/// Paths whose contents came last and that stay in memory: those fetched ahead are looked up next.
+/// Recently fetched paths that stay in memory: prefetched ones are looked up next.
 const FETCHED_PATHS: usize = 4096;
-/// Paths that are downloaded again, one after the other, to find contents that are gone.
+/// Paths that are downloaded again, one after the other, to find missing contents.
 const MOST_SEARCHED: usize = 8;
 /// Bytes of a content-addressed file that are hashed at once.
 const HASHED_AT_ONCE: usize = 1 << 20;
 
-/// What is fetched of the paths that a path refers to.
+/// What is prefetched of the paths that a path refers to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClosureMode {
-    /// Their narinfos and NARs, ahead of their readers.
+    /// Their narinfos and NARs.
     #[default]
     Fetch,
     /// Their narinfos.
@@ -67,9 +67,9 @@ impl std::str::FromStr for ClosureMode {
 /// Binary caches, and the local store that their contents are unpacked into. Clones share
 /// everything.
 ///
-/// Answers look-ups of names that are store paths; has no list of them. Contents are looked for in
-/// the local store first by whoever stands in front (a [`Cache`](crate::store::Cache)): a digest
-/// that is asked for here is not there, so the paths that could have it are downloaded again.
+/// Answers lookups of names that are store paths; has no list of them. The
+/// [`Cache`](crate::store::Cache) in front looks for contents in the local store first: a digest
+/// that is requested here is not there, so the paths that could have it are downloaded again.
 #[derive(Clone, Debug)]
 pub struct BinaryCaches(Arc<Inner>);
 
@@ -91,7 +91,7 @@ pub(super) struct Inner {
     prefetcher: Prefetcher,
 }
 
-/// An answer for all who waited for it.
+/// An answer for all waiting readers.
 type Shared<T> = Result<Option<T>, Arc<Error>>;
 
 /// The narinfo of a path, and which cache it is from.
@@ -103,7 +103,7 @@ pub(super) struct Known {
     signed: bool,
 }
 
-/// A path whose contents came.
+/// A path whose contents were fetched.
 #[derive(Clone, Debug)]
 struct Fetched {
     root: Root,
@@ -118,8 +118,8 @@ struct Order {
 }
 
 impl BinaryCaches {
-    /// The caches at `addresses`, unpacked into `into`. `absent` is the file that remembers names
-    /// that no cache has.
+    /// The caches at `addresses`, unpacked into `into`. `absent` is the file of names that no cache
+    /// has.
     pub fn new(
         addresses: Vec<CacheAddress>,
         into: LocalStore,
@@ -185,12 +185,12 @@ impl Inner {
         &self.runtime
     }
 
-    /// The local store that contents go to.
+    /// The local store for contents.
     pub(super) fn into(&self) -> &LocalStore {
         &self.into
     }
 
-    /// Fetches ahead what `narinfo` refers to.
+    /// Prefetches the references of `narinfo`.
     pub(super) fn prefetch(self: &Arc<Self>, narinfo: &NarinfoFile, mode: ClosureMode) {
         self.prefetcher.want(self, narinfo, mode);
     }
@@ -310,7 +310,7 @@ impl Inner {
         };
         let cache = &self.caches[known.cache];
         let failed = |failure: CacheFailure| {
-            // The next look-up asks anew, perhaps another cache.
+            // The next lookup requests it again, perhaps from another cache.
             self.known.lock().pop(&path);
             failure.of(&cache.address.shown, format!("fetching {path}"))
         };
@@ -340,7 +340,7 @@ impl Inner {
         Ok(Some(root))
     }
 
-    /// What came of `path`, if all of it is still here.
+    /// The root of `path`, if all of it is still here.
     pub(super) fn at_hand(&self, path: &StorePath) -> Result<Option<Root>, Error> {
         let root = self
             .fetched
@@ -353,8 +353,7 @@ impl Inner {
         }
     }
 
-    /// Has a path that was fetched ahead remembered over restarts, as a cache remembers roots that were
-    /// looked up.
+    /// Makes a prefetched path outlive restarts, as a cache keeps roots that were looked up.
     pub(super) fn remember(&self, path: &StorePath) -> Result<(), Error> {
         let Some(fetched) = self.fetched.lock().peek(path).cloned() else {
             return Ok(());
@@ -380,7 +379,7 @@ impl Inner {
         let _permit = self.unpacking.acquire().await;
         let (out, chunks) = mpsc::channel(CHUNKS_AHEAD);
         let (inner, asked) = (self.clone(), known.clone());
-        // What is compressed can be a little larger than what it stands for.
+        // Compressed data can be a little larger than the original.
         let size = known.narinfo.nar.size;
         let limit = size.saturating_add(size / 16).saturating_add(1 << 20);
         self.runtime.spawn(async move {
@@ -393,7 +392,7 @@ impl Inner {
         unpacked.unwrap_or_else(|error| Err(CacheFailure::Store(error.to_string())))
     }
 
-    /// Whether the contents are what the path's content address says.
+    /// Whether the contents match the path's content address.
     fn proves_itself(&self, narinfo: &NarinfoFile, node: &Node) -> bool {
         address_fits_contents(narinfo, || {
             let NodeRef::File { digest, size, .. } = node.borrow() else {
@@ -410,13 +409,13 @@ impl Inner {
             None => Err(Error::Remote {
                 store: self.url.clone(),
                 request: "fetching a path".to_owned(),
-                why: "the fetch broke off".to_owned(),
+                why: "the fetch was interrupted".to_owned(),
             }),
         }
     }
 
-    /// Downloads paths again until `found` is true: contents that were here are gone, and which
-    /// path they belong to is not recorded. Those that were used last come first.
+    /// Downloads paths again until `found` is true: contents that were here are missing, and which
+    /// path they belong to is not recorded. The most recently used come first.
     async fn search(
         self: &Arc<Self>,
         found: impl Fn(&LocalStore) -> Result<bool, Error>,
@@ -443,9 +442,9 @@ impl Inner {
     }
 }
 
-/// A memory of the `most` values used last.
+/// An LRU cache of `most` values.
 fn remembering<V>(most: usize) -> Mutex<LruCache<StorePath, V>> {
-    let most = NonZeroUsize::new(most).expect("a memory of nothing is of no use");
+    let most = NonZeroUsize::new(most).expect("the capacity is not zero");
     Mutex::new(LruCache::new(most))
 }
 
@@ -481,7 +480,7 @@ impl Store for BinaryCaches {
         Ok(Answer::Wait)
     }
 
-    /// Contents come by the path, so there is nothing to fetch ahead.
+    /// Contents come by the path, so there is nothing to prefetch.
     fn will_need(&self, _: &[(Digest, u64)]) {}
 
     /// Names that are not store paths, or that no cache has, are absent at once.
@@ -556,12 +555,12 @@ impl Store for BinaryCaches {
         if let Some(info) = info_of(&path) {
             return Ok(Some(info));
         }
-        // Of a path that was fetched before, the near store remembers it. This one is new.
+        // The local store has the path info of a path that was fetched before. This one is new.
         let fetched = self.0.fetch(path.clone()).await?;
         Ok(fetched.and_then(|_| info_of(&path)))
     }
 
-    /// A path is there or not.
+    /// A path is complete or absent.
     async fn incomplete_root(&self, _: &[u8]) -> Result<Option<(Root, Option<PathInfo>)>, Error> {
         Ok(None)
     }
@@ -578,7 +577,7 @@ impl Store for BinaryCaches {
         self.0.into.blob_size(digest).await
     }
 
-    /// A binary cache knows no chunks.
+    /// A binary cache has no chunks.
     async fn chunks(&self, _: &Digest) -> Result<Option<Vec<(Digest, u64)>>, Error> {
         Ok(None)
     }

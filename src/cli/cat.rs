@@ -14,7 +14,7 @@ use super::store::StoreArguments;
 
 /// Write the contents of files to standard output
 ///
-/// Every byte was verified before it is written. What cannot be written is reported, the rest is
+/// Every byte was verified before it is written. A failing target is reported, the others are
 /// written all the same, and the exit status is 1.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
@@ -48,7 +48,7 @@ impl Cat {
     }
 }
 
-/// Writes one file out.
+/// Writes one file.
 fn write(store: &Blocking, target: &Path, output: &mut Output) -> Result<(), Failure> {
     let found = Target::try_from(target)?.resolve(store, Preference::Blob)?;
     let path = &found.path;

@@ -14,7 +14,7 @@ use super::store::DEFAULT_CONFIG;
 /// How long the stores may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Say what is wrong with a configuration file
+/// Check a configuration file
 ///
 /// No store is opened and nothing is mounted. Every mistake is a line: file, line, key, and what would be
 /// right. Mount points are checked against this machine's files: one that would hide what the service
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
   castore-fs check-config /etc/castore-fs/config.toml
   castore-fs check-config --online /etc/castore-fs/config.toml")]
 pub(super) struct CheckConfig {
-    /// Ask every store as well whether it is there: a line for each, within ten seconds
+    /// Check as well whether every store answers: a line for each, within ten seconds
     #[arg(long)]
     online: bool,
     /// Look at no file with tokens or certificates and look up no host: on another machine than its own

@@ -1,14 +1,14 @@
 //! Whether standard output was closed when the program was started (`>&-`, some daemons and cron).
 //!
 //! Rust's runtime opens `/dev/null` in the place of a closed standard stream before `main`, so that
-//! no file gets its number. From then on everything written is lost without an error, and nothing
-//! tells this from a redirection to `/dev/null`. So it is looked at before that.
+//! no file gets its number. From then on all output is lost without an error, and the case looks
+//! like a redirection to `/dev/null`. So it is checked before that.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// The loader calls what stands in this section before the program's entry point.
+/// The loader calls the functions in this section before the program's entry point.
 #[used]
 // SAFETY: the section holds pointers to functions of this type.
 #[unsafe(link_section = ".init_array")]

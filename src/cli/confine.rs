@@ -1,4 +1,4 @@
-//! Giving up what a store's server does not need; for the verbs that serve a store to strangers.
+//! Confines a process that serves a store to untrusted peers.
 
 use std::fs::File;
 
@@ -7,14 +7,14 @@ use castore_fs::stores::Needs;
 
 use super::failure::{Failure, failure, say};
 
-/// Whether the store is added to.
+/// Whether the store accepts additions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Added {
     Never,
     ByClients,
 }
 
-/// Confines the calling thread, and all that it will start, to what a store that has `needs` takes.
+/// Confines the calling thread, and all that it will start, to the `needs` of a store.
 pub(super) fn confine(needs: Needs, added: Added, open_files: Option<u64>) -> Result<(), Failure> {
     let Needs {
         folders,
@@ -27,14 +27,14 @@ pub(super) fn confine(needs: Needs, added: Added, open_files: Option<u64>) -> Re
         Added::ByClients => write.extend(folders),
     }
     for folder in &write {
-        // What is not there cannot be allowed.
+        // A directory must exist to be allowed.
         std::fs::create_dir_all(folder).map_err(|error| {
             failure(format!(
-                "cannot make the folder {}: {error}",
+                "cannot make the directory {}: {error}",
                 folder.display()
             ))
         })?;
-        // The store that is made in it cannot reach what is above it to make that durable.
+        // A store that is made in it cannot access the directory above to make that durable.
         if let Some(above) = folder.parent().and_then(|above| File::open(above).ok()) {
             let _ = above.sync_all();
         }
@@ -47,10 +47,10 @@ pub(super) fn confine(needs: Needs, added: Added, open_files: Option<u64>) -> Re
     };
     let sandboxed = sandbox.enter()?;
     if !sandboxed.files {
-        say("this kernel has no Landlock: whoever takes this process over can read files");
+        say("no Landlock in this kernel: file access is not sandboxed");
     }
     if !sandboxed.system_calls {
-        say("this kernel has no seccomp: whoever takes this process over can call all of it");
+        say("no seccomp in this kernel: system calls are not sandboxed");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Telling the running service what to do with its caches: what these verbs share.
+//! Commands for the caches of the running service: the common parts.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ pub(super) struct ControlArguments {
 pub(super) struct CacheArguments {
     #[command(flatten)]
     control: ControlArguments,
-    /// The cache, by its name in the service's configuration; not needed if there is only one
+    /// The cache, by its name in the service's configuration; optional if there is only one
     #[arg(long, value_name = "NAME")]
     pub(super) store: Option<String>,
 }
@@ -38,7 +38,7 @@ impl CacheArguments {
         }
     }
 
-    /// Has the service do it.
+    /// Sends the request to the service.
     pub(super) fn tell(
         &self,
         request: &Request,
@@ -48,7 +48,7 @@ impl CacheArguments {
     }
 }
 
-/// What the service says it did is not what it was told.
+/// The error for a result that does not match the request.
 pub(super) fn not_that(done: &Done) -> Failure {
     failure(format!(
         "the service did something else: {done:?}; is it of another version?"

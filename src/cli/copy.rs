@@ -25,7 +25,7 @@ use super::store::{ConfigArguments, Place};
 
 /// Copy roots and everything below them from one store to another
 ///
-/// Sends only what the other store lacks. A copy that broke off goes on where it was when it is
+/// Sends only what the other store lacks. An interrupted copy continues where it stopped when it is
 /// started again. A root of the same name is replaced.
 ///
 /// With --closure the paths of a reference graph are copied, with their references, signatures and

@@ -8,10 +8,10 @@ use clap::Args;
 use super::failure::{Failure, say};
 use super::store::DEFAULT_CONFIG;
 
-/// Run the service: stores, mounts and sockets, as a configuration file says
+/// Run the service: stores, mounts and sockets of a configuration file
 ///
-/// Made to be started by systemd as Type=notify: says when everything is up, reads the file again
-/// at SIGHUP, and leaves its mounts to the next process when it is restarted.
+/// Made to be started by systemd as Type=notify: reports when everything is up, reads the file
+/// again at SIGHUP, and hands its mounts over to the next process when it is restarted.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs daemon
@@ -25,7 +25,7 @@ pub(super) struct Daemon {
 impl Daemon {
     pub(super) fn run(self) -> Result<(), Failure> {
         service::run(&self.config).map_err(|error| {
-            // A configuration can have several things wrong with it: a line each.
+            // A configuration can have several errors: a line each.
             error.to_string().lines().for_each(say);
             Failure::Reported
         })

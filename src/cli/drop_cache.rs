@@ -10,9 +10,9 @@ use super::control::{CacheArguments, not_that};
 use super::failure::Failure;
 use super::output::Output;
 
-/// Have the running service let go of everything in its cache that is not pinned
+/// Make the running service remove everything from its cache that is not pinned
 ///
-/// Readers notice no more than that it is fetched again.
+/// Readers notice only that objects are fetched again.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs drop-cache
@@ -39,7 +39,7 @@ impl DropCache {
             true => output.json(&dropped)?,
             false => writeln!(
                 output,
-                "let go of {} blobs, parts of {} blobs and {} directories; the disk has {} back",
+                "removed {} blobs, parts of {} blobs and {} directories; freed {}",
                 HumanCount(dropped.blobs),
                 HumanCount(dropped.parts),
                 HumanCount(dropped.directories),

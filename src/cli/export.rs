@@ -23,10 +23,11 @@ use super::store::StoreArguments;
 
 /// Write a tree out: as files, as a tar or NAR archive, or as a disk image
 ///
-/// As files: modes are 0644 and 0755 whatever the umask, times are second 1, and what is at
-/// DESTINATION is whole or not there, archives and images as well. As tar: owner 0:0, times second 1,
-/// names in byte order, so that equal trees give equal archives. As erofs: an image that Linux mounts,
-/// with the same bytes as the file that a mount shows in .images; zeros take no room on the disk.
+/// As files: modes are 0644 and 0755 whatever the umask, times are second 1, and DESTINATION is
+/// complete or does not exist, also for archives and images. As tar: owner 0:0, times second 1,
+/// names in byte order, so that equal trees give equal archives. As erofs: an image that Linux
+/// mounts, with the same bytes as the file that a mount shows in .images; zeros take no room on the
+/// disk.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs export tree ./copy
@@ -34,12 +35,12 @@ use super::store::StoreArguments;
 pub(super) struct Export {
     #[command(flatten)]
     store: StoreArguments,
-    /// What to write
+    /// The output format
     #[arg(long, value_enum, default_value_t = Format::Dir)]
     format: Format,
     /// What to export: NAME[/PATH] or a digest
     target: PathBuf,
-    /// Where to; must not exist. Archives and images go to standard output without it
+    /// The output; must not exist. Archives and images go to standard output without it
     destination: Option<PathBuf>,
 }
 
@@ -75,7 +76,7 @@ impl Export {
         };
         match (self.format, destination) {
             (Format::Dir, None) => Err(failure(
-                "files need a DESTINATION to be written to: castore-fs export TARGET DESTINATION",
+                "files need a DESTINATION: castore-fs export TARGET DESTINATION",
             )),
             (Format::Dir, Some(path)) => {
                 let _line = Line::show("exporting", state);
@@ -106,7 +107,7 @@ impl Export {
     }
 }
 
-/// Writes an archive to a new file, which is there when it is whole.
+/// Writes an archive to a new file, which appears when it is complete.
 fn to_file(
     store: &Blocking,
     found: &Found,
@@ -147,7 +148,8 @@ fn write_archive(
     Ok(())
 }
 
-/// The image of what was found: of a file or symbolic link, a directory that has it by its name.
+/// The image of the target: of a file or symbolic link, a directory that contains it under its
+/// name.
 fn image(store: &Blocking, found: &Found) -> Result<ImageFile, Failure> {
     let top = match &found.node {
         Node::Directory { digest, .. } => ImageTop::Directory(*digest),

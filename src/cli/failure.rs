@@ -1,4 +1,4 @@
-//! How a command fails: one line, and an exit status.
+//! The failure of a command: one line, and an exit status.
 
 use std::any::Any;
 use std::error::Error;
@@ -15,20 +15,20 @@ use super::output::{Output, OutputError};
 /// Why a command ends with another status than 0.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// What is wrong and what to do.
+    /// What is wrong, and what to do.
     Message(String),
-    /// Everything was said already.
+    /// Everything was printed already.
     Reported,
-    /// Whoever read the output went away; that is no error of ours and needs no words.
+    /// The reader of the output closed it, which is no error.
     BrokenPipe,
-    /// The arguments do not go together.
+    /// The arguments exclude each other.
     Usage(String),
-    /// Told to stop, by SIGINT or SIGTERM.
+    /// Stopped by SIGINT or SIGTERM.
     Interrupted,
 }
 
 impl Failure {
-    /// Says it on standard error; gives the exit status.
+    /// Prints it on standard error; returns the exit status.
     pub(super) fn report(self) -> ExitCode {
         match self {
             Failure::Message(message) => {
@@ -50,7 +50,7 @@ impl Failure {
     }
 }
 
-/// Says what is wrong with the arguments, in one line; or prints the help that was asked for.
+/// Prints what is wrong with the arguments, in one line; or the requested help.
 pub(super) fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         return print_help(error);
@@ -60,7 +60,7 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
     }
     let text = error.render().to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    // Behind what is wrong come hints, in paragraphs of their own, then the usage.
+    // The error is followed by hints, in paragraphs of their own, then the usage.
     let (wrong, _) = text.split_once("\n\nUsage:").unwrap_or((text, ""));
     let (wrong, _) = wrong.split_once("\n\nFor more").unwrap_or((wrong, ""));
     let paragraphs = wrong.split("\n\n").map(|paragraph| {
@@ -72,7 +72,7 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Prints the help or version that was asked for.
+/// Prints the requested help or version.
 fn print_help(error: &clap::Error) -> ExitCode {
     let printed = match stdout_was_closed() {
         true => Err("it is closed".to_owned()),
@@ -92,7 +92,7 @@ fn print_help(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// One line on standard error. A standard error that is closed is no reason to stop.
+/// Prints one line on standard error. A closed standard error is no reason to stop.
 pub(super) fn say(message: &str) {
     let _ = writeln!(
         io::stderr(),
@@ -101,14 +101,14 @@ pub(super) fn say(message: &str) {
     );
 }
 
-/// A failure with the words for it.
+/// A failure with this message.
 pub(super) fn failure(message: impl Into<String>) -> Failure {
     Failure::Message(message.into())
 }
 
 impl Failure {
-    /// Says what is wrong with one of several targets, after what was printed of the others; fails
-    /// when no other can be tried.
+    /// Reports the failure of one of several targets, after the output of the others; fails when no
+    /// other can be tried.
     pub(super) fn and_go_on(self, output: &mut Output) -> Result<(), Failure> {
         match self {
             Failure::Message(message) => {

@@ -12,12 +12,12 @@ use super::failure::Failure;
 use super::output::Output;
 use super::store::StoreArguments;
 
-/// Remove everything that no root leads to, and give its room back to the disk
+/// Delete everything not reachable from a root and free its space
 ///
-/// Works on a local: store, beside whoever reads it and imports into it: an import that is under way
-/// is waited for. What is mounted or open stays, whether its root was removed or not. So does what was
-/// added within the grace period, and what was below a root that was removed within it. In a cache,
-/// objects reachable from a cached root are kept.
+/// Works on a local: store, beside readers and imports: waits for a running import. What is mounted
+/// or open stays, whether its root was removed or not. So does what was added within the grace
+/// period, and what was below a root that was removed within it. In a cache, objects reachable from
+/// a cached root are kept.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs gc --dry-run
@@ -25,13 +25,13 @@ use super::store::StoreArguments;
 pub(super) struct Gc {
     #[command(flatten)]
     store: StoreArguments,
-    /// Only say what would be removed
+    /// Only print what would be removed
     #[arg(long)]
     dry_run: bool,
-    /// How old what is removed has to be, at most 1d: 0s spares nothing
+    /// The least age of what is removed, at most 1d: 0s spares nothing
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = grace)]
     grace: Duration,
-    /// How long to wait for imports that are under way
+    /// How long to wait for running imports
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = time)]
     wait: Duration,
     /// One JSON object
@@ -80,7 +80,7 @@ impl Gc {
             let freed = HumanBytes(collected.freed);
             match self.dry_run {
                 true => writeln!(output, "{objects}{parts}: about {freed}")?,
-                false => writeln!(output, "{objects}{parts}; the disk has {freed} back")?,
+                false => writeln!(output, "{objects}{parts}; freed {freed}")?,
             }
         }
         output.flush()?;

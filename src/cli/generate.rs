@@ -1,4 +1,4 @@
-//! `castore-fs generate`: what a package needs beside the program.
+//! `castore-fs generate`: the files of a package beside the program.
 
 use std::fs;
 use std::io::Write;
@@ -31,12 +31,12 @@ pub(super) struct Generate {
 enum What {
     /// Completions for bash, elvish, fish, powershell and zsh
     Completions {
-        /// The folder to write to
+        /// The directory to write to
         folder: PathBuf,
     },
     /// Manual pages
     Man {
-        /// The folder to write to
+        /// The directory to write to
         folder: PathBuf,
     },
     /// Every command's help, as Markdown, on standard output

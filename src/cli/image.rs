@@ -14,8 +14,8 @@ use super::output::Output;
 
 /// Print the path and size of a disk image that the running service shows
 ///
-/// NAME is the name of a root, of an image in the configuration ([images.NAME]), or the 64 hex digits of
-/// a root's digest. Of the mounts that show images (images = true) the first that has it is taken. The
+/// NAME is the name of a root, of an image in the configuration ([images.NAME]), or the 64 hex
+/// digits of a root's digest. The first mount with images (images = true) that has it is used. The
 /// size is in bytes, and a multiple of 2 MiB.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
@@ -34,7 +34,7 @@ pub(super) struct Image {
     name: String,
 }
 
-/// What is printed.
+/// The output.
 #[derive(serde::Serialize)]
 struct Printed {
     path: PathBuf,
@@ -63,7 +63,7 @@ impl Image {
                 "no mount shows images: set `images = true` in [mounts.NAME]".to_owned()
             }
             (true, Some(mount)) => {
-                format!("there is no mount {mount:?} that shows images: set `images = true` in it")
+                format!("there is no mount {mount:?} with images: set `images = true` in it")
             }
             (false, _) => searched.join("; "),
         };

@@ -34,8 +34,8 @@ use super::store::StoreArguments;
 /// Put directories, files or archives into a store; prints the name of each
 ///
 /// What the store has already costs nothing: importing the same again adds nothing. A root of the
-/// same name is replaced. An import that fails or is interrupted leaves nothing. A symbolic link
-/// is imported as a link.
+/// same name is replaced. A failed or interrupted import leaves nothing. A symbolic link is
+/// imported as a link.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs import ./tree
@@ -55,7 +55,7 @@ pub(super) struct Import {
     paths: Vec<PathBuf>,
 }
 
-/// How a tree is read and named. The default is a folder or file under its own name.
+/// How a tree is read and named. The default is a directory or file under its own name.
 #[derive(Debug, Default, Args)]
 pub(super) struct How {
     /// The root's name; by default the last component of PATH
@@ -70,7 +70,7 @@ pub(super) struct How {
     /// Leave out devices, sockets and named pipes, which a castore cannot hold
     #[arg(long)]
     skip_special: bool,
-    /// Of a tar archive, take so many leading components off every path
+    /// Of a tar archive, remove so many leading components from every path
     #[arg(long, value_name = "N", default_value_t = 0)]
     strip_components: usize,
     /// The most that an archive may decompress to, such as 100GiB. By default 8 GiB or 2000 times the
@@ -83,7 +83,7 @@ fn size(text: &str) -> Result<u64, String> {
     text.parse().map(|Size(bytes)| bytes)
 }
 
-/// Says with a limit which option raises it.
+/// Adds to a limit's error the option that raises it.
 fn explain(error: Error) -> Failure {
     let limit = match &error {
         Error::Tar(tar::Error::TooSparse { .. }) => true,
@@ -141,7 +141,7 @@ impl Import {
             match self.how.import(&opened.store, path, &current) {
                 Ok(imported) => {
                     self.print(&imported, &mut output)?;
-                    // One result at a time, for whoever reads along.
+                    // One result at a time, for a reader that follows the output.
                     output.flush()?;
                 }
                 Err(_) if current.is_cancelled() => return Err(Failure::Interrupted),
@@ -158,7 +158,7 @@ impl Import {
         }
     }
 
-    /// Fails when the arguments do not go together.
+    /// Fails if the arguments exclude each other.
     fn check(&self) -> Result<(), Failure> {
         let wrong = if self.how.name.is_some() && self.paths.len() > 1 {
             "--name names one tree: give one PATH with it"
@@ -203,7 +203,7 @@ impl Import {
 }
 
 impl How {
-    /// Imports what is at `path`, showing how far it is.
+    /// Imports `path`, with a progress display.
     pub(super) fn import(
         &self,
         store: &Blocking,
@@ -276,11 +276,11 @@ impl How {
             .map_err(|error| failure(format!("{}: {error}", Printable(name.as_bytes()))))
     }
 
-    /// The last component of `path`, of an archive without its ending.
+    /// The last component of `path`, for an archive without its suffix.
     fn base_name(&self, path: &Path) -> Result<OsString, Failure> {
         let name = match path.file_name() {
             Some(name) => name.to_owned(),
-            // What ends in `.` or `..` has a name all the same.
+            // A path that ends in `.` or `..` has a name all the same.
             None => fs::canonicalize(path)
                 .map_err(|error| {
                     failure(format!("cannot open {}: {error}", Printable::path(path)))
@@ -315,7 +315,7 @@ impl How {
     }
 }
 
-/// The import that runs, and whether it is to stop.
+/// The running import, and whether it is to stop.
 #[derive(Default)]
 pub(super) struct Current {
     progress: Mutex<Arc<Progress>>,
@@ -345,8 +345,8 @@ impl Current {
 
 /// Standard input, which stops waiting for more once the import is to stop.
 ///
-/// Read by its descriptor: the library's own handle keeps a buffer, and what is in that cannot be
-/// waited for.
+/// Read by its descriptor: the library's own handle has a buffer, whose contents poll(2) does not
+/// see.
 struct Stdin<'c> {
     file: File,
     current: &'c Current,
@@ -387,7 +387,7 @@ impl Read for Stdin<'_> {
     }
 }
 
-/// How far an import is, for people.
+/// The progress of an import, for display.
 fn state(progress: &Progress) -> (String, u64) {
     let totals = progress.totals();
     match progress.stage() {

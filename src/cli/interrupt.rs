@@ -1,4 +1,4 @@
-//! Ending on SIGINT, SIGTERM and SIGHUP, in order: what was begun is taken back.
+//! Ending in order on SIGINT, SIGTERM and SIGHUP: unfinished work is undone.
 
 use std::process;
 
@@ -25,7 +25,8 @@ pub(super) fn on_interrupt(
         true => None,
         false => Some(signal(SignalKind::hangup())?),
     };
-    // A file beyond the limit (RLIMIT_FSIZE) is then an error of a write, and does not end the process.
+    // A file beyond the limit (RLIMIT_FSIZE) is then an error of a write, and does not end the
+    // process.
     let too_large = signal(SignalKind::from_raw(libc::SIGXFSZ))?;
     drop(inside);
     runtime.spawn(async move {

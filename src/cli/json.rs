@@ -1,7 +1,7 @@
-//! How nodes, names and paths read as JSON.
+//! The JSON form of nodes, names and paths.
 //!
-//! A byte string that is no UTF-8 cannot be a JSON string. Its field then holds the text with
-//! U+FFFD for what cannot be read, and a second field, `…_base64`, holds the bytes.
+//! A byte string that is not UTF-8 cannot be a JSON string. Its field then holds the text with
+//! U+FFFD for unreadable bytes, and a second field, `…_base64`, holds the bytes.
 
 use castore_fs::castore::NodeRef;
 use data_encoding::BASE64;
@@ -86,7 +86,7 @@ impl From<&[u8]> for Name {
     }
 }
 
-/// What the node is, in a word.
+/// The kind of the node, in a word.
 pub(super) fn kind(node: NodeRef<'_>) -> &'static str {
     match node {
         NodeRef::Directory { .. } => "directory",

@@ -17,9 +17,9 @@ use super::store::StoreArguments;
 /// List root names, or what is in a directory
 ///
 /// One name a line, in byte order. With one TARGET the names are those below it; with several, or
-/// none and -R, each line is the whole path. On a terminal, names with bytes that are no printable
-/// text are escaped; in a pipe they are as they are. What cannot be listed is reported, the rest is
-/// listed all the same, and the exit status is 1.
+/// none and -R, each line is the whole path. On a terminal, names with unprintable bytes are
+/// escaped; in a pipe they are unchanged. A failing target is reported, the others are listed all
+/// the same, and the exit status is 1.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs ls
@@ -94,7 +94,7 @@ impl Ls {
                 }
             };
             let is_directory = matches!(found.node, Node::Directory { .. });
-            // One directory's contents are shown as seen from it.
+            // The contents of a single directory are relative to it.
             let inside = is_directory && self.targets.len() == 1 && !self.json;
             let listed = Listed {
                 hidden: if inside {
@@ -116,7 +116,7 @@ impl Ls {
         }
     }
 
-    /// Lists a tree; false when a directory in it could not be read, which was said.
+    /// Lists a tree; returns false when a directory in it could not be read, which was reported.
     fn list(
         &self,
         store: &Blocking,

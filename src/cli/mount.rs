@@ -29,10 +29,10 @@ const MOUNT_TABLE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Mount a store, and serve it until it is unmounted
 ///
-/// Shows the store's roots by name, or with --root one tree. Says when the mount is up and stays in
-/// the foreground; Ctrl-C, SIGTERM, SIGHUP or umount end it. A mount that is busy then is taken out of
-/// the tree and served until its last user has finished; a second Ctrl-C ends it at once. Under nohup
-/// SIGHUP is ignored.
+/// Shows the store's roots by name, or with --root one tree. Reports when the mount is up and stays
+/// in the foreground; Ctrl-C, SIGTERM, SIGHUP or umount end it. A mount that is busy then is
+/// detached from the tree and served until its last user has finished; a second Ctrl-C ends it at
+/// once. Under nohup SIGHUP is ignored.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs mount --import ./tree /mnt
@@ -47,18 +47,18 @@ pub(super) struct Mount {
     /// Import this folder or file first, under its own name
     #[arg(long, value_name = "PATH", conflicts_with = "cache")]
     import: Option<PathBuf>,
-    /// Show this directory at the top: NAME[/PATH] or the digest of a Directory
+    /// Show this directory as the mount root: NAME[/PATH] or the digest of a Directory
     #[arg(long, value_name = "NAME|DIGEST")]
     root: Option<PathBuf>,
     #[command(flatten)]
     listing: ListRoot,
-    /// Let other users see the mount: the default where root mounts
+    /// Allow access for other users: the default for a mount by the superuser
     ///
-    /// A mount of another user is for that user alone by default, and letting others in takes
+    /// A mount of another user is for that user alone by default, and access for others needs
     /// user_allow_other in /etc/fuse.conf.
     #[arg(long, overrides_with = "no_allow_other")]
     allow_other: bool,
-    /// Show the mount to this user only, not even to root
+    /// Allow access for this user only, not even for the superuser
     #[arg(long)]
     no_allow_other: bool,
     /// Options of mount(8) that do not depend on the file system: noexec,nosymfollow,sync,…
@@ -66,25 +66,26 @@ pub(super) struct Mount {
     /// ro, nosuid, nodev and noatime are the default.
     #[arg(short, long, value_name = "LIST", value_delimiter = ',')]
     options: Vec<String>,
-    /// Who owns everything: user id
+    /// The owner of everything: user id
     #[arg(long, value_name = "U", default_value_t = 0)]
     uid: u32,
-    /// Who owns everything: group id
+    /// The owner of everything: group id
     #[arg(long, value_name = "G", default_value_t = 0)]
     gid: u32,
     /// Workers that read requests; by default one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Whether to keep processors from sleeping while a program asks one thing after the other, as
-    /// `find` does in a cold tree; by default where there are two to eight
+    /// Whether to keep processors from sleeping while a program sends one request after the other,
+    /// as `find` does in a cold tree; by default if there are two to eight
     ///
-    /// Twice as fast where nothing else runs, for the power of processors that spin meanwhile. Needs
-    /// /dev/cpu_dma_latency, which is root's.
+    /// Twice as fast if nothing else runs, at the price of the power of processors that spin
+    /// meanwhile. Needs /dev/cpu_dma_latency, which belongs to the superuser.
     #[arg(long, value_name = "BOOL")]
     stay_awake: Option<bool>,
-    /// Answer extended attributes: digests, as user.castore.digest and under the peers' names
+    /// Support extended attributes: digests, as user.castore.digest and under the names of tvix and
+    /// snix
     ///
-    /// The kernel keeps none of them, and asks for some whenever a file is listed: `ls -l` takes
+    /// The kernel caches none of them, and requests some whenever a file is listed: `ls -l` takes
     /// several times as long.
     #[arg(long)]
     xattr: bool,
@@ -92,23 +93,23 @@ pub(super) struct Mount {
     /// digest
     #[arg(long)]
     images: bool,
-    /// How bytes come to their readers
+    /// How files are read
     #[arg(long, value_enum, default_value_t = ReadMode::PageCache)]
     reads: ReadMode,
-    /// Whether to learn which files the users of a root read first, and to fetch them ahead, in that
-    /// order, when the root is mounted anew
+    /// Whether to record the files that are read first below a root, and to prefetch them in that
+    /// order when the root is mounted again
     #[arg(long, value_enum, default_value_t = Learning::Off)]
     warmup: Learning,
-    /// The folder for what is learned
+    /// The directory for access profiles
     ///
-    /// Without it, profiles in $XDG_DATA_HOME/castore-fs, by default ~/.local/share/castore-fs; for root
-    /// /var/lib/castore-fs.
+    /// Without it, profiles in $XDG_DATA_HOME/castore-fs, by default ~/.local/share/castore-fs; for
+    /// the superuser /var/lib/castore-fs.
     #[arg(long, value_name = "PATH")]
     profiles: Option<PathBuf>,
-    /// Where to mount: a folder, or /dev/fd/N for a descriptor of /dev/fuse that was passed on
+    /// The mount point: a directory, or /dev/fd/N for a descriptor of /dev/fuse that was passed on
     ///
-    /// With a descriptor, whoever has opened it has also mounted it, or leaves that to us; this process
-    /// then needs no privilege.
+    /// With a descriptor, the program that has opened it has also mounted it, or leaves that to
+    /// this process, which otherwise needs no privilege.
     mountpoint: PathBuf,
 }
 
@@ -140,7 +141,7 @@ enum Learning {
 /// What listing the roots gives.
 #[derive(Debug, Args)]
 pub(super) struct ListRoot {
-    /// What listing the roots gives; they are found by name in any case
+    /// What listing the roots gives; lookups by name find them in any case
     #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true)]
     #[arg(
         default_value = "all",
@@ -148,7 +149,7 @@ pub(super) struct ListRoot {
         overrides_with = "no_list_root"
     )]
     list_root: Listing,
-    /// Let roots be looked up by name only; listing them is refused
+    /// Allow only lookups of roots by name; listing them is refused
     #[arg(long, overrides_with = "list_root")]
     no_list_root: bool,
 }
@@ -209,7 +210,7 @@ impl Mount {
         let ending = session.clone();
         on_interrupt(&opened.runtime, move || {
             let session = ending.clone();
-            // It may take long, and another interrupt must be heard.
+            // It may take long, and another interrupt must be noticed.
             let unmounting = std::thread::Builder::new().name("unmount".into());
             if let Err(error) = unmounting.spawn(move || unmount(&session)) {
                 say(&format!("cannot unmount: {error}"));
@@ -234,7 +235,7 @@ impl Mount {
         Ok(())
     }
 
-    /// Whether users other than this one see the mount.
+    /// Whether other users have access to the mount.
     fn is_for_others(&self) -> bool {
         self.allow_other || !self.no_allow_other && rustix::process::geteuid().is_root()
     }
@@ -262,7 +263,7 @@ impl Mount {
         }
     }
 
-    /// Whether it was asked to be on `directory`.
+    /// Whether `directory` is its mount point.
     pub(super) fn is_on(&self, directory: &Path) -> bool {
         self.mountpoint == directory
     }
@@ -329,14 +330,14 @@ impl Mount {
         let Some(path) = &self.import else {
             return Ok(None);
         };
-        // Until the mount is up nothing listens for signals: an interrupt ends the process, and the
-        // store takes back what it has of the import.
+        // Until the mount is up signals are not handled: an interrupt ends the process, and the
+        // store undoes the import.
         let imported = How::default().import(&opened.store, path, &Current::default())?;
         Ok(Some(imported.root.name.to_string()))
     }
 }
 
-/// The descriptor that a mount point of the form `/dev/fd/N` means.
+/// The descriptor of a mount point of the form `/dev/fd/N`.
 fn given(mountpoint: &Path) -> Result<Option<OwnedFd>, Failure> {
     let Ok(number) = mountpoint.strip_prefix("/dev/fd") else {
         return Ok(None);
@@ -351,7 +352,7 @@ fn given(mountpoint: &Path) -> Result<Option<OwnedFd>, Failure> {
     // SAFETY: only to copy it, in this expression; if it is not open, that is an error and no more.
     let passed = unsafe { BorrowedFd::borrow_raw(number) };
     let copied = rustix::io::fcntl_dupfd_cloexec(passed, 3).and_then(|copy| {
-        // Programs that this one starts need not have it.
+        // It is not passed on to programs that this one starts.
         rustix::io::fcntl_setfd(passed, rustix::io::FdFlags::CLOEXEC)?;
         Ok(copy)
     });
@@ -363,7 +364,7 @@ fn given(mountpoint: &Path) -> Result<Option<OwnedFd>, Failure> {
     }
 }
 
-/// What is at the top: the tree `root`, or else the store's roots.
+/// The mount root: the tree `root`, or else the store's roots.
 pub(super) fn top(
     store: &Blocking,
     root: Option<&Path>,
@@ -377,14 +378,14 @@ pub(super) fn top(
     match found.node {
         Node::Directory { digest, size } => Ok(Top::Directory { digest, size }),
         Node::File { .. } | Node::Symlink { .. } => Err(failure(format!(
-            "{} is no directory, and only a directory can be the top of a mount; without --root it \
-             is seen by its name",
+            "{} is not a directory, and only a directory can be a mount root; without --root it \
+             is shown by its name",
             found.path
         ))),
     }
 }
 
-/// Unmounts; waits for as long as other mounts prevent that.
+/// Unmounts; waits while other mounts prevent that.
 fn unmount(session: &Session) {
     let say = |message: &str| match mount_helper::is_background() {
         true => tracing::warn!("{message}"),

@@ -1,9 +1,9 @@
-//! `mount.castore-fs`: what mount(8) and fstab call.
+//! `mount.castore-fs`: the helper of mount(8) and fstab.
 //!
-//! Installed under that name (or `mount.fuse.castore-fs`), the program takes what mount(8) gives:
-//! `mount.castore-fs URL DIR [-sfnv] [-N namespace] [-t type] [-o options]`. It starts
-//! `castore-fs mount` in the background and ends when that says that the mount is up, or why not. It
-//! prints nothing unless something fails.
+//! Installed under that name (or `mount.fuse.castore-fs`), the program takes the arguments of
+//! mount(8): `mount.castore-fs URL DIR [-sfnv] [-N namespace] [-t type] [-o options]`. It starts
+//! `castore-fs mount` in the background and ends when that reports that the mount is up, or why
+//! not. It prints nothing unless it fails.
 //!
 //! The process in the background writes `READY=1` to its standard output, which is a pipe. If the
 //! helper is gone by then, because the user interrupted mount(8), it unmounts and ends as well.
@@ -28,7 +28,7 @@ use super::remount;
 
 /// Set for the process in the background.
 const BACKGROUND: &str = "CASTORE_FS_MOUNT_HELPER";
-/// What that process says, and is called in `ps`.
+/// The message of that process, and its name in `ps`.
 const READY: &str = "READY=1";
 const PROGRAM: &CStr = c"castore-fs";
 
@@ -37,7 +37,7 @@ const USAGE: u8 = 1;
 const SYSTEM_ERROR: u8 = 2;
 const MOUNT_FAILURE: u8 = 32;
 
-/// Why nothing was mounted: an exit status, and words for it, unless they were said.
+/// Why nothing was mounted: an exit status, and a message, unless it was printed already.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: u8,
@@ -71,30 +71,30 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// What mount(8) asks for.
+/// The arguments of mount(8).
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
     /// The store's URL.
     pub(super) url: OsString,
     /// The directory to mount on.
     pub(super) directory: PathBuf,
-    /// Options that are ours, in order, as fstab writes them: `root=tree`.
+    /// Options of castore-fs, in order, as in fstab: `root=tree`.
     pub(super) ours: Vec<String>,
     /// Options that do not depend on the file system, in order.
     pub(super) generic: Vec<String>,
-    /// Options that the kernel shows of a FUSE mount: mount(8) repeats them for a remount.
+    /// Options that the kernel shows for a FUSE mount: mount(8) repeats them for a remount.
     pub(super) fuse: Vec<String>,
     fake: bool,
     namespace: Option<OsString>,
 }
 
-/// Whether the program was called as mount(8) calls its helpers.
+/// Whether the program was called in the way of mount(8).
 pub(super) fn is_called(program: &OsStr) -> bool {
     let name = Path::new(program).file_name().map(OsStr::as_bytes);
     matches!(name, Some(b"mount.castore-fs" | b"mount.fuse.castore-fs"))
 }
 
-/// Mounts as `arguments` say; gives the exit status that mount(8) wants.
+/// Mounts by `arguments`; returns the exit status for mount(8).
 pub(super) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match Wanted::parse(arguments).and_then(|wanted| wanted.obey()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -156,7 +156,7 @@ impl Wanted {
         Ok(wanted)
     }
 
-    /// Takes an option; whether it is one that is known.
+    /// Takes an option; returns whether it is known.
     fn take(&mut self, option: &str) -> bool {
         let (key, value) = match option.split_once('=') {
             Some((key, value)) => (key, Some(value)),
@@ -168,7 +168,7 @@ impl Wanted {
         });
         let list = match key {
             _ if is_ours => &mut self.ours,
-            // Every mount of ours checks permissions in the kernel.
+            // Every mount of castore-fs checks permissions in the kernel.
             "default_permissions" if value.is_none() => return true,
             "user_id" | "group_id" | "max_read" | "blksize" | "rootmode" if value.is_some() => {
                 &mut self.fuse
@@ -197,7 +197,7 @@ impl Wanted {
         }
     }
 
-    /// The arguments of `castore-fs` that mean the same.
+    /// The equivalent arguments of `castore-fs`.
     pub(super) fn arguments(&self) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["mount".into(), "--store".into(), self.url.clone()];
         for option in &self.ours {
@@ -215,7 +215,7 @@ impl Wanted {
 
     /// Runs `castore-fs mount` in the background; returns when the mount is up.
     fn mount(&self) -> Result<(), Refusal> {
-        // What it says is printed only if it fails. In memory: a pipe could be full.
+        // Its output is printed only if it fails. In memory: a pipe could be full.
         let said = rustix::fs::memfd_create(c"castore-fs-mount", MemfdFlags::CLOEXEC)
             .map_err(io::Error::from)?;
         let mut said = File::from(said);
@@ -243,7 +243,7 @@ impl Wanted {
     }
 }
 
-/// Whether the mount is up; it is not if the process ends before it says so.
+/// Whether the mount is up; it is not if the process ends before it reports that.
 fn wait_until_ready(child: &mut Child) -> io::Result<bool> {
     let Some(output) = child.stdout.take() else {
         return Ok(false);
@@ -256,7 +256,7 @@ fn wait_until_ready(child: &mut Child) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Options of ours: the name, and how to write it.
+/// Options of castore-fs: the name, and how to write it.
 const OURS: [(&str, &str); 13] = [
     ("allow_other", "allow_other"),
     ("no-allow_other", "no-allow_other"),
@@ -273,7 +273,7 @@ const OURS: [(&str, &str); 13] = [
     ("xattr", "xattr"),
 ];
 
-/// The options of a list, which commas separate; those inside double quotes belong to a value.
+/// The options of a list, separated by commas; those inside double quotes belong to a value.
 fn split(list: &OsStr) -> Vec<String> {
     let text = list.to_string_lossy();
     let mut quoted = false;
@@ -285,7 +285,7 @@ fn split(list: &OsStr) -> Vec<String> {
     options.map(str::to_owned).collect()
 }
 
-/// The URL with an absolute path, if it is that of a directory.
+/// The URL with an absolute path, if it names a directory.
 fn absolute_url(url: &OsStr) -> io::Result<OsString> {
     match url.as_bytes().strip_prefix(b"local:") {
         Some(path) if !path.is_empty() && !path.starts_with(b"/") => {
@@ -318,15 +318,16 @@ pub(super) fn is_background() -> bool {
     std::env::var_os(BACKGROUND).is_some()
 }
 
-/// Makes this process independent of the terminal and the session of mount(8), and gives it the
-/// program's name.
+/// Detaches this process from the terminal and the session of mount(8), and gives it the program's
+/// name.
 pub(super) fn become_background() -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::thread::set_name(PROGRAM)?;
     Ok(())
 }
 
-/// Says that the mount is up, and lets go of what mount(8) holds the other end of. Fails if that is gone.
+/// Reports that the mount is up, and closes what mount(8) holds the other end of. Fails if that has
+/// ended.
 pub(super) fn report_ready() -> io::Result<()> {
     let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let null = File::options().write(true).open("/dev/null")?;
@@ -351,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_mount_become_ours() {
+    fn the_arguments_of_mount_are_converted() {
         let words = "local:/s /m -o rw,nosuid,_netdev,nofail,x-systemd.automount,uid=7,allow_other,\
                      warmup=learn,default_permissions,context=\"a:b,c\"";
         let words: Vec<&str> = words.split(' ').collect();

@@ -1,10 +1,10 @@
 //! Standard output: results, and nothing else.
 //!
-//! Names are bytes. On a terminal those that could move its cursor, or are no text, are escaped
-//! ([`Printable`]); in a pipe every byte goes through as it is, as `ls` and `find` do it. Sentences
-//! for people, which have names in them, are escaped everywhere ([`Output::line`]).
+//! Names are bytes. On a terminal those that could move its cursor, or are not text, are escaped
+//! ([`Printable`]); in a pipe every byte is unchanged, as in `ls` and `find`. Sentences, which may
+//! contain names, are escaped everywhere ([`Output::line`]).
 //!
-//! A standard output that is closed or full is an error: what was to be printed is the result.
+//! A standard output that is closed or full is an error: the output is the result.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -23,14 +23,14 @@ pub(super) struct Output {
     terminal: bool,
 }
 
-/// Standard output does not take what is written to it.
+/// Writing to standard output failed.
 #[derive(Debug, Error)]
 #[error("cannot write to standard output: {0}")]
 pub(super) struct OutputError(io::Error);
 
 impl Output {
-    /// Opens standard output, by its descriptor: the library's own handle would look for line
-    /// ends in everything.
+    /// Opens standard output, by its descriptor: the library's own handle would flush at every line
+    /// end.
     pub(super) fn open() -> Result<Self, Failure> {
         if stdout_was_closed() {
             return Err(failure("cannot write to standard output: it is closed"));
@@ -46,12 +46,12 @@ impl Output {
         })
     }
 
-    /// Whether a person reads along.
+    /// Whether it is a terminal.
     pub(super) fn is_terminal(&self) -> bool {
         self.terminal
     }
 
-    /// A name, path or link target as it is to be written here.
+    /// A name, path or symlink target as it is to be written here.
     pub(super) fn name<'n>(&self, bytes: &'n [u8]) -> Cow<'n, [u8]> {
         match self.terminal {
             true => Printable(bytes).to_string().into_bytes().into(),
@@ -59,7 +59,7 @@ impl Output {
         }
     }
 
-    /// A line of text for people, made printable.
+    /// A line of text, made printable.
     pub(super) fn line(&mut self, line: &str) -> Result<(), Failure> {
         writeln!(self, "{}", Printable(line.as_bytes()))?;
         Ok(())

@@ -9,9 +9,9 @@ use super::control::{CacheArguments, not_that};
 use super::failure::Failure;
 use super::output::Output;
 
-/// Have the running service keep in its cache what was read below some roots
+/// Make the running service keep in its cache what was read below some roots
 ///
-/// Whatever the cache's size, and whatever else is read. Prints the names that are pinned now, a line
+/// Regardless of the cache's size, and of other reads. Prints the names that are pinned now, a line
 /// each. `castore-fs prefetch` fetches what was not read yet.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
@@ -22,10 +22,10 @@ pub(super) struct Pin {
     pins: PinArguments,
 }
 
-/// Take back `castore-fs pin`
+/// Undo `castore-fs pin`
 ///
-/// What is below these roots goes when there is need of its room, as everything else does. Prints the
-/// names that are pinned still, a line each.
+/// Objects below these roots are evicted like all others when space is needed. Prints the names
+/// that are still pinned, a line each.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs unpin tree")]
@@ -38,7 +38,7 @@ pub(super) struct Unpin {
 struct PinArguments {
     #[command(flatten)]
     cache: CacheArguments,
-    /// Names of root nodes; they need not be there yet
+    /// Names of roots; they need not exist yet
     #[arg(value_name = "NAME", required = true)]
     roots: Vec<String>,
 }

@@ -13,10 +13,10 @@ use super::failure::Failure;
 use super::output::Output;
 use super::progress::Line;
 
-/// Have the running service fetch everything below some roots into its cache
+/// Make the running service fetch everything below some roots into its cache
 ///
-/// Waits until all of it is there. Interrupted, the service stops as well; started again, it goes on
-/// where it was. `castore-fs status` shows how far it is, too.
+/// Waits until all of it is there. When it is interrupted, the service stops as well; started
+/// again, it continues where it stopped. `castore-fs status` shows the progress, too.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs prefetch tree && castore-fs pin tree
@@ -24,7 +24,7 @@ use super::progress::Line;
 pub(super) struct Prefetch {
     #[command(flatten)]
     cache: CacheArguments,
-    /// Names of root nodes
+    /// Names of roots
     #[arg(value_name = "NAME", required = true)]
     roots: Vec<String>,
     /// One JSON object

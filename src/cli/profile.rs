@@ -16,14 +16,14 @@ use super::control::{ControlArguments, not_that};
 use super::failure::{Failure, failure, say};
 use super::output::Output;
 
-/// Bytes of a file that can be a profile, at most: more is none, and is not read.
+/// Bytes of a file that can be a profile, at most: a longer one is not read.
 const MOST_BYTES: u64 = 9 << 20;
 
-/// See, ship and forget what mounts and guests with `warmup = "learn"` have learned
+/// List, export, import and remove the access profiles of mounts and guests
 ///
-/// A profile says which files the users of a root read first. The next cold mount of that root, or of
-/// another version of it, in a guest or not, fetches them ahead in that order; docs/warmup.md has the
-/// rest. Without --folder the running service is asked.
+/// A profile lists the files that are read first below a root. The next cold mount of that root, or
+/// of another version of it, in a guest or not, prefetches them in that order if it has
+/// `warmup = "learn"`; docs/warmup.md has the details. Without --folder the running service is used.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs profile list
@@ -37,8 +37,7 @@ pub(super) struct ProfileVerb {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// List the profiles that there are: of each how many files it names, and how many stretches of
-    /// them, of up to 1 MiB
+    /// List the profiles: for each the number of files, and of their extents of up to 1 MiB
     List {
         #[command(flatten)]
         place: Place,
@@ -46,27 +45,27 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Write a profile, with what was learned up to now, to standard output
+    /// Write a profile, with the recordings up to now, to standard output
     Export {
         #[command(flatten)]
         place: Place,
         /// The root's name, or the `root` of the mount
         name: String,
     },
-    /// Put a profile in the place of what is known of its root
+    /// Store a profile, replacing that of its root
     ///
-    /// It counts from the next mount on. A mount that is just learning of the same root puts what it has
-    /// learned in front.
+    /// It is used from the next mount on. A mount that is recording the same root puts its
+    /// recording in front.
     Import {
         #[command(flatten)]
         place: Place,
-        /// For the users of this root, instead of the one that the profile is of
+        /// Store it for this root, instead of the one in the profile
         #[arg(long = "as", value_name = "NAME")]
         name: Option<String>,
         /// A file from `castore-fs profile export`; - is standard input
         file: PathBuf,
     },
-    /// Forget profiles
+    /// Remove profiles
     Rm {
         #[command(flatten)]
         place: Place,
@@ -76,12 +75,13 @@ enum Verb {
     },
 }
 
-/// Where profiles are.
+/// The place of profiles.
 #[derive(Debug, Args)]
 struct Place {
     #[command(flatten)]
     control: ControlArguments,
-    /// The folder with the profiles, if not the running service's: `profiles` in its state folder
+    /// The directory with the profiles, if not the running service's: `profiles` in its state
+    /// directory
     #[arg(long, value_name = "PATH", conflicts_with = "socket")]
     folder: Option<PathBuf>,
 }
@@ -137,7 +137,7 @@ fn list(place: &Place, json: bool) -> Result<(), Failure> {
 
 fn line(profile: &ProfileStatus) -> String {
     let (files, stretches) = (HumanCount(profile.files), HumanCount(profile.stretches));
-    format!("{}: {files} files, {stretches} stretches", profile.name)
+    format!("{}: {files} files, {stretches} extents", profile.name)
 }
 
 fn export(place: &Place, name: String) -> Result<(), Failure> {
@@ -162,7 +162,7 @@ fn import(place: &Place, name: Option<String>, file: &PathBuf) -> Result<(), Fai
         false => File::open(file).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut bytes)),
     };
     read.map_err(|error| failure(format!("cannot read {shown}: {error}")))?;
-    // Told here by the file's name; whoever takes it looks for himself.
+    // The error names the file; the service checks the profile again.
     castore_fs::profile::Profile::decode(&bytes)
         .map_err(|error| failure(format!("the profile {shown}: {error}")))?;
     let profile = BASE64.encode(&bytes);

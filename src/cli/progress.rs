@@ -1,4 +1,4 @@
-//! A line that shows how far it is: on a terminal only.
+//! A progress line, on a terminal only.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -11,20 +11,20 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// How often the line is drawn again.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Whether a person sees standard error.
+/// Whether standard error is a terminal.
 pub(super) fn is_shown() -> bool {
     std::io::stderr().is_terminal()
 }
 
-/// A line on standard error with files, bytes and rate; gone when dropped.
+/// A line on standard error with files, bytes and rate; removed on drop.
 pub(super) struct Line {
     ended: Arc<AtomicBool>,
     drawer: Option<JoinHandle<()>>,
 }
 
 impl Line {
-    /// Shows what `state` gives (words for how far it is, and bytes) until this is dropped. Without
-    /// a terminal there is nothing to see and nothing is asked.
+    /// Shows the text and bytes of `state` until this is dropped. Without a terminal there is
+    /// nothing to show and `state` is not called.
     pub(super) fn show(
         verb: &'static str,
         state: impl Fn() -> (String, u64) + Send + 'static,
@@ -65,7 +65,7 @@ impl Drop for Line {
         self.ended.store(true, Ordering::Relaxed);
         if let Some(drawer) = self.drawer.take() {
             drawer.thread().unpark();
-            // A drawer that panicked has said so itself.
+            // A panic of the drawing thread was reported already.
             let _ = drawer.join();
         }
     }

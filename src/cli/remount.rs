@@ -1,8 +1,8 @@
 //! `mount -o remount` on a mount of castore-fs.
 //!
-//! Flags of the mount change at once. Options of ours do not: the process that serves the mount was
-//! started with them. An option that says something else than that process was told is refused by its
-//! name, and one that says the same is accepted, since mount(8) repeats what fstab says.
+//! Flags of the mount change at once. Options of castore-fs do not: the process that serves the
+//! mount was started with them. An option with another value than that process has is refused by
+//! its name, and one with the same value is accepted, since mount(8) repeats the options of fstab.
 
 use castore_fs::transport::fuse::{ExistingMount, GenericOptions};
 use clap::Parser;
@@ -11,7 +11,7 @@ use super::mount::Mount;
 use super::mount_helper::{Refusal, Wanted};
 use super::{Arguments, Verb};
 
-/// Changes the mount as `wanted` says; only checks that if it is `fake`.
+/// Changes the mount to `wanted`; only checks that if it is `fake`.
 pub(super) fn remount(wanted: &Wanted, fake: bool) -> Result<(), Refusal> {
     let place = wanted.directory.display();
     let mount = ExistingMount::find(&wanted.directory)
@@ -38,7 +38,7 @@ pub(super) fn remount(wanted: &Wanted, fake: bool) -> Result<(), Refusal> {
     remounted.map_err(|error| Refusal::failure(error.to_string()))
 }
 
-/// The option of ours or of FUSE that is not what the mount has, if there is one.
+/// The option of castore-fs or of FUSE that differs from the mount's, if there is one.
 fn changed_option(wanted: &Wanted, mount: &ExistingMount) -> Result<Option<String>, Refusal> {
     for option in &wanted.fuse {
         if !mount.has_fuse_option(option) {
@@ -51,7 +51,7 @@ fn changed_option(wanted: &Wanted, mount: &ExistingMount) -> Result<Option<Strin
             return Ok(Some(format!("the option {option:?}")));
         }
     }
-    // A process that has ended may have served another mount by the same number: the one that was
+    // A process that has ended may have served another mount with the same number: the one that was
     // started on this directory comes first.
     let mut servers: Vec<Box<Mount>> = (mount.servers_arguments().into_iter())
         .filter_map(|arguments| match Arguments::try_parse_from(arguments) {
@@ -100,14 +100,14 @@ fn wanted_mount(wanted: &Wanted) -> Result<Box<Mount>, Refusal> {
         Ok(Arguments {
             verb: Verb::Mount(mount),
         }) => Ok(mount),
-        Ok(_) => Err(Refusal::failure("these are no arguments of a mount")),
+        Ok(_) => Err(Refusal::failure("these are not arguments of a mount")),
         Err(error) => Err(Refusal::failure(error.to_string().trim().to_owned())),
     }
 }
 
-/// Whether `rw` is meant. mount(8) puts it before all options that do not say `ro`, so that it means
-/// nothing there; unless it is all that was asked for, or stands before what mount(8) has read from the
-/// mount itself, which would have said `ro`.
+/// Whether `rw` is meant. mount(8) puts it before all options that do not contain `ro`, so that it
+/// has no meaning there; unless it is the only one, or comes before what mount(8) has read from the
+/// mount itself, which would contain `ro`.
 fn wants_to_write(wanted: &Wanted, options: &GenericOptions, mount: &ExistingMount) -> bool {
     let last = |name| wanted.generic.iter().rposition(|option| option == name);
     let Some(at) = last("rw") else { return false };

@@ -12,9 +12,9 @@ use super::store::StoreArguments;
 
 /// Remove roots from a store, by name
 ///
-/// Only the names go; `castore-fs gc` removes what no other root leads to and gives its space back.
-/// What is mounted or open stays readable until it is unmounted or closed. If one of the names is not
-/// there, none is removed.
+/// Only the names are removed; `castore-fs gc` deletes what is not reachable from another root and
+/// frees its space. What is mounted or open stays readable until it is unmounted or closed. If one
+/// of the names does not exist, none is removed.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs rm tree

@@ -15,10 +15,10 @@ use super::failure::Failure;
 use super::interrupt::on_interrupt;
 use super::store::StoreArguments;
 
-/// Serve a store to others over gRPC
+/// Serve a store over gRPC
 ///
-/// Speaks the castore protocol in both its generations, and what castore-fs adds to it. Takes
-/// no additions unless told so. SIGTERM lets calls that run come to their end.
+/// Serves the castore protocol in both its generations, and the additional services of castore-fs.
+/// Accepts no additions by default. At SIGTERM running calls are completed.
 ///
 /// Before the first client is served the process gives up its privileges, all files but the store's,
 /// and the system calls that it does not need.
@@ -32,16 +32,16 @@ pub(super) struct Serve {
     /// Where to listen: HOST:PORT, unix:PATH, or systemd for sockets passed on by systemd
     #[arg(long, value_name = "ADDRESS", required = true)]
     listen: Vec<String>,
-    /// Let clients add to the store; what is there under a name stays
+    /// Let clients add to the store; existing roots are not replaced
     #[arg(long)]
     writable: bool,
-    /// Let clients replace and remove root nodes too
+    /// Let clients replace and remove roots too
     #[arg(long, requires = "writable")]
     allow_replace: bool,
-    /// With --writable: what clients leave free on the store's disk (1GiB, 500MiB)
+    /// With --writable: the space that clients leave free on the store's disk (1GiB, 500MiB)
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1GiB")]
     keep_free: u64,
-    /// With --writable: the most that one upload may have (1GiB, 500MiB)
+    /// With --writable: the limit of one upload (1GiB, 500MiB)
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1TiB")]
     max_upload: u64,
     /// Connections at once, no more than half of the files that the process may have open
@@ -53,13 +53,13 @@ pub(super) struct Serve {
     /// TLS on TCP: the private key (PEM)
     #[arg(long, value_name = "PATH", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Demand of clients a certificate that one of these signed (PEM)
+    /// Require of clients a certificate that one of these signed (PEM)
     #[arg(long, value_name = "PATH", requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
-    /// Demand of clients one of the bearer tokens in this file; not on TCP without TLS
+    /// Require of clients one of the bearer tokens in this file; not on TCP without TLS
     ///
-    /// A line is a token, and after it there may be what it gives the right to: read, add, replace.
-    /// Without such words it gives the right to what the server lets every client do.
+    /// A line is a token, optionally followed by its rights: read, add, replace. Without them it
+    /// has the rights that the server gives to every client.
     #[arg(long, value_name = "PATH")]
     token_file: Option<PathBuf>,
     /// Calls at once on a connection; more wait for their turn
@@ -76,7 +76,7 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
         let place = self.store.place()?;
-        // A server that adds may start with an empty store.
+        // A server that accepts additions may start with an empty store.
         if !self.writable {
             place.must_exist()?;
         }
@@ -123,8 +123,8 @@ impl Serve {
             tls,
         };
         let stop = Arc::new(Notify::new());
-        let told = stop.clone();
-        on_interrupt(&opened.runtime, move || told.notify_one())?;
+        let notified = stop.clone();
+        on_interrupt(&opened.runtime, move || notified.notify_one())?;
         let store = opened.store.store().clone();
         let serving = server::serve(store, listeners, options, stop.notified());
         opened.runtime.block_on(serving)?;
@@ -132,7 +132,7 @@ impl Serve {
     }
 }
 
-/// A size as people write it, in bytes.
+/// A size with a unit, in bytes.
 fn size(text: &str) -> Result<u64, String> {
     text.parse::<Size>().map(|size| size.0)
 }

@@ -16,9 +16,9 @@ use super::json;
 use super::output::Output;
 use super::store::StoreArguments;
 
-/// Show what a node is: type, size, digest, and what is known of a Nix store path
+/// Show a node: type, size, digest, and the path info of a Nix store path
 ///
-/// What cannot be shown is reported, the rest is shown all the same, and the exit status is 1.
+/// A failing target is reported, the others are shown all the same, and the exit status is 1.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs stat tree/bin
@@ -40,14 +40,14 @@ struct Object {
     path: json::Path,
     #[serde(flatten)]
     node: json::Node,
-    /// In a directory itself.
+    /// For a directory itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     entries: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     nix: Option<Nix>,
 }
 
-/// What a store's PathInfo says of a root.
+/// The fields of a store's PathInfo for a root.
 #[derive(Serialize)]
 struct Nix {
     store_path: String,

@@ -15,9 +15,9 @@ use super::control::ControlArguments;
 use super::failure::Failure;
 use super::output::Output;
 
-/// Show how the running service is
+/// Show the status of the running service
 ///
-/// Asks the control socket of `castore-fs daemon`.
+/// Connects to the control socket of `castore-fs daemon`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs status
@@ -65,17 +65,17 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
     }
     match (store.blobs, store.blob_bytes) {
         (Some(blobs), Some(bytes)) => writeln!(text, ", {blobs} blobs, {bytes} bytes")?,
-        _ => writeln!(text, ", how much it holds is not known")?,
+        _ => writeln!(text, ", its size is not known")?,
     }
     if let Some(endpoint) = &store.health.endpoint {
         let state = match endpoint.state {
-            EndpointState::Unknown => "not asked yet",
+            EndpointState::Unknown => "no request yet",
             EndpointState::Up => "up",
             EndpointState::Failing => "failing",
         };
         writeln!(
             text,
-            "  {state}: {} requests, {} failed, {} under way, {} in{}",
+            "  {state}: {} requests, {} failed, {} in flight, {} in{}",
             endpoint.requests,
             endpoint.failures,
             endpoint.in_flight,
@@ -91,11 +91,11 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
             MemberState::Up => "up",
             MemberState::Open => "failed, gets no requests for a while",
             MemberState::Slow => "slower than the others, gets no requests for a while",
-            MemberState::Liar => "SENT WRONG BYTES, and avoided for a while",
+            MemberState::Liar => "SENT WRONG BYTES, avoided for a while",
         };
         writeln!(
             text,
-            "  {}: {state}: {} requests, {} failed, {} asked of another as well, {} lies{}",
+            "  {}: {state}: {} requests, {} failed, {} hedged, {} corrupt{}",
             member.name,
             member.requests,
             member.failures,
@@ -123,8 +123,11 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
             cache.repairs,
         )?;
         for (what, why) in [
-            ("nothing is kept at the moment", &cache.degraded),
-            ("the far store is out of reach", &cache.far_down),
+            (
+                "fetched objects are not kept at the moment",
+                &cache.degraded,
+            ),
+            ("the upstream is unreachable", &cache.far_down),
         ] {
             if let Some(why) = why {
                 writeln!(text, "  {what}: {}", Printable(why.as_bytes()))?;
@@ -137,7 +140,7 @@ fn show_store(name: &str, store: &StoreStatus, text: &mut Vec<u8>) -> io::Result
 fn show_warmup(warmup: &WarmUpCount, text: &mut Vec<u8>) -> io::Result<()> {
     write!(
         text,
-        "  warm-up: {} roots watched, {} profiles under way, {} fetched ahead",
+        "  warm-up: {} roots recorded, {} profiles in progress, {} prefetched",
         warmup.learning,
         warmup.fetching,
         HumanBytes(warmup.bytes)
@@ -151,8 +154,8 @@ fn show_warmup(warmup: &WarmUpCount, text: &mut Vec<u8>) -> io::Result<()> {
     }
     writeln!(
         text,
-        "    profiles: {} of their own, {} of similar roots, {} without; {} stretches fetched, {} of \
-         them touched, {} learned",
+        "    profiles: {} of their own, {} of similar roots, {} without; {} extents fetched, {} of \
+         them read, {} recorded",
         warmup.own, warmup.similar, warmup.none, warmup.stretches, warmup.hits, warmup.learned
     )?;
     for (count, what) in [
@@ -164,13 +167,13 @@ fn show_warmup(warmup: &WarmUpCount, text: &mut Vec<u8>) -> io::Result<()> {
         (warmup.failed_saves, "could not be written"),
     ] {
         if count > 0 {
-            writeln!(text, "    {count} profiles {what}: the log says why")?;
+            writeln!(text, "    {count} profiles {what}: see the log")?;
         }
     }
     Ok(())
 }
 
-/// Requests by kind, the most frequent first, and how long they took.
+/// Requests by kind, the most frequent first, and their times.
 fn show_requests(
     requests: &BTreeMap<String, u64>,
     latencies: &BTreeMap<String, LatencyStatus>,
@@ -186,7 +189,7 @@ fn show_requests(
     Ok(())
 }
 
-/// How long half of them took, and how long 19 of 20.
+/// Their median and 95th percentile.
 fn times(median: Option<u64>, p95: Option<u64>) -> String {
     match (median, p95) {
         (Some(median), Some(p95)) => {
@@ -236,13 +239,13 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
         )?;
         writeln!(
             text,
-            "  {} directories live, {} bytes of Directories, {} bytes of node table",
+            "  {} cached Directories, {} bytes of Directories, {} bytes of node table",
             mount.live_directories, mount.directory_bytes, mount.table_bytes
         )?;
         if let Some(open) = &mount.open {
             writeln!(
                 text,
-                "  {} files open, {} of them read by the kernel itself",
+                "  {} files open, {} of them read through passthrough",
                 open.files, open.backed
             )?;
         }
@@ -272,7 +275,7 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
         )?;
         writeln!(
             text,
-            "  {} directories live, {} bytes of Directories, {} bytes of node tables",
+            "  {} cached Directories, {} bytes of Directories, {} bytes of node tables",
             device.live_directories, device.directory_bytes, device.table_bytes
         )?;
         if let Some(warmup) = &device.warmup {

@@ -1,4 +1,4 @@
-//! Which store a command works on: a URL, or the name of a store in a configuration file.
+//! The store of a command: a URL, or the name of a store in a configuration file.
 
 use std::ffi::OsStr;
 use std::os::unix::net::UnixStream;
@@ -81,14 +81,14 @@ fn size(text: &str) -> Result<u64, String> {
 /// A store that is not open yet.
 pub(super) struct Place {
     named: Named,
-    /// What it is made of, also where it is used through the running service.
+    /// Its description, also if it is used through the running service.
     described: Plan,
 }
 
 /// A store and the runtime that it waits on.
 pub(super) struct Opened {
     pub(super) store: Blocking,
-    /// The same store, with what it is made of.
+    /// The same store, with its description.
     pub(super) described: stores::Opened,
     pub(super) runtime: Runtime,
     /// The caches among the stores that it is made of. A process that ends without dropping the store
@@ -97,14 +97,14 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// The directory that the store is kept in, if it is a local one.
+    /// The directory of the store, if it is a local one.
     pub(super) fn local_folder(&self) -> Option<&Path> {
         self.described.local.as_ref().map(LocalStore::folder)
     }
 }
 
 impl StoreArguments {
-    /// Whether `url` is what was given.
+    /// Whether `url` is the one in the arguments.
     pub(super) fn is(&self, url: &OsStr) -> bool {
         self.store.as_deref().is_some_and(|store| url == store)
     }
@@ -120,14 +120,14 @@ impl StoreArguments {
         named.then_some(self.config.config.as_path())
     }
 
-    /// Opens the store to read from it: it has to be there.
+    /// Opens an existing store, to read from it.
     pub(super) fn open(&self) -> Result<Opened, Failure> {
         let place = self.place()?;
         place.must_exist()?;
         place.open_or_make()
     }
 
-    /// Opens the store; makes it if there is none.
+    /// Opens the store; makes it if it does not exist.
     pub(super) fn open_or_make(&self) -> Result<Opened, Failure> {
         self.place()?.open_or_make()
     }
@@ -147,7 +147,7 @@ impl StoreArguments {
         self.config.place(url)
     }
 
-    /// Where the store is, given or by default.
+    /// The store of the arguments, or the default one.
     pub(super) fn place(&self) -> Result<Place, Failure> {
         let place = match &self.store {
             Some(url) => self.config.place(url),
@@ -280,7 +280,7 @@ impl Place {
         Ok(self.named.plan.must_exist()?)
     }
 
-    /// The directory of the store, if it is an embedded one.
+    /// The directory of the store, if it is a local one.
     pub(super) fn folder(&self) -> Option<PathBuf> {
         match &self.named.plan {
             Plan::Url(url) => store::local_folder(url).map(Path::to_owned),
@@ -288,7 +288,7 @@ impl Place {
         }
     }
 
-    /// Opens the store in its folder, if it is one: it has to be there.
+    /// Opens an existing local store.
     pub(super) fn open_folder(&self) -> Result<LocalStore, Failure> {
         self.must_exist()?;
         let local = match &self.named.plan {
@@ -297,13 +297,13 @@ impl Place {
         };
         local.ok_or_else(|| {
             failure(format!(
-                "{} is no store in a folder (local:PATH), and only those collect garbage",
+                "gc works only on local stores (local:PATH), and {} is none",
                 self.named.name
             ))
         })
     }
 
-    /// Opens the store with a runtime of its own; makes it if there is none.
+    /// Opens the store with a runtime of its own; makes it if it does not exist.
     pub(super) fn open_or_make(self) -> Result<Opened, Failure> {
         let runtime = Runtime::new()?;
         let mut caches = Vec::new();
@@ -316,7 +316,7 @@ impl Place {
         })
     }
 
-    /// Opens the store, to be used with `runtime`; makes it if there is none.
+    /// Opens the store, to be used with `runtime`; makes it if it does not exist.
     pub(super) fn open(self, runtime: &Runtime) -> Result<Arc<dyn Store>, Failure> {
         Ok(self.open_described(runtime, &mut Vec::new())?.store)
     }
@@ -346,13 +346,13 @@ impl Place {
         opened.ok_or_else(|| failure("the store was not opened; this is a bug"))
     }
 
-    /// What the store needs of the system to be read.
+    /// The system resources that reading the store needs.
     pub(super) fn needs(&self) -> Needs {
         self.named.plan.needs()
     }
 }
 
-/// The folder for what is kept where nothing else is said.
+/// The default directory for data.
 pub(super) fn default_folder() -> Result<PathBuf, Failure> {
     let folder = if rustix::process::geteuid().is_root() {
         PathBuf::from("/var/lib")

@@ -1,6 +1,6 @@
-//! The supervisor that is told of readiness: systemd, by the protocol of sd_notify(3).
+//! Readiness notifications to the supervisor: systemd, by the protocol of sd_notify(3).
 //!
-//! Connected to before anything is given up, because connecting to sockets is among it.
+//! The connection is made before privileges are given up, because the sandbox prohibits it.
 
 use std::ffi::OsString;
 use std::io;
@@ -10,7 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use super::failure::{Failure, failure};
 
-/// Whoever started this process and wants to know how it fares; possibly nobody.
+/// The process that started this one and expects notifications, if there is one.
 pub(super) struct Supervisor(Option<UnixDatagram>);
 
 impl Supervisor {
@@ -30,7 +30,7 @@ impl Supervisor {
         })
     }
 
-    /// Tells it `state`, such as `READY=1`.
+    /// Sends `state`, such as `READY=1`.
     pub(super) fn tell(&self, state: &str) {
         if let Some(socket) = &self.0
             && let Err(error) = socket.send(state.as_bytes())

@@ -22,10 +22,10 @@ use super::store::{Opened, StoreArguments};
 
 /// Read and hash again everything below some roots; report damage, and repair it
 ///
-/// Every object is read once, however many places refer to it, on all cores. What is wrong is a
-/// line for each path that it spoils; the last line is the sum. The exit status is 1 when anything
-/// is wrong and was not repaired, or a TARGET does not exist; the others are verified all the same. The
-/// index of a local: store is checked as well, and whether it can be written to.
+/// Every object is read once, however many places refer to it, on all cores. A fault is a line for
+/// each affected path; the last line is the sum. The exit status is 1 when a fault was found and
+/// not repaired, or a TARGET does not exist; the others are verified all the same. The index of a
+/// local: store is checked as well, and whether it can be written to.
 ///
 /// With --repair a local: store is made usable again: its file `format`, an index that is lost,
 /// unreadable or older than the rest, and with --from the objects that are damaged or missing.
@@ -41,8 +41,8 @@ pub(super) struct Verify {
     /// Repair the store, which has to be local:PATH
     #[arg(long)]
     repair: bool,
-    /// Fetch what is damaged or missing from this store: a URL, or store:NAME; can be given several
-    /// times
+    /// Fetch damaged and missing objects from this store: a URL, or store:NAME; can be given
+    /// several times
     #[arg(long, value_name = "URL", requires = "repair")]
     from: Vec<String>,
     /// One JSON object a line: one for each damaged object, then the sum
@@ -52,7 +52,7 @@ pub(super) struct Verify {
     targets: Vec<PathBuf>,
 }
 
-/// Rounds of fetching and verifying, at most: a Directory that came may lead to more that is damaged.
+/// Rounds of fetching and verifying, at most: a Directory that was fetched may lead to more damage.
 const ROUNDS: usize = 10;
 
 #[derive(Serialize)]
@@ -65,7 +65,7 @@ struct FaultObject {
     more_paths: u64,
 }
 
-/// A problem of the index, or something that was repaired.
+/// A problem of the index, or a repair.
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Note {
@@ -138,7 +138,7 @@ impl Verify {
         Ok(())
     }
 
-    /// Repairs what a store needs to be opened.
+    /// Repairs the files that are needed to open a store.
     fn repair_files(&self, output: &mut Output) -> Result<(), Failure> {
         let place = self.store.place()?;
         let folder = place.folder().ok_or_else(|| {
@@ -164,7 +164,7 @@ impl Verify {
         }
         if index.damaged > 0 {
             text += &format!(
-                "; {} places in packs or journal made no sense, and what was there is missing",
+                "; {} places in packs or journal were unreadable, and their objects are missing",
                 HumanCount(index.damaged)
             );
         }
@@ -174,11 +174,11 @@ impl Verify {
         }
         self.note(
             output,
-            Note::Repaired(format!("{text} (it was made anew since {})", index.why)),
+            Note::Repaired(format!("{text} (rebuilt because {})", index.why)),
         )
     }
 
-    /// Fetches what is damaged or missing; says whether anything came.
+    /// Fetches damaged and missing objects; returns whether any came.
     fn fetch(
         &self,
         opened: &Opened,
@@ -205,7 +205,7 @@ impl Verify {
                 let text = format!("fetched {objects} objects from {}", from.url());
                 self.note(output, Note::Repaired(text))?;
             }
-            // What one does not have, the next may.
+            // What one store does not have, the next may.
             if number + 1 == self.from.len() && !came {
                 for why in fetched.failed {
                     self.note(output, Note::NotFetched(why))?;
@@ -215,7 +215,7 @@ impl Verify {
         Ok(came)
     }
 
-    /// What is to be verified, and whether all of it is there.
+    /// The trees to verify, and whether all of them exist.
     fn trees(
         &self,
         store: &Blocking,

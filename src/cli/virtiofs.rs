@@ -1,4 +1,5 @@
-//! `castore-fs virtiofs`: a process that keeps the guests ([`parent`]), and one that serves them.
+//! `castore-fs virtiofs`: a parent process that keeps the guests ([`parent`]), and a worker that
+//! serves them.
 
 mod parent;
 mod passing;
@@ -30,23 +31,23 @@ use super::store::StoreArguments;
 use super::supervisor::Supervisor;
 
 /// Descriptors that the process may have open: the store's, and for each of 16 front ends on a
-/// socket those of every queue (8, and 2 for a successor) and of its memory.
+/// socket those of every queue (8, and 2 for the hand-over) and of its memory.
 const OPEN_FILES: u64 = 1024;
 const OPEN_FILES_OF_A_QUEUE: u64 = 16 * 10;
-/// What leases of embedded stores are marked with (see `docs/store-format.md`).
+/// The boot id with which leases of local stores are marked (see `docs/store-format.md`).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// How often a worker whose parent has died looks whether its guests have left.
+/// How often a worker whose parent has died checks whether its guests have disconnected.
 const ALONE: Duration = Duration::from_millis(500);
 
 /// Serve a store to virtual machines over virtiofs
 ///
 /// Listens at --socket for QEMU, cloud-hypervisor or crosvm (vhost-user), or on the sockets that
-/// systemd passes. The guest mounts it by the tag that its front end gives it: mount -t virtiofs
-/// TAG /mnt. Guests come, go, reboot and reconnect; each has its own view, and all share the store.
+/// systemd passes. The guest mounts it by the tag that its front end has: mount -t virtiofs TAG
+/// /mnt. Guests come, go, reboot and reconnect; each has its own view, and all share the store.
 ///
-/// Before the first guest is served the process that serves gives up its privileges, all files but
-/// the store's, and the system calls that it does not need. Should it die, another goes on under the
-/// running guests.
+/// Before the first guest is served the worker gives up its privileges, all files but the store's,
+/// and the system calls that it does not need. If it dies, another takes over under the running
+/// guests.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs virtiofs --root tree --socket /run/tree.sock
@@ -56,18 +57,19 @@ const ALONE: Duration = Duration::from_millis(500);
 pub(super) struct Virtiofs {
     #[command(flatten)]
     store: StoreArguments,
-    /// Where to listen; several for several guests
+    /// The sockets to listen on; several for several guests
     ///
-    /// A socket that no process listens on any more is replaced.
+    /// A socket without a listening process is replaced.
     #[arg(long, value_name = "PATH")]
     socket: Vec<PathBuf>,
-    /// The sockets' permissions, in octal; who may write may connect
+    /// The sockets' permissions, in octal: write permission allows connecting
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode)]
     socket_mode: u32,
     /// The sockets' group, by name or number
     #[arg(long, value_name = "GROUP")]
     socket_group: Option<String>,
-    /// The tag, for front ends that ask for it (crosvm); with others it is on their command line
+    /// The tag, for front ends that read it from the device (crosvm); others have it on their
+    /// command line
     #[arg(long, value_name = "TAG", value_parser = Tag::new)]
     tag: Option<Tag>,
     /// Request queues that a front end can use, each with a worker of its own
@@ -78,21 +80,22 @@ pub(super) struct Virtiofs {
         value_parser = clap::value_parser!(u8).range(1..=MOST_QUEUES as i64)
     )]
     queues: u8,
-    /// Show this directory at the top: NAME[/PATH] or the digest of a Directory
+    /// Show this directory as the mount root: NAME[/PATH] or the digest of a Directory
     #[arg(long, value_name = "NAME|DIGEST")]
     root: Option<PathBuf>,
     #[command(flatten)]
     listing: ListRoot,
-    /// Who owns everything: user id
+    /// The owner of everything: user id
     #[arg(long, value_name = "U", default_value_t = 0)]
     uid: u32,
-    /// Who owns everything: group id
+    /// The owner of everything: group id
     #[arg(long, value_name = "G", default_value_t = 0)]
     gid: u32,
-    /// Answer extended attributes: digests, as user.castore.digest and under the peers' names
+    /// Support extended attributes: digests, as user.castore.digest and under the names of tvix and
+    /// snix
     #[arg(long)]
     xattr: bool,
-    /// Tell metrics at HOST:PORT or unix:PATH, over HTTP, in the text format of Prometheus
+    /// Serve metrics at HOST:PORT or unix:PATH, over HTTP, in the text format of Prometheus
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<String>,
     /// Keep all privileges
@@ -108,9 +111,9 @@ enum End {
     Alone,
 }
 
-/// Serves the guests that there are until they leave or it is told to stop.
+/// Serves the present guests until they disconnect or it is stopped.
 fn alone(endpoints: &[Arc<Endpoint>], stopped: &mpsc::Receiver<End>) {
-    tracing::warn!("the process that keeps the guests has died; serving those that are there");
+    tracing::warn!("the parent process has died; serving the connected guests only");
     endpoints.iter().for_each(|endpoint| endpoint.leave());
     while endpoints.iter().any(|endpoint| endpoint.has_guests()) {
         if stopped.recv_timeout(ALONE) == Ok(End::Stopped) {
@@ -134,7 +137,7 @@ impl Virtiofs {
         }
     }
 
-    /// The life of the process that was started.
+    /// The work of the parent process.
     fn keep(self) -> Result<(), Failure> {
         let place = self.store.place()?;
         place.must_exist()?;
@@ -163,11 +166,11 @@ impl Virtiofs {
         Ok(())
     }
 
-    /// The life of a process that serves.
+    /// The work of a worker process.
     fn serve(self, parent: &Parent, mut given: Given) -> Result<(), Failure> {
         let started = Instant::now();
         let place = self.store.place()?;
-        // What is read here is not a guest's: the parent kept it for us.
+        // Received from the parent, and not from a guest.
         let left: Vec<Vec<Left>> = (0..given.sockets.len())
             .map(|number| {
                 let lists = parent::of_socket(&mut given.kept, number);
@@ -179,7 +182,7 @@ impl Virtiofs {
             let most = Some(self.open_files(given.sockets.len()));
             confine(with_leases(place.needs()), Added::Never, most)?;
         }
-        // The configuration file can no longer be read: what it says is known by now.
+        // The configuration file can no longer be read, and need not be.
         let opened = place.open_or_make()?;
         let options = Options {
             top: top(&opened.store, self.root.as_deref(), self.listing.listing())?,
@@ -198,7 +201,7 @@ impl Virtiofs {
         let (stop, stopped) = mpsc::channel();
         let interrupted = stop.clone();
         on_interrupt(&opened.runtime, move || {
-            // Fails only once we have stopped.
+            // Fails only once this has stopped.
             let _ = interrupted.send(End::Stopped);
         })?;
         let mut endpoints = Vec::new();
@@ -230,7 +233,7 @@ impl Virtiofs {
         });
         match stopped.recv() {
             Ok(End::Alone) => alone(&endpoints, &stopped),
-            // The channel only ends if nothing can interrupt us any more.
+            // The channel only ends if no signal can come any more.
             Ok(End::Stopped) | Err(_) => {}
         }
         endpoints.iter().for_each(|endpoint| endpoint.break_off());
@@ -241,7 +244,7 @@ impl Virtiofs {
         Ok(())
     }
 
-    /// How to tell what goes on.
+    /// The source of the status.
     fn ask(&self, store: stores::Opened, endpoints: &[Arc<Endpoint>], started: Instant) -> Ask {
         let paths = self.socket.iter().cloned().map(Some);
         let devices: Vec<_> = endpoints
@@ -273,7 +276,8 @@ impl Virtiofs {
     fn sockets(&self) -> Result<Vec<Socket>, Failure> {
         let mut sockets = Vec::new();
         for descriptor in sd_notify::listen_fds()? {
-            // SAFETY: systemd passes the descriptor to us to own, and `listen_fds` names each once.
+            // SAFETY: systemd passes the ownership of the descriptor, and `listen_fds` names each
+            // once.
             let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
             sockets.push(Socket::inherited(descriptor)?);
         }
@@ -300,7 +304,7 @@ impl Virtiofs {
     }
 }
 
-/// The id of a group given by name or number.
+/// The id of a group by name or number.
 fn group(group: &str) -> Result<u32, Failure> {
     if let Ok(id) = group.parse() {
         return Ok(id);
@@ -315,7 +319,7 @@ fn group(group: &str) -> Result<u32, Failure> {
     found.ok_or_else(|| failure(format!("there is no group {group} in /etc/group")))
 }
 
-/// What it takes besides to note in embedded stores what guests have in use, where that is allowed.
+/// The additional needs for recording in local stores what guests use, where that is allowed.
 fn with_leases(mut needs: Needs) -> Needs {
     for folder in &needs.folders {
         let leases = folder.join("leases");

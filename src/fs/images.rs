@@ -1,14 +1,14 @@
 //! `.images`: a mount's trees as disk images.
 //!
 //! A mount that has them shows a directory `.images` beside its roots. It is found by name and not
-//! listed at the top, so that programs that walk the mount do not read every tree twice. In it are
-//!
+//! listed in the mount root, so that programs that walk the mount do not read every tree twice. In
+//! it are
 //! - `NAME.erofs` for every root, and for every closure that the configuration names,
 //! - `HEX.erofs` for the digest (64 hex digits) of a directory that is a root.
 //!
-//! **A name is resolved when it is looked up**, and the file that it gave stays the image of the same
-//! tree, whatever the name stands for later. So names are never kept by the kernel, and files are found
-//! again by the next process: the hand-over state lists what each image shows.
+//! **A name is resolved when it is looked up**, and the resulting file stays the image of the same
+//! tree, whatever the name stands for later. So names are never cached by the kernel, and the next
+//! process finds the files again: the hand-over state lists the tree of each image.
 //!
 //! **Every path is a file of its own**, as everywhere in a mount, with its own node id and inode number
 //! ([`numbering`](super::numbering)). Images of one tree share the layout.
@@ -48,7 +48,7 @@ const SUFFIX: &[u8] = b".erofs";
 const SLOT: u32 = u32::MAX;
 /// Bytes of layouts that are kept.
 const LAYOUT_BYTES: usize = 64 << 20;
-/// Images that are listed by who asks for the mount's state.
+/// Images that are listed in the mount's status.
 const MOST_COUNTED: usize = 100;
 /// The cookie of the first closure in a listing; roots have theirs below.
 const FIRST_CLOSURE: u64 = 1 << 40;
@@ -65,7 +65,7 @@ struct Closures {
 }
 
 impl ImageClosures {
-    /// From now on there are the closures `now`: for each name the names of roots.
+    /// Sets the closures: for each name the names of roots.
     pub fn set(&self, now: BTreeMap<Name, Vec<Name>>) {
         let mut hasher = blake3::Hasher::new();
         for (name, roots) in &now {
@@ -143,7 +143,7 @@ struct SeenTree {
 /// The images of a tree in a mount, and what was read of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageCount {
-    /// The digest of the Directory at its top, in hex digits.
+    /// The digest of the Directory in its root, in hex digits.
     pub digest: String,
     /// The version of its layout.
     pub layout_version: u8,
@@ -292,7 +292,7 @@ impl CastoreFs {
         counted.iter().map(|tree| images.count(tree)).collect()
     }
 
-    /// What is at `offset` of the image `id`, as far as it is known without waiting.
+    /// What is at `offset` of the image `id`, if it is known without waiting.
     pub(super) fn image_location(&self, id: NodeId, offset: u64) -> Option<ImageLocation> {
         let (images, Shown::Image(index)) = self.shown_image(id)? else {
             return None;
@@ -307,12 +307,12 @@ impl CastoreFs {
         Some((self.images.as_ref()?, shown(id)?))
     }
 
-    /// The directory `.images`, for a lookup of `name` at the top that found nothing else.
+    /// The directory `.images`, for a lookup of `name` in the mount root that found nothing else.
     pub(super) fn look_up_images(&self, name: &[u8]) -> io::Result<Option<Entry>> {
         if self.images.is_none() || name != DIRECTORY {
             return Ok(None);
         }
-        // A root of that name can come at any moment.
+        // A root of that name can appear at any moment.
         let id = NodeId::directory(SLOT);
         Ok(Some(entry(id, self.stat_images_directory()?, NOT_AT_ALL)))
     }
@@ -390,7 +390,7 @@ impl CastoreFs {
         Ok(Some(top))
     }
 
-    /// The attributes of `id`, if it is in `.images`, and how long they hold.
+    /// The attributes of `id`, if it is in `.images`, and how long the kernel may cache them.
     pub(super) fn stat_shown_image(&self, id: NodeId) -> io::Result<Option<(stat64, Duration)>> {
         let Some((images, shown)) = self.shown_image(id) else {
             return Ok(None);
@@ -490,7 +490,7 @@ impl CastoreFs {
         Some(images.get(index)?.tree.top.digest())
     }
 
-    /// Lists `.images`, if that is what `id` is, from the cookie `offset` on; whether it was.
+    /// Lists `.images`, if `id` is that, from the cookie `offset` on; returns whether it was.
     pub(super) fn list_images(
         &self,
         id: NodeId,
@@ -587,7 +587,7 @@ impl CastoreFs {
         })
     }
 
-    /// Logs that the image of `top` cannot be made, or read at an offset, and gives the errno.
+    /// Logs that the image of `top` cannot be made, or read at an offset, and returns the errno.
     fn image_failed(
         &self,
         top: &ImageTop,

@@ -1,22 +1,22 @@
 //! Inode numbers: one for every path.
 //!
-//! Software takes two names of one device and inode number for one file: overlayfs writes both when one
-//! is written, a lock on one is a lock on the other, `dlopen` gives the first for the second, `du` and
-//! `tar` count the second as a hard link. So no two paths of a mount share a number, however equal
-//! their contents are.
+//! **Problem.** Software takes two names of one device and inode number for one file: overlayfs
+//! writes both when one is written, a lock on one is a lock on the other, `dlopen` returns the
+//! first for the second, `du` and `tar` count the second as a hard link. So no two paths of a mount
+//! may share a number, even with equal contents.
 //!
-//! **Numbers are computed, not kept.** A Directory's size is twice the number of names below it, at any
-//! depth, so every directory has a range of numbers of the right length without a look at what is below:
-//! first its entries, in the order of names, then the range of each of its subdirectories. The number of
-//! a path follows from the Directories on the way to it and from the range of the mount root, which
-//! starts at 2. It is the same after FORGET and on the next mount of the same tree, and below 2^32 if
-//! the tree has fewer names, as 32-bit programs need.
+//! **Mechanism: numbers are computed, not stored.** A Directory's size is twice the number of names
+//! below it, at any depth, so every directory has a range of numbers of the right length without a
+//! look at what is below: first its entries, in the order of names, then the range of each of its
+//! subdirectories. The number of a path follows from the Directories on the way to it and from the
+//! range of the mount root, which starts at 2. It is the same after FORGET and on the next mount of
+//! the same tree, and below 2^32 if the tree has fewer names, as 32-bit programs need.
 //!
-//! **Sizes are claims.** A directory whose Directory does not fit into the range that its parent's entry
-//! claimed gets a range of its own when its Directory is first read, behind all that were given so far.
-//! So does every directory without a claim: the mount root, and in a mount of many roots each of them,
-//! in the order in which they are first looked up. Which ranges were given is remembered for the life of
-//! the mount, and kept in the hand-over state.
+//! **Sizes are claims.** A directory whose Directory does not fit into the range that its parent's
+//! entry claimed gets a range of its own when its Directory is first read, behind all that were
+//! given so far. So does every directory without a claim: the mount root, and in a mount of many
+//! roots each of them, in the order in which they are first looked up. The given ranges are
+//! remembered for the life of the mount, and kept in the hand-over state.
 //!
 //! **Small numbers go to real names first.** Ranges are given from below 2^32 while they fit. One that
 //! does not, for a tree of more names or one that claims so, is split: the entries get small numbers, and
@@ -44,8 +44,8 @@ const SMALL_END: u64 = 1 << 32;
 pub const IMAGES_INO: u64 = SMALL_END - 2;
 /// The end of the numbers that are given in order.
 const END: u64 = 1 << 63;
-/// The longest range above [`SMALL_END`]: more names than any tree has, and few enough that claims of so
-/// many do not use numbers up.
+/// The longest range above [`SMALL_END`]: more names than any tree has, and few enough that many
+/// such claims do not use numbers up.
 const LONGEST: u64 = 1 << 48;
 /// Ranges that are remembered, at most: some 60 MiB. Only trees with wrong sizes come near it.
 const MOST_RANGES: usize = 1 << 20;
@@ -93,7 +93,7 @@ struct Given {
     has_images: bool,
     /// The next one above it.
     large: u64,
-    /// Ranges that do not follow from their parent's, by the number of the directory.
+    /// Ranges that cannot be computed from their parent's, by the number of the directory.
     ranges: HashMap<u64, NameRange>,
 }
 
@@ -126,7 +126,7 @@ impl Numbering {
         })
     }
 
-    /// A number for a root node that is new. The caller writes it into the hand-over state.
+    /// A number for a new root. The caller writes it into the hand-over state.
     pub fn root(&self) -> u64 {
         let mut given = self.given.lock();
         let numbers = given.per_root();
@@ -243,7 +243,7 @@ impl Given {
 }
 
 /// A range for a directory beyond those that are remembered: far above all others, at a place that
-/// follows from its own number. Two such ranges meet with a chance of one in 2^40.
+/// is computed from its own number. Two such ranges collide with a chance of one in 2^40.
 fn scattered(ino: u64) -> NameRange {
     let hash = blake3::hash(&ino.to_le_bytes());
     let [a, b, c, d, e, f, g, h, ..] = *hash.as_bytes();
@@ -312,10 +312,10 @@ mod tests {
         let top = directory(0, &[2, honest.size()]);
         let range = numbering.range(ROOT_INO, 0, 0, &top);
         let lied = numbering.range(2, range.claim(&top, 0), 1, &liar);
-        let told = numbering.range(3, range.claim(&top, 1), 4, &honest);
+        let claimed = numbering.range(3, range.claim(&top, 1), 4, &honest);
         let mut all: HashSet<u64> = entries(range, &top).collect();
         all.extend(entries(lied, &liar));
-        all.extend(entries(told, &honest));
+        all.extend(entries(claimed, &honest));
         assert_eq!(all.len(), 2 + 5 + 4);
         assert_eq!(numbering.range(2, range.claim(&top, 0), 1, &liar), lied);
     }

@@ -44,7 +44,7 @@
 //! | the kernel ends it | the same |
 //! | it is struck out | gone |
 //!
-//! One case cannot be told apart: an OPEN that was written down and not answered, and whose program
+//! One case is ambiguous: an OPEN that was written down and not answered, and whose program
 //! is killed before the kernel repeats it, looks like one that was answered. It counts as open, and
 //! keeps a registration, until the kernel forgets the directory that it is in (noticed by the next
 //! take-over) or the mount ends. So too many may be held, and never one too few.

@@ -21,7 +21,7 @@ pub fn encode(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// The `N` bytes that `text` stands for; nothing if it is not what [`encode`] makes of any.
+/// The `N` bytes of `text`; nothing if [`encode`] makes it of no bytes.
 pub fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     if text.len() != (N * 8).div_ceil(5) {
         return None;

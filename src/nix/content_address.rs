@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::{NixHash, STORE_DIR, StorePath, StorePathError, StorePathHash};
 use crate::proto::store::v1::nar_info::{Ca, ca};
 
-/// What the hash of a [`ContentAddress`] is taken over.
+/// The data that the hash of a [`ContentAddress`] is taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentMethod {
     /// The bytes of one file.
@@ -23,7 +23,7 @@ pub enum ContentMethod {
     Text,
 }
 
-/// A content address, as a narinfo's `CA` line has it: `fixed:r:sha256:…`, `fixed:sha256:…` or
+/// A content address, in the form of a narinfo's `CA` line: `fixed:r:sha256:…`, `fixed:sha256:…` or
 /// `text:sha256:…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContentAddress {
@@ -42,7 +42,7 @@ pub struct ContentAddress {
 pub struct ContentAddressError(String);
 
 impl ContentAddress {
-    /// Reads the text form.
+    /// Parses the text form.
     pub fn parse(text: &str) -> Result<Self, ContentAddressError> {
         let wrong = || ContentAddressError(text.chars().take(200).collect());
         let (method, hash) = if let Some(hash) = text.strip_prefix("fixed:r:") {
@@ -61,10 +61,9 @@ impl ContentAddress {
         Ok(Self { method, hash })
     }
 
-    /// The store path that this address gives to contents named `name` that refer to
-    /// `references`. Nothing where the address does not decide the path alone: a path that refers
-    /// to itself (its hash is then taken over rewritten contents), or references with a method
-    /// that has none.
+    /// The store path that this address gives to contents named `name` that refer to `references`.
+    /// Nothing if the address does not determine the path alone: a path that refers to itself (its
+    /// hash is then taken over rewritten contents), or references with a method that has none.
     pub fn store_path(
         &self,
         name: &str,
@@ -85,7 +84,7 @@ impl ContentAddress {
                 format!("{kind}:sha256:{hex}:{STORE_DIR}:{name}")
             }
             (ContentMethod::Recursive, NixHash::Sha256(_)) => {
-                // A reference of the same name may be the path itself: only its hash would tell.
+                // A reference of the same name may be the path itself: only its hash would show it.
                 if references.iter().any(refers_to_itself) {
                     return None;
                 }

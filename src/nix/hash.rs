@@ -1,4 +1,4 @@
-//! Hashes as Nix writes them: an algorithm's name, and the digest in one of three encodings.
+//! Hashes in Nix's text forms: an algorithm's name, and the digest in one of three encodings.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ use thiserror::Error;
 
 use super::{decode_base32, encode_base32};
 
-/// A hash of one of the algorithms that Nix knows. Its text form is `sha256:<nix32>`.
+/// A hash of one of Nix's algorithms. Its text form is `sha256:<nix32>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NixHash {
     /// 16 bytes; only in old content addresses.
     Md5([u8; 16]),
     /// 20 bytes; only in old content addresses.
     Sha1([u8; 20]),
-    /// 32 bytes: what NARs are hashed with.
+    /// 32 bytes: the hash of NARs.
     Sha256([u8; 32]),
     /// 64 bytes.
     Sha512([u8; 64]),
@@ -30,8 +30,8 @@ pub enum NixHash {
 pub struct NixHashError(String);
 
 impl NixHash {
-    /// Reads `<algorithm>:<digits>` (nixbase32, hex or base64, told apart by their length) or the
-    /// SRI form `<algorithm>-<base64>`.
+    /// Parses `<algorithm>:<digits>` (nixbase32, hex or base64, distinguished by their length) or
+    /// the SRI form `<algorithm>-<base64>`.
     pub fn parse(text: &str) -> Result<Self, NixHashError> {
         let wrong = || NixHashError(text.chars().take(200).collect());
         let at = text.find([':', '-']).ok_or_else(wrong)?;

@@ -1,7 +1,7 @@
-//! Narinfos: what a binary cache says of a store path, as text.
+//! Narinfos: a binary cache's metadata of a store path, as text.
 //!
-//! Lines of `Key: value`, each with LF at its end. What must be there, what may be wrong and what
-//! real clients and caches do with it was observed (the tests name each row): `StorePath`, `URL`,
+//! Lines of `Key: value`, each with LF at its end. What must be there, what may be wrong and how
+//! real clients and caches treat it was observed (the tests name each row): `StorePath`, `URL`,
 //! `NarHash` and `NarSize` are required; a missing `Compression` means bzip2; `FileHash` and
 //! `FileSize` are hints; unknown keys are ignored.
 
@@ -17,7 +17,7 @@ use crate::castore::{Name, Node, Root};
 use crate::proto::castore::v1::Entry;
 use crate::proto::store::v1::StorePath as StorePathMessage;
 
-/// The longest narinfo that is read or taken, in bytes: 10,000 references are 600 kB.
+/// The longest narinfo that is read or accepted, in bytes: 10,000 references are 600 kB.
 pub const MAX_NARINFO_BYTES: usize = 1 << 20;
 
 /// One narinfo.
@@ -25,10 +25,10 @@ pub const MAX_NARINFO_BYTES: usize = 1 << 20;
 pub struct NarinfoFile {
     /// The store path.
     pub path: StorePath,
-    /// Where the NAR is: relative to the cache, or absolute.
+    /// The address of the NAR: relative to the cache, or absolute.
     pub url: String,
-    /// How the file at `url` is compressed: `none`, `xz`, `zstd`, `bzip2`, `gzip`, `br` or another
-    /// name, as it stands there.
+    /// The compression of the file at `url`: `none`, `xz`, `zstd`, `bzip2`, `gzip`, `br` or another
+    /// name, unchanged.
     pub compression: String,
     /// Hash of the file at `url`. Not to be trusted.
     pub file_hash: Option<NixHash>,
@@ -134,7 +134,7 @@ fn required<'a>(field: &'static str, value: Option<&'a str>) -> Result<&'a str, 
     value.ok_or(NarinfoError::Missing(field))
 }
 
-/// Makes an error a field's.
+/// Makes an error one of a field.
 fn of_field<E: ToString>(field: &'static str) -> impl Fn(E) -> NarinfoError {
     move |error| NarinfoError::Value {
         field,
@@ -143,7 +143,7 @@ fn of_field<E: ToString>(field: &'static str) -> impl Fn(E) -> NarinfoError {
 }
 
 impl NarinfoFile {
-    /// Reads a narinfo.
+    /// Parses a narinfo.
     pub fn parse(text: &[u8]) -> Result<Self, NarinfoError> {
         let fields = Fields::read(text)?;
         let path = required("StorePath", fields.store_path)?;
@@ -180,7 +180,7 @@ impl NarinfoFile {
                 Some(name) => name,
             }
             .to_owned(),
-            // Hints: wrong ones are as good as none.
+            // Hints: wrong ones are dropped.
             file_hash: fields.file_hash.and_then(|text| NixHash::parse(text).ok()),
             file_size: fields.file_size.and_then(|text| text.parse().ok()),
             nar,
@@ -189,16 +189,16 @@ impl NarinfoFile {
                 .map(|name| StorePath::from_base_name(name.as_bytes()))
                 .transpose()
                 .map_err(of_field("Deriver"))?,
-            // One that cannot be read verifies nothing; others may.
+            // An unreadable one verifies nothing; others may.
             signatures: (fields.signatures.iter())
                 .filter_map(|text| Signature::parse(text).ok())
                 .collect(),
-            // An address of a kind that this program does not know says nothing about the path.
+            // An address of an unknown kind is ignored.
             content_address: content_address.and_then(|text| ContentAddress::parse(text).ok()),
         })
     }
 
-    /// What a signature is made over: the path, its NAR and its references.
+    /// The text that is signed: the path, its NAR and its references.
     pub fn fingerprint(&self) -> Vec<u8> {
         let references: Vec<String> = self.references.iter().map(StorePath::absolute).collect();
         format!(
@@ -221,8 +221,8 @@ impl NarinfoFile {
         })
     }
 
-    /// Whether the content address, if there is one, gives this very path. The address's hash is
-    /// still to be compared with the contents.
+    /// Whether the content address, if there is one, gives this very path. The address's hash must
+    /// still be compared with the contents.
     pub fn address_gives_path(&self) -> bool {
         let Some(address) = &self.content_address else {
             return false;
@@ -231,7 +231,7 @@ impl NarinfoFile {
         matches!(path, Some(Ok(path)) if path == self.path)
     }
 
-    /// The text form, with every field that is known; what [`parse`](Self::parse) reads back.
+    /// The text form, with every known field; [`parse`](Self::parse) reads it back.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         let mut line = |key: &str, value: &str| {
@@ -262,7 +262,7 @@ impl NarinfoFile {
         text
     }
 
-    /// What a store keeps of the path: `node` are its contents.
+    /// The path info for a store: `node` are its contents.
     pub fn path_info(&self, node: Node) -> PathInfo {
         let root = self.path.root(node);
         let hash = |path: &StorePath| bytes::Bytes::copy_from_slice(path.hash().as_bytes());
@@ -275,7 +275,7 @@ impl NarinfoFile {
                 signatures: self.signatures.iter().map(Into::into).collect(),
                 reference_names: self.references.iter().map(StorePath::to_string).collect(),
                 deriver: self.deriver.as_ref().map(|deriver| StorePathMessage {
-                    // The peers keep a deriver's name without its extension.
+                    // Other implementations store a deriver's name without its extension.
                     name: deriver
                         .name()
                         .strip_suffix(".drv")
@@ -288,9 +288,8 @@ impl NarinfoFile {
         }
     }
 
-    /// The narinfo of what a store keeps of a path, with the NAR at `url` as it is (not
-    /// compressed). Nothing if the store knows no NAR hash of it, or not enough to be right about
-    /// its references.
+    /// The narinfo for a store's path info, with the NAR at `url` uncompressed. Nothing if the
+    /// store has no NAR hash of it, or not enough for its references.
     ///
     /// A content address is left out unless it gives the path: some clients abort on one that does
     /// not.

@@ -1,4 +1,4 @@
-//! What is known of a store path, and the path of an imported tree.
+//! The metadata of a store path, and the path of an imported tree.
 
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -17,8 +17,8 @@ pub struct NarHash {
     pub sha256: [u8; 32],
 }
 
-/// The content-addressed store path of a tree whose NAR is `nar`, without references: what
-/// `nix-store --add` makes.
+/// The content-addressed store path of a tree whose NAR is `nar`, without references: the result of
+/// `nix-store --add`.
 pub fn content_addressed(name: &str, nar: &NarHash) -> Result<StorePath, StorePathError> {
     StorePath::check_name(name.as_bytes())?;
     let hex = data_encoding::HEXLOWER.encode(&nar.sha256);
@@ -55,7 +55,7 @@ pub fn unite(first: PathInfo, second: PathInfo) -> Result<PathInfo, TooManySigna
 }
 
 impl StorePath {
-    /// The root that this path is in a store.
+    /// The root of this path in a store.
     pub fn root(&self, node: Node) -> Root {
         let name = self.to_string();
         let name = Name::new(name.as_bytes()).expect("a store path's base name is a legal name");
@@ -64,7 +64,7 @@ impl StorePath {
 }
 
 impl PathInfo {
-    /// What is known of the tree `root` whose NAR is `nar`, under its
+    /// The path info of the tree `root` whose NAR is `nar`, under its
     /// [content-addressed](content_addressed) path.
     pub fn content_addressed(root: &Root, nar: &NarHash) -> Self {
         let sha256 = bytes::Bytes::copy_from_slice(&nar.sha256);

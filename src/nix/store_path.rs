@@ -7,12 +7,12 @@ use thiserror::Error;
 
 use super::{decode_base32, encode_base32};
 
-/// The store's folder: the only one whose paths this program makes. It is part of what a path's
-/// hash is taken over.
+/// The store's directory: the only one whose paths this program makes. It is part of the input of a
+/// path's hash.
 pub const STORE_DIR: &str = "/nix/store";
 
-/// The longest name, in bytes, as Nix has it (so that the base name fits into 255 bytes with room
-/// for a suffix).
+/// The longest name, in bytes, as in Nix (so that the base name fits into 255 bytes with room for a
+/// suffix).
 const MAX_NAME: usize = 211;
 
 /// Digits of a hash in nixbase32.
@@ -47,7 +47,7 @@ pub enum StorePathError {
     /// A name that looks like `.` or `..` to a shell.
     #[error("\"{0}\" cannot be the name of a Nix store path: it is or starts with a dot component")]
     Dots(String),
-    /// A name with a letter that Nix does not take.
+    /// A name with a character that Nix does not accept.
     #[error(
         "\"{0}\" cannot be the name of a Nix store path: only 0-9 a-z A-Z + - . _ ? = are allowed"
     )]
@@ -60,8 +60,8 @@ impl StorePathHash {
         &self.0
     }
 
-    /// Folds a longer hash into 20 bytes, as Nix does: byte n goes, by exclusive or, into byte n
-    /// modulo 20.
+    /// Folds a longer hash into 20 bytes, as Nix does: byte n is combined, by exclusive or, with
+    /// byte n modulo 20.
     pub(super) fn fold(long: &[u8]) -> Self {
         let mut bytes = [0; 20];
         for part in long.chunks(bytes.len()) {
@@ -72,7 +72,7 @@ impl StorePathHash {
         Self(bytes)
     }
 
-    /// Reads 32 digits of nixbase32.
+    /// Parses 32 digits of nixbase32.
     pub fn parse(digits: &[u8]) -> Option<Self> {
         decode_base32(digits).map(Self)
     }
@@ -106,7 +106,7 @@ impl StorePath {
         })
     }
 
-    /// Reads a base name, `<hash>-<name>`.
+    /// Parses a base name, `<hash>-<name>`.
     pub fn from_base_name(base_name: &[u8]) -> Result<Self, StorePathError> {
         let wrong = || StorePathError::Hash(base_name.escape_ascii().to_string());
         let (digits, rest) = base_name.split_at_checked(HASH_DIGITS).ok_or_else(wrong)?;
@@ -119,8 +119,8 @@ impl StorePath {
         })
     }
 
-    /// Checks that `name` can stand after the dash: 1 to 211 of the letters `0-9 a-z A-Z + - . _ ?
-    /// =`, and no `.` or `..` before the first dash.
+    /// Checks that `name` can follow the dash: 1 to 211 of the letters `0-9 a-z A-Z + - . _ ? =`,
+    /// and no `.` or `..` before the first dash.
     pub fn check_name(name: &[u8]) -> Result<(), StorePathError> {
         if name.is_empty() {
             return Err(StorePathError::Empty);
@@ -158,7 +158,7 @@ impl StorePath {
 impl FromStr for StorePath {
     type Err = StorePathError;
 
-    /// Reads a base name, or an absolute path in [`STORE_DIR`].
+    /// Parses a base name, or an absolute path in [`STORE_DIR`].
     fn from_str(text: &str) -> Result<Self, StorePathError> {
         let base_name = text
             .strip_prefix(STORE_DIR)

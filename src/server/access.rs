@@ -1,4 +1,4 @@
-//! Who may call, as files say it.
+//! Access control, from files.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,28 +10,28 @@ use thiserror::Error;
 use super::{Tls, Tokens, TokensError};
 use crate::store::credential::warn_if_public;
 
-/// Files that say who may call.
+/// Files that control access.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     /// The server's certificate chain (PEM).
     pub certificate: Option<PathBuf>,
     /// Its private key (PEM).
     pub key: Option<PathBuf>,
-    /// Who signs the certificates that clients must show (PEM).
+    /// The authorities of the certificates that clients must present (PEM).
     pub client_authority: Option<PathBuf>,
-    /// Bearer tokens, one a line, one of which clients must show.
+    /// Bearer tokens, one a line, one of which clients must send.
     pub tokens: Option<PathBuf>,
 }
 
-/// Why it cannot be known who may call.
+/// Why access control cannot be loaded.
 #[derive(Debug, Error)]
 pub enum AccessError {
     /// A file.
     #[error("cannot read {}: {source}", path.display())]
     File {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// Why not.
+        /// The error.
         source: io::Error,
     },
     /// A file that is no PEM, or has something else in it.
@@ -45,9 +45,9 @@ pub enum AccessError {
     /// The file of tokens.
     #[error("{}: {source}", path.display())]
     Tokens {
-        /// Which.
+        /// The path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         source: TokensError,
     },
 }

@@ -1,6 +1,6 @@
-//! Who may call, and do what: a client that shows a bearer token, where the server demands one.
+//! Authorization: clients need a bearer token, if the server requires one.
 //!
-//! Whether the server is healthy may be asked by everybody: balancers and probes have no token.
+//! The health service needs no token: balancers and probes have none.
 
 use std::task::{Context, Poll};
 
@@ -10,7 +10,7 @@ use thiserror::Error;
 use tonic::Status;
 use tower::{Layer, Service};
 
-/// What every path of the health service starts with.
+/// The prefix of every path of the health service.
 const HEALTH: &str = "/grpc.health.v1.";
 /// Methods that need the right to add: by themselves they tell nothing of what is in the store, but for
 /// whether it is there.
@@ -23,39 +23,40 @@ const ADDING: [&str; 6] = [
     "PartService/HasTree",
 ];
 
-/// What a client may do.
+/// The rights of a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rights {
     /// Read all that is in the store.
     pub read: bool,
-    /// Add what is not there.
+    /// Add new objects and roots.
     pub add: bool,
-    /// Replace and remove root nodes.
+    /// Replace and remove roots.
     pub replace: bool,
 }
 
-/// The tokens that a server takes, as their hashes: comparing those takes the same time whatever
-/// is shown. Each with its rights, where the file names any.
+/// The tokens that a server accepts, as their hashes: comparing those takes the same time for any
+/// input. Each with its rights, if the file names any.
 #[derive(Clone)]
 pub struct Tokens(Vec<(blake3::Hash, Option<Rights>)>);
 
-/// No token that could be demanded.
+/// No usable token.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum TokensError {
     /// Nothing but white space.
     #[error("there is no token in it: write one on each line")]
     None,
-    /// A line that no client could send, or with a word that is no right.
+    /// A line that no client could send, or with a word that is not a right.
     #[error(
-        "line {0} is no token: a token is one word of printable ASCII, and after it there may be what \
+        "line {0} is not a token: a token is one word of printable ASCII, and after it there may be what \
          it gives the right to: read, add, replace"
     )]
     Line(usize),
 }
 
 impl Tokens {
-    /// Reads one token a line, so that an old one can be taken for a while beside a new one. Words
-    /// after it are its rights; without any it may do what the server lets every client do.
+    /// Parses one token a line, so that an old one can be accepted for a while beside a new one.
+    /// Words after it are its rights; without any it has the rights that the server gives to every
+    /// client.
     pub fn parse(text: &[u8]) -> Result<Self, TokensError> {
         let mut tokens = Vec::new();
         for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
@@ -84,12 +85,12 @@ impl Tokens {
         }
     }
 
-    /// The rights of the client that sent `request`, who has those of `every` one if its token names
-    /// none; nothing if it showed no token of these.
+    /// The rights of the client that sent `request`, which are `every` if its token names none;
+    /// nothing if it has no valid token.
     fn admit<B>(&self, request: &Request<B>, every: Rights) -> Option<Rights> {
         let shown = request.headers().get(http::header::AUTHORIZATION)?;
         let token = blake3::hash(shown.as_bytes().strip_prefix(b"Bearer ")?);
-        // Each of them, so that which one it was takes no time to tell.
+        // Compares all of them, so that the time does not reveal which one it was.
         let found = self.0.iter().fold(
             None,
             |found, (own, rights)| {
@@ -106,11 +107,11 @@ impl std::fmt::Debug for Tokens {
     }
 }
 
-/// Lets calls through that show a token, where one is demanded, and have the right to what they do.
+/// Accepts calls that have a token, if one is required, and the right to what they do.
 #[derive(Clone)]
 pub(super) struct Authorize {
     pub(super) tokens: Option<Tokens>,
-    /// What a client may do whose token names no rights.
+    /// The rights of a client whose token names none.
     pub(super) every: Rights,
 }
 
@@ -125,7 +126,7 @@ impl<S> Layer<S> for Authorize {
     }
 }
 
-/// A service behind the demand for a token.
+/// A service behind the check of tokens.
 #[derive(Clone)]
 pub(super) struct Authorized<S> {
     inner: S,
@@ -166,11 +167,11 @@ impl Authorize {
                 let shown = request.headers().contains_key(http::header::AUTHORIZATION);
                 Status::unauthenticated(match shown {
                     true => {
-                        "this server demands a token, and takes another one than was shown: is it the \
+                        "this server requires a token, and the token of this call is not valid: is it the \
                          right file, ?token-file=PATH?"
                     }
                     false => {
-                        "this server demands a token: give its file in the URL, ?token-file=PATH"
+                        "this server requires a token: give its file in the URL, ?token-file=PATH"
                     }
                 })
             })?,

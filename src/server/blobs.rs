@@ -1,4 +1,4 @@
-//! Blobs: the field's BlobService.
+//! Blobs: BlobService.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ impl BlobService for Served {
         });
         let (size, bao) = match answered.await {
             Ok((Some(size), bao)) => (size, bao),
-            // A chunk is there if the blob is that it is of, and is not cut itself.
+            // A chunk exists if its blob does, and is not cut itself.
             Ok((None, _)) => match self.chunk(digest).await? {
                 Some(_) => (0, Bytes::new()),
                 None => return Err(not_found(Object::Blob, &digest)),
@@ -60,7 +60,7 @@ impl BlobService for Served {
             Err(status) => return Err(status),
         };
         let mut chunks = Vec::new();
-        // A client that has the table needs no list: it gets one that is known.
+        // A client with the table needs no list: it gets one that is known.
         let list = match (request.send_chunks, bao.is_empty()) {
             (false, _) => None,
             (true, false) => self.chunks.known(digest, size),
@@ -140,7 +140,7 @@ impl BlobService for Served {
     }
 }
 
-/// Writes what came of a blob.
+/// Writes the received bytes of a blob.
 fn write(begun: &mut Begun<Option<Box<dyn BlobWriter>>>, data: &[Bytes]) -> Result<(), Status> {
     let failed = |error: Error| status(&error);
     let writer = match &mut begun.kept {
@@ -154,7 +154,7 @@ fn write(begun: &mut Begun<Option<Box<dyn BlobWriter>>>, data: &[Bytes]) -> Resu
 }
 
 impl Served {
-    /// Where the bytes of the chunk `digest` are, if it is one.
+    /// The place of the chunk `digest`, if it is one.
     async fn chunk(&self, digest: Digest) -> Result<Option<Place>, Status> {
         self.chunks.place(digest).await
     }

@@ -1,22 +1,22 @@
-//! How much of something limited each connection may hold.
+//! A budget: how much of a limited resource each connection may hold.
 //!
-//! A connection may hold as much as it leaves free: one that is alone gets half of all there is, and
-//! however many there are, the next one still finds something (a dynamic threshold, as switches share
-//! their buffers by). So no client needs to be known by name for none to starve the others.
+//! A connection may hold as much as it leaves free: a single one gets half of the resource, and
+//! however many there are, the next one still gets something (a dynamic threshold, as in the shared
+//! buffers of switches). So no client can starve the others, without knowing any by name.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Something limited: bytes, or calls.
+/// A limited resource: bytes, or calls.
 pub(super) struct Budget {
     total: usize,
     used: Mutex<usize>,
     freed: Notify,
 }
 
-/// What one connection holds of it.
+/// The share of one connection.
 pub(super) struct Share {
     budget: Arc<Budget>,
     /// Changed under the lock of the budget.
@@ -48,7 +48,7 @@ impl Budget {
 }
 
 impl Share {
-    /// Holds `amount` more, if what is left afterwards is no less than what this connection has.
+    /// Holds `amount` more, if what is left afterwards is at least what this connection has.
     pub(super) fn try_hold(self: &Arc<Self>, amount: usize) -> Option<Held> {
         let mut used = self.budget.used.lock();
         let mut own = self.own.lock();
@@ -64,7 +64,7 @@ impl Share {
         })
     }
 
-    /// Waits until it can hold `amount` more, which has to be well below half of all there is.
+    /// Waits until it can hold `amount` more, which has to be well below half of the resource.
     pub(super) async fn hold(self: Arc<Self>, amount: usize) -> Held {
         loop {
             let freed = self.budget.freed.notified();
@@ -80,7 +80,7 @@ impl Share {
 }
 
 impl Held {
-    /// Holds `amount` more together with this; says whether that could be.
+    /// Holds `amount` more together with this; returns whether that succeeded.
     pub(super) fn grow(&mut self, amount: usize) -> bool {
         let Some(mut more) = self.share.try_hold(amount) else {
             return false;
@@ -89,7 +89,7 @@ impl Held {
         true
     }
 
-    /// Gives back all but `amount`.
+    /// Releases all but `amount`.
     pub(super) fn shrink(&mut self, amount: usize) {
         let less = self.amount.saturating_sub(amount);
         self.amount -= less;
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_given_back_wakes_who_waits() {
+    async fn a_release_wakes_a_waiter() {
         let budget = Budget::new(100);
         let share = budget.share();
         let mut held = share.try_hold(30).unwrap();

@@ -1,10 +1,11 @@
-//! Chunks of large blobs, for peers that read by the chunk: without a list they hold all of a blob in
-//! memory that they open.
+//! The chunks of large blobs, for clients that read by the chunk: without a list they hold the
+//! whole of an open blob in memory.
 //!
-//! A chunk is a part of a blob that can be asked for by a digest of its own, the BLAKE3 of its bytes
-//! alone. That does not follow from the blob's digest, so the blob is read once for it; what was computed
-//! is kept with a local store's blob, and the last lists in memory. Of a blob that has to be fetched, the
-//! list is its server's. Either way the bytes of a chunk are read as a part of their blob.
+//! A chunk is a part of a blob that can be requested by a digest of its own, the BLAKE3 of its
+//! bytes alone. That does not follow from the blob's digest, so the blob is read once for it; the
+//! computed list is stored with a local store's blob, and the last lists in memory. For a blob that
+//! only an upstream has, the list is the upstream's. Either way the bytes of a chunk are read as a
+//! part of their blob.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,13 +20,14 @@ use super::turns::{OwnTurns, Slice};
 use crate::castore::Digest;
 use crate::store::{Answer, Chunk, Error, LocalStore, Store};
 
-/// Bytes of a chunk, at least: what a peer holds in memory of a blob that it reads.
+/// Bytes of a chunk, at least: what a client holds in memory of a blob that it reads.
 const SMALLEST: u64 = 1 << 20;
-/// Chunks of a blob, at most: a list of them stays below 2 MiB, half of what a peer takes in a message.
+/// Chunks of a blob, at most: a list of them stays below 2 MiB, half of what a client accepts in a
+/// message.
 const MOST: u64 = 32 << 10;
 /// Chunks that another server may list: 40 bytes each stay below 2 MiB too.
 const MOST_LISTED: usize = 50_000;
-/// Chunks that are remembered, about 150 bytes each.
+/// Chunks that are cached, about 150 bytes each.
 const REMEMBERED: usize = 256 << 10;
 /// Bytes that are read and hashed at once.
 const PIECE: usize = 1 << 20;
@@ -33,7 +35,7 @@ const PIECE: usize = 1 << 20;
 /// The chunks of a blob, in order: digests and sizes in bytes.
 pub(super) type List = Arc<Vec<(Digest, u64)>>;
 
-/// Where the bytes of a chunk are.
+/// The place of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) blob: Digest,
@@ -44,7 +46,7 @@ pub(super) struct Place {
     pub(super) length: u64,
 }
 
-/// The lists that were asked for last.
+/// The lists that were requested last.
 #[derive(Clone)]
 pub(super) struct Chunks(Arc<Shared>);
 
@@ -52,7 +54,7 @@ struct Shared {
     store: Arc<dyn Store>,
     /// The same, if it is one that keeps lists.
     local: Option<LocalStore>,
-    /// Whether lists that were computed can be kept in the store.
+    /// Whether computed lists can be stored.
     writable: bool,
     known: Mutex<Known>,
 }
@@ -62,7 +64,7 @@ struct Known {
     places: HashMap<Digest, Place>,
 }
 
-/// Made once for all who ask; none if the blob is not cut.
+/// Computed once for all requests; none if the blob is not cut.
 type Listed = Arc<OnceCell<Option<List>>>;
 
 impl Chunks {
@@ -98,13 +100,13 @@ impl Chunks {
         Ok(list.clone())
     }
 
-    /// The list of the blob, if it was asked for before.
+    /// The list of the blob, if it was requested before.
     pub(super) fn known(&self, digest: Digest, size: u64) -> Option<List> {
         let lists = &mut self.0.known.lock().lists;
         lists.get(&(digest, size))?.get()?.clone()
     }
 
-    /// Where the chunk `digest` is, if it is in a list that was handed out, and its blob is there.
+    /// The place of the chunk `digest`, if it is in a list that was returned, and its blob exists.
     pub(super) async fn place(&self, digest: Digest) -> Result<Option<Place>, Status> {
         let known = self.0.known.lock().places.get(&digest).copied();
         let shared = self.0.clone();
@@ -125,7 +127,7 @@ impl Chunks {
                     }
                 },
             };
-            // It goes with its blob.
+            // It is removed with its blob.
             let found = shared.store.blob_size(&place.blob).await?;
             let found = found.filter(|found| size.is_none_or(|size| *found == size));
             Ok(found.map(|size| Place { size, ..place }))
@@ -187,7 +189,7 @@ impl Known {
             self.places.entry(digest).or_insert(place);
             offset += length;
         }
-        // Not the one that was just asked for.
+        // Not the one that was just requested.
         while self.places.len() > REMEMBERED
             && self.lists.len() > 1
             && let Some((_, oldest)) = self.lists.pop_lru()
@@ -200,7 +202,7 @@ impl Known {
     }
 }
 
-/// Keeps the chunks of a blob with it.
+/// Stores the chunks of a blob with it.
 fn keep(store: &LocalStore, blob: &Digest, list: &[(Digest, u64)]) -> Result<(), Error> {
     let chunk = |&(digest, len): &(Digest, u64)| Chunk { digest, len };
     let chunks: Vec<_> = list.iter().map(chunk).collect();
@@ -224,7 +226,7 @@ fn chunk_size(size: u64) -> u64 {
     chunk
 }
 
-/// The chunks of a blob of which all is at hand.
+/// The chunks of a blob that is completely local.
 fn cut(
     store: &dyn Store,
     digest: &Digest,

@@ -1,8 +1,8 @@
 //! Connections: how many, and for how long without a call.
 //!
-//! When as many are open as may be, or the process has no descriptor left, the one that has been quiet
-//! the longest is closed for the next: whoever opens connections and says nothing locks nobody out. A
-//! client whose connection was idle does not notice; it connects again with its next call.
+//! When as many are open as allowed, or the process has no descriptor left, the one that has been
+//! idle the longest is closed for the next: a client that opens silent connections locks no other
+//! out. A client whose connection was idle does not notice; it connects again with its next call.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,7 +27,7 @@ use super::turns::{OwnTurns, Turns};
 
 /// How long a connection that has just been active is safe from being closed for another.
 const SAFE: Duration = Duration::from_secs(1);
-/// How often connections are looked at.
+/// How often connections are checked.
 const STEP: Duration = Duration::from_millis(500);
 /// How long the system has to refuse nothing for its next refusal to be worth a message.
 const CALM: Duration = Duration::from_secs(60);
@@ -50,7 +50,7 @@ pub(super) struct Connections {
     turns: Turns,
 }
 
-/// One connection, for those who serve its calls.
+/// One connection, for its calls.
 pub(super) struct ConnectionState {
     connections: Arc<Connections>,
     number: u64,
@@ -120,7 +120,7 @@ impl Connections {
         state
     }
 
-    /// Closes the connection that has been quiet the longest, unless all were active just now.
+    /// Closes the connection that has been idle the longest, unless all were active just now.
     fn close_one(&self) {
         let now = self.now();
         let open = self.open.lock();
@@ -163,7 +163,7 @@ impl Connections {
         }
     }
 
-    /// Accepts by `accept` until `stopping`; gives what was accepted.
+    /// Accepts by `accept` until `stopping`; returns the accepted sockets.
     pub(super) fn accept<T, A>(
         self: Arc<Self>,
         listener: A,
@@ -214,7 +214,7 @@ impl Connections {
     async fn cannot_accept(&self, address: &str, error: &io::Error) {
         let code = error.raw_os_error().map(Errno::from_raw_os_error);
         let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-        // Anything else is the fault of the one who wanted to connect.
+        // Any other error is the client's.
         if code.is_some_and(|code| lacking.contains(&code)) {
             let before = self.refused.lock().replace(Instant::now());
             // It goes on as long as clients come: each that gets in is followed by a refusal.
@@ -238,7 +238,7 @@ pub(super) trait Accept<T> {
 impl Accept<tokio::net::TcpStream> for tokio::net::TcpListener {
     async fn accept(&self) -> io::Result<tokio::net::TcpStream> {
         let (stream, _) = tokio::net::TcpListener::accept(self).await?;
-        // If this fails the connection is gone, which its first read will tell.
+        // If this fails the connection is gone, which its first read will show.
         let _ = stream.set_nodelay(true);
         Ok(stream)
     }
@@ -259,7 +259,7 @@ impl ConnectionState {
         OpenCall(self.clone())
     }
 
-    /// Something of use was sent or received just now.
+    /// Useful data was sent or received just now.
     pub(super) fn is_active(&self) {
         let now = self.connections.now();
         self.active.store(now, Ordering::Relaxed);
@@ -291,7 +291,7 @@ impl Drop for OpenCall {
     }
 }
 
-/// A connection as bytes: it breaks off when its server closes it.
+/// A connection as bytes: it ends when its server closes it.
 pub(super) struct Connection<T> {
     io: T,
     state: Arc<ConnectionState>,

@@ -1,4 +1,4 @@
-//! Directories: the field's DirectoryService.
+//! Directories: DirectoryService.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -23,9 +23,9 @@ use crate::store::{Object, Store};
 const AT_ONCE: usize = 32;
 /// Bytes of Directories that are put at once.
 const TOGETHER: usize = 256 << 10;
-/// What a Directory takes in memory beside its bytes, about.
+/// The approximate memory of a Directory beside its bytes.
 const KEPT: usize = 256;
-/// What a Directory takes in memory while those below it are sent.
+/// The memory of a Directory while those below it are sent.
 const SEEN: usize = 160;
 
 #[tonic::async_trait]
@@ -49,7 +49,7 @@ impl DirectoryService for Served {
             let asked = store.clone();
             let Some(directory) = ask(async move { asked.directory(&root).await }).await? else {
                 if request.recursive {
-                    // The field's clients know an empty stream as "not found".
+                    // Other clients take an empty stream for "not found".
                     return Ok(());
                 }
                 return Err(not_found(Object::Directory, &root).into());
@@ -118,7 +118,7 @@ impl DirectoryService for Served {
     }
 }
 
-/// Adds Directories that came.
+/// Adds received Directories.
 fn put(begun: &mut Begun<Closure>, directories: Vec<Bytes>) -> Result<(), Status> {
     for bytes in directories {
         let directory = Directory::decode(Vec::from(bytes))
@@ -131,7 +131,7 @@ fn put(begun: &mut Begun<Closure>, directories: Vec<Bytes>) -> Result<(), Status
     Ok(())
 }
 
-/// The Directories of `batch`, each given with one that refers to it.
+/// The Directories of `batch`, each with one that refers to it.
 async fn read(
     store: Arc<dyn Store>,
     batch: Vec<(Digest, Digest)>,

@@ -1,9 +1,9 @@
-//! What every call goes through: limits by method, in the bytes of its request and of its answer.
+//! The limits of every call, by method, in the bytes of its request and of its answer.
 //!
-//! A request's messages are seen as they come in: one that says that it is too long is refused before
-//! it is, and one that is long has to find room in the memory that its connection may have. An answer
-//! is asked for only when there is room for it, and what the client has not taken is counted until it
-//! was sent. So neither grows with what a client claims, sends or leaves lying about.
+//! A request's messages are checked as they come in: one with a too large stated length is refused
+//! before it arrives, and a long one has to fit into the memory of its connection. An answer is
+//! made only when there is room for it, and what the client has not read is counted until it was
+//! sent. So neither grows with what a client claims, sends or leaves unread.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -29,9 +29,9 @@ use super::limits::{Kind, Limits, Method, method};
 const FREE: usize = 16 << 10;
 /// Bytes that end the silence of an upload.
 const LIFE: usize = 64 << 10;
-/// Bytes of a frame of an answer, about, for which there has to be room before it is made.
+/// Approximate bytes of a frame of an answer, for which there has to be room before it is made.
 const FRAME: usize = 256 << 10;
-/// What a gRPC message starts with: whether it is compressed, and its length.
+/// The prefix of a gRPC message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
 /// Puts the limits around every call.
@@ -113,21 +113,21 @@ where
     }
 }
 
-/// A request's body, as far as its method allows.
+/// A request's body, within the limits of its method.
 struct RequestBody {
     inner: Body,
     method: Method,
     limits: Arc<Limits>,
     connection: Arc<ConnectionState>,
-    /// What has come of the next message's prefix.
+    /// The received part of the next message's prefix.
     prefix: VecDeque<u8>,
     /// Bytes of the message that have not come yet.
     rest: usize,
     messages: u64,
     bytes: u64,
-    /// Room for the message.
+    /// The reserved room for the message.
     held: Option<Held>,
-    /// Room that the message waits for.
+    /// The room that the message waits for.
     waiting: Option<BoxFuture<'static, Held>>,
     deadline: Pin<Box<Sleep>>,
     /// Bytes since the deadline was set, and the calls that the connection had begun by then.
@@ -161,7 +161,7 @@ impl RequestBody {
         }
     }
 
-    /// Looks at bytes that have come; says how much room the message needs that begins in them.
+    /// Checks received bytes; reserves the room for a message that begins in them.
     fn take(&mut self, mut bytes: &[u8]) -> Result<(), Status> {
         self.bytes += bytes.len() as u64;
         self.since += bytes.len();
@@ -229,7 +229,7 @@ impl RequestBody {
             self.set_deadline(limit);
         }
         while self.deadline.as_mut().poll(context).is_ready() {
-            // A client that asks what is missing before it sends is at work.
+            // A client that checks what is missing before it sends is active.
             let works = self.method.kind == Kind::Upload && self.connection.begun() != self.calls;
             if !works {
                 return true;
@@ -301,7 +301,7 @@ struct ResponseBody {
     room: Option<Held>,
     waiting: Option<BoxFuture<'static, Held>>,
     call: OpenCall,
-    /// What the call took of the limits.
+    /// The call's share of the limits.
     _slots: Vec<Held>,
 }
 
@@ -343,7 +343,7 @@ impl http_body::Body for ResponseBody {
         Poll::Ready(Some(Ok(frame.map_data(|bytes| {
             if let Some(room) = &mut room {
                 match bytes.len() > FRAME {
-                    // It is there already: counted as far as there is room for it.
+                    // It exists already: counted as far as there is room for it.
                     true => drop(room.grow(bytes.len() - FRAME)),
                     false => room.shrink(bytes.len()),
                 }

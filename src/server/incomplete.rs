@@ -1,9 +1,9 @@
-//! Root nodes whose content has not come yet.
+//! Roots whose content has not come yet.
 //!
-//! A peer that fills a near store puts what is known of a path first, and what is in it as it is read.
-//! Until then those who ask for the path over gRPC get it from here, and listings, mounts and copies do not
-//! see it. A local store keeps the root node, so that what comes of it is no garbage; what the peer says of
-//! the path is kept in memory until it was checked. A restart forgets that, and the peer puts it again.
+//! A client that fills a cache puts the metadata of a path first, and its content as it is read.
+//! Until then `Get` returns the path from here, and listings, mounts and copies do not include it.
+//! A local store keeps the root, so that arriving content is no garbage; the client's metadata is
+//! kept in memory until it was checked. A restart drops it, and the client puts it again.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,13 +15,14 @@ use tokio::time::Instant;
 use crate::castore::Root;
 use crate::nix::PathInfo;
 
-/// Bytes of what is known of paths without content, at most: the oldest give way.
+/// Bytes of metadata of paths without content, at most: the oldest are dropped.
 const MOST_BYTES: usize = 16 << 20;
-/// The pause before it is looked whether the content has come, and the longest, as it doubles.
+/// The first pause before it is checked whether the content has come, and the longest, as it
+/// doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 
-/// The root nodes without content, by the hash in their names.
+/// The roots without content, by the hash in their names.
 pub(super) struct Incomplete {
     /// How long one is kept.
     keep: Duration,
@@ -56,7 +57,7 @@ impl Incomplete {
         }
     }
 
-    /// Keeps `root`, in the place of any of that hash.
+    /// Keeps `root`, replacing any of that hash.
     pub(super) fn put(&self, hash: [u8; 20], root: Root, info: PathInfo) {
         let now = Instant::now();
         let waiting = Waiting {
@@ -77,7 +78,7 @@ impl Incomplete {
         roots.by_hash.insert(hash, waiting);
     }
 
-    /// What is known of the path of `hash`.
+    /// The metadata of the path of `hash`.
     pub(super) fn get(&self, hash: &[u8; 20]) -> Option<PathInfo> {
         let roots = self.roots.lock();
         let waiting = roots.by_hash.get(hash)?;
@@ -89,7 +90,7 @@ impl Incomplete {
         self.roots.lock().by_hash.len()
     }
 
-    /// Forgets those that have waited for too long, and gives those whose content may have come.
+    /// Drops those that have waited for too long, and returns those whose content may have come.
     pub(super) fn due(&self) -> Vec<([u8; 20], Root, PathInfo)> {
         let now = Instant::now();
         let roots = &mut *self.roots.lock();
@@ -108,7 +109,7 @@ impl Incomplete {
         due
     }
 
-    /// Forgets the root node of `hash` if it still is `root`.
+    /// Drops the root of `hash` if it still is `root`.
     pub(super) fn remove(&self, hash: &[u8; 20], root: &Root) {
         let roots = &mut *self.roots.lock();
         if roots
@@ -140,7 +141,7 @@ mod tests {
     use crate::castore::{Digest, Name, Node};
 
     #[tokio::test(start_paused = true)]
-    async fn what_never_came_may_be_replaced_and_expires() {
+    async fn a_root_without_content_can_be_replaced_and_expires() {
         let day = Duration::from_secs(24 * 60 * 60);
         let incomplete = Incomplete::new(day);
         let root = |content: &[u8]| Root {
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_give_way() {
+    async fn the_oldest_are_dropped() {
         let incomplete = Incomplete::new(Duration::from_secs(100));
         let root = Root {
             name: Name::new(b"x").unwrap(),

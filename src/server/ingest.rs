@@ -1,4 +1,4 @@
-//! Additions in one stream: our IngestService.
+//! Additions in one stream: IngestService of castore_fs.v1.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,7 +16,7 @@ use crate::proto::castore_fs::v1::ingest_request::What;
 use crate::proto::castore_fs::v1::{IngestRequest, IngestResponse, Root as RootMessage};
 use crate::store::{BlobWriter, Error};
 
-/// Large blobs under way at once.
+/// Large blobs in progress at once.
 const MAX_LARGE: usize = 64;
 /// Bytes of a large blob that stay in memory, at most: until there are more, it may be a small one.
 const HEAD: usize = 1 << 20;
@@ -33,13 +33,13 @@ impl IngestService for Served {
         let turns = self.turns(&request);
         let mut upload = Upload::<Addition>::of(self, &request)?;
         let mut messages = request.into_inner();
-        // What is kept in memory, by the client's number of the blob it is of; and of the rest.
+        // Memory in use, by the client's number of the blob; and for the rest.
         let mut heads: HashMap<u32, usize> = HashMap::new();
         let mut kept = 0;
         loop {
             let message = messages.message().await?;
             let Some(what) = message.and_then(|message| message.what) else {
-                // A client asks so whether additions are taken. What it sent was not added.
+                // A client checks so whether additions are accepted. What it sent was not added.
                 upload.work(0, |_| Ok(())).await?;
                 return Err(Status::aborted("the stream ended without a commit"));
             };
@@ -119,10 +119,10 @@ fn root_change(what: &What, may_replace: bool) -> Result<Option<Wanted>, Status>
     })
 }
 
-/// What an addition keeps beside what it has added.
+/// The state of an addition beside the added objects.
 #[derive(Default)]
 struct Addition {
-    /// The large blobs that are coming in, by the client's number for them.
+    /// The large blobs in progress, by the client's number for them.
     large: HashMap<u32, Box<dyn BlobWriter>>,
     roots: Vec<Wanted>,
 }

@@ -1,4 +1,4 @@
-//! What a server bounds, and by how much: the table in `docs/limits.md`.
+//! The limits of a server: the table in `docs/limits.md`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use crate::proto::MAX_MESSAGE_BYTES;
 const SMALL: usize = 4 << 10;
 /// Bytes of an `Entry` by itself, which may be a symlink with the longest target.
 const ENTRY: usize = 8 << 10;
-/// Bytes of a question about 4096 blobs at once: 64 for each.
+/// Bytes of a request about 4096 blobs at once: 64 for each.
 const QUESTIONS: usize = 256 << 10;
 /// Bytes of a PathInfo: 20,000 references.
 const PATH_INFO: usize = 1 << 20;
-/// Bytes of a message of a blob: what gRPC takes by default, and other servers too.
+/// Bytes of a message of a blob: the default limit of gRPC, and of other servers.
 const BLOB_MESSAGE: usize = 4 << 20;
 
 /// Bounds that a server's administrator may set.
@@ -30,22 +30,22 @@ pub struct Limits {
     pub uploads: usize,
     /// How long a connection may be without a call before it is closed.
     pub idle: Duration,
-    /// How long a new connection has for its first call: TLS and the headers are to come in it.
+    /// How long a new connection has for its first call, including TLS and headers.
     pub first_call: Duration,
-    /// How long a request may take to come in; and how long an upload may be silent, counting what its
-    /// connection does beside it. (64 KiB end the silence.)
+    /// How long a request may take to come in; and how long an upload may be silent, counting other
+    /// calls of its connection. (64 KiB end the silence.)
     pub silence: Duration,
     /// Bytes of an upload.
     pub upload: u64,
     /// Bytes of requests and unfinished uploads in memory, of all connections.
     pub request_memory: usize,
-    /// Bytes of answers in memory that clients have not taken, of all connections.
+    /// Bytes of answers in memory that clients have not read, of all connections.
     pub response_memory: usize,
     /// The directory on whose file system [`keep_free`](Self::keep_free) is to stay free.
     pub disk: Option<PathBuf>,
     /// Bytes that uploads leave free on the disk.
     pub keep_free: u64,
-    /// How long a root node may be without its content.
+    /// How long a root may be without its content.
     pub incomplete: Duration,
 }
 
@@ -82,20 +82,20 @@ impl Default for Limits {
     }
 }
 
-/// What kind of requests a method takes.
+/// The kind of a method's requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// One message, and an answer of little or many.
+    /// One message, and an answer of little or much.
     Unary,
     /// One message, and an answer whenever there is something new.
     Watch,
     /// A stream of messages that adds to the store.
     Upload,
-    /// A stream of questions.
+    /// A stream of requests.
     Dialogue,
 }
 
-/// What is allowed to the requests of one method.
+/// The limits for the requests of one method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Method {
     pub(super) kind: Kind,
@@ -103,10 +103,10 @@ pub(super) struct Method {
     pub(super) message: usize,
 }
 
-/// What is allowed to the requests at `path`, of whatever generation and whether there is such a
-/// method or not.
+/// The limits for requests at `path`, of either generation and whether there is such a method or
+/// not.
 pub(super) fn method(path: &str) -> Method {
-    // Without the package, which tells the generations apart.
+    // Without the package, which has the generation.
     let name = path.rsplit('.').next().unwrap_or_default();
     let (kind, message) = match name {
         "BlobService/Put" => (Kind::Upload, BLOB_MESSAGE),

@@ -1,4 +1,4 @@
-//! Where a server listens.
+//! The listeners of a server.
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,7 @@ use crate::store::shown_url;
 /// The first descriptor that systemd passes on.
 const LISTEN_FDS_START: i32 = 3;
 
-/// A socket that takes connections.
+/// A socket that accepts connections.
 #[derive(Debug)]
 pub enum Listener {
     /// TCP.
@@ -28,15 +28,15 @@ pub enum Listener {
 /// An address that cannot be listened on.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// The text is no address.
-    #[error("{:?} is no address to listen on: write HOST:PORT, unix:PATH or systemd", shown_url(.0))]
+    /// The text is not an address.
+    #[error("{:?} is not an address to listen on: write HOST:PORT, unix:PATH or systemd", shown_url(.0))]
     Address(String),
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot listen on {address}: {source}")]
     Bind {
         /// The address.
         address: String,
-        /// What it said.
+        /// The error of the system.
         source: io::Error,
     },
     /// `systemd`, and systemd passed on no socket.
@@ -98,7 +98,7 @@ impl fmt::Display for Listener {
     }
 }
 
-/// Binds a unix socket, in place of one whose server is gone; one that answers is left alone.
+/// Binds a unix socket, replacing one whose server is gone; one that answers is not touched.
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_named() {
+    fn an_invalid_address_is_named() {
         assert!(matches!(
             Listener::bind("nonsense"),
             Err(ListenError::Address(_))

@@ -1,4 +1,4 @@
-//! NAR hashes: what this server vouches for, it has computed.
+//! NAR hashes, computed by this server.
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -21,7 +21,7 @@ use crate::store::{Blocking, Store};
 use crate::tree::nar::write_nar;
 use crate::tree::{self, TreePath, export};
 
-/// Trees whose hash is remembered, about 200 bytes each.
+/// Trees whose hash is cached, about 200 bytes each.
 const KEPT: NonZeroUsize = NonZeroUsize::new(16 << 10).expect("not zero");
 /// Bytes of a NAR, at most. Each Directory may have the same one below it many times: a hundred of them
 /// make a NAR that no machine ends.
@@ -39,7 +39,7 @@ struct Shared {
     stopping: watch::Receiver<bool>,
 }
 
-/// Computed once for all who ask.
+/// Computed once for all requests.
 type Computed = Arc<OnceCell<NarHash>>;
 
 impl Nars {
@@ -66,7 +66,7 @@ impl Nars {
         computed.get_or_try_init(compute).await.copied()
     }
 
-    /// What is known of it already.
+    /// The hash, if it is known already.
     pub(super) fn known(&self, node: &Node) -> Option<NarHash> {
         let key = key(node);
         self.0.known.lock().get(&key)?.get().copied()
@@ -78,7 +78,7 @@ impl Nars {
     }
 }
 
-/// Whether `error` says that something of a tree is not there.
+/// Whether `error` means that an object of a tree is missing.
 pub(super) fn is_incomplete(error: &Status) -> bool {
     error.code() == Code::FailedPrecondition
 }

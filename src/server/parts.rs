@@ -1,4 +1,4 @@
-//! Parts of blobs, and many blobs at once: our PartService.
+//! Parts of blobs, and many blobs at once: PartService of castore_fs.v1.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -20,20 +20,20 @@ use crate::proto::castore_fs::v1::{
 };
 use crate::store::{Answer, Object, Store};
 
-/// Digests in one question.
+/// Digests in one request.
 const MAX_QUESTIONS: usize = 4096;
-/// The largest blob that comes together with others, in bytes.
+/// The largest blob that is sent together with others, in bytes.
 const MAX_TOGETHER: u64 = 1 << 20;
-/// Bytes of blobs in one message, about: the first need not wait for the last.
+/// Approximate bytes of blobs in one message: the first need not wait for the last.
 const TOGETHER: usize = 128 << 10;
-/// Blobs whose proofs are kept: 256 KiB for one of 1 GiB, and never more than 4 MiB.
+/// Blobs whose proofs are cached: 256 KiB for one of 1 GiB, and never more than 4 MiB.
 const KEPT: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
-/// Those of the blobs that were read last.
+/// The proofs of the blobs that were read last.
 #[derive(Clone)]
 pub(super) struct Proofs(Arc<Mutex<LruCache<(Digest, u64), Kept>>>);
 
-/// Made once for all who read the blob.
+/// Made once for all readers of the blob.
 type Kept = Arc<OnceCell<Arc<PartProofs>>>;
 
 impl Default for Proofs {
@@ -191,7 +191,7 @@ impl PartService for Served {
 
 fn too_many(count: usize) -> Status {
     Status::invalid_argument(format!(
-        "{count} blobs are more than {MAX_QUESTIONS}, which is as many as may be asked about at once"
+        "{count} blobs are more than {MAX_QUESTIONS}, the limit of one request"
     ))
 }
 
@@ -221,7 +221,7 @@ async fn some_together(
                 .await
                 .ok()
                 .flatten(),
-            // Whoever asks for it by itself is told why.
+            // A separate request for it gets the error.
             _ => None,
         };
         if let Some(data) = data {

@@ -1,8 +1,8 @@
-//! Nix store paths: the field's PathInfoService.
+//! Nix store paths: PathInfoService.
 //!
-//! A peer takes no PathInfo without a narinfo, and fails as a whole at a listing that has one. So what
-//! is not known of a NAR is computed: in the background, and for those who ask for the path. Listings
-//! leave out what is not there yet.
+//! Other clients accept no PathInfo without a narinfo, and fail as a whole at a listing that has
+//! one. So missing NAR hashes are computed: in the background, and for requests for the path.
+//! Listings leave out paths without one.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -28,14 +28,14 @@ use crate::proto::store::v1::{
 };
 use crate::store::{Error, Store, check_free};
 
-/// How long a client that names no deadline waits for what has to be computed.
+/// How long a client without a deadline waits for a computation.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Root nodes without content that a store keeps, at most: each commit looks at all of them.
+/// Roots without content that a store keeps, at most: each commit checks all of them.
 const MOST_KEPT: usize = 4096;
-/// How often it is looked whether content has come, or root nodes without a narinfo.
+/// How often it is checked whether content has come, or roots without a narinfo.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The service, with an index from output hashes to the names that a store knows its roots by.
+/// The service, with an index from output hashes to the names of a store's roots.
 #[derive(Clone)]
 pub(super) struct PathInfos {
     served: Served,
@@ -44,7 +44,7 @@ pub(super) struct PathInfos {
 
 #[derive(Default)]
 struct Index {
-    /// The version of the roots that `names` is of.
+    /// The version of the roots to which `names` belongs.
     version: Option<u64>,
     names: Arc<HashMap<[u8; 20], Name>>,
 }
@@ -81,7 +81,7 @@ impl PathInfos {
         Ok(names)
     }
 
-    /// What is known of the path `hash`.
+    /// The root and path info of the path `hash`.
     async fn known(&self, hash: [u8; 20]) -> Result<Option<(Root, PathInfo)>, Status> {
         let path_infos = self.clone();
         ask(async move {
@@ -186,8 +186,8 @@ impl PathInfos {
                 return Ok(info);
             }
         }
-        // A local store keeps what comes of it from garbage collections. What is said of the NAR is not
-        // passed on before it was checked.
+        // A local store protects arriving content from garbage collections. The claims about the
+        // NAR are not passed on before they are checked.
         let (store, mut unproven) = (self.served.store.clone(), info.clone());
         unproven.narinfo = None;
         let kept = turns.work(move || {
@@ -204,8 +204,8 @@ impl PathInfos {
         }
     }
 
-    /// Looks until the server stops whether the content of root nodes has come, and computes what is
-    /// lacking of others.
+    /// Checks until the server stops whether the content of roots has come, and computes what is
+    /// missing of others.
     pub(super) async fn look_after(
         self,
         ahead: bool,
@@ -246,7 +246,7 @@ impl PathInfos {
         }
     }
 
-    /// Computes the narinfos that are lacking of root nodes that were not `seen` before.
+    /// Computes the missing narinfos of roots that were not `seen` before.
     async fn compute_lacking(
         &self,
         seen: &mut HashSet<Name>,
@@ -274,7 +274,7 @@ impl PathInfos {
     }
 }
 
-/// What is known of `root`, at least its node.
+/// The path info of `root`, at least its node.
 async fn path_info(store: &dyn Store, root: &Root) -> Result<PathInfo, Error> {
     let mut known = store.path_info(&root.name).await?.unwrap_or_default();
     known.entry = Some(root.into());
@@ -289,7 +289,7 @@ fn narinfo(nar: &NarHash) -> NarInfo {
     }
 }
 
-/// How long the client waits, less what the way back takes.
+/// How long the client waits, less the time of the way back.
 pub(super) fn patience(metadata: &MetadataMap) -> Duration {
     let said = metadata.get("grpc-timeout").and_then(|said| {
         let said = said.to_str().ok()?;
@@ -332,7 +332,7 @@ impl PathInfoService for PathInfos {
         if known.narinfo.is_some() {
             return Ok(Response::new(known));
         }
-        // It goes on when this client waits no longer.
+        // It continues when this client waits no longer.
         let path_infos = self.clone();
         let computing = tokio::spawn(async move { path_infos.complete(root, known, &turns).await });
         match tokio::time::timeout(patience, computing).await {
@@ -420,7 +420,7 @@ impl PathInfoService for PathInfos {
     }
 }
 
-/// The node in `entry`. A caller that only wants to know a node's NAR leaves its name empty.
+/// The node in `entry`. A request for a node's NAR leaves its name empty.
 fn node(mut entry: Entry) -> Result<Node, crate::castore::NodeError> {
     use crate::proto::castore::v1::entry::Entry as Kind;
     let name = match &mut entry.entry {

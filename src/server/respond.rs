@@ -1,4 +1,4 @@
-//! From a store's answers to a client's: statuses, streams, and the thread that may block.
+//! From a store's answers to a client's: statuses, streams, and threads that may block.
 
 use std::future::Future;
 use std::io;
@@ -13,12 +13,12 @@ use tonic::Status;
 use crate::castore::Digest;
 use crate::store::{Error, Object};
 
-/// What a streaming method answers with: each message is made when it is asked for, so that a client
-/// that takes nothing has nothing made for it.
+/// The answer of a streaming method: each message is made when it is requested, so that nothing is
+/// made for a client that does not read.
 pub(super) struct Stream<T> {
     messages: mpsc::Receiver<Result<T, Status>>,
     demand: Arc<Semaphore>,
-    /// Whether a message was asked for that has not come yet.
+    /// Whether a message was requested that has not been made yet.
     asked: bool,
 }
 
@@ -36,23 +36,23 @@ impl<T> tokio_stream::Stream for Stream<T> {
     }
 }
 
-/// Where a stream's messages go.
+/// The sender of a stream's messages.
 pub(super) struct Sender<T> {
     messages: mpsc::Sender<Result<T, Status>>,
     demand: Arc<Semaphore>,
-    /// Whether a message is wanted that was not sent yet.
+    /// Whether a message is requested that was not sent yet.
     wanted: AtomicBool,
 }
 
-/// The client has gone away: nothing more need be done.
+/// The client has disconnected: nothing more need be done.
 #[derive(Debug)]
 pub(super) struct Gone;
 
 /// Why a stream ends early.
 pub(super) enum Ended {
-    /// The client has gone away.
+    /// The client has disconnected.
     Gone,
-    /// It is told this.
+    /// With this status.
     Status(Status),
 }
 
@@ -69,7 +69,8 @@ impl From<Status> for Ended {
 }
 
 impl<T> Sender<T> {
-    /// Waits until the client wants the next message: to be called before anything large is read.
+    /// Waits until the client is ready for the next message: to be called before anything large is
+    /// read.
     pub(super) async fn wanted(&self) -> Result<(), Gone> {
         if self.wanted.load(Ordering::Relaxed) {
             return Ok(());
@@ -82,20 +83,20 @@ impl<T> Sender<T> {
         Ok(())
     }
 
-    /// Sends, waiting until the client wants it.
+    /// Sends, waiting until the client is ready.
     pub(super) async fn send(&self, message: T) -> Result<(), Gone> {
         self.wanted().await?;
         self.wanted.store(false, Ordering::Relaxed);
         self.messages.send(Ok(message)).await.map_err(|_| Gone)
     }
 
-    /// Ready when the client has gone away.
+    /// Ready when the client has disconnected.
     pub(super) async fn gone(&self) {
         self.messages.closed().await;
     }
 }
 
-/// Asks a store on a thread that may block.
+/// Calls a store on a thread that may block.
 pub(super) async fn ask<T: Send + 'static>(
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Status> {
@@ -137,7 +138,7 @@ impl Wake for Woken {
     }
 }
 
-/// Lets `work` fill a stream. It must not block: what may is asked by [`answer`].
+/// Makes `work` fill a stream. It must not block: blocking calls go through [`answer`].
 pub(super) fn stream<T, W, F>(work: W) -> Stream<T>
 where
     T: Send + 'static,
@@ -153,7 +154,7 @@ where
     });
     tokio::spawn(async move {
         if let Err(Ended::Status(status)) = work.await {
-            // If this fails the client has gone away and need not know.
+            // If this fails the client has disconnected.
             let _ = messages.send(Err(status)).await;
         }
     });
@@ -164,7 +165,7 @@ where
     }
 }
 
-/// What a client is told of a store's error.
+/// The status for a store's error.
 pub(super) fn status(error: &Error) -> Status {
     let message = error.to_string();
     match error {
@@ -178,7 +179,7 @@ pub(super) fn status(error: &Error) -> Status {
         )),
         Error::Timeout { .. } => Status::deadline_exceeded(message),
         Error::Remote { .. } => Status::unavailable(message),
-        // Not "unavailable": this server is well, and has what others can be asked for.
+        // Not "unavailable": this server works, and has other objects.
         Error::Undecided { .. } => Status::internal(message),
         Error::Io { source, .. }
             if matches!(

@@ -1,8 +1,8 @@
-//! Root nodes that clients add: added, never replaced, unless replacing is their right.
+//! Roots that clients add: added, never replaced, unless the client has the right to replace.
 //!
-//! A name that is taken by the same node is taken well: what is known of the path is united. A name
-//! that is taken by another node stays with it. What a client says of a NAR's hash is computed before
-//! the root node is there: a reader may take it from here as true.
+//! Adding the same node under its name again is accepted: the path infos are united. A name with
+//! another node is refused. A NAR hash from a client is computed before the root is visible:
+//! readers take it from here as true.
 
 use std::collections::BTreeMap;
 
@@ -161,7 +161,7 @@ fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
 }
 
-/// Checks the form of what a client says of a path: lengths of hashes, and names.
+/// Checks the form of a client's path info: lengths of hashes, and names.
 pub(super) fn check_form(info: &PathInfo) -> Result<(), Status> {
     let refused = |what: String| Err(Status::invalid_argument(what));
     if let Some(reference) = info.references.iter().find(|hash| hash.len() != 20) {

@@ -1,4 +1,4 @@
-//! Root nodes by name: our RootService.
+//! Roots by name: RootService of castore_fs.v1.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::proto::castore_fs::v1::{
 };
 use crate::store::Store;
 
-/// How long the thread that waits for changes does so before it looks whether the server is still
-/// there.
+/// How long the thread that waits for changes does so before it checks whether the server still
+/// runs.
 const WATCH_STEP: Duration = Duration::from_millis(500);
 
 #[tonic::async_trait]
@@ -27,9 +27,8 @@ impl RootService for Served {
         answer(async move {
             let failed = |error| status(&error);
             let root = store.root(&name).await.map_err(failed)?;
-            let root = root.ok_or_else(|| {
-                Status::not_found(format!("no root node \"{}\"", Printable(&name)))
-            })?;
+            let root =
+                root.ok_or_else(|| Status::not_found(format!("no root \"{}\"", Printable(&name))))?;
             Ok(Response::new(Root {
                 entry: Some((&root).into()),
                 path_info: store.path_info(&name).await.map_err(failed)?,
@@ -90,7 +89,7 @@ pub(super) fn version_of(
     store: Arc<dyn Store>,
     stopping: watch::Receiver<bool>,
 ) -> watch::Receiver<u64> {
-    let failed = |error| tracing::warn!("cannot tell whether roots have changed: {error}");
+    let failed = |error| tracing::warn!("cannot find out whether roots have changed: {error}");
     let first = store.roots_version().unwrap_or_else(|error| {
         failed(error);
         0

@@ -1,9 +1,10 @@
 //! Additions to the store while their client sends them.
 //!
-//! Between two messages an upload holds no thread and keeps no garbage collection waiting: what has
-//! come is in the addition, which lets go of the store until it goes on ([`Ingest::release`]). Before
-//! the first message there is not even that. So a client that leaves a thousand uploads open holds
-//! nothing but their places, until a deadline ends them ([`super::guard`]).
+//! Between two messages an upload holds no thread and delays no garbage collection: received
+//! objects are in the addition, which releases the store until the next message
+//! ([`Ingest::release`]). Before the first message there is not even that. So a client that leaves
+//! a thousand uploads open holds nothing but their places, until a deadline ends them
+//! ([`super::guard`]).
 
 use std::sync::Arc;
 
@@ -21,19 +22,19 @@ use crate::store::{Ingest, Store};
 /// Bytes that come in between two looks at the disk.
 const LOOK: u64 = 16 << 20;
 
-/// An upload, of which `T` is what its method keeps.
+/// An upload, with the state `T` of its method.
 pub(super) struct Upload<T: Send + 'static> {
     store: Arc<dyn Store>,
     limits: Arc<Limits>,
     share: Arc<Share>,
     turns: OwnTurns,
     held: Option<Held>,
-    /// Bytes until the next look at the disk.
+    /// Bytes until the next check of the disk.
     look: u64,
     state: OffThread<Begun<T>>,
 }
 
-/// What there is of an upload from its first message on.
+/// The state of an upload from its first message on.
 pub(super) struct Begun<T> {
     pub(super) ingest: Box<dyn Ingest>,
     pub(super) kept: T,
@@ -63,7 +64,7 @@ impl<T: Send + 'static> Drop for OffThread<T> {
 }
 
 impl<T: Default + Send + 'static> Upload<T> {
-    /// The upload that `request` is, if its client may add to the store.
+    /// The upload of `request`, if its client may add to the store.
     pub(super) fn of<R>(served: &Served, request: &Request<R>) -> Result<Self, Status> {
         served.may_add(request)?;
         let connection = request.extensions().get::<Arc<ConnectionState>>();
@@ -79,7 +80,7 @@ impl<T: Default + Send + 'static> Upload<T> {
         })
     }
 
-    /// Holds memory for what is kept until the upload ends.
+    /// Reserves memory until the upload ends.
     pub(super) fn keep(&mut self, bytes: usize) -> Result<(), Status> {
         let grown = match &mut self.held {
             Some(held) => held.grow(bytes),
@@ -97,15 +98,15 @@ impl<T: Default + Send + 'static> Upload<T> {
         }
     }
 
-    /// Holds no more than `bytes`.
+    /// Reserves no more than `bytes`.
     pub(super) fn keep_only(&mut self, bytes: usize) {
         if let Some(held) = &mut self.held {
             held.shrink(bytes);
         }
     }
 
-    /// Does `work`, for which `bytes` came, on a thread that may block; begins the addition if this is
-    /// the first.
+    /// Does `work`, for which `bytes` came, on a thread that may block; begins the addition with
+    /// the first call.
     pub(super) async fn work<R: Send + 'static>(
         &mut self,
         bytes: usize,
@@ -161,7 +162,7 @@ pub(super) fn check_room(limits: &Limits) -> Result<(), Status> {
         return Ok(());
     };
     let found = rustix::fs::statvfs(disk)
-        .map_err(|error| Status::internal(format!("cannot ask the disk for its room: {error}")))?;
+        .map_err(|error| Status::internal(format!("cannot read the disk's free space: {error}")))?;
     let free = found.f_bavail.saturating_mul(found.f_frsize);
     match free >= limits.keep_free {
         true => Ok(()),

@@ -20,9 +20,9 @@ pub struct StateClaim {
 }
 
 impl StateClaim {
-    /// Claims the state directory whose profiles are in `profiles`, which is made if it is not there. An
-    /// error of the kind `WouldBlock` means that another process has it. What cannot be made or locked (on
-    /// a read-only or remote file system) is not claimed.
+    /// Claims the state directory whose profiles are in `profiles`, which is made if it does not
+    /// exist. An error of the kind `WouldBlock` means that another process has it. If the directory
+    /// cannot be made or locked (on a read-only or remote file system) it is not claimed.
     pub fn take(profiles: &Path) -> io::Result<Self> {
         // If this fails, so will opening it.
         let _ = fs::create_dir_all(profiles);
@@ -58,7 +58,7 @@ mod tests {
         assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
         drop(claim);
         StateClaim::take(&path).unwrap();
-        // Where there can be no directory there is nothing to share.
+        // Without a directory there is nothing to share.
         StateClaim::take(Path::new("/dev/null/x")).unwrap();
     }
 }

@@ -1,10 +1,10 @@
 //! The configuration file.
 //!
-//! TOML; the structs here are its whole grammar, and their doc comments its reference: the
-//! file `docs/config.md` is made of them, and a test keeps it current. Unknown keys are errors.
-//! What the grammar cannot say (which store a mount names, which of several keys excludes which)
-//! is checked by [`Config::parse`] as well, so that a file that passes `castore-fs check-config`
-//! fails later only for what the machine says.
+//! TOML; the structs here are its whole grammar, and their doc comments its reference: the file
+//! `docs/config.md` is generated from them, and a test keeps it current. Unknown keys are errors.
+//! [`Config::parse`] also checks what the grammar cannot express (which store a mount names, which
+//! keys exclude each other), so that a file that passes `castore-fs check-config` fails later only
+//! because of the machine.
 
 mod check;
 mod composition;
@@ -34,42 +34,42 @@ pub use problem::Problem;
 pub use quantity::{Mode, Size, Span};
 pub use stores::{Cache, Filter, MirrorOrder, Mirrors, Store, Verify};
 
-/// The name of the store that there is when the file names none.
+/// The name of the implied store, if the file names none.
 pub const DEFAULT_STORE: &str = "default";
 
 /// The whole file.
 ///
-/// An empty file is complete: it means the embedded store in the state folder.
+/// An empty file is complete: it means the local store in the state directory.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// The folder for what the service keeps. By default systemd's `StateDirectory=`, else
+    /// The directory for the service's own files. By default systemd's `StateDirectory=`, else
     /// `/var/lib/castore-fs`.
     pub state_dir: Option<PathBuf>,
     /// How long a stop waits for programs that still use a mount. A restart does not have to wait:
-    /// the next process goes on with the mounts.
+    /// the next process takes the mounts over.
     #[cfg_attr(test, schemars(with = "String", default = "drain_text"))]
     #[serde(default = "drain")]
     pub drain: Span,
-    /// Where castores are kept. Without any, there is one named `default`, which is the embedded
-    /// store in the state folder.
+    /// The stores. Without any, there is one named `default`, which is the local store in the state
+    /// directory.
     pub stores: BTreeMap<String, Store>,
-    /// What is mounted on this machine.
+    /// The mounts on this machine.
     pub mounts: BTreeMap<String, Mount>,
     /// Images of several roots: a mount with `images = true` shows each as `.images/NAME.erofs`.
     pub images: BTreeMap<String, Image>,
-    /// Devices for virtual machines, which mount what is served there.
+    /// Devices for virtual machines, which mount them.
     pub virtiofs: BTreeMap<String, Virtiofs>,
     /// Sockets on which stores are served over gRPC. Without any mount, device or socket there is
     /// one named `default`: `castore.sock` in systemd's `RuntimeDirectory=`, else in
     /// `/run/castore-fs`.
     pub listen: BTreeMap<String, Listen>,
-    /// How the running service is asked and told things.
+    /// Commands to the running service.
     pub control: Control,
-    /// Numbers for Prometheus.
+    /// Metrics for Prometheus.
     pub metrics: Metrics,
-    /// What is logged, and how.
+    /// What is logged, and in which format.
     pub log: Log,
 }
 
@@ -78,20 +78,21 @@ pub struct Config {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Mount {
-    /// The store that is shown, by its name in this file. Can be left out where there is only one.
+    /// The store that is shown, by its name in this file. Can be left out if there is only one.
     pub store: Option<String>,
-    /// Where: an absolute path. The folder is made if it is not there.
+    /// The mount point: an absolute path. The directory is made if it does not exist.
     pub path: PathBuf,
-    /// `fd:NAME`: serve the descriptor of `/dev/fuse` that was passed on under that name, as
-    /// `OpenFile=` in the unit or a privileged program does. It is mounted at `path` already, or else
-    /// the service mounts it, for which it needs the right. Others unmount what others have mounted.
+    /// `fd:NAME`: serve the descriptor of `/dev/fuse` that was passed on under that name, by
+    /// `OpenFile=` in the unit or by a privileged program. It is mounted at `path` already, or else
+    /// the service mounts it, for which it needs the right. A mount that another program has made
+    /// is not unmounted.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub device: Option<Device>,
-    /// Show this directory at the top, by root name (`tree`, `tree/share`) or digest; else the
-    /// store's root nodes are shown by name.
+    /// Show this directory as the mount root, by root name (`tree`, `tree/share`) or digest; else
+    /// the store's roots are shown by name.
     pub root: Option<String>,
-    /// What listing the root nodes gives: all of them (`true`), EPERM (`false`), or an empty directory
-    /// (`"empty"`), which is for the lower layer of an overlay. Looked up by name they are found in any
+    /// What listing the roots gives: all of them (`true`), EPERM (`false`), or an empty directory
+    /// (`"empty"`), which is for the lower layer of an overlay. Lookups by name find them in any
     /// case.
     #[cfg_attr(test, schemars(with = "bool", default = "yes"))]
     #[serde(default)]
@@ -102,13 +103,13 @@ pub struct Mount {
     /// of it. Where the store lists its roots, they are looked up in that list.
     #[serde(default)]
     pub names: Names,
-    /// What looking up a root node gives while the store cannot be reached: EIO or ETIMEDOUT
+    /// What a lookup of a root returns while the store cannot be reached: EIO or ETIMEDOUT
     /// (`"error"`), or ENOENT for names that were never seen (`"absent"`). With `"absent"` such a
-    /// look-up waits at most 1 s, and for 5 s after one that failed no other waits. It is for a mount
-    /// below `/nix/store`, where Nix looks up each name that it is about to create.
+    /// lookup waits at most 1 s, and for 5 s after one that failed no other waits. It is for a
+    /// mount below `/nix/store`, where Nix looks up each name that it is about to create.
     #[serde(default)]
     pub when_unreachable: WhenUnreachable,
-    /// Whether users other than the service's own can see it.
+    /// Whether users other than the service's own have access.
     #[serde(default = "yes")]
     pub allow_other: bool,
     /// Options of mount(8) that do not depend on the file system, such as `noexec`, `nosymfollow` or
@@ -118,14 +119,14 @@ pub struct Mount {
     /// Who owns every file: user id.
     #[serde(default)]
     pub uid: u32,
-    /// Who owns every file: group id.
+    /// The owner of every file: group id.
     #[serde(default)]
     pub gid: u32,
-    /// Whether extended attributes are answered, which tell digests. The kernel keeps none of
+    /// Whether there are extended attributes, which have the digests. The kernel caches none of
     /// them, so that `ls -l` becomes several times slower.
     #[serde(default)]
     pub xattr: bool,
-    /// How bytes come to their readers.
+    /// How files are read.
     #[serde(default)]
     pub reads: Reads,
     /// Threads that read requests, 1 to 1024. By default one for each processor.
@@ -134,16 +135,16 @@ pub struct Mount {
     #[cfg_attr(test, schemars(with = "String", default = "read_ahead_text"))]
     #[serde(default = "read_ahead")]
     pub read_ahead: Size,
-    /// Whether processors are kept from sleeping while a program asks one thing after the other, as
-    /// `find` does in a cold tree: twice as fast where nothing else runs, for the power of
-    /// processors that spin meanwhile. By default where there are two to eight of them.
+    /// Whether processors are kept from sleeping while a program sends one request after the other,
+    /// as `find` does in a cold tree: twice as fast if nothing else runs, at the price of the power
+    /// of processors that spin meanwhile. By default if there are two to eight of them.
     pub stay_awake: Option<bool>,
-    /// How much memory may hold Directories.
+    /// How much memory Directories may take.
     #[cfg_attr(test, schemars(with = "String", default = "directory_memory_text"))]
     #[serde(default = "directory_memory")]
     pub directory_memory: Size,
-    /// Whether it is learned which files the users of a root read first, and they are fetched ahead, in
-    /// that order, when the root is mounted anew: [warmup.md](warmup.md). By default neither is done.
+    /// Whether the files that are read first below a root are recorded, and prefetched in that
+    /// order when the root is mounted again: [warmup.md](warmup.md). By default they are not.
     #[serde(default)]
     pub warmup: Warmup,
     /// Whether trees are shown as disk images too, in `.images`: [images.md](images.md).
@@ -151,17 +152,17 @@ pub struct Mount {
     pub images: bool,
 }
 
-/// A disk image of several roots, whose top lists them by name.
+/// A disk image of several roots, whose root directory lists them by name.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Image {
-    /// The names of the roots. They are looked up in the mount's store when the image is opened; there is
-    /// no image while one of them is missing.
+    /// The names of the roots. They are looked up in the mount's store when the image is opened;
+    /// there is no image while one of them is missing.
     pub roots: Vec<String>,
 }
 
-/// What listing the root nodes gives: `true`, `false` or `"empty"`.
+/// What listing the roots gives: `true`, `false` or `"empty"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ListRoot {
     /// All of them.
@@ -174,7 +175,7 @@ pub enum ListRoot {
 }
 
 impl ListRoot {
-    /// The same for the file system.
+    /// The corresponding option of the file system.
     pub fn listing(self) -> RootListing {
         match self {
             Self::All => RootListing::All,
@@ -213,7 +214,7 @@ impl<'de> Deserialize<'de> for ListRoot {
     }
 }
 
-/// Which names of root nodes the store is asked for.
+/// Which names of roots the store is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -221,11 +222,11 @@ pub enum Names {
     /// Every name.
     #[default]
     Any,
-    /// Those that can be Nix store paths with content.
+    /// Names that can be Nix store paths with content.
     StorePaths,
 }
 
-/// What looking up a root node gives while the store cannot be reached.
+/// What a lookup of a root returns while the store cannot be reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -237,7 +238,7 @@ pub enum WhenUnreachable {
     Absent,
 }
 
-/// What is done about the first reads below a root.
+/// What is done with the first reads below a root.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -245,8 +246,8 @@ pub enum Warmup {
     /// Nothing.
     #[default]
     Off,
-    /// They are kept as the root's profile, in `profiles` in the state folder, and what a profile names
-    /// is fetched ahead.
+    /// They are recorded as the root's profile, in `profiles` in the state directory, and what a
+    /// profile names is prefetched.
     Learn,
 }
 
@@ -260,13 +261,13 @@ impl<'de> Deserialize<'de> for Device {
         match text.strip_prefix("fd:") {
             Some(name) if !name.is_empty() => Ok(Self(name.to_owned())),
             _ => Err(serde::de::Error::custom(format!(
-                "{text:?} is no device: write \"fd:NAME\", with the name under which it is passed on"
+                "{text:?} is not a device: write \"fd:NAME\", with the name under which it is passed on"
             ))),
         }
     }
 }
 
-/// How the bytes of files come to their readers.
+/// How the bytes of files are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -283,54 +284,54 @@ pub enum Reads {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Listen {
-    /// The store that is served, by its name in this file. Can be left out where there is only
-    /// one.
+    /// The store that is served, by its name in this file. Can be left out if there is only one.
     pub store: Option<String>,
-    /// Where: `unix:/PATH`, `HOST:PORT`, or `systemd:NAME` for what a socket unit passes on under
-    /// that name (`FileDescriptorName=`).
+    /// The address: `unix:/PATH`, `HOST:PORT`, or `systemd:NAME` for the socket that a socket unit
+    /// passes on under that name (`FileDescriptorName=`).
     pub address: String,
-    /// Whether clients may add to the store. What is there under a name stays.
+    /// Whether clients may add to the store. Existing roots are not replaced.
     #[serde(default)]
     pub writable: bool,
-    /// Whether clients may replace and remove root nodes too. A token in `token-file` can give the
-    /// right to it as well.
+    /// Whether clients may replace and remove roots too. A token in `token-file` can also give that
+    /// right.
     #[serde(default)]
     pub allow_replace: bool,
-    /// What clients that add leave free on the store's disk, if it is a `local:` one.
+    /// The space that additions of clients leave free on the store's disk, if it is a `local:` one.
     #[cfg_attr(test, schemars(with = "String", default = "keep_free_text"))]
     #[serde(default = "keep_free")]
     pub keep_free: Size,
-    /// The most that one upload may have.
+    /// The limit of one upload.
     #[cfg_attr(test, schemars(with = "String", default = "max_upload_text"))]
     #[serde(default = "max_upload")]
     pub max_upload: Size,
-    /// Connections at once, no more than half of the files that the process may have open. The one that
-    /// has been quiet the longest is closed for the next.
+    /// Connections at once, no more than half of the files that the process may have open. The one
+    /// that has been idle the longest is closed for the next.
     #[serde(default = "max_connections")]
     pub max_connections: usize,
     /// TLS on `HOST:PORT`: the file with the certificate chain (PEM).
     pub tls_cert_path: Option<PathBuf>,
     /// TLS on `HOST:PORT`: the file with the certificate's private key (PEM).
     pub tls_key_path: Option<PathBuf>,
-    /// Demand of clients a certificate that an authority in this file (PEM) signed.
+    /// Require of clients a certificate that an authority in this file (PEM) signed.
     pub tls_client_ca_path: Option<PathBuf>,
-    /// Demand of clients one of the bearer tokens in this file, one a line; on `HOST:PORT` only with
-    /// TLS. After a token there may be what it gives the right to: `read`, `add`, `replace`.
+    /// Require of clients one of the bearer tokens in this file, one a line; on `HOST:PORT` only
+    /// with TLS. A token may be followed by its rights: `read`, `add`, `replace`.
     pub token_file: Option<PathBuf>,
     /// Calls at once on a connection; more wait for their turn.
     #[serde(default = "max_calls")]
     pub max_calls: NonZeroU32,
-    /// Who may connect to a unix socket: its permissions, in octal.
+    /// The access to a unix socket: its permissions, in octal.
     #[cfg_attr(test, schemars(with = "String", default = "socket_mode_text"))]
     #[serde(default = "socket_mode")]
     pub socket_mode: Mode,
-    /// Made by us, for command lines: nobody needs to be told of it.
+    /// An implied listener for commands, which is not reported.
     #[serde(skip)]
     pub unnamed: bool,
 }
 
 impl Listen {
-    /// What our own clients on this machine find at `socket`, where the service's user alone gets in.
+    /// The listener at `socket` for commands on this machine, which only the service's user can
+    /// reach.
     fn at_home(store: String, socket: &Path, unnamed: bool) -> Self {
         Self {
             store: Some(store),
@@ -350,7 +351,7 @@ impl Listen {
         }
     }
 
-    /// Who may call, and how they know us.
+    /// The access of clients, and the server's certificate.
     pub fn access(&self) -> Access {
         Access {
             certificate: self.tls_cert_path.clone(),
@@ -392,48 +393,48 @@ fn max_calls() -> NonZeroU32 {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Virtiofs {
-    /// The store that is shown, by its name in this file. Can be left out where there is only one.
+    /// The store that is shown, by its name in this file. Can be left out if there is only one.
     pub store: Option<String>,
     /// The socket: an absolute path.
     pub socket: PathBuf,
-    /// Who may connect: the socket's permissions, in octal.
+    /// The access to the socket: its permissions, in octal.
     #[cfg_attr(test, schemars(with = "String", default = "socket_mode_text"))]
     #[serde(default = "socket_mode")]
     pub socket_mode: Mode,
-    /// The tag by which a guest mounts, for monitors that ask the device for it.
+    /// The tag by which a guest mounts, for monitors that read it from the device.
     pub tag: Option<String>,
     /// Request queues, 1 to 63, each with a thread.
     #[serde(default = "queues")]
     pub queues: u8,
-    /// Show this directory at the top, by root name or digest; else the store's root nodes.
+    /// Show this directory as the mount root, by root name or digest; else the store's roots.
     pub root: Option<String>,
-    /// What listing the root nodes gives: all of them (`true`), EPERM (`false`), or an empty directory
-    /// (`"empty"`), which is for the lower layer of an overlay. Looked up by name they are found in any
+    /// What listing the roots gives: all of them (`true`), EPERM (`false`), or an empty directory
+    /// (`"empty"`), which is for the lower layer of an overlay. Lookups by name find them in any
     /// case.
     #[cfg_attr(test, schemars(with = "bool", default = "yes"))]
     #[serde(default)]
     pub list_root: ListRoot,
-    /// Show only the root nodes whose names are in this file: one a line, of a path the last component, so
-    /// that the `store-paths` of nixpkgs' `closureInfo` will do. An absolute path. The file is read again
-    /// when it has changed; without it there are none.
+    /// Show only the roots whose names are in this file: one a line, the last component of a path,
+    /// so that the `store-paths` of nixpkgs' `closureInfo` can be used. An absolute path. The file
+    /// is read again when it has changed; without it there are no roots.
     pub roots_from: Option<PathBuf>,
-    /// Who owns every file: user id.
+    /// The owner of every file: user id.
     #[serde(default)]
     pub uid: u32,
-    /// Who owns every file: group id.
+    /// The owner of every file: group id.
     #[serde(default)]
     pub gid: u32,
-    /// Whether extended attributes are answered.
+    /// Whether there are extended attributes.
     #[serde(default)]
     pub xattr: bool,
-    /// Whether it is learned which files the users of a root read first, and they are fetched ahead, in
-    /// that order, when a guest mounts: [warmup.md](warmup.md). Profiles are those of mounts. By default
-    /// neither is done.
+    /// Whether the files that are read first below a root are recorded, and prefetched in that
+    /// order when a guest mounts: [warmup.md](warmup.md). The profiles are shared with mounts. By
+    /// default they are not.
     #[serde(default)]
     pub warmup: Warmup,
 }
 
-/// The control socket, which `castore-fs status` asks.
+/// The control socket, which `castore-fs status` and other commands use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -448,7 +449,7 @@ pub struct Control {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Metrics {
-    /// Where: `HOST:PORT` or `unix:/PATH`. Without it there are none.
+    /// The address: `HOST:PORT` or `unix:/PATH`. Without it there are no metrics.
     pub address: Option<String>,
 }
 
@@ -457,19 +458,19 @@ pub struct Metrics {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Log {
-    /// In what shape.
+    /// The format.
     pub format: LogFormat,
-    /// What is logged, as in `RUST_LOG`: `info`, `castore_fs=debug`. The variable itself, where it
-    /// is set, goes before this. By default `info`.
+    /// What is logged, as in `RUST_LOG`: `info`, `castore_fs=debug`. The variable itself, if set,
+    /// overrides this. By default `info`.
     pub level: Option<String>,
-    /// Requests of a mount or of a guest that take longer are logged, with where the time went:
+    /// Requests of a mount or of a guest that take longer are logged, with the parts of their time:
     /// the endpoint, verifying, and the rest (`cache`). `0s` logs none.
     #[cfg_attr(test, schemars(with = "String", default = "slow_requests_text"))]
     #[serde(default = "slow_requests")]
     pub slow_requests: Span,
-    /// The address of an OpenTelemetry collector, `http://HOST:PORT` or `https://HOST:PORT`, to which
-    /// spans are sent (OTLP over gRPC; its port is 4317): one for each request of a mount or of a
-    /// guest that had to wait for a store far away or was slow, and in it what was fetched.
+    /// The address of an OpenTelemetry collector, `http://HOST:PORT` or `https://HOST:PORT`, to
+    /// which spans are sent (OTLP over gRPC; its port is 4317): one for each request of a mount or
+    /// of a guest that had to wait for an upstream or was slow, and in it the fetches.
     pub otlp: Option<String>,
 }
 
@@ -484,12 +485,12 @@ impl Default for Log {
     }
 }
 
-/// The shape of the log.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
-    /// The journal when systemd started the service, else lines of text.
+    /// The journal if systemd started the service, else lines of text.
     #[default]
     Auto,
     /// systemd's journal, with fields.
@@ -573,7 +574,7 @@ fn directory_memory_text() -> String {
 impl Config {
     /// The images of several roots: the names of the roots by the image's name.
     pub fn image_closures(&self) -> BTreeMap<Name, Vec<Name>> {
-        // Names that are none were refused when the file was read.
+        // Invalid names were refused when the file was read.
         let name = |text: &String| Name::new(text.as_bytes()).ok();
         let closure = |(image, roots): (&String, &Image)| {
             Some((name(image)?, roots.roots.iter().filter_map(name).collect()))
@@ -581,7 +582,7 @@ impl Config {
         self.images.iter().filter_map(closure).collect()
     }
 
-    /// Reads `file`. Everything that is wrong is told, not only the first thing.
+    /// Reads `file`. Returns all errors, not only the first.
     pub fn load(file: &Path) -> Result<Self, Vec<Problem>> {
         Self::parse(file, &Self::read(file)?)
     }
@@ -608,14 +609,14 @@ impl Config {
         }
     }
 
-    /// The folder for what the service keeps.
+    /// The directory for the service's own files.
     pub fn state_dir(&self) -> PathBuf {
         let of_systemd = || std::env::var_os("STATE_DIRECTORY").map(first_path);
         let chosen = self.state_dir.clone().or_else(of_systemd);
         chosen.unwrap_or_else(|| PathBuf::from("/var/lib/castore-fs"))
     }
 
-    /// The folder for profiles.
+    /// The directory of profiles.
     pub fn profiles(&self) -> PathBuf {
         self.state_dir().join("profiles")
     }
@@ -649,7 +650,7 @@ impl Config {
             if let Some(socket) = plan.and_then(|plan| self.store_socket(&plan)) {
                 // No name in the file has a colon.
                 let listen = Listen::at_home(name.clone(), &socket, true);
-                // Two that show the same are one.
+                // Two with the same description are one.
                 if listeners
                     .values()
                     .all(|other| other.address != listen.address)
@@ -661,21 +662,21 @@ impl Config {
         listeners
     }
 
-    /// Where the service that this file describes lets command lines use a store that is made of
-    /// others: they share what it knows of them, and only one process should fill a cache. A store
-    /// that is a place they use by themselves.
+    /// The socket through which commands use a store of this service that is made of others: so
+    /// they share its cache and breaker state, and only one process fills a cache. They open other
+    /// stores themselves.
     pub fn store_socket(&self, plan: &Plan) -> Option<PathBuf> {
         if matches!(plan, Plan::Url(_)) {
             return None;
         }
-        // By what it is: another file can mean something else by the same name.
+        // By its description: another file can have another store of the same name.
         let identity = blake3::hash(plan.identity().as_bytes()).to_hex();
         let file = format!("{}.sock", &identity.as_str()[..16]);
         let folder = self.control_socket().with_file_name("stores");
         Some(folder.join(file))
     }
 
-    /// The name of the store that `named` means: what it says, or the only one.
+    /// The name of the store that `named` means: that name, or the only one.
     pub fn store_of(&self, named: Option<&str>) -> String {
         let only = || self.stores.keys().next().map(String::as_str);
         let name = named.or_else(only).unwrap_or(DEFAULT_STORE);
@@ -683,13 +684,13 @@ impl Config {
     }
 }
 
-/// The folder for sockets: systemd's, or the usual place.
+/// The directory for sockets: systemd's, or the usual one.
 pub fn runtime_dir() -> PathBuf {
     let of_systemd = std::env::var_os("RUNTIME_DIRECTORY").map(first_path);
     of_systemd.unwrap_or_else(|| PathBuf::from("/run/castore-fs"))
 }
 
-/// systemd separates several folders by colons.
+/// systemd separates several directories by colons.
 fn first_path(list: std::ffi::OsString) -> PathBuf {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     let first = list.as_bytes().split(|&byte| byte == b':').next();

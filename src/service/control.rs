@@ -1,11 +1,11 @@
-//! The control socket: how the running service is asked and told things.
+//! The control socket: requests to the running service.
 //!
 //! A client sends one line with a JSON object (`{"ask": "status"}`) and gets one line back. The
-//! commands of this program also send `"version"` and `"protocol"`; a service that speaks another
-//! version of the protocol refuses by name. The reply is
-//! `{"status": …}`, `{"done": …}` or `{"error": "…"}`. A prefetch tells how far it is, a line at a
-//! time, before its last one; it ends early if nobody reads them. Only who may write to the socket's
-//! file can ask; it is made for the service's own user.
+//! commands of this program also send `"version"` and `"protocol"`; a service with another version
+//! of the protocol refuses and names both. The reply is `{"status": …}`, `{"done": …}` or
+//! `{"error": "…"}`. A prefetch reports its progress, a line at a time, before its last one; it
+//! ends early if the client disconnects. Only processes that may write to the socket's file can
+//! connect; it is made for the service's own user.
 
 use std::fs;
 use std::io::{self, BufRead, Write};
@@ -34,43 +34,43 @@ use crate::stores::OpenStores;
 
 /// Bytes of a request, at most: a profile of 8 MiB in base64, and a little more.
 const LONGEST_REQUEST: u64 = 12 << 20;
-/// How long a client may take to ask, and the service to say how it is.
+/// How long a client may take for its request, and the service for its status.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a prefetch tells how far it is.
+/// How often a prefetch reports its progress.
 const PROGRESS: Duration = Duration::from_millis(200);
 
-/// The version of what is said here; grows when requests or replies change so that another version
-/// would misunderstand them.
+/// The version of the protocol; grows when requests or replies change so that another version would
+/// misunderstand them.
 const PROTOCOL: u32 = 1;
 
-/// A request with who sends it.
+/// A request with its sender's version.
 #[derive(Serialize, Deserialize)]
 struct Asked<R> {
     #[serde(flatten)]
     request: R,
-    /// Of the program that asks; nothing from other clients.
+    /// The version of the command; nothing from other clients.
     #[serde(default)]
     version: Option<String>,
-    /// As [`PROTOCOL`]; nothing from other clients, who know what they do.
+    /// As [`PROTOCOL`]; nothing from other clients.
     #[serde(default)]
     protocol: Option<u32>,
 }
 
-/// What the service can be asked.
+/// The requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
 pub enum Request {
-    /// How it is.
+    /// The status.
     Status,
-    /// To fetch everything below some roots into a cache.
+    /// Fetch everything below some roots into a cache.
     Prefetch(CachedRoots),
-    /// To keep what is below some roots, whatever a cache's size.
+    /// Pin some roots in a cache.
     Pin(CachedRoots),
-    /// To keep it no longer than anything else.
+    /// Unpin them.
     Unpin(CachedRoots),
-    /// To let go of everything in a cache that is not pinned.
+    /// Remove everything from a cache that is not pinned.
     DropCache {
-        /// The cache, by its name in the configuration. Can be left out where there is only one.
+        /// The cache, by its name in the configuration. Can be left out if there is only one.
         store: Option<String>,
     },
     /// About profiles.
@@ -80,13 +80,13 @@ pub enum Request {
 /// Roots of a cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CachedRoots {
-    /// The cache, by its name in the configuration. Can be left out where there is only one.
+    /// The cache, by its name in the configuration. Can be left out if there is only one.
     pub store: Option<String>,
     /// The names of the roots.
     pub roots: Vec<String>,
 }
 
-/// What was done.
+/// The result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Done {
@@ -94,9 +94,9 @@ pub enum Done {
     Fetched(PrefetchStatus),
     /// The roots that are pinned now.
     Pinned(Vec<String>),
-    /// What was let go of.
+    /// What was removed.
     Dropped(Collected),
-    /// What was done about profiles.
+    /// The result for profiles.
     Profile(ProfileDone),
 }
 
@@ -112,7 +112,7 @@ enum Reply {
 /// The stores that are open now.
 pub type Stores = Arc<dyn Fn() -> OpenStores + Send + Sync>;
 
-/// Prefetches under way, for who asks how the service is.
+/// Running prefetches, for the status.
 #[derive(Clone, Default)]
 pub struct Prefetches(Arc<Mutex<Vec<Arc<Running>>>>);
 
@@ -122,7 +122,7 @@ struct Running {
     progress: Arc<Prefetch>,
 }
 
-/// Takes a prefetch off the list, however it ended; whoever still works on it stops.
+/// Removes a prefetch from the list when it ends; its remaining tasks stop.
 struct Listed {
     list: Prefetches,
     running: Arc<Running>,
@@ -144,7 +144,7 @@ impl Running {
 }
 
 impl Prefetches {
-    /// How far each of them is.
+    /// The progress of each.
     pub fn status(&self) -> Vec<PrefetchStatus> {
         let running = self.0.lock().clone();
         running.iter().map(|running| running.status()).collect()
@@ -165,22 +165,22 @@ impl Drop for Listed {
     }
 }
 
-/// What the control socket answers from.
+/// The state behind the control socket.
 #[derive(Clone)]
 pub struct Control {
-    /// How the service is.
+    /// The status.
     pub ask: Ask,
     /// Its stores.
     pub stores: Stores,
-    /// What it fetches ahead.
+    /// Its running prefetches.
     pub prefetches: Prefetches,
-    /// What is known of the users of roots.
+    /// The access profiles.
     pub profiles: Arc<Profiles>,
-    /// Has the mounts write what they have learned.
+    /// Makes the mounts write their recordings.
     pub remember: Remember,
 }
 
-/// A control socket that is not answered yet. Its file goes when it is dropped.
+/// A control socket that is not served yet. Its file is removed on drop.
 pub struct Listening {
     listener: UnixListener,
     file: SocketFileGuard,
@@ -211,7 +211,7 @@ fn listen_error(path: &Path, source: io::Error) -> SocketError {
     }
 }
 
-/// Answers on a control socket.
+/// Serves a control socket.
 pub fn serve(
     listening: Listening,
     control: Control,
@@ -253,7 +253,7 @@ impl Control {
             Ok(request) => self.obey(request, &mut write).await,
             Err(error) => Err(error),
         };
-        // A client that does not wait for its answer is no concern of ours.
+        // A client that does not wait for its answer is not an error.
         let _ = say(&mut write, &reply.unwrap_or_else(Reply::Error)).await;
     }
 
@@ -326,8 +326,8 @@ impl Control {
                     return Ok(Reply::Done(Done::Fetched(running.status())));
                 }
                 () = tokio::time::sleep(PROGRESS) => {
-                    let told = say(write, &Reply::Progress(running.status())).await;
-                    told.map_err(|error| format!("nobody waits any more: {error}"))?;
+                    let sent = say(write, &Reply::Progress(running.status())).await;
+                    sent.map_err(|error| format!("client disconnected: {error}"))?;
                 }
             }
         }
@@ -376,7 +376,7 @@ fn parse(line: &str) -> Result<Request, String> {
         ));
     }
     let asked = serde_json::from_str::<Asked<Request>>(line);
-    let asked = asked.map_err(|error| format!("that is no request: {error}"))?;
+    let asked = asked.map_err(|error| format!("invalid request: {error}"))?;
     Ok(asked.request)
 }
 
@@ -404,7 +404,7 @@ async fn say(write: &mut OwnedWriteHalf, reply: &Reply) -> io::Result<()> {
     write.write_all(&bytes).await
 }
 
-/// Asks the service whose control socket is `socket` how it is.
+/// Requests the status from the service whose control socket is `socket`.
 pub fn ask_status(socket: &Path) -> Result<Status, SocketError> {
     match exchange(socket, &Request::Status, Some(PATIENCE), |_| {})? {
         Reply::Status(status) => Ok(*status),
@@ -412,8 +412,8 @@ pub fn ask_status(socket: &Path) -> Result<Status, SocketError> {
     }
 }
 
-/// Has the service whose control socket is `socket` do as `request` says; `progress` is told how far
-/// a prefetch is.
+/// Sends `request` to the service whose control socket is `socket`; `progress` receives the
+/// progress of a prefetch.
 pub fn tell(
     socket: &Path,
     request: &Request,
@@ -430,7 +430,7 @@ fn unexpected(socket: &Path, reply: &Reply) -> SocketError {
         socket: socket.to_owned(),
         what: match reply {
             Reply::Error(what) => what.clone(),
-            _ => "something else than was asked".to_owned(),
+            _ => "a reply to another request".to_owned(),
         },
     }
 }
@@ -499,6 +499,6 @@ mod tests {
             assert!(error.contains("9.8.7") && error.contains(own), "{error}");
             assert!(error.contains("use the same version"), "{error}");
         }
-        assert!(parse("{}").unwrap_err().contains("that is no request"));
+        assert!(parse("{}").unwrap_err().contains("invalid request"));
     }
 }

@@ -4,19 +4,19 @@
 //! reload, stop. Requests are answered by the mounts' own workers, sockets by the async runtime;
 //! both see what this thread has set up through [`View`], which it replaces as a whole.
 //!
-//! **A start is all or nothing.** READY is said when every mount has answered INIT and every socket
-//! is bound. If something fails before, what was made goes, and what a predecessor left stays for
-//! the next try. Only a store that cannot be opened is an exception: it stops its own mounts and
-//! endpoints, which a reload makes.
+//! **A start is all or nothing.** READY is sent when every mount has answered INIT and every socket
+//! is bound. If something fails before, new mounts are removed, and those of the previous process
+//! stay for the next try. Only a store that cannot be opened is an exception: its own mounts and
+//! endpoints are missing, and a reload makes them.
 //!
-//! **A reload is a difference.** A new file that is wrong is refused as a whole and the old one stays.
+//! **A reload is a difference.** A wrong file is refused as a whole and the old one stays.
 //! Otherwise stores, mounts and listeners that are the same as before are not touched. A mount that
-//! cannot be made then is reported and missing; the others are none the worse for it.
+//! fails is reported; the others are not affected.
 //!
-//! **A stop is not a restart.** At a stop mounts are taken down; busy ones leave the tree and are
-//! served until their users have finished, for [`Config::drain`] at most. When a successor comes,
-//! or at a sudden death, they stay, and the successor goes on with them. If that cannot start and is told
-//! to stop, nobody will: it takes them down instead.
+//! **A stop is not a restart.** At a stop mounts are unmounted; busy ones leave the tree and are
+//! served until their users have finished, for [`Config::drain`] at most. For a restart, or at a
+//! sudden death, they stay, and the next process takes them over. If that process cannot start and
+//! is stopped, it unmounts them instead.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -44,12 +44,12 @@ use crate::profile::Profiles;
 use crate::stores::{self, OpenStores};
 use crate::transport::fuse::Nursery;
 
-/// How often the status line is looked at, and whether mounts are still there.
+/// How often the status line is updated, and the existence of mounts checked.
 const TICK: Duration = Duration::from_secs(2);
-/// How much more time systemd is asked for while users of a mount finish.
+/// By how much systemd's timeout is extended while programs still use a mount.
 const EXTENSION: Duration = Duration::from_secs(10);
 
-/// How long a process that could not start leaves systemd in peace.
+/// How long a process that could not start delays its end.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Why the service did not start.
@@ -58,7 +58,7 @@ pub enum DaemonError {
     /// The configuration is wrong.
     #[error("{}", lines(.0))]
     Config(Vec<config::Problem>),
-    /// Another service has the state directory.
+    /// Another service uses the state directory.
     #[error(
         "another castore-fs daemon uses the state directory {}: stop that, or give this one another \
          (state-dir)",
@@ -73,24 +73,24 @@ pub enum DaemonError {
     Mount {
         /// Its name in the configuration.
         name: String,
-        /// Why.
+        /// The error.
         source: Box<StartError>,
     },
-    /// A listener or device cannot be had.
+    /// A listener or device cannot be made.
     #[error(transparent)]
     Endpoint(#[from] NotServed),
-    /// A socket cannot be had.
+    /// A socket cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The log cannot be had.
+    /// The log cannot be opened.
     #[error(transparent)]
     Log(#[from] log::LogError),
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {action}: {source}")]
     System {
-        /// What was tried: a verb.
+        /// The action: a verb.
         action: &'static str,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -117,7 +117,7 @@ struct Daemon {
     said: String,
 }
 
-/// Runs the service that `file` describes until it is told to stop.
+/// Runs the service that `file` describes until it is stopped.
 pub fn run(file: &Path) -> Result<(), DaemonError> {
     let failed = |action| move |source| DaemonError::System { action, source };
     let started = Instant::now();
@@ -210,8 +210,8 @@ impl Daemon {
         self.stores = self.open_stores(&self.config)?;
         self.host.images.set(self.config.image_closures());
         let wanted = Mounts::wanted(&self.config, &self.stores);
-        // First those that are there and that no process serves: what is checked for a new one may be
-        // below them. Then from the top down.
+        // First those that exist and that no process serves: paths that are checked for a new one
+        // may be below them. Then from the root down.
         let mut wanted: Vec<_> = wanted.into_iter().collect();
         wanted.sort_by_key(|(name, wanted)| (!left.contains_key(name), wanted.config.path.clone()));
         for (name, wanted) in wanted {
@@ -247,15 +247,15 @@ impl Daemon {
         Ok(())
     }
 
-    /// What a predecessor left stays for the next try; what was made goes.
+    /// Mounts of the previous process stay for the next try; new ones are removed.
     fn give_up_start(&mut self) {
         self.mounts.give_up();
         self.endpoints.leave_guests();
     }
 
-    /// The stores of `config`: those that are open already and the same, and new ones. One that cannot
-    /// be opened stops its own mounts and endpoints and no others; but if it was open before, another
-    /// description of it is refused.
+    /// The stores of `config`: those that are open already and the same, and new ones. A store that
+    /// cannot be opened affects its own mounts and endpoints and no others; but if it was open
+    /// before, another description of it is refused.
     fn open_stores(&self, config: &Config) -> Result<OpenStores, DaemonError> {
         let _inside = self.runtime.enter();
         let (stores, failed) = stores::open_each(&config.plans(), &self.stores);
@@ -280,7 +280,7 @@ impl Daemon {
         Ok(Some(serving))
     }
 
-    /// Serves until it is told to stop.
+    /// Serves until it is stopped.
     fn serve(&mut self, events: &Receiver<Event>) {
         loop {
             match events.recv_timeout(TICK) {
@@ -338,7 +338,7 @@ impl Daemon {
         let missing = self.mounts.stop_others(wanted);
         self.endpoints
             .stop_others(&config, &stores, self.runtime.handle());
-        // A device ends when the last of its users lets go of it.
+        // A device ends when the last reference to it is dropped.
         self.refresh();
         self.stores = stores;
         self.config = config;
@@ -358,11 +358,11 @@ impl Daemon {
         Ok(())
     }
 
-    /// Ends the service, or leaves the mounts to a successor.
+    /// Ends the service, or hands the mounts over.
     fn stop(mut self, events: &Receiver<Event>) {
         let restart = systemd::is_restart();
         systemd::stopping(match restart {
-            true => "leaving the mounts to a successor",
+            true => "leaving the mounts to the next process",
             false => "unmounting",
         });
         self.mounts.end(restart);
@@ -389,8 +389,8 @@ impl Daemon {
         self.mounts.cut_off();
         self.control = None;
         self.metrics = None;
-        // Workers that wait in read() need not be told: they end with the process. Until then they and
-        // other threads may use the runtime, and would panic without it.
+        // Workers that wait in read() need no notification: they end with the process. Until then
+        // they and other threads may use the runtime, and would panic without it.
         std::mem::forget(self.runtime);
     }
 
@@ -398,7 +398,7 @@ impl Daemon {
         (self.ask())().line()
     }
 
-    /// Shows others what there is now.
+    /// Publishes the present state.
     fn refresh(&self) {
         let view = View {
             stores: self.stores.clone(),

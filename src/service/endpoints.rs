@@ -1,4 +1,4 @@
-//! What others connect to: sockets that serve a store over gRPC, and virtiofs devices.
+//! Endpoints of the service: sockets that serve a store over gRPC, and virtiofs devices.
 
 mod running;
 
@@ -31,16 +31,16 @@ use crate::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, ROOT_TIMEOUT, Socket, SocketError, Tag, TagError,
 };
 
-/// How long calls that run may go on once a listener was told to stop.
+/// How long running calls may take once a listener is stopped.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Why nobody can connect.
+/// Why an endpoint cannot be made.
 #[derive(Debug, Error)]
 pub enum EndpointError {
     /// The address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// Who may call.
+    /// The access of clients.
     #[error(transparent)]
     Access(#[from] AccessError),
     /// systemd passed on no socket of that name.
@@ -54,15 +54,15 @@ pub enum EndpointError {
     /// The tag of a device.
     #[error(transparent)]
     Tag(#[from] TagError),
-    /// What a device is to show.
+    /// What a device shows.
     #[error(transparent)]
     Show(#[from] StartError),
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot serve on {address}: {source}")]
     System {
-        /// Where.
+        /// The address.
         address: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -71,26 +71,26 @@ pub enum EndpointError {
 pub struct Listening {
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
-    /// The file of a socket that is ours.
+    /// The file of a socket that this process made.
     file: Option<SocketFile>,
 }
 
 /// A virtiofs device that is being served.
 pub struct Device {
-    /// What serves it.
+    /// The running device.
     pub endpoint: Arc<Endpoint>,
     file: Option<SocketFile>,
 }
 
 impl Device {
-    /// Takes its socket away.
+    /// Removes its socket.
     pub fn remove_socket(&self) {
         self.file.iter().for_each(SocketFile::remove);
     }
 }
 
 impl Listening {
-    /// Serves the store `opened` as `config` says. `passed` are the sockets that systemd passed on.
+    /// Serves the store `opened` with `config`. `passed` are the sockets that systemd passed on.
     pub fn start(
         name: &str,
         config: &config::Listen,
@@ -127,7 +127,7 @@ impl Listening {
         let (name, address) = (name.to_owned(), config.address.clone());
         let serve = async move {
             let shutdown = async move {
-                // An error means that the service is gone, which is a stop as well.
+                // An error means that the service has ended, which is a stop as well.
                 let _ = stopped.await;
             };
             if let Err(error) = server::serve(store, listeners, options, shutdown).await {
@@ -138,9 +138,10 @@ impl Listening {
         Ok(Self { stop, task, file })
     }
 
-    /// Takes no more calls, and waits a while for those that run.
+    /// Accepts no more calls, and waits a while for those that run.
     pub fn stop(self, runtime: &Handle) {
-        // First, so that nobody waits for an answer of who is about to go. Nothing depends on it.
+        // First, so that no command waits for an answer of a stopping service. Nothing depends on
+        // it.
         self.file.iter().for_each(SocketFile::remove);
         // Fails if it has ended by itself.
         let _ = self.stop.send(());
@@ -194,8 +195,8 @@ fn adopt(socket: OwnedFd) -> io::Result<Listener> {
     }
 }
 
-/// Serves `store`, which is made by `plan`, to virtual machines as `config` says, and first to those
-/// that a predecessor left under `name`.
+/// Serves `store`, which is made by `plan`, to virtual machines with `config`, and first to the
+/// guests that the previous process left under `name`.
 pub fn serve_guests(
     name: &str,
     config: &config::Virtiofs,

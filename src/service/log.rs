@@ -1,10 +1,9 @@
 //! The service's log.
 //!
 //! Started by systemd, events go to the journal with their fields (`MOUNT`, `STORE`, `PATH`,
-//! `DIGEST`, `ERRNO`, …: the names that the code gives them, in capitals), so that
-//! `journalctl MOUNT=tree` finds what concerns a mount. Elsewhere they are lines of text, or JSON.
-//! Trouble that repeats itself is told once and then counted ([`Repeats`]). Spans go to a collector if
-//! there is one ([`telemetry`]).
+//! `DIGEST`, `ERRNO`, …: the names in the code, in capitals), so that `journalctl MOUNT=tree` finds
+//! the events of a mount. Otherwise they are lines of text, or JSON. Repeated warnings are logged
+//! once and then counted ([`Repeats`]). Spans go to a collector if there is one ([`telemetry`]).
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -24,25 +23,26 @@ use super::repeats::Repeats;
 use super::telemetry::{self, CollectorError, Exporter};
 use crate::castore::{Printable, printable_json};
 
-/// Why there can be no log as it was asked for.
+/// Why the configured log is impossible.
 #[derive(Debug, Error)]
 pub enum LogError {
-    /// The journal does not take it.
+    /// The journal rejects it.
     #[error("cannot write to the journal: {0}")]
     Journal(io::Error),
-    /// There can be no spans.
+    /// Spans are impossible.
     #[error("log.otlp: {0}")]
     Spans(#[from] CollectorError),
-    /// `level` is no filter.
+    /// `level` is not a filter.
     #[error("log.level: {0}")]
     Level(String),
 }
 
-/// Says what is wrong with a level, as `start` would.
+/// The error in a level, as `start` would return it.
 pub fn check_level(level: &str) -> Result<(), String> {
     let parsed = EnvFilter::builder().parse(level);
     parsed.map_err(|error| error.to_string())?;
-    // A word that is no level counts as a module of which everything is logged, and nothing else is.
+    // A word that is not a level counts as a module of which everything is logged, and nothing else
+    // is.
     let is_meant = |directive: &str| {
         directive.contains(['=', '[', ':'])
             || directive.starts_with("castore_fs")
@@ -62,8 +62,8 @@ pub fn check_level(level: &str) -> Result<(), String> {
     }
 }
 
-/// Starts to log as `log` says. If spans are exported, what this gives sends the last of them when it
-/// is dropped.
+/// Starts to log with `log`. If spans are exported, dropping the returned value sends the last of
+/// them.
 pub fn start(log: &Log) -> Result<Option<Exporter>, LogError> {
     let level = log.level.as_deref().unwrap_or("info");
     let filter = match std::env::var("RUST_LOG") {
@@ -102,7 +102,7 @@ pub fn start(log: &Log) -> Result<Option<Exporter>, LogError> {
         None => (None, None),
     };
     let traces = traces.map(|traces| traces.with_filter(filter_fn(telemetry::is_followed)));
-    // Fails only if somebody has set another one, which the command line does not.
+    // Fails only if another one is set, which the command line does not.
     let _ = tracing_subscriber::registry()
         .with(layer.with_filter(filter))
         .with(traces)
@@ -111,7 +111,7 @@ pub fn start(log: &Log) -> Result<Option<Exporter>, LogError> {
     Ok(exporter)
 }
 
-/// How a log of text writes an event's message and fields: each through [`Printable`], so that no
+/// How a text log writes an event's message and fields: each through [`Printable`], so that no
 /// name, path or answer of a server forges a line or reaches a terminal raw.
 pub fn text_fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
     debug_fn(|writer, field, value| {
@@ -142,7 +142,7 @@ impl io::Write for JsonLines {
     }
 }
 
-/// Whether standard error leads to the journal: systemd says which file that is.
+/// Whether standard error is connected to the journal: systemd passes the file's identity.
 fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
         return false;

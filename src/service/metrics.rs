@@ -1,6 +1,7 @@
-//! Numbers for Prometheus.
+//! Metrics for Prometheus.
 //!
-//! [`all`] are all of them: what is not there does not exist, and `docs/metrics.md` is made of it. They are read from the same [`Status`] that `castore-fs status` shows.
+//! [`all`] is the complete list, from which `docs/metrics.md` is generated. Their values come from
+//! the same [`Status`] that `castore-fs status` shows.
 
 #[cfg(test)]
 mod dashboard;
@@ -16,7 +17,7 @@ use self::table::METRICS;
 use super::status::{LatencyStatus, Status};
 use crate::transport::fuse::RequestTimes;
 
-/// Whether a number only grows.
+/// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Counter,
@@ -24,7 +25,7 @@ enum Kind {
     Histogram,
 }
 
-/// A metric: its name, kind, labels, meaning, and how it is read.
+/// A metric: its name, kind, labels, meaning, and how its value is read.
 struct Metric {
     name: &'static str,
     kind: Kind,
@@ -34,14 +35,14 @@ struct Metric {
     read: fn(&Status, &mut Samples<'_>),
 }
 
-/// Every metric that there is.
+/// Every metric.
 fn all() -> impl Iterator<Item = &'static Metric> {
     [METRICS, warm_up::MOUNTS, warm_up::GUESTS]
         .into_iter()
         .flatten()
 }
 
-/// Where a metric puts its values.
+/// Collects the values of a metric.
 struct Samples<'a> {
     text: &'a mut String,
     name: &'static str,

@@ -1,4 +1,4 @@
-//! The mounts that the service serves: made anew, gone on with, or taken down.
+//! The mounts of the service: made, taken over, or unmounted.
 
 mod running;
 
@@ -30,27 +30,27 @@ use crate::transport::fuse::{
 };
 use crate::tree::{self, Preference, Target};
 
-/// Why a mount is not there.
+/// Why a mount does not exist.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// Its folder cannot be made.
+    /// Its directory cannot be made.
     #[error("cannot make the directory {}: {source}", path.display())]
     Folder {
         /// The directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// What it is to show is not there.
+    /// Its `root` does not exist.
     #[error("cannot show {root:?}: {source}")]
     Root {
         /// The `root` of the configuration.
         root: String,
-        /// What is wrong.
+        /// The error.
         source: Box<tree::Error>,
     },
-    /// What it is to show is no directory.
-    #[error("{0:?} is no directory, and only a directory can be the top of a mount")]
+    /// Its `root` is not a directory.
+    #[error("{0:?} is not a directory, and only a directory can be a mount root")]
     NoDirectory(String),
     /// systemd passed on no descriptor of that name, or it has served a mount before.
     #[error(
@@ -63,14 +63,14 @@ pub enum StartError {
     Mount(#[from] MountError),
 }
 
-/// A mount as the configuration wants it.
+/// A mount of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// What the configuration says of it.
+    /// Its section in the configuration.
     pub config: config::Mount,
     /// The name of the store.
     pub store: String,
-    /// What the store is made of.
+    /// The description of the store.
     pub plan: Plan,
 }
 
@@ -79,13 +79,13 @@ pub struct Wanted {
 pub struct Host {
     /// Where requests wait.
     pub runtime: Handle,
-    /// Who notifies the kernel.
+    /// Starts the processes that notify the kernel.
     pub nursery: Arc<Nursery>,
-    /// Requests that take longer are told.
+    /// Requests that take longer are logged.
     pub slow_requests: Option<Duration>,
     /// Descriptors of `/dev/fuse` that the service was started with, by name. Each serves one mount.
     pub devices: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
-    /// What is known of the users of roots.
+    /// The access profiles.
     pub profiles: Arc<Profiles>,
     /// Images of several roots.
     pub images: Arc<ImageClosures>,
@@ -95,7 +95,7 @@ pub struct Host {
 
 /// A mount that is served.
 pub struct Served {
-    /// As it was wanted.
+    /// Its configuration.
     pub wanted: Wanted,
     /// The mount.
     pub session: Arc<Session>,
@@ -104,7 +104,7 @@ pub struct Served {
 }
 
 impl Host {
-    /// What a mount or device is told that shows `root` of a store made by `plan`.
+    /// The warm-up options of a mount or device that shows `root` of a store made by `plan`.
     pub fn warm_up(
         &self,
         warmup: config::Warmup,
@@ -123,8 +123,8 @@ impl Host {
 }
 
 impl Wanted {
-    /// Goes on with the mount `name` that a predecessor left, or makes it anew. Gives also sessions
-    /// of the predecessor's that are out of the tree and still used.
+    /// Takes over the mount `name` that the previous process left, or makes it again. Returns also
+    /// sessions of the previous process that are detached from the tree and still in use.
     pub fn start(
         self,
         name: &str,
@@ -141,7 +141,7 @@ impl Wanted {
                 Ok(session) if session.is_mounted() => {
                     tracing::info!(
                         MOUNT = name, STORE = self.store, path = %self.config.path.display(),
-                        "going on with a mount that was left by a predecessor"
+                        "taking over a mount of the previous process"
                     );
                     let served = Served {
                         wanted: self,
@@ -160,7 +160,7 @@ impl Wanted {
                         MOUNT = name,
                         STORE = self.store,
                         why,
-                        "cannot go on with the mount that was left by a predecessor; mounting anew, \
+                        "cannot take over the mount of the previous process; mounting again, \
                          and what is open on it ends"
                     );
                     systemd::forget(name);
@@ -199,13 +199,13 @@ impl Wanted {
         if mount.tag.as_deref() != Some(inherited.tag()) {
             let left = inherited.mountpoint();
             detach("", left.path(), || left.detach());
-            return Err("the configuration of the mount is another now".to_owned());
+            return Err("the configuration of the mount has changed".to_owned());
         }
         Session::adopt(inherited, store, options.clone(), mount, runtime.clone())
             .map_err(|error| error.to_string())
     }
 
-    /// The descriptor that the configuration names, which is used up by that.
+    /// The descriptor that the configuration names; it can be used once.
     fn device(&self, host: &Host) -> Result<Option<Arc<OwnedFd>>, StartError> {
         let Some(config::Device(name)) = &self.config.device else {
             return Ok(None);
@@ -223,7 +223,7 @@ impl Wanted {
         runtime: &Handle,
     ) -> Result<Session, StartError> {
         let path = &self.config.path;
-        // Where a device was given, the program that mounted it has found the directory.
+        // With a descriptor, the program that mounted it has found the directory.
         if mount.device.is_none() {
             mount.own_files.check(path)?;
             make_folder(path)?;
@@ -285,8 +285,8 @@ impl Wanted {
         }
     }
 
-    /// All that the kernel may have seen of this configuration: a mount left by a predecessor is
-    /// gone on with only if it was the same. The top, where it is fixed, is compared by its digest.
+    /// All configuration that the kernel may have seen: a mount of the previous process is taken
+    /// over only if it had the same. A fixed directory is compared by its digest.
     fn tag(&self) -> String {
         let config::Mount {
             path,
@@ -303,7 +303,7 @@ impl Wanted {
         } = &self.config;
         let store = self.plan.identity();
         let reads = match reads {
-            // Said by the versions that kept no other mounts, too.
+            // For compatibility with versions that handed over no other mounts.
             config::Reads::PageCache => "",
             config::Reads::Passthrough => ", passthrough",
         };
@@ -326,11 +326,11 @@ impl Wanted {
     }
 }
 
-/// Ends what a predecessor left of a mount that is no longer wanted.
+/// Ends a mount of the previous process that is no longer configured.
 pub fn end_left(name: &str, left: KeptPair) {
     tracing::info!(
         MOUNT = name,
-        "a mount left by a predecessor is no longer configured"
+        "a mount of the previous process is no longer configured"
     );
     systemd::forget(name);
     if let (Some(device), Some(table)) = (left.device, left.table)
@@ -341,7 +341,7 @@ pub fn end_left(name: &str, left: KeptPair) {
     }
 }
 
-/// The mounts that a predecessor left, by name.
+/// The mounts of the previous process, by name.
 pub fn left_mounts(left: &BTreeMap<String, KeptPair>) -> Vec<(String, Mountpoint)> {
     let mount = |(name, left): (&String, &KeptPair)| {
         let table = left.table.as_ref()?.try_clone().ok()?;
@@ -351,7 +351,7 @@ pub fn left_mounts(left: &BTreeMap<String, KeptPair>) -> Vec<(String, Mountpoint
     left.iter().filter_map(mount).collect()
 }
 
-/// Ends mounts that a predecessor left and that no process will go on with.
+/// Ends mounts of the previous process that no process will serve.
 pub fn end_unserved(left: Vec<(String, Mountpoint)>) {
     for (name, mount) in left {
         systemd::forget(&name);
@@ -359,7 +359,7 @@ pub fn end_unserved(left: Vec<(String, Mountpoint)>) {
     }
 }
 
-/// Has `detach` unmount a mount that no process serves, and logs what comes of it.
+/// Unmounts, by `detach`, a mount that no process serves, and logs the result.
 fn detach(name: &str, path: &Path, detach: impl FnOnce() -> io::Result<bool>) {
     let path = path.display();
     match detach() {
@@ -369,8 +369,8 @@ fn detach(name: &str, path: &Path, detach: impl FnOnce() -> io::Result<bool>) {
     }
 }
 
-/// Makes the folder to mount on. It is not looked at if it exists: a mount that nobody serves may be
-/// there.
+/// Makes the mount point's directory. An existing one is not accessed: there may be a mount without
+/// a server.
 fn make_folder(path: &Path) -> Result<(), StartError> {
     let failed = |source| StartError::Folder {
         path: path.to_owned(),
@@ -385,7 +385,7 @@ fn make_folder(path: &Path) -> Result<(), StartError> {
     }
 }
 
-/// What is at the top: the directory that `root` names, else the store's root nodes.
+/// The mount root: the directory that `root` names, else the store's roots.
 pub fn find_top(
     root: Option<&str>,
     list: RootListing,

@@ -1,19 +1,19 @@
-//! A panic where nobody catches it ends the process.
+//! A panic that is not caught ends the process.
 //!
-//! A panic in a request is caught, answered with EIO and told; so is one in a task of the async
-//! runtime. In one of the threads that keep the service going, however, it would leave a service
-//! that looks alive and has lost something: one that follows the store's root nodes, or the one that
-//! owns the mounts, which would take them down as it unwinds. That must be a crash like any other,
-//! for a crash is what a successor goes on from.
+//! A panic in a request is caught, answered with EIO and logged; so is one in a task of the async
+//! runtime. A panic in one of the threads without which the service does not work, however, would
+//! leave a service that looks alive: without the thread that follows the store's roots, or without
+//! the one that owns the mounts, which would unmount them as it unwinds. That must be a crash like
+//! any other, because the next process takes over after a crash.
 
 use std::panic;
 use std::process;
 use std::thread;
 
-/// The threads without which there is no service.
+/// The threads without which the service does not work.
 const VITAL: &[&str] = &["main", "signals", "watchdog", "walk-ahead", "root-watch"];
 
-/// From now on a panic in a vital thread aborts the process, once it was told.
+/// From now on a panic in a vital thread aborts the process, once it was logged.
 pub fn abort_in_vital_threads() {
     let tell = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -42,7 +42,7 @@ mod tests {
 
     /// How a process ended in which a thread of this name panicked: this test, run once more.
     fn end_after_a_panic_in(name: &str) -> process::ExitStatus {
-        let test = "a_panic_ends_the_process_where_nobody_catches_it_and_nowhere_else";
+        let test = "a_panic_ends_the_process_in_vital_threads_and_nowhere_else";
         let ran = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", &format!("service::panics::tests::{test}")])
             .env(VARIABLE, name)
@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_ends_the_process_where_nobody_catches_it_and_nowhere_else() {
+    fn a_panic_ends_the_process_in_vital_threads_and_nowhere_else() {
         if let Ok(name) = std::env::var(VARIABLE) {
             abort_in_vital_threads();
             let thread = thread::Builder::new().name(name);

@@ -1,4 +1,4 @@
-//! Profiles, as the control socket and the command line see them.
+//! Profiles, for the control socket and the command line.
 
 use std::sync::Arc;
 
@@ -7,60 +7,60 @@ use serde::{Deserialize, Serialize};
 
 use crate::profile::{Profile, ProfileError, Profiles, Subject, Summary};
 
-/// What can be asked about profiles.
+/// The requests for profiles.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "kebab-case")]
 pub enum ProfileRequest {
-    /// Which there are.
+    /// List them.
     List,
-    /// The bytes of one, with what was learned up to now.
+    /// The bytes of one, with the recordings up to now.
     Export {
-        /// What it is of.
+        /// Its key.
         name: String,
     },
-    /// To put one in the place of what there is.
+    /// Store one, replacing any other with its key.
     Import {
         /// Its bytes, in base64.
         profile: String,
-        /// What it is of, if not of what it says.
+        /// Its key, if not the one in its bytes.
         name: Option<String>,
     },
-    /// To forget one.
+    /// Remove one.
     Remove {
-        /// What it is of.
+        /// Its key.
         name: String,
     },
 }
 
-/// What was done.
+/// The result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProfileDone {
-    /// Those that there are.
+    /// The list.
     Listed {
-        /// What there is to say of each.
+        /// A summary of each.
         profiles: Vec<ProfileStatus>,
-        /// What is wrong with others.
+        /// The errors of invalid ones.
         bad: Vec<String>,
     },
     /// The bytes of one, in base64.
     Exported(String),
-    /// The one that was put there.
+    /// The stored one.
     Imported(ProfileStatus),
-    /// What the one that is gone was of.
+    /// The key of the removed one.
     Removed(String),
 }
 
-/// What there is to say of a profile.
+/// A summary of a profile.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProfileStatus {
-    /// What it is of: a root's name, or the `root` of a mount.
+    /// Its key: a root's name, or the `root` of a mount.
     pub name: String,
-    /// The digest of the root node that it was last learned of.
+    /// The digest of the root that was recorded last.
     pub digest: String,
     /// Files that it names.
     pub files: u64,
-    /// Stretches of them, of up to 1 MiB, which are fetched.
+    /// Extents of them, of up to 1 MiB, which are prefetched.
     pub stretches: u64,
 }
 
@@ -75,10 +75,10 @@ impl From<Summary> for ProfileStatus {
     }
 }
 
-/// Has those who learn write what they know.
+/// Makes the recorders write their recordings.
 pub type Remember = Arc<dyn Fn() + Send + Sync>;
 
-/// Does with `profiles` as `request` says. Blocks.
+/// Carries out `request` on `profiles`. Blocks.
 pub fn obey(profiles: &Profiles, request: ProfileRequest) -> Result<ProfileDone, String> {
     let said = |error: ProfileError| error.to_string();
     match request {

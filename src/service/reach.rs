@@ -1,4 +1,4 @@
-//! Whether the stores of a configuration can be reached from here: `check-config --online`.
+//! Whether the stores of a configuration are reachable from here: `check-config --online`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,27 +10,27 @@ use crate::castore::Digest;
 use crate::store::{self, Error, Store};
 use crate::stores::{self, Plan};
 
-/// A store that was asked a question.
+/// A store that was sent a request.
 #[derive(Clone, Debug)]
 pub struct Reached {
     /// Its name.
     pub name: String,
-    /// What came of it.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
-/// What came of a question.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It answered, within so long.
+    /// It answered, within this time.
     Answered(Duration),
-    /// There is nothing to ask yet: the service makes it.
+    /// It does not exist yet: the service makes it.
     ToBeMade,
-    /// It did not.
+    /// It did not answer.
     Failed {
-        /// What is wrong.
+        /// The error.
         why: String,
-        /// What to look at, where that can be guessed.
+        /// Its likely cause, if there is one.
         advice: Option<&'static str>,
     },
 }
@@ -62,7 +62,7 @@ pub fn reach(config: &Config, patience: Duration) -> io::Result<Vec<Reached>> {
         };
         reached.push(Reached { name, outcome });
     }
-    // What still hangs is not waited for.
+    // Requests that still hang are not waited for.
     runtime.shutdown_background();
     Ok(reached)
 }
@@ -72,13 +72,13 @@ async fn ask(url: String) -> Result<Outcome, Error> {
         return Ok(Outcome::ToBeMade);
     }
     let began = Instant::now();
-    // To open may mean to connect, which blocks.
+    // Opening may connect, which blocks.
     let opened = tokio::task::spawn_blocking(move || stores::open(&url)).await;
     let store: Arc<dyn Store> = match opened {
         Ok(opened) => opened?,
         Err(crashed) => std::panic::resume_unwind(crashed.into_panic()),
     };
-    // Whatever it says: it answered.
+    // Any answer will do.
     store
         .has_blob(&Digest::of(b"castore-fs check-config --online"))
         .await?;
@@ -92,7 +92,7 @@ fn failed(error: &Error) -> Outcome {
     }
 }
 
-/// What to look at.
+/// The likely cause.
 fn advice(error: &Error) -> Option<&'static str> {
     if matches!(error, Error::Timeout { .. }) {
         return Some("is that the right address, and does a firewall let this machine through?");
@@ -118,7 +118,7 @@ fn advice(error: &Error) -> Option<&'static str> {
     } else if says(&["dns", "lookup address", "name or service", "resolve"]) {
         Some("is the host's name right?")
     } else if says(&["unimplemented", "http2", "protocol"]) {
-        Some("is that a castore server? It does not speak like one")
+        Some("is that a castore server? It does not respond like one")
     } else {
         None
     }
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn what_answers_what_is_to_be_made_and_what_is_wrong() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let nobody = listener.local_addr().unwrap();
+        let closed = listener.local_addr().unwrap();
         drop(listener);
         let folder = tempfile::tempdir().unwrap();
         let silent = folder.path().join("silent");
@@ -147,16 +147,16 @@ mod tests {
         let reached = reached(&format!(
             "[stores.a-memory]\nurl = 'memory:'\n\
              [stores.b-none]\nurl = 'local:{path}/store'\n\
-             [stores.c-nobody]\nurl = 'grpc+http://{nobody}'\n\
+             [stores.c-closed]\nurl = 'grpc+http://{closed}'\n\
              [stores.d-socket]\nurl = 'grpc+unix:{path}/socket'\n\
              [stores.e-silent]\nurl = 'grpc+unix:{path}/silent'\n\
              [stores.f-all]\njoin = ['a-memory', 'b-none']\n"
         ));
-        assert_eq!(reached.len(), 5, "what is made of others is not asked");
+        assert_eq!(reached.len(), 5, "composed stores get no request");
         assert!(matches!(reached[0].outcome, Outcome::Answered(_)));
         assert_eq!(reached[1].outcome, Outcome::ToBeMade);
         assert!(!folder.path().join("store").exists(), "nothing is made");
-        for (at, url) in [(2, nobody.to_string()), (3, format!("{path}/socket"))] {
+        for (at, url) in [(2, closed.to_string()), (3, format!("{path}/socket"))] {
             let Outcome::Failed { why, advice } = &reached[at].outcome else {
                 panic!("no answer");
             };
@@ -164,7 +164,7 @@ mod tests {
             assert!(advice.unwrap().contains("running"), "{why}");
         }
         let Outcome::Failed { why, advice } = &reached[4].outcome else {
-            panic!("nobody answers");
+            panic!("nothing answers");
         };
         assert!(why.contains("did not answer within 500ms"), "{why}");
         assert!(advice.unwrap().contains("firewall"));

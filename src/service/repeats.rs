@@ -1,10 +1,10 @@
-//! The same trouble again and again is one line, then one a minute that counts it.
+//! The log rate limiter: a repeated message is one line, then one line a minute with a count.
 //!
-//! An endpoint that is down fails every read, and a damaged blob every program that comes by: a
-//! journal full of that hides what else happens. Warnings and errors are the same if they come from
-//! the same place in the code and name the same mount, store, endpoint, digest and errno. And since
-//! each of ten thousand files may fail for a reason of its own that is the same to us, no place in
-//! the code tells more than [`MOST_KINDS`] kinds in a minute; what is beyond is counted together.
+//! An endpoint that is down fails every read, and a damaged blob every program that reads it: a
+//! journal full of that hides other events. Warnings and errors are the same if they come from the
+//! same place in the code and name the same mount, store, endpoint, digest and errno. And since
+//! each of ten thousand files may fail with values of its own, no place in the code logs more than
+//! [`MOST_KINDS`] kinds in a minute; the others are counted together.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,14 +18,14 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-/// How long a kind that was told is only counted.
+/// How long a logged kind is only counted.
 const QUIET: Duration = Duration::from_secs(60);
-/// Kinds of one place that are told within that time.
+/// Kinds of one place that are logged within that time.
 const MOST_KINDS: usize = 20;
-/// What this module itself tells.
+/// The target of this module's own messages.
 const TARGET: &str = "castore_fs::repeats";
 
-/// What is counted in this process.
+/// The counts of this process.
 static COUNTED: LazyLock<Arc<Mutex<Counted>>> = LazyLock::new(Arc::default);
 
 /// What makes two events the same.
@@ -42,17 +42,17 @@ struct Kind {
 #[derive(Debug)]
 struct Entry {
     level: Level,
-    /// When it was last told.
-    told: Instant,
+    /// When it was last logged.
+    logged: Instant,
     /// How often it came since.
     more: u64,
 }
 
-/// What was told of late, by place in the code.
+/// Recently logged kinds, by place in the code.
 #[derive(Debug, Default)]
 struct Counted(HashMap<callsite::Identifier, HashMap<Kind, Entry>>);
 
-/// A kind that came again since it was told.
+/// A kind that was repeated since it was logged.
 #[derive(Debug, PartialEq, Eq)]
 struct Again {
     kind: Kind,
@@ -61,7 +61,7 @@ struct Again {
 }
 
 impl Counted {
-    /// Whether to tell this one.
+    /// Whether to log this one.
     fn admit(
         &mut self,
         place: callsite::Identifier,
@@ -70,7 +70,7 @@ impl Counted {
         now: Instant,
     ) -> bool {
         let kinds = self.0.entry(place).or_default();
-        // All that is too much is of one kind, without anything that would tell it apart.
+        // All that exceeds the limit is of one kind, without distinguishing fields.
         let kind = match kinds.contains_key(&kind) || kinds.len() < MOST_KINDS {
             true => kind,
             false => Kind {
@@ -87,7 +87,7 @@ impl Counted {
                 let more = u64::from(kinds.len() >= MOST_KINDS);
                 let entry = Entry {
                     level,
-                    told: now,
+                    logged: now,
                     more,
                 };
                 kinds.insert(kind, entry);
@@ -96,12 +96,12 @@ impl Counted {
         }
     }
 
-    /// What is to be told again. Kinds that came no more are new when they come.
+    /// The counts to be logged. Kinds that were not repeated are dropped.
     fn due(&mut self, now: Instant) -> Vec<Again> {
         let mut again = Vec::new();
         for kinds in self.0.values_mut() {
             kinds.retain(|kind, entry| {
-                if now.duration_since(entry.told) < QUIET {
+                if now.duration_since(entry.logged) < QUIET {
                     return true;
                 }
                 if entry.more == 0 {
@@ -112,7 +112,7 @@ impl Counted {
                     level: entry.level,
                     more: std::mem::take(&mut entry.more),
                 });
-                entry.told = now;
+                entry.logged = now;
                 true
             });
         }
@@ -121,18 +121,18 @@ impl Counted {
     }
 }
 
-/// Keeps repeated warnings and errors out of the log.
+/// Filters repeated warnings and errors out of the log.
 #[derive(Debug, Default)]
 pub struct Repeats(Arc<Mutex<Counted>>);
 
 impl Repeats {
-    /// The one whose counts [`tell`] tells.
+    /// The filter whose counts [`tell`] logs.
     pub fn of_this_process() -> Self {
         Self(COUNTED.clone())
     }
 }
 
-/// What a span says of the events in it.
+/// The fields that a span gives to the events in it.
 struct Around(Kind);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Repeats {
@@ -196,7 +196,7 @@ impl Kind {
     }
 }
 
-/// Tells what came again for a minute. To be called every few seconds.
+/// Logs the counts of the last minute. To be called every few seconds.
 pub fn tell() {
     let due = COUNTED.lock().due(Instant::now());
     for Again { kind, level, more } in due {
@@ -231,9 +231,9 @@ mod tests {
 
     /// Counts what gets through.
     #[derive(Clone, Default)]
-    struct Told(Arc<Mutex<u32>>);
+    struct Passed(Arc<Mutex<u32>>);
 
-    impl<S: Subscriber> Layer<S> for Told {
+    impl<S: Subscriber> Layer<S> for Passed {
         fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
             *self.0.lock() += 1;
         }
@@ -244,22 +244,22 @@ mod tests {
     }
 
     #[test]
-    fn the_same_trouble_is_told_once_and_counted_for_a_minute() {
-        let (told, counted) = (Told::default(), Arc::<Mutex<Counted>>::default());
+    fn a_repeated_error_is_logged_once_and_counted_for_a_minute() {
+        let (passed, counted) = (Passed::default(), Arc::<Mutex<Counted>>::default());
         let subscriber = tracing_subscriber::registry()
             .with(Repeats(counted.clone()))
-            .with(told.clone());
-        let told = || std::mem::take(&mut *told.0.lock());
+            .with(passed.clone());
+        let passed = || std::mem::take(&mut *passed.0.lock());
         tracing::subscriber::with_default(subscriber, || {
             let in_mount = |name: &str| tracing::error_span!("mount", MOUNT = name, STORE = "s");
             in_mount("a").in_scope(|| (0..100).for_each(|_| fail("far", 1)));
-            assert_eq!(told(), 1);
+            assert_eq!(passed(), 1);
             in_mount("b").in_scope(|| fail("far", 1));
             in_mount("a").in_scope(|| fail("far", 2));
-            assert_eq!(told(), 2);
+            assert_eq!(passed(), 2);
             tracing::info!("what is no trouble");
             tracing::info!("what is no trouble");
-            assert_eq!(told(), 2);
+            assert_eq!(passed(), 2);
             let now = Instant::now();
             assert_eq!(counted.lock().due(now), []);
             let again = counted.lock().due(now + QUIET);
@@ -269,23 +269,23 @@ mod tests {
                 (99, Some("a"))
             );
             assert_eq!(again[0].kind.errno, Some(5));
-            // A minute without it, and it is news again.
+            // After a minute without it, it is logged again.
             assert_eq!(counted.lock().due(now + 2 * QUIET), []);
             in_mount("a").in_scope(|| fail("far", 1));
-            assert_eq!(told(), 1);
+            assert_eq!(passed(), 1);
         });
     }
 
     #[test]
     fn ten_thousand_kinds_are_not_ten_thousand_lines() {
-        let (told, counted) = (Told::default(), Arc::<Mutex<Counted>>::default());
+        let (passed, counted) = (Passed::default(), Arc::<Mutex<Counted>>::default());
         let subscriber = tracing_subscriber::registry()
             .with(Repeats(counted.clone()))
-            .with(told.clone());
+            .with(passed.clone());
         tracing::subscriber::with_default(subscriber, || {
             (0..10_000).for_each(|digest| fail("far", digest));
         });
-        assert_eq!(*told.0.lock(), MOST_KINDS as u32);
+        assert_eq!(*passed.0.lock(), MOST_KINDS as u32);
         let again = counted.lock().due(Instant::now() + QUIET);
         assert_eq!(again.len(), 1);
         assert_eq!(again[0].more, 10_000 - MOST_KINDS as u64);

@@ -1,11 +1,11 @@
-//! What the signals ask the service for.
+//! The signals of the service.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// What a signal asks for.
+/// What a signal requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// To stop: SIGTERM or SIGINT.
@@ -14,7 +14,7 @@ pub enum Event {
     Reload,
 }
 
-/// Signals are heard from here to the end of the process, by a thread of their own.
+/// From here to the end of the process a thread receives the signals.
 pub fn listen() -> io::Result<Receiver<Event>> {
     let (sender, receiver) = mpsc::channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -25,7 +25,7 @@ pub fn listen() -> io::Result<Receiver<Event>> {
         let mut signals = signal(kind)?;
         runtime.spawn(async move {
             while signals.recv().await.is_some() {
-                // Fails only at the very end, when nobody listens any more.
+                // Fails only at the very end, when there is no receiver any more.
                 let _ = sender.send(event);
             }
         });

@@ -1,4 +1,4 @@
-//! The file of a socket that others connect to, for who has to take it away again.
+//! The file of a socket, for its removal.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// The file at `path`, if it is there.
+    /// The file at `path`, if it exists.
     pub fn at(path: &Path) -> Option<Self> {
         let found = fs::symlink_metadata(path).ok()?;
         Some(Self {
@@ -23,7 +23,7 @@ impl SocketFile {
         })
     }
 
-    /// Removes it, unless another has taken its place: that is somebody else's.
+    /// Removes it, unless it has been replaced: that file is another process's.
     pub fn remove(&self) {
         if Self::at(&self.path).as_ref() == Some(self) {
             let removed = fs::remove_file(&self.path);
@@ -65,7 +65,7 @@ mod tests {
         fs::rename(&path, folder.path().join("elsewhere")).unwrap();
         let second = std::os::unix::net::UnixListener::bind(&path).unwrap();
         file.remove();
-        assert!(path.exists(), "it is another's");
+        assert!(path.exists(), "it is another process's");
         SocketFile::at(&path).unwrap().remove();
         assert!(!path.exists());
         file.remove();

@@ -1,5 +1,5 @@
-//! The small sockets of the service, and metrics over HTTP: as much of HTTP/1.1 as a scraper needs,
-//! `GET /metrics`, one request a connection.
+//! The small sockets of the service, and metrics over HTTP: the part of HTTP/1.1 that a scraper
+//! needs, `GET /metrics`, one request a connection.
 
 use std::fs;
 use std::io;
@@ -26,42 +26,42 @@ const LONGEST_REQUEST: u64 = 16 << 10;
 /// How long a client may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Tells how the service is.
+/// Returns the status of the service.
 pub type Ask = Arc<dyn Fn() -> Status + Send + Sync>;
 
-/// A socket that cannot be had, or asked.
+/// A socket that cannot be made or used.
 #[derive(Debug, Error)]
 pub enum SocketError {
     /// It cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Where.
+        /// The address.
         address: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// Nobody answers.
+    /// No service answers.
     #[error("no service answers on {}: {source}; {}", socket.display(), how_to_ask(source))]
     NoService {
         /// The control socket.
         socket: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The answer is not to be understood.
+    /// The answer is invalid.
     #[error("the service on {} answered: {what}", socket.display())]
     Answer {
         /// The control socket.
         socket: PathBuf,
-        /// What it said.
+        /// The answer.
         what: String,
     },
 }
 
-/// What to do about a control socket that cannot be connected to.
+/// Advice for a control socket that cannot be connected to.
 fn how_to_ask(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => "only the user that it runs as may ask it: try sudo",
+        io::ErrorKind::PermissionDenied => "only the user that it runs as may connect: try sudo",
         io::ErrorKind::NotFound => {
             "is castore-fs daemon running, and is this its control.socket (--socket PATH)?"
         }
@@ -72,12 +72,12 @@ fn how_to_ask(error: &io::Error) -> &'static str {
 /// A socket that is served until this is dropped.
 pub struct Serving {
     task: JoinHandle<()>,
-    /// The file that goes then.
+    /// The file that is removed on drop.
     file: SocketFileGuard,
 }
 
 impl Serving {
-    /// What `task` serves on the socket of `file`.
+    /// The socket of `file`, served by `task`.
     pub(super) fn new(task: JoinHandle<()>, file: SocketFileGuard) -> Self {
         Self { task, file }
     }
@@ -159,7 +159,7 @@ pub(super) async fn complain_of_accept(error: &io::Error) {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-/// Listens at `path`, in place of a socket that a dead process left.
+/// Listens at `path`, replacing a socket that a dead process left.
 pub(super) fn bind_path(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -179,7 +179,7 @@ pub(super) fn bind_path(path: &Path) -> io::Result<std::os::unix::net::UnixListe
     std::os::unix::net::UnixListener::bind(path)
 }
 
-/// Whether a process listens on the socket at `path`. One that takes no connections counts too.
+/// Whether a process listens on the socket at `path`. One that accepts no connections counts too.
 fn is_listened_on(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

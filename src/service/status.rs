@@ -1,4 +1,4 @@
-//! What the running service says about itself.
+//! The status of the running service.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,14 +30,14 @@ pub struct Status {
     pub virtiofs: BTreeMap<String, VirtiofsStatus>,
     /// Listeners by name.
     pub listen: BTreeMap<String, ListenStatus>,
-    /// Mounts that are out of the tree and still used.
+    /// Mounts that are detached from the tree and still in use.
     pub leaving: u64,
-    /// What is being fetched into caches because somebody asked for it.
+    /// Running prefetches into caches.
     #[serde(default)]
     pub prefetches: Vec<PrefetchStatus>,
 }
 
-/// How far a prefetch is.
+/// The progress of a prefetch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrefetchStatus {
     /// The name of the cache.
@@ -50,7 +50,7 @@ pub struct PrefetchStatus {
     pub blobs: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Blobs below the roots; 0 as long as not all Directories are known.
+    /// Blobs below the roots; 0 until all Directories are known.
     pub total_blobs: u64,
     /// Their bytes.
     pub total_bytes: u64,
@@ -59,20 +59,20 @@ pub struct PrefetchStatus {
 /// A store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreStatus {
-    /// What it is: `url`, or what it is made of others by: `cache`, `mirrors`, `filter`, `join`.
+    /// Its kind: `url`, or how it is made of others: `cache`, `mirrors`, `filter`, `join`.
     pub kind: String,
-    /// Its URL; of a cache, that of the far store.
+    /// Its URL; of a cache, that of the upstream.
     pub url: String,
-    /// The stores that it is made of, by name.
+    /// Its members, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub of: Vec<String>,
-    /// The other end of a store far away; the members of mirrors.
+    /// The endpoint of an upstream; the members of mirrors.
     #[serde(flatten)]
     pub health: Health,
-    /// How a cache fares.
+    /// The state of a cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheStatus>,
-    /// Blobs in it, if it can tell.
+    /// Blobs in it, if known.
     pub blobs: Option<u64>,
     /// Their bytes.
     pub blob_bytes: Option<u64>,
@@ -83,15 +83,15 @@ pub struct StoreStatus {
 /// A mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountStatus {
-    /// Where it is.
+    /// Its mount point.
     pub path: PathBuf,
     /// The name of its store.
     pub store: String,
-    /// Whether it is where it was mounted.
+    /// Whether it is at its mount point.
     pub mounted: bool,
     /// Whether an earlier process made it.
     pub adopted: bool,
-    /// Requests since this process serves it, by kind.
+    /// Requests since this process began to serve it, by kind.
     pub requests: BTreeMap<String, u64>,
     /// How long they took, by kind.
     #[serde(default)]
@@ -102,10 +102,10 @@ pub struct MountStatus {
     pub directory_bytes: u64,
     /// Bytes of the node table.
     pub table_bytes: u64,
-    /// What is open, of a mount with passthrough; others are not asked for it.
+    /// Open files, of a mount with passthrough; others get no open requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open: Option<OpenStatus>,
-    /// What is learned and fetched ahead, of a mount with `warmup = "learn"`.
+    /// The warm-up counters, of a mount with `warmup = "learn"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup: Option<WarmUpCount>,
     /// Whether trees are shown as disk images in `.images`.
@@ -116,14 +116,14 @@ pub struct MountStatus {
     pub opened_images: Vec<ImageCount>,
 }
 
-/// What is open on a mount.
+/// The open files of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenStatus {
     /// Open files.
     pub files: u64,
-    /// Those of them that the kernel reads by itself.
+    /// Open files that the kernel reads itself.
     pub backed: u64,
-    /// Files of the store that the kernel has been handed, those that are open no more included.
+    /// Files of the store that are registered with the kernel, including unused ones.
     pub registered: u64,
 }
 
@@ -140,16 +140,16 @@ impl From<OpenCount> for OpenStatus {
 /// How long requests of a kind took.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LatencyStatus {
-    /// All together, in microseconds.
+    /// The total, in microseconds.
     pub total_micros: u64,
-    /// Half of them were answered within this, in microseconds; known to a factor of two.
+    /// The median, in microseconds; known to a factor of two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub median_micros: Option<u64>,
-    /// 19 of 20 were answered within this.
+    /// The 95th percentile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p95_micros: Option<u64>,
-    /// How many took how long: the first up to 8.192 µs, each further one up to twice as long as the
-    /// one before, the last longer.
+    /// How many took how long: the first bucket up to 8.192 µs, each further one up to twice as
+    /// long as the one before, the last longer.
     pub buckets: Vec<u64>,
 }
 
@@ -176,7 +176,7 @@ pub struct VirtiofsStatus {
     pub connections: u64,
     /// Guests that are connected.
     pub guests: u64,
-    /// Requests of guests since this process serves the device, by kind.
+    /// Requests of guests since this process began to serve the device, by kind.
     #[serde(default)]
     pub requests: BTreeMap<String, u64>,
     /// How long they took, by kind.
@@ -191,13 +191,13 @@ pub struct VirtiofsStatus {
     /// Bytes of their node tables.
     #[serde(default)]
     pub table_bytes: u64,
-    /// What is learned and fetched ahead, of a device with `warmup = "learn"`.
+    /// The warm-up counters, of a device with `warmup = "learn"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup: Option<WarmUpCount>,
 }
 
 impl StoreStatus {
-    /// Of a store, as far as it can tell.
+    /// Of a store, as far as it is known.
     pub fn of(opened: &Opened) -> Self {
         let store = &opened.store;
         let usage = store.usage().ok().flatten();
@@ -252,7 +252,7 @@ pub struct ListenStatus {
 }
 
 impl Status {
-    /// One line for people.
+    /// A summary in one line.
     pub fn line(&self) -> String {
         let count = |number: usize, one: &str, many: &str| match number {
             1 => format!("1 {one}"),
@@ -279,7 +279,7 @@ impl Status {
             .map(|mount| mount.live_directories)
             .sum();
         if !self.mounts.is_empty() {
-            parts.push(format!("{live} directories live"));
+            parts.push(format!("{live} cached Directories"));
         }
         if self.leaving > 0 {
             let leaving = count(self.leaving as usize, "mount", "mounts");

@@ -1,6 +1,6 @@
-//! What passes between the service and systemd (sd_notify(3), sd_listen_fds(3)).
+//! The exchange between the service and systemd (sd_notify(3), sd_listen_fds(3)).
 //!
-//! Without systemd every message goes nowhere, and nothing was passed on.
+//! Without systemd every message is dropped, and nothing was passed on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,24 +21,24 @@ const DEVICE: &str = "mount.";
 const TABLE: &str = "nodes.";
 /// How guests of virtual machines are named there; the device's name and the guest's follow.
 const GUEST: &str = "guest.";
-/// How long systemd may take to have read what was sent.
+/// How long systemd may take to read a message.
 const BARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The two descriptors of a mount, as far as they were kept.
 #[derive(Debug, Default)]
 pub struct KeptPair {
-    /// Of the connection.
+    /// The connection.
     pub device: Option<OwnedFd>,
-    /// Of the node table.
+    /// The node table.
     pub table: Option<OwnedFd>,
 }
 
 /// What the service was started with.
 #[derive(Debug, Default)]
 pub struct Passed {
-    /// Mounts of a predecessor, by name.
+    /// Mounts of the previous process, by name.
     pub mounts: BTreeMap<String, KeptPair>,
-    /// Guests of a predecessor by device, each with its own name.
+    /// Guests of the previous process by device, each with its own name.
     pub guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// Sockets of the socket unit, by their names there.
     pub sockets: Vec<(String, OwnedFd)>,
@@ -50,8 +50,8 @@ pub struct Passed {
 pub fn passed() -> io::Result<Passed> {
     let mut passed = Passed::default();
     for (number, name) in sd_notify::listen_fds_with_names()? {
-        // SAFETY: LISTEN_FDS says that this descriptor is open and ours, and nothing of this
-        // process has taken it: this function is called once.
+        // SAFETY: LISTEN_FDS lists this descriptor as open and this process's, and it is taken only
+        // here: this function is called once.
         let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
         // Of several with one name the last is the newest.
         if let Some(mount) = name.strip_prefix(DEVICE) {
@@ -75,7 +75,7 @@ fn is_device(descriptor: &OwnedFd) -> io::Result<bool> {
     Ok(rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::CharacterDevice)
 }
 
-/// Whether somebody listens to what is told here.
+/// Whether a service manager receives the messages.
 pub fn is_there() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
@@ -93,7 +93,7 @@ pub fn reloading() {
     }
 }
 
-/// The end has begun.
+/// The stop has begun.
 pub fn stopping(status: &str) {
     send(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
@@ -103,18 +103,18 @@ pub fn status(status: &str) {
     send(&[NotifyState::Status(status)]);
 }
 
-/// All is well.
+/// The service works.
 pub fn alive() {
     send(&[NotifyState::Watchdog]);
 }
 
-/// What is going on takes up to `longer`.
+/// The present step takes up to `longer`.
 pub fn extend(longer: Duration) {
     let micros = u32::try_from(longer.as_micros()).unwrap_or(u32::MAX);
     send(&[NotifyState::ExtendTimeoutUsec(micros)]);
 }
 
-/// How often systemd wants to hear that all is well, if it does.
+/// How often systemd expects the watchdog's message, if it does.
 pub fn watchdog() -> Option<Duration> {
     let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
     let micros = number("WATCHDOG_USEC").filter(|&micros| micros > 0)?;
@@ -122,12 +122,12 @@ pub fn watchdog() -> Option<Duration> {
     for_us.then(|| Duration::from_micros(micros))
 }
 
-/// Has the descriptors of a mount kept. Returns when systemd has them, so that a death at any later
-/// moment finds them there.
+/// Puts the descriptors of a mount into the descriptor store. Returns when systemd has them, so
+/// that a death at any later moment finds them there.
 pub fn keep(mount: &str, device: BorrowedFd<'_>, table: BorrowedFd<'_>) {
     for (kind, descriptor) in [(DEVICE, device), (TABLE, table)] {
         if let Err(error) = store(&format!("{kind}{mount}"), descriptor) {
-            tracing::warn!(mount, %error, "systemd does not keep the mount for a successor");
+            tracing::warn!(mount, %error, "systemd does not keep the mount for the next process");
         }
     }
     barrier();
@@ -137,8 +137,8 @@ fn store(name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
     let message = [
         NotifyState::FdStore,
         NotifyState::FdName(name),
-        // Being woken at each request only to see that nothing is wrong would cost PID 1 dear; and
-        // a guest's record looks to systemd as if nobody wanted it once its writer has died.
+        // Being woken at each request only to see that nothing is wrong would cost PID 1 much; and
+        // a guest's record looks unused to systemd once its writer has died.
         NotifyState::Custom("FDPOLL=0"),
     ];
     sd_notify::notify_with_fds(&message, &[descriptor])
@@ -151,7 +151,7 @@ pub struct GuestKeeper {
 }
 
 impl GuestKeeper {
-    /// Of the guests of `device`; nobody, where there is no systemd.
+    /// For the guests of `device`; nothing without systemd.
     pub fn of_device(device: &str) -> Option<Arc<dyn Keeper>> {
         std::env::var_os("NOTIFY_SOCKET")?;
         let device = device.to_owned();
@@ -176,20 +176,20 @@ impl Keeper for GuestKeeper {
     }
 }
 
-/// Lets go of the guests of a device that there is no more.
+/// Drops the guests of a device that no longer exists.
 pub fn forget_guests(device: &str, guests: &[(String, OwnedFd)]) {
     let device = device.to_owned();
     let keeper = GuestKeeper { device };
     guests.iter().for_each(|(guest, _)| keeper.forget(guest));
 }
 
-/// The device and the guest that a name is about.
+/// The device and the guest of a name.
 fn guest_name(name: &str) -> Option<(&str, &str)> {
     // Names of devices may have dots in them, those of guests have none.
     name.strip_prefix(GUEST)?.rsplit_once('.')
 }
 
-/// Has the descriptors of a mount dropped.
+/// Removes the descriptors of a mount from the descriptor store.
 pub fn forget(mount: &str) {
     for kind in [DEVICE, TABLE] {
         let name = format!("{kind}{mount}");
@@ -216,21 +216,22 @@ fn barrier() {
     };
     match waited() {
         Ok(true) => {}
-        Ok(false) => tracing::warn!("systemd takes long to read our messages"),
+        Ok(false) => tracing::warn!("systemd takes long to read messages"),
         Err(error) => tracing::warn!(%error, "cannot wait for systemd"),
     }
 }
 
 fn send(message: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(message) {
-        tracing::warn!(%error, "cannot tell systemd");
+        tracing::warn!(%error, "cannot notify systemd");
     }
 }
 
-/// Whether this stop is half of a restart, after which a successor goes on with the mounts.
+/// Whether this stop is part of a restart, after which the next process takes the mounts over.
 ///
-/// systemd does not tell the process. It can be asked: a stop is a job of the manager, and the job of
-/// a restart is called so. Without systemd, and when there is no telling, it is a stop.
+/// systemd does not pass that to the process, but can be queried: a stop is a job of the manager,
+/// and the job of a restart has another type. Without systemd, and when the query fails, it is a
+/// stop.
 pub fn is_restart() -> bool {
     if !is_there() {
         return false;
@@ -259,12 +260,12 @@ pub fn is_restart() -> bool {
             let said = String::from_utf8_lossy(&output.stderr);
             tracing::warn!(
                 said = said.trim(),
-                "cannot ask systemd whether this is a restart"
+                "cannot query systemd whether this is a restart"
             );
             false
         }
         Err(error) => {
-            tracing::warn!(%error, "cannot run systemctl to ask whether this is a restart");
+            tracing::warn!(%error, "cannot run systemctl to query whether this is a restart");
             false
         }
     }
@@ -313,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_restart_is_told_from_a_stop_by_its_job() {
+    fn a_restart_is_recognized_by_its_job() {
         let unit = "castore-fs.service";
         assert!(has_restart(
             "123 castore-fs.service restart running\n",

@@ -1,13 +1,14 @@
-//! Spans for OpenTelemetry: what was done for whom, and how long it took, sent to a collector.
+//! Spans for OpenTelemetry, sent to a collector: what each request caused, and how long it took.
 //!
 //! [`layer::Traces`] listens to `tracing`: each span of [`crate::spans`] that ends becomes one of
 //! OTLP's, with its fields and those around it under the names that they have in the journal
-//! (`MOUNT`, `STORE`, `ENDPOINT`, `DIGEST`, …). The [`Exporter`], a thread of its own, sends what has
-//! come together. A collector that is slow or gone costs spans, which are counted, and nothing else:
+//! (`MOUNT`, `STORE`, `ENDPOINT`, `DIGEST`, …). The [`Exporter`], a thread of its own, sends them
+//! in batches. A slow or missing collector costs spans, which are counted, and nothing else:
 //! requests never wait for it.
 //!
-//! The protocol is one message in one gRPC call, which our own gRPC library sends: the crates of the
-//! OpenTelemetry project would be four more, each bound to versions of the others, for the same bytes.
+//! The protocol is one message in one gRPC call, which the gRPC library of this program sends: the
+//! crates of the OpenTelemetry project would be four more, each bound to versions of the others,
+//! for the same bytes.
 
 mod exporter;
 mod layer;

@@ -1,5 +1,5 @@
-//! What the service shows of itself: to who asks how it is, and to who works with its stores and mounts
-//! beside the one thread that owns them.
+//! The state of the service, as published by the one thread that owns its stores and mounts: for
+//! the status, and for other threads that use them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::stores::OpenStores;
 use crate::transport::fuse::Session;
 use crate::transport::virtiofs::Endpoint;
 
-/// What others may look at at any time.
+/// The published state.
 #[derive(Clone, Default)]
 pub(super) struct View {
     pub(super) stores: OpenStores,
@@ -40,7 +40,7 @@ pub(super) struct ViewedMount {
 }
 
 impl View {
-    /// Has those who learn write what they know.
+    /// Makes the recorders write their recordings.
     pub(super) fn remember(&self) {
         let mounts = self.mounts.values();
         mounts.for_each(|viewed| viewed.session.remember());
@@ -48,7 +48,7 @@ impl View {
         devices.for_each(|viewed| viewed.endpoint.remember());
     }
 
-    /// How the service is that has been up since `started`.
+    /// The status of the service, which has been up since `started`.
     pub(super) fn status(&self, started: Instant, prefetches: Vec<PrefetchStatus>) -> Status {
         let of_store = StoreStatus::of;
         let of_mount = |viewed: &ViewedMount| {

@@ -1,8 +1,9 @@
-//! Telling systemd that all is well, from evidence.
+//! Reports to systemd that the service works, from evidence.
 //!
-//! A thread of its own looks at how the workers of every mount get on
-//! ([`Session::check`](crate::transport::fuse::Session::check)) and says so. It touches no mount, and takes no lock that is held
-//! while anything waits, so that it can neither hang with what it watches nor hide that.
+//! A thread of its own checks the progress of every mount's workers
+//! ([`Session::check`](crate::transport::fuse::Session::check)) and reports it. It touches no
+//! mount, and takes no lock that is held while anything waits, so that it can neither hang with
+//! what it watches nor hide that.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use parking_lot::Mutex;
 use super::systemd;
 use crate::transport::fuse::{Pulse, Session};
 
-/// How long a worker may be at one request without waiting for an endpoint: far beyond what a disk
-/// takes that is merely busy.
+/// How long a worker may be at one request without waiting for an endpoint: far beyond what a busy
+/// disk takes.
 const BOUND: Duration = Duration::from_secs(30);
-/// How often mounts are looked at when systemd does not want to know, for the log.
+/// How often mounts are checked if systemd's watchdog is off, for the log.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The mounts that are watched, by name.
@@ -29,7 +30,7 @@ impl Watched {
         *self.0.lock() = sessions;
     }
 
-    /// The mounts that are stuck, with why.
+    /// The stuck mounts, and why.
     fn stuck(&self, pulses: &mut BTreeMap<String, Pulse>) -> Vec<(String, String)> {
         let sessions = self.0.lock().clone();
         pulses.retain(|name, _| sessions.contains_key(name));
@@ -47,7 +48,7 @@ impl Watched {
 /// Starts the thread.
 pub fn start(watched: Arc<Watched>) -> std::io::Result<()> {
     let wanted = systemd::watchdog();
-    // Four times as often as systemd asks for: a late thread is no dead service.
+    // Four times as often as systemd expects it: a late thread is no dead service.
     let interval = wanted.map_or(INTERVAL, |wanted| (wanted / 4).min(INTERVAL));
     let watch = move || {
         let mut pulses = BTreeMap::new();

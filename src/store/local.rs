@@ -1,7 +1,8 @@
-//! A store in a folder: `local:PATH`.
+//! A store in a directory: `local:PATH`.
 //!
-//! Built for two things: to read small files about as fast as the file system below can, and never
-//! to lose or show half of anything, whatever dies when. `docs/store-format.md` has every byte.
+//! Two goals: reading small files about as fast as the underlying file system can, and never losing
+//! or showing half of anything, whichever process dies at whatever moment. `docs/store-format.md`
+//! has every byte.
 //!
 //! ```text
 //! format            which version this is, and whether it is only a cache
@@ -12,18 +13,18 @@
 //!                   packs of their own, in the order a walk meets them
 //! blobs/xx/…        each larger blob as a plain file
 //! parts/            what a cache has of large blobs that it does not have whole
-//! additions         locked by whoever adds, and by a garbage collection
+//! additions         locked by every addition, and by a garbage collection
 //! leases/           what mounts have in use
 //! tmp/              what is being written
 //! ```
 //!
 //! **Order of durability.** Blobs reach the disk first, then Directories, then the index, whose
-//! commit is the one moment at which everything becomes visible. Whatever lies about without an
-//! index entry was left by a process that died, unless somebody holds a lock on it, and is taken
-//! back when the store is next opened for writing.
+//! commit is the one moment at which everything becomes visible. A file without an index entry was
+//! left by a process that died, unless a process holds a lock on it, and is removed when the store
+//! is next opened for writing.
 //!
 //! **Many processes.** Any number read while any number add. An addition writes to packs that it
-//! alone has locked, and waits for others only in the commit of the index, which is short.
+//! has locked exclusively, and waits for others only in the commit of the index, which is short.
 //! Processes that only read need no permission to write and leave no trace.
 
 mod closure;
@@ -75,7 +76,7 @@ use super::{Answer, BackingFile, Error, Health, Ingest, Object, Store, Usage, at
 use crate::castore::{BlobHasher, Digest, Directory, GroupTable, Node, NodeRef, Root};
 use crate::nix::PathInfo;
 
-/// A store in a folder. Clones are the same store.
+/// A store in a directory. Clones are the same store.
 #[derive(Clone)]
 pub struct LocalStore(Arc<Inner>);
 
@@ -84,26 +85,26 @@ struct Inner {
     index: Index,
     files: Files,
     parts: Parts,
-    /// How often something had been removed when we last looked.
+    /// The removal counter at the last check.
     removals: AtomicU64,
-    /// Whether what dead processes left was taken back.
+    /// Whether the leftovers of dead processes were removed.
     reclaimed: Mutex<bool>,
-    /// What reads have found damaged.
+    /// The objects that reads have found damaged.
     found: FoundDamage,
 }
 
 impl LocalStore {
-    /// Whether there is a store in the directory `path`, whole or not.
+    /// Whether there is a store in the directory `path`, complete or not.
     pub(crate) fn may_be_in(path: &Path) -> bool {
         !matches!(path.join("format").try_exists(), Ok(false)) || format::holds_data(path)
     }
 
-    /// Opens the store in the directory `path`; makes it if there is none.
+    /// Opens the store in the directory `path`; makes it if it does not exist.
     pub fn open(path: &Path) -> Result<Self, Error> {
         Self::open_as(path, false)
     }
 
-    /// With `cache_only`, a store that is made is marked as one that can be fetched again.
+    /// With `cache_only`, a new store is marked as one that can be fetched again.
     fn open_as(path: &Path, cache_only: bool) -> Result<Self, Error> {
         let folder = Arc::new(Folder::new(path));
         folder.prepare(cache_only, |path| index::create(&folder, path))?;
@@ -118,7 +119,7 @@ impl LocalStore {
         })))
     }
 
-    /// The directory that it is kept in.
+    /// The directory of the store.
     pub fn folder(&self) -> &Path {
         self.0.folder.path()
     }
@@ -127,7 +128,7 @@ impl LocalStore {
         self.0.index.look_up(|snapshot| snapshot.blob(digest))
     }
 
-    /// Does something with the blob `digest`, which a node says is `size` bytes long.
+    /// Runs `read` on the blob `digest`, which a node states to be `size` bytes long.
     fn with_blob<T>(
         &self,
         digest: &Digest,
@@ -139,11 +140,11 @@ impl LocalStore {
             true => work(at).map(Ok),
             false => Ok(Err(self.0.files.wrong_size(digest, size, at.len))),
         });
-        // A node that is wrong about a size is no damage of the blob.
+        // A wrong size in a node is no damage of the blob.
         self.0.note_damage(Object::Blob, digest, done)?.transpose()
     }
 
-    /// What the index says of the length of a blob.
+    /// The length of a blob in the index.
     pub(super) fn indexed_size(&self, digest: &Digest) -> Result<Option<u64>, Error> {
         Ok(self.blob(digest)?.map(|at| at.len))
     }
@@ -157,7 +158,7 @@ impl LocalStore {
         Ok(there && !self.0.index.fresh()?.is_quarantined(Object::Blob, digest)?)
     }
 
-    /// Whether `node` and everything below it is here, as far as the index says.
+    /// Whether `node` and everything below it is here, by the index.
     pub(crate) fn is_whole(&self, node: &Node) -> Result<bool, Error> {
         match node.borrow() {
             NodeRef::Symlink { .. } => Ok(true),
@@ -169,18 +170,18 @@ impl LocalStore {
         }
     }
 
-    /// The root `name`, if a cache in this store remembers it.
+    /// The root `name`, if a cache in this store has it.
     pub(crate) fn cached_root(&self, name: &[u8]) -> Result<Option<Root>, Error> {
         let found = self.0.index.fresh()?.cached_root(name)?;
         Ok(found.and_then(|found| found.root))
     }
 
-    /// What a cache in this store remembers of root nodes.
+    /// The cached roots of a cache in this store.
     pub(crate) fn cached_roots(&self) -> Result<HashMap<Bytes, CachedRoot>, Error> {
         self.0.index.fresh()?.cached_roots()
     }
 
-    /// Remembers root nodes for a cache, or forgets them.
+    /// Stores cached roots for a cache, or removes them.
     pub(crate) fn set_cached_roots(
         &self,
         roots: &[(Bytes, Option<CachedRoot>)],
@@ -191,12 +192,12 @@ impl LocalStore {
         change.commit().map_err(CommitError::into_error)
     }
 
-    /// Every root with what is known of it, those that wait for their content too.
+    /// Every root with its record, including those that wait for their content.
     pub fn root_records(&self) -> Result<Vec<RootRecord>, Error> {
         self.0.index.fresh()?.root_records()
     }
 
-    /// The root `name` with what is known of it, whether its content is here or not.
+    /// The root `name` with its record, whether its content is here or not.
     pub fn root_record(&self, name: &[u8]) -> Result<Option<RootRecord>, Error> {
         self.0.index.fresh()?.root_record(name)
     }
@@ -207,8 +208,8 @@ impl LocalStore {
         self.0.index.fresh()?.chunk_list(blob)
     }
 
-    /// Enters how a blob of this store is cut into chunks. The list goes when the blob goes; nothing
-    /// happens if the blob is not here.
+    /// Stores how a blob of this store is cut into chunks. The list is removed with the blob;
+    /// nothing happens if the blob is not here.
     pub fn set_chunk_list(&self, blob: &Digest, chunks: &[Chunk]) -> Result<(), Error> {
         self.0.folder.check_writable()?;
         let mut change = self.0.index.change()?;
@@ -224,23 +225,24 @@ impl LocalStore {
         self.0.index.fresh()?.chunk(digest)
     }
 
-    /// Begins an addition. Waits for a garbage collection under way.
+    /// Begins an addition. Waits for a running garbage collection.
     pub(super) fn addition(&self) -> Result<LocalIngest, Error> {
         let store = &self.0;
-        // First, so that whoever may not write is told so.
+        // First, so that a process without the right to write gets that error.
         store.folder.check_writable()?;
         let under_way = store.folder.begin_addition()?;
         store.prepare_to_write()?;
-        // What was found damaged is not counted on.
+        // Damaged objects do not count as present.
         store.write_found_damage();
-        // What was committed before this begins is not stored again; and what was collected, is.
+        // Objects that were committed before this begins are not stored again; those that were
+        // collected are.
         store.index.fresh()?;
         Ok(LocalIngest::new(store.clone(), under_way))
     }
 }
 
 impl Inner {
-    /// Checks that we may write, and takes back what dead processes left.
+    /// Checks that the store is writable, and removes leftovers of dead processes.
     fn prepare_to_write(&self) -> Result<(), Error> {
         let mut reclaimed = self.reclaimed.lock();
         if *reclaimed {
@@ -257,8 +259,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Does something with an object. What an old snapshot knows may have been collected since, and
-    /// come again: should it not be where it was, it is looked for anew.
+    /// Reads an object. An object in an old snapshot may have been collected since, and added
+    /// again: if it is not where it was, it is looked up again.
     fn with_object<T>(
         &self,
         find: impl Fn(&Snapshot) -> Result<Option<Location>, Error>,
@@ -281,7 +283,7 @@ impl Inner {
         }
     }
 
-    /// Lets go of files that were removed: they take room as long as they are open.
+    /// Closes files that were removed: they take space as long as they are open.
     fn notice_removals(&self) -> Result<(), Error> {
         let removals = self.index.fresh()?.removals;
         if self.removals.swap(removals, Ordering::AcqRel) != removals {
@@ -290,7 +292,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes back what an addition that failed could not: now, or when the next one starts.
+    /// Removes what a failed addition could not: now, or when the next one starts.
     fn reclaim_again(&self) {
         *self.reclaimed.lock() = false;
         let _ = self.prepare_to_write();

@@ -1,4 +1,4 @@
-//! `nix+https:` and its like: a binary cache, and the local store that it is unpacked into.
+//! `nix+https:` and the like: a binary cache, and the local store that it is unpacked into.
 //!
 //! A URL alone names no local store, so there is one for each URL in the user's cache directory:
 //! which keys are trusted is part of the URL, and what one URL trusts another may not.
@@ -13,12 +13,12 @@ use crate::store::{Cache, CacheOptions, Error, LocalStore, Store, shown_url};
 /// The file of a local store's directory that remembers names which no binary cache has.
 pub(super) const ABSENT: &str = "absent-names";
 
-/// What a URL says: the cache, and what is done with its contents.
+/// A parsed URL: the cache, and what is done with its contents.
 struct BinaryCacheUrl {
     address: CacheAddress,
     /// `into=`: the directory of the local store.
     into: Option<PathBuf>,
-    /// `closure=`: what is fetched of references.
+    /// `closure=`: what is prefetched of references.
     closure: ClosureMode,
 }
 
@@ -50,7 +50,7 @@ fn parse(url: &str) -> Result<BinaryCacheUrl, String> {
     })
 }
 
-/// Says what is wrong with `url`, as far as that can be told without connecting.
+/// Returns what is wrong with `url`, as far as that is known without connecting.
 pub(super) fn check(url: &str) -> Result<(), String> {
     parse(url).map(drop)
 }
@@ -102,7 +102,7 @@ pub(super) fn cache(
     Cache::new(near, Arc::new(upstream), options)
 }
 
-/// Where what comes from `url` is kept if it does not say.
+/// The default directory for the contents of `url`.
 fn default_directory(url: &str) -> Result<PathBuf, String> {
     let base = if rustix::process::geteuid().is_root() {
         PathBuf::from("/var/cache")

@@ -1,4 +1,4 @@
-//! What a store needs of the system, for a process that gives up the rest.
+//! The system resources that a store needs, for a process that gives up the rest.
 
 use std::path::{Path, PathBuf};
 
@@ -7,10 +7,10 @@ use crate::binary_cache::SCHEMES;
 use crate::store::local_url::local_path;
 use crate::store::{LOCAL_STORE_NAMES, RedbFile, combined, credential, shown_url};
 
-/// Where a program finds names, certificates and sockets of services on whatever system.
+/// Where programs find names, certificates and sockets of services, on common systems.
 const SYSTEM: [&str; 5] = ["/etc", "/usr", "/nix/store", "/run", "/var/run"];
-/// Variables by which libraries are told of files elsewhere: certificates, and who one is to a
-/// bucket's owner.
+/// Environment variables that name other files to libraries: certificates, and credentials for a
+/// bucket.
 const VARIABLES: [&str; 5] = [
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
@@ -19,7 +19,7 @@ const VARIABLES: [&str; 5] = [
     "GOOGLE_APPLICATION_CREDENTIALS",
 ];
 
-/// What is read when a connection is made: names of hosts, and certificates of authorities
+/// Files that are read when a connection is made: names of hosts, and certificates of authorities
 /// (resolver(3), and where the crate openssl-probe looks on the common systems).
 const NETWORK_FILES: [&str; 5] = [
     "/etc/hosts",
@@ -29,21 +29,21 @@ const NETWORK_FILES: [&str; 5] = [
     "/etc/pki/tls/certs",
 ];
 
-/// What a store needs to be read.
+/// The needs of reading a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// The folders that it is kept in: to add to it, they have to be written.
+    /// The directories of the store: additions need write access to them.
     pub folders: Vec<PathBuf>,
-    /// Files and folders beside them.
+    /// Files and directories beside them.
     pub read: Vec<PathBuf>,
-    /// Folders that it writes to even if it is only read.
+    /// Directories that it writes to even if it is only read.
     pub write: Vec<PathBuf>,
     /// Whether it connects to anything.
     pub network: bool,
 }
 
 impl Needs {
-    /// What a program needs that connects to services on whatever system.
+    /// The needs of a program that connects to services.
     pub(super) fn of_network() -> Self {
         Self {
             read: SYSTEM.map(PathBuf::from).to_vec(),
@@ -53,7 +53,7 @@ impl Needs {
     }
 }
 
-/// What the store at `url` needs to be read.
+/// The needs of reading the store at `url`.
 pub fn needs(url: &str) -> Needs {
     if let Some(addresses) = combined::addresses(url) {
         let mut all = Needs::default();
@@ -125,7 +125,7 @@ fn parameters(url: &str) -> Vec<(String, PathBuf)> {
 /// A file or directory that a process opens while it serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsedFile {
-    /// What it is, as error messages call it: "the store local:/srv/store".
+    /// Its description in error messages: "the store local:/srv/store".
     pub what: String,
     /// Its path. It need not exist yet.
     pub path: PathBuf,
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_opened_while_a_store_is_used_is_told_with_its_kind() {
+    fn files_in_use_are_listed_with_their_kind() {
         let used = |url: &str| {
             let files = used_files(url).into_iter();
             let files = files.map(|file| (file.what, file.path.display().to_string()));
@@ -246,7 +246,7 @@ mod tests {
         );
         let needed = needs(&url).read;
         assert!(needed.contains(&path), "{needed:?}");
-        // What is not there cannot be allowed.
+        // A file must exist to be allowed.
         assert!(!needed.contains(&PathBuf::from("/no/file")), "{needed:?}");
     }
 }

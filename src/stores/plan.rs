@@ -1,8 +1,8 @@
 //! From a description to a store: URLs, and stores made of other stores.
 //!
-//! A [`Plan`] is the whole tree, down to URLs; two that are equal make the same store. So who opens
-//! the stores of a changed description ([`open_all`]) keeps those whose plan is what it was, and
-//! opens the others; a store that several are made of is opened once.
+//! A [`Plan`] is the whole tree, down to URLs; equal plans are the same store. So opening the
+//! stores of a changed description ([`open_all`]) keeps those whose plan is unchanged, and opens
+//! the others; a store that several are made of is opened once.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::store::{
     WithoutNear, open_local,
 };
 
-/// Half of what stores far away keep in memory, unless their URL says otherwise.
+/// Half of what upstreams cache in memory, unless their URL has another limit.
 const MEMORY_AHEAD: u64 = 64 << 20;
 
 /// A store under the name that it has in a configuration.
@@ -25,58 +25,58 @@ const MEMORY_AHEAD: u64 = 64 << 20;
 pub struct Named {
     /// The name.
     pub name: String,
-    /// What it is made of.
+    /// Its description.
     pub plan: Plan,
 }
 
-/// What a store is made of.
+/// The description of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// What [`open`](super::open) opens.
     Url(String),
-    /// What was read of one, kept in another.
+    /// A cache.
     Cache {
-        /// Where it is kept: has to be a local store.
+        /// Its local store.
         near: Box<Named>,
-        /// What is read.
+        /// Its upstream.
         far: Box<Named>,
-        /// How much is kept, and how long.
+        /// Its limits.
         options: CacheOptions,
     },
     /// Nix binary caches, unpacked into a local store.
     BinaryCache {
-        /// Where they are.
+        /// Their addresses.
         caches: Vec<CacheAddress>,
-        /// What they are unpacked into: has to be a local store.
+        /// The local store that they are unpacked into.
         into: Box<Named>,
-        /// What is fetched of references.
+        /// What is prefetched of references.
         closure: ClosureMode,
-        /// How much is kept. The age of roots does not matter.
+        /// The limits. The age of roots does not matter.
         options: CacheOptions,
     },
-    /// Several that hold the same.
+    /// Several with the same content.
     Mirrors {
-        /// Which, best first.
+        /// The members, best first.
         members: Vec<Named>,
-        /// Who is asked first.
+        /// The order in which they are asked.
         order: Order,
     },
-    /// Some of a store's root nodes.
+    /// Some of a store's roots.
     Filter {
-        /// Of which store.
+        /// The store.
         of: Box<Named>,
-        /// With which names.
+        /// The names.
         roots: Vec<Pattern>,
     },
     /// Several as one.
     Join {
-        /// Which; of root nodes of the same name the first's is seen.
+        /// The members; of roots of the same name the first's is shown.
         members: Vec<Named>,
     },
 }
 
 impl Plan {
-    /// Which of the kinds it is, as a configuration calls them.
+    /// Its kind, as in a configuration.
     pub fn kind(&self) -> &'static str {
         match self {
             Plan::Url(_) => "url",
@@ -88,7 +88,7 @@ impl Plan {
         }
     }
 
-    /// The stores that it is made of itself.
+    /// Its direct members.
     pub fn members(&self) -> Vec<&Named> {
         match self {
             Plan::Url(_) => Vec::new(),
@@ -99,7 +99,7 @@ impl Plan {
         }
     }
 
-    /// The names of the stores in which it, or what it is made of, keeps what was read.
+    /// The names of the local stores of caches in it.
     fn nears(&self) -> HashSet<String> {
         let members = self.members().into_iter();
         let mut nears: HashSet<_> = members.flat_map(|member| member.plan.nears()).collect();
@@ -109,7 +109,7 @@ impl Plan {
         nears
     }
 
-    /// What it needs of the system to be read.
+    /// The needs of reading it.
     pub fn needs(&self) -> Needs {
         if let Plan::Url(url) = self {
             return needs(url);
@@ -138,7 +138,8 @@ impl Plan {
         all
     }
 
-    /// The files and directories that are opened while it is used. A mount of it must not hide them.
+    /// The files and directories that are opened while it is used. A mount of it must not hide
+    /// them.
     pub fn used_files(&self) -> Vec<UsedFile> {
         let urls = self.urls().into_iter();
         let mut files: Vec<UsedFile> = urls.flat_map(used_files).collect();
@@ -157,15 +158,14 @@ impl Plan {
         files
     }
 
-    /// What is shown by it, less how it is reached and how much is kept: two with the same text show
-    /// the same.
+    /// Identifies what it shows, without access and limits: two with the same text show the same.
     pub fn identity(&self) -> String {
         let list = |members: &[Named]| {
             let plans = members.iter().map(|named| named.plan.identity());
             plans.collect::<Vec<_>>().join(", ")
         };
         match self {
-            // The query of the others may say where a store is.
+            // The query of other URLs may have a part of the address.
             Plan::Url(url) if url.starts_with("grpc+") => url
                 .split_once('?')
                 .map_or(url.as_str(), |(url, _)| url)
@@ -173,7 +173,7 @@ impl Plan {
             Plan::Url(url) => url.clone(),
             Plan::Cache { far, .. } => format!("cache({})", far.plan.identity()),
             Plan::BinaryCache { caches, .. } => {
-                // What a key makes trusted is shown with it, and not without.
+                // A trusted key decides what is shown.
                 let shown = caches.iter().map(|cache| {
                     let keys = cache.trusted_public_keys.iter().map(ToString::to_string);
                     let keys = keys.collect::<Vec<_>>().join(" ");
@@ -193,8 +193,8 @@ impl Plan {
         }
     }
 
-    /// Fails if a folder that it would be read from is no store yet, which opening would make. The
-    /// near store of a cache may be made.
+    /// Fails if a local store in it does not exist yet, which opening would make. The local store
+    /// of a cache may be made.
     pub fn must_exist(&self) -> Result<(), Error> {
         match self {
             Plan::Url(url) => url::must_exist(url),
@@ -207,7 +207,7 @@ impl Plan {
         }
     }
 
-    /// Forgets which names its binary caches do not have, so that they are asked for again: by
+    /// Drops the names that its binary caches do not have, so that they are requested again: by
     /// processes that have them open too, within a second.
     pub fn forget_absent_names(&self) -> std::io::Result<()> {
         let directory = match self {
@@ -225,8 +225,8 @@ impl Plan {
         members.try_for_each(|member| member.plan.forget_absent_names())
     }
 
-    /// Bytes that can be fetched ahead of their reader and are still there when that comes: half of a
-    /// cache, and of what a far store without one keeps in memory.
+    /// Bytes that can be prefetched and are still there when they are read: half of a cache, and of
+    /// an upstream's memory cache without one.
     pub fn room_ahead(&self) -> u64 {
         match self {
             Plan::Cache { options, .. } | Plan::BinaryCache { options, .. } => {
@@ -256,7 +256,7 @@ impl Plan {
 /// A store that is open.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// What it is made of.
+    /// Its description.
     pub plan: Plan,
     /// The store.
     pub store: Arc<dyn Store>,
@@ -264,7 +264,7 @@ pub struct Opened {
     pub local: Option<LocalStore>,
     /// The same, if it is a cache.
     pub cache: Option<Cache>,
-    /// It is a cache whose near store could not be opened, so that nothing is kept. The next
+    /// It is a cache whose local store could not be opened, so that nothing is kept. The next
     /// [`open_all`] tries again.
     pub without_near: bool,
 }
@@ -282,8 +282,8 @@ pub struct OpenError {
     pub source: Box<Error>,
 }
 
-/// Opens the stores of `wanted` and those that they are made of. Those that are open in `before` with
-/// the same plan are taken from there.
+/// Opens the stores of `wanted` and their members. Those that are open in `before` with the same
+/// plan are taken from there.
 pub fn open_all(wanted: &[Named], before: &OpenStores) -> Result<OpenStores, OpenError> {
     let (now, failed) = open_each(wanted, before);
     match failed.into_iter().next() {
@@ -292,8 +292,8 @@ pub fn open_all(wanted: &[Named], before: &OpenStores) -> Result<OpenStores, Ope
     }
 }
 
-/// As [`open_all`], but stores that cannot be opened do not keep the others from it: those of `wanted`
-/// that are not open are given by name, with why.
+/// As [`open_all`], but stores that cannot be opened do not affect the others: those of `wanted`
+/// that are not open are returned by name, with the error.
 pub fn open_each(
     wanted: &[Named],
     before: &OpenStores,
@@ -321,7 +321,7 @@ fn open_named(
     }
     // Its members as well, even if it has them already: they are stores of their own.
     for member in plan.members() {
-        // A cache does without its near store, if need be.
+        // A cache works without its local store, if need be.
         if !matches!(plan, Plan::Cache { near, .. } if near.name == member.name) {
             open_named(member, nears, before, now)?;
         }
@@ -355,7 +355,7 @@ fn make(
         let stores = stores.map(|member| Ok((member.name.clone(), open(member)?.store)));
         stores.collect::<Result<Vec<_>, OpenError>>()
     };
-    // As the command line calls it.
+    // In the command line's form.
     let called = format!("store:{name}");
     let (mut local, mut cache) = (None, None);
     let store: Arc<dyn Store> = match plan {
@@ -399,7 +399,7 @@ fn make(
             };
             let not_local = || Error::Url {
                 url: near.plan.identity(),
-                why: "a cache is kept in a folder: its near store has to be local:PATH".to_owned(),
+                why: "a cache needs a local store: its near store has to be local:PATH".to_owned(),
             };
             let near = near.local.clone().ok_or_else(|| failed(not_local()))?;
             let made = Cache::new(near, far_store, options.clone()).map_err(failed)?;

@@ -11,14 +11,14 @@ use crate::store::{
     local_folder, open_local, shown_url,
 };
 
-/// Opens the store that `url` names.
+/// Opens the store at `url`.
 ///
 /// | URL | store |
 /// |---|---|
-/// | `local:PATH` | in a folder, which is made if it is not there |
+/// | `local:PATH` | a local store, which is made if it does not exist |
 /// | `memory:` | in this process's memory, gone with it |
-/// | `grpc+http://HOST:PORT`, `grpc+https://HOST:PORT`, `grpc+unix:/PATH` | behind a gRPC server |
-/// | `objectstore+{file,s3,gs,az,http,https}://…` | in an object store |
+/// | `grpc+http://HOST:PORT`, `grpc+https://HOST:PORT`, `grpc+unix:/PATH` | a gRPC server |
+/// | `objectstore+{file,s3,gs,az,http,https}://…` | an object store |
 /// | `nix+{https,http,file}://…` | a Nix binary cache, unpacked into a local store |
 /// | `redb:/PATH` | a snix store's file of Directories or path infos, only read |
 /// | `blobs=URL&directories=URL&path-infos=URL` | three of these as one, only read |
@@ -41,7 +41,7 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     };
     let (scheme, rest) = url
         .split_once(':')
-        .ok_or_else(|| wrong("it starts with no scheme; for a folder write local:PATH"))?;
+        .ok_or_else(|| wrong("it starts with no scheme; for a directory write local:PATH"))?;
     match scheme {
         "memory" if rest.is_empty() || rest == "//" => Ok(Arc::new(MemoryStore::new())),
         "memory" => Err(wrong("nothing can follow memory:")),
@@ -82,8 +82,8 @@ fn peers_only(scheme: &str) -> Option<String> {
     ))
 }
 
-/// Says what is wrong with `url`, as far as that can be told without opening it: what [`open`]
-/// refuses before it looks at any file or connects anywhere.
+/// Checks `url` without opening it: returns the error of [`open`] for everything that is refused
+/// before any file is accessed or any connection made.
 pub fn check_url(url: &str) -> Result<(), String> {
     if let Some(three) = combined::three(url) {
         return three?.into_iter().try_for_each(check_url);
@@ -116,8 +116,8 @@ pub fn check_url(url: &str) -> Result<(), String> {
     }
 }
 
-/// Fails if `url` names a store in a folder where there is none yet, which [`open`] would make: for
-/// who only wants to read, and may have mistyped.
+/// Fails if `url` names a local store that does not exist yet, which [`open`] would make: for
+/// readers, whose URL may be mistyped.
 pub fn must_exist(url: &str) -> Result<(), Error> {
     if let Some(Ok(three)) = combined::three(url) {
         return three.into_iter().try_for_each(must_exist);
@@ -128,7 +128,7 @@ pub fn must_exist(url: &str) -> Result<(), Error> {
             store: url.to_owned(),
             why: "there is no store yet; `castore-fs import` makes one".to_owned(),
         }),
-        // What cannot be looked at is opened, and says then why it cannot be.
+        // A path that cannot be checked is opened, and the error comes from there.
         _ => Ok(()),
     }
 }

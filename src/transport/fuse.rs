@@ -1,12 +1,12 @@
 //! FUSE: a mount of this machine, served over `/dev/fuse`.
 //!
-//! The mount, the INIT negotiation, the loop and the requests that come all the time are ours; the
-//! crate `fuse-backend-rs` decodes and encodes the rare ones. Its own session wakes every worker at every request and
-//! unmounts when it is dropped; plain blocking `read()`s on one descriptor cost less, and leave
-//! the descriptor whole for a successor process.
+//! The mount, the INIT negotiation, the loop and the frequent requests are implemented here; the
+//! crate `fuse-backend-rs` decodes and encodes the rare ones. Its own session wakes every worker at
+//! every request and unmounts when it is dropped; plain blocking `read()`s on one descriptor cost
+//! less, and leave the descriptor intact for the next process.
 //!
-//! Workers block in `read()` until there is a request and answer it themselves. A request that has to
-//! wait for a store far away is parked, and answered by the async runtime when what it waits for came.
+//! Workers block in `read()` until there is a request and answer it themselves. A request that has
+//! to wait for an upstream is parked, and answered by the async runtime later.
 
 mod answer;
 mod backing;

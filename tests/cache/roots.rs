@@ -81,7 +81,7 @@ fn without_the_upstream_old_answers_are_served_and_misses_fail_at_once() {
     wait_until("the change is noticed", || {
         cache.roots_version().unwrap() > version + 1
     });
-    wait_until("the far store is up", || cache.status().far_down.is_none());
+    wait_until("the upstream is up", || cache.status().far_down.is_none());
 }
 
 #[test]

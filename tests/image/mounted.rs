@@ -280,7 +280,7 @@ fn the_kernel_mounts_an_image_that_a_mount_shows() {
         return;
     }
     if !rustix::process::geteuid().is_root() {
-        return skip("it needs mount(2), which only root may call");
+        return skip("it needs mount(2), which only the superuser may call");
     }
     let store = Arc::new(MemoryStore::new());
     tree().put_root(&*store, "tree");

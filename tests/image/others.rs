@@ -197,7 +197,7 @@ impl Drop for Mount<'_> {
 #[test]
 fn the_kernel_shows_the_tree() {
     if !rustix::process::geteuid().is_root() {
-        return skip("it needs mount(2), which only root may call");
+        return skip("it needs mount(2), which only the superuser may call");
     }
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().join("mount");

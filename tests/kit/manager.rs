@@ -70,7 +70,7 @@ impl Manager {
         self.given.push((name.to_owned(), descriptor));
     }
 
-    /// Runs the service as this user, who becomes the owner of the directory.
+    /// Runs the service as this user, which becomes the owner of the directory.
     #[allow(dead_code, reason = "not every test program has other users")]
     pub fn become_user(&mut self, user: u32) {
         let folder = self.folder.path();

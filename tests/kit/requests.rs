@@ -36,7 +36,7 @@ impl Requests {
     }
 
     /// As [`new`](Self::new), in a mount that learns what is touched first.
-    #[allow(dead_code)] // not everybody compares
+    #[allow(dead_code)] // not every test binary compares
     pub fn learning() -> Self {
         Self::with(|folder| {
             let profiles = Arc::new(Profiles::new(folder.join("profiles")));

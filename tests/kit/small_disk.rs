@@ -22,7 +22,7 @@ pub fn small_disk(at: &Path, bytes: u64) -> Option<Disk> {
         Ok(()) => Some(Disk(at.to_owned())),
         Err(error) => {
             skip(&format!(
-                "a tmpfs cannot be mounted here ({error}); run as root"
+                "a tmpfs cannot be mounted here ({error}); run as the superuser"
             ));
             None
         }

@@ -40,7 +40,11 @@ fn read_only(from: &Path, at: &Path) -> Option<Disk> {
         mount_remount(at, flags, "").map(|()| guard)
     });
     mounted
-        .inspect_err(|error| skip(&format!("no bind mount here ({error}); run as root")))
+        .inspect_err(|error| {
+            skip(&format!(
+                "no bind mount here ({error}); run as the superuser"
+            ))
+        })
         .ok()
 }
 
@@ -150,7 +154,7 @@ fn a_store_whose_writer_was_killed_opens_even_on_a_read_only_disk() {
 #[test]
 fn another_user_reads_a_store_and_gets_an_error_when_adding() {
     if !rustix::process::geteuid().is_root() {
-        skip("only root can start a process as another user");
+        skip("only the superuser can start a process as another user");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

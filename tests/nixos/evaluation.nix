@@ -104,7 +104,7 @@ let
     lib.filesystem.listFilesRecursive ../../nixos
   );
 
-  # What the package asks of whoever builds it.
+  # The inputs of the package's build.
   package = import ../../nixos/package.nix {
     # The file set itself: nothing is copied into a store for it.
     lib = lib // {

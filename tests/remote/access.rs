@@ -66,7 +66,7 @@ async fn a_server_that_requires_a_token_serves_no_client_without() {
     assert_eq!(read(&with(&right), &digest).await, Ok(1000));
     for url in [server.url.clone(), with(&wrong)] {
         let error = read(&url, &digest).await.unwrap_err();
-        assert!(error.contains("demands a token"), "{error}");
+        assert!(error.contains("requires a token"), "{error}");
         assert!(!error.contains("guessed"), "{error}");
     }
     // Probes have no token, and get the state and nothing else.
@@ -166,7 +166,7 @@ async fn certificates_are_demanded_and_checked_on_both_sides() {
     assert_eq!(read(&right, &digest).await, Ok(1000));
     let without_token = url(&ours.authority, Some(&ours.client), None);
     let error = read(&without_token, &digest).await.unwrap_err();
-    assert!(error.contains("demands a token"), "{error}");
+    assert!(error.contains("requires a token"), "{error}");
     for wrong in [
         url(&ours.authority, None, Some(&token)),
         url(&ours.authority, Some(&strange.client), Some(&token)),
@@ -319,7 +319,7 @@ async fn the_program_takes_sockets_from_systemd_and_tokens_from_its_credentials(
     assert!(said.contains("every user can read it"), "{said}");
     let refused = cat(&url, &credentials);
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(said.contains("demands a token"), "{said}");
+    assert!(said.contains("requires a token"), "{said}");
     let missing = cat(&format!("{url}?token-file=other"), &credentials);
     let said = String::from_utf8_lossy(&missing.stderr);
     let place = credentials.join("other");

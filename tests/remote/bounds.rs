@@ -276,7 +276,7 @@ async fn silent_connections_are_closed_and_lock_no_client_out() {
     let client = server.client();
     let asked = tokio::time::timeout(HANGS, client.root(b"missing")).await;
     assert_eq!(asked.expect("locked out").unwrap(), None);
-    // And without anyone in want of a place, after a while.
+    // And after a while, even if no other connection needs its place.
     silent.clear();
     let limits = Limits {
         first_call: Duration::from_millis(300),

@@ -82,7 +82,7 @@ fn a_profile_is_recorded_shipped_and_used_without_an_upstream() {
     let control = ["--socket", text(&control)];
     let listed = succeeds(&[&["profile", "list"], &control[..]].concat());
     let listed = String::from_utf8(listed).unwrap();
-    assert_eq!(listed, "tree: 6 files, 6 stretches\n");
+    assert_eq!(listed, "tree: 6 files, 6 extents\n");
     let exported = succeeds(&[&["profile", "export", "tree"], &control[..]].concat());
     assert_eq!(known(), before);
     assert_eq!(exported, before.unwrap().encode());
@@ -113,10 +113,10 @@ fn a_profile_is_recorded_shipped_and_used_without_an_upstream() {
     }
     let shown = succeeds(&["status", "--socket", text(&second.join("control"))]);
     let shown = String::from_utf8(shown).unwrap();
-    let says = "warm-up: 1 roots watched, 0 profiles under way, 11.82 KiB fetched";
+    let says = "warm-up: 1 roots recorded, 0 profiles in progress, 11.82 KiB prefetched";
     assert!(shown.contains(says), "{shown}");
-    let says = "profiles: 1 of their own, 0 of similar roots, 0 without; 6 stretches fetched, 0 of them \
-                touched, 0 learned";
+    let says = "profiles: 1 of their own, 0 of similar roots, 0 without; 6 extents fetched, 0 of them \
+                read, 0 recorded";
     assert!(shown.contains(says), "{shown}");
     drop(server);
     start(&tree, 1);

@@ -1,16 +1,17 @@
-//! The process that keeps guests while those that serve them come and go.
+//! The parent process, which keeps guests while the workers that serve them come and go.
 //!
-//! A guest cannot connect to its device a second time, so somebody has to hold the connection when
-//! the process that serves it dies. Under the service that is systemd; here it is the process that
-//! was started. It listens for nobody, reads nothing that a guest wrote, and does three things: it
-//! holds descriptors, it starts a worker (this program once more), and when that dies another one.
+//! A guest cannot connect to its device a second time, so another process has to hold the
+//! connection when the worker dies. For the service that is systemd; here it is the parent. It
+//! serves no guest, reads nothing that a guest wrote, and does three things: it holds descriptors,
+//! it starts a worker (this program once more), and when that dies another one.
 //!
-//! Both speak over the worker's standard input, a socket pair of messages: first the parent hands
-//! over the sockets to serve and what earlier workers left, then the worker says what is to be kept
-//! from now on. What it said is there even if it dies right after.
+//! They communicate over the worker's standard input, a socket pair of messages: first the parent
+//! passes the sockets to serve and the hand-over state of earlier workers, then the worker sends
+//! what is to be kept from now on. A message arrives even if the worker dies right after sending
+//! it.
 //!
-//! Should the parent be the one that dies, the worker goes on with the guests it has, takes no more,
-//! and ends with the last of them.
+//! If the parent dies, the worker continues with its guests, accepts no more, and ends with the
+//! last of them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,24 +32,24 @@ use super::super::failure::{Failure, failure, say};
 use super::super::interrupt::on_interrupt;
 use super::passing::{receive, send};
 
-/// Says to this program that it is a worker.
+/// Marks a process of this program as a worker.
 const WORKER: &str = "CASTORE_FS_VIRTIOFS_WORKER";
 /// How long to wait before the next worker, as in the service's unit: guests wait, too.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What a worker is given.
+/// What a worker receives.
 #[derive(Default)]
 pub(super) struct Given {
     /// Sockets to serve, in the order of the command line.
     pub(super) sockets: Vec<OwnedFd>,
-    /// Where to tell metrics.
+    /// The socket of metrics.
     pub(super) metrics: Option<OwnedFd>,
-    /// What earlier workers left, by name.
+    /// The hand-over state of earlier workers, by name.
     pub(super) kept: BTreeMap<String, OwnedFd>,
 }
 
-/// Runs workers until one has ended as it should; calls `ready` with the store's URL when the first
-/// can be connected to.
+/// Runs workers until one has ended regularly; calls `ready` with the store's URL when guests can
+/// connect to the first.
 pub(super) fn run(mut given: Given, ready: impl FnOnce(&str)) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -56,9 +57,9 @@ pub(super) fn run(mut given: Given, ready: impl FnOnce(&str)) -> Result<(), Fail
         .build()?;
     let stopping = Arc::new(AtomicBool::new(false));
     let worker: Arc<Mutex<Option<OwnedFd>>> = Arc::default();
-    let (told, current) = (stopping.clone(), worker.clone());
+    let (stop, current) = (stopping.clone(), worker.clone());
     on_interrupt(&runtime, move || {
-        told.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         if let Some(worker) = current.lock().as_ref() {
             // One that has just ended needs no signal.
             let _ = pidfd_send_signal(worker, Signal::TERM);
@@ -83,13 +84,13 @@ pub(super) fn run(mut given: Given, ready: impl FnOnce(&str)) -> Result<(), Fail
         }
         if ready.is_some() {
             return Err(match ended.code() {
-                // It has said why.
+                // It has printed the reason.
                 Some(_) => Failure::Reported,
                 None => failure(format!("the process that serves {}", words(ended))),
             });
         }
         say(&format!(
-            "the process that serves {}; another goes on with {} guests",
+            "the worker {}; another takes over {} guests",
             words(ended),
             given.kept.len()
         ));
@@ -136,19 +137,19 @@ fn start(given: &Given) -> Result<(Child, OwnedFd), Failure> {
         send(&link, "all", None)
     };
     match hand_over() {
-        // It has died already, which is found out soon.
+        // It has died already, which is noticed soon.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok((child, link)),
     }
 }
 
-/// Does what the worker says until it has died.
+/// Handles the worker's messages until it has died.
 fn listen(link: &OwnedFd, given: &mut Given, mut ready: impl FnMut(&str)) {
     loop {
         let (text, descriptor) = match receive(link) {
             Ok(Some(message)) => message,
             Ok(None) => return,
-            Err(error) => return say(&format!("the process that serves: {error}")),
+            Err(error) => return say(&format!("the worker process: {error}")),
         };
         match (text.split_once(' '), descriptor) {
             (Some(("keep", name)), Some(descriptor)) => {
@@ -156,7 +157,7 @@ fn listen(link: &OwnedFd, given: &mut Given, mut ready: impl FnMut(&str)) {
             }
             (Some(("forget", name)), _) => drop(given.kept.remove(name)),
             (Some(("ready", url)), _) => ready(url),
-            _ => say("the process that serves says what nobody understands"),
+            _ => say("unexpected message from the worker process"),
         }
     }
 }
@@ -166,7 +167,7 @@ fn listen(link: &OwnedFd, given: &mut Given, mut ready: impl FnMut(&str)) {
 pub(super) struct Parent(Arc<OwnedFd>);
 
 impl Parent {
-    /// The parent of this process, if it is a worker; and what was given to it.
+    /// The parent of this process, if it is a worker; and what it passed.
     pub(super) fn of_worker() -> Result<Option<(Self, Given)>, Failure> {
         if std::env::var_os(WORKER).is_none() {
             return Ok(None);
@@ -185,14 +186,14 @@ impl Parent {
                 (None, Some(descriptor)) if text == "socket" => given.sockets.push(descriptor),
                 (None, Some(descriptor)) if text == "metrics" => given.metrics = Some(descriptor),
                 (None, None) if text == "all" => return Ok(Some((Self(Arc::new(link)), given))),
-                _ => return Err(failure("this is for castore-fs itself")),
+                _ => return Err(failure("this variable is for castore-fs itself")),
             }
         }
     }
 
-    /// Tells it that guests can connect, to see the store at `url`.
+    /// Reports that guests can connect, and the URL of their store.
     pub(super) fn ready(&self, url: &str) {
-        // One that has died is noticed elsewhere.
+        // Its death is noticed elsewhere.
         let _ = send(&*self.0, &format!("ready {url}"), None);
     }
 
@@ -201,7 +202,7 @@ impl Parent {
         while let Ok(Some(_)) = receive(&*self.0) {}
     }
 
-    /// What this worker has kept for guests of the `number`-th socket.
+    /// The keeper for guests of the `number`-th socket.
     pub(super) fn keeper(&self, number: usize) -> Arc<dyn Keeper> {
         Arc::new(ForSocket {
             parent: self.clone(),
@@ -233,7 +234,7 @@ impl Keeper for ForSocket {
     }
 }
 
-/// Takes out of `kept` what belongs to guests of the `number`-th socket.
+/// Takes the entries of the `number`-th socket's guests out of `kept`.
 pub(super) fn of_socket(
     kept: &mut BTreeMap<String, OwnedFd>,
     number: usize,

@@ -1,4 +1,4 @@
-//! Messages between a parent and its worker: a line of text, and with some a descriptor.
+//! Messages between a parent and its worker: a line of text, and possibly a descriptor.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -38,7 +38,7 @@ pub(super) fn receive(link: impl AsFd) -> io::Result<Option<(String, Option<Owne
         let into = &mut [IoSliceMut::new(&mut bytes)];
         match recvmsg(&link, into, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Err(rustix::io::Errno::INTR) => {}
-            // It died without having read all that was sent to it.
+            // It died with unread messages.
             Err(rustix::io::Errno::CONNRESET) => return Ok(None),
             received => break received?,
         }

@@ -1,4 +1,4 @@
-//! What the grammar of the configuration cannot say.
+//! Checks that the grammar of the configuration cannot express.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ const LONGEST_SOCKET: usize = 107;
 /// The most threads of a mount.
 const MOST_THREADS: u16 = 1024;
 
-/// Everything that is wrong with `config`, whose text is `source`.
+/// All errors of `config`, whose text is `source`.
 pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut names = |section: &str, names: Vec<&String>| {
@@ -52,7 +52,7 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
                 problems.push(source.at(&key("roots-from"), "this must be an absolute path"));
             }
             if virtiofs.root.is_some() {
-                let what = "this chooses root nodes, and with `root` none are shown";
+                let what = "this selects roots, and with `root` none are shown";
                 problems.push(source.at(&key("roots-from"), what));
             }
         }
@@ -108,7 +108,7 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
     problems
 }
 
-/// No two endpoints are at the same address.
+/// No two endpoints have the same address.
 fn sockets_once(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
     let mut taken: BTreeMap<String, String> = BTreeMap::new();
     let listeners = config.listen.iter().map(|(name, listen)| {
@@ -127,13 +127,13 @@ fn sockets_once(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
     }
 }
 
-/// What is wrong with what a mount or device is to show, as far as its text goes.
+/// The error in the text of a mount's or device's `root`.
 fn bad_root(root: &str) -> Option<String> {
     let parsed = Target::parse(root.as_bytes());
     parsed.err().map(|error| error.to_string())
 }
 
-/// What is wrong with the path of a unix socket.
+/// The error in the path of a unix socket.
 fn bad_socket(path: &Path) -> Option<String> {
     let length = path.as_os_str().len();
     (length > LONGEST_SOCKET).then(|| {
@@ -141,7 +141,7 @@ fn bad_socket(path: &Path) -> Option<String> {
     })
 }
 
-/// What is wrong with who may call, by key.
+/// The errors in the access of clients, by key.
 fn bad_access(access: &Access, tcp: bool) -> Vec<(&'static str, &'static str)> {
     let files = [
         ("tls-cert-path", &access.certificate),
@@ -157,27 +157,21 @@ fn bad_access(access: &Access, tcp: bool) -> Vec<(&'static str, &'static str)> {
         .collect();
     match (&access.certificate, &access.key, &access.client_authority) {
         (Some(_), None, _) => {
-            bad.push((
-                "tls-cert-path",
-                "a certificate is of use only with its key: tls-key-path",
-            ));
+            bad.push(("tls-cert-path", "a certificate needs its key: tls-key-path"));
         }
         (None, Some(_), _) => {
-            bad.push((
-                "tls-key-path",
-                "a key is of use only with its certificate: tls-cert-path",
-            ));
+            bad.push(("tls-key-path", "a key needs its certificate: tls-cert-path"));
         }
         (None, None, Some(_)) => {
             bad.push((
                 "tls-client-ca-path",
-                "certificates are shown over TLS: give tls-cert-path and tls-key-path",
+                "client certificates need TLS: give tls-cert-path and tls-key-path",
             ));
         }
         (None, None, None) if tcp && access.tokens.is_some() => {
             bad.push((
                 "token-file",
-                "tokens would travel in the clear: give tls-cert-path and tls-key-path, or listen on \
+                "tokens would be sent unencrypted: give tls-cert-path and tls-key-path, or listen on \
                  unix:/PATH",
             ));
         }
@@ -194,7 +188,7 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
             problems.push(source.at(&key("store"), what));
         }
         if !mount.path.is_absolute() || mount.path == Path::new("/") {
-            let what = "this must be the absolute path of a folder other than /";
+            let what = "this must be the absolute path of a directory other than /";
             problems.push(source.at(&key("path"), what));
         }
         let place: PathBuf = mount.path.components().collect();
@@ -216,7 +210,7 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
             problems.push(source.at(&key("root"), what));
         }
         if mount.root.is_some() && mount.list_root != ListRoot::All {
-            let what = "this says whether root nodes are listed, and with `root` none are shown";
+            let what = "this controls the listing of roots, and with `root` none are shown";
             problems.push(source.at(&key("list-root"), what));
         }
         let of_roots = [
@@ -228,7 +222,7 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
         ];
         for (last, is_set) in of_roots {
             if is_set && mount.root.is_some() {
-                let what = "this is about look-ups of root nodes, and with `root` there are none";
+                let what = "this controls lookups of roots, and with `root` there are none";
                 problems.push(source.at(&key(last), what));
             }
         }
@@ -246,7 +240,7 @@ fn check_images(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
         }
         for root in &image.roots {
             if let Err(error) = Name::new(root.as_bytes()) {
-                wrong(format!("{root:?} is no name of a root: {error}"));
+                wrong(format!("{root:?} cannot be the name of a root: {error}"));
             }
             if !seen.insert(root) {
                 wrong(format!("{root:?} is named twice"));
@@ -262,7 +256,7 @@ fn bad_name(name: &str) -> Option<String> {
     })
 }
 
-/// What is wrong with naming the store `named`.
+/// The error in naming the store `named`.
 pub(super) fn bad_store(config: &Config, named: Option<&str>) -> Option<String> {
     let names: Vec<&str> = match config.stores.is_empty() {
         true => vec![DEFAULT_STORE],
@@ -299,6 +293,6 @@ fn bad_address(address: &str) -> Option<String> {
     };
     (!good).then(|| {
         let address = shown_url(address);
-        format!("{address:?} is no address: write unix:/PATH or HOST:PORT")
+        format!("{address:?} is not an address: write unix:/PATH or HOST:PORT")
     })
 }

@@ -1,4 +1,5 @@
-//! What the grammar cannot say of stores: where each is, and that what they are made of is there.
+//! Checks of stores that the grammar cannot express: their addresses, and the existence of their
+//! members.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use crate::stores;
 /// The keys of which a store has exactly one.
 const KINDS: &str = "url, cache, binary-cache, mirrors, filter, join";
 
-/// Everything that is wrong with the stores of `config`.
+/// All errors of the stores of `config`.
 pub fn check(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
     for (name, store) in &config.stores {
         let mut say = |key: &[&str], what: String| {
@@ -43,13 +44,10 @@ fn kind(store: &Store, say: &mut impl FnMut(&[&str], String)) {
     ];
     let mut given = given.iter().filter(|(_, is_given)| *is_given);
     let Some((first, _)) = given.next() else {
-        return say(
-            &[],
-            format!("this does not say where the store is or what it is made of: {KINDS}"),
-        );
+        return say(&[], format!("a store needs one of {KINDS}"));
     };
     for (another, _) in given {
-        let what = format!("{first:?} says already what the store is: it has one of {KINDS}");
+        let what = format!("the store has {first:?} already: it needs exactly one of {KINDS}");
         say(&[another], what);
     }
 }
@@ -59,7 +57,7 @@ fn url(store: &Store, say: &mut impl FnMut(&[&str], String)) {
     let (scheme, path) = url.split_once(':').unwrap_or((url, ""));
     let is_absolute = path.strip_prefix("//").unwrap_or(path).starts_with('/');
     if scheme == "local" && !is_absolute {
-        let what = "write local: and an absolute path: a service has no folder to start from";
+        let what = "local: needs an absolute path";
         return say(&["url"], what.to_owned());
     }
     if store.url.is_some()
@@ -69,23 +67,23 @@ fn url(store: &Store, say: &mut impl FnMut(&[&str], String)) {
     }
     let far = scheme.starts_with("grpc+") || scheme.starts_with("objectstore+");
     if store.verify.is_some() && !far {
-        let what = "only what comes from a store far away is yet to be verified";
+        let what = "`verify` applies only to grpc+ and objectstore+ stores";
         say(&["verify"], what.to_owned());
     }
     for (key, path) in store.files() {
         let Some(path) = path else { continue };
         let what = match key {
-            "token-file" if !scheme.starts_with("grpc+") => "only a gRPC server wants a token",
+            "token-file" if !scheme.starts_with("grpc+") => "only a gRPC server accepts a token",
             "token-file" if scheme == "grpc+http" => {
-                "a token would travel in the clear: use grpc+https or grpc+unix"
+                "a token would be sent unencrypted: use grpc+https or grpc+unix"
             }
             "token-file" => "",
             _ if scheme != "grpc+https" => "only grpc+https uses certificates",
             "tls-client-cert-path" if store.tls_client_key_path.is_none() => {
-                "a certificate is of use only with its key: tls-client-key-path"
+                "a certificate needs its key: tls-client-key-path"
             }
             "tls-client-key-path" if store.tls_client_cert_path.is_none() => {
-                "a key is of use only with its certificate: tls-client-cert-path"
+                "a key needs its certificate: tls-client-cert-path"
             }
             _ => "",
         };
@@ -127,7 +125,7 @@ fn binary_cache(store: &Store, say: &mut impl FnMut(&[&str], String)) {
     }
 }
 
-/// Stores that others are made of are there.
+/// The members of stores exist.
 fn members(config: &Config, name: &str, store: &Store, say: &mut impl FnMut(&[&str], String)) {
     for (key, names) in store.members() {
         let fewest = if key[0] == "mirrors" { 2 } else { 1 };
@@ -153,7 +151,10 @@ fn members(config: &Config, name: &str, store: &Store, say: &mut impl FnMut(&[&s
         && cache.far.contains(&cache.near)
     {
         let near = &cache.near;
-        say(&["cache", "far"], format!("{near:?} is the near store"));
+        say(
+            &["cache", "far"],
+            format!("{near:?} is the cache's local store"),
+        );
     }
 }
 
@@ -162,21 +163,20 @@ fn patterns(store: &Store, say: &mut impl FnMut(&[&str], String)) {
     if filter.roots.is_empty() {
         say(
             &["filter", "roots"],
-            "this must name root nodes, as in [\"app-*\"]".to_owned(),
+            "this must name roots, as in [\"app-*\"]".to_owned(),
         );
     }
     for text in &filter.roots {
         if let Err(why) = Pattern::parse(text) {
             say(
                 &["filter", "roots"],
-                format!("{text:?} is no pattern: {why}"),
+                format!("{text:?} is not a pattern: {why}"),
             );
         }
     }
 }
 
-/// What a cache keeps, and what a binary cache is unpacked into, is in a directory, and no two in
-/// the same.
+/// The local stores of caches and binary caches are in directories, and no two in the same.
 fn near(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
     let mut caches: BTreeMap<&str, &str> = BTreeMap::new();
     for (name, store) in &config.stores {
@@ -196,17 +196,17 @@ fn near(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
         let url = near.url.as_deref().unwrap_or_default();
         if !url.starts_with("local:") {
             let what = format!(
-                "a cache is kept in a folder, and {near_name:?} is none: its url has to be local:/PATH"
+                "a cache needs a local store, and {near_name:?} is none: its url has to be local:/PATH"
             );
             problems.push(source.at(&key, what));
         } else if let Some(other) = caches.insert(url, name) {
-            let what = format!("the cache {other:?} is kept there already");
+            let what = format!("the cache {other:?} has this local store already");
             problems.push(source.at(&key, what));
         }
     }
 }
 
-/// No store is made of itself, by whatever detour. A cycle is told once, at its first name.
+/// No store is made of itself, through any members. A cycle is reported once, at its first name.
 fn cycles(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
     for name in config.stores.keys() {
         let mut path = vec![name.as_str()];
@@ -222,7 +222,7 @@ fn cycles(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
     }
 }
 
-/// A way from the first store of `path` on, over the last, back to the first.
+/// A path from the first store of `path` on, over the last, back to the first.
 fn cycle_from<'a>(config: &'a Config, path: &mut Vec<&'a str>) -> Option<Vec<&'a str>> {
     let last = config.stores.get(*path.last()?)?;
     let members: Vec<&str> = last

@@ -1,4 +1,5 @@
-//! What a service with this configuration opens while it serves: none of its mounts may hide it.
+//! The files that a service with this configuration opens while it serves: none of its mounts may
+//! hide one.
 
 use std::net::ToSocketAddrs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration file, and where.
+//! An error in a configuration file, and its place.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,17 +10,17 @@ use toml::de::{DeTable, DeValue};
 
 use crate::store::with_shown_urls;
 
-/// How much two spellings may look alike, from 0 to 1, for one to be suggested for the other.
+/// How similar two spellings must be, from 0 to 1, for one to be suggested for the other.
 const ALIKE: f64 = 0.7;
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The file.
     pub file: PathBuf,
-    /// The line, from 1; none where the file as a whole is meant.
+    /// The line, from 1; nothing for the file as a whole.
     pub line: Option<usize>,
-    /// The key, with dots between its parts; empty where none is meant.
+    /// The key, with dots between its parts; may be empty.
     pub key: String,
     /// What is wrong, and what would be right.
     pub what: String,
@@ -40,7 +40,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The text of a configuration file, for finding places in it.
+/// The text of a configuration file, for finding the places of errors.
 pub struct Source<'a> {
     file: &'a Path,
     text: &'a str,
@@ -56,7 +56,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// What the TOML reader objects to.
+    /// An error of the TOML reader.
     pub fn of_toml(&self, error: &toml::de::Error) -> Problem {
         let span = error.span();
         let key = match (&span, &self.table) {
@@ -71,7 +71,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Something wrong with the value of `key`.
+    /// An error in the value of `key`.
     pub fn at(&self, key: &[&str], what: impl Into<String>) -> Problem {
         let span = self
             .table
@@ -194,11 +194,11 @@ fn with_suggestion(message: &str) -> String {
     }
 }
 
-/// Of `right`, what `wrong` was most likely meant to be.
+/// The member of `right` that `wrong` most likely means.
 pub fn nearest<'a>(wrong: &str, right: &[&'a str]) -> Option<&'a str> {
     let score = |right: &str| {
         let alike = strsim::jaro_winkler(wrong, right);
-        // Of a short word one slip changes much.
+        // In a short word one typing error changes much.
         match strsim::damerau_levenshtein(wrong, right) {
             1 => alike.max(ALIKE),
             _ => alike,

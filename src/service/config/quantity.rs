@@ -1,4 +1,4 @@
-//! Sizes and durations as people write them: a number and a unit.
+//! Sizes and durations in text: a number and a unit.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size(pub u64);
 
-/// A length of time: `"30s"`, `"1h30m"`; never a plain number, which would leave the unit open.
+/// A length of time: `"30s"`, `"1h30m"`; never a plain number, which has no unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
@@ -18,7 +18,7 @@ pub struct Span(pub Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mode(pub u32);
 
-/// Binary and decimal units of size, largest first where one ends like another.
+/// Binary and decimal units of size, largest first if one ends like another.
 const SIZE_UNITS: [(&str, u64); 15] = [
     ("KiB", 1 << 10),
     ("MiB", 1 << 20),

@@ -1,4 +1,4 @@
-//! `docs/config.md`, made of the doc comments.
+//! `docs/config.md`, generated from the doc comments.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -95,7 +95,7 @@ fn write_keys(
 }
 
 fn refers_to<'a>(value: &Value, definitions: &'a Map<String, Value>) -> Option<&'a Value> {
-    // What can be left out is a choice of this or null.
+    // An optional key allows this or null.
     let choices = value["anyOf"].as_array().into_iter().flatten();
     let mut all = choices.chain([value]);
     let path = all.find_map(|value| value.get("$ref"))?.as_str()?;
@@ -119,7 +119,7 @@ fn the_reference_is_current() {
     let written = std::fs::read_to_string(FILE).unwrap_or_default();
     assert!(
         written == reference,
-        "docs/config.md is not what the doc comments say; run this test with CASTORE_FS_REGENERATE=1"
+        "docs/config.md differs from the doc comments; run this test with CASTORE_FS_REGENERATE=1"
     );
 }
 

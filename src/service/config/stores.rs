@@ -1,4 +1,4 @@
-//! Stores: where they are, or what they are made of.
+//! The stores of the configuration.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -13,8 +13,7 @@ use crate::nix::PublicKey;
 use crate::store::{CacheOptions, Order, Pattern, shown_url};
 use crate::stores::{Named, Plan};
 
-/// A store: where it is (`url`), or what it is made of. Exactly one of `url`, `cache`,
-/// `binary-cache`, `mirrors`, `filter` and `join` says that.
+/// A store has exactly one of `url`, `cache`, `binary-cache`, `mirrors`, `filter` and `join`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -29,52 +28,52 @@ pub struct Store {
     /// For `grpc+https`: trust the certificate authorities in this file (PEM) instead of the
     /// system's.
     pub tls_ca_cert_path: Option<PathBuf>,
-    /// For `grpc+https`: show the server the certificate in this file (PEM).
+    /// For `grpc+https`: present the certificate in this file (PEM) to the server.
     pub tls_client_cert_path: Option<PathBuf>,
     /// For `grpc+https`: the key of that certificate (PEM).
     pub tls_client_key_path: Option<PathBuf>,
-    /// For stores far away that tell chunks and no proofs: when bytes are handed out.
+    /// For upstreams with chunk lists and without proofs: when bytes are returned.
     pub verify: Option<Verify>,
-    /// What is read of other stores is kept in a local one.
+    /// A local store that keeps what is read from others.
     pub cache: Option<Cache>,
     /// Nix binary caches, unpacked into a local store as their paths are looked up.
     pub binary_cache: Option<BinaryCache>,
-    /// Several stores that hold the same, for when one of them fails or is slow.
+    /// Several stores with the same content, for when one of them fails or is slow.
     pub mirrors: Option<Mirrors>,
-    /// Some of the root nodes of another store, by name.
+    /// Some of the roots of another store, by name.
     pub filter: Option<Filter>,
-    /// Several stores as one, by their names in this file. Of root nodes of the same name the first
-    /// store's is seen. It cannot be written to; its members can.
+    /// Several stores as one, by their names in this file. Of roots of the same name the first
+    /// store's is shown. It is read-only; its members may be writable.
     pub join: Option<Vec<String>>,
 }
 
-/// When bytes of a blob are handed out of which a server tells only the chunks. (Ours proves every
-/// part, and this changes nothing.)
+/// When bytes of a blob are returned for which a server has only a chunk list. (A castore-fs server
+/// proves every part, and this has no effect.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Verify {
-    /// Once the whole blob is there and is what its digest says. The default.
+    /// Once the whole blob is there and matches its digest. The default.
     Root,
-    /// As soon as their chunk is what the server said it would be. If the whole turns out to be
-    /// something else, the blob is not read any more, and the log says so.
+    /// As soon as their chunk matches the server's list. If the whole blob does not match its
+    /// digest in the end, it is no longer read, and the log reports it.
     Chunks,
 }
 
-/// What is read of the far stores stays in the near one, across restarts.
+/// What is read from the upstreams stays in the local store, across restarts.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Cache {
-    /// Where it is kept: the name of a store whose URL is `local:/PATH`.
+    /// The local store: the name of a store whose URL is `local:/PATH`.
     pub near: String,
-    /// What is read: the names of one store, or of several that hold the same, best first. (Several
-    /// that hold different things are a `join`.)
+    /// The upstream: the names of one store, or of several with the same content, best first.
+    /// (Several with different content are a `join`.)
     pub far: Vec<String>,
-    /// How much the near store may take on its disk. Without it, as much as there is.
+    /// How much the local store may take on its disk. Without it, there is no limit.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub size: Option<Size>,
-    /// How much stays free on that disk, whatever `size` says.
+    /// How much stays free on that disk, regardless of `size`.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub keep_free: Option<Size>,
     /// How long the far store's answer for a root's name holds, and a listing of its roots, unless the
@@ -84,19 +83,20 @@ pub struct Cache {
     pub roots_max_age: Span,
 }
 
-/// Nix binary caches. A look-up of `<hash>-<name>` fetches the narinfo, checks name and signature,
-/// and unpacks the NAR into a local store; once its size and hash are right, the path is there. The
-/// first look-up of a path waits for its whole NAR. Names that no cache has are absent for an hour.
+/// Nix binary caches. A lookup of `<hash>-<name>` fetches the narinfo, checks name and signature,
+/// and unpacks the NAR into a local store; once its size and hash are right, the path is visible.
+/// The first lookup of a path waits for its whole NAR. Names that no cache has are absent for an
+/// hour.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct BinaryCache {
-    /// Where it is: `https://HOST[/PATH]`, `http://…` or `file:///DIR`; several, as a list, are
+    /// The address: `https://HOST[/PATH]`, `http://…` or `file:///DIR`; several, as a list, are
     /// asked in the order of their `Priority`, which `?priority=N` overrides.
     #[cfg_attr(test, schemars(with = "String"))]
     #[serde(deserialize_with = "one_or_several")]
     pub url: Vec<String>,
-    /// What it is unpacked into: the name of a store whose URL is `local:/PATH`.
+    /// The local store for unpacked paths: the name of a store whose URL is `local:/PATH`.
     pub into: String,
     /// Public keys, `NAME:BASE64`. A path needs a signature by one of them, unless it is
     /// content-addressed.
@@ -105,23 +105,23 @@ pub struct BinaryCache {
     /// Whether a path needs such a signature.
     #[serde(default = "yes")]
     pub require_signatures: bool,
-    /// What is fetched, ahead of its readers, of the paths that a path refers to.
+    /// What is prefetched of the paths that a path refers to.
     #[serde(default)]
     pub closure: Closure,
     /// A netrc(5) file with login and password.
     pub netrc_file: Option<PathBuf>,
     /// A file with a bearer token.
     pub token_file: Option<PathBuf>,
-    /// How much the local store may take on its disk. Without it, as much as there is. What was used
-    /// longest ago goes first, and is fetched again when it is read.
+    /// How much the local store may take on its disk. Without it, there is no limit. The least
+    /// recently used goes first, and is fetched again when it is read.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub size: Option<Size>,
-    /// How much stays free on that disk, whatever `size` says.
+    /// How much stays free on that disk, regardless of `size`.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub keep_free: Option<Size>,
 }
 
-/// What is fetched of the paths that a path refers to.
+/// What is prefetched of the paths that a path refers to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -136,7 +136,7 @@ pub enum Closure {
 }
 
 impl BinaryCache {
-    /// The addresses, with what is said beside them.
+    /// The addresses, with their options.
     pub(super) fn addresses(&self) -> Result<Vec<CacheAddress>, String> {
         let addresses = self.url.iter().map(|url| self.address(url));
         addresses.collect()
@@ -181,36 +181,37 @@ fn yes() -> bool {
     true
 }
 
-/// Stores that hold the same. A question goes to one of them, and to the next when the first fails
-/// or takes long; who fails is left alone for a while; who sends wrong bytes is heard last. There is
-/// nothing of a name or digest only when all say so. It cannot be written to; its members can.
+/// Stores with the same content. A request goes to one of them, and to the next when the first
+/// fails or takes long; a failing member gets no requests for a while; a member that sends wrong
+/// bytes is asked last. A name or digest is absent only if all answer so. It is read-only; its
+/// members may be writable.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Mirrors {
     /// Their names in this file, best first.
     pub of: Vec<String>,
-    /// Who is asked first.
+    /// The order in which members are asked.
     #[serde(default)]
     pub order: MirrorOrder,
 }
 
-/// Who is asked first.
+/// The order in which members are asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum MirrorOrder {
-    /// The first of the list as long as it is well.
+    /// The first of the list as long as it is healthy.
     #[default]
     Listed,
-    /// The one that has been answering fastest.
+    /// The one with the fastest answers.
     Fastest,
     /// All at once, and the first answer counts: the load of all for the speed of the fastest.
     Racing,
 }
 
-/// The root nodes of a store that have certain names. What is below them is not told apart: who
-/// knows a digest can read it. Can be written to, under these names.
+/// The roots of a store that have certain names. What is below them is not protected: a reader that
+/// knows a digest can read it. Writable, under these names, if the store is.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -240,7 +241,7 @@ impl Store {
         }
     }
 
-    /// Files that are named here and that the URL to open names as well, by its parameter.
+    /// Files that are named here and, as parameters, in the URL to open.
     pub(super) fn files(&self) -> [(&'static str, Option<&PathBuf>); 4] {
         [
             ("token-file", self.token_file.as_ref()),
@@ -250,7 +251,7 @@ impl Store {
         ]
     }
 
-    /// The URL to open, if it has one: with what does not belong into logs.
+    /// The URL to open, if it has one: with parts that must not be logged.
     pub fn full_url(&self) -> Option<String> {
         let mut full = self.url.clone()?;
         let files = self.files().into_iter();
@@ -269,7 +270,7 @@ impl Store {
         Some(full)
     }
 
-    /// What it is made of, as the file's keys: the key, and the names of stores there.
+    /// Its members, as in the file: the key, and the names of stores there.
     pub(super) fn members(&self) -> Vec<(&'static [&'static str], Vec<&str>)> {
         let mut members: Vec<(&'static [&'static str], Vec<&str>)> = Vec::new();
         if let Some(cache) = &self.cache {
@@ -295,7 +296,7 @@ impl Store {
 }
 
 impl Config {
-    /// The stores, the implied one included, and what they are made of.
+    /// The stores, the implied one included, with their members.
     pub fn plans(&self) -> Vec<Named> {
         let stores = self.all_stores();
         stores.keys().filter_map(|name| self.plan(name)).collect()
@@ -326,7 +327,7 @@ impl Config {
     }
 
     /// `above` are the names of the stores that this one becomes part of: a store that is made of
-    /// itself, which [`Config::parse`] refuses, is none.
+    /// itself, which [`Config::parse`] refuses, does not exist.
     fn plan_below(&self, name: &str, above: &mut Vec<String>) -> Option<Named> {
         if above.iter().any(|above| above == name) {
             return None;

@@ -99,7 +99,7 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[mounts.m]\npath = 'm'\n",
-            "test.toml:2: mounts.m.path: this must be the absolute path of a folder other than /",
+            "test.toml:2: mounts.m.path: this must be the absolute path of a directory other than /",
         ),
         (
             "[mounts.a]\npath = '/m'\n[mounts.b]\npath = '/m/'\n",
@@ -111,17 +111,16 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[log]\notlp = 'localhost:4317'\n",
-            "test.toml:2: log.otlp: \"localhost:4317\" is no collector's address: write \
+            "test.toml:2: log.otlp: \"localhost:4317\" is not a collector's address: write \
              http://HOST:PORT or https://HOST:PORT",
         ),
         (
             "[listen.l]\naddress = 'nowhere'\n",
-            "test.toml:2: listen.l.address: \"nowhere\" is no address: write unix:/PATH or HOST:PORT",
+            "test.toml:2: listen.l.address: \"nowhere\" is not an address: write unix:/PATH or HOST:PORT",
         ),
         (
             "[stores.a]\nurl = 'local:here'\n",
-            "test.toml:2: stores.a.url: write local: and an absolute path: a service has no folder \
-             to start from",
+            "test.toml:2: stores.a.url: local: needs an absolute path",
         ),
         (
             "[stores.'a b']\nurl = 'memory:'\n",
@@ -130,26 +129,26 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[stores.a]\nurl = 'memory:'\ntoken-file = '/t'\n",
-            "test.toml:3: stores.a.token-file: only a gRPC server wants a token",
+            "test.toml:3: stores.a.token-file: only a gRPC server accepts a token",
         ),
         (
             "[stores.a]\nurl = 'memory:'\nverify = 'chunks'\n",
-            "test.toml:3: stores.a.verify: only what comes from a store far away is yet to be verified",
+            "test.toml:3: stores.a.verify: `verify` applies only to grpc+ and objectstore+ stores",
         ),
         (
             "[listen.l]\naddress = '[::]:8000'\ntoken-file = '/t'\n",
-            "test.toml:3: listen.l.token-file: tokens would travel in the clear: give tls-cert-path \
+            "test.toml:3: listen.l.token-file: tokens would be sent unencrypted: give tls-cert-path \
              and tls-key-path, or listen on unix:/PATH",
         ),
         (
             "[listen.l]\naddress = '[::]:8000'\ntls-cert-path = '/c'\n",
-            "test.toml:3: listen.l.tls-cert-path: a certificate is of use only with its key: \
+            "test.toml:3: listen.l.tls-cert-path: a certificate needs its key: \
              tls-key-path",
         ),
         (
             "[listen.l]\naddress = '[::]:8000'\ntls-client-ca-path = 'ca'\n",
             "test.toml:3: listen.l.tls-client-ca-path: this must be an absolute path\n\
-             test.toml:3: listen.l.tls-client-ca-path: certificates are shown over TLS: give \
+             test.toml:3: listen.l.tls-client-ca-path: client certificates need TLS: give \
              tls-cert-path and tls-key-path",
         ),
         (
@@ -164,7 +163,7 @@ fn a_mistake_is_told_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[mounts.m]\npath = '/m'\nroot = 'tree'\nwhen-unreachable = 'absent'\n",
-            "test.toml:4: mounts.m.when-unreachable: this is about look-ups of root nodes, and with \
+            "test.toml:4: mounts.m.when-unreachable: this controls lookups of roots, and with \
              `root` there are none",
         ),
         (
@@ -246,7 +245,7 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
     for (text, said) in [
         (
             "[stores.main]\n",
-            "5: stores.main: this does not say where the store is or what it is made of: \
+            "5: stores.main: a store needs one of \
              url, cache, binary-cache, mirrors, filter, join",
         ),
         (
@@ -268,12 +267,12 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
         (
             "[stores.main]\nbinary-cache = { url = 'https://h', into = 'up', \
              require-signatures = false }\n",
-            "6: stores.main.binary-cache.into: a cache is kept in a folder, and \"up\" is none: its \
+            "6: stores.main.binary-cache.into: a cache needs a local store, and \"up\" is none: its \
              url has to be local:/PATH",
         ),
         (
             "[stores.main]\nurl = 'memory:'\njoin = ['disk']\n",
-            "7: stores.main.join: \"url\" says already what the store is: it has one of url, cache, \
+            "7: stores.main.join: the store has \"url\" already: it needs exactly one of url, cache, \
              binary-cache, mirrors, filter, join",
         ),
         (
@@ -290,17 +289,17 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[stores.main]\ncache = { near = 'up', far = ['disk'] }\n",
-            "6: stores.main.cache.near: a cache is kept in a folder, and \"up\" is none: its url has \
+            "6: stores.main.cache.near: a cache needs a local store, and \"up\" is none: its url has \
              to be local:/PATH",
         ),
         (
             "[stores.a]\ncache = { near = 'disk', far = ['up'] }\n\
              [stores.b]\ncache = { near = 'disk', far = ['up'] }\n",
-            "8: stores.b.cache.near: the cache \"a\" is kept there already",
+            "8: stores.b.cache.near: the cache \"a\" has this local store already",
         ),
         (
             "[stores.main]\ncache = { near = 'disk', far = ['disk'] }\n",
-            "6: stores.main.cache.far: \"disk\" is the near store",
+            "6: stores.main.cache.far: \"disk\" is the cache's local store",
         ),
         (
             "[stores.main]\ncache = { near = 'disk', far = [] }\n",
@@ -320,7 +319,7 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[stores.main]\nfilter = { store = 'up', roots = ['[a'] }\n",
-            "6: stores.main.filter.roots: \"[a\" is no pattern: unclosed character class; missing ']'",
+            "6: stores.main.filter.roots: \"[a\" is not a pattern: unclosed character class; missing ']'",
         ),
         (
             "[stores.main]\njoin = ['main']\n",
@@ -359,12 +358,12 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[log]\notlp = 'ftp://me:hunter2@u'\n",
-            "6: log.otlp: \"ftp://***@u\" is no collector's address: write http://HOST:PORT or \
+            "6: log.otlp: \"ftp://***@u\" is not a collector's address: write http://HOST:PORT or \
              https://HOST:PORT",
         ),
         (
             "[metrics]\naddress = 'http://me:hunter2@u'\n",
-            "6: metrics.address: \"http://***@u\" is no address: write unix:/PATH or HOST:PORT",
+            "6: metrics.address: \"http://***@u\" is not an address: write unix:/PATH or HOST:PORT",
         ),
         (
             "[stores]\nmain = 'grpc+https://me:hunter2@u'\n",
@@ -376,11 +375,11 @@ fn a_mistake_in_a_composition_is_told_with_line_key_and_the_nearest_spelling() {
         ),
         (
             "[stores.main]\nurl = 'grpc+http://u'\ntoken-file = '/t'\n",
-            "7: stores.main.token-file: a token would travel in the clear: use grpc+https or grpc+unix",
+            "7: stores.main.token-file: a token would be sent unencrypted: use grpc+https or grpc+unix",
         ),
         (
             "[stores.main]\nurl = 'grpc+https://u'\ntls-client-key-path = '/k'\n",
-            "7: stores.main.tls-client-key-path: a key is of use only with its certificate: \
+            "7: stores.main.tls-client-key-path: a key needs its certificate: \
              tls-client-cert-path",
         ),
         (

@@ -1,4 +1,4 @@
-//! The endpoints that run: which are started, go on and end, as the configuration has it.
+//! The running endpoints: started, kept and ended by the configuration.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -14,30 +14,30 @@ use crate::service::systemd;
 use crate::service::view::ViewedDevice;
 use crate::stores::{OpenStores, Opened, Plan};
 
-/// An endpoint cannot be had.
+/// An endpoint cannot be made.
 #[derive(Debug, Error)]
 #[error("the {kind} {name:?}: {source}")]
 pub struct NotServed {
-    /// What it is.
+    /// Its kind.
     kind: &'static str,
     /// Its name in the configuration.
     name: String,
-    /// Why.
+    /// The error.
     source: Box<EndpointError>,
 }
 
-/// What others can connect to at this moment, by name.
+/// The running endpoints, by name.
 #[derive(Default)]
 pub struct Endpoints {
     listeners: BTreeMap<String, Running<config::Listen, Listening>>,
     devices: BTreeMap<String, Running<config::Virtiofs, Device>>,
-    /// What a predecessor left of guests, by device, until that device is started.
+    /// The guests of the previous process, by device, until that device is started.
     left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
-    /// What systemd's socket units passed on.
+    /// The sockets that systemd's socket units passed on.
     sockets: Vec<(String, OwnedFd)>,
 }
 
-/// An endpoint, as it was wanted.
+/// An endpoint, with its configuration.
 struct Running<C, R> {
     config: C,
     store: String,
@@ -46,7 +46,7 @@ struct Running<C, R> {
 }
 
 impl<C: PartialEq, R> Running<C, R> {
-    /// Whether it is as it is `wanted` now, of which store.
+    /// Whether it has the present configuration `wanted`, and of which store.
     fn is_as(&self, wanted: Option<(&C, String)>, stores: &OpenStores) -> bool {
         wanted.is_some_and(|(config, store)| {
             let opened = stores.get(&store);
@@ -58,7 +58,7 @@ impl<C: PartialEq, R> Running<C, R> {
 }
 
 impl Endpoints {
-    /// None yet, with what a predecessor and systemd left for them.
+    /// None yet, with the guests and sockets that were passed on.
     pub fn new(
         left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
         sockets: Vec<(String, OwnedFd)>,
@@ -70,8 +70,8 @@ impl Endpoints {
         }
     }
 
-    /// Starts those of `config` that do not run. Gives the first failure; the others are none the
-    /// worse for it.
+    /// Starts those of `config` that do not run. Returns the first failure; the others are not
+    /// affected.
     pub fn start(
         &mut self,
         config: &Config,
@@ -93,7 +93,7 @@ impl Endpoints {
             let left_guests = &mut self.left_guests;
             let start = |opened: &Opened, store: &str| {
                 let left = left_guests.remove(name).unwrap_or_default();
-                // Names the device in what is logged while a guest's request is answered.
+                // Names the device in the log of a guest's request.
                 let span = tracing::error_span!("device", DEVICE = name, STORE = store);
                 let (store, plan) = (opened.store.clone(), &opened.plan);
                 span.in_scope(|| serve_guests(name, virtiofs, store, plan, left, host))
@@ -106,15 +106,16 @@ impl Endpoints {
         first
     }
 
-    /// Ends the guests that a predecessor left of devices that are no more.
+    /// Ends the guests that the previous process left of devices that no longer exist.
     pub fn forget_left_guests(&mut self) {
         for (device, guests) in std::mem::take(&mut self.left_guests) {
-            tracing::warn!(device, "the device of guests is no more; they end");
+            tracing::warn!(device, "virtiofs device removed; disconnecting its guests");
             systemd::forget_guests(&device, &guests);
         }
     }
 
-    /// Ends those that are not as `config` with `stores` wants them, or have ended by themselves.
+    /// Ends those that `config` with `stores` does not have, and removes those that have ended by
+    /// themselves.
     pub fn stop_others(&mut self, config: &Config, stores: &OpenStores, runtime: &Handle) {
         let wanted = config.all_listeners();
         for (name, listener) in std::mem::take(&mut self.listeners) {
@@ -135,7 +136,7 @@ impl Endpoints {
         }
     }
 
-    /// Ends all of them; their guests go on with a successor if there will be one.
+    /// Ends all of them; their guests are handed over if there will be a next process.
     pub fn end(&mut self, successor: bool, runtime: &Handle) {
         for (_, listener) in std::mem::take(&mut self.listeners) {
             listener.running.stop(runtime);
@@ -151,14 +152,14 @@ impl Endpoints {
         }
     }
 
-    /// From now on somebody else is to go on with the guests.
+    /// From now on the next process serves the guests.
     pub fn leave_guests(&self) {
         for device in self.devices.values() {
             device.running.endpoint.leave();
         }
     }
 
-    /// The devices, for others to look at.
+    /// The devices, for the status.
     pub fn viewed_devices(&self) -> BTreeMap<String, ViewedDevice> {
         let viewed = |device: &Running<config::Virtiofs, Device>| ViewedDevice {
             socket: device.config.socket.clone(),
@@ -171,7 +172,7 @@ impl Endpoints {
             .collect()
     }
 
-    /// The listeners that have a name, for others to look at.
+    /// The listeners that have a name, for the status.
     pub fn viewed_listeners(&self) -> BTreeMap<String, ListenStatus> {
         let status = |listener: &Running<config::Listen, Listening>| ListenStatus {
             address: listener.config.address.clone(),

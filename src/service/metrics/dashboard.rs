@@ -1,6 +1,5 @@
-//! `docs/grafana/castore-fs.json` is a dashboard that Grafana loads and that shows what there is.
-//!
-//! Whoever adds a metric has to give it a place there: a metric that nobody sees helps nobody.
+//! Tests that `docs/grafana/castore-fs.json` is a dashboard that Grafana loads, and that it shows
+//! every metric.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -11,11 +10,11 @@ use serde_json::Value;
 use super::{Kind, Metric, all};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/grafana/castore-fs.json");
-/// What Prometheus adds to every series.
+/// The labels that Prometheus adds to every series.
 const OF_THE_SCRAPE: [&str; 2] = ["instance", "job"];
 /// Columns of Grafana's grid.
 const COLUMNS: u64 = 24;
-/// The oldest form of dashboards whose panels are as ours: that of Grafana 9.
+/// The oldest schema with these panels: that of Grafana 9.
 const OLDEST_SCHEMA: u64 = 36;
 
 fn dashboard() -> Value {
@@ -35,7 +34,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
         .unwrap_or_else(|| panic!("{key} is no text in {value}"))
 }
 
-/// An expression, what its series are called, and where it stands.
+/// An expression, the names of its series, and its place.
 struct Shown<'a> {
     place: &'a str,
     expression: &'a str,
@@ -65,15 +64,15 @@ fn shown(dashboard: &Value) -> Vec<Shown<'_>> {
     all
 }
 
-/// A place in an expression where series are chosen.
+/// A selector of series in an expression.
 struct Selector<'a> {
     name: &'a str,
     labels: Vec<&'a str>,
-    /// Whether it takes them over a span of time.
+    /// Whether it is over a span of time.
     range: bool,
 }
 
-/// The selectors of our metrics in `expression`.
+/// The selectors of castore-fs metrics in `expression`.
 fn selectors(expression: &str) -> Vec<Selector<'_>> {
     let starts = expression.match_indices("castore_fs_").map(|(at, _)| at);
     let of_name = |byte: char| byte.is_ascii_alphanumeric() || byte == '_';
@@ -98,7 +97,7 @@ fn selectors(expression: &str) -> Vec<Selector<'_>> {
         .collect()
 }
 
-/// The metric whose series are called `name`.
+/// The metric with series of this `name`.
 fn metric(name: &str) -> Option<&'static Metric> {
     let parts = ["_bucket", "_sum", "_count"];
     all().find(|metric| match metric.kind {
@@ -117,7 +116,7 @@ fn labels(metric: &Metric) -> BTreeSet<&'static str> {
         .collect()
 }
 
-/// What `by (…)` names in `expression`; nothing where it does not aggregate.
+/// The labels in `by (…)` of `expression`; nothing without an aggregation.
 fn groups(expression: &str) -> Option<BTreeSet<&str>> {
     let aggregates = ["sum", "count", "min", "max"];
     let aggregated = aggregates
@@ -147,7 +146,7 @@ fn grafana_can_load_it() {
     assert_eq!(
         (text(source, "type"), text(source, "query")),
         ("datasource", "prometheus"),
-        "who loads it chooses where the numbers are"
+        "the data source is chosen when it is loaded"
     );
 
     let mut ids = BTreeSet::new();
@@ -215,7 +214,7 @@ fn it_shows_every_metric_that_there_is_and_no_other() {
             for label in selector.labels {
                 assert!(has.contains(label), "{place}: {name} has no {label}");
             }
-            // A counter means nothing but by how much it has grown; what comes and goes does not grow.
+            // Only the growth of a counter is meaningful; a gauge has none.
             let grows = metric.kind != Kind::Gauge;
             let restarts = expression.contains("resets(");
             assert_eq!(selector.range, grows || restarts, "{place}: {expression}");
@@ -263,7 +262,7 @@ fn its_variables_are_labels_that_there_are() {
     }
 }
 
-/// What Prometheus itself says of the expressions. `tests/run` brings its `promtool`.
+/// Prometheus' own check of the expressions. `tests/run` brings its `promtool`.
 #[test]
 fn prometheus_understands_every_expression() {
     let promtool = std::env::var_os("CASTORE_FS_PROMTOOL").map_or_else(

@@ -1,16 +1,16 @@
-//! The list of metrics, and how each is read; but for those of warm-up, which are in `warm_up`.
+//! The list of metrics, and how each is read; except those of warm-up, which are in `warm_up`.
 
 use super::{Kind, Metric};
 use crate::service::status::{PrefetchStatus, Status, StoreStatus};
 use crate::store::{CacheStatus, EndpointHealth, EndpointState, MemberHealth, MemberState};
 
-/// Every metric but those of warm-up.
+/// Every metric except those of warm-up.
 pub(super) const METRICS: &[Metric] = &[
     Metric {
         name: "castore_fs_info",
         kind: Kind::Gauge,
         labels: "version",
-        help: "Always 1; the label tells the version.",
+        help: "Always 1; the label has the version.",
         read: |status, to| to.put(&[("version", &status.version)], 1),
     },
     Metric {
@@ -24,7 +24,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_mount_up",
         kind: Kind::Gauge,
         labels: "mount",
-        help: "1 while the mount is where it was mounted.",
+        help: "1 while the mount is at its mount point.",
         read: |status, to| {
             for (name, mount) in &status.mounts {
                 to.put(&[("mount", name)], u64::from(mount.mounted));
@@ -46,7 +46,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_requests_total",
         kind: Kind::Counter,
         labels: "mount, kind",
-        help: "Requests of the kernel since this process serves the mount.",
+        help: "Requests of the kernel since this process began to serve the mount.",
         read: |status, to| {
             for (name, mount) in &status.mounts {
                 for (kind, count) in &mount.requests {
@@ -59,7 +59,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_request_seconds",
         kind: Kind::Histogram,
         labels: "mount, kind",
-        help: "How long requests took, from being read to being answered.",
+        help: "How long requests took, from their reading to the reply.",
         read: |status, to| {
             for (name, mount) in &status.mounts {
                 for (kind, latency) in &mount.latencies {
@@ -105,7 +105,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_open_files",
         kind: Kind::Gauge,
         labels: "mount",
-        help: "Files that are open on a mount with passthrough; other mounts are not asked for it.",
+        help: "Open files of a mount with passthrough; other mounts get no open requests.",
         read: |status, to| {
             for (name, mount) in &status.mounts {
                 if let Some(open) = &mount.open {
@@ -118,7 +118,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_backed_files",
         kind: Kind::Gauge,
         labels: "mount",
-        help: "Those of them that the kernel reads by itself.",
+        help: "Open files read through kernel passthrough.",
         read: |status, to| {
             for (name, mount) in &status.mounts {
                 if let Some(open) = &mount.open {
@@ -131,14 +131,14 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_leaving_mounts",
         kind: Kind::Gauge,
         labels: "",
-        help: "Mounts that are out of the tree and still used.",
+        help: "Mounts that are detached from the tree and still in use.",
         read: |status, to| to.put(&[], status.leaving),
     },
     Metric {
         name: "castore_fs_virtiofs_connections_total",
         kind: Kind::Counter,
         labels: "device",
-        help: "Front ends of virtual machines that connected since this process serves the device.",
+        help: "Front ends of virtual machines that connected since this process began to serve the device.",
         read: |status, to| {
             for (name, device) in &status.virtiofs {
                 to.put(&[("device", name)], device.connections);
@@ -160,7 +160,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_virtiofs_requests_total",
         kind: Kind::Counter,
         labels: "device, kind",
-        help: "Requests of guests since this process serves the device.",
+        help: "Requests of guests since this process began to serve the device.",
         read: |status, to| {
             for (name, device) in &status.virtiofs {
                 for (kind, count) in &device.requests {
@@ -173,7 +173,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_virtiofs_request_seconds",
         kind: Kind::Histogram,
         labels: "device, kind",
-        help: "How long requests of guests took, from being taken from the queue to being answered.",
+        help: "How long requests of guests took, from the queue to the reply.",
         read: |status, to| {
             for (name, device) in &status.virtiofs {
                 for (kind, latency) in &device.latencies {
@@ -219,7 +219,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_store_blobs",
         kind: Kind::Gauge,
         labels: "store",
-        help: "Blobs in the store; absent where that is not known.",
+        help: "Blobs in the store; absent if that is not known.",
         read: |status, to| {
             for (name, store) in &status.stores {
                 if let Some(blobs) = store.blobs {
@@ -258,7 +258,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_endpoint_up",
         kind: Kind::Gauge,
         labels: "store",
-        help: "1 if the last question to a store far away was answered, 0 if it failed; absent before the first.",
+        help: "1 if the last request to an upstream was answered, 0 if it failed; absent before the first.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
                 if endpoint.state != EndpointState::Unknown {
@@ -272,7 +272,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_endpoint_requests_total",
         kind: Kind::Counter,
         labels: "store",
-        help: "Questions to a store far away: those that memory could not answer.",
+        help: "Requests to an upstream, which memory could not answer.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
                 to.put(&[("store", name)], endpoint.requests);
@@ -283,7 +283,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_endpoint_failures_total",
         kind: Kind::Counter,
         labels: "store",
-        help: "Those of them that got an error.",
+        help: "Requests to an upstream that failed.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
                 to.put(&[("store", name)], endpoint.failures);
@@ -294,7 +294,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_endpoint_in_flight",
         kind: Kind::Gauge,
         labels: "store",
-        help: "Those of them that wait for their answer.",
+        help: "Requests to an upstream in flight.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
                 to.put(&[("store", name)], endpoint.in_flight);
@@ -305,7 +305,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_endpoint_received_bytes_total",
         kind: Kind::Counter,
         labels: "store",
-        help: "Bytes of blobs and Directories in the answers.",
+        help: "Bytes of blobs and Directories in an upstream's answers.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
                 to.put(&[("store", name)], endpoint.bytes_in);
@@ -316,7 +316,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_endpoint_median_seconds",
         kind: Kind::Gauge,
         labels: "store",
-        help: "The time within which half of the latest 64 answers came.",
+        help: "The median time of an upstream's latest 64 answers.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
                 if let Some(micros) = endpoint.median_micros {
@@ -329,7 +329,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_endpoint_p95_seconds",
         kind: Kind::Gauge,
         labels: "store",
-        help: "The time within which 19 of 20 of the latest 64 answers came.",
+        help: "The 95th percentile of the times of an upstream's latest 64 answers.",
         read: |status, to| {
             for (name, endpoint) in endpoints(status) {
                 if let Some(micros) = endpoint.p95_micros {
@@ -342,7 +342,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_mirror_state",
         kind: Kind::Gauge,
         labels: "store, member, state",
-        help: "1 for the state that a mirror is in: up, open (it failed and is left alone), slow, liar (it sent wrong bytes).",
+        help: "1 for the state of a mirror: up, open (it failed, its circuit breaker is open), slow, liar (it sent wrong bytes).",
         read: |status, to| {
             for (name, member) in mirrors(status) {
                 for (state, label) in MEMBER_STATES {
@@ -356,7 +356,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_mirror_requests_total",
         kind: Kind::Counter,
         labels: "store, member",
-        help: "Questions that a mirror was asked.",
+        help: "Requests to a mirror.",
         read: |status, to| {
             for (name, member) in mirrors(status) {
                 to.put(
@@ -370,7 +370,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_mirror_failures_total",
         kind: Kind::Counter,
         labels: "store, member",
-        help: "Those of them that got an error.",
+        help: "Requests to a mirror that failed.",
         read: |status, to| {
             for (name, member) in mirrors(status) {
                 to.put(
@@ -384,7 +384,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_mirror_hedges_total",
         kind: Kind::Counter,
         labels: "store, member",
-        help: "Questions that another was asked as well because the mirror took long.",
+        help: "Requests that were also sent to another mirror because this one took long.",
         read: |status, to| {
             for (name, member) in mirrors(status) {
                 to.put(&[("store", name), ("member", &member.name)], member.hedges);
@@ -395,7 +395,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_mirror_lies_total",
         kind: Kind::Counter,
         labels: "store, member",
-        help: "Answers of a mirror that were not what their digest promises.",
+        help: "Answers of a mirror that did not match their digest.",
         read: |status, to| {
             for (name, member) in mirrors(status) {
                 to.put(&[("store", name), ("member", &member.name)], member.lies);
@@ -406,7 +406,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_size_bytes",
         kind: Kind::Gauge,
         labels: "store",
-        help: "What a cache takes on its disk.",
+        help: "Bytes that a cache takes on its disk.",
         read: |status, to| {
             for (name, cache) in caches(status) {
                 to.put(&[("store", name)], cache.size);
@@ -417,7 +417,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_limit_bytes",
         kind: Kind::Gauge,
         labels: "store",
-        help: "What a cache may take on its disk; absent where that is not bounded.",
+        help: "Bytes that a cache may take on its disk; absent if that is not limited.",
         read: |status, to| {
             for (name, cache) in caches(status) {
                 if let Some(limit) = cache.limit {
@@ -430,7 +430,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_hits_total",
         kind: Kind::Counter,
         labels: "store",
-        help: "Directories and parts of blobs that a cache had.",
+        help: "Directories and parts of blobs that were read from a cache.",
         read: |status, to| {
             for (name, cache) in caches(status) {
                 to.put(&[("store", name)], cache.hits);
@@ -441,7 +441,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_misses_total",
         kind: Kind::Counter,
         labels: "store",
-        help: "Those that the far store was asked for.",
+        help: "Directories and parts of blobs that a cache requested from its upstream.",
         read: |status, to| {
             for (name, cache) in caches(status) {
                 to.put(&[("store", name)], cache.misses);
@@ -452,7 +452,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_evictions_total",
         kind: Kind::Counter,
         labels: "store",
-        help: "Objects that had to make room for others.",
+        help: "Objects that a cache evicted.",
         read: |status, to| {
             for (name, cache) in caches(status) {
                 to.put(&[("store", name)], cache.evictions);
@@ -463,7 +463,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_not_kept_total",
         kind: Kind::Counter,
         labels: "store",
-        help: "Objects that were not kept, because the disk was too slow, full or failing.",
+        help: "Objects that a cache did not keep, because its disk was too slow, full or failing.",
         read: |status, to| {
             for (name, cache) in caches(status) {
                 to.put(&[("store", name)], cache.not_kept);
@@ -474,7 +474,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_repairs_total",
         kind: Kind::Counter,
         labels: "store",
-        help: "Objects of a cache that were damaged, and fetched anew.",
+        help: "Damaged objects of a cache that were fetched again.",
         read: |status, to| {
             for (name, cache) in caches(status) {
                 to.put(&[("store", name)], cache.repairs);
@@ -485,7 +485,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_prefetches",
         kind: Kind::Gauge,
         labels: "store",
-        help: "Prefetches into a cache that are under way.",
+        help: "Running prefetches into a cache.",
         read: |status, to| {
             for (name, _) in caches(status) {
                 to.put(&[("store", name)], prefetches(status, name).count() as u64);
@@ -496,7 +496,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_prefetched_bytes",
         kind: Kind::Gauge,
         labels: "store",
-        help: "Bytes that those have so far.",
+        help: "Bytes that running prefetches have fetched.",
         read: |status, to| {
             for (name, _) in caches(status) {
                 let bytes = prefetches(status, name).map(|prefetch| prefetch.bytes);
@@ -508,7 +508,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_prefetch_bytes",
         kind: Kind::Gauge,
         labels: "store",
-        help: "Bytes that they will have; 0 as long as not all Directories are known.",
+        help: "Bytes that running prefetches will have fetched; 0 until all Directories are known.",
         read: |status, to| {
             for (name, _) in caches(status) {
                 let bytes = prefetches(status, name).map(|prefetch| prefetch.total_bytes);
@@ -520,7 +520,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_degraded",
         kind: Kind::Gauge,
         labels: "store",
-        help: "1 while a cache keeps nothing of what comes.",
+        help: "1 while a cache keeps no fetched objects.",
         read: |status, to| {
             for (name, cache) in caches(status) {
                 to.put(&[("store", name)], u64::from(cache.degraded.is_some()));
@@ -531,7 +531,7 @@ pub(super) const METRICS: &[Metric] = &[
         name: "castore_fs_cache_far_down",
         kind: Kind::Gauge,
         labels: "store",
-        help: "1 while the far store was last found out of reach.",
+        help: "1 while the upstream of a cache is considered unreachable.",
         read: |status, to| {
             for (name, cache) in caches(status) {
                 to.put(&[("store", name)], u64::from(cache.far_down.is_some()));
@@ -548,7 +548,7 @@ const MEMBER_STATES: [(MemberState, &str); 4] = [
     (MemberState::Liar, "liar"),
 ];
 
-/// The stores of `status` that have what `of` looks for.
+/// The stores of `status` that have `of`.
 fn stores<'a, T: 'a>(
     status: &'a Status,
     of: impl Fn(&'a StoreStatus) -> T,
@@ -572,7 +572,7 @@ fn caches(status: &Status) -> impl Iterator<Item = (&str, &CacheStatus)> {
     caches.filter_map(|(name, cache)| Some((name, cache?)))
 }
 
-/// The prefetches that are under way into the cache `store`.
+/// The running prefetches into the cache `store`.
 fn prefetches<'a>(status: &'a Status, store: &'a str) -> impl Iterator<Item = &'a PrefetchStatus> {
     let all = status.prefetches.iter();
     all.filter(move |prefetch| prefetch.store == store)

@@ -1,5 +1,5 @@
-//! The metrics of learning what is read first, and of fetching it ahead: of mounts, and of devices for
-//! guests, which have the same under names of their own.
+//! The metrics of warm-up: of mounts, and of devices for guests, which have the same under names of
+//! their own.
 
 use super::{Kind, Metric};
 use crate::fs::WarmUpCount;
@@ -31,7 +31,7 @@ macro_rules! metrics {
                 name: concat!($prefix, "warmup_learning"),
                 kind: Kind::Gauge,
                 labels: $of,
-                help: "Roots whose first reads are being learned.",
+                help: "Roots whose first reads are being recorded.",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
                         to.put(&[($of, name)], warmup.learning);
@@ -42,7 +42,7 @@ macro_rules! metrics {
                 name: concat!($prefix, "warmup_learned_stretches_total"),
                 kind: Kind::Counter,
                 labels: $of,
-                help: "Stretches of files, of up to 1 MiB, that were learned.",
+                help: "Extents of files, of up to 1 MiB, that were recorded.",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
                         to.put(&[($of, name)], warmup.learned);
@@ -64,7 +64,7 @@ macro_rules! metrics {
                 name: concat!($prefix, "warmup_fetching"),
                 kind: Kind::Gauge,
                 labels: $of,
-                help: "Profiles that are being fetched.",
+                help: "Profiles that are being prefetched.",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
                         to.put(&[($of, name)], warmup.fetching);
@@ -75,7 +75,7 @@ macro_rules! metrics {
                 name: concat!($prefix, "warmup_fetches_total"),
                 kind: Kind::Counter,
                 labels: $of,
-                help: "Profiles that were fetched to their end, or given up.",
+                help: "Prefetches of profiles that ended, complete or given up.",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
                         to.put(&[($of, name)], warmup.fetches);
@@ -86,7 +86,7 @@ macro_rules! metrics {
                 name: concat!($prefix, "warmup_fetch_seconds_total"),
                 kind: Kind::Counter,
                 labels: $of,
-                help: "How long those took.",
+                help: "The total time of these prefetches.",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
                         to.put_micros(&[($of, name)], warmup.fetch_micros);
@@ -97,7 +97,7 @@ macro_rules! metrics {
                 name: concat!($prefix, "warmup_fetched_stretches_total"),
                 kind: Kind::Counter,
                 labels: $of,
-                help: "Stretches of files that were fetched ahead; not those that were at hand.",
+                help: "Extents of files that were prefetched, without those that were cached already.",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
                         to.put(&[($of, name)], warmup.stretches);
@@ -108,7 +108,7 @@ macro_rules! metrics {
                 name: concat!($prefix, "warmup_fetched_bytes_total"),
                 kind: Kind::Counter,
                 labels: $of,
-                help: "Their bytes.",
+                help: "Bytes of the prefetched extents.",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
                         to.put(&[($of, name)], warmup.bytes);
@@ -119,7 +119,7 @@ macro_rules! metrics {
                 name: concat!($prefix, "warmup_hits_total"),
                 kind: Kind::Counter,
                 labels: $of,
-                help: "Those of them that were touched once they were there; of very many a few are \
+                help: "Prefetched extents that were read after their arrival; of very many a few are \
                        not noticed.",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {
@@ -131,7 +131,7 @@ macro_rules! metrics {
                 name: concat!($prefix, "warmup_failures_total"),
                 kind: Kind::Counter,
                 labels: concat!($of, ", step"),
-                help: "What failed: find (a profile cannot be read), fetch (given up, as the store did \
+                help: "Failures: find (a profile cannot be read), fetch (given up, as the store did \
                        not answer for ten minutes), save (a profile cannot be written).",
                 read: |status, to| {
                     for (name, warmup) in $each(status) {

@@ -1,4 +1,4 @@
-//! The mounts that run: which are made, go on and are taken down, as the configuration has it.
+//! The running mounts: made, kept and unmounted by the configuration.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use crate::service::view::ViewedMount;
 use crate::stores::OpenStores;
 use crate::transport::fuse::{Session, Unmounted};
 
-/// What is mounted at this moment.
+/// The mounts at this moment.
 #[derive(Default)]
 pub struct Mounts {
     served: BTreeMap<String, Served>,
-    /// Not wanted any more, and still used.
+    /// Mounts that are no longer configured, and still in use.
     leaving: Vec<Leaving>,
 }
 
-/// A mount that is not wanted any more.
+/// A mount that is no longer configured.
 struct Leaving {
     name: String,
     session: Arc<Session>,
-    /// Whether it is to be tried again to unmount it.
+    /// Whether to try again to unmount it.
     is_mounted: bool,
 }
 
@@ -38,7 +38,7 @@ impl Leaving {
 }
 
 impl Mounts {
-    /// The mounts that `config` with `stores` wants.
+    /// The mounts of `config` with `stores`.
     pub fn wanted(config: &Config, stores: &OpenStores) -> BTreeMap<String, Wanted> {
         let mut all = BTreeMap::new();
         for (name, mount) in &config.mounts {
@@ -56,7 +56,7 @@ impl Mounts {
         all
     }
 
-    /// Makes the mount `name`, or goes on with what a predecessor `left` of it.
+    /// Makes the mount `name`, or takes over what the previous process `left` of it.
     pub fn start(
         &mut self,
         name: &str,
@@ -76,8 +76,7 @@ impl Mounts {
         Ok(())
     }
 
-    /// Takes down those that are not as they are `wanted`; gives what is wanted beside those that
-    /// stay.
+    /// Unmounts those that differ from `wanted`; returns what is wanted beside those that stay.
     pub fn stop_others(
         &mut self,
         mut wanted: BTreeMap<String, Wanted>,
@@ -100,8 +99,8 @@ impl Mounts {
         all
     }
 
-    /// Lets go of what others have unmounted and of what is not used any more, and tries again to
-    /// unmount what could not be.
+    /// Drops mounts that other programs have unmounted or that are no longer in use, and tries
+    /// again to unmount the others.
     pub fn notice_ends(&mut self) {
         for leaving in &mut self.leaving {
             if leaving.is_mounted {
@@ -128,19 +127,19 @@ impl Mounts {
         }
     }
 
-    /// Takes all of them down; if there will be a `successor`, those that it can go on with stay.
+    /// Unmounts all of them; with a `successor`, those that it can take over stay.
     pub fn end(&mut self, successor: bool) {
         for (name, served) in self.take_served() {
             if successor && served.session.kept().is_some() {
                 served.session.leave();
-                tracing::info!(MOUNT = name, "left to a successor");
+                tracing::info!(MOUNT = name, "left to the next process");
             } else {
                 self.take_down(&name, served.session);
             }
         }
     }
 
-    /// Unmounts it; while it is used, or cannot be unmounted, it is served on.
+    /// Unmounts it; while it is in use, or cannot be unmounted, it is still served.
     fn take_down(&mut self, name: &str, session: Arc<Session>) {
         let path = session.current_path().display().to_string();
         let leaving = |is_mounted| Leaving {
@@ -179,7 +178,7 @@ impl Mounts {
         systemd::forget(name);
     }
 
-    /// What a predecessor left stays for the next try; what was made goes.
+    /// Mounts of the previous process stay for the next try; new ones are removed.
     pub fn give_up(&self) {
         for (name, served) in &self.served {
             if served.adopted {
@@ -190,12 +189,12 @@ impl Mounts {
         }
     }
 
-    /// How many are not wanted any more and still used.
+    /// How many are no longer configured and still in use.
     pub fn leaving(&self) -> usize {
         self.leaving.len()
     }
 
-    /// Serves those no longer that are not wanted any more.
+    /// Ends the service of those that are no longer configured.
     pub fn cut_off(&self) {
         for Leaving {
             name,
@@ -211,14 +210,14 @@ impl Mounts {
                     "still mounted, and no process serves it now: remove it with umount"
                 ),
                 false => {
-                    tracing::warn!(MOUNT = name, %path, "still in use; what is open on it ends now");
+                    tracing::warn!(MOUNT = name, %path, "still in use; its open files fail from now on");
                 }
             }
             session.leave();
         }
     }
 
-    /// The mounts, for others to look at.
+    /// The mounts, for the status.
     pub fn viewed(&self) -> BTreeMap<String, ViewedMount> {
         let viewed = |served: &Served| ViewedMount {
             path: served.wanted.config.path.clone(),
@@ -234,7 +233,7 @@ impl Mounts {
     }
 }
 
-/// Tries to unmount what could not be unmounted before; whether it is still there.
+/// Tries again to unmount it; returns whether it is still there.
 fn is_still_mounted(leaving: &Leaving) -> bool {
     let name = &leaving.name;
     match leaving.session.unmount() {

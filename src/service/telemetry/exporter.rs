@@ -27,11 +27,11 @@ use crate::store::shown_url;
 const MOST_WAITING: usize = 4096;
 /// Spans that are sent at once, at most.
 const MOST_AT_ONCE: usize = 512;
-/// How long spans come together before they are sent.
+/// How long spans are gathered before they are sent.
 const GATHER: Duration = Duration::from_secs(1);
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a call is tried that fails for the moment, and the pause before the second time, which
+/// How often a call with a temporary error is tried, and the pause before the second time, which
 /// doubles.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
@@ -41,28 +41,28 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Why spans cannot be exported.
 #[derive(Debug, Error)]
 pub enum CollectorError {
-    /// The text is no address.
+    /// The text is not an address.
     #[error(
-        "{:?} is no collector's address: write http://HOST:PORT or https://HOST:PORT",
+        "{:?} is not a collector's address: write http://HOST:PORT or https://HOST:PORT",
         shown_url(.0)
     )]
     Address(String),
-    /// TLS cannot be had.
+    /// TLS is unavailable.
     #[error("cannot reach a collector over TLS: {0}")]
     Tls(tonic::transport::Error),
-    /// There is no thread for it.
+    /// Its thread cannot be started.
     #[error("cannot start to export spans: {0}")]
     Start(#[from] std::io::Error),
 }
 
-/// Where spans wait.
+/// The queue of spans.
 pub(super) struct Queue {
     waiting: mpsc::Sender<Span>,
     lost: Arc<AtomicU64>,
 }
 
 impl Queue {
-    /// Puts `span` there, if there is room.
+    /// Queues `span`, if there is room.
     pub(super) fn put(&self, span: Span) {
         if self.waiting.try_send(span).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -82,8 +82,8 @@ impl Exporter {
         endpoint(address).map(drop)
     }
 
-    /// Sends to the collector at `address`, `http://HOST:PORT` or `https://…`, what [`Traces`] sees.
-    /// It need not be there yet.
+    /// Sends the spans of [`Traces`] to the collector at `address`, `http://HOST:PORT` or
+    /// `https://…`, which need not be running yet.
     pub fn start(address: &str) -> Result<(Self, Traces), CollectorError> {
         let endpoint = endpoint(address)?;
         let (waiting, mut spans) = mpsc::channel(MOST_WAITING);
@@ -150,7 +150,7 @@ impl Exporter {
 }
 
 impl Drop for Exporter {
-    /// Sends what is left, for a moment.
+    /// Sends the rest, for a moment.
     fn drop(&mut self) {
         drop(self.end.take());
         if let Some(thread) = self.thread.take() {
@@ -175,11 +175,11 @@ fn endpoint(address: &str) -> Result<Endpoint, CollectorError> {
     Ok(endpoint.timeout(PATIENCE).connect_timeout(PATIENCE))
 }
 
-/// The other end.
+/// The connection to the collector.
 struct Collector {
     client: TraceServiceClient<Channel>,
     address: String,
-    /// Spans that could not be sent, and were not told of yet.
+    /// Spans that could not be sent, and were not logged yet.
     lost: Arc<AtomicU64>,
 }
 
@@ -193,7 +193,7 @@ impl Collector {
                 Ok(_) => break,
                 Err(status) => status,
             };
-            // What the protocol says can be tried again.
+            // The codes for which the protocol allows a retry.
             let passes = matches!(
                 failed.code(),
                 Code::Unavailable
@@ -222,7 +222,7 @@ impl Collector {
     }
 }
 
-/// `spans`, and who sends them.
+/// `spans`, and their sender.
 fn request(spans: Vec<Span>) -> ExportTraceServiceRequest {
     let text = |key: &str, value: String| KeyValue {
         key: key.to_owned(),
@@ -236,7 +236,7 @@ fn request(spans: Vec<Span>) -> ExportTraceServiceRequest {
         text("service.version", version.to_owned()),
         text("service.instance.id", std::process::id().to_string()),
     ];
-    // A unit that sees processes and nothing else of /proc has no name to tell.
+    // A unit that sees nothing of /proc but processes has no name.
     if let Ok(host) = std::fs::read_to_string("/proc/sys/kernel/hostname") {
         attributes.push(text("host.name", host.trim().to_owned()));
     }

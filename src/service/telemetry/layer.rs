@@ -22,7 +22,7 @@ const SPAN_ID: usize = 8;
 /// Events that are kept with a span, at most.
 const MOST_EVENTS: usize = 32;
 
-/// Makes spans of what happens, and queues them.
+/// Makes spans from `tracing`, and queues them.
 pub struct Traces {
     queue: Queue,
 }
@@ -34,7 +34,7 @@ impl Traces {
     }
 }
 
-/// Whether [`Traces`] has to see it: our spans, those around them, and trouble within.
+/// Whether [`Traces`] needs it: castore-fs spans, those around them, and warnings within.
 pub fn is_followed(metadata: &Metadata<'_>) -> bool {
     let ours = metadata.target().starts_with("castore_fs");
     ours && (metadata.is_span() || *metadata.level() <= Level::WARN)
@@ -46,10 +46,10 @@ struct Open {
     fields: Fields,
 }
 
-/// What a span around others says of them.
+/// The fields that a span gives to those in it.
 struct Around(Fields);
 
-/// Fields, and what those mean that are for the exporter.
+/// Fields, and those for the exporter.
 #[derive(Default)]
 struct Fields {
     attributes: Vec<KeyValue>,
@@ -115,7 +115,7 @@ impl Visit for Fields {
     }
 }
 
-/// A name that no other has: random, and not all zeros, which means none.
+/// A unique id: random, and not all zeros, which means none.
 fn fresh<const BYTES: usize>() -> Vec<u8> {
     let mut name = vec![0; BYTES];
     while name.iter().all(|byte| *byte == 0) {
@@ -129,7 +129,7 @@ fn nanos(time: SystemTime) -> u64 {
     since.as_nanos() as u64
 }
 
-/// The nearest span of ours around `span`.
+/// The nearest castore-fs span around `span`.
 fn parent<'a, S: LookupSpan<'a>>(span: &SpanRef<'a, S>) -> Option<(Vec<u8>, Vec<u8>)> {
     span.scope().skip(1).find_map(|outer| {
         let extensions = outer.extensions();

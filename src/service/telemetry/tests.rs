@@ -54,7 +54,7 @@ fn a_span_tells_its_fields_those_around_it_and_what_it_is_part_of() {
         drop(in_request);
         request.record("otel.name", "READ");
         request.record("digest", "blake3-x");
-        tracing::info_span!(target: "h2", "somebody else's");
+        tracing::info_span!(target: "h2", "another library's");
     });
     let spans = collector.spans();
     let [fetch, request] = &spans[..] else {
@@ -105,9 +105,9 @@ fn more_than_a_batch_arrives() {
 
 #[test]
 fn a_collector_that_is_not_there_holds_nobody_up() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", nobody.local_addr().unwrap());
-    drop(nobody);
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", unused.local_addr().unwrap());
+    drop(unused);
     // More than any queue holds: it comes to its end all the same.
     followed(&address, || {
         for _ in 0..20_000 {

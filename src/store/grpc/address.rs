@@ -301,7 +301,7 @@ mod tests {
     fn an_invalid_url_is_refused() {
         for (url, why) in [
             ("grpc+http://user:secret@host", "secrets"),
-            ("grpc+http://host?token-file=/t", "clear"),
+            ("grpc+http://host?token-file=/t", "unencrypted"),
             ("grpc+http://host?tls-ca-cert-path=/t", "https"),
             ("grpc+https://host?tls-client-key-path=/t", "together"),
             ("grpc+http://host?nonsense=1", "nonsense"),

@@ -1,9 +1,9 @@
-//! Whether everything below a Directory is there.
+//! Whether everything below a Directory is present.
 //!
-//! A root node promises its whole tree, so a commit looks for every blob and Directory below it.
-//! What the store already found whole is marked so in the index ([`Kind::Whole`]) and not looked
-//! into again; a Directory that came without everything below it (a cache fills like that) is
-//! [`Kind::Partial`], and is looked into again whenever a root leads to it.
+//! A root promises its whole tree, so a commit checks every blob and Directory below it.
+//! Directories that were found complete are marked so in the index ([`Kind::Whole`]) and not
+//! checked again; a Directory that came without everything below it (a cache fills like that) is
+//! [`Kind::Partial`], and is checked whenever a root leads to it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,7 +14,7 @@ use super::location::{Kind, Location};
 use crate::castore::{Digest, Directory, Node, NodeRef, Printable, Root};
 use crate::store::{Error, Object};
 
-/// What is missing, as a text; nothing if nothing is.
+/// The missing object, as a text; nothing if all are present.
 type Found = Option<String>;
 
 /// A search below the Directories of one addition.
@@ -26,7 +26,7 @@ pub(super) struct Closure<'a> {
     completed: Vec<(Digest, Location)>,
 }
 
-/// What the search found out.
+/// The result of a search.
 pub(super) struct Partial {
     /// New Directories below which something is missing.
     pub(super) missing: HashSet<Digest>,
@@ -34,7 +34,7 @@ pub(super) struct Partial {
     pub(super) completed: Vec<(Digest, Location)>,
 }
 
-/// A Directory whose entries are being looked at.
+/// A Directory whose entries are being checked.
 struct Visit {
     directory: Directory,
     next: usize,
@@ -42,7 +42,7 @@ struct Visit {
     at: Option<Location>,
 }
 
-/// What is known of a Directory at once.
+/// The known state of a Directory.
 enum State {
     Known(Found),
     Visit(Visit),
@@ -59,7 +59,7 @@ impl<'a> Closure<'a> {
         }
     }
 
-    /// Looks for everything that `root` refers to; the inner error says what is missing.
+    /// Checks everything that `root` refers to; the inner error names what is missing.
     pub(super) fn check(&mut self, root: &Root) -> Result<Result<(), String>, Error> {
         let missing = match &root.node {
             Node::Directory { digest, .. } => self.below(digest)?,
@@ -74,7 +74,7 @@ impl<'a> Closure<'a> {
         Ok(self.below(digest)?.is_none())
     }
 
-    /// Looks below the Directories that no root leads to as well.
+    /// Also checks the Directories that no root reaches.
     pub(super) fn finish(mut self) -> Result<Partial, Error> {
         let staged = self.staged;
         for digest in staged.directories.keys() {
@@ -140,7 +140,7 @@ impl<'a> Closure<'a> {
 
     fn state(&self, digest: &Digest) -> Result<State, Error> {
         if let Some(found) = self.known.get(digest) {
-            // The first place it was missed at says enough.
+            // The first missing place is enough.
             return Ok(State::Known(found.clone()));
         }
         if let Some(directory) = self.staged.directories.get(digest) {
@@ -158,7 +158,7 @@ impl<'a> Closure<'a> {
         if self.snapshot.is_quarantined(Object::Directory, digest)? {
             return Ok(damaged());
         }
-        // What was found whole once may have lost something that is known to be damaged now.
+        // A tree that was found complete may have lost an object that is known to be damaged now.
         if at.kind == Kind::Whole && !self.snapshot.has_quarantine() {
             return Ok(State::Known(None));
         }

@@ -1,8 +1,9 @@
-//! What reads find damaged: it is put on the index's quarantine list, so that an addition replaces it.
+//! Damage that reads find is put on the index's quarantine list, so that an addition replaces the
+//! object.
 //!
-//! A read must not wait for that. What it finds is kept in memory, and a thread writes it a moment
-//! later; an addition of this process, and the end of the store, write it at once. Where the index
-//! cannot be written to, the list stays in memory.
+//! A read must not wait for that. Its finding is kept in memory, and a thread writes it a moment
+//! later; an addition of this process, and the end of the store, write it at once. If the index is
+//! not writable, the list stays in memory.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -16,14 +17,14 @@ use super::{Inner, LocalStore};
 use crate::castore::Digest;
 use crate::store::{Error, Object};
 
-/// How long what is found first waits for more.
+/// How long the first finding waits for more.
 const LINGER: Duration = Duration::from_millis(50);
-/// Objects that wait to be written, at most; what is found beyond that is found again.
+/// Findings that wait to be written, at most; others are found again.
 const MOST: usize = 100_000;
 /// Bytes of a blob that are read at once.
 const PIECE: u64 = 1 << 20;
 
-/// What was found and is not on the list yet.
+/// Findings that are not on the list yet.
 #[derive(Debug, Default)]
 pub(super) struct FoundDamage(Mutex<Waiting>);
 
@@ -34,8 +35,7 @@ struct Waiting {
     writer: bool,
 }
 
-/// Whether an error says that the object's bytes on the disk are not, or cannot be read as, what they
-/// should be.
+/// Whether an error means that the object's bytes on the disk are wrong, or cannot be read.
 fn is_damage(error: &Error) -> bool {
     match error {
         Error::Damaged { .. } => true,
@@ -46,7 +46,7 @@ fn is_damage(error: &Error) -> bool {
 }
 
 impl Inner {
-    /// Notes an object that could not be read for the reason that `done` gives, if that is damage.
+    /// Notes an object that could not be read, if `done` is an error that means damage.
     pub(super) fn note_damage<T>(
         self: &Arc<Self>,
         object: Object,
@@ -74,7 +74,7 @@ impl Inner {
         done
     }
 
-    /// Puts what was found on the list.
+    /// Puts the findings on the list.
     pub(super) fn write_found_damage(&self) {
         let found: Vec<_> = {
             let mut waiting = self.found.0.lock();
@@ -117,8 +117,8 @@ impl Inner {
 }
 
 impl LocalStore {
-    /// Reads again what is on the quarantine list, and takes off it what is sound after all; says how
-    /// many objects are still on it.
+    /// Reads the objects on the quarantine list again, and removes the sound ones; returns how many
+    /// are still on it.
     pub fn release_sound(&self) -> Result<u64, Error> {
         let store = &self.0;
         store.write_found_damage();

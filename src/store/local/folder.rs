@@ -1,9 +1,9 @@
-//! The store's directory: where each file lies, and how a directory becomes a store.
+//! The store's directory: the place of each file, and how a directory becomes a store.
 //!
 //! `format` is written first and the index last, so a crash meanwhile leaves a directory without
 //! index, packs and blobs, which is made again. One that holds any of these is never initialised
-//! again: without a sound `format` it is read, if the index can be opened, and written to only after
-//! it was repaired.
+//! again: without a sound `format` it is read, if the index can be opened, and written to only
+//! after a repair.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -36,9 +36,9 @@ pub const OUR_NAMES: [&str; 17] = [
     "tmp",
     "additions",
     "parts",
-    // The service's default store shares its folder with what else it keeps.
+    // The service's default store shares its directory with the service's other files.
     "profiles",
-    // A file system of our own may come with it.
+    // A separate file system may contain it.
     "lost+found",
 ];
 
@@ -69,7 +69,7 @@ impl Folder {
         self.path.join("index.redb")
     }
 
-    /// Says which version the store has (see [`mod@format`]).
+    /// The version of the store (see [`mod@format`]).
     pub(super) fn format_file(&self) -> PathBuf {
         self.path.join("format")
     }
@@ -79,7 +79,7 @@ impl Folder {
         self.path.join("journal")
     }
 
-    /// What processes have in use (see [`leases`](super::leases)).
+    /// The objects in use by processes (see [`leases`](super::leases)).
     pub(super) fn leases(&self) -> PathBuf {
         self.path.join("leases")
     }
@@ -100,7 +100,7 @@ impl Folder {
         self.path.join("blobs")
     }
 
-    /// The folder of the large blobs whose digests start as `digest` does.
+    /// The directory of the large blobs whose digests start like `digest`.
     pub(super) fn blob_folder(&self, digest: &Digest) -> PathBuf {
         self.blobs().join(&digest.to_hex()[..2])
     }
@@ -113,17 +113,17 @@ impl Folder {
         self.path.join("tmp")
     }
 
-    /// Locked, shared, by every addition; and by a garbage collection alone.
+    /// Locked, shared, by every addition; and exclusively by a garbage collection.
     fn additions(&self) -> PathBuf {
         self.path.join("additions")
     }
 
-    /// Where parts of large blobs lie (see [`parts`](super::parts)).
+    /// The parts of large blobs (see [`parts`](super::parts)).
     pub(super) fn parts(&self) -> PathBuf {
         self.path.join("parts")
     }
 
-    /// Keeps garbage collections away for as long as the result lives. Waits for one under way.
+    /// Locks garbage collections out for as long as the result lives. Waits for a running one.
     pub(super) fn begin_addition(&self) -> Result<File, Error> {
         let path = self.additions();
         let file = self.open_additions(&path)?;
@@ -133,8 +133,8 @@ impl Folder {
         Ok(file)
     }
 
-    /// Keeps additions away for as long as the result lives. Waits for those under way, but not
-    /// longer than `patience`: then nothing.
+    /// Locks additions out for as long as the result lives. Waits for running ones, but not longer
+    /// than `patience`: then returns nothing.
     pub(super) fn be_alone(&self, patience: Duration) -> Result<Option<File>, Error> {
         let path = self.additions();
         let file = self.open_additions(&path)?;
@@ -158,7 +158,7 @@ impl Folder {
         file.map_err(self.io("open", path))
     }
 
-    /// Says which file an operation failed on, and what to do where that is known.
+    /// Adds to an error the file of the operation, and advice where there is some.
     pub(super) fn io(
         &self,
         action: &'static str,
@@ -173,12 +173,12 @@ impl Folder {
         }
     }
 
-    /// Makes the directory a store if it is none yet, and checks that we understand its format. With
+    /// Makes the directory a store if it is none yet, and checks that its format is supported. With
     /// `cache_only` a new store is marked as one that can be fetched again.
     ///
-    /// `make_index` makes an empty index at the path it is given. A directory that holds data and has
-    /// no sound `format` is left as it is: it may be read, and [`check_writable`](Self::check_writable)
-    /// fails.
+    /// `make_index` makes an empty index at the given path. A directory with data and without a
+    /// sound `format` is left as it is: it may be read, and
+    /// [`check_writable`](Self::check_writable) fails.
     pub(super) fn prepare(
         &self,
         cache_only: bool,
@@ -189,7 +189,7 @@ impl Folder {
         }
         fs::create_dir_all(&self.path).map_err(self.io("create the directory", &self.path))?;
         let _lock = self.lock()?;
-        // Another process may have made the store while we waited.
+        // Another process may have made the store meanwhile.
         if self.is_store()? {
             return Ok(());
         }
@@ -199,7 +199,7 @@ impl Folder {
         self.write(&self.additions(), &[])?;
         self.write_format(cache_only)?;
         self.install_index(make_index)?;
-        // The directory's own name; where its parent cannot be opened, the name may be lost.
+        // The directory's own name; if its parent cannot be opened, the name may be lost.
         let parent = self
             .path
             .parent()
@@ -208,7 +208,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Keeps other processes from making or repairing the store as long as the result lives.
+    /// Locks other processes out of making or repairing the store as long as the result lives.
     pub(super) fn lock(&self) -> Result<OwnedFd, Error> {
         let lock = open_folder(&self.path).map_err(self.io("open", &self.path))?;
         flock(&lock, FlockOperation::LockExclusive)
@@ -217,7 +217,7 @@ impl Folder {
         Ok(lock)
     }
 
-    /// Creates those of the store's directories that are not there.
+    /// Creates missing directories of the store.
     pub(super) fn make_folders(&self) -> Result<(), Error> {
         for folder in [self.packs(), self.blobs(), self.tmp()] {
             make_folder(&folder).map_err(self.io("create the directory", &folder))?;
@@ -243,7 +243,7 @@ impl Folder {
         self.sync(&self.path)
     }
 
-    /// Writes `format`, in place of what is there.
+    /// Writes `format`, replacing an existing file.
     pub(super) fn write_format(&self, cache_only: bool) -> Result<(), Error> {
         let made = self.path.join("format.new");
         self.write(&made, FormatFile::text(cache_only).as_bytes())?;
@@ -252,8 +252,8 @@ impl Folder {
         self.sync(&self.path)
     }
 
-    /// Whether the directory is a store, with a sound `format` or without; an error if it is one that
-    /// we do not understand.
+    /// Whether the directory is a store, with a sound `format` or without; an error if its format
+    /// is not supported.
     fn is_store(&self) -> Result<bool, Error> {
         let has_index = !matches!(self.index().try_exists(), Ok(false));
         match FormatFile::read(self)? {
@@ -301,7 +301,7 @@ impl Folder {
         Ok(())
     }
 
-    /// An error about the version or the make of the store.
+    /// An error about the version or the kind of the store.
     pub(super) fn format(&self, why: String) -> Error {
         Error::Format {
             store: self.url.clone(),
@@ -318,14 +318,14 @@ impl Folder {
             .map_err(self.io("write", path))
     }
 
-    /// Makes durable what was created, renamed or removed in the folder `path`.
+    /// Makes durable what was created, renamed or removed in the directory `path`.
     pub(super) fn sync(&self, path: &Path) -> Result<(), Error> {
         open_folder(path)
             .and_then(|folder| Ok(rustix::fs::fsync(folder)?))
             .map_err(self.io("sync", path))
     }
 
-    /// Fails with [`Error::ReadOnly`] if we may not write to the store, and with [`Error::Format`] if
+    /// Fails with [`Error::ReadOnly`] if the store is not writable, and with [`Error::Format`] if
     /// its `format` is missing, damaged or that of a newer version.
     pub(super) fn check_writable(&self) -> Result<(), Error> {
         match FormatFile::read(self)? {
@@ -349,8 +349,8 @@ impl Folder {
                         why: format!("{}: {error}", path.display()),
                     });
                 }
-                // A directory that a copy left out because it was empty, or that was lost with what
-                // was in it.
+                // A directory that a copy omitted because it was empty, or that was lost with its
+                // contents.
                 Err(Errno::NOENT) if path != self.index() => self.make_folders()?,
                 Err(error) => return Err(self.io("open for writing", &path)(error.into())),
             }
@@ -358,7 +358,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Makes the file `format` say [`FORMAT`]; keeps its other line.
+    /// Writes [`FORMAT`] into the file `format`; keeps its other line.
     pub(super) fn convert_format(&self) -> Result<(), Error> {
         match FormatFile::read(self)? {
             FormatFile::Known {
@@ -370,7 +370,7 @@ impl Folder {
         }
     }
 
-    /// Takes back the mark that everything in the store can be fetched again.
+    /// Removes the mark that everything in the store can be fetched again.
     pub(super) fn unmark_cache(&self) -> Result<(), Error> {
         match FormatFile::read(self)? {
             FormatFile::Known {
@@ -380,7 +380,7 @@ impl Folder {
         }
     }
 
-    /// Fails now if the disk has no room for `bytes`, while nothing depends on it.
+    /// Fails now if the disk has no room for `bytes`, before anything depends on it.
     pub(super) fn check_room(&self, bytes: u64) -> Result<(), Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -388,12 +388,12 @@ impl Folder {
         let path = self.tmp().join(name);
         let reserved = File::create(&path).and_then(|file| {
             match fs::remove_file(&path) {
-                // Somebody who reclaims was quicker.
+                // Another process removed it first.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 removed => removed?,
             }
             match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-                // A file system that cannot reserve: the index itself will tell.
+                // A file system that cannot reserve: the index will report it.
                 Err(Errno::OPNOTSUPP) => Ok(()),
                 other => Ok(other?),
             }
@@ -402,13 +402,13 @@ impl Folder {
     }
 }
 
-/// Opens a folder, to lock or sync it.
+/// Opens a directory, to lock or sync it.
 pub(super) fn open_folder(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// Creates a folder unless it is there.
+/// Creates a directory unless it exists.
 pub(super) fn make_folder(path: &Path) -> io::Result<()> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
@@ -416,8 +416,8 @@ pub(super) fn make_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Locks a file or folder for as long as `file` is open, unless another process (or another open
-/// file of this one) has it locked: then false.
+/// Locks a file or directory for as long as `file` is open, unless another process (or another open
+/// file of this one) has it locked: then returns false.
 pub(super) fn try_lock(file: &impl std::os::fd::AsFd) -> io::Result<bool> {
     match flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
@@ -426,8 +426,8 @@ pub(super) fn try_lock(file: &impl std::os::fd::AsFd) -> io::Result<bool> {
     }
 }
 
-/// Whether `path` still leads to `file`: whoever waits for a lock may get it on a file that its
-/// last owner removed.
+/// Whether `path` still leads to `file`: a process that waited for a lock may get it on a file that
+/// its last owner removed.
 pub(super) fn is_at(file: &impl std::os::fd::AsFd, path: &Path) -> io::Result<bool> {
     let open = rustix::fs::fstat(file)?;
     match rustix::fs::lstat(path) {
@@ -437,7 +437,7 @@ pub(super) fn is_at(file: &impl std::os::fd::AsFd, path: &Path) -> io::Result<bo
     }
 }
 
-/// Adds what to do to errors that a user can do something about.
+/// Adds advice to errors that a user can resolve.
 fn advise(error: io::Error) -> io::Error {
     let advice = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
@@ -454,7 +454,7 @@ fn advise(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{error}: {advice}"))
 }
 
-/// Waits in steps of at most `step` until `ready` says so or `timeout` has passed.
+/// Waits in steps of at most `step` until `ready` returns true or `timeout` has passed.
 pub(super) fn wait_until(
     timeout: Duration,
     mut step: impl FnMut(Duration) -> io::Result<()>,

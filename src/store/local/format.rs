@@ -1,4 +1,4 @@
-//! The file `format`: which version a store has, and whether it is only a cache.
+//! The file `format`: the version of a store, and whether it is only a cache.
 //!
 //! The version is in the index as well, so that a store whose `format` was lost can still be read.
 
@@ -14,18 +14,18 @@ pub(super) const FORMAT: u32 = 2;
 /// The oldest version that this code reads. The first change of such a store makes it [`FORMAT`].
 const OLDEST: u32 = 1;
 
-/// What the file `format` says.
+/// The contents of the file `format`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FormatFile {
     /// There is no such file.
     Missing,
-    /// It holds no version that any castore-fs has written.
+    /// It holds no version of any castore-fs.
     Damaged,
     /// A version that this code reads.
     Known {
         /// The version.
         version: u32,
-        /// Everything in the store can be fetched again: it is the near store of a cache.
+        /// Everything in the store can be fetched again: it is the local store of a cache.
         cache_only: bool,
     },
     /// A version of a newer castore-fs.
@@ -98,7 +98,7 @@ pub(super) fn holds_data(path: &Path) -> bool {
         let entries = fs::read_dir(path.join(name));
         entries.is_ok_and(|mut entries| entries.next().is_some())
     };
-    // What cannot be looked at may hold something.
+    // A directory that cannot be read may hold something.
     !matches!(path.join("index.redb").try_exists(), Ok(false))
         || !matches!(path.join("journal").try_exists(), Ok(false))
         || ["packs", "blobs", "parts"].into_iter().any(holds_entries)

@@ -1,28 +1,28 @@
-//! Garbage collection: gives back what no root leads to.
+//! Garbage collection: removes what no root reaches.
 //!
-//! **Mark.** From the roots (and what is too young to be judged, see below) every Directory is read
-//! and everything below it noted. Most of this is done beside everybody else.
+//! **Mark.** From the roots (and what is too young, see below) every Directory is read and
+//! everything below it noted. Most of this runs beside additions and readers.
 //!
-//! **Alone.** Then additions are kept out: each holds a shared lock for as long as it lives, and the
-//! collection takes it alone. What an addition counted on stays until it has ended; the next one
-//! looks at the index anew. Under that lock the mark is completed with what came meanwhile, which is
-//! little, and everything that is not marked leaves the index in one commit.
+//! **Exclusive.** Then additions are locked out: each holds a shared lock for as long as it lives,
+//! and the collection takes it exclusively. Objects that an addition relies on stay until it has
+//! ended; the next one reads the index again. Under that lock the mark is completed with what came
+//! meanwhile, which is little, and everything unmarked leaves the index in one commit.
 //!
-//! **Sweep.** Only then the bytes go: packs in which nothing is left and large files are removed,
-//! and holes are punched into the others ([`space`]). A process that dies on the way leaves bytes
-//! that no index entry leads to, and the next collection finds them as it finds all others: it looks
-//! at what is live, never at what has just died.
+//! **Sweep.** Only then bytes are freed: empty packs and large files are removed, and holes are
+//! punched into the others ([`space`]). A process that dies meanwhile leaves bytes without an index
+//! entry, and the next collection finds them like all others: it looks at what is live, never at
+//! what was just removed.
 //!
-//! **Readers** need not know. What they read is verified, so bytes that have gone under an old
+//! **Readers** need no notification. Their reads are verified, so bytes that have gone under an old
 //! snapshot of the index are noticed, and the reader looks again in a fresh one. Nothing is ever
-//! moved, and no pack's number used twice.
+//! moved, and no pack number used twice.
 //!
-//! **Too young.** Additions over the network come in several (blobs, Directories, the root), so what
-//! was added less than a *grace* ago counts as reached, and all below it. So does what was below a
-//! root that went away less than a grace ago: one that is shown without a lease.
+//! **Too young.** Additions over the network come in several steps (blobs, Directories, the root),
+//! so what was added less than a *grace* ago counts as reachable, with all below it. So does what
+//! was below a root that was removed less than a grace ago: one that is shown without a lease.
 //!
-//! **In use.** What a mount shows, of roots that were removed too, is reached as long as the mount is
-//! there ([`leases`]).
+//! **In use.** What a mount shows, including removed roots, is reachable as long as the mount
+//! exists ([`leases`]).
 
 mod evict;
 mod mark;
@@ -41,19 +41,19 @@ use super::{Inner, LocalStore, large, leases};
 use crate::castore::Digest;
 use crate::store::Error;
 
-/// A time, in seconds since 1970, after everything that was noted: far from overflowing when a minute
-/// is added.
+/// A time, in seconds since 1970, after every noted one: far from overflowing when a minute is
+/// added.
 const NEVER: u64 = u64::MAX / 2;
 
-/// How garbage is collected.
+/// The options of a collection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GcOptions {
     /// What was added, or below a root that was removed, within this time stays. At most a day: the
-    /// store remembers no more.
+    /// store has no older records.
     pub grace: Duration,
-    /// Removes nothing, and only says what would be.
+    /// Removes nothing, and only reports what would be removed.
     pub dry_run: bool,
-    /// How long to wait until the additions that are under way have ended.
+    /// How long to wait until running additions have ended.
     pub patience: Duration,
 }
 
@@ -67,7 +67,7 @@ impl Default for GcOptions {
     }
 }
 
-/// What a garbage collection removed.
+/// The result of a collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Collected {
     /// Blobs.
@@ -76,10 +76,10 @@ pub struct Collected {
     pub blob_bytes: u64,
     /// Directories.
     pub directories: u64,
-    /// Parts of blobs that a cache had.
+    /// Parts of blobs in a cache.
     pub parts: u64,
-    /// Bytes that the disk has back. A dry run says what the objects take; of small ones whose
-    /// neighbours stay, not all of it comes back.
+    /// Bytes that were freed on the disk. A dry run counts the objects; of small ones whose
+    /// neighbours stay, not all is freed.
     pub freed: u64,
 }
 
@@ -97,10 +97,10 @@ struct Plan {
 }
 
 impl LocalStore {
-    /// Removes everything that no root node leads to, less what is younger than the grace.
-    /// Root nodes that a cache remembers count, and what is below them stays.
+    /// Removes everything that no root reaches, except what is younger than the grace. The cached
+    /// roots of a cache count as roots.
     ///
-    /// Fails if additions under way do not end within the patience, and if a Directory below a root
+    /// Fails if running additions do not end within the patience, and if a Directory below a root
     /// cannot be read: what is below that would be lost.
     pub fn collect_garbage(&self, options: &GcOptions) -> Result<Collected, Error> {
         let store = &*self.0;
@@ -130,8 +130,8 @@ impl LocalStore {
         })
     }
 
-    /// Removes what is not in `marks`, after `complete` has brought them up to date. With `doubt`
-    /// what stays is not said to be whole any more.
+    /// Removes what is not in `marks`, after `complete` has updated them. With `doubt`, trees that
+    /// stay are no longer marked complete.
     fn sweep(
         &self,
         marks: &mut Marks,
@@ -149,7 +149,7 @@ impl LocalStore {
                 "additions were under way for {patience:?}: try again when they have ended"
             ),
         })?;
-        // Nobody adds: whatever lies about was left by the dead.
+        // No addition runs: files without an entry are leftovers of dead processes.
         *store.reclaimed.lock() = false;
         store.prepare_to_write()?;
         let snapshot = store.index.fresh()?;
@@ -174,7 +174,7 @@ impl LocalStore {
         collected.parts = parts;
         collected.freed += part_bytes;
         collected.freed += space::remove_packs(&store.folder, &plan.packs)?;
-        // What is dead in packs is nobody's: additions may go on beside the rest.
+        // Dead bytes in packs have no owner: additions may run meanwhile.
         drop(alone);
         store.notice_removals()?;
         for (pack, live) in &plan.live {

@@ -1,20 +1,20 @@
-//! The index: what the store holds, and where, in one redb database.
+//! The index: the objects of the store and their places, in one redb database.
 //!
-//! **Many processes.** redb lets any number of processes read, each from its own snapshot, and
-//! one at a time write ([`MultiWriter`](redb::ConcurrencyMode::MultiWriter)). We read through a handle that is opened
-//! read-only, and open one for writing only when something is written: a process that only reads
-//! leaves no trace, and needs no permission to write.
+//! **Many processes.** redb lets any number of processes read, each from its own snapshot, and one
+//! at a time write ([`MultiWriter`](redb::ConcurrencyMode::MultiWriter)). Reads use a handle that
+//! is opened read-only, and one for writing is opened only when something is written: a process
+//! that only reads leaves no trace, and needs no permission to write.
 //!
-//! **Snapshots.** Beginning a read costs several microseconds, a look-up in a snapshot well under
-//! one. What is in a snapshot stays true, as objects never change, unless a garbage collection took
-//! it back; and what is *not* in it may have come since. So one snapshot is kept, and renewed when
-//! something is missing from it, or is no longer where it says, and the `sequence` file says that
-//! there was a commit.
+//! **Snapshots.** Beginning a read costs several microseconds, a lookup in a snapshot well under
+//! one. The entries of a snapshot stay true, as objects never change, unless a garbage collection
+//! removed them; and what is *not* in it may have come since. So one snapshot is kept, and renewed
+//! when something is missing from it, or is no longer at its place, and the `sequence` file shows
+//! that there was a commit.
 //!
 //! **`sequence`** is a little-endian u64: odd while a commit is in progress (or was, when its
-//! process died), even otherwise, larger with every commit. A reader that sees the even number that
-//! its snapshot was taken at knows, for one `pread`, that nothing is new; one that sees an odd
-//! number takes a new snapshot each time, which is right and a little slower.
+//! process died), even otherwise, larger with every commit. A reader that sees the even number of
+//! its snapshot knows, for one `pread`, that nothing is new; one that sees an odd number takes a
+//! new snapshot each time, which is right and a little slower.
 //!
 //! **Later tables.** A table that is absent is empty, so that a new kind of entry needs no new version
 //! of the format.
@@ -60,7 +60,7 @@ use super::format::FORMAT;
 use super::location::{BLOBS, DIRECTORIES};
 use crate::store::Error;
 
-/// Root node's name to its `PathInfo`.
+/// A root's name to its `PathInfo`.
 const PATH_INFOS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("path_infos");
 /// Pack's number to its [`PackKind`](super::pack::PackKind) and the length up to which it is committed.
 const PACKS: TableDefinition<u32, (u8, u64)> = TableDefinition::new("packs");
@@ -102,7 +102,7 @@ fn file_id(folder: &Folder) -> Option<(u64, u64)> {
     Some((found.dev(), found.ino()))
 }
 
-/// What is written through, and which file it is on.
+/// The handle for writing, and its file.
 type Writer = (Database, Option<(u64, u64)>);
 
 /// Makes an empty index.
@@ -139,7 +139,7 @@ impl Index {
         })
     }
 
-    /// A snapshot of some moment: what is in it is true.
+    /// A snapshot of some moment: its entries are true.
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         self.reader.read().snapshot.clone()
     }
@@ -178,7 +178,7 @@ impl Index {
         Ok(())
     }
 
-    /// Looks something up: in the snapshot that is at hand, and if it is not there, in a fresh one.
+    /// Looks something up: in the present snapshot, and if it is not there, in a fresh one.
     pub(super) fn look_up<T>(
         &self,
         get: impl Fn(&Snapshot) -> Result<Option<T>, Error>,
@@ -188,7 +188,7 @@ impl Index {
             Ok(Some(found)) => return Ok(Some(found)),
             Ok(None) => {}
             Err(_) => {
-                // The handle latches an error; another may do.
+                // The handle latches an error; another may work.
                 let mut reader = self.reader.write();
                 if Arc::ptr_eq(&reader.snapshot, &snapshot) {
                     self.reopen(&mut reader)?;
@@ -220,7 +220,7 @@ impl Index {
             timeout,
             |left| {
                 let watch = watch.as_ref().map_err(|error| *error)?;
-                // An odd number may be a dead writer's, of which no event tells: look again.
+                // An odd number may be a dead writer's, of which there is no event: look again.
                 let left = left.min(Duration::from_secs(1));
                 let left = Timespec {
                     tv_sec: 0,
@@ -239,8 +239,8 @@ impl Index {
         Ok(version)
     }
 
-    /// Every pack, by number. Waits for commits in progress, and settles what became of one whose
-    /// process died: what this does not tell of can be taken back.
+    /// Every pack, by number. Waits for commits in progress, and determines the outcome of one
+    /// whose process died: what this does not list can be removed.
     pub(super) fn packs(&self) -> Result<Vec<PackEntry>, Error> {
         self.change()?.packs()
     }

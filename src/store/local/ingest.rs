@@ -1,16 +1,16 @@
 //! Adding to the store.
 //!
-//! Blobs go to their packs as they come; a thread sets room aside under the lock, in the order of
-//! the calls, and writes without it. Directories and root nodes are kept in memory until the
-//! commit, which
+//! Blobs go to their packs as they come; a thread reserves space under the lock, in the order of
+//! the calls, and writes without it. Directories and roots are kept in memory until the commit,
+//! which
 //!
-//! 1. checks that everything below the new root nodes is there,
+//! 1. checks that everything below the new roots is present,
 //! 2. lays the Directories out in the order in which a walk visits them,
 //! 3. syncs packs and large files,
 //! 4. and in one short write of the index links the large files to their places, enters
 //!    everything and changes the roots.
 //!
-//! An addition that brings nothing new does none of that.
+//! An addition with nothing new does none of that.
 
 mod commit;
 
@@ -32,9 +32,9 @@ use crate::nix::PathInfo;
 use crate::store::root_change::RootChange;
 use crate::store::{Added, BlobWriter, Error, Ingest, Object, at_hand};
 
-/// The longest blob that goes to a pack: what one READ of the kernel asks for at most.
+/// The longest blob that goes to a pack: the largest READ of the kernel.
 pub(super) const SMALL: usize = 1 << 20;
-/// Large files that are synced one by one; if there are more, all of the disk is synced.
+/// Large files that are synced one by one; if there are more, the whole disk is synced.
 const FEW_LARGE: usize = 8;
 
 /// An addition to a local store.
@@ -43,14 +43,14 @@ pub(in crate::store) struct LocalIngest(Arc<Session>);
 /// What writers of large blobs share with their addition.
 struct Session {
     store: Arc<Inner>,
-    /// Keeps garbage collections away; not between messages of a client that may be slow.
+    /// Locks garbage collections out; released between messages of a client that may be slow.
     under_way: RwLock<Option<File>>,
     staged: Mutex<Staged>,
-    /// Some write failed: there is no knowing what is missing.
+    /// Some write failed: it is unknown what is missing.
     failed: AtomicBool,
 }
 
-/// What came and is not committed.
+/// Objects that are not committed.
 #[derive(Default)]
 pub(super) struct Staged {
     pub(super) blobs: HashMap<Digest, Location>,
@@ -61,7 +61,7 @@ pub(super) struct Staged {
     /// Roots whose content may come later.
     expected: Vec<(Root, Option<PathInfo>)>,
     large: Vec<LargeFile>,
-    /// What the store has and is damaged: what comes for it is put in its place.
+    /// Damaged objects of the store, which are replaced.
     replaced: HashSet<Digest>,
     /// The last is the one that is written to.
     packs: Vec<PackWriter>,
@@ -87,7 +87,7 @@ impl Small<'_> {
 }
 
 impl LocalIngest {
-    /// An addition that has begun: `under_way` keeps garbage collections away.
+    /// An addition that has begun: `under_way` locks garbage collections out.
     pub(super) fn new(store: Arc<Inner>, under_way: File) -> Self {
         Self(Arc::new(Session {
             store,
@@ -97,13 +97,13 @@ impl LocalIngest {
         }))
     }
 
-    /// What the store has under `digest` is damaged: what comes is put in its place.
+    /// The store's object `digest` is damaged: it is replaced.
     pub(in crate::store) fn replace(&self, digest: &Digest) {
         self.0.staged.lock().replaced.insert(*digest);
     }
 
     /// Takes over a file that holds the blob `digest` and nothing else, and whose bytes were
-    /// checked. It keeps its name.
+    /// verified. It keeps its name.
     pub(super) fn adopt(
         &self,
         from: &Path,
@@ -120,8 +120,8 @@ impl LocalIngest {
 }
 
 impl Session {
-    /// Keeps garbage collections away until the result is dropped, and until the next release. What was
-    /// collected since the last one is not counted on.
+    /// Locks garbage collections out until the result is dropped, and until the next release.
+    /// Objects that were collected since the last one do not count as present.
     fn at_work(&self) -> Result<RwLockReadGuard<'_, Option<File>>, Error> {
         let under_way = self.under_way.read();
         if under_way.is_some() {
@@ -155,14 +155,14 @@ impl Session {
         Ok(snapshot.blob(digest)?.is_some() && !snapshot.is_quarantined(Object::Blob, digest)?)
     }
 
-    /// Whether what comes for an object goes into the place of what the store has: that is damaged.
+    /// Whether an object replaces the store's one, which is damaged.
     fn replaces(&self, object: Object, digest: &Digest) -> Result<bool, Error> {
         if self.staged.lock().replaced.contains(digest) {
             return Ok(true);
         }
         let snapshot = self.store.index.snapshot();
         let mut damaged = snapshot.is_quarantined(object, digest)?;
-        // Damage of a Directory hides that of what is below, of which nothing is known then.
+        // A damaged Directory hides the state of what is below it.
         if !damaged
             && object == Object::Directory
             && snapshot.has_quarantine()
@@ -176,7 +176,7 @@ impl Session {
         Ok(damaged)
     }
 
-    /// Notes that something did not get where it should: the commit will not come about.
+    /// Notes a failed write: the commit will fail.
     fn noting<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
         if done.is_err() {
             self.failed.store(true, Ordering::Release);
@@ -262,7 +262,7 @@ impl Session {
         }
     }
 
-    /// The addition's own folder.
+    /// The addition's own directory.
     fn tmp(&self) -> Result<Arc<TmpFolder>, Error> {
         let staged = &mut *self.staged.lock();
         self.check_open(staged)?;
@@ -285,7 +285,7 @@ impl Session {
         let said = self.replaces(Object::Blob, &digest)?;
         let replaces = match old {
             Some(_) if said => true,
-            // A large blob whose file is gone or cut is put in its place again.
+            // A large blob whose file is missing or cut is stored again.
             Some(old) if old.kind == Kind::Large => {
                 self.store.files.large_file(&digest, old.len).is_err()
             }
@@ -325,7 +325,7 @@ impl Session {
 }
 
 impl Staged {
-    /// Takes back what was written.
+    /// Removes what was written.
     fn discard(&mut self) {
         for pack in self.packs.drain(..) {
             pack.discard();
@@ -366,7 +366,7 @@ impl Ingest for LocalIngest {
                 check_digest(session, &digest, &file.digest)?;
                 session.noting(session.put_large(file))?;
             } else if single_group {
-                // Not hashed again: a lie would be found by whoever reads the blob.
+                // Not hashed again: wrong bytes would be detected by readers of the blob.
                 debug_assert_eq!(digest, Digest::of(bytes));
                 if !bytes.is_empty() {
                     let table = None;

@@ -2,12 +2,12 @@
 //!
 //! An append-only file beside the index. The change of the index that sets roots or pins first
 //! appends them here and syncs the file; the index then commits together with the journal's
-//! generation and length. What lies behind that length was never committed, and is cut off by the
-//! next change. After a commit a record `done` is appended without a sync: a `done` that is ahead of
-//! the index shows that the index is older than the journal, as after a partial restore.
+//! generation and length. Records behind that length were never committed, and are cut off by the
+//! next change. After a commit a record `done` is appended without a sync: a `done` that is ahead
+//! of the index shows that the index is older than the journal, as after a partial restore.
 //!
-//! A journal that does not belong to the index (none, another generation, shorter) is written anew
-//! from the index, which is the truth as long as it can be read.
+//! A journal that does not belong to the index (missing, another generation, shorter) is written
+//! again from the index, which is authoritative as long as it can be read.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -31,14 +31,14 @@ pub(super) const HEADER: u64 = 24;
 const RECORD: usize = 16;
 /// Bytes of a payload, at most: more than any name, node and PathInfo take.
 const LONGEST: usize = 64 << 20;
-/// A journal that is longer than this, and than four times what it has to say, is written anew.
+/// A journal that is longer than this, and than four times its content, is written again.
 pub(super) const WORTH_REWRITING: u64 = 1 << 20;
 
 /// Flags of a root: its content had not come; it has a PathInfo.
 const INCOMPLETE: u8 = 1;
 const PATH_INFO: u8 = 2;
 
-/// A change that the journal tells of.
+/// A change in the journal.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Entered {
     /// A root as it is from now on.
@@ -49,19 +49,19 @@ pub(super) enum Entered {
         incomplete: bool,
         /// The root.
         root: Root,
-        /// What is known of it as a store path.
+        /// Its path info.
         path_info: Option<Box<PathInfo>>,
     },
     /// The root of this name was removed.
     Removed(Vec<u8>),
-    /// A cache's pin of this name was set, or taken back.
+    /// A cache's pin of this name was set, or removed.
     Pin(Vec<u8>, bool),
 }
 
-/// Which journal an index belongs to, and how much of it.
+/// The journal of an index, and its committed length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Position {
-    /// Grows whenever the journal is written anew; 0: there was none yet.
+    /// Grows whenever the journal is written again; 0: there was none yet.
     pub(super) generation: u64,
     /// Bytes, from the start, that the index has committed.
     pub(super) length: u64,
@@ -72,9 +72,9 @@ pub(super) struct Position {
 pub(super) enum Relation {
     /// It is the index's: records are appended.
     Same,
-    /// It is not: it is to be written anew.
+    /// It is not: it is to be written again.
     Other,
-    /// It tells of commits that the index does not know: the index is older.
+    /// It has commits that the index does not have: the index is older.
     Ahead,
 }
 
@@ -220,7 +220,7 @@ pub(super) fn relate(folder: &Folder, position: Position) -> Result<(Relation, u
             return Ok((Relation::Other, found));
         }
         let same = found == position.generation;
-        // Of another generation, all of it is behind what the index knows.
+        // Of another generation, all of it is unknown to the index.
         let from = if same { position.length } else { HEADER };
         let mut tail = Vec::new();
         let mut reader = &file;
@@ -244,7 +244,7 @@ pub(super) fn relate(folder: &Folder, position: Position) -> Result<(Relation, u
     related().map_err(folder.io("read", &path))
 }
 
-/// Appends records behind what the index has committed, and makes them durable.
+/// Appends records behind the committed length, and makes them durable.
 pub(super) fn append(
     folder: &Folder,
     position: Position,
@@ -264,7 +264,7 @@ pub(super) fn append(
     })
 }
 
-/// Writes a journal anew, and makes it durable.
+/// Writes a journal again, and makes it durable.
 pub(super) fn replace(folder: &Folder, generation: u64, records: &[u8]) -> Result<Position, Error> {
     let new = folder.path().join("journal.new");
     let path = folder.journal();
@@ -283,8 +283,8 @@ pub(super) fn replace(folder: &Folder, generation: u64, records: &[u8]) -> Resul
     })
 }
 
-/// Notes that the index has committed up to `position`. Should it not get to the disk, it is only
-/// less easily seen when an older index is put in this one's place.
+/// Notes that the index has committed up to `position`. If it does not reach the disk, an older
+/// index in the place of this one is only harder to detect.
 pub(super) fn note_done(folder: &Folder, position: Position) {
     let mut record = Vec::new();
     put_record(&mut record, b"done", &position.length.to_le_bytes());
@@ -293,18 +293,18 @@ pub(super) fn note_done(folder: &Folder, position: Position) {
     }
 }
 
-/// What a journal says, as far as it can be read.
+/// The readable content of a journal.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     /// What was entered, in order.
     pub(super) entered: Vec<Entered>,
     /// Its generation.
     pub(super) generation: u64,
-    /// Places where bytes made no sense and were passed over.
+    /// Invalid places that were skipped.
     pub(super) damaged: u64,
 }
 
-/// Reads the whole journal; nothing if there is none.
+/// Reads the whole journal; nothing if it does not exist.
 pub(super) fn read(folder: &Folder) -> Result<Option<Journal>, Error> {
     let path = folder.journal();
     match fs::read(&path) {
@@ -400,7 +400,7 @@ mod tests {
             assert_eq!(journal.entered, expected, "byte {flipped}");
             assert!(journal.damaged > 0);
         }
-        // Cut anywhere, what was whole before the cut is there.
+        // After a cut anywhere, what was complete before the cut is there.
         for cut in HEADER as usize..bytes.len() {
             let whole = starts.iter().skip(1).filter(|start| **start <= cut).count();
             assert_eq!(parse(&bytes[..cut]).entered, entered[..whole]);

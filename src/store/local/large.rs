@@ -1,10 +1,10 @@
-//! Large blobs: each a plain file, so that the kernel can read it without us.
+//! Large blobs: each a plain file, so that the kernel can read it itself.
 //!
-//! A file is written in the import's own folder under `tmp/`, which is locked for as long as the
-//! import lives, and gets its digest's name there. Inside the index's commit it is *linked* to its
-//! place under `blobs/`, and the first name goes when the commit is through. So a crash at any
-//! moment leaves the first name, and by it the next opening for writing finds every file that has
-//! come to its place without an index entry.
+//! A file is written in the import's own directory under `tmp/`, which is locked for as long as the
+//! import lives, and is named by its digest there. Inside the index's commit it is *linked* to its
+//! place under `blobs/`, and the first name is removed when the commit is complete. So a crash at
+//! any moment leaves the first name, and by it the next opening for writing finds every file that
+//! has got its place without an index entry.
 //!
 //! Writing and hashing overlap: a thread hashes the buffer that is being written. Whole 4 KiB
 //! blocks of zeros are not written at all, and become holes.
@@ -31,19 +31,19 @@ use crate::store::Error;
 const BUFFER: usize = 1 << 20;
 /// The smallest hole, and what holes are aligned to: a page.
 const HOLE: usize = 4 << 10;
-/// Bytes written between two nudges to the kernel to start writing to the disk.
+/// Bytes between two requests to the kernel to start writing to the disk.
 const WRITEBACK: u64 = 32 << 20;
 
-/// Bytes that a file's `st_blocks` counts in.
+/// The unit of a file's `st_blocks`, in bytes.
 pub(super) const ST_BLOCK: u64 = 512;
-/// Folders that are synced one by one; if there are more, all of the disk is.
+/// Directories that are synced one by one; if there are more, the whole disk is.
 const FEW_FOLDERS: usize = 8;
 
-/// An import's own folder under `tmp/`: locked while it lives, removed when it ends.
+/// An import's own directory under `tmp/`: locked while it lives, removed when it ends.
 pub(super) struct TmpFolder {
     path: PathBuf,
-    /// Locked; and what the disk is synced by, as it tells of every error of writing since it was
-    /// opened.
+    /// Locked; and the descriptor by which the disk is synced, as it reports every write error
+    /// since it was opened.
     lock: OwnedFd,
     next: AtomicU64,
     abandoned: AtomicBool,
@@ -58,11 +58,11 @@ impl TmpFolder {
             let path = folder.tmp().join(name);
             match fs::create_dir(&path) {
                 Ok(()) => {}
-                // Of a dead process with our number, and not reclaimed yet.
+                // Of a dead process with this process id, and not removed yet.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                Err(error) => return Err(folder.io("create the folder", &path)(error)),
+                Err(error) => return Err(folder.io("create the directory", &path)(error)),
             }
-            // Before we lock it, the folder looks like a dead import's.
+            // Before it is locked, the directory looks like a dead import's.
             let locked = open_folder(&path)
                 .and_then(|lock| Ok((try_lock(&lock)? && is_at(&lock, &path)?).then_some(lock)));
             match locked {
@@ -85,12 +85,12 @@ impl TmpFolder {
         &self.path
     }
 
-    /// Whether the folder stays as it is when this is dropped, for [`reclaim`] to sort out.
+    /// Whether the directory stays as it is on drop, for [`reclaim`] to sort out.
     pub(super) fn abandon(&self, abandoned: bool) {
         self.abandoned.store(abandoned, Ordering::Release);
     }
 
-    /// Makes everything durable that was ever written to the disk the store is on.
+    /// Makes everything durable that was ever written to the store's disk.
     pub(super) fn sync_disk(&self, folder: &Folder) -> Result<(), Error> {
         rustix::fs::syncfs(&self.lock)
             .map_err(io::Error::from)
@@ -99,7 +99,7 @@ impl TmpFolder {
 }
 
 impl LargeFile {
-    /// Takes a file that is whole, and whose bytes were checked, for an import; it keeps its name.
+    /// Takes a complete file, whose bytes were verified, for an import; it keeps its name.
     pub(super) fn adopt(
         folder: &Folder,
         tmp: &TmpFolder,
@@ -130,7 +130,7 @@ impl Drop for TmpFolder {
         if *self.abandoned.get_mut() {
             return;
         }
-        // What cannot be removed now is at the next opening for writing.
+        // What cannot be removed now is removed at the next opening for writing.
         let _ = fs::remove_dir_all(&self.path);
     }
 }
@@ -143,27 +143,27 @@ pub(super) struct LargeWriter {
     file: File,
     /// Bytes that are neither hashed nor written yet.
     buffer: Vec<u8>,
-    /// Bytes that are.
+    /// Bytes that are hashed and written.
     len: u64,
-    /// How far the kernel was told to start writing.
+    /// Up to where the kernel was asked to start writing.
     nudged: u64,
     hasher: Option<Hasher>,
     finished: bool,
 }
 
-/// The thread that hashes, and the way to it.
+/// The hashing thread, and its channel.
 struct Hasher {
     buffers: SyncSender<Arc<Vec<u8>>>,
     thread: JoinHandle<BlobHasher>,
 }
 
-/// A large blob that is whole, in the import's folder.
+/// A complete large blob, in the import's directory.
 #[derive(Debug)]
 pub(super) struct LargeFile {
     pub(super) digest: Digest,
     pub(super) len: u64,
     pub(super) table: GroupTable,
-    /// For the sync, unless files are so many that all of the disk is synced at once.
+    /// For the sync, unless there are so many files that the whole disk is synced at once.
     pub(super) file: Option<File>,
     pub(super) path: PathBuf,
 }
@@ -215,7 +215,7 @@ impl LargeWriter {
     fn flush(&mut self) -> Result<(), Error> {
         let buffer = Arc::new(std::mem::take(&mut self.buffer));
         if let Some(hasher) = &self.hasher {
-            // Fails only if the thread has panicked, which finish() tells.
+            // Fails only if the thread has panicked, which finish() reports.
             let _ = hasher.buffers.send(buffer.clone());
         }
         write_but_holes(&self.file, self.len, &buffer)
@@ -225,13 +225,13 @@ impl LargeWriter {
             start_writeback(&self.file, self.nudged, self.len - self.nudged);
             self.nudged = self.len;
         }
-        // Use the buffer again if the hasher is through with it.
+        // Reuse the buffer if the hasher is done with it.
         self.buffer = Arc::try_unwrap(buffer).unwrap_or_else(|_| Vec::with_capacity(BUFFER));
         self.buffer.clear();
         Ok(())
     }
 
-    /// Ends the blob. The file has its digest for a name from now on.
+    /// Ends the blob. The file is named by its digest from now on.
     pub(super) fn finish(mut self) -> Result<LargeFile, Error> {
         self.flush()?;
         let failed = self.folder.io("hash", &self.path);
@@ -301,7 +301,7 @@ fn is_zero(block: &[u8]) -> bool {
 
 /// Links finished files to their places, and makes the links durable.
 ///
-/// Works inside the index's commit, so that nobody else links or reclaims at the same time.
+/// Works inside the index's commit, so that no other process links or removes at the same time.
 pub(super) fn place<'a>(
     folder: &Folder,
     tmp: &TmpFolder,
@@ -312,14 +312,14 @@ pub(super) fn place<'a>(
         let parent = folder.blob_folder(&file.digest);
         if !touched.contains(&parent) {
             if !parent.exists() {
-                make_folder(&parent).map_err(folder.io("create the folder", &parent))?;
+                make_folder(&parent).map_err(folder.io("create the directory", &parent))?;
                 touched.insert(folder.blobs());
             }
             touched.insert(parent);
         }
         let place = folder.blob(&file.digest);
         let linked = match fs::hard_link(&file.path, &place) {
-            // No index entry leads there, or a damaged file is replaced.
+            // There is no index entry for it, or a damaged file is replaced.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 fs::remove_file(&place).and_then(|()| fs::hard_link(&file.path, &place))
             }
@@ -333,9 +333,9 @@ pub(super) fn place<'a>(
     touched.iter().try_for_each(|path| folder.sync(path))
 }
 
-/// Removes the files that `remaining` does not know; gives the bytes that the disk has back.
+/// Removes the files that are not in `remaining`; returns the bytes that were freed.
 ///
-/// Nobody else may add meanwhile.
+/// No addition may run meanwhile.
 pub(super) fn sweep(folder: &Folder, remaining: &Snapshot) -> Result<u64, Error> {
     let mut freed = 0;
     let blobs = folder.blobs();
@@ -352,7 +352,7 @@ pub(super) fn sweep(folder: &Folder, remaining: &Snapshot) -> Result<u64, Error>
             let (first, rest) = (start.file_name(), file.file_name());
             let digest = first.to_str().zip(rest.to_str());
             let digest = digest.map(|(first, rest)| format!("{first}{rest}").parse::<Digest>());
-            // What is none of ours stays.
+            // Foreign files stay.
             let Some(Ok(digest)) = digest else { continue };
             let large = |at: Location| at.kind == Kind::Large;
             if remaining.blob(&digest)?.is_some_and(large) {
@@ -374,8 +374,8 @@ pub(super) fn has_leftovers(folder: &Folder) -> Result<bool, Error> {
     Ok(entries.next().is_some())
 }
 
-/// Removes what imports that have died left under `tmp/`, and what they linked into `blobs/`
-/// without committing.
+/// Removes what dead imports left under `tmp/`, and what they linked into `blobs/` without
+/// committing.
 pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
     let tmp = folder.tmp();
     for entry in fs::read_dir(&tmp).map_err(folder.io("list", &tmp))? {
@@ -393,7 +393,7 @@ pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
         if !ours.map_err(folder.io("lock", &path))? {
             continue;
         }
-        // The change keeps everybody else from linking the same digest meanwhile.
+        // The change prevents other processes from linking the same digest meanwhile.
         let mut change = index.change()?;
         for file in fs::read_dir(&path).map_err(folder.io("list", &path))? {
             let file = file.map_err(folder.io("list", &path))?;

@@ -1,15 +1,15 @@
-//! What processes have in use of the store: nothing of that is collected, and a cache lets go of it
-//! last.
+//! Leases: what processes use in the store is never collected, and evicted last from a cache.
 //!
 //! A process that shows a store's trees (a mount, a guest's device) keeps a file in `leases/` that
-//! names the nodes in use, and holds a lock on it as long as it lives. A collection by whatever process
+//! lists the nodes in use, and holds a lock on it as long as it lives. A collection by any process
 //! reads them all. So what a mount shows stays readable although its root was removed.
 //!
-//! **When the process has gone**, a mount may still be there: systemd holds it, and another process
-//! will go on with it. The file names the kernel's FUSE connection, and counts as long as that exists;
-//! a successor writes a file of its own. A guest has no such mark, and where the kernel's list of
-//! connections (fusectl) is not mounted a mount may not be seen: then the file counts for an hour after
-//! a collection first found its process gone. Nothing in `leases/` outlives the machine's boot.
+//! **When the process has ended**, a mount may still exist: systemd holds it, and another process
+//! will take it over. The file names the kernel's FUSE connection, and counts as long as that
+//! exists; the next process writes a file of its own. A guest has no such mark, and if the kernel's
+//! list of connections (fusectl) is not mounted a mount may not be seen: then the file counts for
+//! an hour after a collection first found its process gone. Nothing in `leases/` outlives the
+//! machine's boot.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -26,18 +26,18 @@ use super::index::now;
 use crate::castore::{Digest, Node};
 use crate::store::Error;
 
-/// Seconds for which what a guest had in use is kept after its process has gone.
+/// Seconds for which a guest's lease counts after its process has ended.
 const SUCCESSION: u64 = 60 * 60;
 /// Bytes of a lease that are read, at most: a million nodes.
 const LONGEST: u64 = 128 << 20;
 /// Where the kernel lists its FUSE connections.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
-/// What statfs(2) says of it, if it is mounted (`FUSE_CTL_SUPER_MAGIC` in the kernel's
+/// Its type in statfs(2), if it is mounted (`FUSE_CTL_SUPER_MAGIC` in the kernel's
 /// fs/fuse/control.c).
 const CONNECTIONS_MAGIC: u64 = 0x6573_5543;
 
-/// What one mount or guest has in use of one store. Dropped, it holds nothing any more, unless the
-/// mount is still there for another process to go on with.
+/// What one mount or guest uses of one store. Dropping it releases everything, unless the mount
+/// still exists for another process to take over.
 #[derive(Debug)]
 pub struct Lease {
     folder: Arc<Folder>,
@@ -50,13 +50,13 @@ struct State {
     file: File,
     path: PathBuf,
     held: HashMap<Digest, Node>,
-    /// Lines in the file that say nothing any more.
+    /// Obsolete lines in the file.
     stale: usize,
 }
 
 impl LocalStore {
-    /// Begins to hold what a mount or guest has in use: `connection` is the number of the mount's FUSE
-    /// connection. Nothing where this process may not write to the store; what it shows can then be
+    /// Begins the lease of a mount or guest: `connection` is the number of the mount's FUSE
+    /// connection. Nothing if this process may not write to the store; what it shows can then be
     /// collected.
     pub fn lease(&self, connection: Option<u64>) -> Option<Lease> {
         let folder = &self.0.folder;
@@ -82,8 +82,8 @@ impl LocalStore {
         }
     }
 
-    /// Drops what a predecessor held for the mount with this FUSE connection: this process holds it
-    /// now.
+    /// Drops the previous process's lease for the mount with this FUSE connection: this process has
+    /// its own now.
     pub fn succeed_lease(&self, connection: u64) {
         let Ok(leases) = list(&self.0.folder) else {
             return;
@@ -100,7 +100,7 @@ impl LocalStore {
 }
 
 impl Lease {
-    /// Holds a node and everything below it. Says whether it was not held before.
+    /// Holds a node and everything below it. Returns whether it was not held before.
     pub fn hold(&self, node: &Node) -> bool {
         let Some(digest) = node.digest() else {
             return false;
@@ -126,12 +126,12 @@ impl Lease {
         let _ = (&state.file).write_all(format!("release {}\n", digest.to_hex()).as_bytes());
         state.stale += 2;
         if state.stale > 1000 && state.stale > 2 * state.held.len() {
-            // Should that fail, the file goes on growing.
+            // If that fails, the file just grows.
             let _ = self.rewrite(&mut state);
         }
     }
 
-    /// Writes another file, without the lines that say nothing any more.
+    /// Writes another file, without obsolete lines.
     fn rewrite(&self, state: &mut State) -> io::Result<()> {
         let (file, path) = create(&self.folder, self.connection)?;
         let lines: String = state.held.values().map(line).collect();
@@ -142,7 +142,7 @@ impl Lease {
         fs::remove_file(old)
     }
 
-    /// Holds nothing any more, whoever might have gone on with it.
+    /// Releases everything, without a hand-over.
     pub fn end(self) {
         let _ = fs::remove_file(&self.state.lock().path);
     }
@@ -150,7 +150,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // A guest's is kept for a successor; `end` removes it.
+        // A guest's is kept for the next process; `end` removes it.
         let is_over = |number| is_connected(number) != Some(true);
         if self.connection.is_some_and(is_over) {
             let _ = fs::remove_file(&self.state.get_mut().path);
@@ -193,11 +193,11 @@ fn create(folder: &Folder, connection: Option<u64>) -> io::Result<(File, PathBuf
         let made = options.read(true).append(true).create_new(true).open(&path);
         let file = match made {
             Ok(file) => file,
-            // Of a dead process with our number.
+            // Of a dead process with this process id.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(error),
         };
-        // Before we lock it, the file looks like a dead process's.
+        // Before it is locked, the file looks like a dead process's.
         if try_lock(&file)? && is_at(&file, &path)? {
             (&file).write_all(head.as_bytes())?;
             return Ok((file, path));
@@ -205,7 +205,7 @@ fn create(folder: &Folder, connection: Option<u64>) -> io::Result<(File, PathBuf
     }
 }
 
-/// What a file says.
+/// The content of a file.
 #[derive(Debug, Default)]
 struct Parsed {
     boot: String,
@@ -285,7 +285,7 @@ fn list(folder: &Folder) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-/// Everything that is in use. Files that hold nothing any more are removed.
+/// Everything in use. Files that hold nothing any more are removed.
 pub(super) fn in_use(folder: &Folder) -> Result<Vec<Node>, Error> {
     let path = folder.leases();
     let boot = boot_id().map_err(folder.io("read the boot id for", &path))?;
@@ -297,7 +297,7 @@ pub(super) fn in_use(folder: &Folder) -> Result<Vec<Node>, Error> {
     }
 }
 
-/// What these files hold; nothing if one of them has been replaced meanwhile.
+/// The nodes in these files; nothing if one of them has been replaced meanwhile.
 fn read_all(folder: &Folder, leases: &[PathBuf], boot: &str) -> Result<Option<Vec<Node>>, Error> {
     let mut nodes = HashMap::new();
     for path in leases {
@@ -309,7 +309,7 @@ fn read_all(folder: &Folder, leases: &[PathBuf], boot: &str) -> Result<Option<Ve
             }
             Ok(Found::Abandoned(parsed)) => parsed,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            // What it holds is not known, so nothing may go.
+            // Its content is unknown, so nothing may be collected.
             Err(error) => return Err(folder.io("read", path)(error)),
         };
         nodes.extend(parsed.nodes);
@@ -317,7 +317,7 @@ fn read_all(folder: &Folder, leases: &[PathBuf], boot: &str) -> Result<Option<Ve
     Ok(Some(nodes.into_values().collect()))
 }
 
-/// Whether what a process had in use that has gone is not in use any more.
+/// Whether the lease of a dead process has expired.
 fn is_over(lease: &Parsed, boot: &str, path: &Path) -> bool {
     if lease.boot != boot {
         return true;
@@ -331,12 +331,12 @@ fn is_over(lease: &Parsed, boot: &str, path: &Path) -> bool {
     let noted = File::options().append(true).open(path);
     let noted = noted.and_then(|mut file| writeln!(file, "dead {}", now()));
     if let Err(error) = noted {
-        tracing::debug!(%error, "{} holds on until the machine is started anew", path.display());
+        tracing::debug!(%error, "{} counts until the next boot", path.display());
     }
     false
 }
 
-/// Whether a FUSE connection is there; nothing if that cannot be seen from here.
+/// Whether a FUSE connection exists; nothing if that is not visible from here.
 fn is_connected(number: u64) -> Option<bool> {
     let device = format!(" 0:{number} ");
     let is_mounted = |mounts: &str| {
@@ -346,7 +346,7 @@ fn is_connected(number: u64) -> Option<bool> {
     if is_mounted("/proc/self/mountinfo") {
         return Some(true);
     }
-    // Mounts that are out of the tree and still used are only in the kernel's own list.
+    // Mounts that are detached from the tree and still in use are only in the kernel's own list.
     let found = rustix::fs::statfs(CONNECTIONS).ok()?;
     if found.f_type as u64 != CONNECTIONS_MAGIC {
         return None;

@@ -1,4 +1,4 @@
-//! What the index says of an object: where it lies.
+//! The index entry of an object: its place.
 
 use redb::TableDefinition;
 
@@ -14,7 +14,8 @@ pub(super) const BLOBS: TableDefinition<&[u8; Digest::LEN], &[u8; ENCODED]> =
 pub(super) const DIRECTORIES: TableDefinition<&[u8; Digest::LEN], &[u8; ENCODED]> =
     TableDefinition::new("directories");
 
-/// Where an object lies, as 21 bytes: kind, pack (u32), offset (u64), length (u64), little-endian.
+/// The place of an object, as 21 bytes: kind, pack (u32), offset (u64), length (u64),
+/// little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Location {
     pub(super) kind: Kind,
@@ -26,7 +27,7 @@ pub(super) struct Location {
     pub(super) len: u64,
 }
 
-/// The ways to keep an object.
+/// The ways to store an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -34,7 +35,7 @@ pub(super) enum Kind {
     Packed = 0,
     /// A blob in a file of its own, its group table in a pack.
     Large = 1,
-    /// A Directory of which something below was missing when it came.
+    /// A Directory below which something was missing when it came.
     Partial = 2,
     /// A Directory below which nothing is missing.
     Whole = 3,
@@ -50,7 +51,7 @@ impl Location {
         bytes
     }
 
-    /// Nothing if the kind is none of ours: the index is damaged.
+    /// Nothing if the kind is unknown: the index is damaged.
     pub(super) fn decode(bytes: &[u8; ENCODED]) -> Option<Self> {
         let (kind, rest) = bytes.split_first()?;
         let (pack, rest) = rest.split_first_chunk()?;

@@ -1,8 +1,8 @@
-//! The near store of a cache: marked as one whose every byte can be fetched again, as long as it holds
-//! no roots of its own.
+//! The local store of a cache: marked as one whose every byte can be fetched again, as long as it
+//! holds no roots of its own.
 //!
-//! Should such a store be damaged so that it cannot be opened or written to, it is moved aside and a
-//! new one started. A store without the mark may hold what exists nowhere else, and is left alone.
+//! If such a store is damaged so that it cannot be opened or written to, it is moved aside and a
+//! new one started. A store without the mark may hold what exists nowhere else, and is not touched.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -14,7 +14,7 @@ use super::folder::Folder;
 use super::format::FormatFile;
 use crate::store::Error;
 
-/// What is moved aside.
+/// The files that are moved aside.
 const FILES: [&str; 9] = [
     "index.redb",
     "index.redb.new",
@@ -26,11 +26,11 @@ const FILES: [&str; 9] = [
     "parts",
     "tmp",
 ];
-/// Where it goes, in the store's directory, which may be a mount of its own.
+/// The target, in the store's directory, which may be a mount of its own.
 const ASIDE: &str = "damaged";
 
 impl LocalStore {
-    /// Opens the store in the directory `path` for a cache; makes it if there is none.
+    /// Opens the store in the directory `path` for a cache; makes it if it does not exist.
     pub(crate) fn open_near(path: &Path) -> Result<Self, Error> {
         let opened = Self::open_as(path, true).and_then(|store| {
             store.check_changes()?;
@@ -67,7 +67,7 @@ impl LocalStore {
     fn check_changes(&self) -> Result<(), Error> {
         match self.0.folder.check_writable() {
             Ok(()) => self.0.index.change().map(drop),
-            // That is for whoever writes to say.
+            // The first write reports that.
             Err(_) => Ok(()),
         }
     }
@@ -85,7 +85,7 @@ impl LocalStore {
         if !unmarked || folder.check_writable().is_err() {
             return Ok(());
         }
-        // An addition under way may bring roots.
+        // A running addition may bring roots.
         let Some(_alone) = folder.be_alone(Duration::ZERO)? else {
             return Ok(());
         };
@@ -96,7 +96,7 @@ impl LocalStore {
     }
 }
 
-/// Moves what makes up the store to a directory in it, in place of what is there.
+/// Moves the store's files to a directory in it, replacing what is there.
 fn set_aside(folder: &Folder) -> Result<(), Error> {
     let _lock = folder.lock()?;
     let aside = folder.path().join(ASIDE);

@@ -1,11 +1,17 @@
 //! Packs: files to which objects are appended, one behind the other.
 //!
-//! A pack starts with a header of 16 bytes ([`HEADER`], format, kind, zero), then come records: a
-//! header of 44 bytes (tag, length, digest) and the object. The index alone says what of that
-//! counts; the headers are there so that a pack can be read without it.
+//! **Problem.** Small objects need sequential reads in walk order, several writing processes, and
+//! no loss or half-written object after a crash.
 //!
-//! A pack has one writer at a time, which holds a lock on the file (`flock`, so it ends with the
-//! process). Bytes behind the length that the index knows are a dead writer's, and cut off.
+//! **Mechanism.** A pack starts with a header of 16 bytes ([`HEADER`], format, kind, zero), then
+//! come records: a header of 44 bytes (tag, length, digest) and the object. A writer reserves space
+//! at the end for its records, in the order of the calls, and writes without the lock. A pack has
+//! one writer at a time, which holds a lock on the file (`flock`, so it ends with the process);
+//! several imports write to several packs.
+//!
+//! **Invariants.** Only the index decides which records count; the headers are there so that a lost
+//! index can be rebuilt ([`rebuild`](super::rebuild)). Bytes behind the length in the index are a
+//! dead writer's, and cut off. Records are never moved.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -24,18 +30,19 @@ const HEADER: &[u8; 12] = b"castore pack";
 const FORMAT: u16 = 1;
 /// Bytes before the first record.
 pub(super) const HEADER_LEN: u64 = 16;
-/// Bytes before an object.
+/// Bytes of a record's header.
 pub(super) const RECORD_HEADER: u64 = 44;
 /// A pack that has reached this length gets no more objects.
 const FULL: u64 = 1 << 30;
-/// Bytes written between two nudges to the kernel to start writing to the disk: early enough that
-/// the final sync finds little left to do.
+/// Bytes between two requests to the kernel to start writing to the disk: early enough that the
+/// final sync finds little left to do.
 const WRITEBACK: u64 = 16 << 20;
 
-/// Bytes put together before they are written.
+/// Bytes gathered before they are written.
 const BATCH: usize = 1 << 20;
 
-/// What a pack holds. Directories lie apart, so that a walk that reads no file reads sequentially.
+/// The content of a pack. Directories are separate, so that a walk that reads no file reads
+/// sequentially.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum PackKind {
@@ -43,7 +50,7 @@ pub(super) enum PackKind {
     Directories = 1,
 }
 
-/// What a record holds.
+/// The content of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Record {
     /// A blob, and its group table if it has one.
@@ -51,7 +58,7 @@ pub(super) enum Record {
     /// The group table of a blob that has a file of its own.
     Table,
     Directory,
-    /// Room that a garbage collection took back.
+    /// Space that a garbage collection freed.
     Gone,
 }
 
@@ -72,7 +79,7 @@ impl Record {
         Self::ALL.iter().any(|record| record.tag() == bytes)
     }
 
-    /// What a record's header says: kind, digest and length; nothing if these bytes are none.
+    /// The content of a record's header: kind, digest and length; nothing if these bytes are none.
     pub(super) fn parse_header(bytes: &[u8]) -> Option<(Self, Digest, u64)> {
         let (tag, rest) = bytes.split_first_chunk::<4>()?;
         let record = Self::ALL.into_iter().find(|record| record.tag() == tag)?;
@@ -89,22 +96,22 @@ impl Record {
     }
 }
 
-/// A pack that nobody else writes to.
+/// A pack with an exclusive lock.
 pub(super) struct PackWriter {
     pub(super) id: u32,
     pub(super) kind: PackKind,
     /// Locked.
     file: Arc<File>,
     path: PathBuf,
-    /// The length that the index knows; 0 if it does not know the pack.
+    /// The length in the index; 0 if the pack is not in it.
     committed: u64,
-    /// Where the next record goes.
+    /// The place of the next record.
     end: u64,
-    /// How far the kernel was told to start writing.
+    /// Up to where the kernel was asked to start writing.
     nudged: u64,
 }
 
-/// A place in a pack that is somebody's to write.
+/// Reserved space in a pack.
 pub(super) struct Space {
     pub(super) pack: u32,
     pub(super) offset: u64,
@@ -114,7 +121,7 @@ pub(super) struct Space {
 }
 
 impl PackWriter {
-    /// Takes a pack with room in it that nobody writes to, or makes one.
+    /// Locks a pack with room in it and without a writer, or makes one.
     pub(super) fn claim(folder: &Folder, index: &Index, kind: PackKind) -> Result<Self, Error> {
         let packs = index.packs()?;
         let with_room = packs
@@ -144,14 +151,14 @@ impl PackWriter {
         let path = folder.pack(pack.id);
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
-            // Damage, which is for whoever reads the pack to tell.
+            // Damage, which readers of the pack report.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(folder.io("open for writing", &path)(error)),
         };
         if !try_lock(&file).map_err(folder.io("lock", &path))? {
             return Ok(None);
         }
-        // Somebody may have added to it since we looked.
+        // Another process may have appended to it meanwhile.
         let packs = index.packs()?;
         let committed = committed(&packs, pack.id);
         let len = file.metadata().map_err(folder.io("inspect", &path))?.len();
@@ -172,7 +179,7 @@ impl PackWriter {
         }))
     }
 
-    /// Nothing if somebody else made the pack first.
+    /// Nothing if another process made the pack first.
     fn create(folder: &Folder, kind: PackKind, id: u32) -> Result<Option<Self>, Error> {
         let path = folder.pack(id);
         let made = OpenOptions::new()
@@ -185,7 +192,7 @@ impl PackWriter {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(None),
             Err(error) => return Err(folder.io("create", &path)(error)),
         };
-        // Before we lock it, the file looks like a dead writer's.
+        // Before it is locked, the file looks like a dead writer's.
         let ours = try_lock(&file)
             .and_then(|locked| Ok(locked && is_at(&file, &path)?))
             .map_err(folder.io("lock", &path))?;
@@ -225,7 +232,7 @@ impl PackWriter {
         self.end
     }
 
-    /// Sets room aside at the end.
+    /// Reserves space at the end.
     pub(super) fn reserve(&mut self, len: u64) -> Space {
         let offset = self.end;
         self.end += len;
@@ -246,9 +253,9 @@ impl PackWriter {
         self.file.sync_data().map_err(folder.io("sync", &self.path))
     }
 
-    /// Takes back what was written since the last commit.
+    /// Removes what was written since the last commit.
     pub(super) fn discard(self) {
-        // What cannot be taken back now is at the next opening for writing.
+        // What cannot be removed now is removed at the next opening for writing.
         let _ = match self.committed {
             0 => fs::remove_file(&self.path),
             committed => self.file.set_len(committed),
@@ -273,7 +280,7 @@ impl Drop for Space {
     }
 }
 
-/// Writes records into the room set aside for them.
+/// Writes records into their reserved space.
 pub(super) struct Records<'a> {
     folder: &'a Folder,
     space: Space,
@@ -285,7 +292,7 @@ pub(super) struct Records<'a> {
 impl<'a> Records<'a> {
     /// For records of `len` bytes together.
     pub(super) fn new(folder: &'a Folder, space: Space, len: u64) -> Self {
-        // Whatever does not fit in a batch makes the buffer grow by one object at most.
+        // An object that does not fit in a batch makes the buffer grow by at most that.
         let capacity = len.min(BATCH as u64) as usize;
         Self {
             folder,
@@ -295,7 +302,7 @@ impl<'a> Records<'a> {
         }
     }
 
-    /// Puts an object whose bytes are the first of `parts`.
+    /// Writes an object whose bytes are the first of `parts`.
     pub(super) fn put(
         &mut self,
         record: Record,
@@ -339,7 +346,7 @@ impl<'a> Records<'a> {
 pub(super) fn start_writeback(file: &File, offset: u64, len: u64) {
     use std::os::fd::AsRawFd;
     // SAFETY: takes no pointer; the descriptor is open for as long as `file` is borrowed.
-    // A failure is none: the sync at the end does, and reports, the same.
+    // A failure is harmless: the sync at the end does, and reports, the same.
     unsafe {
         libc::sync_file_range(
             file.as_raw_fd(),
@@ -350,14 +357,14 @@ pub(super) fn start_writeback(file: &File, offset: u64, len: u64) {
     }
 }
 
-/// A number that no pack has, known to the index or not.
+/// A number that no pack has, in the index or not.
 fn next_id(folder: &Folder, packs: &[PackEntry]) -> Result<u32, Error> {
     let known = packs.last().map_or(0, |pack| pack.id + 1);
     let found = list(folder)?.into_iter().max().map_or(0, |id| id + 1);
     Ok(known.max(found))
 }
 
-/// The numbers of the packs in the folder.
+/// The numbers of the packs in the directory.
 pub(super) fn list(folder: &Folder) -> Result<Vec<u32>, Error> {
     let path = folder.packs();
     let mut ids = Vec::new();
@@ -370,10 +377,10 @@ pub(super) fn list(folder: &Folder) -> Result<Vec<u32>, Error> {
     Ok(ids)
 }
 
-/// Whether there may be something in packs that the index does not know.
+/// Whether there may be bytes in packs that are not in the index.
 pub(super) fn has_leftovers(folder: &Folder, packs: &[PackEntry]) -> Result<bool, Error> {
     for id in list(folder)? {
-        // One that is gone meanwhile is none.
+        // One that was removed meanwhile does not count.
         let found = fs::metadata(folder.pack(id));
         if found.is_ok_and(|found| !(1..=committed(packs, id)).contains(&found.len())) {
             return Ok(true);
@@ -382,7 +389,7 @@ pub(super) fn has_leftovers(folder: &Folder, packs: &[PackEntry]) -> Result<bool
     Ok(false)
 }
 
-/// The length of a pack that the index knows; 0 if it does not know the pack.
+/// The length of a pack in the index; 0 if it is not in it.
 fn committed(packs: &[PackEntry], id: u32) -> u64 {
     packs
         .binary_search_by_key(&id, |pack| pack.id)
@@ -391,7 +398,7 @@ fn committed(packs: &[PackEntry], id: u32) -> u64 {
         .map_or(0, |pack| pack.len)
 }
 
-/// Takes back what writers that have died left in packs.
+/// Removes what dead writers left in packs.
 pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
     let packs = index.packs()?;
     for id in list(folder)? {
@@ -410,7 +417,7 @@ pub(super) fn reclaim(folder: &Folder, index: &Index) -> Result<(), Error> {
         if !ours.map_err(folder.io("lock", &path))? {
             continue;
         }
-        // Only now that nobody writes to it does the index have the last word.
+        // Only now that no process writes to it is the index authoritative.
         let reclaimed: io::Result<()> = match committed(&index.packs()?, id) {
             0 => fs::remove_file(&path),
             committed if len > committed => file.set_len(committed),

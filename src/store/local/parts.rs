@@ -2,11 +2,11 @@
 //!
 //! `parts/<digest>.data` is as long as the blob and has holes where nothing came yet;
 //! `parts/<digest>.map` holds the blob's group table, which was checked against the digest, and one
-//! bit for each segment that is there. Every byte is checked against the table when it is read, so
-//! nothing is ever synced: what a crash took is noticed, and fetched again.
+//! bit for each present segment. Every byte is checked against the table when it is read, so
+//! nothing is ever synced: damage by a crash is detected, and the part fetched again.
 //!
-//! A blob that is whole is [taken over](LocalStore::adopt_part) by the store proper, as a large blob
-//! whose file the kernel can read without us.
+//! A complete blob is [taken over](LocalStore::adopt_part) by the store proper, as a large blob
+//! whose file the kernel can read itself.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -32,7 +32,7 @@ const MAGIC: &[u8; 12] = b"castore part";
 const FORMAT: u16 = 1;
 /// Bytes before the group table: magic, format, zeros, length, segment size, digest.
 const HEAD: usize = 12 + 2 + 2 + 8 + 8 + 32;
-/// Blobs of which files are kept open: two each.
+/// Blobs whose files are kept open: two each.
 const OPEN: usize = 256;
 /// Bytes that are checked at once before a blob is taken over.
 const CHECKED_AT_ONCE: u64 = 1 << 20;
@@ -46,7 +46,7 @@ pub(in crate::store) struct Parts {
 
 #[derive(Debug)]
 struct State {
-    /// Blobs of which there are files; nothing before the folder was listed.
+    /// Blobs with files; nothing before the directory was listed.
     known: Option<HashSet<Digest>>,
     open: Bounded<Digest, Arc<Part>>,
 }
@@ -60,9 +60,9 @@ struct Part {
     table: GroupTable,
     data: File,
     map: File,
-    /// A bit for each segment that is there, the lowest of a byte first.
+    /// A bit for each present segment, the lowest of a byte first.
     here: Box<[AtomicU8]>,
-    /// Segments that are not there.
+    /// Missing segments.
     missing: AtomicU64,
 }
 
@@ -95,7 +95,7 @@ impl Parts {
             return None;
         }
         drop(state);
-        // Two at once open it twice, which is no harm.
+        // Two threads at once open it twice, which is harmless.
         match self.open(digest) {
             Ok(part) => {
                 let part = Arc::new(part);
@@ -126,7 +126,7 @@ impl Parts {
         part.ok_or_else(|| io::Error::from(ErrorKind::InvalidData))
     }
 
-    /// Makes the files for a blob of which there is nothing yet.
+    /// Makes the files for a blob without any yet.
     fn create(
         &self,
         digest: &Digest,
@@ -173,8 +173,8 @@ impl Parts {
         Ok(part)
     }
 
-    /// Fills `buffer` from the blob `digest` of `len` bytes, if all of that is here; the inner error
-    /// is that a node says another length.
+    /// Fills `buffer` from the blob `digest` of `len` bytes, if all of that is here; the inner
+    /// error means that a node states another length.
     pub(in crate::store) fn read(
         &self,
         digest: &Digest,
@@ -199,14 +199,14 @@ impl Parts {
         self.get(digest).is_some_and(|part| part.has(index))
     }
 
-    /// The length and the table of a blob of which something is here.
+    /// The length and the table of a blob with present parts.
     pub(in crate::store) fn about(&self, digest: &Digest) -> Option<(u64, GroupTable)> {
         let part = self.get(digest)?;
         Some((part.len, part.table.clone()))
     }
 
-    /// Keeps the segment `index`, whose bytes were checked. Gives the bytes that are new on the
-    /// disk, and whether the blob is whole now.
+    /// Stores the segment `index`, whose bytes were verified. Returns the bytes that are new on the
+    /// disk, and whether the blob is complete now.
     pub(in crate::store) fn put(
         &self,
         digest: &Digest,
@@ -225,7 +225,7 @@ impl Parts {
         put().map_err(self.folder.io("write", &self.path(digest, "data")))
     }
 
-    /// Lets go of what is here of a blob.
+    /// Removes all parts of a blob.
     pub(in crate::store) fn remove(&self, digest: &Digest) -> u64 {
         let mut state = self.state.lock();
         state.open.remove(digest);
@@ -235,13 +235,13 @@ impl Parts {
         drop(state);
         let data = self.path(digest, "data");
         let freed = fs::symlink_metadata(&data).map_or(0, |found| found.blocks() * ST_BLOCK);
-        // What stays behind is found by the next sweep.
+        // Remaining files are found by the next sweep.
         let _ = fs::remove_file(self.path(digest, "map"));
         let _ = fs::remove_file(data);
         freed
     }
 
-    /// Every blob of which something is here, with the bytes that it takes on the disk.
+    /// Every blob with present parts, with the bytes that it takes on the disk.
     pub(in crate::store) fn sizes(&self) -> Vec<(Digest, u64)> {
         let names = fs::read_dir(self.folder.parts()).into_iter().flatten();
         let sizes = names.filter_map(|entry| {
@@ -253,8 +253,7 @@ impl Parts {
         sizes.collect()
     }
 
-    /// Removes what is not to be kept; gives the number of blobs and the bytes that the disk has
-    /// back.
+    /// Removes what is not to be kept; returns the number of blobs and the bytes that were freed.
     pub(super) fn sweep(&self, keep: impl Fn(&Digest) -> bool) -> Result<(u64, u64), Error> {
         let (mut count, mut freed) = (0, 0);
         let known = self.list();
@@ -264,7 +263,7 @@ impl Parts {
                 count += 1;
             }
         }
-        // What a crash left half made, or half removed.
+        // Half made, or half removed, by a crash.
         for (digest, _) in self.sizes() {
             if !known.contains(&digest) && self.get(&digest).is_none() {
                 freed += self.remove(&digest);
@@ -275,7 +274,7 @@ impl Parts {
 }
 
 impl Part {
-    /// Nothing if the map makes no sense.
+    /// Nothing if the map is invalid.
     fn load(digest: Digest, data: File, map: File) -> io::Result<Option<Self>> {
         let mut bytes = vec![0; map.metadata()?.len().min(8 << 20) as usize];
         map.read_exact_at(&mut bytes, 0)?;
@@ -359,7 +358,7 @@ impl Part {
         Ok((if new { bytes.len() as u64 } else { 0 }, whole))
     }
 
-    /// False if something is not here, or turns out not to be.
+    /// False if something is missing, or damaged.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> bool {
         let end = offset + buffer.len() as u64;
         let segments = offset / self.segment..end.div_ceil(self.segment);
@@ -370,9 +369,9 @@ impl Part {
         let fill = |at, bytes: &mut [u8]| self.data.read_exact_at(bytes, at).map_err(Spoilt::Io);
         let read = read_verified(&self.digest, self.len, table, offset, buffer, fill);
         if let Err(spoilt) = &read {
-            tracing::warn!(digest = %self.digest, "a cached part is fetched anew: {spoilt}");
+            tracing::warn!(digest = %self.digest, "refetching a damaged cached part: {spoilt}");
             for index in segments {
-                // What cannot be noted is noticed again.
+                // If it cannot be noted it is detected again.
                 let _ = self.note(index, false);
             }
         }
@@ -380,7 +379,7 @@ impl Part {
     }
 }
 
-/// Why a part cannot be had after all.
+/// Why a part cannot be read after all.
 #[derive(Debug, thiserror::Error)]
 enum Spoilt {
     #[error(transparent)]
@@ -390,14 +389,14 @@ enum Spoilt {
 }
 
 impl LocalStore {
-    /// The parts of large blobs that are here.
+    /// The present parts of large blobs.
     pub(in crate::store) fn parts(&self) -> &Parts {
         &self.0.parts
     }
 
-    /// Makes a blob of the store of one of which every part is here. Says whether that was so:
-    /// every byte is checked, and what is not right goes. With `replaces` it is put in the place of
-    /// what the store has under that digest, which is damaged.
+    /// Makes a blob of the store of one of which every part is present. Returns whether that
+    /// succeeded: every byte is verified, and wrong parts are removed. With `replaces` it replaces
+    /// the store's own blob of that digest, which is damaged.
     pub(in crate::store) fn adopt_part(
         &self,
         digest: &Digest,

@@ -1,10 +1,10 @@
-//! Reading, and checking what was read.
+//! Reading and verification.
 //!
-//! A blob is checked by the group (see [`GroupTable`]), so a read touches the groups that it
-//! covers and no more: whole groups are read straight into the caller's buffer and hashed there;
-//! a group that is wanted in part goes through a buffer of the thread's own. Nothing is allocated.
+//! A blob is verified by the group (see [`GroupTable`]), so a read touches only the groups that it
+//! covers: whole groups are read straight into the caller's buffer and hashed there; a partially
+//! requested group goes through a buffer of the thread's own. Nothing is allocated.
 //!
-//! What cannot be read as it should be is *damaged*, never absent: the index promised it.
+//! What cannot be read correctly is *damaged*, never absent: the index promised it.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -23,9 +23,9 @@ use crate::store::{Damage, Error, Object};
 
 /// Files of large blobs kept open. Packs are few and have as many again.
 const OPEN_FILES: usize = 256;
-/// Bytes of group tables kept.
+/// Bytes of group tables cached.
 const TABLES: usize = 32 << 20;
-/// What a table weighs besides its hashes, about.
+/// The approximate size of a table besides its hashes.
 const TABLE_OVERHEAD: usize = 128;
 
 /// The store's open files, and the tables read from them.
@@ -37,7 +37,7 @@ pub(super) struct Files {
     tables: Mutex<Bounded<Digest, Arc<GroupTable>>>,
 }
 
-/// Why bytes could not be had.
+/// Why bytes cannot be read.
 enum Failure {
     Damage(Damage),
     Io(PathBuf, io::Error),
@@ -50,7 +50,7 @@ impl From<Damage> for Failure {
 }
 
 thread_local! {
-    /// A group of which only a part is wanted.
+    /// A partially requested group.
     static GROUP: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -102,7 +102,7 @@ impl Files {
         read_verified(digest, at.len, table.as_deref(), offset, buffer, fill)
     }
 
-    /// What verifies the blob's parts.
+    /// The table that verifies the blob's parts.
     pub(super) fn group_table(&self, digest: &Digest, at: Location) -> Result<GroupTable, Error> {
         if GroupTable::byte_len(at.len) == 0 {
             let empty = GroupTable::decode(&[], digest, at.len).map_err(Damage::from);
@@ -116,7 +116,7 @@ impl Files {
     pub(super) fn directory(&self, digest: &Digest, at: Location) -> Result<Directory, Error> {
         let read = || -> Result<Directory, Failure> {
             if at.len > MAX_DIRECTORY_BYTES as u64 {
-                // No index entry of ours says so.
+                // No valid index entry has this.
                 return Err(Damage::WrongSize {
                     expected: MAX_DIRECTORY_BYTES as u64,
                     actual: at.len,
@@ -147,19 +147,19 @@ impl Files {
         checked().map_err(|failure| self.error(Object::Blob, digest, failure))
     }
 
-    /// Lets go of what is kept of a large blob: its file was replaced.
+    /// Closes the file of a large blob: it was replaced.
     pub(super) fn forget(&self, digest: &Digest) {
         self.large.lock().remove(digest);
         self.tables.lock().remove(digest);
     }
 
-    /// Lets go of every file: some were removed, and take room as long as they are open.
+    /// Closes every file: some were removed, and take space as long as they are open.
     pub(super) fn forget_all(&self) {
         self.packs.lock().clear();
         self.large.lock().clear();
     }
 
-    /// The error for a blob that is not as long as somebody says.
+    /// The error for a blob whose length is not the stated one.
     pub(super) fn wrong_size(&self, digest: &Digest, expected: u64, actual: u64) -> Error {
         let damage = Damage::WrongSize { expected, actual };
         self.error(Object::Blob, digest, damage.into())
@@ -235,8 +235,8 @@ impl Files {
     }
 }
 
-/// Fills `buffer` with bytes of the blob `digest` of `len` bytes, from `offset` on, by `fill`; checked
-/// against its table, which a blob of one group has none of, nor one that is read in whole.
+/// Fills `buffer` with bytes of the blob `digest` of `len` bytes, from `offset` on, by `fill`;
+/// verified against its table. A blob of one group has none, and one that is read whole needs none.
 pub(super) fn read_verified<E: From<Damage>>(
     digest: &Digest,
     len: u64,
@@ -298,7 +298,7 @@ pub(super) fn read_verified<E: From<Damage>>(
     Ok(())
 }
 
-/// Bytes somewhere in a file.
+/// A range of a file.
 struct Source<'a> {
     file: Arc<OwnedFd>,
     path: SourcePath<'a>,
@@ -306,7 +306,7 @@ struct Source<'a> {
     len: u64,
 }
 
-/// The file's path, made only when an error needs it.
+/// The file's path, made only for an error.
 enum SourcePath<'a> {
     Pack(&'a Folder, u32),
     Large(&'a Folder, Digest),

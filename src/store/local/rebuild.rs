@@ -1,8 +1,14 @@
 //! Repairing a store: its file `format`, its index, its journal.
 //!
-//! A lost index is made anew of what is there: objects from the headers of their records, each of
-//! them checked, and roots, PathInfos and pins from the journal (or from the old index, where that can
-//! still be read and is not older). Nothing is overwritten: what is replaced is renamed.
+//! **Problem.** The index is the only file that is overwritten in place, and without it no object
+//! is found.
+//!
+//! **Mechanism.** A lost index is rebuilt: objects from the headers of their records in packs, each
+//! of them verified, and roots, PathInfos and pins from the journal (or from the old index, if that
+//! can still be read and is not older).
+//!
+//! **Invariant.** Nothing is overwritten: what is replaced is renamed. A repair that dies can be
+//! repeated.
 
 mod scan;
 
@@ -24,21 +30,21 @@ use super::pack;
 use crate::castore::{BlobHasher, Digest};
 use crate::store::{Error, Ingest};
 
-/// How long a repair waits for additions under way.
+/// How long a repair waits for running additions.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes read at once of a file that is hashed.
 const BUFFER: usize = 1 << 20;
 
-/// What [`LocalStore::repair`] did.
+/// The result of [`LocalStore::repair`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Repaired {
     /// The file `format` was missing or damaged, and was written.
     pub format: bool,
-    /// The index was made anew.
+    /// The index was rebuilt.
     pub index: Option<Rebuilt>,
 }
 
-/// An index that was made anew, and of what.
+/// A rebuilt index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rebuilt {
     /// What was wrong with the old one.
@@ -49,12 +55,12 @@ pub struct Rebuilt {
     pub blobs: u64,
     /// Directories found.
     pub directories: u64,
-    /// Roots found, those that wait for their content too.
+    /// Roots found, including those that wait for their content.
     pub roots: u64,
     /// Pins of a cache.
     pub pins: u64,
-    /// Places in packs and in the journal where bytes made no sense: what was there is lost, unless
-    /// it is fetched again.
+    /// Unreadable places in packs and in the journal: their objects are lost, unless they are
+    /// fetched again.
     pub damaged: u64,
     /// There was neither a journal nor a readable index, so the names of the roots are lost.
     pub names_lost: bool,
@@ -95,12 +101,12 @@ impl Names {
 }
 
 impl LocalStore {
-    /// Repairs the store in the directory `path`, which may be one that cannot be opened: writes the
-    /// file `format` if that is missing or damaged, and makes a new index if the old one is missing,
-    /// cannot be read or written, or is older than the journal. Then opens the store.
+    /// Repairs the store in the directory `path`, which may be one that cannot be opened: writes
+    /// the file `format` if that is missing or damaged, and makes a new index if the old one is
+    /// missing, cannot be read or written, or is older than the journal. Then opens the store.
     ///
-    /// Fails if there is no store, if a newer version made it, and with [`Error::Refused`] if additions
-    /// are under way.
+    /// Fails if there is no store, if a newer version made it, and with [`Error::Refused`] while
+    /// additions run.
     pub fn repair(path: &Path) -> Result<(Self, Repaired), Error> {
         let folder = Arc::new(Folder::new(path));
         let found = FormatFile::read(&folder)?;
@@ -135,7 +141,7 @@ impl LocalStore {
         Ok((store, repaired))
     }
 
-    /// What is wrong with the index: whether all of it can be read, and, where this process may write,
+    /// The problems of the index: whether all of it can be read, and, if this process may write,
     /// whether it can be written to. Each problem is a sentence for the user.
     pub fn check_index(&self) -> Result<Vec<String>, Error> {
         let index = &self.0.index;
@@ -156,7 +162,7 @@ impl LocalStore {
         Ok(problems)
     }
 
-    /// Takes large files that no record tells of: their group tables were lost.
+    /// Takes over large files without a record: their group tables were lost.
     fn adopt_strays(&self) -> Result<(), Error> {
         let folder = &self.0.folder;
         let ingest = self.addition()?;
@@ -172,7 +178,7 @@ impl LocalStore {
         Box::new(ingest).commit().map(drop)
     }
 
-    /// Finds out which trees are whole.
+    /// Determines which trees are complete.
     fn find_whole_trees(&self) -> Result<(), Error> {
         let ingest = self.addition()?;
         let snapshot = self.0.index.fresh()?;
@@ -187,7 +193,7 @@ impl LocalStore {
     }
 }
 
-/// Why the index has to be made anew; nothing if it is sound.
+/// Why the index has to be rebuilt; nothing if it is sound.
 fn what_is_wrong(folder: &Arc<Folder>) -> Result<Option<String>, Error> {
     let checked = || -> Result<(), Error> {
         let index = Index::open(folder.clone())?;
@@ -217,13 +223,13 @@ fn read_all(index: &Index) -> Result<(), Error> {
     snapshot.packs().map(drop)
 }
 
-/// Commits a change that changes nothing; should the journal not be the index's, that is written.
+/// Commits an empty change; a journal that is not the index's is written by that.
 fn write_nothing(index: &Index) -> Result<(), Error> {
     let change = index.change()?;
     change.commit().map_err(CommitError::into_error)
 }
 
-/// Makes a new index of what is there.
+/// Builds a new index.
 fn rebuild(folder: &Arc<Folder>, why: String) -> Result<Rebuilt, Error> {
     let mut rebuilt = Rebuilt {
         why,
@@ -241,7 +247,7 @@ fn rebuild(folder: &Arc<Folder>, why: String) -> Result<Rebuilt, Error> {
         contents.blobs.extend(scanned.blobs);
         contents.directories.extend(scanned.directories);
     }
-    // A large blob is its file; the record says only that there was one.
+    // A large blob is its file; the record only shows that there was one.
     contents.blobs.retain(|(digest, at)| {
         at.kind != Kind::Large
             || fs::metadata(folder.blob(digest)).is_ok_and(|found| found.len() == at.len)
@@ -296,14 +302,14 @@ fn names(folder: &Arc<Folder>, rebuilt: &mut Rebuilt) -> Result<(Names, u64), Er
     Ok((names, generation))
 }
 
-/// Of several entries for a digest, keeps that which came last.
+/// Of several entries for a digest, keeps the last one.
 fn only_last(entries: &mut Vec<(Digest, Location)>) {
     entries.sort_by_key(|(digest, at)| (*digest, std::cmp::Reverse((at.pack, at.offset))));
     entries.dedup_by_key(|(digest, _)| *digest);
 }
 
-/// Renames, or copies, a file to a name that no other file has; gives that name, or nothing if there is
-/// no such file.
+/// Renames, or copies, a file to an unused name; returns that name, or nothing if there is no such
+/// file.
 fn keep_aside(folder: &Folder, path: &Path, copy: bool) -> Result<Option<PathBuf>, Error> {
     for number in 1.. {
         let mut name = path.as_os_str().to_owned();
@@ -325,7 +331,7 @@ fn keep_aside(folder: &Folder, path: &Path, copy: bool) -> Result<Option<PathBuf
     Ok(None)
 }
 
-/// The files of large blobs, by the digests that their names say.
+/// The files of large blobs, by the digests in their names.
 fn large_files(folder: &Folder) -> Result<Vec<(Digest, PathBuf)>, Error> {
     let blobs = folder.blobs();
     let mut files = Vec::new();

@@ -5,12 +5,12 @@ use std::path::Path;
 use super::LocalStore;
 use crate::store::Error;
 
-/// Opens the store that `url` names if that is one in a folder; nothing if it is of another kind.
+/// Opens the store at `url` if that is a local one; nothing if it is of another kind.
 pub fn open_local(url: &str) -> Result<Option<LocalStore>, Error> {
     check_local(url)?.map(LocalStore::open).transpose()
 }
 
-/// As [`open_local`], for a cache to keep in it what it reads.
+/// As [`open_local`], for the local store of a cache.
 pub(crate) fn open_near(url: &str) -> Result<Option<LocalStore>, Error> {
     check_local(url)?.map(LocalStore::open_near).transpose()
 }
@@ -27,16 +27,16 @@ pub(crate) fn check_local(url: &str) -> Result<Option<&Path>, Error> {
     Ok(Some(Path::new(path)))
 }
 
-/// The directory of the store that `url` names, if it is an embedded one.
+/// The directory of the store at `url`, if it is a local one.
 pub fn local_folder(url: &str) -> Option<&Path> {
     let path = url.strip_prefix("local:").and_then(local_path);
     path.filter(|path| !path.is_empty()).map(Path::new)
 }
 
-/// The folder that follows `local:`; says what is wrong otherwise.
+/// The directory that follows `local:`; returns what is wrong otherwise.
 pub(crate) fn check_folder(rest: &str) -> Result<&str, &'static str> {
     if rest.is_empty() {
-        return Err("a folder has to follow local:");
+        return Err("a directory has to follow local:");
     }
     if rest.starts_with('~') {
         return Err("local: does not know ~: write local:$HOME/… in a shell, or the whole path");
@@ -44,10 +44,10 @@ pub(crate) fn check_folder(rest: &str) -> Result<&str, &'static str> {
     if rest.contains('\0') {
         return Err("no path holds a NUL byte");
     }
-    local_path(rest).ok_or("for a folder write local:PATH, with no //")
+    local_path(rest).ok_or("for a directory write local:PATH, with no //")
 }
 
-/// The folder that a `local:` URL names; `local:///srv/store` has an empty host.
+/// The directory of a `local:` URL; `local:///srv/store` has an empty host.
 pub(crate) fn local_path(rest: &str) -> Option<&str> {
     match rest.strip_prefix("//") {
         Some(path) if path.starts_with('/') => Some(path),

@@ -1,10 +1,9 @@
 //! Answering requests.
 //!
-//! LOOKUP, GETATTR, READ, READDIR, READDIRPLUS and the FORGETs are nearly all that a kernel sends, and
-//! OPEN and RELEASE where there is passthrough.
-//! They are decoded where they lie and answered into the worker's reply buffer, with nothing
-//! allocated on the way (`tests/allocations.rs`); a blob is verified in the place from which the
-//! kernel takes it. Everything else is rare, and the crate's to decode and encode.
+//! LOOKUP, GETATTR, READ, READDIR, READDIRPLUS and the FORGETs are nearly all that a kernel sends,
+//! and OPEN and RELEASE with passthrough. They are decoded in place and answered into the worker's
+//! reply buffer, without an allocation (`tests/allocations.rs`); a blob is verified in the place
+//! from which the kernel takes it. Everything else is rare, and left to the crate.
 
 use std::ffi::CStr;
 use std::io;
@@ -41,15 +40,15 @@ pub struct Answerer {
     buffers: Mutex<Vec<ReplyBuffer>>,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 enum Outcome {
     /// It is answered with so many bytes behind the header, or with an errno.
     Reply(io::Result<usize>),
     /// It is answered with so many bytes, by which the kernel has a file open.
     Open(usize, Handle),
-    /// It wants no answer.
+    /// It has no reply.
     Silent,
-    /// It is one for the crate.
+    /// It is left to the crate.
     Rare,
 }
 
@@ -63,10 +62,10 @@ impl Answerer {
         }
     }
 
-    /// Answers `request`, whose header is `header`, on `device`. `reply` is room for the answer: of the
-    /// largest READ, and a header. A request that has to wait gets no answer yet: what it waits for is
-    /// given, and it is to be answered again with the same `paused` state. Says why if the kernel has no
-    /// answer now.
+    /// Answers `request`, whose header is `header`, on `device`. `reply` is room for the answer: of
+    /// the largest READ, and a header. If the request has to wait there is no answer yet: what it
+    /// waits for is returned, and it is to be answered again with the same `paused` state. Returns
+    /// why if the kernel has no answer now.
     pub fn answer(
         &self,
         device: &OwnedFd,
@@ -109,7 +108,8 @@ impl Answerer {
             Outcome::Open(length, handle) => {
                 let whole = put_header(head, header.unique, length);
                 device::send(device, &reply[..whole]).inspect_err(|_| {
-                    // The kernel did not take it, and will not close what it knows nothing of.
+                    // The kernel did not accept the reply, and will not close what it does not
+                    // know.
                     if let Some(passthrough) = self.passthrough() {
                         passthrough.close(handle);
                     }
@@ -224,7 +224,7 @@ impl Answerer {
         Ok(listing.written)
     }
 
-    /// What is open, where the kernel asks at all.
+    /// The open files, if the kernel sends OPEN at all.
     fn passthrough(&self) -> Option<&Passthrough> {
         let passthrough = self.fs.passthrough()?;
         passthrough.is_enabled().then_some(passthrough)
@@ -324,7 +324,7 @@ impl Listing<'_> {
     }
 }
 
-/// The first bytes of `bytes` as a message of the kernel's, and those behind it.
+/// The first bytes of `bytes` as a message of the kernel, and those behind it.
 fn take<T: ByteValued + Default>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let (head, rest) = bytes.split_at_checked(size_of::<T>())?;
     let mut value = T::default();
@@ -332,7 +332,8 @@ fn take<T: ByteValued + Default>(bytes: &[u8]) -> Option<(T, &[u8])> {
     Some((value, rest))
 }
 
-/// Puts the header of a reply with `length` bytes behind it into `head`; gives the length of both.
+/// Writes the header of a reply with `length` bytes behind it into `head`; returns the length of
+/// both.
 fn put_header(head: &mut [u8], unique: u64, length: usize) -> usize {
     let whole = head.len() + length;
     let out = OutHeader {
@@ -344,7 +345,7 @@ fn put_header(head: &mut [u8], unique: u64, length: usize) -> usize {
     whole
 }
 
-/// Puts `value` at the start of `out`; gives its length.
+/// Writes `value` at the start of `out`; returns its length.
 fn put<T: ByteValued>(out: &mut [u8], value: &T) -> io::Result<usize> {
     let bytes = value.as_slice();
     let room = out.get_mut(..bytes.len()).ok_or_else(malformed)?;
@@ -352,7 +353,7 @@ fn put<T: ByteValued>(out: &mut [u8], value: &T) -> io::Result<usize> {
     Ok(bytes.len())
 }
 
-/// The kernel sent less than it should have, or we have less room than we should.
+/// The kernel sent less than it should have, or there is less room than there should be.
 fn malformed() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
 }

@@ -1,4 +1,4 @@
-//! The two ioctls with which a backing file is handed to the kernel.
+//! The two ioctls that register backing files with the kernel.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -46,7 +46,7 @@ impl BackingDevice for FuseDevice {
     }
 
     fn probe(&self) -> io::Result<u32> {
-        // Of memory: what this program lies on may be a file system that cannot back another.
+        // In memory: this program's own file may be on a file system that cannot back another.
         let file = rustix::fs::memfd_create(c"castore-fs-probe", MemfdFlags::CLOEXEC)?;
         let id = self.register(&file)?;
         self.end(id)?;

@@ -1,7 +1,8 @@
-//! The threads that serve a mount.
+//! The worker pool of a mount.
 //!
-//! Each blocks in `read()` until there is a request, and answers it itself. None of them waits for a
-//! store far away: a request that has to is parked ([`super::parked`]), and its worker reads the next.
+//! Each worker blocks in `read()` until there is a request, and answers it itself. None of them
+//! waits for an upstream: a request that has to is parked ([`super::parked`]), and its worker reads
+//! the next.
 
 use std::io;
 use std::sync::Arc;
@@ -15,9 +16,9 @@ use super::look_out::LookOut;
 use super::pulse::Stamps;
 use super::serving::Serving;
 
-/// The threads of a mount.
+/// The workers of a mount.
 pub(super) struct Crew {
-    /// What each is at.
+    /// The heartbeat of each.
     pub(super) stamps: Stamps,
     look_out: LookOut,
     /// Notified, under its lock, when a worker ends.
@@ -25,8 +26,8 @@ pub(super) struct Crew {
 }
 
 impl Crew {
-    /// Nobody yet. `stay_awake` is whether processors are kept from sleeping while a program asks
-    /// one thing after the other.
+    /// No workers yet. `stay_awake` is whether processors are kept from sleeping while a program
+    /// sends one request after the other.
     pub(super) fn new(stay_awake: bool) -> Self {
         Self {
             stamps: Stamps::default(),
@@ -35,7 +36,7 @@ impl Crew {
         }
     }
 
-    /// Starts `count` workers of `serving`, whose crew this is.
+    /// Starts `count` workers of `serving`, which owns this.
     pub(super) fn start(serving: &Arc<Serving>, count: usize) -> io::Result<()> {
         (0..count.max(1)).try_for_each(|_| Self::start_worker(serving))
     }
@@ -52,7 +53,7 @@ impl Crew {
         thread.spawn(work).map(drop)
     }
 
-    /// Waits until `has_ended`, of which it is sure to hear if a worker has seen it; for no longer than
+    /// Waits until `has_ended`, which it notices for certain if a worker has; for no longer than
     /// `patience`.
     pub(super) fn wait(&self, patience: Duration, has_ended: impl Fn() -> bool) {
         let (lock, ended) = &self.ended;
@@ -67,7 +68,7 @@ impl Crew {
         let mut request = vec![0; device::REQUEST_BYTES];
         let mut reply = vec![0; device::REPLY_BYTES];
         let enrolled = self.stamps.enroll();
-        // Whose request was answered last.
+        // The thread whose request was answered last.
         let mut answered = None;
         let _in_span = serving.span.enter();
         loop {

@@ -8,13 +8,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use vm_memory::ByteValued;
 
-/// The smallest buffer that the kernel lets us read into, in bytes. With `max_write` at its
+/// The smallest buffer that the kernel accepts for a read, in bytes. With `max_write` at its
 /// minimum no request is larger; data flows only the other way.
 pub const REQUEST_BYTES: usize = 8192;
 /// Room for a reply: the largest READ and the header.
 pub const REPLY_BYTES: usize = (1 << 20) + 4096;
 
-/// What came out of a read.
+/// The result of a read.
 pub enum Received {
     /// A request of this many bytes.
     Request(usize),
@@ -28,7 +28,7 @@ pub enum Received {
 pub fn receive(device: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
     match rustix::io::read(device, buffer) {
         Ok(length) => Ok(Received::Request(length)),
-        // ENOENT: the program that asked was killed before we read its request.
+        // ENOENT: the program that sent it was killed before the request was read.
         Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => Ok(Received::Nothing),
         Err(Errno::NODEV | Errno::CONNABORTED) => Ok(Received::Unmounted),
         Err(error) => Err(error.into()),

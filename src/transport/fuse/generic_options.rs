@@ -1,8 +1,8 @@
 //! Options of mount(8) that do not depend on the file system ("filesystem-independent mount options").
 //!
-//! Most are flags of mount(2), of the mount or of its file system. What is mounted here can only be read
-//! and has no devices and no setuid bits, so `ro`, `nosuid`, `nodev` and `noatime` are where they begin.
-//! `rw` changes nothing: mount(8) adds it to what does not say `ro`.
+//! Most are flags of mount(2), of the mount or of its file system. A mount of castore-fs can only
+//! be read and has no devices and no setuid bits, so `ro`, `nosuid`, `nodev` and `noatime` are the
+//! default. `rw` has no effect: mount(8) adds it to options that do not contain `ro`.
 
 use std::path::Path;
 
@@ -11,14 +11,14 @@ use thiserror::Error;
 
 use super::mount_table::MountEntry;
 
-/// What a mount is without any option.
+/// The flags of a mount without any option.
 const BASE: MountFlags = MountFlags::RDONLY
     .union(MountFlags::NOSUID)
     .union(MountFlags::NODEV)
     .union(MountFlags::NOATIME);
 
 const NONE: MountFlags = MountFlags::empty();
-/// At most one of these holds; without any the kernel takes `relatime`.
+/// At most one of these is set; without any the kernel takes `relatime`.
 const ATIME: MountFlags = MountFlags::NOATIME
     .union(MountFlags::RELATIME)
     .union(MountFlags::STRICTATIME);
@@ -51,12 +51,12 @@ const FLAGS: &[(&str, MountFlags, MountFlags)] = &[
     ("nolazytime", NONE, MountFlags::LAZYTIME),
     ("silent", MountFlags::SILENT, NONE),
     ("loud", NONE, MountFlags::SILENT),
-    // What a user may mount is not for others to be tricked by.
+    // A user's mount must not trick other users.
     ("user", USER, NONE),
     ("users", USER, NONE),
     ("owner", OWNER, NONE),
     ("group", OWNER, NONE),
-    // There is nothing to count or to lock in what cannot be written.
+    // Nothing can be counted or locked without writing.
     ("iversion", NONE, NONE),
     ("noiversion", NONE, NONE),
     ("mand", NONE, NONE),
@@ -76,7 +76,7 @@ const FLAGS: &[(&str, MountFlags, MountFlags)] = &[
 const OWNER: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 const USER: MountFlags = OWNER.union(MountFlags::NOEXEC);
 
-/// Options that say which mounts get a copy of what is mounted in this one (mount_namespaces(7)).
+/// Options for the propagation of mounts in this one (mount_namespaces(7)).
 const PROPAGATION: &[(&str, MountPropagationFlags)] = &[
     ("shared", MountPropagationFlags::SHARED),
     ("slave", MountPropagationFlags::DOWNSTREAM),
@@ -179,7 +179,7 @@ impl GenericOptions {
             if is_context && !value.is_empty() {
                 self.selinux.push(option.to_owned());
             }
-            // Who may mount and unmount it, and what fstab remarks on it.
+            // The right to mount and unmount it, and comments of fstab.
             return is_context || matches!(name, "user" | "comment" | "uhelper" | "helper");
         }
         if let Some((_, set, clear)) = FLAGS.iter().find(|(known, ..)| *known == name) {
@@ -204,7 +204,7 @@ impl GenericOptions {
         self.flags
     }
 
-    /// What SELinux wants of the file system's options, each with a comma before it.
+    /// The options for SELinux, each with a comma before it.
     pub(super) fn data(&self) -> String {
         match Path::new("/sys/fs/selinux/enforce").exists() {
             true => self
@@ -219,7 +219,7 @@ impl GenericOptions {
     /// The flags as options of fusermount3, separated by commas.
     pub(super) fn for_helper(&self) -> String {
         let mut names = vec!["ro"];
-        // fusermount3 lets only root leave these out.
+        // fusermount3 lets only the superuser omit these.
         let flags = self.flags.union(OWNER);
         names.extend(
             NAMES
@@ -233,7 +233,7 @@ impl GenericOptions {
         names.join(",")
     }
 
-    /// Who else gets what is mounted in it, to be set once it is mounted.
+    /// The propagation, to be set once it is mounted.
     pub(super) fn propagation(&self) -> &[MountPropagationFlags] {
         &self.propagation
     }
@@ -244,7 +244,7 @@ impl GenericOptions {
         let has: MountFlags = all
             .filter_map(|option| NAMES.iter().find(|(name, _)| *name == option))
             .fold(NONE, |flags, (_, flag)| flags.union(*flag));
-        // Which the kernel does not write, or fixes when the file system is made.
+        // Not written by the kernel, or fixed when the file system is made.
         let unseen = MountFlags::RDONLY
             .union(MountFlags::SILENT)
             .union(MountFlags::STRICTATIME)
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_option_goes_before_an_earlier_one() {
+    fn a_later_option_overrides_an_earlier_one() {
         assert_eq!(of("noexec").flags(), BASE.union(MountFlags::NOEXEC));
         assert_eq!(of("noexec,exec").flags(), BASE);
         assert_eq!(of("user,exec").flags(), BASE);
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn fusermount_is_told_by_name() {
+    fn fusermount_gets_options_by_name() {
         assert_eq!(
             of("dev,noexec,strictatime,sync").for_helper(),
             "ro,noexec,nosuid,nodev,sync,strictatime"

@@ -1,15 +1,15 @@
-//! One process ends, another goes on with its mount.
+//! Hand-over: one process ends, another takes over its mount.
 //!
-//! The kernel does not care who reads requests, only that the connection's descriptor stays open
-//! somewhere. Whoever keeps it, and the memory file with the node table ([`Ledger`]), can give both
-//! to a new process: that skips INIT, which is long done, takes over the table, and asks the kernel
-//! to send once more what the dead process had read and not answered. Readers see a pause.
+//! The kernel keeps a mount as long as the connection's descriptor stays open in some process. The
+//! process that keeps it, and the memory file with the node table ([`Ledger`]), can pass both to a
+//! new process. That one skips INIT, which is long done, takes over the table, and makes the kernel
+//! send again the requests that the dead process had read and not answered. Readers see a pause.
 //!
 //! The descriptor must be the one that was mounted, or a duplicate: one made by
 //! `FUSE_DEV_IOC_CLONE` has requests of its own, which end with it.
 //!
-//! The files that the kernel holds open for a mount with passthrough are the connection's too, and
-//! the ledger says which they are (`fs::passthrough`).
+//! The files that the kernel holds open for a mount with passthrough belong to the connection too,
+//! and the hand-over state lists them (`fs::passthrough`).
 
 use std::ffi::OsString;
 use std::io;
@@ -24,24 +24,24 @@ use thiserror::Error;
 use super::mountpoint::{self, Maker, Mountpoint};
 use crate::fs::{Ledger, LedgerError};
 
-/// Why a predecessor's mount cannot be gone on with.
+/// Why a mount of the previous process cannot be taken over.
 #[derive(Debug, Error)]
 pub enum AdoptError {
     /// The node table.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// What the predecessor said about the mount cannot be read.
-    #[error("what the predecessor left about the mount cannot be read: {0}")]
+    /// The data about the mount are unreadable.
+    #[error("the hand-over state of the mount is unreadable: {0}")]
     About(String),
     /// The kernel does not send requests again.
     #[error("the kernel does not repeat requests (Linux 6.9 is needed): {0}")]
     Resend(#[source] io::Error),
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot serve the mount: {0}")]
     System(#[from] io::Error),
 }
 
-/// What a successor is told about the mount.
+/// The data about the mount for the next process.
 #[derive(Debug, Serialize, Deserialize)]
 struct About {
     path: Vec<u8>,
@@ -70,7 +70,7 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Reads what the predecessor left: the connection's descriptor and the node table's.
+    /// Reads the state of the previous process: the connection's descriptor and the node table's.
     pub fn read(device: OwnedFd, table: OwnedFd) -> Result<Self, AdoptError> {
         let ledger = Ledger::open(table)?;
         Ok(Self {
@@ -96,7 +96,7 @@ impl Inherited {
     }
 }
 
-/// The descriptors that a successor needs.
+/// The descriptors that the next process needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept<'a> {
     /// The connection.
@@ -114,7 +114,7 @@ impl<'a> Kept<'a> {
     }
 }
 
-/// Leaves in `ledger` what [`Inherited::read`] finds.
+/// Stores in `ledger` what [`Inherited::read`] finds.
 pub(super) fn describe(ledger: &Ledger, mountpoint: &Mountpoint, tag: &str) -> io::Result<()> {
     let path: &Path = mountpoint.path();
     let about = About {

@@ -1,10 +1,10 @@
 //! The mounts of this process's mount namespace, as `/proc/self/mountinfo` lists them
 //! (proc_pid_mountinfo(5)).
 //!
-//! A mount is known by its id and the device number of its file system, not by its path: it can be
-//! moved, its parent can be renamed, and another mount can cover it. Which mount a path leads to is
-//! worked out from the table alone. Looking the path up would wait for whatever is mounted there, and
-//! that may be a mount that no process serves.
+//! A mount is identified by its id and the device number of its file system, not by its path: it
+//! can be moved, its parent can be renamed, and another mount can cover it. The mount at a path is
+//! determined from the table alone. Looking the path up would wait for whatever is mounted there,
+//! and that may be a mount that no process serves.
 
 use std::ffi::CStr;
 use std::fmt;
@@ -48,7 +48,7 @@ pub struct MountEntry {
     pub options: String,
     /// The type, such as `ext4` or `fuse.castore-fs`.
     pub fs_type: String,
-    /// What is mounted, in the words of the program that mounted it: the store's URL.
+    /// What is mounted, as named by the program that mounted it: the store's URL.
     pub source: String,
     /// The options of the file system, separated by commas.
     pub fs_options: String,
@@ -63,7 +63,7 @@ pub struct MountTable {
 }
 
 impl fmt::Display for DeviceNumber {
-    /// As mountinfo and `/sys/class/bdi` write it.
+    /// In the form of mountinfo and `/sys/class/bdi`.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}:{}", self.major, self.minor)
     }
@@ -95,12 +95,12 @@ impl MountTable {
         Ok(Self::parse(&text, root_mount()))
     }
 
-    /// Reads `text`, of a process whose root directory is in the mount `root`. Lines that are not
-    /// understood are left out.
+    /// Parses `text`, of a process whose root directory is in the mount `root`. Invalid lines are
+    /// skipped.
     fn parse(text: &[u8], root: Option<u64>) -> Self {
         let lines = text.split(|&byte| byte == b'\n');
         let entries: Vec<MountEntry> = lines.filter_map(MountEntry::parse).collect();
-        // Kernels before 5.8 do not say which mount the root directory is in.
+        // Kernels before 5.8 do not report which mount the root directory is in.
         let by_path = || entries.iter().rfind(|entry| entry.path == Path::new("/"));
         let root = root.or_else(|| by_path().map(|entry| entry.id));
         Self { entries, root }
@@ -123,15 +123,16 @@ impl MountTable {
         entries.filter(move |entry| entry.parent == id && entry.id != id)
     }
 
-    /// The mount that `path` leads to: of several at one place the topmost. `path` is absolute, without
+    /// The mount at `path`: of several at one place the topmost. `path` is absolute, without
     /// symbolic links, `.` and `..`. None if that mount is not listed.
     pub fn visible_at(&self, path: &Path) -> Option<&MountEntry> {
         let mut id = self.root?;
         let mut found = self.by_id(id);
         let mut reached = Path::new("/");
-        // A lookup begins in the root directory itself, whatever is mounted on that.
+        // A lookup begins in the root directory itself, even if something is mounted on that.
         let mut below_root = false;
-        // Each step goes one mount up; no more steps than mounts, should the table contradict itself.
+        // Each step goes one mount up; no more steps than mounts, in case the table is
+        // inconsistent.
         for _ in 0..self.entries.len() {
             let on_the_way = self.children(id).filter(|entry| {
                 path.starts_with(&entry.path)
@@ -193,7 +194,8 @@ impl MountEntry {
         })
     }
 
-    /// Where `path`, which leads to this mount, is in its file system, from the file system's root.
+    /// The place of `path`, which is in this mount, in its file system, from the file system's
+    /// root.
     pub fn inside(&self, path: &Path) -> Option<PathBuf> {
         Some(self.root.join(path.strip_prefix(&self.path).ok()?))
     }
@@ -234,11 +236,11 @@ pub fn mount_of(file: impl AsFd) -> Option<u64> {
 }
 
 fn statx_mount_id(at: impl AsFd, path: &CStr, flags: AtFlags) -> Option<u64> {
-    // The file system is not asked for attributes.
+    // The file system gets no request for attributes.
     let flags = flags | AtFlags::STATX_DONT_SYNC;
     let found = rustix::fs::statx(at, path, flags, StatxFlags::MNT_ID).ok()?;
-    let told = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID);
-    told.then_some(found.stx_mnt_id)
+    let reported = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID);
+    reported.then_some(found.stx_mnt_id)
 }
 
 /// Undoes the kernel's escapes: a backslash and three octal digits.

@@ -1,9 +1,9 @@
-//! Making and undoing the mount itself.
+//! Mounting and unmounting.
 //!
-//! As root through mount(2), which gives us every option; otherwise through the setuid helper
+//! As the superuser through mount(2), which has every option; otherwise through the setuid helper
 //! `fusermount3`, which passes the descriptor back over a socket. Or another program has opened
-//! `/dev/fuse` for us, and perhaps mounted it as well: then that program unmounts it. After the mount
-//! is up this process must not touch paths below it outside of a thread that nothing waits for.
+//! `/dev/fuse`, and perhaps mounted it as well: then that program unmounts it. After the mount is
+//! up this process must not access paths below it outside of a thread that nothing waits for.
 
 use std::ffi::CString;
 use std::fs;
@@ -38,7 +38,7 @@ pub(super) const FS_TYPE: &str = "fuse.castore-fs";
 const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// How long a mount may take to show that a process serves it.
 const LIFE_SIGN: Duration = Duration::from_secs(1);
-/// How long the connection of an unmounted mount may take to end if nothing uses it any more.
+/// How long the connection of an unused unmounted mount may take to end.
 const END_PATIENCE: Duration = Duration::from_millis(200);
 /// The largest READ, in bytes.
 const MAX_READ: u32 = 1 << 20;
@@ -46,7 +46,7 @@ const MAX_READ: u32 = 1 << 20;
 /// Why there is no mount.
 #[derive(Debug, Error)]
 pub enum MountError {
-    /// The directory to mount on is not there.
+    /// The mount point does not exist.
     #[error("{} does not exist; make that directory first", .0.display())]
     NoMountpoint(PathBuf),
     /// It is not a directory.
@@ -65,9 +65,9 @@ pub enum MountError {
         path.display()
     )]
     HidesOwnFile {
-        /// Where.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// What the file is.
+        /// The purpose of the file.
         what: String,
         /// The file.
         path: PathBuf,
@@ -81,10 +81,10 @@ pub enum MountError {
     /// There is no mount of castore-fs to change.
     #[error("castore-fs is not mounted on {}", .0.display())]
     NothingMounted(PathBuf),
-    /// A mount whose server is gone is in the way, and cannot be unmounted.
-    #[error("{} holds a mount whose server is gone: {why}; remove it with umount --lazy", mountpoint.display())]
+    /// A mount without a server is in the way, and cannot be unmounted.
+    #[error("{} holds a mount without a server: {why}; remove it with umount --lazy", mountpoint.display())]
     DeadMount {
-        /// Where.
+        /// The mount point.
         mountpoint: PathBuf,
         /// Why it cannot be unmounted.
         why: String,
@@ -94,23 +94,23 @@ pub enum MountError {
         "cannot open /dev/fuse: {0}; load the kernel module fuse, or give this container the device"
     )]
     NoDevice(io::Error),
-    /// The helper is not installed, and without root there is no other way.
+    /// The helper is not installed, and an ordinary user has no other way.
     #[error(
-        "only root can mount without the helper fusermount3, which is not installed (package fuse3)"
+        "only the superuser can mount without the helper fusermount3, which is not installed (package fuse3)"
     )]
     NoHelper,
-    /// The helper refused; its own words.
+    /// The helper refused, with this output.
     #[error("fusermount3 did not mount on {}: {said}", mountpoint.display())]
     Helper {
-        /// Where.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// What it printed.
+        /// Its output.
         said: String,
     },
-    /// The descriptor that was given is something else.
+    /// The given descriptor is something else.
     #[error("the descriptor that was given for {} is not of /dev/fuse", .0.display())]
     NotADevice(PathBuf),
-    /// The descriptor that was given is not mounted, and this process may not do it.
+    /// The given descriptor is not mounted, and this process may not do it.
     #[error(
         "the descriptor that was given for {} is not mounted yet, which takes CAP_SYS_ADMIN: mount \
          it before it is passed on (type fuse.castore-fs, options \
@@ -121,11 +121,11 @@ pub enum MountError {
     /// A system call failed.
     #[error("cannot {action} {}: {source}", mountpoint.display())]
     System {
-        /// What was tried: a verb.
+        /// The action: a verb.
         action: &'static str,
-        /// Where.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -140,44 +140,45 @@ pub struct Mountpoint {
     made_by: Maker,
 }
 
-/// Who made a mount, and has the right to unmount it.
+/// The maker of a mount, which has the right to unmount it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Maker {
     /// This process, or one of the same rights before it.
     Ourselves,
-    /// fusermount3, on our behalf.
+    /// fusermount3, for this process.
     Helper,
-    /// Another program, which gave us the descriptor.
+    /// Another program, which passed the descriptor.
     Others,
 }
 
-/// How a mount ended.
+/// The outcome of an unmount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unmounted {
     /// It is gone, and so are its users.
     Cleanly,
-    /// It is out of the tree. It is to be served until these users have finished.
+    /// It is detached from the tree. It is to be served until these users have finished.
     InUse(Users),
-    /// It is where it was, since these mounts lie on it or below. It can be unmounted once they are gone.
+    /// It is where it was, since these mounts are on it or below. It can be unmounted once they are
+    /// gone.
     Blocked(Obstacles),
     /// Another program has made it, and only that may unmount it. It ends with this process.
     NotOurs,
 }
 
-/// What to ask of mount(2) or of the helper.
+/// The parameters of mount(2) or of the helper.
 pub struct Request<'a> {
     /// The first column of `/proc/mounts`: the store's URL.
     pub source: &'a str,
-    /// Whether users other than the one who mounts can see it.
+    /// Whether users other than the one that mounts have access.
     pub allow_other: bool,
     /// Flags of the mount.
     pub generic: &'a GenericOptions,
-    /// What the mount must not hide.
+    /// Files that the mount must not hide.
     pub own_files: &'a OwnFiles,
 }
 
-/// Mounts on `path`; gives the descriptor on which requests come.
+/// Mounts on `path`; returns the descriptor for requests.
 pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint), MountError> {
     let path = resolve(path)?;
     take_away_dead(&path)?;
@@ -201,8 +202,8 @@ pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint)
     Ok((device, mountpoint))
 }
 
-/// The mount of a descriptor that another program has opened: made on `path` unless it is there. If it
-/// is, and the kernel tells where, that goes before `path`.
+/// The mount of a descriptor that another program has opened: made on `path` unless it exists. If
+/// it does, and the kernel reports where, that overrides `path`.
 pub fn given(
     device: &OwnedFd,
     path: &Path,
@@ -286,7 +287,7 @@ pub(super) fn known(
     }
 }
 
-/// The device number of the mount that `device` serves. Older kernels do not tell.
+/// The device number of the mount that `device` serves. Older kernels do not report it.
 fn connection(device: &OwnedFd) -> Option<DeviceNumber> {
     let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd())).ok()?;
     let mut lines = about.lines();
@@ -297,8 +298,8 @@ fn connection(device: &OwnedFd) -> Option<DeviceNumber> {
     })
 }
 
-/// Which mount of `device` it is that was just made on the directory `target`, which is at `path`: the
-/// one in the mount of that directory. Where mounts propagate there can be others.
+/// Which mount of `device` was just made on the directory `target`, which is at `path`: the one in
+/// the mount of that directory. Where mounts propagate there can be others.
 fn identify(device: &OwnedFd, path: &Path, target: &OwnedFd) -> Option<MountIdentity> {
     let table = MountTable::read().ok()?;
     let parent = mount_of(target);
@@ -325,8 +326,8 @@ fn refused(path: &Path, errno: Errno) -> MountError {
     }
 }
 
-/// The path without symbolic links. Mounts of castore-fs are not looked into: it may be one that no
-/// process serves.
+/// The path without symbolic links. Mounts of castore-fs are not entered: one may be without a
+/// server.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
     let failed = |source: io::Error| MountError::System {
         action: "find",
@@ -368,7 +369,7 @@ fn mount_directly(device: &OwnedFd, target: &OwnedFd, request: &Request<'_>) -> 
     }
     options.push_str(&request.generic.data());
     let options = CString::new(options).map_err(|_| Errno::INVAL)?;
-    // The directory that was checked, whatever its path leads to by now.
+    // The directory that was checked, wherever its path leads by now.
     let target = format!("/proc/self/fd/{}", target.as_raw_fd());
     rustix::mount::mount(
         request.source,
@@ -379,7 +380,7 @@ fn mount_directly(device: &OwnedFd, target: &OwnedFd, request: &Request<'_>) -> 
     )
 }
 
-/// Has `fusermount3` mount, and takes the descriptor that it sends.
+/// Mounts by `fusermount3`, and receives the descriptor from it.
 fn mount_by_helper(path: &Path, request: &Request<'_>) -> Result<OwnedFd, MountError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => MountError::NoHelper,
@@ -453,7 +454,7 @@ fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 }
 
 impl Mountpoint {
-    /// The number of the FUSE connection that `device` serves for this mount: what the kernel says, or
+    /// The number of the FUSE connection that `device` serves for this mount: from the kernel, or
     /// else the minor number of the mount's device.
     pub fn connection(&self, device: &OwnedFd) -> Option<u64> {
         let number = connection(device).or_else(|| Some(self.identity.as_ref()?.device));
@@ -465,13 +466,14 @@ impl Mountpoint {
         self.identity.map(|identity| identity.id)
     }
 
-    /// Who made it.
+    /// Its maker.
     pub(super) fn made_by(&self) -> Maker {
         self.made_by
     }
 
-    /// Whether the kernel checks modes itself, as it does in every mount that this program or fusermount3
-    /// makes. One that another program made need not be so, and is seen only in this mount namespace.
+    /// Whether the kernel checks modes itself, as it does in every mount that this program or
+    /// fusermount3 makes. One that another program made may not, which is known only in this mount
+    /// namespace.
     pub(super) fn has_default_permissions(&self) -> bool {
         let has = |entry: &MountEntry| {
             let mut options = entry.fs_options.split(',');
@@ -490,8 +492,8 @@ impl Mountpoint {
         &self.path
     }
 
-    /// Where it is mounted now, which is elsewhere if it or a directory above it was moved; where it was
-    /// mounted if it is gone.
+    /// The present mount point, which is another if it or a directory above it was moved; the
+    /// original one if the mount is gone.
     pub fn current_path(&self) -> PathBuf {
         let found = self.identity.and_then(|identity| identity.path().ok()?);
         found.unwrap_or_else(|| self.path.clone())
@@ -546,7 +548,7 @@ impl Mountpoint {
         }
     }
 
-    /// Detaches the mount, which no process serves; whether it was there.
+    /// Detaches the mount, which no process serves; returns whether it was there.
     pub fn detach(&self) -> io::Result<bool> {
         match self.identity {
             Some(identity) => detach_mount(identity),
@@ -583,8 +585,8 @@ fn unmount_by_helper(path: &Path, lazily: bool) -> io::Result<()> {
     }
 }
 
-/// Detaches the mount of this program at `path`; whether there was one. For mounts that no process
-/// serves: a served one should be ended by its server.
+/// Detaches the mount of this program at `path`; returns whether there was one. For mounts that no
+/// process serves: a served one should be ended by its server.
 pub fn detach(path: &Path) -> io::Result<bool> {
     let path = resolve(path).map_err(io::Error::other)?;
     let table = MountTable::read()?;
@@ -594,7 +596,7 @@ pub fn detach(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Detaches a mount that no process serves; whether it was there.
+/// Detaches a mount that no process serves; returns whether it was there.
 fn detach_mount(identity: MountIdentity) -> io::Result<bool> {
     if identity.path()?.is_none() {
         return Ok(false);
@@ -613,8 +615,8 @@ fn detach_mount(identity: MountIdentity) -> io::Result<bool> {
     }
 }
 
-/// Detaches mounts of ours on `path` whose server is gone. mount(2) would put the new mount on top of
-/// them, and they would be back when that ends.
+/// Detaches mounts of castore-fs without a server on `path`. mount(2) would put the new mount on
+/// top of them, and they would reappear when that ends.
 fn take_away_dead(path: &Path) -> Result<(), MountError> {
     let failed = |source| MountError::System {
         action: "find",
@@ -633,14 +635,14 @@ fn take_away_dead(path: &Path) -> Result<(), MountError> {
                     why: error.to_string(),
                 })?;
                 let path = path.display();
-                tracing::warn!(%path, "unmounted a mount whose server is gone");
+                tracing::warn!(%path, "unmounted a mount without a server");
             }
             _ => return Ok(()),
         }
     }
 }
 
-/// Whether the server of the mount at `path` is gone for good: no process has its descriptor.
+/// Whether the mount at `path` has no server any more: no process has its descriptor.
 fn is_dead(path: &Path) -> bool {
     let path = path.to_owned();
     // A mount that is served can take its time.

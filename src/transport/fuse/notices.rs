@@ -1,26 +1,29 @@
-//! Notifications to the kernel, by a process of their own.
+//! The notifier: notifications to the kernel, sent by a process of their own.
 //!
-//! The kernel takes a notification in the write(2) that brings it, and may have to wait there: for
-//! a page or a directory that a program has locked while it waits for our answer to its request.
-//! That wait cannot be killed. A process that dies in it dies only once the request is answered,
-//! which nobody does any more: it stays, its descriptors stay open, systemd starts no successor,
-//! and whoever reads hangs for ever. So nothing that has requests to answer may write a
-//! notification. A helper process does:
+//! **Problem.** The kernel handles a notification in the write(2) that brings it, and may have to
+//! wait there: for a page or a directory that a program has locked while it waits for the answer to
+//! its own request. That wait cannot be killed. A process that dies in it ends only once the
+//! request is answered, which no process does any more: its descriptors stay open, systemd starts
+//! no next process, and readers hang for ever. So a process with requests to answer must never
+//! write a notification.
 //!
-//! - The *nursery* is forked from this process while that has one thread, and does nothing but
-//!   fork: a helper for each channel.
-//! - A *helper* writes to the device what its channel brings. It may be stuck; what it waits for is
-//!   answered by this process, or by its successor if this process died, and then it ends.
-//! - Where there will be no successor, the nursery has the device too. If this process dies and a
-//!   helper does not end, the nursery fails the requests that are left, so that the connection can
-//!   end with the last of them.
+//! **Mechanism.** A helper process does:
 //!
-//! Helpers hold no descriptor but their channel's and the one that comes with a message. They end
-//! when their channel is closed; so a unit file must not have systemd wait for them
-//! (`KillMode=process`).
+//! - The *nursery* (a fork server) is forked from this process while that has one thread, and does
+//!   nothing but fork: a helper for each channel.
+//! - A *helper* writes the messages of its channel to the device. It may be stuck; the request it
+//!   waits for is answered by this process, or by the next one if this process died, and then it
+//!   ends.
+//! - If there will be no next process, the nursery has the device too. If this process dies and a
+//!   helper does not end, the nursery fails the remaining requests, so that the connection can end
+//!   with the last of them.
 //!
-//! Without a nursery (a program that embeds this library and has threads already) notifications
-//! are written here, with the danger told above.
+//! **Invariants.** Helpers hold no descriptor but their channel's and the one that comes with a
+//! message. They end when their channel is closed; so a unit file must not make systemd wait for
+//! them (`KillMode=process`).
+//!
+//! Without a nursery (a program that embeds this library and has threads already) notifications are
+//! written here, with the danger described above.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -47,9 +50,9 @@ const STORE: i32 = 4;
 const RESEND: i32 = 7;
 /// The longest message: a small file's contents and what goes before them.
 const LONGEST: usize = (128 << 10) + 4096;
-/// How long helpers have to end by themselves before the requests that are left are failed.
+/// How long helpers have to end by themselves before the remaining requests are failed.
 const GRACE: Duration = Duration::from_millis(300);
-/// What the nursery is told: a channel to serve, and a device without a successor.
+/// Messages to the nursery: a channel to serve, and a device without a next process.
 const CHANNEL: u8 = b'c';
 const UNKEPT: u8 = b'u';
 
@@ -88,7 +91,7 @@ unsafe impl ByteValued for InvalInodeOut {}
 // SAFETY: as above.
 unsafe impl ByteValued for InvalEntryOut {}
 
-/// The process that makes helpers.
+/// The fork server of helpers.
 #[derive(Debug)]
 pub struct Nursery(OwnedFd);
 
@@ -120,13 +123,13 @@ impl Nursery {
         Ok(ours)
     }
 
-    /// Has requests on `device` failed, if need be, when this process dies: nobody goes on with it.
+    /// Makes requests on `device` fail, if need be, when this process dies: no other takes over.
     fn leave_unkept(&self, device: &OwnedFd) -> io::Result<()> {
         send(&self.0, &[IoSlice::new(&[UNKEPT])], device.as_fd())
     }
 }
 
-/// Where the notifications of a mount go.
+/// The notifications of a mount.
 pub(super) struct Notices {
     device: Arc<OwnedFd>,
     /// A helper's channel; without one they are written here.
@@ -135,7 +138,7 @@ pub(super) struct Notices {
 }
 
 impl Notices {
-    /// Those for `device`, by a helper from `nursery`.
+    /// For `device`, by a helper from `nursery`.
     pub(super) fn new(device: Arc<OwnedFd>, nursery: Option<&Nursery>) -> io::Result<Self> {
         Ok(Self {
             channel: nursery.map(Nursery::channel).transpose()?,
@@ -144,7 +147,7 @@ impl Notices {
         })
     }
 
-    /// Drops what the kernel knows of `name` in the directory `parent`.
+    /// Makes the kernel drop `name` in the directory `parent`.
     pub(super) fn inval_entry(&self, parent: NodeId, name: &[u8]) {
         let body = InvalEntryOut {
             parent: parent.into(),
@@ -154,7 +157,7 @@ impl Notices {
         self.tell(INVAL_ENTRY, body.as_slice(), &[name, b"\0"].concat());
     }
 
-    /// Drops what the kernel keeps in pages of `node`: of a directory, its listing.
+    /// Makes the kernel drop the cached pages of `node`: of a directory, its listing.
     pub(super) fn inval_inode(&self, node: NodeId) {
         let body = InvalInodeOut {
             node: node.into(),
@@ -163,7 +166,7 @@ impl Notices {
         self.tell(INVAL_INODE, body.as_slice(), &[]);
     }
 
-    /// Sends a notification. That the kernel has nothing to drop is no failure, and not told.
+    /// Sends a notification. It is no failure if the kernel has nothing to drop.
     fn tell(&self, code: i32, body: &[u8], rest: &[u8]) {
         let header = OutHeader {
             len: (size_of::<OutHeader>() + body.len() + rest.len()) as u32,
@@ -182,11 +185,11 @@ impl Notices {
         if let Err(error) = send(channel, &message, self.device.as_fd())
             && !self.complained.swap(true, Ordering::Relaxed)
         {
-            tracing::error!(%error, "the helper that notifies the kernel is gone");
+            tracing::error!(%error, "the helper that notifies the kernel has died");
         }
     }
 
-    /// Waits until the kernel has taken everything that was told.
+    /// Waits until the kernel has handled every notification.
     pub(super) fn settle(&self) {
         let Some(channel) = &self.channel else {
             return;
@@ -221,7 +224,8 @@ impl PageCache for Notices {
     }
 }
 
-/// Has the kernel send again what was read from `device` and not answered. This one does not wait.
+/// Makes the kernel send again the requests that were read from `device` and not answered. This
+/// notification does not wait.
 pub(super) fn resend(device: &OwnedFd) -> io::Result<()> {
     let header = OutHeader {
         len: size_of::<OutHeader>() as u32,
@@ -232,7 +236,7 @@ pub(super) fn resend(device: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Tells `nursery` that nobody goes on with the mount of `device` when this process dies.
+/// Tells `nursery` that no process takes over the mount of `device` when this process dies.
 pub(super) fn leave_unkept(nursery: Option<&Nursery>, device: &OwnedFd) {
     if let Some(nursery) = nursery
         && let Err(error) = nursery.leave_unkept(device)
@@ -244,7 +248,7 @@ pub(super) fn leave_unkept(nursery: Option<&Nursery>, device: &OwnedFd) {
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let kind = SocketType::SEQPACKET;
     let pair = rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
-    // As far as the system lets us; its default holds one message of any length.
+    // As far as the system allows; its default holds one message of any length.
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&pair.0, 1 << 20);
     Ok(pair)
 }
@@ -286,9 +290,9 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Option<(usize, OwnedFd)> {
     }
 }
 
-// What follows runs in processes of their own, each with one thread.
+// The rest runs in processes of their own, each with one thread.
 
-/// Lets go of everything but `socket`, and of the signals that are meant for the parent.
+/// Closes everything but `socket`, and ignores the signals that are meant for the parent.
 fn become_helper(socket: &OwnedFd, name: &std::ffi::CStr) {
     let keep = socket.as_raw_fd();
     if let Ok(null) = std::fs::File::options()
@@ -312,7 +316,7 @@ fn close_all_but(keep: RawFd) {
     let keep = keep as libc::c_uint;
     let close = |from: libc::c_uint, to: libc::c_uint| {
         if from <= to {
-            // SAFETY: whatever owns these descriptors in this process is never used again.
+            // SAFETY: the owners of these descriptors in this process are never used again.
             unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
         }
     };
@@ -337,7 +341,7 @@ fn nurse(socket: OwnedFd) -> ! {
                     become_helper(&descriptor, c"notices");
                     help(&descriptor)
                 }
-                // The channel closes, of which its user complains.
+                // The channel closes, and its user reports that.
                 _ => drop(descriptor),
             },
             UNKEPT => unkept.push(descriptor),
@@ -351,7 +355,7 @@ fn nurse(socket: OwnedFd) -> ! {
     end()
 }
 
-/// Buries helpers that have ended; whether there are others.
+/// Reaps helpers that have ended; returns whether there are others.
 fn reap() -> bool {
     loop {
         // SAFETY: no status is asked for.
@@ -363,7 +367,7 @@ fn reap() -> bool {
     }
 }
 
-/// Writes to the devices what the channel brings, until that is closed.
+/// Writes the messages of the channel to the devices, until it is closed.
 fn help(channel: &OwnedFd) -> ! {
     let mut message = vec![0; LONGEST];
     while let Some((length, device)) = receive(channel, &mut message) {

@@ -1,13 +1,13 @@
 //! Files that this program needs to answer requests: no mount of its own may hide them.
 //!
-//! A mount at or above the store's directory is a deadlock: to answer a request the store opens a file
-//! below the mount, which is a request that waits for the first one. Nothing but an abort of the
-//! connection ends it. The same goes for sockets, certificates, the program's own libraries and
-//! whatever else is opened by its path later. So such a mount point is refused.
+//! A mount at or above the store's directory is a deadlock: to answer a request the store opens a
+//! file below the mount, which is a request that waits for the first one. Only an abort of the
+//! connection ends it. The same holds for sockets, certificates, the program's own libraries and
+//! all files that are opened by their paths later. So such a mount point is refused.
 //!
-//! Directories are compared in three ways, since one has many names. By path, after symbolic links. By
-//! file system and place in it, which sees through bind mounts and what already covers a directory. And
-//! by device and inode, for file systems that know one directory by several names.
+//! Directories are compared in three ways, since one has many names. By path, after symbolic links.
+//! By file system and place in it, which sees through bind mounts and mounts that cover a
+//! directory. And by device and inode, for file systems that know one directory by several names.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +18,8 @@ use super::mountpoint::{FS_TYPE, MountError};
 use super::trail::{Step, trail};
 use crate::stores::UsedFile;
 
-/// Files and directories that must stay in reach. Those of the program itself are always among them.
+/// Files and directories that must stay accessible. Those of the program itself are always among
+/// them.
 #[derive(Clone, Debug, Default)]
 pub struct OwnFiles(Vec<UsedFile>);
 
@@ -58,8 +59,8 @@ impl OwnFiles {
             return Err(MountError::NotADirectory(mountpoint.to_owned()));
         }
         for file in self.0.iter().chain(&program_files()) {
-            // No further than to the mount point: an automount there waits for this mount. What cannot be
-            // looked up is not used either.
+            // No further than to the mount point: an automount there waits for this mount. A path
+            // that cannot be looked up is not used either.
             let way = trail(&file.path, &table, FS_TYPE, |step| is_below(step, target));
             let last = way.ok().and_then(|way| way.into_iter().next_back());
             let is_hidden = |step: &Step| {
@@ -90,8 +91,8 @@ fn is_below(step: &Step, target: &Step) -> bool {
     step.path == target.path || same_place || same_inode
 }
 
-/// The executable and the libraries of this process, what its environment names, and what it needs of
-/// the kernel.
+/// The executable and the libraries of this process, files named in its environment, and those of
+/// the kernel that it needs.
 fn program_files() -> Vec<UsedFile> {
     let file = |what: &str, path| UsedFile {
         what: what.to_owned(),

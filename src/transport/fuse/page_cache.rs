@@ -1,4 +1,4 @@
-//! The thread that walks ahead of readers, pushing contents into the kernel's page cache.
+//! The thread that pushes contents into the kernel's page cache ahead of readers.
 
 use std::io;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
-//! Requests that wait for a store far away, and what ends their wait early.
+//! Requests that wait for an upstream, and the early end of their wait.
 //!
-//! The kernel sends INTERRUPT when a signal comes to a program that waits for an answer, whatever the
-//! signal is, once for each request. A program that is only to handle a signal must not notice: a read
-//! or a page fault that fails with EINTR breaks programs that have never seen one from a disk. So the
-//! request goes on unless the program is to die, for which the kernel has SIGKILL pending for its
-//! threads; one that is killed later is found out by looking again every [`LOOK`].
+//! The kernel sends INTERRUPT when a program that waits for an answer gets a signal, whatever the
+//! signal is, once for each request. A program that handles the signal must not notice: a read or a
+//! page fault that fails with EINTR breaks programs that have never seen one from a disk. So the
+//! request continues unless the program is to die, in which case the kernel has SIGKILL pending for
+//! its threads; a later kill is noticed by checking again every [`LOOK`].
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -12,11 +12,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// How often it is looked whether a program that got a signal is to die.
+/// How often it is checked whether a program that got a signal is to die.
 pub(super) const LOOK: Duration = Duration::from_millis(200);
-/// Interruptions that are remembered of requests that are not parked, or not yet.
+/// Interruptions that are remembered for requests that are not parked, or not yet.
 const MOST_EARLY: usize = 4096;
-/// SIGKILL in the sets of signals that /proc shows.
+/// SIGKILL in the sets of signals in /proc.
 const SIGKILL: u64 = 1 << (libc::SIGKILL - 1);
 
 /// The requests of a mount that are parked, by their numbers.
@@ -39,8 +39,8 @@ struct Entry {
 }
 
 impl ParkedRequests {
-    /// Parks the request `unique` of `thread`. Gives what is resolved when it is to wait no longer, and
-    /// whether it was interrupted already.
+    /// Parks the request `unique` of `thread`. Returns a receiver that is resolved when the wait is
+    /// to end, and whether it was interrupted already.
     pub(super) fn park(&self, unique: u64, thread: u32) -> (oneshot::Receiver<()>, bool) {
         let (wait, ended) = oneshot::channel();
         let mut table = self.0.lock();
@@ -60,7 +60,7 @@ impl ParkedRequests {
         (ended, interrupted)
     }
 
-    /// Takes back a request that has its answer, or is to wait no longer.
+    /// Removes a request that has its answer, or is to wait no longer.
     pub(super) fn take_back(&self, unique: u64) {
         self.0.lock().parked.remove(&unique);
     }
@@ -83,7 +83,7 @@ impl ParkedRequests {
         self.0.lock().parked.contains_key(&unique)
     }
 
-    /// The mount is gone: there is nobody left to answer.
+    /// The mount is gone, and with it all requests.
     pub(super) fn end(&self) {
         let mut table = self.0.lock();
         table.ended = true;
@@ -91,7 +91,7 @@ impl ParkedRequests {
     }
 }
 
-/// Whether `thread` is to die. One of which nothing can be learned (of another namespace, or hidden from
+/// Whether `thread` is to die. One without readable state (in another namespace, or hidden from
 /// this user) is not: its request ends by its deadlines.
 pub(super) fn is_killed(thread: u32) -> bool {
     if thread == 0 {

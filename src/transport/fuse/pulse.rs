@@ -1,8 +1,8 @@
-//! Whether the workers of a mount get on with their work.
+//! The heartbeat of a mount's workers.
 //!
-//! A watchdog that asked the mount itself would hang with it. So each worker counts: odd while it
-//! answers a request, even while it waits for one. One that stands at the same odd number for long is
-//! stuck; and so is a mount for which the kernel holds requests that nobody takes. A slow endpoint is
+//! A watchdog that sent requests to the mount would hang with it. So each worker counts: odd while
+//! it answers a request, even while it waits for one. A worker at the same odd number for long is
+//! stuck; and so is a mount with requests in the kernel that no worker reads. A slow endpoint is
 //! neither: a request that waits for it is parked, and has no worker.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// What one worker is at.
+/// The heartbeat of one worker.
 #[derive(Debug, Default)]
 pub(super) struct Stamp {
     /// Odd while it answers a request.
@@ -32,14 +32,14 @@ impl Stamp {
     }
 }
 
-/// The stamps of a mount's workers.
+/// The heartbeats of a mount's workers.
 #[derive(Debug, Default)]
 pub(super) struct Stamps {
     all: Mutex<HashMap<u64, Arc<Stamp>>>,
     next: AtomicU64,
 }
 
-/// A worker's place among the stamps, until it is dropped.
+/// A worker's place among them, until it is dropped.
 pub(super) struct Enrolled<'a> {
     stamps: &'a Stamps,
     number: u64,
@@ -73,12 +73,12 @@ impl Drop for Enrolled<'_> {
     }
 }
 
-/// Why a mount is thought to be stuck.
+/// Why a mount is considered stuck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stuck {
     /// So many workers are in the middle of a request.
     Workers(usize),
-    /// The kernel has requests that nobody takes.
+    /// The kernel has requests that no worker reads.
     NobodyReads,
 }
 
@@ -91,18 +91,18 @@ impl fmt::Display for Stuck {
     }
 }
 
-/// Remembers what a mount's workers were at when it was last looked at.
+/// The state of a mount's workers at the last check.
 #[derive(Debug, Default)]
 pub struct Pulse {
-    /// The number that each worker stands at, and since when.
+    /// Each worker's number, and since when.
     workers: HashMap<u64, (u64, Instant)>,
-    /// Since when requests lie there untaken, and how many were taken by then.
+    /// Since when requests are unread, and how many were read by then.
     untaken: Option<(Instant, u64)>,
 }
 
 impl Pulse {
-    /// Looks at the workers: are any stuck for `bound` or longer? `pending` is whether the kernel has
-    /// requests that were not taken yet, `taken` how many were.
+    /// Checks the workers: are any stuck for `bound` or longer? `pending` is whether the kernel has
+    /// unread requests, `taken` how many were read.
     pub(super) fn look(
         &mut self,
         stamps: &Stamps,
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_nobody_takes_show_a_mount_without_workers() {
+    fn unread_requests_show_a_mount_without_workers() {
         let stamps = Stamps::default();
         let mut pulse = Pulse::default();
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! Changing the flags of a mount that is there, for `mount -o remount`.
+//! Changing the flags of an existing mount, for `mount -o remount`.
 
 use std::ffi::OsString;
 use std::fs;

@@ -1,9 +1,9 @@
-//! Telling the kernel when the store's root nodes change.
+//! Notifying the kernel when the store's roots change.
 //!
-//! The kernel keeps the names of root nodes and their listing for ever. This thread waits for the
-//! store to report a change, whoever made it, and has the kernel drop what is no longer so. It
-//! is a thread of its own because the kernel may hold a directory's lock, for which a
-//! notification waits, while it waits for an answer from us.
+//! The kernel caches the names of roots and their listing for ever. This thread waits for the store
+//! to report a change, from any process, and makes the kernel drop what is stale. It is a thread of
+//! its own because the kernel may hold a directory's lock, for which a notification waits, while it
+//! waits for an answer.
 
 use std::io;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use super::serving::Serving;
 use crate::fs::{CastoreFs, NodeId, RootChanges};
 use crate::store::Error;
 
-/// How long to wait for the store in one go: the mount's end is noticed in between.
+/// How long to wait for the store at once: the mount's end is noticed in between.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long to leave a store alone that cannot tell.
+/// The pause after a failure of the store.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Starts the thread, if the mount shows root nodes.
+/// Starts the thread, if the mount shows roots.
 pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
     if !serving.fs.shows_roots() {
         return Ok(());
@@ -53,8 +53,7 @@ fn watch(serving: &Serving, notices: &Notices) {
     }
 }
 
-/// Waits for the store's root nodes to be other than at version `seen`; gives the version and what
-/// changed.
+/// Waits for a version of the store's roots other than `seen`; returns the version and the changes.
 fn next_change(fs: &CastoreFs, seen: Option<u64>) -> Result<(u64, RootChanges), Error> {
     let store = fs.store();
     let version = match seen {

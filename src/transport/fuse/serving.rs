@@ -1,4 +1,4 @@
-//! A mount as the threads see that serve it, and what becomes of a request.
+//! The state of a mount that its threads share, and the course of a request.
 
 use std::cell::RefCell;
 use std::io;
@@ -20,13 +20,13 @@ use crate::fs::{CastoreFs, Parked, Passthrough, Paused};
 use crate::transport::init::{self, Peer};
 use crate::transport::requests::Counters;
 
-/// How long the kernel may take to say hello.
+/// How long the kernel may take to send INIT.
 const INIT_PATIENCE: Duration = Duration::from_secs(20);
 /// `FUSE_UNIQUE_RESEND` of the kernel's `fuse.h`: this request was sent before.
 const REPEATED: u64 = 1 << 63;
 
 thread_local! {
-    /// Room for a reply, of threads that go on with requests that were parked.
+    /// Reply buffers of threads that answer parked requests.
     static REPLY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -39,12 +39,12 @@ pub(super) struct Serving {
     pub(super) parked: ParkedRequests,
     /// Whether a worker has seen that the mount is gone, with its last user.
     pub(super) ended: AtomicBool,
-    /// Names the mount in what is logged while a request is answered.
+    /// Names the mount in the log of a request.
     pub(super) span: tracing::Span,
     answerer: Answerer,
     nursery: Option<Arc<Nursery>>,
     default_permissions: bool,
-    /// Set when INIT was answered: how that went.
+    /// The outcome of INIT, once it was answered.
     init: Mutex<Option<Result<(), String>>>,
     init_answered: Condvar,
 }
@@ -82,7 +82,7 @@ impl Serving {
         self.ended.load(Ordering::Relaxed) || !device::is_mounted(&self.device)
     }
 
-    /// A way to notify the kernel, for one thread.
+    /// A notifier, for one thread.
     pub(super) fn notices(&self) -> io::Result<Notices> {
         Notices::new(self.device.clone(), self.nursery.as_deref())
     }
@@ -129,7 +129,8 @@ impl Serving {
         }
     }
 
-    /// Answers a request of which `paused` is the state; gives what it waits for if that cannot be yet.
+    /// Answers a request of which `paused` is the state; returns what it waits for if it cannot be
+    /// answered yet.
     fn go_on(
         &self,
         header: &InHeader,
@@ -141,8 +142,8 @@ impl Serving {
             self.answerer
                 .answer(&self.device, header, request, reply, paused)
         }));
-        // Whatever went wrong, the program must not wait for ever. If it has its answer already,
-        // or was killed, the kernel says ENOENT to this one.
+        // After any failure, the program must not wait for ever. If it has its answer already, or
+        // was killed, the kernel returns ENOENT for this one.
         match outcome {
             Ok(Ok(parked)) => return parked,
             Ok(Err(error)) => {
@@ -162,7 +163,7 @@ impl Serving {
         None
     }
 
-    /// Waits for what a request wants, and answers it.
+    /// Waits for what a request needs, and answers it.
     async fn wait_parked(
         self: Arc<Self>,
         header: InHeader,
@@ -179,7 +180,7 @@ impl Serving {
         loop {
             let arrival = tokio::select! {
                 arrival = parked.arrival() => arrival,
-                // What is fetched for it goes on; others may want it too.
+                // Its fetch continues; other requests may need it too.
                 _ = &mut ended => {
                     let _ = device::reply_error(&self.device, header.unique, libc::EINTR);
                     break;
@@ -201,7 +202,7 @@ impl Serving {
         self.counters.ended(&header, began);
     }
 
-    /// A signal came to the program whose request the body of an INTERRUPT names.
+    /// The program of a request got a signal; the body of INTERRUPT names the request.
     fn interrupt(self: &Arc<Self>, body: &[u8]) {
         // `struct fuse_interrupt_in` is the number alone.
         let Some(unique) = body.first_chunk() else {
@@ -252,7 +253,7 @@ impl Serving {
         self.init_answered.notify_all();
     }
 
-    /// Waits until the kernel has said hello; says how that went.
+    /// Waits until the kernel has sent INIT; returns the outcome.
     pub(super) fn wait_for_init(&self) -> Result<(), String> {
         let mut init = self.init.lock();
         while init.is_none() {
@@ -265,7 +266,7 @@ impl Serving {
     }
 }
 
-/// Turns passthrough on if the kernel knows it and lets us; else says once why not.
+/// Enables passthrough if the kernel supports and permits it; else logs the reason once.
 fn enable(passthrough: &Passthrough, known: bool) {
     let outcome = if known {
         passthrough

@@ -1,4 +1,4 @@
-//! A mount: made, gone on with, and taken down again.
+//! A mount: made, taken over, and unmounted.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,33 +28,33 @@ use crate::fs::{
 use crate::store::Store;
 use crate::transport::requests::{RequestCounts, RequestTimes};
 
-/// How often to look whether a mount has ended. Workers notice by themselves, unless all of them wait.
+/// How often to check whether a mount has ended. Workers notice by themselves, unless all of them
+/// wait.
 const END_INTERVAL: Duration = Duration::from_millis(500);
-/// Cores that may all spin for the sake of one walk; where there are more, only if told to.
+/// Processors that may all spin for one walk; if there are more, only on request.
 const FEW_CORES: usize = 8;
 
 /// How to mount.
 #[derive(Clone, Debug)]
 pub struct MountOptions {
-    /// Whether users other than the one who mounts can see it.
+    /// Whether users other than the one that mounts have access.
     pub allow_other: bool,
     /// Workers that read requests.
     pub threads: usize,
     /// How far the kernel reads ahead of sequential readers, in KiB.
     pub read_ahead_kib: u32,
-    /// Whether processors are kept from sleeping while a program asks one thing after the other,
-    /// where this process may.
+    /// Whether processors are kept from sleeping while a program sends one request after the other,
+    /// if this process is permitted to.
     pub stay_awake: bool,
-    /// What log lines call it.
+    /// The mount's name in the log.
     pub name: Option<String>,
-    /// What log lines call its store.
+    /// The store's name in the log.
     pub store_name: Option<String>,
-    /// Keep what a successor process needs to go on with the mount ([`Session::kept`]), and tell it
-    /// this.
+    /// Keep the hand-over state for the next process ([`Session::kept`]), with this tag.
     pub tag: Option<String>,
-    /// A descriptor of `/dev/fuse` that somebody else has opened, and perhaps mounted.
+    /// A descriptor of `/dev/fuse` that another program has opened, and perhaps mounted.
     pub device: Option<Arc<OwnedFd>>,
-    /// Who notifies the kernel: see [`Nursery`] for what happens without.
+    /// Starts the notifiers: see [`Nursery`] for the behaviour without.
     pub nursery: Option<Arc<Nursery>>,
     /// Flags of the mount.
     pub generic: GenericOptions,
@@ -86,7 +86,7 @@ pub struct Session {
     serving: Arc<Serving>,
     mountpoint: Mountpoint,
     ledger: Option<Arc<Ledger>>,
-    /// Whether somebody else goes on with the mount.
+    /// Whether another process takes the mount over.
     left: AtomicBool,
 }
 
@@ -136,8 +136,8 @@ impl Session {
         Ok(session)
     }
 
-    /// Goes on with a mount that another process left, of the same `store` and with the same
-    /// `options`. Whoever holds it sees nothing but the pause.
+    /// Takes over a mount that another process left, of the same `store` and with the same
+    /// `options`. Its users see only the pause.
     pub fn adopt(
         inherited: Inherited,
         store: Arc<dyn Store>,
@@ -156,7 +156,8 @@ impl Session {
         let session = Self::new(device, mountpoint, fs, crew, Some(ledger), mount);
         // Until it is known to work, a failure must not end the mount: the caller decides.
         session.leave();
-        // Before anybody reads: what a worker of ours has read would be sent again as well.
+        // Before any worker reads: requests that a worker of this process has read would be sent
+        // again as well.
         notices::resend(&session.serving.device).map_err(AdoptError::Resend)?;
         Crew::start(&session.serving, mount.threads)?;
         page_cache::start(&session.serving)?;
@@ -205,12 +206,12 @@ impl Session {
         warm_up::start(&self.serving).map_err(failed)
     }
 
-    /// Where it was mounted.
+    /// Its original mount point.
     pub fn path(&self) -> &Path {
         self.mountpoint.path()
     }
 
-    /// Where it is mounted now, which is elsewhere if it or a directory above it was moved.
+    /// Its present mount point, which is another if it or a directory above it was moved.
     pub fn current_path(&self) -> PathBuf {
         self.mountpoint.current_path()
     }
@@ -225,7 +226,7 @@ impl Session {
         self.serving.counters.times()
     }
 
-    /// How bytes come to their readers, after what kernel and privilege allow.
+    /// How files are read, as far as kernel and privilege allow.
     pub fn reads(&self) -> Reads {
         match self.serving.fs.passthrough() {
             Some(passthrough) if passthrough.is_enabled() => Reads::Passthrough,
@@ -233,7 +234,7 @@ impl Session {
         }
     }
 
-    /// What is open, where the kernel asks before it opens.
+    /// The open files, if the kernel sends OPEN.
     pub fn open_files(&self) -> Option<OpenCount> {
         let passthrough = self.serving.fs.passthrough()?;
         passthrough.is_enabled().then(|| passthrough.count())
@@ -254,7 +255,7 @@ impl Session {
         self.serving.has_ended()
     }
 
-    /// Whether the mount is still there, or where it was moved.
+    /// Whether the mount exists, at any mount point.
     pub fn is_mounted(&self) -> bool {
         !self.has_ended() && self.mountpoint.is_mounted()
     }
@@ -264,29 +265,29 @@ impl Session {
         self.serving.fs.store()
     }
 
-    /// What a successor needs, if the mount was made for one.
+    /// The hand-over state, if the mount was made with one.
     pub fn kept(&self) -> Option<Kept<'_>> {
         let ledger = self.ledger.as_ref()?;
         Some(Kept::new(&self.serving.device, ledger))
     }
 
-    /// From now on somebody else is to go on with the mount: it stays when this session is dropped.
+    /// From now on another process serves the mount: it stays when this session is dropped.
     pub fn leave(&self) {
         self.remember();
         self.left.store(true, Ordering::Relaxed);
     }
 
-    /// How learning and fetching ahead fare, if the mount does that.
+    /// The warm-up counters, if the mount has warm-up.
     pub fn warm_up_count(&self) -> Option<WarmUpCount> {
         self.serving.fs.warm_up_count()
     }
 
-    /// Writes what was learned so far, if the mount learns ([`Options::warm_up`]).
+    /// Writes what was recorded so far, if the mount has warm-up ([`Options::warm_up`]).
     pub fn remember(&self) {
         self.serving.fs.remember();
     }
 
-    /// Whether the workers have been stuck for `bound`, as far as `pulse` has seen it.
+    /// Whether the workers have been stuck for `bound`, by `pulse`.
     pub fn check(&self, pulse: &mut Pulse, bound: Duration) -> Option<Stuck> {
         if self.has_ended() {
             return None;
@@ -302,8 +303,8 @@ impl Session {
         )
     }
 
-    /// Unmounts it where it is now; what is busy is detached. To be tried again where other mounts lie
-    /// on it or below ([`Unmounted::Blocked`]).
+    /// Unmounts it where it is now; a busy mount is detached. To be repeated if other mounts are on
+    /// it or below ([`Unmounted::Blocked`]).
     pub fn unmount(&self) -> io::Result<Unmounted> {
         // While the kernel still knows its nodes.
         self.remember();
@@ -311,7 +312,7 @@ impl Session {
     }
 
     /// Waits until the mount is gone and its last user has finished. Requests that still wait for a
-    /// store are not waited for: the programs that made them are gone.
+    /// store are not waited for: their programs are gone.
     pub fn wait(&self) {
         while !self.has_ended() {
             self.serving.crew.wait(END_INTERVAL, || self.has_ended());
@@ -320,7 +321,8 @@ impl Session {
 }
 
 impl Drop for Session {
-    /// A mount without workers hangs everyone who touches it, so it goes with the session.
+    /// A mount without workers would hang every program that accesses it, so it ends with the
+    /// session.
     fn drop(&mut self) {
         if self.left.load(Ordering::Relaxed) {
             return;
@@ -328,7 +330,7 @@ impl Drop for Session {
         let mountpoint = self.path().display();
         match self.unmount() {
             Ok(Unmounted::Blocked(obstacles)) => {
-                tracing::error!(%mountpoint, %obstacles, "cannot unmount what lies below other mounts");
+                tracing::error!(%mountpoint, %obstacles, "cannot unmount below other mounts");
             }
             Ok(_) => {}
             Err(error) => tracing::error!(%mountpoint, %error, "cannot unmount"),
@@ -336,7 +338,8 @@ impl Drop for Session {
     }
 }
 
-/// A table that a successor can go on with. Without one the mount works, and ends with this process.
+/// A table that the next process can take over. Without one the mount works, and ends with this
+/// process.
 fn keep(mountpoint: &Mountpoint, tag: &str, has_opens: bool) -> Option<Arc<Ledger>> {
     let ledger = match has_opens {
         true => Ledger::create_with_open_files(),
@@ -349,7 +352,7 @@ fn keep(mountpoint: &Mountpoint, tag: &str, has_opens: bool) -> Option<Arc<Ledge
     let mountpoint = mountpoint.path().display();
     ledger
         .inspect_err(|error| {
-            tracing::warn!(%mountpoint, %error, "no successor can go on with this mount");
+            tracing::warn!(%mountpoint, %error, "no other process can take this mount over");
         })
         .ok()
         .map(Arc::new)

@@ -1,8 +1,8 @@
-//! The directories that a path leads through.
+//! The directories on a path.
 //!
-//! Symbolic links are followed here and not by the kernel: each directory on the way counts, also that
-//! of a link. Mounts of castore-fs are not looked into, since a mount that no process serves would be
-//! waited for.
+//! Symbolic links are followed here and not by the kernel: each directory on the way counts, also
+//! those of a link's target. Mounts of castore-fs are not entered, since a lookup in one without a
+//! server would wait.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,15 +14,15 @@ use rustix::io::Errno;
 
 use super::mount_table::{DeviceNumber, MountTable};
 
-/// Symbolic links that are followed, at most: as the kernel (path_resolution(7)).
+/// Symbolic links that are followed, at most: as in the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
-/// Which directory or file it is, whatever path leads to it.
+/// The identity of a directory or file, independent of its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// Its absolute path without symbolic links.
     pub path: PathBuf,
-    /// Its file system, and where it is there from the file system's root.
+    /// Its file system, and its place there from the file system's root.
     pub place: Option<(DeviceNumber, PathBuf)>,
     /// `st_dev` and `st_ino`, if it exists.
     pub inode: Option<(u64, u64)>,
@@ -30,9 +30,9 @@ pub struct Step {
     pub is_directory: Option<bool>,
 }
 
-/// What `path` leads through, from the root directory to what it names. What does not exist is taken for
-/// directories that will be made. `fs_type` is the type of the mounts that are not looked into. The way
-/// ends early at a step of which `is_last` says so.
+/// The steps of `path`, from the root directory to its end. Missing ones are taken for directories
+/// that will be made. `fs_type` is the type of the mounts that are not entered. The way ends early
+/// at a step for which `is_last` is true.
 pub fn trail(
     path: &Path,
     table: &MountTable,
@@ -78,7 +78,7 @@ pub fn trail(
             }
         }
     }
-    // After `..` the last step is not where the path ends.
+    // After `..` the last step is not the end of the path.
     if steps.last().is_some_and(|last| last.path != at) {
         let found = look(&at)?;
         steps.push(step(&at, found.as_ref(), table));

@@ -1,14 +1,15 @@
 //! Unmounting a mount where it is now.
 //!
-//! A mount is found by its id ([`MountIdentity`]), wherever it was moved and whatever its parents are
-//! called now. umount(2) takes a path, though, and unmounts what that leads to. So:
+//! A mount is found by its id ([`MountIdentity`]), wherever it was moved and whatever the names of
+//! its parents are now. umount(2) takes a path, though, and unmounts the mount at that path. So:
 //!
-//! - A mount that another one covers is left alone, and so is one with other mounts below it.
-//!   umount(2) would unmount the covering one, and `MNT_DETACH` takes along everything below.
-//! - A mount with open files is detached: it is out of the tree at once, and gone with its last user.
+//! - A mount that another one covers is not touched, and neither is one with other mounts below it.
+//!   umount(2) would unmount the covering one, and `MNT_DETACH` everything below.
+//! - A mount with open files is detached: it is out of the tree at once, and gone with its last
+//!   user.
 //!
-//! The file system can be in use beyond that, through bind mounts and in other mount namespaces. Who
-//! still uses it is found by [`users`](super::users).
+//! The file system can be in use beyond that, through bind mounts and in other mount namespaces.
+//! Its remaining users are found by [`users`](super::users).
 
 use std::fmt;
 use std::io;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mount_table::{DeviceNumber, MountEntry, MountTable};
 
-/// Which mount it is, as long as it exists.
+/// The identity of a mount, as long as it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountIdentity {
     /// Its id in mountinfo.
@@ -28,7 +29,7 @@ pub struct MountIdentity {
     pub device: DeviceNumber,
 }
 
-/// What keeps a mount from being unmounted.
+/// The mounts that prevent an unmount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Obstacles(Vec<Obstacle>);
 
@@ -38,7 +39,7 @@ struct Obstacle {
     path: PathBuf,
 }
 
-/// What became of a mount that was to be unmounted.
+/// The outcome of an unmount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MountState {
     /// It is not in this mount namespace any more.
@@ -84,14 +85,15 @@ impl MountIdentity {
         Ok(self.find(&table).map(|entry| entry.path.clone()))
     }
 
-    /// Unmounts it by `umount`, which is umount2(2) or a program that calls it. A mount that is busy is
+    /// Unmounts it by `umount`, which is umount2(2) or a program that calls it. A busy mount is
     /// detached.
     pub fn unmount(
         self,
         mut umount: impl FnMut(&Path, UnmountFlags) -> io::Result<()>,
     ) -> io::Result<MountState> {
         match self.step(UnmountFlags::NOFOLLOW, &mut umount) {
-            // Whether another mount lies on it or below is looked up again: one may have come meanwhile.
+            // Whether another mount is on it or below is checked again: one may have come
+            // meanwhile.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 let state =
                     self.step(UnmountFlags::NOFOLLOW | UnmountFlags::DETACH, &mut umount)?;

@@ -1,7 +1,8 @@
-//! Who still uses a file system whose mount is gone from this mount namespace: bind mounts, mounts in
-//! other mount namespaces, and processes with open files, working directories or programs in it.
+//! The remaining users of a file system whose mount is gone from this mount namespace: bind mounts,
+//! mounts in other mount namespaces, and processes with open files, working directories or programs
+//! in it.
 //!
-//! Found in /proc, as fuser(1) does, without asking the file system anything. A process without
+//! Found in /proc, as by fuser(1), without a request to the file system. A process without
 //! privilege sees its own user's processes only.
 //!
 //! The search has a thread of its own, since a look at what a process has mapped can wait for ever
@@ -46,7 +47,7 @@ struct Process {
 }
 
 impl fmt::Display for Users {
-    /// A phrase that goes on after "used by".
+    /// A phrase after "used by".
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return formatter
@@ -126,7 +127,7 @@ impl Search {
             if uses(&folder, device) && !self.send(User::Process(Process::new(id))) {
                 return;
             }
-            // Any process tells for all others in its mount namespace.
+            // Any process stands for all others in its mount namespace.
             if fs::read_link(folder.join("ns/mnt")).is_ok_and(|ns| namespaces.insert(ns))
                 && has_mount(&folder, device)
                 && !self.send(User::Namespace(Process::new(id)))
@@ -185,7 +186,7 @@ fn uses(folder: &Path, device: DeviceNumber) -> bool {
         || maps(folder, device)
 }
 
-/// Whether `link` leads into `device`.
+/// Whether `link` points into `device`.
 fn is_in(link: &Path, device: DeviceNumber) -> bool {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     rustix::fs::statx(CWD, link, flags, StatxFlags::empty()).is_ok_and(|found| {

@@ -1,18 +1,18 @@
-//! Keeping processors out of their sleep while a program walks.
+//! The latency guard: keeps processors out of their idle states during a walk.
 //!
-//! A program that asks one thing after the other sleeps while we answer, and we sleep until it asks.
-//! Each of these sleeps is over in microseconds, but a processor with nothing to do stops, and
-//! starting one again takes several times as long as the answer: a cold `find` spends most of its
-//! time so. Whom a processor's stop costs too much can say so: as long as somebody has
-//! `/dev/cpu_dma_latency` open and has written the longest wait that he can bear, no processor
-//! stops for longer (the kernel's "PM QoS"). A wait of zero makes them spin where they are idle, and
-//! one is woken there by a store to memory.
+//! **Problem.** A program that sends one request after the other sleeps while the daemon answers,
+//! and the daemon sleeps until the next request. Each of these sleeps is over in microseconds, but
+//! an idle processor stops, and starting it again takes several times as long as the answer: a cold
+//! `find` spends most of its time so.
 //!
-//! That has a price, power and what hangs on it, so it is asked for only while it serves somebody:
-//! when one thread has come back [`ENOUGH`] times in a row, each time soon after its answer, and until
-//! a few milliseconds after it has stopped to. The request ends with the descriptor, so that no
-//! death of this process can leave it behind. Where the device is not ours to open, nothing is kept
-//! awake but the worker itself ([`look_out`](super::look_out)).
+//! **Mechanism.** A process can cap C-state exit latency by holding /dev/cpu_dma_latency open (PM
+//! QoS). With a cap of zero idle processors spin, and are woken by a store to memory. That costs
+//! power, so the cap is set only during a walk: when one thread has come back [`ENOUGH`] times in a
+//! row, each time soon after its answer, and until a few milliseconds after it has stopped.
+//!
+//! **Invariant.** The cap ends with the descriptor, so that no death of this process can leave it
+//! behind. Where the device cannot be opened, only the worker itself stays awake
+//! ([`look_out`](super::look_out)).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -23,14 +23,14 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-/// Where to say how long a wait can be borne.
+/// The device of the cap.
 const DEVICE: &str = "/dev/cpu_dma_latency";
 /// Requests in a row that make a walk.
 const ENOUGH: u32 = 32;
 /// How long a walk may pause and still be one.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Watches for walks, and keeps the processors awake during one.
+/// Recognizes walks, and keeps the processors awake during one.
 pub(super) struct Vigil(Arc<Shared>);
 
 struct Shared {
@@ -43,15 +43,15 @@ struct Shared {
     changed: Condvar,
 }
 
-/// Who keeps watch.
+/// The state of the guard.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum State {
-    /// Nobody yet.
+    /// Not started.
     #[default]
     Unwatched,
-    /// A thread.
+    /// Running in a thread.
     Watched,
-    /// Nobody any more: there is nothing to watch, or the device is not for us.
+    /// Off for good: the mount has ended, or the device cannot be opened.
     Ended,
 }
 
@@ -70,7 +70,8 @@ impl Vigil {
         }))
     }
 
-    /// A thread has asked again. Whether the processors are awake for it: nobody needs to look out.
+    /// A thread has sent another request. Returns whether the processors are awake for it, so that
+    /// no worker needs to poll.
     pub(super) fn is_kept(&self) -> bool {
         let kept = self.0.kept.load(Ordering::Relaxed);
         if kept {
@@ -79,7 +80,7 @@ impl Vigil {
         kept
     }
 
-    /// Whether a thread that has asked again did so `soon`.
+    /// Whether a thread that has sent another request did so `soon`.
     pub(super) fn saw(&self, soon: bool) {
         if !soon {
             self.0.streak.store(0, Ordering::Relaxed);
@@ -95,7 +96,7 @@ impl Vigil {
             let watch = std::thread::Builder::new().name("vigil".into());
             match watch.spawn(move || shared.watch()) {
                 Ok(_) => *state = State::Watched,
-                Err(error) => tracing::debug!(%error, "cannot start a thread to keep vigil"),
+                Err(error) => tracing::debug!(%error, "cannot start the latency guard"),
             }
         }
         if *state == State::Watched {
@@ -113,7 +114,7 @@ impl Drop for Vigil {
 }
 
 impl Shared {
-    /// Keeps the processors awake while somebody walks, again and again.
+    /// Keeps the processors awake during each walk.
     fn watch(&self) {
         while self.wait_for_a_walk() {
             match self.bear_no_wait() {
@@ -132,7 +133,7 @@ impl Shared {
         }
     }
 
-    /// Whether there is one; else nobody is left to walk.
+    /// Waits for a walk; returns false if there will be none.
     fn wait_for_a_walk(&self) -> bool {
         let mut state = self.state.lock();
         while *state == State::Watched {
@@ -156,7 +157,7 @@ impl Shared {
         }
     }
 
-    /// Holds while it lives that no processor may take time to wake.
+    /// Caps the exit latency at zero while the returned file lives.
     fn bear_no_wait(&self) -> io::Result<File> {
         let mut device = OpenOptions::new().write(true).open(&self.device)?;
         device.write_all(&0_i32.to_ne_bytes())?;
@@ -185,10 +186,10 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_is_kept_awake_for_and_its_end_is_noticed() {
+    fn processors_stay_awake_during_a_walk() {
         let device = tempfile::NamedTempFile::new().unwrap();
         let vigil = Vigil::with_device(device.path().into());
-        let told = || std::fs::read(device.path()).unwrap();
+        let written = || std::fs::read(device.path()).unwrap();
         for _ in 0..2 {
             std::fs::write(device.path(), b"").unwrap();
             for _ in 0..3 * ENOUGH {
@@ -197,7 +198,7 @@ mod tests {
             }
             assert!(!vigil.is_kept());
             walk(&vigil);
-            wait_until(|| told() == 0_i32.to_ne_bytes());
+            wait_until(|| written() == 0_i32.to_ne_bytes());
             wait_until(|| !vigil.0.kept.load(Ordering::Relaxed));
         }
         let watch = Arc::downgrade(&vigil.0);
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_device_nobody_is_thought_to_keep_vigil() {
+    fn without_the_device_the_guard_is_off() {
         let vigil = Vigil::with_device("/nowhere/at/all".into());
         for _ in 0..2 {
             walk(&vigil);

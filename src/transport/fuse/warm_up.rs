@@ -1,11 +1,11 @@
-//! The thread that learns what is touched first, and fetches ahead what was.
+//! The thread that records what is read first, and prefetches what was recorded.
 
 use std::io;
 use std::sync::Arc;
 
 use super::serving::Serving;
 
-/// Starts it, if the mount is to learn.
+/// Starts it, if the mount has warm-up.
 pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
     if !serving.fs.learns() {
         return Ok(());

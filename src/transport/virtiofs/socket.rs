@@ -45,7 +45,7 @@ pub enum SocketError {
     },
 }
 
-/// Who may connect to a socket.
+/// The permissions of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
     /// Its permissions: write permission allows connecting.

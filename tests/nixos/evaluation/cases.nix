@@ -1,4 +1,4 @@
-# What a configuration says, and what has to come of it:
+# Configurations, and their expected results:
 #   rendered  the file expected/<rendered>.toml says the same as the daemon's file;
 #             tests/nixos_config.rs has the daemon read each of these files
 #   units     units, and for each the file expected/<…>.unit with what the module says in it
@@ -31,7 +31,7 @@ in
       # Two setuid helpers that nothing here calls.
       (!config.programs.fuse.enable)
     ];
-    # The package's unit says how it is started, as whom, and in what sandbox.
+    # The package's unit defines the command, the user and the sandbox.
     notUnit = [
       "ExecStart="
       "User="
@@ -724,7 +724,7 @@ in
 
   refuses-a-relative-path = {
     services.mounts.tree.path = "srv/tree";
-    refused = "this must be the absolute path of a folder";
+    refused = "this must be the absolute path of a directory";
   };
 
   refuses-a-mount-on-everything = {
@@ -806,7 +806,7 @@ in
         join = [ "disk" ];
       };
     };
-    refused = ''"url" says already what the store is'';
+    refused = ''the store has "url" already'';
   };
 
   refuses-two-kinds-in-settings-as-well = {
@@ -817,7 +817,7 @@ in
         mirrors.of = [ "disk" ];
       };
     };
-    refused = ''stores.main.mirrors: "url" says already'';
+    refused = ''stores.main.mirrors: the store has "url" already'';
   };
 
   refuses-a-cache-of-an-undeclared-store = {
@@ -864,7 +864,7 @@ in
         far = [ "upstream" ];
       };
     };
-    refused = ''a cache is kept in a folder, and "near" is none'';
+    refused = ''a cache needs a local store, and "near" is none'';
   };
 
   refuses-two-caches-in-one-folder = {
@@ -880,7 +880,7 @@ in
         far = [ "upstream" ];
       };
     };
-    refused = ''the cache "one" is kept there already'';
+    refused = ''the cache "one" has this local store already'';
   };
 
   refuses-a-store-that-is-made-of-itself = {
@@ -910,7 +910,7 @@ in
       credential = "upstream";
     };
     services.credentials.upstream = "/run/keys/upstream";
-    refused = "a token would travel in the clear";
+    refused = "a token would be sent unencrypted";
   };
 
   refuses-a-credential-for-a-folder = {
@@ -919,7 +919,7 @@ in
       credential = "disk";
     };
     services.credentials.disk = "/run/keys/disk";
-    refused = "stores.disk.token-file: only a gRPC server wants a token";
+    refused = "stores.disk.token-file: only a gRPC server accepts a token";
   };
 
   refuses-certificates-without-tls = {
@@ -936,7 +936,7 @@ in
       tls.certificate = "client";
     };
     services.credentials.client = "/run/keys/client.pem";
-    refused = "a certificate is of use only with its key";
+    refused = "a certificate needs its key";
   };
 
   refuses-a-certificate-that-is-not-declared = {
@@ -954,7 +954,7 @@ in
       url = "grpc+https://castore.example.org";
       tls-client-key-path = "${builtins.storeDir}/00000000000000000000000000000000-key.pem";
     };
-    fires = [ "where everybody can read it" ];
+    fires = [ "where every user can read it" ];
   };
 
   allows-authorities-in-the-nix-store = {
@@ -985,12 +985,12 @@ in
     fires = [ "Leave out `virtiofs.guest.socket`" ];
   };
 
-  refuses-flags-that-nobody-reads = {
+  refuses-flags-without-effect = {
     services.virtiofs.guest.extraFlags = [ "--xattr" ];
     fires = [ "Say it in `virtiofs.guest.settings`" ];
   };
 
-  refuses-settings-that-nobody-reads = {
+  refuses-settings-without-effect = {
     services.virtiofs.guest = {
       isolated = true;
       settings.xattr = true;
@@ -1021,7 +1021,7 @@ in
     services.stores.upstream = {
       url = "grpc+https://castore.example.org?token-file=${builtins.storeDir}/00000000000000000000000000000000-token";
     };
-    fires = [ "where everybody can read it" ];
+    fires = [ "where every user can read it" ];
   };
 
   refuses-a-credential-from-the-nix-store = {

@@ -1,4 +1,4 @@
-# What the machine has itself waits for nobody: programs start while the daemon is stopped in its
+# What the machine has itself does not wait: programs start while the daemon is stopped in its
 # tracks, and the daemon, whose own files are in that store, starts again.
 . "$SCENARIOS/kit.sh"
 forget
@@ -13,7 +13,7 @@ systemctl kill --signal=SIGCONT castore-fs.service
 killed=$(systemctl show --property=MainPID castore-fs.service)
 systemctl kill --signal=SIGKILL castore-fs.service
 forget
-# A stop that comes before systemd starts a successor would leave a dead mount.
+# A stop that comes before systemd starts the next process would leave a dead mount.
 another() { [ "$(systemctl show --property=MainPID castore-fs.service)" != "$killed" ]; }
 within 30 another
 within 30 systemctl is-active castore-fs.service

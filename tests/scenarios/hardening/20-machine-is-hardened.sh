@@ -1,4 +1,4 @@
-# What a unit whose mount everybody sees can give up and still keep; docs/service.md has the scores.
+# The sandbox of a unit whose mount every user sees; docs/service.md has the scores.
 . "$SCENARIOS/kit.sh"
 systemd-analyze security --no-pager --threshold=50 castore-fs.service
 # The mount is in the machine's own mount namespace.

@@ -1,4 +1,4 @@
-# A second mount comes, and who is on the first one does not notice.
+# A second mount comes, and programs on the first one do not notice.
 . "$SCENARIOS/kit.sh"
 make_tree "$work/tree"
 castore-fs import "$work/tree"

@@ -1,4 +1,4 @@
-# The socket is there as soon as the unit is active, for whom it should be. Guests that use it are
+# The socket is there as soon as the unit is active, with the permissions that it should have. Guests that use it are
 # booted by tests/system/virtiofs and by tests/nixos, each with a kernel of its own.
 . "$SCENARIOS/kit.sh"
 socket=/run/castore-fs/guest.sock

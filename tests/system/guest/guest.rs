@@ -405,13 +405,13 @@ fn storm(folder: &Path, threads: usize) -> Outcome {
 
 /// Reads a file in a thread of its own: what came of it, or that nothing did for so long.
 fn patiently(file: &str, seconds: u64) -> Outcome {
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let path = PathBuf::from(file);
     thread::spawn(move || {
         let outcome = fs::read(&path);
-        let _ = tell.send(outcome.map(|bytes| bytes.len()));
+        let _ = sender.send(outcome.map(|bytes| bytes.len()));
     });
-    match told.recv_timeout(Duration::from_secs(seconds)) {
+    match receiver.recv_timeout(Duration::from_secs(seconds)) {
         Ok(Ok(bytes)) => Ok(format!("bytes={bytes}")),
         Ok(Err(error)) => Ok(format!("errno={}", error.raw_os_error().unwrap_or(0))),
         Err(_) => Ok("hangs".to_owned()),

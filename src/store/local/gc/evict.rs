@@ -1,4 +1,4 @@
-//! Making room in a store that is a cache: what stays is chosen by the order of use.
+//! Eviction from a store that is a cache: what stays is chosen by the order of use.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,21 +14,21 @@ use super::{Collected, Marks, space};
 use crate::castore::{Digest, Node, NodeRef};
 use crate::store::Error;
 
-/// How long room is waited for while additions by other processes are under way.
+/// How long eviction waits for running additions of other processes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What stays in a cache.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Keep {
-    /// Nodes that stay with everything below, whatever that takes; the store's own roots do anyway.
+    /// Nodes that stay with everything below, whatever their size; the store's own roots do anyway.
     pub(in crate::store) always: Vec<Node>,
     /// Nodes that stay as far as there is room, the first of them first.
     pub(in crate::store) in_order: Vec<Node>,
-    /// Bytes that all of it may take.
+    /// The limit in bytes for all of it.
     pub(in crate::store) budget: u64,
 }
 
-/// Room that is left, as the objects that stay are counted.
+/// The remaining budget, as the objects that stay are counted.
 struct Room<'a> {
     left: u64,
     /// Something did not fit.
@@ -44,7 +44,7 @@ impl LocalStore {
         folders.iter().map(|path| taken(path)).sum()
     }
 
-    /// Bytes that are free on the store's disk, for who is not root.
+    /// Bytes that are free on the store's disk, for ordinary users.
     pub(in crate::store) fn disk_free(&self) -> Result<u64, Error> {
         let path = self.0.folder.path();
         let found = rustix::fs::statvfs(path).map_err(std::io::Error::from);
@@ -58,8 +58,8 @@ impl LocalStore {
         self.0.folder.check_room(bytes)
     }
 
-    /// Removes what is not to be kept. Of the first node that does not fit, as much stays as does, in
-    /// the order of a walk; nothing stays of those behind it.
+    /// Removes what is not to be kept. Of the first node that does not fit, as much stays as fits,
+    /// in the order of a walk; nothing stays of those behind it.
     pub(in crate::store) fn evict(&self, keep: &Keep) -> Result<Collected, Error> {
         let store = &*self.0;
         let mut marks = Marks::default();
@@ -80,7 +80,8 @@ impl LocalStore {
                 room.keep(store, snapshot, marks, node.borrow())?;
             }
             room.left = keep.budget.saturating_sub(u64::MAX - room.left);
-            // What is mounted may be read at any moment, from the kernel's caches without our seeing it.
+            // What is mounted may be read at any moment, also from the kernel's caches, which is
+            // not noticed.
             let in_use = leases::in_use(&store.folder)?;
             for node in in_use.iter().chain(&keep.in_order) {
                 room.keep(store, snapshot, marks, node.borrow())?;
@@ -92,7 +93,8 @@ impl LocalStore {
         })
     }
 
-    /// When something below each of `nodes` was last used, by what `when` says of one object.
+    /// When something below each of `nodes` was last used, by the times of single objects in
+    /// `when`.
     pub(in crate::store) fn last_use(
         &self,
         nodes: &[Node],
@@ -118,7 +120,7 @@ fn last_use_below(
     when: &impl Fn(&Digest) -> u64,
     known: &mut HashMap<Digest, u64>,
 ) -> Result<u64, Error> {
-    // Children first: what is below a Directory is looked at, then the Directory again.
+    // Children first: what is below a Directory is checked, then the Directory again.
     let mut next = vec![(top, None)];
     while let Some((digest, below)) = next.pop() {
         if let Some(below) = below {
@@ -156,7 +158,7 @@ fn last_use_below(
 }
 
 impl Room<'_> {
-    /// Marks what is there of a node and below it, but for what does not fit.
+    /// Marks the present objects of a node and below it, except those that do not fit.
     fn keep(
         &mut self,
         store: &Inner,
@@ -182,7 +184,7 @@ impl Room<'_> {
             }
             marks.directory(digest);
             let Ok(directory) = store.files.directory(&digest, at) else {
-                // It will be fetched anew; what is below it, too.
+                // It will be fetched again, with what is below it.
                 continue;
             };
             let from = next.len();
@@ -234,7 +236,8 @@ impl Room<'_> {
     }
 }
 
-/// Bytes that the files in a folder and below take. What goes away meanwhile takes nothing.
+/// Bytes that the files in a directory and below take. A file that is removed meanwhile counts as
+/// 0.
 fn taken(path: &Path) -> u64 {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let taken = entries.map(|entry| match entry.metadata() {

@@ -1,4 +1,4 @@
-//! What a collection has found to be in use.
+//! The marks of a collection.
 
 use std::collections::HashSet;
 
@@ -11,9 +11,9 @@ use crate::store::Error;
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     blobs: HashSet<Digest>,
-    /// Directories of which everything below was looked at.
+    /// Directories below which everything was marked.
     directories: HashSet<Digest>,
-    /// Directories that are referred to and were not there.
+    /// Directories that are referred to and were missing.
     absent: HashSet<Digest>,
 }
 
@@ -26,7 +26,7 @@ impl Marks {
         self.directories.contains(digest)
     }
 
-    /// Marks a blob; false if it was.
+    /// Marks a blob; returns false if it was marked.
     pub(super) fn blob(&mut self, digest: Digest) -> bool {
         self.blobs.insert(digest)
     }
@@ -36,7 +36,7 @@ impl Marks {
         self.directories.insert(digest);
     }
 
-    /// Looks again for what was not there: it may have come since.
+    /// Looks again for missing objects: they may have come since.
     pub(super) fn look_again(&mut self, store: &Inner, snapshot: &Snapshot) -> Result<(), Error> {
         for digest in std::mem::take(&mut self.absent) {
             self.below_directory(store, snapshot, digest, true)?;
@@ -54,8 +54,8 @@ impl Marks {
         self.node(store, snapshot, node, false)
     }
 
-    /// As [`below`](Self::below), for what nobody is promised: what is below a Directory that
-    /// cannot be read is lost anyway.
+    /// As [`below`](Self::below), for optional objects: what is below a Directory that cannot be
+    /// read is lost anyway.
     pub(super) fn below_past(
         &mut self,
         store: &Inner,

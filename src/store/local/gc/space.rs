@@ -1,9 +1,9 @@
-//! Giving room in packs back to the disk.
+//! Freeing space in packs.
 //!
-//! A run of dead records gets one header, `gone`, that says how long the run is, so that a pack can
-//! still be read from its first byte to its last; the whole blocks behind that header become a hole.
-//! Done again, it does the same. Room between blocks (up to two for each run) stays taken until the
-//! neighbours die too.
+//! A run of dead records gets one header, `gone`, with the length of the run, so that a pack can
+//! still be read from its first byte to its last; the whole blocks behind that header become a
+//! hole. Repeated, it does the same. Space between blocks (up to two for each run) stays allocated
+//! until the neighbours die too.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -19,12 +19,12 @@ use super::super::pack::{HEADER_LEN, RECORD_HEADER, Record};
 use crate::castore::{Digest, GroupTable};
 use crate::store::Error;
 
-/// What holes are aligned to: a page, the block of every file system that has holes.
+/// The alignment of holes: a page, the block of every file system that has holes.
 const BLOCK: u64 = 4 << 10;
 
 /// What stays in a pack.
 pub(super) struct Live {
-    /// Where each record that stays starts and ends.
+    /// The start and end of each record that stays.
     records: Vec<(u64, u64)>,
     committed: u64,
 }
@@ -77,13 +77,13 @@ pub(super) fn record_len(at: &Location) -> u64 {
         }
 }
 
-/// Removes packs that the index no longer knows; gives the bytes that the disk has back.
+/// Removes packs that are no longer in the index; returns the bytes that were freed.
 pub(super) fn remove_packs(folder: &Folder, packs: &[u32]) -> Result<u64, Error> {
     let mut freed = 0;
     for pack in packs {
         let path = folder.pack(*pack);
-        // An addition that lets go of the store between its client's messages may write to it: once that
-        // has ended, what it leaves is taken back, or is a pack again.
+        // An addition that releases the store between its client's messages may write to it: once
+        // that has ended, its leftovers are removed, or become a pack again.
         let file = File::open(&path).and_then(|file| Ok((try_lock(&file)?, file)));
         if matches!(file, Ok((false, _))) {
             continue;
@@ -98,7 +98,7 @@ pub(super) fn remove_packs(folder: &Folder, packs: &[u32]) -> Result<u64, Error>
     Ok(freed)
 }
 
-/// Gives back what is dead in a pack; says how many bytes.
+/// Frees the dead bytes of a pack; returns how many.
 pub(super) fn punch(folder: &Folder, pack: u32, live: &Live) -> Result<u64, Error> {
     let dead = live.dead();
     if dead.is_empty() {
@@ -107,7 +107,7 @@ pub(super) fn punch(folder: &Folder, pack: u32, live: &Live) -> Result<u64, Erro
     let path = folder.pack(pack);
     let file = match File::options().read(true).write(true).open(&path) {
         Ok(file) => file,
-        // Another collection removed it meanwhile; or it is damage, which is for readers to tell.
+        // Another collection removed it meanwhile; or it is damage, which readers report.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(folder.io("open for writing", &path)(error)),
     };
@@ -129,7 +129,7 @@ fn punch_all(file: &File, dead: &[(u64, u64)]) -> io::Result<u64> {
         }
     }
     if wrote {
-        // The way through the pack is on the disk before what is beside it goes.
+        // The headers are on the disk before the space beside them is freed.
         file.sync_data()?;
     }
     for &(start, end) in dead {

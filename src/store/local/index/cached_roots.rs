@@ -1,4 +1,4 @@
-//! What a cache remembers of the root nodes of the store behind it.
+//! A cache's records of the roots of its upstream.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use crate::castore::Root;
 use crate::nix::PathInfo;
 use crate::store::Error;
 
-/// Root node's name to what [`CachedRoot::encode`] makes.
+/// A root's name to what [`CachedRoot::encode`] makes.
 pub(super) const CACHED_ROOTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("cached_roots");
 
 /// Bytes before the `Entry`: two times, the flags, the length of the `Entry`.
@@ -23,14 +23,14 @@ const HEAD: usize = 8 + 8 + 1 + 4;
 const FLAGS: usize = 16;
 const PINNED: u8 = 1;
 
-/// A root node of the store behind a cache.
+/// A root of a cache's upstream.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct CachedRoot {
-    /// When the other store last said so, in milliseconds since 1970.
+    /// When the upstream last returned it, in milliseconds since 1970.
     pub(crate) asked: u64,
-    /// When somebody last used it, in milliseconds since 1970.
+    /// When it was last used, in milliseconds since 1970.
     pub(crate) used: u64,
-    /// Whether what is below it stays, used or not.
+    /// Whether it is pinned.
     pub(crate) pinned: bool,
     /// Nothing if only the pin is known.
     pub(crate) root: Option<Root>,
@@ -54,7 +54,7 @@ impl CachedRoot {
 }
 
 impl Snapshot {
-    /// The root `name`, if a cache remembers it. What makes no sense is as good as nothing.
+    /// The root `name`, if it is cached. An invalid record counts as absent.
     pub(in crate::store) fn cached_root(&self, name: &[u8]) -> Result<Option<CachedRoot>, Error> {
         let value = guarded(&self.folder, || {
             let found = redb::ReadableTable::get(&self.cached_roots, name)?;
@@ -63,7 +63,7 @@ impl Snapshot {
         Ok(value.and_then(|value| self.decode_cached(name, &value)))
     }
 
-    /// Every root that a cache remembers. What makes no sense is left out: it is only a memory.
+    /// Every cached root. Invalid records are skipped: they are only a cache.
     pub(in crate::store) fn cached_roots(&self) -> Result<HashMap<Bytes, CachedRoot>, Error> {
         let entries = guarded(&self.folder, || {
             let mut entries = Vec::new();
@@ -106,7 +106,7 @@ impl Snapshot {
 }
 
 impl Change<'_> {
-    /// Remembers a root that a cache saw; or forgets it.
+    /// Stores a cached root; or removes it.
     pub(in crate::store) fn set_cached_roots(
         &mut self,
         roots: &[(Bytes, Option<CachedRoot>)],
@@ -135,7 +135,7 @@ fn is_pinned(value: &[u8]) -> bool {
     value.get(FLAGS).is_some_and(|flags| flags & PINNED != 0)
 }
 
-/// The names that are pinned, as the journal tells of them.
+/// The pinned names, for the journal.
 pub(super) fn pins(txn: &WriteTransaction) -> Result<Vec<Entered>, redb::Error> {
     let mut pins = Vec::new();
     for found in txn.open_table(CACHED_ROOTS)?.iter()? {

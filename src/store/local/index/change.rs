@@ -28,16 +28,16 @@ use crate::proto::castore::v1::Entry;
 use crate::store::root_change::{RootChange, admit};
 use crate::store::{Added, Error, Object};
 
-/// Why a commit did not come about.
+/// Why a commit failed.
 pub(in super::super) enum CommitError {
-    /// Nothing of it will ever be seen.
+    /// Nothing of it will ever be visible.
     Undone(Error),
     /// It may have reached the disk.
     Unknown(Error),
 }
 
 impl CommitError {
-    /// What went wrong.
+    /// The error.
     pub(in super::super) fn into_error(self) -> Error {
         match self {
             CommitError::Undone(error) | CommitError::Unknown(error) => error,
@@ -50,15 +50,15 @@ pub(in super::super) struct Change<'a> {
     pub(super) index: &'a Index,
     pub(super) writer: MutexGuard<'a, Option<Writer>>,
     pub(super) txn: Option<WriteTransaction>,
-    /// Where the journal is, and its generation if it is another than the index's.
+    /// Where the journal is, and its generation if it differs from the index's.
     position: Position,
     other_journal: Option<u64>,
-    /// What the journal is to tell of.
+    /// The entries for the journal.
     pub(super) entered: Vec<Entered>,
 }
 
 impl<'a> Change<'a> {
-    /// Checks that index and journal belong together, and makes an index of version 1 one of this.
+    /// Checks that index and journal belong together, and converts an index of version 1.
     pub(super) fn begin(
         index: &'a Index,
         writer: MutexGuard<'a, Option<Writer>>,
@@ -141,7 +141,7 @@ impl Change<'_> {
         })
     }
 
-    /// Adds objects that are not there yet; those that are `replaced` are put over what is there.
+    /// Adds objects that are missing; those that are `replaced` overwrite existing ones.
     pub(in super::super) fn add(
         &mut self,
         blobs: &[(Digest, Location)],
@@ -173,7 +173,7 @@ impl Change<'_> {
                         table.insert(digest.as_bytes(), &location.encode())?;
                         added.directories += 1;
                     }
-                    // What is below it was not looked at anew: what was said of that goes on.
+                    // What is below it was not checked again: its earlier state stays.
                     Some(old) if replaced.contains(digest) => {
                         let kind = match (old.kind, location.kind) {
                             (Kind::Whole, _) | (_, Kind::Whole) => Kind::Whole,
@@ -206,7 +206,7 @@ impl Change<'_> {
         self.run(|txn| list_packs(&txn.open_table(PACKS)?))
     }
 
-    /// Says how far a pack is written.
+    /// Sets how far a pack is written.
     pub(in super::super) fn set_pack(
         &mut self,
         id: u32,
@@ -221,7 +221,7 @@ impl Change<'_> {
         })
     }
 
-    /// Makes the changes of roots whose content is here.
+    /// Applies the changes of roots whose content is here.
     pub(in super::super) fn set_roots(&mut self, changes: &[RootChange]) -> Result<(), Error> {
         for change in changes {
             match change {
@@ -331,7 +331,7 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// The content of these roots has come; one that is another by now stays as it is.
+    /// The content of these roots has come; one that was changed meanwhile stays as it is.
     pub(in super::super) fn complete_roots(&mut self, complete: &[Root]) -> Result<(), Error> {
         for root in complete {
             let entry = Entry::from(root).encode_to_vec();
@@ -375,7 +375,7 @@ impl Change<'_> {
         expired.iter().try_for_each(|name| self.remove_root(name))
     }
 
-    /// Writes to the journal what this changes, or all of it anew.
+    /// Writes this change to the journal, or all of it again.
     fn write_journal(&mut self) -> Result<bool, Error> {
         if self.entered.is_empty() && self.other_journal.is_none() {
             return Ok(false);
@@ -443,7 +443,7 @@ impl Change<'_> {
             *self.writer = None;
             return Err(CommitError::Unknown(error));
         }
-        // Should this fail, the number stays odd: readers look for themselves.
+        // If this fails, the number stays odd: readers look for themselves.
         let _ = file.write_all_at(&odd.wrapping_add(1).to_le_bytes(), 0);
         if journaled {
             journal::note_done(folder, self.position);
@@ -452,7 +452,7 @@ impl Change<'_> {
     }
 }
 
-/// Sets or removes the value of `name`; says whether it was that already.
+/// Sets or removes the value of `name`; returns whether it was that already.
 fn set(
     table: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
     name: &[u8],
@@ -488,7 +488,7 @@ fn count_incomplete(txn: &WriteTransaction, was: bool, is: bool) -> Result<(), r
     Ok(())
 }
 
-/// Everything that a journal has to say.
+/// All entries of a journal.
 fn dump(txn: &WriteTransaction) -> Result<Vec<Entered>, redb::Error> {
     let mut all = Vec::new();
     let infos = txn.open_table(PATH_INFOS)?;
@@ -496,7 +496,7 @@ fn dump(txn: &WriteTransaction) -> Result<Vec<Entered>, redb::Error> {
         let (name, stored) = found?;
         let info = infos.get(name.value())?;
         let info = info.and_then(|info| PathInfo::decode(info.value()).ok());
-        // What makes no sense is damage, which reading it tells.
+        // Invalid entries are damage, which reading them reports.
         let Some(stored) = Stored::decode(stored.value()) else {
             continue;
         };
@@ -516,7 +516,7 @@ fn dump(txn: &WriteTransaction) -> Result<Vec<Entered>, redb::Error> {
 }
 
 impl Snapshot {
-    /// Whether it is as after `change` already.
+    /// Whether `change` has no effect.
     pub(in super::super) fn has(&self, change: &RootChange) -> Result<bool, Error> {
         let (name, wanted) = match change {
             RootChange::Put(root, info) | RootChange::Add(root, info) => {

@@ -1,7 +1,7 @@
-//! How large blobs are cut into chunks for peers that read by the chunk.
+//! The chunk lists of large blobs, for peers that read by the chunk.
 //!
-//! A chunk's digest is the BLAKE3 of its bytes as a blob of its own. A list is entered once it was
-//! computed, and goes when its blob goes.
+//! A chunk's digest is the BLAKE3 of its bytes as a blob of its own. A list is stored once it was
+//! computed, and removed with its blob.
 
 use std::collections::HashSet;
 
@@ -82,8 +82,8 @@ fn decode(bytes: &[u8]) -> Option<Vec<Chunk>> {
     chunks.collect()
 }
 
-/// Takes the lists of blobs away that were removed. A chunk that another blob has too is found there
-/// from now on.
+/// Removes the lists of removed blobs. A chunk that another blob has too is found there from now
+/// on.
 pub(super) fn remove(txn: &WriteTransaction, blobs: &[Digest]) -> Result<(), redb::Error> {
     let mut lists = txn.open_table(CHUNK_LISTS)?;
     let mut places = txn.open_table(CHUNKS)?;
@@ -122,7 +122,7 @@ pub(super) fn remove(txn: &WriteTransaction, blobs: &[Digest]) -> Result<(), red
 }
 
 impl Snapshot {
-    /// The chunks of a blob, in order, if they were entered.
+    /// The chunks of a blob, in order, if there is a list.
     pub(in crate::store::local) fn chunk_list(
         &self,
         blob: &Digest,
@@ -156,7 +156,7 @@ impl Snapshot {
 }
 
 impl Change<'_> {
-    /// Enters the chunks of a blob.
+    /// Stores the chunks of a blob.
     pub(in crate::store::local) fn set_chunk_list(
         &mut self,
         blob: &Digest,

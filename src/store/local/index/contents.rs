@@ -1,4 +1,4 @@
-//! An index made of what a repair found.
+//! An index made of the findings of a repair.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::castore::Digest;
 use crate::proto::castore::v1::Entry;
 use crate::store::Error;
 
-/// What an index is made of.
+/// The contents of an index.
 #[derive(Debug, Default)]
 pub(in super::super) struct Contents {
     /// Each blob once.
@@ -33,7 +33,7 @@ pub(in super::super) struct Contents {
     pub(in super::super) packs: Vec<(u32, PackKind, u64)>,
     /// Roots and pins.
     pub(in super::super) names: Vec<Entered>,
-    /// The journal that says the same.
+    /// The journal with the same entries.
     pub(in super::super) journal: Position,
 }
 
@@ -76,7 +76,7 @@ pub(in super::super) fn create_with(
                 (META_INCOMPLETE, incomplete),
                 (META_JOURNAL, contents.journal.generation),
                 (META_JOURNAL_LENGTH, contents.journal.length),
-                // Larger than what the lost index had counted to.
+                // Larger than the lost index's number.
                 (META_ROOTS_VERSION, now()),
             ] {
                 meta.insert(key, value)?;
@@ -88,7 +88,7 @@ pub(in super::super) fn create_with(
     })
 }
 
-/// Enters roots and pins; says how many roots wait for their content.
+/// Enters roots and pins; returns how many roots wait for their content.
 fn enter_names(txn: &redb::WriteTransaction, names: &[Entered]) -> Result<u64, redb::Error> {
     let mut roots = txn.open_table(ROOT_RECORDS)?;
     let mut infos = txn.open_table(PATH_INFOS)?;
@@ -127,7 +127,7 @@ fn enter_names(txn: &redb::WriteTransaction, names: &[Entered]) -> Result<u64, r
 }
 
 impl Snapshot {
-    /// Everything that a journal has to say of it.
+    /// All entries for a journal.
     pub(in super::super) fn entered(&self) -> Result<Vec<Entered>, Error> {
         let mut all = Vec::new();
         for record in self.root_records()? {
@@ -146,7 +146,7 @@ impl Snapshot {
 }
 
 impl Index {
-    /// Has readers look anew: another index was put in this one's place.
+    /// Makes readers open the index again: another file was put in its place.
     pub(in super::super) fn announce(folder: &Folder) -> Result<(), Error> {
         let path = folder.sequence();
         let announced = || -> std::io::Result<()> {

@@ -1,7 +1,7 @@
-//! The database's file, which many processes have open: handles on it, and what goes wrong with them.
+//! Handles on the database's file, which many processes have open, and their errors.
 //!
-//! After an error redb refuses all further work on a handle, so that whoever sees one opens another.
-//! Should a damaged file make redb panic, the panic ends here.
+//! After an error redb refuses all further work on a handle, so that the caller opens another. If a
+//! damaged file makes redb panic, the panic is caught here.
 
 use std::any::Any;
 use std::io::ErrorKind;
@@ -16,7 +16,7 @@ use crate::store::Error;
 /// Memory for redb's pages, in bytes, per handle.
 const CACHE: usize = 32 << 20;
 
-/// What is read through.
+/// A handle for reading.
 pub(super) enum Handle {
     Shared(ReadOnlyDatabase),
     /// The file was not closed cleanly and cannot be written to: a repaired copy in memory, and
@@ -36,7 +36,7 @@ pub(super) fn builder() -> Builder {
     builder
 }
 
-/// Runs a piece of work on redb; what it cannot do, and a panic, become errors that name the file.
+/// Runs a piece of work on redb; its errors and panics become errors that name the file.
 pub(super) fn guarded<T>(
     folder: &Folder,
     work: impl FnOnce() -> Result<T, redb::Error>,
@@ -52,7 +52,7 @@ pub(super) fn guarded<T>(
     }
 }
 
-/// Whether the file is shorter than it says, makes no sense, or has a sector that cannot be read.
+/// Whether the file is too short, invalid, or has a sector that cannot be read.
 fn is_damage(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
@@ -71,7 +71,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     )
 }
 
-/// The error of a file that makes no sense.
+/// The error for an invalid file.
 pub(super) fn damaged(folder: &Folder, why: String) -> Error {
     Error::Index {
         store: folder.url().to_owned(),
@@ -80,7 +80,7 @@ pub(super) fn damaged(folder: &Folder, why: String) -> Error {
     }
 }
 
-/// A handle to read through, of a file that is repaired first if a writer died.
+/// A handle for reading, of a file that is repaired first if a writer died.
 pub(super) fn open_reader(folder: &Folder) -> Result<Handle, Error> {
     let path = folder.index();
     for _ in 0..3 {
@@ -103,18 +103,18 @@ pub(super) fn open_reader(folder: &Folder) -> Result<Handle, Error> {
     }
     Err(damaged(
         folder,
-        "its writers die as fast as it is repaired".to_owned(),
+        "gave up after 3 repairs: a writer keeps crashing".to_owned(),
     ))
 }
 
-/// A handle to write through.
+/// A handle for writing.
 pub(super) fn open_writer(folder: &Folder) -> Result<Database, Error> {
-    // redb would say less of what it may not do.
+    // redb's own error has less detail.
     folder.check_writable()?;
     guarded(folder, || Ok(builder().open(folder.index())?))
 }
 
-/// As the file is now.
+/// The present state of the file.
 pub(super) fn file_state(folder: &Folder) -> FileState {
     std::fs::metadata(folder.index())
         .map(|found| (found.len(), found.modified().ok()))

@@ -1,7 +1,7 @@
 //! Objects that a read or a verification found damaged.
 //!
-//! They do not count as present: an addition that brings one puts it in the place of what is there,
-//! and takes it off the list. Reading one is still tried, and checked as ever.
+//! They do not count as present: an addition that brings one replaces it, and removes it from the
+//! list. Reading one is still tried, and verified as ever.
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition};
 use redb::{TableError, WriteTransaction};
@@ -36,7 +36,7 @@ pub(super) fn open(txn: &ReadTransaction) -> Result<Option<Quarantine>, redb::Er
     }
 }
 
-/// Takes objects off the list that came anew, or were removed.
+/// Removes objects from the list that came again, or were removed.
 pub(super) fn release<'a>(
     txn: &WriteTransaction,
     object: Object,
@@ -94,7 +94,7 @@ impl Snapshot {
 }
 
 impl Change<'_> {
-    /// Puts objects that the index has on the list.
+    /// Puts objects of the index on the list.
     pub(in crate::store::local) fn quarantine(
         &mut self,
         damaged: &[(Object, Digest)],
@@ -108,7 +108,7 @@ impl Change<'_> {
         })
     }
 
-    /// Takes objects off the list that are sound after all.
+    /// Removes objects from the list that are sound after all.
     pub(in crate::store::local) fn release(
         &mut self,
         sound: &[(Object, Digest)],

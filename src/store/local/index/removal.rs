@@ -1,10 +1,10 @@
-//! What a garbage collection asks of the index, and takes from it.
+//! The index's part in a garbage collection.
 //!
-//! Two small tables tell it what is too young to be taken: how far each pack went at which minute,
-//! and which root nodes went away when. Both forget what is older than [`MEMORY`].
+//! Two small tables record what is too young to be removed: the length of each pack at each minute,
+//! and when roots were removed. Both drop entries that are older than [`MEMORY`].
 //!
-//! Times are the machine's clock. What was noted while that was ahead lies in the future once it is
-//! right again, and would count as young until then; a collection moves it to the present
+//! Times are the machine's clock. An entry that was made while that was ahead is in the future once
+//! it is right again, and would count as young until then; a collection moves it to the present
 //! ([`Change::correct_times`]), which is the latest that it can have happened.
 
 use std::time::{Duration, SystemTime};
@@ -27,7 +27,7 @@ use crate::store::{Error, Object};
 /// A pack's number and a minute (in seconds since 1970), to the length that the pack had before the
 /// first commit of that minute.
 pub(super) const AGES: TableDefinition<(u32, u64), u64> = TableDefinition::new("ages");
-/// When a root node went away (in seconds since 1970) and its name, to its `Entry`.
+/// When a root was removed (in seconds since 1970) and its name, to its `Entry`.
 pub(super) const PAST_ROOTS: TableDefinition<(u64, &[u8]), &[u8]> =
     TableDefinition::new("past_roots");
 
@@ -104,7 +104,7 @@ impl Snapshot {
         }
     }
 
-    /// For each pack that got something since `cutoff` (seconds since 1970), where that starts.
+    /// For each pack with objects since `cutoff` (seconds since 1970), where those start.
     pub(in crate::store::local) fn young(&self, cutoff: u64) -> Result<Vec<(u32, u64)>, Error> {
         guarded(&self.folder, || {
             let mut young: Vec<(u32, u64)> = Vec::new();
@@ -121,7 +121,7 @@ impl Snapshot {
         })
     }
 
-    /// Whether something was noted after `now` (seconds since 1970): the clock was ahead.
+    /// Whether there is an entry after `now` (seconds since 1970): the clock was ahead.
     pub(in crate::store::local) fn is_ahead_of(&self, now: u64) -> Result<bool, Error> {
         guarded(&self.folder, || {
             for found in self.ages.iter()? {
@@ -136,7 +136,8 @@ impl Snapshot {
         })
     }
 
-    /// The roots that went away since `cutoff` (seconds since 1970), and are held a while.
+    /// The roots that were removed since `cutoff` (seconds since 1970), which are spared for a
+    /// while.
     pub(in crate::store::local) fn past_roots(&self, cutoff: u64) -> Result<Vec<Root>, Error> {
         let entries = guarded(&self.folder, || {
             let mut entries = Vec::new();
@@ -154,7 +155,7 @@ impl Snapshot {
 }
 
 impl Change<'_> {
-    /// Moves what was noted after `now` (seconds since 1970) to `now`.
+    /// Moves entries after `now` (seconds since 1970) to `now`.
     pub(in crate::store::local) fn correct_times(&mut self, now: u64) -> Result<(), Error> {
         self.run(|txn| {
             let mut table = txn.open_table(AGES)?;
@@ -193,7 +194,7 @@ impl Change<'_> {
         })
     }
 
-    /// Removes objects, which are there, and packs that have nothing else.
+    /// Removes objects, which exist, and packs that have nothing else.
     pub(in crate::store::local) fn remove(
         &mut self,
         blobs: &[Digest],
@@ -235,7 +236,7 @@ impl Change<'_> {
         })
     }
 
-    /// Takes back what the index says of whole trees: something below may be gone.
+    /// Clears the marks of complete trees: something below may be gone.
     pub(in crate::store::local) fn doubt(&mut self, directories: &[Digest]) -> Result<(), Error> {
         self.run(|txn| {
             let mut table = txn.open_table(DIRECTORIES)?;
@@ -253,7 +254,7 @@ impl Change<'_> {
     }
 }
 
-/// A root node's `Entry`, as it is kept.
+/// A root's stored `Entry`.
 pub(super) fn encode(root: &Root) -> Vec<u8> {
     Entry::from(root).encode_to_vec()
 }
@@ -268,7 +269,7 @@ mod tests {
     use crate::store::local::LocalStore;
     use crate::store::local::gc::GcOptions;
 
-    /// Moves everything that was noted by `by` seconds: as if the clock had been ahead.
+    /// Moves all entries by `by` seconds: as if the clock had been ahead.
     fn shift(store: &LocalStore, by: u64) {
         let mut change = store.0.index.change().unwrap();
         let shifted = change.run(|txn| {
@@ -319,12 +320,12 @@ mod tests {
         let store = LocalStore::open(folder.path()).unwrap();
         put(&store, b"added in the future");
         shift(&store, 2 * MEMORY.as_secs());
-        // Its age is not known, and not more than none.
+        // Its age is unknown, and counts as 0.
         assert_eq!(collect(&store, 3600), 0);
         assert!(!store.0.index.fresh().unwrap().is_ahead_of(now()).unwrap());
         assert_eq!(collect(&store, 0), 1);
 
-        // A grace that sees the future sees it when it has become the past.
+        // A grace that includes the future sees it when it has become the past.
         put(&store, b"again");
         shift(&store, 2 * MEMORY.as_secs());
         assert_eq!(collect(&store, 3600), 0);
@@ -355,7 +356,7 @@ mod tests {
             let name = name.clone();
             ingest.put_root(&Root { name, node }, None).unwrap();
             ingest.commit().unwrap();
-            // What it was before went away two days from now.
+            // Its earlier node was removed two days from now.
             shift(&store, 2 * MEMORY.as_secs());
         }
         let ingest = store.ingest().unwrap();

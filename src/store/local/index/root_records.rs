@@ -1,8 +1,8 @@
-//! Roots as the index keeps them: node, time, and whether the content has come.
+//! Records of roots in the index: node, time, and whether the content has come.
 //!
-//! Version 1 kept only the `Entry`, in a table of another name. Such an index is read as it is; its
-//! first change moves the roots ([`Change`](super::Change)), so that processes of the earlier version
-//! fail at the missing table instead of working on with half of what there is.
+//! Version 1 has only the `Entry`, in a table of another name. Such an index is read as it is; its
+//! first change moves the roots ([`Change`](super::Change)), so that processes of the earlier
+//! version fail at the missing table instead of working with half of the data.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::store::Error;
 
 /// Root's name to what `encode` makes.
 pub(super) const ROOT_RECORDS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("root_records");
-/// Root's name to its `Entry`: what version 1 had instead.
+/// A root's name to its `Entry`: the table of version 1.
 pub(super) const ROOTS_1: TableDefinition<&[u8], &[u8]> = TableDefinition::new("roots");
 
 /// Bytes before the `Entry`: time and flags.
@@ -29,7 +29,7 @@ const INCOMPLETE: u8 = 1;
 /// How long a root may wait for its content.
 const CONTENT_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A root of a local store, with what the store knows of it.
+/// The record of a root of a local store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RootRecord {
     /// Name and node.
@@ -39,7 +39,7 @@ pub struct RootRecord {
     pub added: Option<u64>,
     /// Its content has not come yet: it is hidden from lists and mounts.
     pub incomplete: bool,
-    /// What is known of it as a Nix store path.
+    /// Its path info.
     pub path_info: Option<PathInfo>,
 }
 
@@ -76,7 +76,7 @@ impl Stored {
     }
 }
 
-/// The roots in a snapshot, as either version keeps them.
+/// The roots in a snapshot, in either version.
 pub(super) enum Roots {
     Current(ReadOnlyTable<&'static [u8], &'static [u8]>),
     Version1(ReadOnlyTable<&'static [u8], &'static [u8]>),
@@ -110,7 +110,7 @@ impl Roots {
 }
 
 impl Snapshot {
-    /// What is stored under `name`, expired or not.
+    /// The record of `name`, expired or not.
     pub(super) fn stored_root(&self, name: &[u8]) -> Result<Option<Stored>, Error> {
         let found = guarded(&self.folder, || {
             let found = self.roots.table().get(name)?;
@@ -126,7 +126,7 @@ impl Snapshot {
         damaged(&self.folder, format!("its root \"{name}\" makes no sense"))
     }
 
-    /// Every root in the order of the names, those that wait for their content too.
+    /// Every root in the order of the names, including those that wait for their content.
     pub(in crate::store::local) fn each_root(
         &self,
         mut visit: impl FnMut(&[u8], u64, bool, Root) -> Result<(), Error>,
@@ -265,7 +265,7 @@ impl Snapshot {
     }
 }
 
-/// Moves the roots of version 1 to where this version has them.
+/// Converts the roots of version 1.
 pub(super) fn convert(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
     let mut entries = Vec::new();
     {

@@ -1,4 +1,4 @@
-//! What the index said at one moment, and reading it.
+//! The index at one moment, and reading it.
 
 use std::sync::Arc;
 
@@ -23,13 +23,13 @@ use crate::store::{Error, Usage};
 pub(super) type Objects = ReadOnlyTable<&'static [u8; Digest::LEN], &'static [u8; 21]>;
 type Names = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
-/// What the index said at one moment.
+/// The index at one moment.
 pub(in super::super) struct Snapshot {
     pub(super) folder: Arc<Folder>,
     /// The even number in `sequence` when it was taken.
     pub(super) sequence: Option<u64>,
     pub(super) roots_version: u64,
-    /// How often something was removed.
+    /// The removal counter.
     pub(in super::super) removals: u64,
     pub(super) blobs: Objects,
     pub(super) directories: Objects,
@@ -54,12 +54,12 @@ pub(in super::super) struct PackEntry {
     pub(in super::super) id: u32,
     /// As in [`PackKind`](super::super::pack::PackKind).
     pub(in super::super) kind: u8,
-    /// Bytes, from the start, that commits have told of.
+    /// Bytes, from the start, that are committed.
     pub(in super::super) len: u64,
 }
 
 impl Snapshot {
-    /// What `handle` reads now; `sequence` is the number that was read before.
+    /// A snapshot of what `handle` reads now; `sequence` is the number that was read before.
     pub(super) fn take(
         folder: &Arc<Folder>,
         handle: &Handle,

@@ -1,4 +1,4 @@
-//! The commit of an addition: what came goes to the disk, in order, and then into the index.
+//! The commit of an addition: its objects go to the disk, in order, and then into the index.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -14,12 +14,12 @@ use crate::store::local::pack::{PackKind, PackWriter, RECORD_HEADER, Record, Rec
 use crate::store::root_change::RootChange;
 use crate::store::{Added, Error};
 
-/// Room that a commit needs in the index, in bytes: for itself, and for each entry. Generous: redb
+/// Space that a commit needs in the index, in bytes: for itself, and for each entry. Generous: redb
 /// copies every page on the way to a changed one.
 const INDEX_ROOM: u64 = 4 << 20;
 const ENTRY_ROOM: u64 = 256;
 
-/// What the index is to take, besides the blobs and the changes of roots.
+/// The index entries, besides the blobs and the changes of roots.
 struct Prepared {
     directories: Vec<(Digest, Location)>,
     /// Roots that came before their content, and whether that is still missing.
@@ -46,7 +46,7 @@ impl Session {
                 staged.discard();
                 error
             }
-            // What reached the disk, the index will tell.
+            // Whether it reached the disk, the index will show.
             Err(CommitError::Unknown(error)) => error,
         };
         drop(staged);
@@ -62,7 +62,7 @@ impl Session {
         let store = &*self.store;
         let mut change = store.index.change().map_err(CommitError::Undone)?;
         if let Some(tmp) = &staged.tmp {
-            // From here on, until the commit is through, its files tell what was linked.
+            // From here on, until the commit is complete, its files show what was linked.
             tmp.abandon(true);
         }
         let added = self
@@ -121,7 +121,7 @@ impl Session {
         directories.extend(completed);
         self.sync(staged)?;
         if !staged.roots.is_empty() || !incomplete.is_empty() {
-            // From here on the store holds what no other may have.
+            // From here on the store holds roots of its own.
             store.folder.unmark_cache()?;
         }
         let entries = staged.blobs.len() + directories.len() + staged.roots.len();
@@ -225,7 +225,7 @@ impl Session {
     ) -> Result<Added, Error> {
         let mut missing = Vec::new();
         for file in &staged.large {
-            // Another process may have brought it since.
+            // Another process may have added it since.
             if staged.replaced.contains(&file.digest) || change.blob(&file.digest)?.is_none() {
                 missing.push(file);
             }
@@ -254,8 +254,8 @@ impl Session {
     }
 }
 
-/// The order in which a walk from the roots meets the Directories; then those that no root leads
-/// to, as they came.
+/// The order in which a walk from the roots meets the Directories; then those that no root reaches,
+/// as they came.
 fn lay_out(staged: &Staged) -> Vec<Digest> {
     let mut seen = HashSet::with_capacity(staged.directories.len());
     let mut order = Vec::with_capacity(staged.directories.len());

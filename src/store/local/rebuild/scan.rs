@@ -1,4 +1,4 @@
-//! Reading a pack without the index: every record that is what its header says.
+//! Reading a pack without the index: every record that matches its header.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +13,7 @@ use crate::castore::{Digest, Directory, GroupTable, MAX_DIRECTORY_BYTES};
 /// Bytes read at once, at least.
 const WINDOW: usize = 4 << 20;
 
-/// What a pack holds.
+/// The records of a pack.
 #[derive(Debug, Default)]
 pub(super) struct Scanned {
     pub(super) blobs: Vec<(Digest, Location)>,
@@ -123,7 +123,7 @@ struct Sounded {
     is_named: bool,
 }
 
-/// The record at `at`, if it is what its header says.
+/// The record at `at`, if it matches its header.
 fn record(window: &mut Window, at: u64) -> io::Result<Option<Sounded>> {
     let Some(header) = window.get(at, RECORD_HEADER as usize)? else {
         return Ok(None);
@@ -148,7 +148,7 @@ fn record(window: &mut Window, at: u64) -> io::Result<Option<Sounded>> {
     };
     let end = start + size;
     if record == Record::Gone {
-        // What is in it cannot be checked: a record, or nothing, has to follow.
+        // Its content cannot be verified: a record, or the end, has to follow.
         let follows = match window.get(end, RECORD_HEADER as usize)? {
             Some(header) => Record::parse_header(header).is_some(),
             None => end == window.length,
@@ -188,8 +188,8 @@ fn record(window: &mut Window, at: u64) -> io::Result<Option<Sounded>> {
         _ => Sound::Directory(actual, len),
     };
     let is_named = actual == digest;
-    // Its digest in the header may be what is damaged: the object is what its bytes say. But then the
-    // length has to be right, and a record, or nothing, to follow.
+    // Its digest in the header may be what is damaged: the object's bytes decide. But then the
+    // length has to be right, and a record, or the end, has to follow.
     let follows = is_named
         || match window.get(end, RECORD_HEADER as usize)? {
             Some(header) => Record::parse_header(header).is_some(),
@@ -202,7 +202,7 @@ fn record(window: &mut Window, at: u64) -> io::Result<Option<Sounded>> {
     }))
 }
 
-/// Where the next tag of a record is, at `from` or behind; else the file's end.
+/// The place of the next tag of a record, at `from` or behind; else the file's end.
 fn next_tag(window: &mut Window, mut from: u64) -> io::Result<u64> {
     while from + RECORD_HEADER <= window.length {
         let length = (window.length - from).min(WINDOW as u64) as usize;

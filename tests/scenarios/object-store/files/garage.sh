@@ -1,4 +1,4 @@
-# Starts this machine's node of Garage, and tells the others who it is. On NixOS it runs already.
+# Starts this machine's node of Garage, and introduces it to the others. On NixOS it runs already.
 if ! systemctl cat garage.service >/dev/null 2>&1; then
     cp "$SCENARIOS/object-store/files/garage.toml" /etc/garage.toml
     printf '[Service]\nExecStart=/usr/bin/garage server\n' >/run/systemd/system/garage.service
