@@ -122,7 +122,7 @@ impl Shared {
     }
 }
 
-/// Hashes what is written to it, until the server stops, or nobody wants it any more.
+/// Hashes what is written to it, until the server stops or no request waits for the result.
 struct Sink<'a> {
     hasher: Sha256,
     size: u64,

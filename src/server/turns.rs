@@ -97,7 +97,7 @@ impl OwnTurns {
     }
 }
 
-/// Whether somebody waits for long work: not any more once this is dropped.
+/// Whether a request waits for long work: no longer once this is dropped.
 struct Wanted(Arc<AtomicBool>);
 
 impl Drop for Wanted {
@@ -168,7 +168,7 @@ mod tests {
         let other = turns.share();
         let good = other.take_long(|slice| Ok(slice.go_on()));
         assert!(good.await.unwrap());
-        // Once nobody waits for them, they end.
+        // Once no request waits for them, they end.
         endless.iter().for_each(tokio::task::JoinHandle::abort);
         for one in endless {
             assert!(one.await.is_err());

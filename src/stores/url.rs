@@ -137,8 +137,7 @@ pub fn must_exist(url: &str) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    /// Wherever somebody writes a secret into a URL: no error has it, and what is refused before
-    /// anything is opened is what is refused when it is.
+    /// Secrets at any place of a URL: no error has them, and [`check_url`] refuses the same as opening.
     #[test]
     fn no_error_about_a_url_repeats_a_secret() {
         const KEY: &str = "k:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";

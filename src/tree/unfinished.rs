@@ -90,7 +90,7 @@ impl Drop for Unfinished {
     }
 }
 
-/// Removes what exports of this process have not finished. They should have been told to stop.
+/// Removes the unfinished files of exports of this process. They must have been interrupted before.
 pub fn discard_unfinished() {
     let all = UNFINISHED.lock().clone();
     for path in all {

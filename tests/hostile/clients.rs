@@ -173,7 +173,7 @@ async fn a_server_without_descriptors_says_so_once_waits_and_comes_back() {
         spent < began.elapsed().as_secs_f64() / 4.0,
         "it spins: {spent} s"
     );
-    // Whoever comes gets in: idle connections make room for it, each of which is a refusal before.
+    // Every newcomer is accepted: an idle connection is closed for it, after a refusal each.
     let newcomer = server.client();
     let asked = tokio::time::timeout(HANGS, newcomer.root(b"tree")).await;
     assert!(asked.expect("locked out").unwrap().is_some());
@@ -340,7 +340,7 @@ async fn torment(
                         let mut client = PartServiceClient::new(channel);
                         let _ = client.missing(MissingRequest { digests }).await;
                     }
-                    // Blobs, and closures, that nobody takes.
+                    // Blobs, and closures, whose answers are not read.
                     1 => {
                         let mut client = BlobServiceClient::new(channel);
                         let answer = client.read(ReadBlobRequest { digest: blob }).await;
