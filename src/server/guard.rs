@@ -133,6 +133,8 @@ struct RequestBody {
     /// Bytes since the deadline was set, and the calls that the connection had begun by then.
     since: usize,
     calls: u64,
+    /// When the last frame was handed on: the time that this server takes for it is no silence.
+    handed_on: Option<Instant>,
     ended: bool,
 }
 
@@ -157,6 +159,7 @@ impl RequestBody {
             held: None,
             waiting: None,
             since: 0,
+            handed_on: None,
             ended: false,
         }
     }
@@ -258,6 +261,10 @@ impl http_body::Body for RequestBody {
         if this.ended {
             return Poll::Ready(None);
         }
+        if let Some(handed_on) = this.handed_on.take() {
+            let until = this.deadline.deadline() + handed_on.elapsed();
+            this.deadline.as_mut().reset(until);
+        }
         if this.is_late(context) {
             this.ended = true;
             return Poll::Ready(Some(Err(Status::deadline_exceeded(format!(
@@ -281,6 +288,7 @@ impl http_body::Body for RequestBody {
             Ok(frame)
         });
         this.ended = frame.is_err();
+        this.handed_on = Some(Instant::now());
         Poll::Ready(Some(frame))
     }
 
