@@ -55,6 +55,9 @@ let
   usesFuse = cfg.settings.mounts != { };
   unprivileged = cfg.user != null && cfg.user != "root";
   byHelper = unprivileged && usesFuse && cfg.mountWith == "fusermount";
+  usesImages = lib.any (mount: (mount.view or null) != null && mount.view != "fuse") (
+    lib.attrValues cfg.settings.mounts
+  );
   inFstab = lib.any (f: f.fsType == "castore-fs") (lib.attrValues config.fileSystems);
 
   # The port of "[::]:7740" or "0.0.0.0:7740"; none of a Unix socket.
@@ -322,6 +325,8 @@ in
 
       # Its setuid helpers are of use to that one way to mount, and to nothing else here.
       programs.fuse.enable = lib.mkIf byHelper true;
+
+      boot.kernelModules = lib.mkIf usesImages [ "erofs" ];
 
       environment.systemPackages = [ cfg.package ];
       environment.etc."castore-fs/config.toml".source = configFile;

@@ -116,6 +116,11 @@ in
           "page-cache"
           "passthrough"
         ]) "How bytes come to their readers; null for `page-cache`, which verifies every byte.";
+        view = optional (types.enum [
+          "fuse"
+          "auto"
+          "image"
+        ]) "What the kernel mounts; null for `fuse`.";
         images = optional types.bool "Whether trees are shown as disk images too, in `.images`.";
         read-ahead = size "How far the kernel reads ahead of sequential readers; null for `1MiB`.";
         directory-memory = size "How much memory may hold Directories; null for `512MiB`.";

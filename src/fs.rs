@@ -16,6 +16,7 @@
 
 mod attributes;
 mod errno;
+mod image_pages;
 mod images;
 mod in_use;
 mod listed_roots;
@@ -47,7 +48,7 @@ use crate::castore::{Digest, Directory, Node, NodeRef, Printable};
 use crate::store::{Answer, Error, Store};
 
 pub use attributes::Owner;
-pub use images::{ImageClosures, ImageCount};
+pub use images::{ImageClosures, ImageCount, PreparedImage};
 pub use node_id::NodeId;
 pub use nodes::{Ledger, LedgerError, NodeCount};
 pub use passthrough::{BackingDevice, Handle, OpenCount, OpenRequest, Opened, Passthrough, Reads};
@@ -116,6 +117,8 @@ pub struct Options {
     /// Show trees as disk images in `.images`, and these images of several roots; no images without
     /// this.
     pub images: Option<Arc<ImageClosures>>,
+    /// Whether EROFS mounts an image of `images`: the kernel then reports what it opens and closes.
+    pub image_view: bool,
 }
 
 impl Default for Options {
@@ -135,6 +138,7 @@ impl Default for Options {
             slow_requests: None,
             warm_up: None,
             images: None,
+            image_view: false,
         }
     }
 }
@@ -197,8 +201,10 @@ impl CastoreFs {
         let (digest, size) = options.top_directory();
         let closures = options.images.clone();
         let numbering = Arc::new(Numbering::new(closures.is_some(), ledger.clone()));
-        let images = closures
-            .map(|closures| Images::new(closures, Vec::new(), numbering.clone(), ledger.clone()));
+        let images = closures.map(|closures| {
+            Images::new(closures, Vec::new(), numbering.clone(), ledger.clone())
+                .mounted(options.image_view)
+        });
         let limit = options.directory_limit;
         Self {
             nodes: Nodes::new(digest, size, limit, numbering.clone(), ledger.clone())
@@ -245,12 +251,12 @@ impl CastoreFs {
             _ => None,
         };
         let images = match options.images.clone() {
-            Some(closures) => Some(Images::new(
-                closures,
-                ledger.numbered()?,
-                numbering.clone(),
-                Some(ledger.clone()),
-            )),
+            Some(closures) => {
+                let numbered = ledger.numbered()?;
+                let images =
+                    Images::new(closures, numbered, numbering.clone(), Some(ledger.clone()));
+                Some(images.mounted(options.image_view))
+            }
             None => None,
         };
         // For roots that were used before, the kernel has cached the files that would be recorded.
@@ -336,6 +342,11 @@ impl CastoreFs {
     /// The registrations of backing files, if this mount has any.
     pub fn passthrough(&self) -> Option<&Passthrough> {
         self.passthrough.as_ref()
+    }
+
+    /// Whether the kernel is to report what it opens and closes of the mount's images.
+    pub fn reports_open_images(&self) -> bool {
+        self.options.image_view
     }
 
     /// Whether the mount root shows roots, which can change.

@@ -30,7 +30,7 @@ mod walk;
 
 pub use blob::copy_blob;
 pub use error::Error;
-pub use image::{ImageFile, ImageFileError, Waits, image_to_file, image_top, write_image};
+pub use image::{ImageFile, ImageFileError, NoTime, Waits, image_to_file, image_top, write_image};
 pub use new_file::NewFile;
 pub use path::TreePath;
 pub use target::{Found, Preference, Target};

@@ -319,6 +319,7 @@ fn remount_changes_flags_and_refuses_what_is_fixed() {
         "no-list-root",
         "warmup=learn",
         "reads=passthrough",
+        "view=image",
         "no-allow_other",
         "max_read=4096",
         "user_id=5",

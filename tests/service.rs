@@ -3,8 +3,13 @@
 
 #[path = "kit/fixtures.rs"]
 mod fixtures;
+#[path = "service/image_view.rs"]
+mod image_view;
 #[path = "service/images.rs"]
 mod images;
+#[path = "kit/link.rs"]
+#[allow(dead_code)]
+mod link;
 #[path = "kit/manager.rs"]
 mod manager;
 #[path = "kit/mounted.rs"]

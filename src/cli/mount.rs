@@ -12,7 +12,7 @@ use castore_fs::fs::{Options, Owner, Reads, RootListing, Top, WarmUp};
 use castore_fs::profile::{Profiles, Subject};
 use castore_fs::store::{Blocking, Cache};
 use castore_fs::transport::fuse::{
-    GenericOptions, MountOptions, MountWatch, Nursery, OwnFiles, Session, Unmounted,
+    GenericOptions, MountOptions, MountWatch, Nursery, OwnFiles, Session, Unmounted, WantedView,
 };
 use castore_fs::tree::{Preference, Target};
 use clap::{Args, ValueEnum};
@@ -93,6 +93,12 @@ pub(super) struct Mount {
     /// digest
     #[arg(long)]
     images: bool,
+    /// What the kernel mounts
+    ///
+    /// An image is one tree (--root), and is mounted by the kernel's EROFS: a walk over it takes nearly no
+    /// requests.
+    #[arg(long, value_enum, default_value_t = ViewMode::Fuse)]
+    view: ViewMode,
     /// How files are read
     #[arg(long, value_enum, default_value_t = ReadMode::PageCache)]
     reads: ReadMode,
@@ -120,6 +126,16 @@ enum ReadMode {
     /// The kernel reads large files from the store's disk itself, unverified; best for large files.
     /// Needs Linux 6.9 and CAP_SYS_ADMIN, else page-cache is used
     Passthrough,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ViewMode {
+    /// FUSE
+    Fuse,
+    /// An image where that is possible, else FUSE, with the reason
+    Auto,
+    /// An image, or nothing. Needs Linux 6.12 with EROFS, and CAP_SYS_ADMIN
+    Image,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -198,6 +214,11 @@ impl Mount {
             threads: self.threads.map_or(defaults.threads, usize::from),
             stay_awake: self.stay_awake.unwrap_or(defaults.stay_awake),
             device: given(&self.mountpoint)?.map(Arc::new),
+            view: match self.view {
+                ViewMode::Fuse => WantedView::Fuse,
+                ViewMode::Auto => WantedView::Auto,
+                ViewMode::Image => WantedView::Image,
+            },
             nursery: Some(nursery),
             generic,
             own_files: self.own_files(&opened)?,
@@ -257,6 +278,7 @@ impl Mount {
             "root" => self.root != other.root,
             "threads" => self.threads != other.threads,
             "uid" => self.uid != other.uid,
+            "view" => self.view != other.view,
             "warmup" => self.warmup != other.warmup,
             "xattr" => self.xattr != other.xattr,
             _ => false,
@@ -275,6 +297,9 @@ impl Mount {
 
     fn report_mounted(&self, session: &Session, opened: &Opened, imported: Option<String>) {
         let place = session.path().display();
+        if let Some(why) = session.why_no_image() {
+            say(&format!("a FUSE mount and no image, because {why}"));
+        }
         match imported {
             Some(name) if self.root.is_none() => {
                 say(&format!(

@@ -257,7 +257,7 @@ fn wait_until_ready(child: &mut Child) -> io::Result<bool> {
 }
 
 /// Options of castore-fs: the name, and how to write it.
-const OURS: [(&str, &str); 13] = [
+const OURS: [(&str, &str); 14] = [
     ("allow_other", "allow_other"),
     ("no-allow_other", "no-allow_other"),
     ("config", "config=FILE"),
@@ -269,6 +269,7 @@ const OURS: [(&str, &str); 13] = [
     ("root", "root=NAME"),
     ("threads", "threads=N"),
     ("uid", "uid=N"),
+    ("view", "view=fuse|auto|image"),
     ("warmup", "warmup=off|learn"),
     ("xattr", "xattr"),
 ];

@@ -8,6 +8,7 @@ use castore_fs::castore::Printable;
 use castore_fs::fs::WarmUpCount;
 use castore_fs::service::{self, LatencyStatus, Status as Answer, StoreStatus};
 use castore_fs::store::{EndpointState, MemberState};
+use castore_fs::transport::fuse::View;
 use clap::Args;
 use indicatif::HumanBytes;
 
@@ -232,11 +233,18 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
         let (name, path) = (Printable(name.as_bytes()), Printable::path(&mount.path));
         let state = if mount.mounted { "on" } else { "gone from" };
         let adopted = if mount.adopted { ", taken over" } else { "" };
+        let view = match mount.view {
+            View::Fuse => "",
+            View::Image => ", as an image",
+        };
         writeln!(
             text,
-            "mount {name}: {} {state} {path}{adopted}",
+            "mount {name}: {} {state} {path}{view}{adopted}",
             mount.store
         )?;
+        if let Some(why) = &mount.why_no_image {
+            writeln!(text, "  no image, because {}", Printable(why.as_bytes()))?;
+        }
         writeln!(
             text,
             "  {} cached Directories, {} bytes of Directories, {} bytes of node table",

@@ -16,11 +16,12 @@
 //! **Layouts are computed, not stored.** Of the images that were read last, layouts are kept within
 //! [`LAYOUT_BYTES`]; another is made again when it is read.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::stat64;
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
@@ -28,6 +29,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 use super::errno::{self, failure};
+use super::image_pages::ImagePages;
 use super::node_id::{NodeId, Place};
 use super::nodes::{Ledger, Numbered};
 use super::numbering::{IMAGES_INO, Numbering, ROOT_INO};
@@ -36,9 +38,9 @@ use super::top::{SeenRoot, Top};
 use super::waiting::Waiting;
 use super::{CastoreFs, FOREVER, NOT_AT_ALL, attributes, slow};
 use crate::castore::{Digest, Name, NodeRef, Printable, Root};
-use crate::image::{ImageLocation, ImageTop, ImageVersion};
+use crate::image::{BLOCK, ImageLocation, ImageTop, ImageVersion};
 use crate::store::Bounded;
-use crate::tree::{ImageFile, ImageFileError, Waits, image_top};
+use crate::tree::{ImageFile, ImageFileError, NoTime, Waits, image_top};
 
 /// The name of the directory.
 pub(super) const DIRECTORY: &[u8] = b".images";
@@ -104,6 +106,14 @@ pub(super) struct Images {
     files: Mutex<Bounded<Digest, Arc<ImageFile>>>,
     numbering: Arc<Numbering>,
     ledger: Option<Arc<Ledger>>,
+    /// What was read of the image that is mounted, if one is.
+    pages: Option<ImagePages>,
+}
+
+/// The image that is mounted.
+pub(super) struct MountedImage<'a> {
+    pub(super) node: NodeId,
+    pub(super) pages: &'a ImagePages,
 }
 
 /// The images that were looked up, for the life of the mount: an index names one tree.
@@ -209,6 +219,25 @@ impl Images {
             files: Mutex::new(Bounded::new(LAYOUT_BYTES)),
             numbering,
             ledger,
+            pages: None,
+        }
+    }
+
+    /// The same, where EROFS mounts an image of them if `is_mounted`.
+    pub(super) fn mounted(mut self, is_mounted: bool) -> Self {
+        self.pages = is_mounted.then(ImagePages::default);
+        self
+    }
+
+    /// Notes that `length` bytes at `offset` of `file` were read.
+    fn note_read(&self, tree: &SeenTree, file: &ImageFile, offset: u64, length: u64) {
+        tree.read.fetch_add(length, Ordering::Relaxed);
+        if let Some(pages) = &self.pages {
+            let data = file.layout().metadata_size().next_multiple_of(BLOCK);
+            let range = offset.max(data)..offset + length;
+            if !range.is_empty() {
+                pages.read(range);
+            }
         }
     }
 
@@ -250,9 +279,35 @@ impl Images {
 }
 
 impl Waits for Waiting {
-    fn wait<T>(&self, work: impl Future<Output = T>) -> T {
-        self.block(work)
+    fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        Some(self.block(work))
     }
+}
+
+/// Waits for no longer than there is time left, in all.
+struct WithinTime<'a> {
+    waiting: &'a Waiting,
+    left: Cell<Duration>,
+}
+
+impl Waits for WithinTime<'_> {
+    fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let (began, left) = (Instant::now(), self.left.get());
+        // Its timer is of the runtime that polls it.
+        let waited = async { tokio::time::timeout(left, work).await.ok() };
+        let outcome = self.waiting.block(waited);
+        self.left.set(left.saturating_sub(began.elapsed()));
+        outcome
+    }
+}
+
+/// An image that can be mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreparedImage {
+    /// Its path from the top of the mount.
+    pub path: String,
+    /// Bytes of metadata, which are the first of it.
+    pub metadata_bytes: u64,
 }
 
 /// What a node id names in `.images`.
@@ -434,8 +489,54 @@ impl CastoreFs {
         ))
     }
 
+    /// Makes the image of the directory at the top ready to be mounted: its layout is made. What has to be
+    /// waited for takes no longer than `patience` in all.
+    ///
+    /// Fails also if the mount shows no images, or no directory at its top.
+    pub fn prepare_image(
+        &self,
+        patience: Option<Duration>,
+    ) -> Result<PreparedImage, ImageFileError> {
+        let (Some(images), Top::Directory { digest, .. }) = (&self.images, &self.options.top)
+        else {
+            let why = "no directory is at the top of the mount";
+            return Err(ImageFileError::TooLarge(why.to_owned()));
+        };
+        let name = digest.to_hex();
+        let Ok(Some((path, top))) = self.resolve_image(images, name.as_bytes()) else {
+            let why = "its name is not found";
+            return Err(ImageFileError::TooLarge(why.to_owned()));
+        };
+        let tree = images.image(path, top).tree;
+        let file = match patience {
+            None => self.make_image_file(images, &tree, &self.waiting),
+            Some(patience) => {
+                let waiter = WithinTime {
+                    waiting: &self.waiting,
+                    left: Cell::new(patience),
+                };
+                self.make_image_file(images, &tree, &waiter)
+            }
+        }?;
+        let directory = DIRECTORY.escape_ascii();
+        Ok(PreparedImage {
+            path: format!("{directory}/{}.erofs", digest.to_hex()),
+            metadata_bytes: file.layout().metadata_size(),
+        })
+    }
+
     /// The image of `tree` with its layout, which is made if it is not in memory.
     fn image_file(&self, images: &Images, tree: &SeenTree) -> io::Result<Arc<ImageFile>> {
+        self.make_image_file(images, tree, &self.waiting)
+            .map_err(|error| self.image_failed(&tree.top, None, &error))
+    }
+
+    fn make_image_file(
+        &self,
+        images: &Images,
+        tree: &SeenTree,
+        waiter: &impl Waits,
+    ) -> Result<Arc<ImageFile>, ImageFileError> {
         let digest = tree.top.digest();
         if let Some(file) = images.files.lock().get(&digest) {
             return Ok(file);
@@ -445,12 +546,38 @@ impl CastoreFs {
             return Ok(file);
         }
         let (store, version) = (self.store.clone(), ImageVersion::default());
-        let file = ImageFile::new(store, tree.top.clone(), version, &self.waiting)
-            .map_err(|error| self.image_failed(&tree.top, None, &error))?;
+        let file = ImageFile::new(store, tree.top.clone(), version, waiter)?;
         let file = Arc::new(file);
         let bytes = file.layout().resident_bytes();
         images.files.lock().insert(digest, file.clone(), bytes);
         Ok(file)
+    }
+
+    /// Fills `buffer` from the image `id` at `offset` if all of that is at hand; gives the number of bytes.
+    pub fn read_image_at_hand(&self, id: NodeId, offset: u64, buffer: &mut [u8]) -> Option<usize> {
+        let (images, Shown::Image(index)) = self.shown_image(id)? else {
+            return None;
+        };
+        let tree = images.get(index)?.tree;
+        let file = images.files.lock().get(&tree.top.digest())?;
+        // What fails is read again by a thread that can wait, which says why.
+        let length = file.read_at(offset, buffer, &NoTime).ok()?;
+        images.note_read(&tree, &file, offset, length as u64);
+        Some(length)
+    }
+
+    /// The image of the directory at the top, if that is mounted.
+    pub(super) fn mounted_image(&self) -> Option<MountedImage<'_>> {
+        let images = self.images.as_ref()?;
+        let pages = images.pages.as_ref()?;
+        let Top::Directory { digest, .. } = &self.options.top else {
+            return None;
+        };
+        let name = digest.to_hex();
+        let (path, top) = self.resolve_image(images, name.as_bytes()).ok()??;
+        let image = images.image(path, top);
+        let node = NodeId::entry(SLOT, image.index);
+        Some(MountedImage { node, pages })
     }
 
     /// Fills `buffer` from the image `id` at `offset`, unless it ends first; nothing if `id` is not in
@@ -471,7 +598,7 @@ impl CastoreFs {
             let file = self.image_file(images, &tree)?;
             let read = file.read_at(offset, buffer, &self.waiting);
             let read = read.inspect(|length| {
-                tree.read.fetch_add(*length as u64, Ordering::Relaxed);
+                images.note_read(&tree, &file, offset, *length as u64);
             });
             read.map_err(|error| self.image_failed(&tree.top, Some((&file, offset)), &error))
         }))
@@ -597,6 +724,7 @@ impl CastoreFs {
         let errno = match error {
             ImageFileError::TooLarge(_) => libc::EFBIG,
             ImageFileError::Absent { .. } => libc::EIO,
+            ImageFileError::TooLate(_) => libc::ETIMEDOUT,
             ImageFileError::Store(error) => errno::errno(error),
         };
         let endpoint = match error {

@@ -59,6 +59,8 @@ pub trait PageCache {
     fn store(&self, node: NodeId, contents: &[u8]);
     /// Drops the listing of a directory, so that it is requested again.
     fn drop_listing(&self, node: NodeId);
+    /// Drops `length` bytes of a file at `offset`.
+    fn drop_range(&self, node: NodeId, offset: u64, length: u64);
     /// Waits until everything stored is in the page cache.
     fn settle(&self);
 }

@@ -150,6 +150,24 @@ pub struct Mount {
     /// Whether trees are shown as disk images too, in `.images`: [images.md](images.md).
     #[serde(default)]
     pub images: bool,
+    /// What the kernel mounts: FUSE, or with `root` an image that EROFS reads:
+    /// [images.md](images.md#the-image-as-the-mount).
+    #[serde(default)]
+    pub view: View,
+}
+
+/// What the kernel mounts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum View {
+    /// FUSE.
+    #[default]
+    Fuse,
+    /// An image where that is possible, else FUSE; the log says why.
+    Auto,
+    /// An image; without one there is no mount.
+    Image,
 }
 
 /// A disk image of several roots, whose root directory lists them by name.

@@ -124,8 +124,9 @@ pub fn run(file: &Path) -> Result<(), DaemonError> {
     let passed = systemd::passed().map_err(failed("take what systemd passed on"))?;
     // Before there are threads.
     let nursery = Nursery::start().map_err(failed("start a process for notifications"))?;
+    let nursery = Arc::new(nursery);
     let events = signals::listen().map_err(failed("listen to signals"))?;
-    let left = mounts::left_mounts(&passed.mounts);
+    let left = mounts::left_mounts(&passed.mounts, &nursery);
     let outcome = serve(file, started, passed, nursery, &events);
     if outcome.is_err() && systemd::is_there() {
         // systemd starts it again at once, which is right after a crash.
@@ -141,7 +142,7 @@ fn serve(
     file: &Path,
     started: Instant,
     mut passed: Passed,
-    nursery: Nursery,
+    nursery: Arc<Nursery>,
     events: &Receiver<Event>,
 ) -> Result<(), DaemonError> {
     let failed = |action| move |source| DaemonError::System { action, source };
@@ -159,7 +160,7 @@ fn serve(
         file: file.to_owned(),
         host: Host {
             runtime: runtime.handle().clone(),
-            nursery: Arc::new(nursery),
+            nursery,
             devices: Arc::new(Mutex::new(std::mem::take(&mut passed.devices))),
             slow_requests: Some(config.log.slow_requests.0).filter(|span| !span.is_zero()),
             profiles: Arc::new(Profiles::new(config.profiles())),
@@ -224,7 +225,7 @@ impl Daemon {
                 })?;
         }
         for (name, left) in left {
-            mounts::end_left(&name, left);
+            mounts::end_left(&name, left, &self.host.nursery);
         }
         self.endpoints
             .start(&self.config, &self.stores, &self.host)?;

@@ -26,7 +26,7 @@ use crate::store::{Blocking, Store};
 use crate::stores::Plan;
 use crate::transport::fuse::{
     self, GenericOptions, Inherited, MountError, MountOptions, Mountpoint, Nursery, OwnFiles,
-    Session,
+    Session, WantedView,
 };
 use crate::tree::{self, Preference, Target};
 
@@ -164,7 +164,9 @@ impl Wanted {
                          and what is open on it ends"
                     );
                     systemd::forget(name);
-                    detach(name, &self.config.path, || fuse::detach(&self.config.path));
+                    detach(name, &self.config.path, || {
+                        fuse::detach(&self.config.path, Some(&host.nursery))
+                    });
                 }
             }
         }
@@ -172,6 +174,12 @@ impl Wanted {
         let session = self.mount(store, options, &mount, runtime)?;
         if let Some(kept) = session.kept() {
             systemd::keep(name, kept.device, kept.table);
+        }
+        if let Some(why) = session.why_no_image() {
+            tracing::info!(
+                MOUNT = name, STORE = self.store, path = %self.config.path.display(),
+                "a FUSE mount and no image, because {why}"
+            );
         }
         tracing::info!(
             MOUNT = name, STORE = self.store, path = %self.config.path.display(), "mounted"
@@ -196,13 +204,19 @@ impl Wanted {
             return Err("only one of its two descriptors was kept".to_owned());
         };
         let inherited = Inherited::read(device, table).map_err(|error| error.to_string())?;
-        if mount.tag.as_deref() != Some(inherited.tag()) {
-            let left = inherited.mountpoint();
-            detach("", left.path(), || left.detach());
-            return Err("the configuration of the mount has changed".to_owned());
-        }
-        Session::adopt(inherited, store, options.clone(), mount, runtime.clone())
-            .map_err(|error| error.to_string())
+        let left = inherited.mountpoint();
+        let left = left.with_nursery(mount.nursery.clone());
+        let is_same = mount.tag.as_deref() == Some(inherited.tag());
+        let adopted = match is_same && mount.view.allows(inherited.view()) {
+            true => Session::adopt(inherited, store, options.clone(), mount, runtime.clone())
+                .map_err(|error| error.to_string()),
+            false => {
+                // What the mount has asked and no process will answer fails with this descriptor.
+                drop(inherited);
+                Err("the configuration of the mount has changed".to_owned())
+            }
+        };
+        adopted.inspect_err(|_| detach("", left.path(), || left.detach()))
     }
 
     /// The descriptor that the configuration names; it can be used once.
@@ -278,6 +292,11 @@ impl Wanted {
             store_name: Some(self.store.clone()),
             tag: Some(self.tag()),
             device: None,
+            view: match self.config.view {
+                config::View::Auto => WantedView::Auto,
+                config::View::Fuse => WantedView::Fuse,
+                config::View::Image => WantedView::Image,
+            },
             nursery: Some(host.nursery.clone()),
             // Checked with the configuration.
             generic: GenericOptions::of(&self.config.mount_options).unwrap_or_default(),
@@ -327,7 +346,7 @@ impl Wanted {
 }
 
 /// Ends a mount of the previous process that is no longer configured.
-pub fn end_left(name: &str, left: KeptPair) {
+pub fn end_left(name: &str, left: KeptPair, nursery: &Arc<Nursery>) {
     tracing::info!(
         MOUNT = name,
         "a mount of the previous process is no longer configured"
@@ -337,16 +356,21 @@ pub fn end_left(name: &str, left: KeptPair) {
         && let Ok(inherited) = Inherited::read(device, table)
     {
         let mount = inherited.mountpoint();
+        let mount = mount.with_nursery(Some(nursery.clone()));
+        drop(inherited);
         detach(name, mount.path(), || mount.detach());
     }
 }
 
 /// The mounts of the previous process, by name.
-pub fn left_mounts(left: &BTreeMap<String, KeptPair>) -> Vec<(String, Mountpoint)> {
+pub fn left_mounts(
+    left: &BTreeMap<String, KeptPair>,
+    nursery: &Arc<Nursery>,
+) -> Vec<(String, Mountpoint)> {
     let mount = |(name, left): (&String, &KeptPair)| {
         let table = left.table.as_ref()?.try_clone().ok()?;
         let mount = Inherited::mount_of(left.device.as_ref()?, table).ok()?;
-        Some((name.clone(), mount))
+        Some((name.clone(), mount.with_nursery(Some(nursery.clone()))))
     };
     left.iter().filter_map(mount).collect()
 }

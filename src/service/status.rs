@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::fs::{ImageCount, OpenCount, WarmUpCount};
 use crate::store::{Cache, CacheStatus, Health};
 use crate::stores::Opened;
-use crate::transport::fuse::RequestTimes;
+use crate::transport::fuse::{RequestTimes, View};
 use crate::transport::virtiofs::EndpointStatus;
 
 /// The whole service.
@@ -87,6 +87,12 @@ pub struct MountStatus {
     pub path: PathBuf,
     /// The name of its store.
     pub store: String,
+    /// What the kernel mounts: FUSE or an image.
+    #[serde(default)]
+    pub view: View,
+    /// Why it is no image, if one was wanted where that is possible.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why_no_image: Option<String>,
     /// Whether it is at its mount point.
     pub mounted: bool,
     /// Whether an earlier process made it.

@@ -58,6 +58,8 @@ impl View {
             MountStatus {
                 path: viewed.path.clone(),
                 store: viewed.store.clone(),
+                view: viewed.session.view(),
+                why_no_image: viewed.session.why_no_image().map(str::to_owned),
                 mounted: viewed.session.is_mounted(),
                 adopted: viewed.adopted,
                 requests: requests

@@ -35,13 +35,22 @@ const AT_ONCE: usize = 32;
 
 /// How a thread waits for a store.
 pub trait Waits {
-    /// The outcome of `work`; blocks until there is one.
-    fn wait<T>(&self, work: impl Future<Output = T>) -> T;
+    /// The outcome of `work`; blocks until there is one, or there is no time left for it.
+    fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T>;
 }
 
 impl Waits for Handle {
-    fn wait<T>(&self, work: impl Future<Output = T>) -> T {
-        self.block_on(work)
+    fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        Some(self.block_on(work))
+    }
+}
+
+/// Has no time at all: only what is at hand can be read.
+pub struct NoTime;
+
+impl Waits for NoTime {
+    fn wait<T>(&self, _: impl Future<Output = T>) -> Option<T> {
+        None
     }
 }
 
@@ -64,6 +73,9 @@ pub enum ImageFileError {
     /// The store failed, or the object is damaged.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// What it takes did not come in the time that there was.
+    #[error("{0} did not come in time")]
+    TooLate(Object),
 }
 
 impl From<ImageError<ImageFileError>> for ImageFileError {
@@ -240,11 +252,13 @@ impl ImageFile {
             Answer::Absent => None,
             Answer::Wait => {
                 let read = self.store.read(digest, size, offset, buffer.len());
-                waiter.wait(read)?.map(|bytes| {
-                    let length = bytes.len().min(buffer.len());
-                    buffer[..length].copy_from_slice(&bytes[..length]);
-                    length
-                })
+                let read = waiter.wait(read);
+                read.ok_or(ImageFileError::TooLate(Object::Blob))??
+                    .map(|bytes| {
+                        let length = bytes.len().min(buffer.len());
+                        buffer[..length].copy_from_slice(&bytes[..length]);
+                        length
+                    })
             }
         };
         match read {
@@ -286,12 +300,17 @@ impl<W: Waits> Fetch<'_, W> {
         let found = match self.store.directory_now(digest)? {
             Answer::Found(directory) => Some(directory),
             Answer::Absent => None,
-            Answer::Wait => self.waiter.wait(self.store.directory(digest))?,
+            Answer::Wait => self.wait(self.store.directory(digest))??,
         };
         if let Some(directory) = &found {
             self.keep(directory);
         }
         Ok(found)
+    }
+
+    fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, ImageFileError> {
+        let late = ImageFileError::TooLate(Object::Directory);
+        self.waiter.wait(work).ok_or(late)
     }
 
     fn keep(&self, directory: &Directory) {
@@ -309,7 +328,7 @@ impl<W: Waits> DirectorySource for Fetch<'_, W> {
             return Ok(directory);
         }
         for top in &self.directories.tops {
-            self.waiter.wait(self.store.directory(top))?;
+            self.wait(self.store.directory(top))??;
             if let Some(directory) = self.find(digest)? {
                 return Ok(directory);
             }
@@ -334,7 +353,7 @@ impl<W: Waits> DirectorySource for Fetch<'_, W> {
         let asked = far.iter().map(|digest| self.store.directory(digest));
         let asked = stream::iter(asked).buffered(AT_ONCE).collect::<Vec<_>>();
         if !far.is_empty() {
-            for directory in self.waiter.wait(asked) {
+            for directory in self.wait(asked)? {
                 found.extend(directory?.map(|directory| (directory.digest(), directory)));
             }
         }

@@ -13,3 +13,4 @@ mod skip;
 mod file;
 mod mounted;
 mod others;
+mod view;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::problem::{Source, nearest};
-use super::{Config, DEFAULT_STORE, ListRoot, Names, Problem, WhenUnreachable, composition};
+use super::{Config, DEFAULT_STORE, ListRoot, Names, Problem, View, WhenUnreachable, composition};
 use crate::castore::Name;
 use crate::server::Access;
 use crate::service::log::check_level;
@@ -212,6 +212,10 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
         if mount.root.is_some() && mount.list_root != ListRoot::All {
             let what = "this controls the listing of roots, and with `root` none are shown";
             problems.push(source.at(&key("list-root"), what));
+        }
+        if mount.view == View::Image && mount.root.is_none() {
+            let what = "an image shows one tree: set `root` to say which";
+            problems.push(source.at(&key("view"), what));
         }
         let of_roots = [
             ("names", mount.names != Names::default()),

@@ -3,6 +3,7 @@
 use super::{Kind, Metric};
 use crate::service::status::{PrefetchStatus, Status, StoreStatus};
 use crate::store::{CacheStatus, EndpointHealth, EndpointState, MemberHealth, MemberState};
+use crate::transport::fuse::View;
 
 /// Every metric except those of warm-up.
 pub(super) const METRICS: &[Metric] = &[
@@ -39,6 +40,30 @@ pub(super) const METRICS: &[Metric] = &[
         read: |status, to| {
             for (name, mount) in &status.mounts {
                 to.put(&[("mount", name)], u64::from(mount.adopted));
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_mount_image",
+        kind: Kind::Gauge,
+        labels: "mount",
+        help: "1 if the mount is an image, 0 if it is FUSE.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                to.put(&[("mount", name)], u64::from(mount.view == View::Image));
+            }
+        },
+    },
+    Metric {
+        name: "castore_fs_image_read_bytes_total",
+        kind: Kind::Counter,
+        labels: "mount",
+        help: "Bytes that the kernel read of the mount's images since this process serves it.",
+        read: |status, to| {
+            for (name, mount) in &status.mounts {
+                let images = mount.opened_images.iter();
+                let read: u64 = images.map(|image| image.read_bytes).sum();
+                to.put(&[("mount", name)], read);
             }
         },
     },

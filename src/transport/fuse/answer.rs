@@ -123,6 +123,37 @@ impl Answerer {
         written.map(|()| None).map_err(|error| error.to_string())
     }
 
+    /// Answers `request` if it reads an image and all of that is at hand; whether it did.
+    pub fn answer_at_hand(
+        &self,
+        device: &OwnedFd,
+        header: &InHeader,
+        request: &[u8],
+        reply: &mut [u8],
+    ) -> bool {
+        let body = request.get(size_of::<InHeader>()..).unwrap_or_default();
+        let Some((head, data)) = reply.split_at_mut_checked(size_of::<OutHeader>()) else {
+            return false;
+        };
+        if header.opcode != Opcode::Read as u32 {
+            return false;
+        }
+        let Some((asked, _)) = take::<ReadIn>(body) else {
+            return false;
+        };
+        let room = data.len().min(asked.size as usize);
+        let id = NodeId::from(header.nodeid);
+        let read = self
+            .fs
+            .read_image_at_hand(id, asked.offset, &mut data[..room]);
+        let Some(length) = read else {
+            return false;
+        };
+        let whole = put_header(head, header.unique, length);
+        // If the kernel does not take it, the program is gone.
+        device::send(device, &reply[..whole]).is_ok()
+    }
+
     /// Makes the reply to a rare request.
     fn rare(&self, request: &mut [u8]) -> Result<ReplyBuffer, String> {
         let buffer = self.buffers.lock().pop();
@@ -160,10 +191,12 @@ impl Answerer {
             READDIRPLUS => self.list(header, true, body, out),
             OPEN => match self.passthrough() {
                 Some(passthrough) => return self.open(passthrough, header, body, out),
+                None if self.fs.reports_open_images() => open_image(out),
                 None => return Outcome::Rare,
             },
             RELEASE => match self.passthrough() {
                 Some(passthrough) => release(passthrough, body),
+                None if self.fs.reports_open_images() => Ok(0),
                 None => return Outcome::Rare,
             },
             FORGET => return self.forget(id, body),
@@ -282,6 +315,16 @@ impl Answerer {
         }
         Outcome::Silent
     }
+}
+
+/// Reads of an image name the node only, so that no process has to know what is open.
+fn open_image(out: &mut [u8]) -> io::Result<usize> {
+    let answer = OpenOut {
+        fh: 0,
+        open_flags: KEEP_CACHE,
+        passthrough: 0,
+    };
+    put(out, &answer)
 }
 
 fn release(passthrough: &Passthrough, body: &[u8]) -> io::Result<usize> {

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
 use thiserror::Error;
 
 use super::mount_table::MountEntry;
@@ -122,6 +122,30 @@ const NAMES: &[(&str, MountFlags)] = &[
     ("lazytime", MountFlags::LAZYTIME),
 ];
 
+/// Where a kernel with SELinux has a file.
+const SELINUX_IS_THERE: &str = "/sys/fs/selinux/enforce";
+
+/// Flags of a mount as fsmount(2) has them.
+const ATTRIBUTES: &[(MountFlags, MountAttrFlags)] = &[
+    (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
+    (MountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+    (MountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+    (MountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+    (
+        MountFlags::NOSYMFOLLOW,
+        MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW,
+    ),
+    (MountFlags::NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
+    (
+        MountFlags::STRICTATIME,
+        MountAttrFlags::MOUNT_ATTR_STRICTATIME,
+    ),
+    (
+        MountFlags::NODIRATIME,
+        MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+    ),
+];
+
 /// An option that is none of these.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
@@ -206,7 +230,7 @@ impl GenericOptions {
 
     /// The options for SELinux, each with a comma before it.
     pub(super) fn data(&self) -> String {
-        match Path::new("/sys/fs/selinux/enforce").exists() {
+        match Path::new(SELINUX_IS_THERE).exists() {
             true => self
                 .selinux
                 .iter()
@@ -214,6 +238,40 @@ impl GenericOptions {
                 .collect(),
             false => String::new(),
         }
+    }
+
+    /// The flags of the mount, for fsmount(2).
+    pub(super) fn attributes(&self) -> MountAttrFlags {
+        let each = ATTRIBUTES.iter();
+        let has = each.filter(|(flag, _)| self.flags.contains(*flag));
+        has.map(|(_, attribute)| *attribute).collect()
+    }
+
+    /// The flags of the file system, for fsconfig(2).
+    pub(super) fn file_system_flags(&self) -> Vec<String> {
+        let names = ["sync", "dirsync", "lazytime"].into_iter();
+        let flags = names.filter(|name| {
+            let mut named = NAMES.iter().filter(|(known, _)| known == name);
+            named.any(|(_, flag)| self.flags.contains(*flag))
+        });
+        std::iter::once("ro")
+            .chain(flags)
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// What SELinux wants of the file system's options, for fsconfig(2).
+    pub(super) fn file_system_values(&self) -> Vec<(String, String)> {
+        if !Path::new(SELINUX_IS_THERE).exists() {
+            return Vec::new();
+        }
+        let pairs = self
+            .selinux
+            .iter()
+            .filter_map(|option| option.split_once('='));
+        pairs
+            .map(|(key, value)| (key.to_owned(), value.trim_matches('"').to_owned()))
+            .collect()
     }
 
     /// The flags as options of fusermount3, separated by commas.

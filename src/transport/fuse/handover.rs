@@ -21,7 +21,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::mountpoint::{self, Maker, Mountpoint};
+use super::mountpoint::{self, ImageServer, Maker, Mountpoint};
+use super::view::View;
 use crate::fs::{Ledger, LedgerError};
 
 /// Why a mount of the previous process cannot be taken over.
@@ -48,6 +49,9 @@ struct About {
     id: Option<u64>,
     made_by: Maker,
     tag: String,
+    /// If the mount shows an image.
+    #[serde(default)]
+    image: Option<ImageServer>,
 }
 
 impl About {
@@ -58,7 +62,7 @@ impl About {
 
     fn mountpoint(&self, device: &OwnedFd) -> Mountpoint {
         let path = PathBuf::from(OsString::from_vec(self.path.clone()));
-        mountpoint::known(device, path, self.id, self.made_by)
+        mountpoint::known(device, path, self.id, self.made_by, self.image)
     }
 }
 
@@ -88,6 +92,14 @@ impl Inherited {
     /// What [`MountOptions::tag`](super::MountOptions) was.
     pub fn tag(&self) -> &str {
         &self.about.tag
+    }
+
+    /// What the mount shows.
+    pub fn view(&self) -> View {
+        match self.about.image {
+            Some(_) => View::Image,
+            None => View::Fuse,
+        }
     }
 
     /// The mount.
@@ -122,6 +134,7 @@ pub(super) fn describe(ledger: &Ledger, mountpoint: &Mountpoint, tag: &str) -> i
         id: mountpoint.id(),
         made_by: mountpoint.made_by(),
         tag: tag.to_owned(),
+        image: mountpoint.image(),
     };
     ledger.set_about(&serde_json::to_vec(&about)?)
 }

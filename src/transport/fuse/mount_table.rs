@@ -20,6 +20,14 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use serde::{Deserialize, Serialize};
 
+/// The type of a FUSE mount of this program.
+pub(super) const FS_TYPE: &str = "fuse.castore-fs";
+/// The type of an image's mount.
+const IMAGE_FS_TYPE: &str = "erofs";
+/// What the source of an image's mount begins with; the number of the FUSE connection that serves the
+/// image follows, a colon, and the store's URL.
+pub(super) const IMAGE_SOURCE: &str = "castore-fs:";
+
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 /// The device number of a file system: `st_dev`, and the third column of mountinfo.
@@ -194,6 +202,20 @@ impl MountEntry {
         })
     }
 
+    /// Whether this program made it: a FUSE mount, or the mount of an image.
+    pub fn is_ours(&self) -> bool {
+        self.fs_type == FS_TYPE || self.image_source().is_some()
+    }
+
+    /// The number of the FUSE connection that serves the image, and the store's URL, if it is the mount
+    /// of an image.
+    pub fn image_source(&self) -> Option<(u64, &str)> {
+        let source = self.source.strip_prefix(IMAGE_SOURCE)?;
+        let (number, url) = source.split_once(':').unwrap_or((source, ""));
+        let is_image = self.fs_type == IMAGE_FS_TYPE;
+        is_image.then_some((number.parse().ok()?, url))
+    }
+
     /// The place of `path`, which is in this mount, in its file system, from the file system's
     /// root.
     pub fn inside(&self, path: &Path) -> Option<PathBuf> {
@@ -364,6 +386,21 @@ mod tests {
             unescape(br"/a\040b\134c\0").as_os_str().as_bytes(),
             br"/a b\c\0"
         );
+    }
+
+    #[test]
+    fn the_mount_of_an_image_tells_its_connection_and_store() {
+        let line = |rest: &str| {
+            let line = format!("31 30 0:41 / /a ro - {rest} ro");
+            MountEntry::parse(line.as_bytes()).unwrap()
+        };
+        let image = line("erofs castore-fs:47:local:/s");
+        assert_eq!(image.image_source(), Some((47, "local:/s")));
+        assert!(image.is_ours());
+        assert_eq!(line("erofs castore-fs:47").image_source(), Some((47, "")));
+        assert!(!line("erofs /dev/sda1").is_ours());
+        assert!(!line("ext4 castore-fs:47:x").is_ours());
+        assert!(line("fuse.castore-fs local:/s").is_ours());
     }
 
     #[test]

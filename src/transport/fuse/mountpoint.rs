@@ -12,6 +12,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags};
@@ -26,14 +27,15 @@ use thiserror::Error;
 use super::detour;
 use super::device;
 use super::generic_options::GenericOptions;
-use super::mount_table::{DeviceNumber, MountEntry, MountTable, mount_of};
+use super::mount_table::{DeviceNumber, FS_TYPE, MountEntry, MountTable, mount_of};
+use super::mounter;
+use super::notices::Nursery;
 use super::own_files::OwnFiles;
+use super::remount;
 use super::trail::trail;
 use super::unmount::{MountIdentity, MountState, Obstacles};
 use super::users::Users;
 
-/// The type in `/proc/mounts`.
-pub(super) const FS_TYPE: &str = "fuse.castore-fs";
 /// The device number of `/dev/fuse` (the kernel's `Documentation/admin-guide/devices.txt`).
 const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// How long a mount may take to show that a process serves it.
@@ -118,6 +120,17 @@ pub enum MountError {
         .0.display()
     )]
     NotMounted(PathBuf),
+    /// An image was asked for, and cannot be mounted.
+    #[error(
+        "cannot mount on {} as an image: {why}; leave out view = \"image\" to have a FUSE mount",
+        mountpoint.display()
+    )]
+    NoImageView {
+        /// Where.
+        mountpoint: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// A system call failed.
     #[error("cannot {action} {}: {source}", mountpoint.display())]
     System {
@@ -138,6 +151,19 @@ pub struct Mountpoint {
     /// Which mount it is; None if it is not in this mount namespace.
     identity: Option<MountIdentity>,
     made_by: Maker,
+    /// What serves the image, if it is the mount of one.
+    image: Option<ImageServer>,
+    /// Whose helpers unmount an image.
+    nursery: Option<Arc<Nursery>>,
+}
+
+/// What serves the image that a mount shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ImageServer {
+    /// The number of the FUSE connection.
+    pub(super) connection: u32,
+    /// The file system of the image.
+    pub(super) device: DeviceNumber,
 }
 
 /// The maker of a mount, which has the right to unmount it.
@@ -176,12 +202,14 @@ pub struct Request<'a> {
     pub generic: &'a GenericOptions,
     /// Files that the mount must not hide.
     pub own_files: &'a OwnFiles,
+    /// Whose helpers unmount a dead image that is in the way.
+    pub nursery: Option<&'a Nursery>,
 }
 
 /// Mounts on `path`; returns the descriptor for requests.
 pub fn mount(path: &Path, request: &Request<'_>) -> Result<(OwnedFd, Mountpoint), MountError> {
     let path = resolve(path)?;
-    take_away_dead(&path)?;
+    take_away_dead(&path, request.nursery)?;
     let target = open_target(&path, request)?;
     let is_root = rustix::process::geteuid().is_root();
     let opened = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
@@ -218,10 +246,10 @@ pub fn given(
         return Err(MountError::NotADevice(path.to_owned()));
     }
     if device::is_mounted(device) {
-        return Ok(known(device, path.to_owned(), None, Maker::Others));
+        return Ok(known(device, path.to_owned(), None, Maker::Others, None));
     }
     let path = resolve(path)?;
-    take_away_dead(&path)?;
+    take_away_dead(&path, request.nursery)?;
     let target = open_target(&path, request)?;
     match mount_directly(device, &target, request) {
         Ok(()) => {}
@@ -243,6 +271,8 @@ fn made(
         identity: identify(device, &path, target),
         path,
         made_by,
+        image: None,
+        nursery: None,
     };
     for propagation in request.generic.propagation() {
         if let Err(errno) = rustix::mount::mount_change(&mountpoint.path, *propagation) {
@@ -263,7 +293,21 @@ pub(super) fn known(
     path: PathBuf,
     id: Option<u64>,
     made_by: Maker,
+    image: Option<ImageServer>,
 ) -> Mountpoint {
+    if let Some(server) = image {
+        let identity = id.map(|id| MountIdentity {
+            id,
+            device: server.device,
+        });
+        return Mountpoint {
+            path,
+            identity,
+            made_by,
+            image,
+            nursery: None,
+        };
+    }
     let table = MountTable::read().unwrap_or_default();
     let found = match (id, connection(device)) {
         // It may be gone, and another mount have its id.
@@ -273,6 +317,8 @@ pub(super) fn known(
                 path,
                 identity,
                 made_by,
+                image: None,
+                nursery: None,
             };
         }
         (None, Some(device)) => table.of_device(device).last(),
@@ -284,6 +330,8 @@ pub(super) fn known(
         identity: found.map(MountIdentity::of),
         path: found.map_or(path, |entry| entry.path.clone()),
         made_by,
+        image: None,
+        nursery: None,
     }
 }
 
@@ -313,7 +361,7 @@ fn identify(device: &OwnedFd, path: &Path, target: &OwnedFd) -> Option<MountIden
     found.map(MountIdentity::of)
 }
 
-fn refused(path: &Path, errno: Errno) -> MountError {
+pub(super) fn refused(path: &Path, errno: Errno) -> MountError {
     let path = path.to_owned();
     match errno {
         Errno::NOENT => MountError::NoMountpoint(path),
@@ -335,7 +383,7 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
         source,
     };
     let table = MountTable::read().map_err(failed)?;
-    let steps = trail(path, &table, FS_TYPE, |_| false).map_err(|error| match error.kind() {
+    let steps = trail(path, &table, |_| false).map_err(|error| match error.kind() {
         io::ErrorKind::NotADirectory => MountError::NoMountpoint(path.to_owned()),
         _ => failed(error),
     })?;
@@ -344,7 +392,7 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
 }
 
 /// Opens the directory to mount on, after all checks.
-fn open_target(path: &Path, request: &Request<'_>) -> Result<OwnedFd, MountError> {
+pub(super) fn open_target(path: &Path, request: &Request<'_>) -> Result<OwnedFd, MountError> {
     request.own_files.check(path)?;
     // Not with O_DIRECTORY: where an automount waits for this mount, that would wait for it too.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -454,9 +502,33 @@ fn receive_descriptor(socket: &OwnedFd) -> io::Result<Option<OwnedFd>> {
 }
 
 impl Mountpoint {
+    /// The mount `identity` of an image on `path`, which this process serves as `server` says.
+    pub(super) fn of_image(path: PathBuf, identity: MountIdentity, server: ImageServer) -> Self {
+        Self {
+            path,
+            identity: Some(identity),
+            made_by: Maker::Ourselves,
+            image: Some(server),
+            nursery: None,
+        }
+    }
+
+    /// The same, of which helpers of `nursery` unmount an image.
+    pub fn with_nursery(self, nursery: Option<Arc<Nursery>>) -> Self {
+        Self { nursery, ..self }
+    }
+
+    /// What serves the image that it shows, if it is the mount of one.
+    pub(super) fn image(&self) -> Option<ImageServer> {
+        self.image
+    }
+
     /// The number of the FUSE connection that `device` serves for this mount: from the kernel, or
     /// else the minor number of the mount's device.
     pub fn connection(&self, device: &OwnedFd) -> Option<u64> {
+        if let Some(server) = self.image {
+            return Some(server.connection.into());
+        }
         let number = connection(device).or_else(|| Some(self.identity.as_ref()?.device));
         number.map(|number| u64::from(number.minor))
     }
@@ -544,6 +616,7 @@ impl Mountpoint {
     fn umount(&self, path: &Path, flags: UnmountFlags) -> io::Result<()> {
         match self.made_by {
             Maker::Helper => unmount_by_helper(path, flags.contains(UnmountFlags::DETACH)),
+            _ if self.image.is_some() => unmount_image(self.nursery.as_deref(), path, flags),
             _ => Ok(rustix::mount::unmount(path, flags)?),
         }
     }
@@ -551,21 +624,40 @@ impl Mountpoint {
     /// Detaches the mount, which no process serves; returns whether it was there.
     pub fn detach(&self) -> io::Result<bool> {
         match self.identity {
-            Some(identity) => detach_mount(identity),
+            Some(identity) => {
+                let nursery = self.image.is_some().then_some(self.nursery.as_deref());
+                detach_mount(identity, nursery)
+            }
             None => Ok(false),
         }
     }
 
-    /// Sets how far the kernel reads ahead of sequential readers. Without the right to, the
-    /// kernel's default of 128 KiB stays.
-    pub fn set_read_ahead(&self, kib: u32) {
-        let Some(identity) = self.identity else {
-            return;
-        };
-        let setting = format!("/sys/class/bdi/{}/read_ahead_kb", identity.device);
-        if let Err(error) = fs::write(&setting, kib.to_string()) {
-            tracing::debug!(%setting, %error, "read-ahead stays at the kernel's default");
+    /// The device by which the kernel knows how far to read ahead.
+    pub(super) fn bdi(&self) -> Option<DeviceNumber> {
+        let of_image = self.image.map(ImageServer::bdi);
+        of_image.or_else(|| Some(self.identity?.device))
+    }
+}
+
+impl ImageServer {
+    /// The device of the FUSE connection.
+    pub(super) fn bdi(self) -> DeviceNumber {
+        DeviceNumber {
+            major: 0,
+            minor: self.connection,
         }
+    }
+}
+
+/// Sets how far the kernel reads ahead of sequential readers on the file system `device`. Without the
+/// right to, the kernel's default of 128 KiB stays.
+pub(super) fn set_read_ahead(device: Option<DeviceNumber>, kib: u32) {
+    let Some(device) = device else {
+        return;
+    };
+    let setting = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    if let Err(error) = fs::write(&setting, kib.to_string()) {
+        tracing::debug!(%setting, %error, "read-ahead stays at the kernel's default");
     }
 }
 
@@ -585,27 +677,50 @@ fn unmount_by_helper(path: &Path, lazily: bool) -> io::Result<()> {
     }
 }
 
-/// Detaches the mount of this program at `path`; returns whether there was one. For mounts that no
-/// process serves: a served one should be ended by its server.
-pub fn detach(path: &Path) -> io::Result<bool> {
+/// Unmounts the image that is mounted on `path`, by a helper of `nursery` if there is one.
+fn unmount_image(nursery: Option<&Nursery>, path: &Path, flags: UnmountFlags) -> io::Result<()> {
+    let Some(nursery) = nursery else {
+        return Ok(rustix::mount::unmount(path, flags)?);
+    };
+    let is_gone = || {
+        let table = MountTable::read().unwrap_or_default();
+        !table.mounted_on(path).is_some_and(MountEntry::is_ours)
+    };
+    mounter::unmount(nursery, path, flags, is_gone)
+}
+
+/// Detaches the mount of this program at `path`; whether there was one. For mounts that no process
+/// serves: a served one should be ended by its server.
+pub fn detach(path: &Path, nursery: Option<&Nursery>) -> io::Result<bool> {
     let path = resolve(path).map_err(io::Error::other)?;
     let table = MountTable::read()?;
     match table.mounted_on(&path) {
-        Some(entry) if entry.fs_type == FS_TYPE => detach_mount(MountIdentity::of(entry)),
+        Some(entry) if entry.is_ours() => detach_entry(entry, nursery),
         _ => Ok(false),
     }
 }
 
-/// Detaches a mount that no process serves; returns whether it was there.
-fn detach_mount(identity: MountIdentity) -> io::Result<bool> {
+fn detach_entry(entry: &MountEntry, nursery: Option<&Nursery>) -> io::Result<bool> {
+    let nursery = entry.image_source().is_some().then_some(nursery);
+    detach_mount(MountIdentity::of(entry), nursery)
+}
+
+/// Detaches a mount that no process serves; whether it was there. `image` is whose helper does it, if it
+/// is the mount of an image.
+fn detach_mount(identity: MountIdentity, image: Option<Option<&Nursery>>) -> io::Result<bool> {
     if identity.path()?.is_none() {
         return Ok(false);
     }
-    let detach =
-        |path: &Path, flags| match rustix::mount::unmount(path, flags | UnmountFlags::DETACH) {
+    let detach = |path: &Path, flags| {
+        let flags = flags | UnmountFlags::DETACH;
+        if let Some(nursery) = image {
+            return unmount_image(nursery, path, flags);
+        }
+        match rustix::mount::unmount(path, flags) {
             Err(Errno::PERM) => unmount_by_helper(path, true),
             outcome => Ok(outcome?),
-        };
+        }
+    };
     match identity.unmount(detach)? {
         MountState::Blocked(obstacles) => Err(io::Error::new(
             io::ErrorKind::ResourceBusy,
@@ -615,9 +730,9 @@ fn detach_mount(identity: MountIdentity) -> io::Result<bool> {
     }
 }
 
-/// Detaches mounts of castore-fs without a server on `path`. mount(2) would put the new mount on
-/// top of them, and they would reappear when that ends.
-fn take_away_dead(path: &Path) -> Result<(), MountError> {
+/// Detaches mounts of ours on `path` whose server is gone. mount(2) would put the new mount on top of
+/// them, and they would be back when that ends.
+pub(super) fn take_away_dead(path: &Path, nursery: Option<&Nursery>) -> Result<(), MountError> {
     let failed = |source| MountError::System {
         action: "find",
         mountpoint: path.to_owned(),
@@ -626,11 +741,19 @@ fn take_away_dead(path: &Path) -> Result<(), MountError> {
     loop {
         let table = MountTable::read().map_err(failed)?;
         match table.mounted_on(path) {
-            Some(entry) if entry.fs_type == FS_TYPE => {
-                if !is_dead(path) {
+            Some(entry) if entry.is_ours() => {
+                let is_dead = match entry.image_source() {
+                    // Much of an image can be read although no process serves it.
+                    Some((connection, _)) => {
+                        let look = move || remount::may_be_served(connection);
+                        detour::within(LIFE_SIGN, "life-sign", look) == Some(false)
+                    }
+                    None => is_dead(path),
+                };
+                if !is_dead {
                     return Err(MountError::AlreadyMounted(path.to_owned()));
                 }
-                detach_mount(MountIdentity::of(entry)).map_err(|error| MountError::DeadMount {
+                detach_entry(entry, nursery).map_err(|error| MountError::DeadMount {
                     mountpoint: path.to_owned(),
                     why: error.to_string(),
                 })?;

@@ -40,7 +40,7 @@ use rustix::net::{
 };
 use vm_memory::ByteValued;
 
-use super::device;
+use super::{device, mounter};
 use crate::fs::{NodeId, PageCache};
 
 /// `enum fuse_notify_code` of the kernel's `fuse.h`.
@@ -52,9 +52,13 @@ const RESEND: i32 = 7;
 const LONGEST: usize = (128 << 10) + 4096;
 /// How long helpers have to end by themselves before the remaining requests are failed.
 const GRACE: Duration = Duration::from_millis(300);
-/// Messages to the nursery: a channel to serve, and a device without a next process.
+/// Messages to the nursery: a channel to serve, a device without a next process.
 const CHANNEL: u8 = b'c';
 const UNKEPT: u8 = b'u';
+/// And a channel of one that mounts and unmounts.
+const MOUNTER: u8 = b'm';
+/// What the processes are called that this file makes.
+pub(super) const HELPERS: [&str; 2] = ["notices", "mounter"];
 
 /// `struct fuse_notify_store_out` of the kernel's `fuse.h`.
 #[repr(C)]
@@ -120,6 +124,13 @@ impl Nursery {
     fn channel(&self) -> io::Result<OwnedFd> {
         let (ours, theirs) = pair()?;
         send(&self.0, &[IoSlice::new(&[CHANNEL])], theirs.as_fd())?;
+        Ok(ours)
+    }
+
+    /// A new channel, with a helper at its other end that mounts or unmounts ([`mounter`]).
+    pub(super) fn mounter(&self) -> io::Result<OwnedFd> {
+        let (ours, theirs) = pair()?;
+        send(&self.0, &[IoSlice::new(&[MOUNTER])], theirs.as_fd())?;
         Ok(ours)
     }
 
@@ -217,6 +228,15 @@ impl PageCache for Notices {
 
     fn drop_listing(&self, node: NodeId) {
         self.inval_inode(node);
+    }
+
+    fn drop_range(&self, node: NodeId, offset: u64, length: u64) {
+        let body = InvalInodeOut {
+            node: node.into(),
+            offset: offset.cast_signed(),
+            length: length.cast_signed(),
+        };
+        self.tell(INVAL_INODE, body.as_slice(), &[]);
     }
 
     fn settle(&self) {
@@ -342,6 +362,15 @@ fn nurse(socket: OwnedFd) -> ! {
                     help(&descriptor)
                 }
                 // The channel closes, and its user reports that.
+                _ => drop(descriptor),
+            },
+            // SAFETY: as above.
+            MOUNTER => match unsafe { libc::fork() } {
+                0 => {
+                    become_helper(&descriptor, c"mounter");
+                    mounter::work(&descriptor);
+                    end()
+                }
                 _ => drop(descriptor),
             },
             UNKEPT => unkept.push(descriptor),

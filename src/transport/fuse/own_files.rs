@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::mount_table::MountTable;
-use super::mountpoint::{FS_TYPE, MountError};
+use super::mountpoint::MountError;
 use super::trail::{Step, trail};
 use crate::stores::UsedFile;
 
@@ -48,7 +48,7 @@ impl OwnFiles {
             source,
         };
         let table = MountTable::read().map_err(failed)?;
-        let steps = trail(mountpoint, &table, FS_TYPE, |_| false).map_err(failed)?;
+        let steps = trail(mountpoint, &table, |_| false).map_err(failed)?;
         let Some(target) = steps.last() else {
             return Ok(());
         };
@@ -61,7 +61,7 @@ impl OwnFiles {
         for file in self.0.iter().chain(&program_files()) {
             // No further than to the mount point: an automount there waits for this mount. A path
             // that cannot be looked up is not used either.
-            let way = trail(&file.path, &table, FS_TYPE, |step| is_below(step, target));
+            let way = trail(&file.path, &table, |step| is_below(step, target));
             let last = way.ok().and_then(|way| way.into_iter().next_back());
             let is_hidden = |step: &Step| {
                 is_below(step, target)

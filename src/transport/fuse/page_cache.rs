@@ -1,4 +1,5 @@
-//! The thread that pushes contents into the kernel's page cache ahead of readers.
+//! The threads that change what is in the kernel's page cache: one walks ahead of readers and pushes
+//! contents, one drops what the kernel has twice of an image.
 
 use std::io;
 use std::sync::Arc;
@@ -17,5 +18,19 @@ pub fn start(serving: &Arc<Serving>) -> io::Result<()> {
     std::thread::Builder::new()
         .name("walk-ahead".into())
         .spawn(walk)?;
+    Ok(())
+}
+
+/// Starts the one for the image that `serving` serves.
+pub fn start_for_image(serving: &Arc<Serving>) -> io::Result<()> {
+    let pages = serving.notices()?;
+    let serving = serving.clone();
+    let drop_pages = move || {
+        let ended = || serving.has_ended();
+        serving.fs.drop_image_pages(&pages, ended);
+    };
+    std::thread::Builder::new()
+        .name("image-pages".into())
+        .spawn(drop_pages)?;
     Ok(())
 }

@@ -2,15 +2,15 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::detour;
 use super::generic_options::GenericOptions;
-use super::mount_table::{DeviceNumber, MountEntry, MountTable};
-use super::mountpoint::{FS_TYPE, MountError, resolve};
+use super::mount_table::{MountEntry, MountTable};
+use super::mountpoint::{MountError, resolve};
+use super::notices::HELPERS;
 
 /// How long the search for a mount's server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,18 +31,29 @@ impl ExistingMount {
             source,
         })?;
         match table.mounted_on(&path) {
-            Some(entry) if entry.fs_type == FS_TYPE => Ok(Self(entry.clone())),
+            Some(entry) if entry.is_ours() => Ok(Self(entry.clone())),
             _ => Err(MountError::NothingMounted(path)),
         }
     }
 
-    /// The first column of `/proc/mounts`: the store's URL.
+    /// The store's URL: the first column of `/proc/mounts`, or the end of it.
     pub fn source(&self) -> &str {
-        &self.0.source
+        let image = self.0.image_source();
+        image.map_or(&*self.0.source, |(_, url)| url)
+    }
+
+    /// The number of the FUSE connection that serves it.
+    fn connection(&self) -> u64 {
+        let image = self.0.image_source();
+        image.map_or(self.0.device.minor.into(), |(connection, _)| connection)
     }
 
     /// Whether it has this option of FUSE: `allow_other`, `user_id=0`.
     pub fn has_fuse_option(&self, option: &str) -> bool {
+        // An image is for everybody.
+        if self.0.image_source().is_some() && option == "allow_other" {
+            return true;
+        }
         self.0.fs_options.split(',').any(|has| has == option)
     }
 
@@ -71,23 +82,23 @@ impl ExistingMount {
     ///
     /// A process that cannot be looked at within half a second, since it waits itself, is left out.
     pub fn servers_arguments(&self) -> Vec<Vec<OsString>> {
-        let device = self.0.device;
+        let connection = self.connection();
         let deadline = Instant::now() + PATIENCE;
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         let processes = processes.take_while(|_| Instant::now() < deadline);
         let is_process = |name: OsString| name.as_bytes().iter().all(u8::is_ascii_digit);
         let processes = processes.filter(|entry| is_process(entry.file_name()));
         let arguments = processes.filter_map(|process| {
-            let look = move || server_arguments(&process.path(), device);
+            let look = move || server_arguments(&process.path(), connection);
             detour::within(PROCESS_PATIENCE, "servers", look)?
         });
         arguments.collect()
     }
 }
 
-/// The arguments of the process of the directory `process`, if it serves the mount of `device`.
-fn server_arguments(process: &Path, device: DeviceNumber) -> Option<Vec<OsString>> {
-    if !serves(process, device).unwrap_or(false) {
+/// The arguments of the process of the directory `process`, if it serves the FUSE connection.
+fn server_arguments(process: &Path, connection: u64) -> Option<Vec<OsString>> {
+    if serves(process, connection) != Ok(true) {
         return None;
     }
     let line = fs::read(process.join("cmdline")).ok()?;
@@ -100,18 +111,47 @@ fn server_arguments(process: &Path, device: DeviceNumber) -> Option<Vec<OsString
     )
 }
 
-/// Whether the process of the directory `process` has the descriptor of the FUSE connection `device`.
-fn serves(process: &Path, device: DeviceNumber) -> io::Result<bool> {
-    let wanted = format!("fuse_connection:\t{}", device.minor);
-    for descriptor in fs::read_dir(process.join("fd"))? {
-        let descriptor = descriptor?;
+/// Whether any process that can answer has the descriptor of the FUSE connection `number`, as far as that
+/// can be seen: also if a descriptor does not tell which connection it is of (Linux before 6.16).
+pub(super) fn may_be_served(number: u64) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = processes.map(|process| process.path());
+    // A helper outlives the server that it is of by some time, and answers nothing.
+    let is_helper = |process: &PathBuf| {
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        HELPERS.contains(&name.trim_end())
+    };
+    let mut processes = processes.filter(|process| !is_helper(process));
+    processes.any(|process| !matches!(serves(&process, number), Ok(false) | Err(Unseen::Process)))
+}
+
+/// Why it is not known which FUSE connections a process serves.
+#[derive(Debug, PartialEq, Eq)]
+enum Unseen {
+    /// It is gone, or may not be looked at.
+    Process,
+    /// The kernel does not tell of one of its descriptors.
+    Connection,
+}
+
+/// Whether the process of the directory `process` has the descriptor of the FUSE connection `number`.
+fn serves(process: &Path, number: u64) -> Result<bool, Unseen> {
+    let wanted = format!("fuse_connection:\t{number}");
+    let mut serves = Ok(false);
+    let descriptors = fs::read_dir(process.join("fd")).map_err(|_| Unseen::Process)?;
+    for descriptor in descriptors.flatten() {
         let target = fs::read_link(descriptor.path()).unwrap_or_else(|_| PathBuf::new());
-        if target == Path::new("/dev/fuse") {
-            let about = fs::read_to_string(process.join("fdinfo").join(descriptor.file_name()));
-            if about.is_ok_and(|about| about.lines().any(|line| line == wanted)) {
-                return Ok(true);
-            }
+        if target != Path::new("/dev/fuse") {
+            continue;
+        }
+        let about = process.join("fdinfo").join(descriptor.file_name());
+        let about = fs::read_to_string(about).unwrap_or_default();
+        if about.lines().any(|line| line == wanted) {
+            return Ok(true);
+        }
+        if !about.contains("fuse_connection:") {
+            serves = Err(Unseen::Connection);
         }
     }
-    Ok(false)
+    serves
 }

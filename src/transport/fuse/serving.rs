@@ -101,6 +101,13 @@ impl Serving {
             return self.interrupt(&request[size_of::<InHeader>()..]);
         }
         if self.fs.may_block(header.nodeid) {
+            let at_hand = AssertUnwindSafe(|| {
+                self.answerer
+                    .answer_at_hand(&self.device, &header, request, reply)
+            });
+            if catch_unwind(at_hand).unwrap_or(false) {
+                return;
+            }
             let (serving, mut request) = (self.clone(), request.to_vec());
             let began = answering.pause();
             self.fs.runtime().spawn_blocking(move || {

@@ -1,5 +1,7 @@
 //! A mount: made, taken over, and unmounted.
 
+mod image;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,6 +22,7 @@ use super::notices::{self, Nursery};
 use super::own_files::OwnFiles;
 use super::pulse::{Pulse, Stuck};
 use super::serving::Serving;
+use super::view::{View, WantedView};
 use super::{page_cache, root_watch, warm_up};
 use crate::fs::{
     CastoreFs, ImageCount, Ledger, NodeCount, OpenCount, Options, Passthrough, Reads, Waiting,
@@ -27,6 +30,7 @@ use crate::fs::{
 };
 use crate::store::Store;
 use crate::transport::requests::{RequestCounts, RequestTimes};
+use image::NoImage;
 
 /// How often to check whether a mount has ended. Workers notice by themselves, unless all of them
 /// wait.
@@ -54,6 +58,8 @@ pub struct MountOptions {
     pub tag: Option<String>,
     /// A descriptor of `/dev/fuse` that another program has opened, and perhaps mounted.
     pub device: Option<Arc<OwnedFd>>,
+    /// FUSE or an image.
+    pub view: WantedView,
     /// Starts the notifiers: see [`Nursery`] for the behaviour without.
     pub nursery: Option<Arc<Nursery>>,
     /// Flags of the mount.
@@ -74,6 +80,7 @@ impl Default for MountOptions {
             store_name: None,
             tag: None,
             device: None,
+            view: WantedView::default(),
             nursery: None,
             generic: GenericOptions::default(),
             own_files: OwnFiles::default(),
@@ -88,12 +95,40 @@ pub struct Session {
     ledger: Option<Arc<Ledger>>,
     /// Whether another process takes the mount over.
     left: AtomicBool,
+    /// Why it is no image, where that would have been wanted.
+    no_image: Option<String>,
 }
 
 impl Session {
     /// Mounts `store` on `path` and starts to serve it. The mount answers when this returns.
     /// Requests that have to wait do so on `runtime`.
     pub fn mount(
+        store: Arc<dyn Store>,
+        path: &Path,
+        options: Options,
+        mount: &MountOptions,
+        runtime: Handle,
+    ) -> Result<Self, MountError> {
+        if mount.view == WantedView::Fuse {
+            return Self::mount_fuse(store, path, options, mount, runtime);
+        }
+        let why = match Self::mount_image(store.clone(), path, &options, mount, runtime.clone()) {
+            Ok(session) => return Ok(session),
+            Err(NoImage::Mount(error)) => return Err(error),
+            Err(NoImage::Because(why)) => why,
+        };
+        if mount.view == WantedView::Image {
+            return Err(MountError::NoImageView {
+                mountpoint: path.to_owned(),
+                why,
+            });
+        }
+        let mut session = Self::mount_fuse(store, path, options, mount, runtime)?;
+        session.no_image = Some(why);
+        Ok(session)
+    }
+
+    fn mount_fuse(
         store: Arc<dyn Store>,
         path: &Path,
         options: Options,
@@ -108,6 +143,7 @@ impl Session {
             allow_other: mount.allow_other,
             generic: &mount.generic,
             own_files: &mount.own_files,
+            nursery: mount.nursery.as_deref(),
         };
         let (device, mountpoint) = match &mount.device {
             Some(device) => {
@@ -147,7 +183,12 @@ impl Session {
     ) -> Result<Self, AdoptError> {
         let crew = Arc::new(Crew::new(mount.stay_awake));
         let waiting = Waiting::new(runtime);
-        let mountpoint = inherited.mountpoint();
+        let mountpoint = inherited.mountpoint().with_nursery(mount.nursery.clone());
+        let view = inherited.view();
+        let options = match view {
+            View::Image => image::of_image(&options),
+            View::Fuse => options,
+        };
         let Inherited { device, ledger, .. } = inherited;
         let device = Arc::new(device);
         let backing = Box::new(FuseDevice(device.clone()));
@@ -160,9 +201,14 @@ impl Session {
         // again as well.
         notices::resend(&session.serving.device).map_err(AdoptError::Resend)?;
         Crew::start(&session.serving, mount.threads)?;
-        page_cache::start(&session.serving)?;
-        root_watch::start(&session.serving)?;
-        warm_up::start(&session.serving)?;
+        match view {
+            View::Image => page_cache::start_for_image(&session.serving)?,
+            View::Fuse => {
+                page_cache::start(&session.serving)?;
+                root_watch::start(&session.serving)?;
+                warm_up::start(&session.serving)?;
+            }
+        }
         session.left.store(false, Ordering::Relaxed);
         Ok(session)
     }
@@ -175,18 +221,28 @@ impl Session {
         ledger: Option<Arc<Ledger>>,
         mount: &MountOptions,
     ) -> Self {
-        let span = match &mount.name {
-            Some(name) => tracing::error_span!("mount", MOUNT = name, STORE = mount.store_name),
-            None => tracing::Span::none(),
-        };
+        let span = Self::span(mount);
         let default_permissions = mountpoint.has_default_permissions();
         let nursery = mount.nursery.clone();
         let serving = Serving::new(device, fs, crew, span, nursery, default_permissions);
+        Self::of(Arc::new(serving), mountpoint, ledger)
+    }
+
+    fn of(serving: Arc<Serving>, mountpoint: Mountpoint, ledger: Option<Arc<Ledger>>) -> Self {
         Self {
-            serving: Arc::new(serving),
+            serving,
             mountpoint,
             ledger,
             left: AtomicBool::new(false),
+            no_image: None,
+        }
+    }
+
+    /// Names the mount in what is logged.
+    fn span(mount: &MountOptions) -> tracing::Span {
+        match &mount.name {
+            Some(name) => tracing::error_span!("mount", MOUNT = name, STORE = mount.store_name),
+            None => tracing::Span::none(),
         }
     }
 
@@ -200,7 +256,7 @@ impl Session {
         self.serving
             .wait_for_init()
             .map_err(|why| failed(io::Error::other(why)))?;
-        self.mountpoint.set_read_ahead(mount.read_ahead_kib);
+        mountpoint::set_read_ahead(self.mountpoint.bdi(), mount.read_ahead_kib);
         page_cache::start(&self.serving).map_err(failed)?;
         root_watch::start(&self.serving).map_err(failed)?;
         warm_up::start(&self.serving).map_err(failed)
@@ -224,6 +280,19 @@ impl Session {
     /// How long requests took, by kind.
     pub fn request_times(&self) -> BTreeMap<&'static str, RequestTimes> {
         self.serving.counters.times()
+    }
+
+    /// What the kernel sees: FUSE or an image.
+    pub fn view(&self) -> View {
+        match self.mountpoint.image() {
+            Some(_) => View::Image,
+            None => View::Fuse,
+        }
+    }
+
+    /// Why it is no image, in words that go on after "because", if [`WantedView::Auto`] was wanted.
+    pub fn why_no_image(&self) -> Option<&str> {
+        self.no_image.as_deref()
     }
 
     /// How files are read, as far as kernel and privilege allow.
@@ -349,11 +418,13 @@ fn keep(mountpoint: &Mountpoint, tag: &str, has_opens: bool) -> Option<Arc<Ledge
         handover::describe(&ledger, mountpoint, tag)?;
         Ok(ledger)
     });
-    let mountpoint = mountpoint.path().display();
+    let mountpoint = Some(mountpoint.path().display().to_string());
     ledger
-        .inspect_err(|error| {
-            tracing::warn!(%mountpoint, %error, "no other process can take this mount over");
-        })
+        .inspect_err(|error| warn_of_no_successor(&mountpoint, error))
         .ok()
         .map(Arc::new)
+}
+
+fn warn_of_no_successor(mount: &Option<String>, error: &io::Error) {
+    tracing::warn!(mount, %error, "no other process can take this mount over");
 }

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Stat};
 use rustix::io::Errno;
 
-use super::mount_table::{DeviceNumber, MountTable};
+use super::mount_table::{DeviceNumber, MountEntry, MountTable};
 
 /// Symbolic links that are followed, at most: as in the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
@@ -31,12 +31,10 @@ pub struct Step {
 }
 
 /// The steps of `path`, from the root directory to its end. Missing ones are taken for directories
-/// that will be made. `fs_type` is the type of the mounts that are not entered. The way ends early
-/// at a step for which `is_last` is true.
+/// that will be made. The way ends early at a step for which `is_last` is true.
 pub fn trail(
     path: &Path,
     table: &MountTable,
-    fs_type: &str,
     is_last: impl Fn(&Step) -> bool,
 ) -> io::Result<Vec<Step>> {
     let mut rest = components(&std::path::absolute(path)?);
@@ -50,7 +48,7 @@ pub fn trail(
             _ => {
                 let next = at.join(&name);
                 let mount = table.visible_at(&next);
-                let is_ours = mount.is_some_and(|entry| entry.fs_type == fs_type);
+                let is_ours = mount.is_some_and(MountEntry::is_ours);
                 let found = match is_ours {
                     true => None,
                     false => look(&next)?,
@@ -138,13 +136,7 @@ mod tests {
     use super::*;
 
     fn paths(path: &Path, below: &Path) -> Vec<String> {
-        let steps = trail(
-            path,
-            &MountTable::read().unwrap(),
-            "fuse.castore-fs",
-            |_| false,
-        )
-        .unwrap();
+        let steps = trail(path, &MountTable::read().unwrap(), |_| false).unwrap();
         let paths = steps
             .iter()
             .filter_map(|step| step.path.strip_prefix(below).ok());
@@ -165,7 +157,7 @@ mod tests {
         assert_eq!(paths(&top.join("a/b/.."), &top), ["", "a", "a/b", "a"]);
         symlink("circle", top.join("circle")).unwrap();
         let table = MountTable::read().unwrap();
-        let circle = trail(&top.join("circle"), &table, "x", |_| false).unwrap_err();
+        let circle = trail(&top.join("circle"), &table, |_| false).unwrap_err();
         assert_eq!(circle.raw_os_error(), Some(libc::ELOOP));
     }
 }

@@ -990,6 +990,16 @@ in
     fires = [ "Say it in `virtiofs.guest.settings`" ];
   };
 
+  an-image-needs-its-file-system = {
+    verified = true;
+    services.settings.mounts.tree = {
+      path = "/srv/tree";
+      root = "tree";
+      view = "auto";
+    };
+    check = config: [ (elem "erofs" config.boot.kernelModules) ];
+  };
+
   refuses-settings-without-effect = {
     services.virtiofs.guest = {
       isolated = true;

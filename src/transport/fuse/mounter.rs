@@ -1,0 +1,414 @@
+//! Mounting and unmounting EROFS in a process of its own.
+//!
+//! Mounting an image reads it, and unmounting it waits for what is being read of it: both wait for
+//! answers of the process that serves the image. A thread of that process that waited for them could
+//! not be killed, and neither could the process: its descriptors would stay open, and nothing would
+//! answer. So a helper, forked by the [`Nursery`], makes these calls. If the server dies meanwhile,
+//! the helper waits for its successor, or gets errors if there is none.
+//!
+//! A helper does one job: a message brings it, with descriptors, and a message says what came of it.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Advice, AtFlags, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
+};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use serde::{Deserialize, Serialize};
+
+use super::mount_table::DeviceNumber;
+use super::notices::Nursery;
+use super::unmount::MountIdentity;
+
+/// The longest message: a path of 4,096 bytes, each as a number of JSON, and the rest.
+const LONGEST: usize = 64 << 10;
+/// Metadata that is read ahead of the first walk, in bytes, at most: that of some 200,000 names.
+const READ_AHEAD: u64 = 16 << 20;
+/// How long umount(2) may take before it counts as done if the mount is out of the tree.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(5);
+/// The longest component of a path.
+const NAME_MAX: usize = 255;
+
+/// An image to mount.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct MountJob {
+    /// The image's path below the directory that comes with the message.
+    pub image: String,
+    /// What mountinfo shows as the source.
+    pub source: String,
+    /// Bytes of metadata at the start of the image.
+    pub metadata: u64,
+    /// How far EROFS reads ahead of sequential readers, in KiB.
+    pub read_ahead_kib: u32,
+    /// `MOUNT_ATTR_*`.
+    pub attributes: u32,
+    /// Options of the file system without a value.
+    pub flags: Vec<String>,
+    /// Options of the file system with a value.
+    pub values: Vec<(String, String)>,
+    /// `MS_SHARED` and its like, to be set once it is mounted.
+    pub propagation: Vec<u32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Job {
+    Mount(MountJob),
+    Unmount { path: Vec<u8>, flags: u32 },
+}
+
+/// What comes of a job.
+#[derive(Debug, Serialize, Deserialize)]
+enum Outcome {
+    Mounted(MountIdentity),
+    Unmounted,
+    Failed(Refusal),
+}
+
+/// Why a job was not done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Refusal {
+    /// What was tried.
+    pub step: Step,
+    /// What the system said.
+    pub errno: i32,
+    /// What the file system said.
+    pub words: String,
+}
+
+/// What a helper does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Step {
+    /// Open the image.
+    Open,
+    /// Give the image the name that mountinfo shows.
+    Name,
+    /// Find EROFS in the kernel.
+    FindErofs,
+    /// Set its options.
+    Configure,
+    /// Have EROFS read the image.
+    Read,
+    /// Mount it.
+    Attach,
+    /// Set its propagation.
+    Propagate,
+    /// Unmount it.
+    Unmount,
+    /// Reach the helper.
+    Help,
+}
+
+impl Refusal {
+    fn of(step: Step) -> impl Fn(Errno) -> Self {
+        move |errno| Self {
+            step,
+            errno: errno.raw_os_error(),
+            words: String::new(),
+        }
+    }
+
+    fn helpless(error: &io::Error) -> Self {
+        Self {
+            step: Step::Help,
+            errno: error.raw_os_error().unwrap_or(libc::EIO),
+            words: String::new(),
+        }
+    }
+
+    pub(super) fn error(&self) -> io::Error {
+        io::Error::from_raw_os_error(self.errno)
+    }
+}
+
+/// Has a helper mount the image that is in `directory`, on the directory `target`. Both are closed here
+/// before the helper begins, so that only the helper can be the last to use the image.
+pub(super) fn mount(
+    nursery: &Nursery,
+    job: MountJob,
+    directory: OwnedFd,
+    target: &OwnedFd,
+) -> Result<MountIdentity, Refusal> {
+    let channel = nursery.mounter();
+    let channel = channel.map_err(|error| Refusal::helpless(&error))?;
+    let sent = send(
+        &channel,
+        &Job::Mount(job),
+        &[directory.as_fd(), target.as_fd()],
+    );
+    drop(directory);
+    sent.map_err(|error| Refusal::helpless(&error))?;
+    match receive_outcome(&channel, None) {
+        Ok(Outcome::Mounted(identity)) => Ok(identity),
+        Ok(Outcome::Failed(refusal)) => Err(refusal),
+        Ok(Outcome::Unmounted) => Err(Refusal::helpless(&io::ErrorKind::InvalidData.into())),
+        Err(error) => Err(Refusal::helpless(&error)),
+    }
+}
+
+/// Has a helper unmount `path`. One that takes long counts as done if `is_gone`: the mount is out of the
+/// tree, and the helper goes on.
+pub(super) fn unmount(
+    nursery: &Nursery,
+    path: &Path,
+    flags: UnmountFlags,
+    is_gone: impl Fn() -> bool,
+) -> io::Result<()> {
+    let channel = nursery.mounter()?;
+    let job = Job::Unmount {
+        path: path.as_os_str().as_bytes().to_vec(),
+        flags: flags.bits(),
+    };
+    send(&channel, &job, &[])?;
+    match receive_outcome(&channel, Some(UNMOUNT_PATIENCE)) {
+        Ok(Outcome::Failed(refusal)) => Err(refusal.error()),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut && is_gone() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn send(
+    channel: &OwnedFd,
+    message: &impl Serialize,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let message = serde_json::to_vec(message)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    let message = [IoSlice::new(&message)];
+    loop {
+        match rustix::net::sendmsg(channel, &message, &mut ancillary, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            outcome => return outcome.map(drop).map_err(io::Error::from),
+        }
+    }
+}
+
+/// A message and its descriptors; nothing when the other end is closed.
+fn receive(channel: &OwnedFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut message = vec![0; LONGEST];
+    loop {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(&mut message)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = match rustix::net::recvmsg(channel, &mut slices, &mut ancillary, flags) {
+            Err(Errno::INTR) => continue,
+            received => received?.bytes,
+        };
+        let descriptors = ancillary.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
+            _ => Vec::new(),
+        });
+        let descriptors = descriptors.collect();
+        message.truncate(received);
+        return Ok((message, descriptors));
+    }
+}
+
+fn receive_outcome(channel: &OwnedFd, patience: Option<Duration>) -> io::Result<Outcome> {
+    if let Some(patience) = patience {
+        let mut polled = [PollFd::new(channel, PollFlags::IN)];
+        let patience = Timespec {
+            tv_sec: patience.as_secs().cast_signed(),
+            tv_nsec: 0,
+        };
+        match rustix::event::poll(&mut polled, Some(&patience)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let (message, _) = receive(channel)?;
+    match message[..] {
+        [] => Err(io::ErrorKind::BrokenPipe.into()),
+        _ => Ok(serde_json::from_slice(&message)?),
+    }
+}
+
+// What follows runs in the helper, a process with one thread.
+
+/// Does the job that `channel` brings.
+pub(super) fn work(channel: &OwnedFd) {
+    let Ok((message, descriptors)) = receive(channel) else {
+        return;
+    };
+    let outcome = match (serde_json::from_slice(&message), &descriptors[..]) {
+        (Ok(Job::Mount(job)), [directory, target]) => mount_here(&job, directory, target),
+        (Ok(Job::Unmount { path, flags }), []) => unmount_here(path, flags),
+        _ => return,
+    };
+    let _ = send(channel, &outcome.unwrap_or_else(Outcome::Failed), &[]);
+}
+
+fn unmount_here(path: Vec<u8>, flags: u32) -> Result<Outcome, Refusal> {
+    let path = PathBuf::from(OsString::from_vec(path));
+    let unmounted = rustix::mount::unmount(path, UnmountFlags::from_bits_retain(flags));
+    unmounted.map_err(Refusal::of(Step::Unmount))?;
+    Ok(Outcome::Unmounted)
+}
+
+fn mount_here(job: &MountJob, directory: &OwnedFd, target: &OwnedFd) -> Result<Outcome, Refusal> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let image = rustix::fs::openat(directory, &*job.image, flags, Mode::empty());
+    let image = image.map_err(Refusal::of(Step::Open))?;
+    // EROFS reads metadata by the page, and each would be a request.
+    let ahead = std::num::NonZeroU64::new(job.metadata.min(READ_AHEAD));
+    let _ = rustix::fs::fadvise(&image, 0, ahead, Advice::WillNeed);
+    name(&image, &job.source).map_err(Refusal::of(Step::Name))?;
+    let erofs = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC);
+    let erofs = erofs.map_err(Refusal::of(Step::FindErofs))?;
+    let words = |step| {
+        let erofs = &erofs;
+        move |errno: Errno| Refusal {
+            words: messages(erofs),
+            ..Refusal::of(step)(errno)
+        }
+    };
+    let configure = || {
+        rustix::mount::fsconfig_set_string(&erofs, "source", &*job.source)?;
+        for flag in &job.flags {
+            rustix::mount::fsconfig_set_flag(&erofs, &**flag)?;
+        }
+        for (key, value) in &job.values {
+            rustix::mount::fsconfig_set_string(&erofs, &**key, &**value)?;
+        }
+        Ok(())
+    };
+    configure().map_err(words(Step::Configure))?;
+    let before = read_ahead_settings();
+    rustix::mount::fsconfig_create(&erofs).map_err(words(Step::Read))?;
+    let made = read_ahead_settings();
+    // Which one is of this file system, the kernel does not tell; usually no other comes meanwhile.
+    if let [setting] = &made.difference(&before).collect::<Vec<_>>()[..] {
+        let _ = std::fs::write(setting, job.read_ahead_kib.to_string());
+    }
+    let attach = || {
+        let attributes = MountAttrFlags::from_bits_retain(job.attributes);
+        let mounted = rustix::mount::fsmount(&erofs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+        let found = rustix::fs::statx(
+            &mounted,
+            "",
+            AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
+            StatxFlags::MNT_ID,
+        )?;
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(&mounted, "", target, "", flags)?;
+        let identity = MountIdentity {
+            id: found.stx_mnt_id,
+            device: DeviceNumber {
+                major: found.stx_dev_major,
+                minor: found.stx_dev_minor,
+            },
+        };
+        Ok((mounted, identity))
+    };
+    let (mounted, identity) = attach().map_err(words(Step::Attach))?;
+    let here = format!("/proc/self/fd/{}", mounted.as_raw_fd());
+    for propagation in &job.propagation {
+        let propagation = MountPropagationFlags::from_bits_retain(*propagation);
+        if let Err(errno) = rustix::mount::mount_change(&*here, propagation) {
+            let _ = rustix::mount::unmount(&*here, UnmountFlags::DETACH);
+            return Err(Refusal::of(Step::Propagate)(errno));
+        }
+    }
+    Ok(Outcome::Mounted(identity))
+}
+
+/// The settings of how far EROFS file systems read ahead.
+fn read_ahead_settings() -> BTreeSet<PathBuf> {
+    let all = std::fs::read_dir("/sys/class/bdi").into_iter().flatten();
+    let all = all.flatten();
+    let of_erofs = all.filter(|bdi| bdi.file_name().as_bytes().starts_with(b"erofs-"));
+    of_erofs
+        .map(|bdi| bdi.path().join("read_ahead_kb"))
+        .collect()
+}
+
+/// Makes `source`, as a path from the working directory of this process, lead to `image`: EROFS opens
+/// the file that its source names, and mountinfo shows that name for as long as it is mounted. The working
+/// directory is the top of a file system in memory that is attached nowhere.
+fn name(image: &OwnedFd, source: &str) -> Result<(), Errno> {
+    let memory = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(&memory)?;
+    let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+    let memory = rustix::mount::fsmount(&memory, flags, MountAttrFlags::empty())?;
+    rustix::process::fchdir(&memory)?;
+    let mut at = PathBuf::new();
+    let mut parts = Path::new(source).components().peekable();
+    while let Some(part) = parts.next() {
+        at.push(part);
+        match parts.peek() {
+            Some(_) => rustix::fs::mkdir(&at, Mode::RWXU)?,
+            None => {
+                let image = format!("/proc/self/fd/{}", image.as_raw_fd());
+                rustix::fs::symlink(image, &at)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `source` if it can be a path as [`name`] makes it, else what of it can be.
+pub(super) fn as_source(prefix: &str, source: &str) -> String {
+    let whole = format!("{prefix}{source}");
+    let can_be = |part: &str| part.len() <= NAME_MAX && part != "." && part != "..";
+    let is_path = whole.split('/').all(can_be)
+        && !whole.ends_with('/')
+        && !whole.contains('\0')
+        && whole.len() < libc::PATH_MAX as usize / 2;
+    match is_path {
+        true => whole,
+        false => prefix.trim_end_matches(':').to_owned(),
+    }
+}
+
+/// What the file system has said about the context that it was configured in (fsopen(2)).
+fn messages(context: &OwnedFd) -> String {
+    let mut words = Vec::new();
+    let mut buffer = [0; 1024];
+    while let Ok(length) = rustix::io::read(context, &mut buffer) {
+        // A letter for the level and a blank go before each message.
+        let message = String::from_utf8_lossy(&buffer[..length]);
+        let message = message.trim();
+        words.push(
+            message
+                .split_once(' ')
+                .map_or(message, |(_, text)| text)
+                .to_owned(),
+        );
+    }
+    words.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_a_path_or_shortened_to_one() {
+        let source = |url| as_source("castore-fs:7:", url);
+        assert_eq!(source("local:/srv/store"), "castore-fs:7:local:/srv/store");
+        assert_eq!(source("grpc+http://h:1"), "castore-fs:7:grpc+http://h:1");
+        assert_eq!(source("local:/srv/../store"), "castore-fs:7");
+        assert_eq!(source("https://h/"), "castore-fs:7");
+        assert_eq!(source(&"x".repeat(250)), "castore-fs:7");
+    }
+}
