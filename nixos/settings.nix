@@ -174,6 +174,13 @@ in
           example = "unix:/run/castore-fs/castore.sock";
           description = "`unix:/PATH`, `HOST:PORT`, or `systemd:NAME` for a socket unit's.";
         };
+        protocol = optional (types.enum [
+          "grpc"
+          "binary-cache"
+        ]) "What is spoken there; null for `grpc`. A `binary-cache` is one of Nix' substituters.";
+        priority = optional types.ints.unsigned "Of a binary cache: smaller is asked first; null for 30.";
+        secret-key-file = optional types.str "Of a binary cache: the secret key that signs every path.";
+        read-without-token = optional types.bool "Of a binary cache: whether reading takes no token.";
         socket-mode = optional types.str "A unix socket's permissions, in octal; null for `600`.";
         writable = optional types.bool "Whether clients may add to the store. What is there under a name stays.";
         allow-replace = optional types.bool "Whether clients may replace and remove roots too.";
@@ -190,7 +197,7 @@ in
         max-calls = optional types.ints.positive "Calls at once on a connection; null for 256.";
       };
       default = { };
-      description = "Where stores are served over gRPC.";
+      description = "Where stores are served, over gRPC or as binary caches.";
     };
 
     control = mkOption {

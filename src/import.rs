@@ -47,6 +47,8 @@ pub const MAX_ZEROS: u64 = 256 << 30;
 pub enum Source<'a> {
     /// A file, directory or symlink of the local file system. A symlink is not followed.
     Path(&'a Path),
+    /// A NAR as it is, to its end.
+    PlainNar(&'a mut dyn Read),
     /// A NAR, to its end. gzip, xz, zstd and bzip2 around it are recognised and decompressed.
     Nar(&'a mut dyn Read),
     /// A tar archive. gzip, xz, zstd and bzip2 around it are recognised and decompressed.
@@ -160,6 +162,7 @@ pub fn add(
 ) -> Result<Node, Error> {
     match source {
         Source::Path(path) => path::add(ingest, path, options, progress),
+        Source::PlainNar(input) => nar::add(ingest, input, progress),
         Source::Nar(input) => {
             let mut input = decompressed(input, options)
                 .map_err(|source| crate::nar::Error::Io { offset: 0, source })?;

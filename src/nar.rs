@@ -17,6 +17,7 @@
 //!
 //! Both work in bounded memory, and neither recurses: how deep a tree is costs no stack.
 
+pub(crate) mod framing;
 mod reader;
 mod writer;
 

@@ -1,4 +1,4 @@
-//! Serving any store over gRPC.
+//! Serving any store over gRPC, or as a Nix binary cache ([`BinaryCacheOptions`]).
 //!
 //! One server answers two kinds of client: castore-fs of the same version, through the services of
 //! `castore_fs.v1` (roots of any name, parts of blobs, additions in one stream), and clients of
@@ -18,6 +18,7 @@
 
 mod access;
 mod authorize;
+mod binary_cache;
 mod blobs;
 mod budget;
 mod chunks;
@@ -31,9 +32,11 @@ mod listen;
 mod nars;
 mod parts;
 mod path_infos;
+mod path_names;
 mod respond;
 mod root_changes;
 mod roots;
+mod tls;
 mod turns;
 mod upload;
 
@@ -62,18 +65,21 @@ use crate::proto::store::services::path_info_service_server::PathInfoServiceServ
 use crate::proto::{DESCRIPTORS, Generation, MAX_MESSAGE_BYTES, with_generation};
 use crate::store::{LocalStore, Store};
 
-pub use access::{Access, AccessError};
+pub use access::{Access, AccessError, load_secret_key};
 pub use authorize::{Rights, Tokens, TokensError};
+pub use binary_cache::{BinaryCacheOptions, DEFAULT_PRIORITY};
 pub use limits::Limits;
 pub use listen::{ListenError, Listener};
 
 use authorize::Authorize;
+use binary_cache::BinaryCache;
 use chunks::Chunks;
 use connections::Connections;
 use guard::Guard;
 use incomplete::Incomplete;
 use nars::Nars;
 use path_infos::PathInfos;
+use path_names::PathNames;
 use turns::OwnTurns;
 
 /// HTTP/2 windows, in bytes: what a client may have under way to us before we say that we have read it,
@@ -110,6 +116,8 @@ pub struct Options {
     pub tls: Option<Tls>,
     /// If given, calls must have one of these.
     pub tokens: Option<Tokens>,
+    /// If given, the store is served as a Nix binary cache, and not over gRPC.
+    pub binary_cache: Option<BinaryCacheOptions>,
 }
 
 /// The input of TLS: PEM text.
@@ -141,6 +149,7 @@ impl Default for Options {
             drain: Duration::from_secs(20),
             tls: None,
             tokens: None,
+            binary_cache: None,
         }
     }
 }
@@ -165,6 +174,14 @@ pub enum ServerError {
         /// The listener's address.
         listener: String,
     },
+    /// TLS material that cannot be used.
+    #[error("cannot serve on {listener} with TLS: {why}")]
+    Tls {
+        /// The listener's address.
+        listener: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A listening socket cannot be used.
     #[error("cannot listen on {listener}: {source}")]
     Listen {
@@ -179,6 +196,7 @@ pub enum ServerError {
 #[derive(Clone)]
 struct Served {
     store: Arc<dyn Store>,
+    paths: PathNames,
     writable: bool,
     limits: Arc<Limits>,
     /// Held while a root node is replaced for a client.
@@ -215,17 +233,13 @@ pub async fn serve(
         nars: Nars::new(store.clone(), stopping.clone()),
         chunks: Chunks::new(store.clone(), options.local.clone(), options.writable),
         incomplete: Arc::new(Incomplete::new(options.limits.incomplete)),
+        paths: PathNames::new(store.clone()),
         store,
         instance: RandomState::new().hash_one(std::process::id()),
         proofs: parts::Proofs::default(),
         stopping: stopping.clone(),
         version: version.clone(),
     };
-    let path_infos = PathInfos::new(served.clone());
-    let (health, routes) = routes(&served, path_infos.clone()).await;
-    tokio::spawn(path_infos.look_after(options.narinfos_ahead, version, stopping.clone()));
-    tokio::spawn(connections.clone().watch(stopping.clone()));
-    let mut running = JoinSet::new();
     for listener in &listeners {
         if options.tokens.is_some() && options.tls.is_none() && matches!(listener, Listener::Tcp(_))
         {
@@ -234,21 +248,52 @@ pub async fn serve(
             });
         }
     }
-    for listener in listeners {
-        let service = serve_one(
-            listener,
-            routes.clone(),
-            options.clone(),
-            connections.clone(),
-            stopping.clone(),
-        );
-        running.spawn(service);
+    tokio::spawn(connections.clone().watch(stopping.clone()));
+    let every = Rights {
+        read: true,
+        add: options.writable,
+        replace: options.writable && options.allow_replace,
+    };
+    let mut running = JoinSet::new();
+    let mut health = None;
+    if let Some(of_cache) = options.binary_cache.clone() {
+        let (tokens, local) = (options.tokens.clone(), options.local.clone());
+        let cache = BinaryCache::new(served, of_cache, tokens, every, local);
+        for listener in listeners {
+            let (connections, stopping) = (connections.clone(), stopping.clone());
+            let options = options.clone();
+            running.spawn(binary_cache::serve_one(
+                cache.clone(),
+                listener,
+                options,
+                connections,
+                stopping,
+            ));
+        }
+    } else {
+        let path_infos = PathInfos::new(served.clone());
+        let (reporter, routes) = routes(&served, path_infos.clone()).await;
+        health = Some(reporter);
+        tokio::spawn(path_infos.look_after(options.narinfos_ahead, version, stopping.clone()));
+        for listener in listeners {
+            let service = serve_one(
+                listener,
+                routes.clone(),
+                options.clone(),
+                every,
+                connections.clone(),
+                stopping.clone(),
+            );
+            running.spawn(service);
+        }
     }
     let failed = tokio::select! {
         () = shutdown => None,
         Some(ended) = running.join_next() => ended.ok().and_then(Result::err),
     };
-    health.set_not_serving::<BlobServiceServer<Served>>().await;
+    if let Some(health) = health {
+        health.set_not_serving::<BlobServiceServer<Served>>().await;
+    }
     // Fails only if every listener has already ended.
     let _ = stop.send(true);
     let drained = async { while running.join_next().await.is_some() {} };
@@ -262,6 +307,7 @@ async fn serve_one(
     listener: Listener,
     routes: Routes,
     options: Options,
+    every: Rights,
     connections: Arc<Connections>,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), ServerError> {
@@ -293,11 +339,6 @@ async fn serve_one(
     let stopped = async move {
         // An error means that the server is gone, which is a stop as well.
         let _ = stopping.wait_for(|stop| *stop).await;
-    };
-    let every = Rights {
-        read: true,
-        add: options.writable,
-        replace: options.writable && options.allow_replace,
     };
     let tokens = options.tokens;
     let router = server

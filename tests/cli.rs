@@ -478,6 +478,15 @@ fn what_is_wrong_is_one_line_with_what_to_do() {
             &["import", "--nix", "--name", "a b", "tree"],
             "\"a b\" cannot be the name of a Nix store path",
         ),
+        (
+            &[
+                "import",
+                "--nix",
+                "nix/store/yra1qha6bp2fm0mrb0qspjzsh9ismik0-x",
+            ],
+            "nix/store/yra1qha6bp2fm0mrb0qspjzsh9ismik0-x is a Nix store path already: import it under its \
+             own name with `castore-fs import nix/store/yra1qha6bp2fm0mrb0qspjzsh9ismik0-x`",
+        ),
         (&["import", "--format", "nar", "file"], ""),
         (
             &["verify", "b3:00"],

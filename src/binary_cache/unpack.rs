@@ -100,7 +100,7 @@ pub(super) fn unpack(
     };
     let added = import::add(
         &*ingest,
-        import::Source::Nar(&mut nar),
+        import::Source::PlainNar(&mut nar),
         &import::Options::default(),
         &Progress::new(),
     );

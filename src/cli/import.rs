@@ -13,6 +13,7 @@ use castore_fs::castore::{Name, Printable};
 use castore_fs::import::{
     Error, Imported, Naming, Options, Progress, Source, SpecialFiles, Stage, import, tar,
 };
+use castore_fs::nix::StorePath;
 use castore_fs::service::config::Size;
 use castore_fs::store::{Added, Blocking};
 use castore_fs::{compression, nar};
@@ -77,6 +78,19 @@ pub(super) struct How {
     /// archive, and 256 GiB of zeros in sparse files
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_size: Option<u64>,
+}
+
+/// A store path has its name, which is not to be made part of another one.
+fn refuse_store_path(path: &Path, name: &OsString) -> Result<(), Failure> {
+    if StorePath::from_base_name(name.as_bytes()).is_err() {
+        return Ok(());
+    }
+    let path = Printable::path(path);
+    Err(failure(format!(
+        "{path} is a Nix store path already: import it under its own name with `castore-fs import {path}`, \
+         or copy it with all that is known of it to `castore-fs serve --writable --binary-cache ADDRESS` \
+         with `nix copy --to http://ADDRESS {path}`; --name NAME with --nix makes a new store path of it"
+    )))
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -261,6 +275,9 @@ impl How {
             Some(name) => name.clone(),
             None => self.base_name(path)?,
         };
+        if self.nix && self.name.is_none() && self.format.is_none() {
+            refuse_store_path(path, &name)?;
+        }
         if self.nix {
             return match name.into_string() {
                 Ok(name) => Ok(Naming::Nix(name)),

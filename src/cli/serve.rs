@@ -5,33 +5,50 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use castore_fs::server::{self, Access, Limits, Listener, Options};
+use castore_fs::server::{
+    self, Access, BinaryCacheOptions, Limits, ListenError, Listener, Options, load_secret_key,
+};
 use castore_fs::service::Size;
 use clap::Args;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use super::confine::{Added, confine};
 use super::failure::Failure;
 use super::interrupt::on_interrupt;
 use super::store::StoreArguments;
 
-/// Serve a store over gRPC
+/// Serve a store over gRPC, or to Nix as a binary cache
 ///
-/// Serves the castore protocol in both its generations, and the additional services of castore-fs.
-/// Accepts no additions by default. At SIGTERM running calls are completed.
+/// --listen serves the castore protocol in both its generations, and the additional services of
+/// castore-fs. --binary-cache is a substituter of Nix over HTTP: it serves the roots that are named like
+/// store paths and whose references are known. Accepts no additions by default. At SIGTERM running calls
+/// are completed.
 ///
 /// Before the first client is served the process gives up its privileges, all files but the store's,
 /// and the system calls that it does not need.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   castore-fs serve --listen unix:/run/castore.sock
-  castore-fs serve --listen [::]:8000 --tls-cert cert.pem --tls-key key.pem --writable")]
+  castore-fs serve --listen [::]:8000 --tls-cert cert.pem --tls-key key.pem --writable
+  castore-fs serve --binary-cache [::]:5000 --secret-key-file /etc/nix/secret-key")]
 pub(super) struct Serve {
     #[command(flatten)]
     store: StoreArguments,
     /// Where to listen: HOST:PORT, unix:PATH, or systemd for sockets passed on by systemd
-    #[arg(long, value_name = "ADDRESS", required = true)]
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "binary_cache")]
     listen: Vec<String>,
+    /// Where to listen as a binary cache: HOST:PORT, unix:PATH, or systemd without --listen
+    #[arg(long, value_name = "ADDRESS")]
+    binary_cache: Vec<String>,
+    /// The binary cache's priority; smaller is asked first, and cache.nixos.org has 40
+    #[arg(long, value_name = "NUMBER", requires = "binary_cache", default_value_t = server::DEFAULT_PRIORITY)]
+    priority: u32,
+    /// Sign the binary cache's paths with this key (nix-store --generate-binary-cache-key)
+    #[arg(long, value_name = "PATH", requires = "binary_cache")]
+    secret_key_file: Option<PathBuf>,
+    /// With --token-file: reading from the binary cache takes no token
+    #[arg(long, requires = "binary_cache", requires = "token_file")]
+    read_without_token: bool,
     /// Let clients add to the store; existing roots are not replaced
     #[arg(long)]
     writable: bool,
@@ -80,10 +97,20 @@ impl Serve {
         if !self.writable {
             place.must_exist()?;
         }
-        let mut listeners = Vec::new();
-        for address in &self.listen {
-            listeners.extend(Listener::bind(address)?);
-        }
+        let bind = |addresses: &[String]| {
+            let mut listeners = Vec::new();
+            for address in addresses {
+                listeners.extend(Listener::bind(address)?);
+            }
+            Ok::<_, ListenError>(listeners)
+        };
+        let (grpc, http) = (bind(&self.listen)?, bind(&self.binary_cache)?);
+        let secret_key = self.secret_key_file.as_ref();
+        let binary_cache = BinaryCacheOptions {
+            priority: self.priority,
+            secret_key: secret_key.map(load_secret_key).transpose()?.map(Arc::new),
+            open_to_read: self.read_without_token,
+        };
         let access = Access {
             certificate: self.tls_cert,
             key: self.tls_key,
@@ -97,7 +124,12 @@ impl Serve {
                 true => Added::ByClients,
                 false => Added::Never,
             };
-            confine(place.needs(), added, None)?;
+            let mut needs = place.needs();
+            // What is uploaded to a binary cache is kept there until it is whole.
+            if self.writable && !self.binary_cache.is_empty() && needs.folders.is_empty() {
+                needs.write.push(std::env::temp_dir());
+            }
+            confine(needs, added, None)?;
         }
         let opened = place.open_or_make()?;
         // What has to be sent on waits in a temporary file.
@@ -121,12 +153,30 @@ impl Serve {
             tokens,
             drain: Duration::from_secs(self.drain),
             tls,
+            binary_cache: None,
         };
-        let stop = Arc::new(Notify::new());
-        let notified = stop.clone();
-        on_interrupt(&opened.runtime, move || notified.notify_one())?;
-        let store = opened.store.store().clone();
-        let serving = server::serve(store, listeners, options, stop.notified());
+        let of_cache = Options {
+            binary_cache: Some(binary_cache),
+            ..options.clone()
+        };
+        let (stop, stopping) = watch::channel(false);
+        on_interrupt(&opened.runtime, move || {
+            let _ = stop.send(true);
+        })?;
+        let serve = |listeners: Vec<Listener>, options| {
+            let (store, mut stopping) = (opened.store.store().clone(), stopping.clone());
+            async move {
+                if listeners.is_empty() {
+                    return Ok(());
+                }
+                let stopped = async {
+                    // An error means that the process ends, which is a stop as well.
+                    let _ = stopping.wait_for(|stop| *stop).await;
+                };
+                server::serve(store, listeners, options, stopped).await
+            }
+        };
+        let serving = async { tokio::try_join!(serve(grpc, options), serve(http, of_cache)) };
         opened.runtime.block_on(serving)?;
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufWriter, Write};
 
-use super::{MAGIC, padding};
+use super::framing;
 use crate::castore::{check_name, check_symlink_target};
 
 /// Writes an archive.
@@ -15,8 +15,8 @@ pub struct Writer<W: Write> {
     out: BufWriter<W>,
     /// The directories that are open, outermost first: each the name of the last entry in it.
     open: Vec<Vec<u8>>,
-    /// Bytes that the file that is open still lacks, and its padding.
-    file: Option<(u64, usize)>,
+    /// The file that is open.
+    file: Option<OpenFile>,
     /// Whether the root has been started.
     started: bool,
 }
@@ -35,7 +35,7 @@ impl<W: Write> Writer<W> {
     /// Starts a directory.
     pub fn directory(&mut self, name: Option<&[u8]>) -> io::Result<()> {
         self.start_node(name)?;
-        self.string(b"directory")?;
+        framing::directory(&mut self.out)?;
         self.open.push(Vec::new());
         Ok(())
     }
@@ -52,20 +52,14 @@ impl<W: Write> Writer<W> {
     /// Starts a regular file of `size` bytes, which [`contents`](Self::contents) then takes.
     pub fn file(&mut self, name: Option<&[u8]>, executable: bool, size: u64) -> io::Result<()> {
         self.start_node(name)?;
-        self.string(b"regular")?;
-        if executable {
-            self.string(b"executable")?;
-            self.string(b"")?;
-        }
-        self.string(b"contents")?;
-        self.out.write_all(&size.to_le_bytes())?;
-        self.file = Some((size, padding(size)));
+        framing::file(&mut self.out, executable, size)?;
+        self.file = Some(OpenFile { size, left: size });
         self.contents(b"")
     }
 
     /// The next bytes of the file. It ends by itself once it has all.
     pub fn contents(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let (left, padding) = match self.file {
+        let OpenFile { size, left } = match self.file {
             Some(file) => file,
             None if bytes.is_empty() => return Ok(()),
             None => return misuse("more contents than the file was said to have"),
@@ -74,10 +68,10 @@ impl<W: Write> Writer<W> {
             return misuse("more contents than the file was said to have");
         };
         self.out.write_all(bytes)?;
-        self.file = Some((left, padding));
+        self.file = Some(OpenFile { size, left });
         if left == 0 {
             self.file = None;
-            self.out.write_all(&[0; 8][..padding])?;
+            framing::after_contents(&mut self.out, size)?;
             self.end_node()?;
         }
         Ok(())
@@ -88,9 +82,7 @@ impl<W: Write> Writer<W> {
         check_symlink_target(target)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         self.start_node(name)?;
-        self.string(b"symlink")?;
-        self.string(b"target")?;
-        self.string(target)?;
+        framing::symlink(&mut self.out, target)?;
         self.end_node()
     }
 
@@ -111,7 +103,6 @@ impl<W: Write> Writer<W> {
         match (name, self.open.last_mut()) {
             (None, None) if !self.started => {
                 self.started = true;
-                self.string(MAGIC)?;
             }
             (Some(name), Some(last)) => {
                 check_name(name)
@@ -122,24 +113,16 @@ impl<W: Write> Writer<W> {
                 }
                 last.clear();
                 last.extend_from_slice(name);
-                for string in [b"entry", &b"("[..], b"name", name, b"node"] {
-                    self.string(string)?;
-                }
             }
             _ => {
                 return misuse("an archive has one root, and only nodes in directories have names");
             }
         }
-        self.string(b"(")?;
-        self.string(b"type")
+        framing::start_node(&mut self.out, name)
     }
 
     fn end_node(&mut self) -> io::Result<()> {
-        self.string(b")")?;
-        if !self.open.is_empty() {
-            self.string(b")")?;
-        }
-        Ok(())
+        framing::end_node(&mut self.out, !self.open.is_empty())
     }
 
     fn check_file_ended(&self) -> io::Result<()> {
@@ -148,13 +131,13 @@ impl<W: Write> Writer<W> {
             None => Ok(()),
         }
     }
+}
 
-    fn string(&mut self, string: &[u8]) -> io::Result<()> {
-        let length = string.len() as u64;
-        self.out.write_all(&length.to_le_bytes())?;
-        self.out.write_all(string)?;
-        self.out.write_all(&[0; 8][..padding(length)])
-    }
+/// A file whose contents are being written, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct OpenFile {
+    size: u64,
+    left: u64,
 }
 
 fn misuse<T>(why: &'static str) -> io::Result<T> {

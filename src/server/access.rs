@@ -8,6 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
 use super::{Tls, Tokens, TokensError};
+use crate::nix::{KeyError, SecretKey};
 use crate::store::credential::warn_if_public;
 
 /// Files that control access.
@@ -50,6 +51,24 @@ pub enum AccessError {
         /// The error.
         source: TokensError,
     },
+    /// The file of a secret key.
+    #[error("{}: {source}: make one with `nix-store --generate-binary-cache-key`", path.display())]
+    Key {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: KeyError,
+    },
+}
+
+/// Reads a secret key that signs store paths, in the form of `nix-store --generate-binary-cache-key`.
+pub fn load_secret_key(path: &PathBuf) -> Result<SecretKey, AccessError> {
+    warn_if_public(path);
+    let text = read(path)?;
+    SecretKey::parse(&String::from_utf8_lossy(&text)).map_err(|source| AccessError::Key {
+        path: path.clone(),
+        source,
+    })
 }
 
 impl Access {

@@ -28,9 +28,9 @@ use super::limits::{Kind, Limits, Method, method};
 /// by its calls.
 const FREE: usize = 16 << 10;
 /// Bytes that end the silence of an upload.
-const LIFE: usize = 64 << 10;
+pub(super) const LIFE: usize = 64 << 10;
 /// Approximate bytes of a frame of an answer, for which there has to be room before it is made.
-const FRAME: usize = 256 << 10;
+pub(super) const FRAME: usize = 256 << 10;
 /// The prefix of a gRPC message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
@@ -314,9 +314,18 @@ struct ResponseBody {
 }
 
 /// Bytes that take room until they were sent.
-struct Unsent {
+pub(super) struct Unsent {
     bytes: Bytes,
     _room: Option<Held>,
+}
+
+impl Unsent {
+    pub(super) fn new(bytes: Bytes, room: Held) -> Self {
+        Self {
+            bytes,
+            _room: Some(room),
+        }
+    }
 }
 
 impl AsRef<[u8]> for Unsent {

@@ -66,6 +66,12 @@ impl Nars {
         computed.get_or_try_init(compute).await.copied()
     }
 
+    /// Remembers the hash of a NAR that was taken apart into `node`.
+    pub(super) fn learn(&self, node: &Node, nar: NarHash) {
+        // One that is being computed gives the same.
+        let _ = self.computed(node).set(nar);
+    }
+
     /// The hash, if it is known already.
     pub(super) fn known(&self, node: &Node) -> Option<NarHash> {
         let key = key(node);

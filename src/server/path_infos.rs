@@ -4,11 +4,9 @@
 //! one. So missing NAR hashes are computed: in the background, and for requests for the path.
 //! Listings leave out paths without one.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
@@ -35,50 +33,15 @@ const MOST_KEPT: usize = 4096;
 /// How often it is checked whether content has come, or roots without a narinfo.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The service, with an index from output hashes to the names of a store's roots.
+/// The service.
 #[derive(Clone)]
 pub(super) struct PathInfos {
     served: Served,
-    index: Arc<Mutex<Index>>,
-}
-
-#[derive(Default)]
-struct Index {
-    /// The version of the roots to which `names` belongs.
-    version: Option<u64>,
-    names: Arc<HashMap<[u8; 20], Name>>,
 }
 
 impl PathInfos {
     pub(super) fn new(served: Served) -> Self {
-        Self {
-            served,
-            index: Arc::default(),
-        }
-    }
-
-    /// The names of the roots that are Nix store paths, by their hashes.
-    async fn names(&self) -> Result<Arc<HashMap<[u8; 20], Name>>, Error> {
-        let store = &self.served.store;
-        let version = store.roots_version()?;
-        {
-            let index = self.index.lock();
-            if index.version == Some(version) {
-                return Ok(index.names.clone());
-            }
-        }
-        let names: HashMap<_, _> = store
-            .roots()
-            .await?
-            .into_iter()
-            .filter_map(|root| Some((nix::output_hash(&root.name)?, root.name)))
-            .collect();
-        let names = Arc::new(names);
-        *self.index.lock() = Index {
-            version: Some(version),
-            names: names.clone(),
-        };
-        Ok(names)
+        Self { served }
     }
 
     /// The root and path info of the path `hash`.
@@ -86,7 +49,7 @@ impl PathInfos {
         let path_infos = self.clone();
         ask(async move {
             let store = path_infos.served.store.as_ref();
-            let Some(name) = path_infos.names().await?.get(&hash).cloned() else {
+            let Some(name) = path_infos.served.paths.all().await?.get(&hash).cloned() else {
                 return Ok(None);
             };
             let Some(root) = store.root(&name).await? else {
@@ -252,8 +215,8 @@ impl PathInfos {
         seen: &mut HashSet<Name>,
         stopping: &watch::Receiver<bool>,
     ) -> Result<(), Status> {
-        let path_infos = self.clone();
-        let names = ask(async move { path_infos.names().await }).await?;
+        let paths = self.served.paths.clone();
+        let names = ask(async move { paths.all().await }).await?;
         seen.retain(|name| nix::output_hash(name).is_some_and(|hash| names.contains_key(&hash)));
         for (hash, name) in names.iter() {
             if *stopping.borrow() {
@@ -275,7 +238,7 @@ impl PathInfos {
 }
 
 /// The path info of `root`, at least its node.
-async fn path_info(store: &dyn Store, root: &Root) -> Result<PathInfo, Error> {
+pub(super) async fn path_info(store: &dyn Store, root: &Root) -> Result<PathInfo, Error> {
     let mut known = store.path_info(&root.name).await?.unwrap_or_default();
     known.entry = Some(root.into());
     Ok(known)
@@ -386,8 +349,8 @@ impl PathInfoService for PathInfos {
     ) -> Result<Response<Self::ListStream>, Status> {
         let path_infos = self.clone();
         Ok(Response::new(stream(move |sender| async move {
-            let asked = path_infos.clone();
-            let names = ask(async move { asked.names().await }).await?;
+            let paths = path_infos.served.paths.clone();
+            let names = ask(async move { paths.all().await }).await?;
             let mut names: Vec<_> = names.values().cloned().collect();
             names.sort_unstable();
             for name in names {

@@ -20,7 +20,7 @@ use super::turns::OwnTurns;
 use crate::store::{Ingest, Store};
 
 /// Bytes that come in between two looks at the disk.
-const LOOK: u64 = 16 << 20;
+pub(super) const LOOK: u64 = 16 << 20;
 
 /// An upload, with the state `T` of its method.
 pub(super) struct Upload<T: Send + 'static> {

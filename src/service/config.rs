@@ -307,6 +307,18 @@ pub struct Listen {
     /// The address: `unix:/PATH`, `HOST:PORT`, or `systemd:NAME` for the socket that a socket unit
     /// passes on under that name (`FileDescriptorName=`).
     pub address: String,
+    /// What is spoken there: `"grpc"`, or `"binary-cache"` for Nix, over HTTP.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Of a binary cache: its priority among others; smaller is asked first. cache.nixos.org has 40.
+    #[serde(default = "priority")]
+    pub priority: u32,
+    /// Of a binary cache: the file with the secret key that signs every path
+    /// (`nix-store --generate-binary-cache-key`).
+    pub secret_key_file: Option<PathBuf>,
+    /// Of a binary cache with a `token-file`: whether reading takes no token.
+    #[serde(default)]
+    pub read_without_token: bool,
     /// Whether clients may add to the store. Existing roots are not replaced.
     #[serde(default)]
     pub writable: bool,
@@ -347,6 +359,18 @@ pub struct Listen {
     pub unnamed: bool,
 }
 
+/// What a listener speaks: `"grpc"` or `"binary-cache"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Serialize))]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// The castore protocol.
+    #[default]
+    Grpc,
+    /// HTTP as Nix' binary caches have it.
+    BinaryCache,
+}
+
 impl Listen {
     /// The listener at `socket` for commands on this machine, which only the service's user can
     /// reach.
@@ -354,6 +378,10 @@ impl Listen {
         Self {
             store: Some(store),
             address: format!("unix:{}", socket.display()),
+            protocol: Protocol::Grpc,
+            priority: priority(),
+            secret_key_file: None,
+            read_without_token: false,
             writable: true,
             allow_replace: true,
             keep_free: Size(0),
@@ -396,6 +424,10 @@ fn max_upload() -> Size {
 #[cfg(test)]
 fn max_upload_text() -> String {
     "1TiB".to_owned()
+}
+
+fn priority() -> u32 {
+    crate::server::DEFAULT_PRIORITY
 }
 
 fn max_connections() -> usize {

@@ -1,4 +1,5 @@
-//! Endpoints of the service: sockets that serve a store over gRPC, and virtiofs devices.
+//! Endpoints of the service: sockets that serve a store over gRPC or as a binary cache, and virtiofs
+//! devices.
 
 mod running;
 
@@ -24,7 +25,9 @@ use super::mounts::{Host, StartError, find_top};
 use super::socket_file::SocketFile;
 use super::systemd::GuestKeeper;
 use crate::fs::{self as castore_fs, Owner};
-use crate::server::{self, AccessError, Limits, ListenError, Listener};
+use crate::server::{
+    self, AccessError, BinaryCacheOptions, Limits, ListenError, Listener, load_secret_key,
+};
 use crate::store::{Blocking, Filter, LocalStore, Store};
 use crate::stores::{Opened, Plan};
 use crate::transport::virtiofs::{
@@ -105,6 +108,17 @@ impl Listening {
         let file = path.and_then(|path| SocketFile::at(Path::new(path)));
         let (stop, stopped) = oneshot::channel();
         let (tls, tokens) = config.access().load()?;
+        let binary_cache = match config.protocol {
+            config::Protocol::Grpc => None,
+            config::Protocol::BinaryCache => Some(BinaryCacheOptions {
+                priority: config.priority,
+                secret_key: (config.secret_key_file.as_ref())
+                    .map(load_secret_key)
+                    .transpose()?
+                    .map(Arc::new),
+                open_to_read: config.read_without_token,
+            }),
+        };
         let limits = Limits {
             connections: Limits::connections(config.max_connections),
             keep_free: config.keep_free.0,
@@ -123,6 +137,7 @@ impl Listening {
             drain: DRAIN,
             tls,
             tokens,
+            binary_cache,
         };
         let (name, address) = (name.to_owned(), config.address.clone());
         let serve = async move {

@@ -63,7 +63,7 @@ pub use self::folder::OUR_NAMES;
 pub(super) use self::gc::Keep;
 pub use self::gc::{Collected, GcOptions};
 pub(crate) use self::index::CachedRoot;
-pub use self::index::{Chunk, ChunkPlace, RootRecord};
+pub use self::index::{Chunk, ChunkPlace, RootRecord, WaitingNar};
 use self::index::{CommitError, Index, Snapshot};
 pub(super) use self::ingest::LocalIngest;
 use self::ingest::Staged;
@@ -223,6 +223,25 @@ impl LocalStore {
     /// Where the bytes of the chunk `digest` are, if it is in the list of a blob that is here.
     pub fn chunk(&self, digest: &Digest) -> Result<Option<ChunkPlace>, Error> {
         self.0.index.fresh()?.chunk(digest)
+    }
+
+    /// The NAR that was uploaded as a file with the SHA-256 `file`, if it still waits for its narinfo.
+    pub fn waiting_nar(&self, file: &[u8; 32]) -> Result<Option<WaitingNar>, Error> {
+        self.0.index.fresh()?.waiting_nar(file)
+    }
+
+    /// Has a NAR wait whose contents are in this store. For a day, they stay without a root.
+    pub fn put_waiting_nar(&self, file: &[u8; 32], waiting: &WaitingNar) -> Result<(), Error> {
+        self.0.folder.check_writable()?;
+        let mut change = self.0.index.change()?;
+        if !change.put_waiting_nar(file, waiting)? {
+            return Err(Error::Refused {
+                store: self.0.folder.url().to_owned(),
+                what: "a NAR without a narinfo".to_owned(),
+                why: "too many wait already: send their narinfos, or wait for a day".to_owned(),
+            });
+        }
+        change.commit().map_err(CommitError::into_error)
     }
 
     /// Begins an addition. Waits for a running garbage collection.

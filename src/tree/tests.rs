@@ -16,7 +16,7 @@ use super::export::{Progress, to_directory};
 use super::nar::write_nar;
 use super::tar::write_tar;
 use super::verify::{self, Why};
-use super::{Error, Preference, Target, TreePath, Walk};
+use super::{Error, NarListing, NarStream, Preference, Target, TreePath, Walk};
 use crate::castore::{Digest, Directory, Name, Node, NodeRef, Root, SymlinkTarget};
 use crate::double::Double;
 use crate::fixtures::{Tree, any_tree};
@@ -177,6 +177,80 @@ proptest! {
         let (path, progress) = (TreePath::default(), Progress::default());
         write_nar(&kept.store, &path, &kept.node, &mut nar, &progress).unwrap();
         prop_assert_eq!(nar, tree.nar());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_range_of_a_nar_is_that_of_the_whole(
+        tree in any_tree(),
+        from in any::<prop::sample::Index>(),
+        to in any::<prop::sample::Index>(),
+        most in 1usize..5000,
+    ) {
+        let kept = Kept::new(&tree);
+        let nar = tree.nar();
+        let (from, to) = (from.index(nar.len() + 1), to.index(nar.len() + 1));
+        let (from, to) = (from.min(to), from.max(to));
+        let path = TreePath::new(b"tree");
+        let range = from as u64..to as u64;
+        let mut stream = NarStream::new(kept.store.clone(), path, kept.node.clone(), range);
+        let mut read = Vec::new();
+        while let Some(bytes) = stream.next(most).unwrap() {
+            prop_assert!(bytes.len() <= most);
+            read.extend_from_slice(&bytes);
+        }
+        prop_assert_eq!(stream.left(), 0);
+        prop_assert_eq!(&read, &nar[from..to]);
+    }
+}
+
+/// Whether a listing of `tree` says where each file's contents are in `nar`.
+fn assert_listed(tree: &Tree, listed: &serde_json::Value, nar: &[u8]) {
+    match tree {
+        Tree::Directory(entries) => {
+            assert_eq!(listed["type"], "directory");
+            let listed = listed["entries"].as_object().unwrap();
+            assert_eq!(listed.len(), entries.len());
+            for (name, tree) in entries {
+                assert_listed(tree, &listed[std::str::from_utf8(name).unwrap()], nar);
+            }
+        }
+        Tree::File { bytes, executable } => {
+            assert_eq!(listed["type"], "regular");
+            assert_eq!(listed["size"], bytes.len());
+            assert_eq!(listed["executable"] == true, *executable);
+            let offset = listed["narOffset"].as_u64().unwrap() as usize;
+            assert_eq!(nar[offset..offset + bytes.len()], bytes[..]);
+        }
+        Tree::Symlink(target) => {
+            assert_eq!(listed["type"], "symlink");
+            assert_eq!(listed["target"], std::str::from_utf8(target).unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_listing_says_where_contents_are_in_the_nar() {
+    let inner = [("empty", file(b"")), ("odd", program(b"123456789"))];
+    let tree = directory([
+        ("a \"quoted\" name", link("odd")),
+        ("b", directory(inner)),
+        ("c", directory([])),
+        ("d", file(b"last")),
+    ]);
+    for tree in [tree, file(b"alone"), link("x")] {
+        let kept = Kept::new(&tree);
+        let path = TreePath::new(b"tree");
+        let mut listing = NarListing::new(kept.store.clone(), path, kept.node.clone());
+        let mut text = Vec::new();
+        while let Some(bytes) = listing.next(50).unwrap() {
+            text.extend_from_slice(&bytes);
+        }
+        let listed: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(listed["version"], 1);
+        assert_listed(&tree, &listed["root"], &tree.nar());
     }
 }
 

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::problem::{Source, nearest};
-use super::{Config, DEFAULT_STORE, ListRoot, Names, Problem, View, WhenUnreachable, composition};
+use super::{
+    Config, DEFAULT_STORE, ListRoot, Listen, Names, Problem, Protocol, View, WhenUnreachable,
+    composition,
+};
 use crate::castore::Name;
-use crate::server::Access;
+use crate::server::{Access, DEFAULT_PRIORITY};
 use crate::service::log::check_level;
 use crate::service::telemetry::Exporter;
 use crate::store::shown_url;
@@ -84,6 +87,9 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
         let passed = listen.address.strip_prefix("systemd:");
         let tcp = passed.is_none() && !listen.address.starts_with("unix:");
         for (key_name, what) in bad_access(&listen.access(), tcp) {
+            problems.push(source.at(&key(key_name), what));
+        }
+        for (key_name, what) in bad_for_protocol(listen) {
             problems.push(source.at(&key(key_name), what));
         }
         if let Some(what) = bad_address(&listen.address).filter(|_| passed.is_none()) {
@@ -176,6 +182,31 @@ fn bad_access(access: &Access, tcp: bool) -> Vec<(&'static str, &'static str)> {
             ));
         }
         _ => {}
+    }
+    bad
+}
+
+/// What a listener says that its protocol has no use for, by key.
+fn bad_for_protocol(listen: &Listen) -> Vec<(&'static str, &'static str)> {
+    let file = listen.secret_key_file.as_ref();
+    if listen.protocol == Protocol::BinaryCache {
+        let relative = file.is_some_and(|path| !path.is_absolute());
+        let relative = relative.then_some(("secret-key-file", "this must be an absolute path"));
+        let what = "without token-file nothing takes a token";
+        let open = listen.read_without_token && listen.token_file.is_none();
+        let open = open.then_some(("read-without-token", what));
+        return relative.into_iter().chain(open).collect();
+    }
+    let what = "this is for protocol = \"binary-cache\"";
+    let mut bad = Vec::new();
+    if file.is_some() {
+        bad.push(("secret-key-file", what));
+    }
+    if listen.read_without_token {
+        bad.push(("read-without-token", what));
+    }
+    if listen.priority != DEFAULT_PRIORITY {
+        bad.push(("priority", what));
     }
     bad
 }

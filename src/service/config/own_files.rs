@@ -27,6 +27,7 @@ impl Config {
                 ("tls-key-path", listen.tls_key_path),
                 ("tls-client-ca-path", listen.tls_client_ca_path),
                 ("token-file", listen.token_file),
+                ("secret-key-file", listen.secret_key_file),
             ] {
                 if let Some(path) = path {
                     files.add(format!("the {key} of the listener {name:?}"), path);

@@ -159,6 +159,7 @@ impl LocalStore {
         if !plan.is_empty() || snapshot.incomplete > 0 {
             let mut change = store.index.change()?;
             change.remove_expired()?;
+            change.forget_waiting_nars()?;
             change.remove(&plan.blobs, &plan.directories, &plan.packs)?;
             if doubt {
                 change.doubt(&plan.kept)?;
@@ -206,6 +207,9 @@ fn mark_all(
     }
     for root in snapshot.incomplete_roots()? {
         marks.below_past(store, snapshot, root.node.borrow())?;
+    }
+    for node in snapshot.waiting_nodes()? {
+        marks.below_past(store, snapshot, node.borrow())?;
     }
     for root in snapshot.past_roots(cutoff)? {
         marks.below_past(store, snapshot, root.node.borrow())?;

@@ -1,0 +1,76 @@
+//! Store paths as narinfos.
+
+use std::sync::Arc;
+
+use tonic::Status;
+
+use super::resource::nar_url;
+use crate::castore::Root;
+use crate::nix::{NarinfoFile, PathInfo, SecretKey, StorePathHash};
+use crate::server::Served;
+use crate::server::path_infos::path_info;
+use crate::server::respond::ask;
+
+/// A path of the cache.
+pub(super) struct Found {
+    pub(super) root: Root,
+    pub(super) narinfo: NarinfoFile,
+}
+
+/// The path `hash`, signed by `key`. The status is NOT_FOUND if there is none that can be served.
+pub(super) async fn find(
+    served: &Served,
+    hash: StorePathHash,
+    key: Option<Arc<SecretKey>>,
+) -> Result<Found, Status> {
+    let (store, paths) = (served.store.clone(), served.paths.clone());
+    let found = ask(async move {
+        let Some(name) = paths.all().await?.get(hash.as_bytes()).cloned() else {
+            return Ok(None);
+        };
+        let Some(root) = store.root(&name).await? else {
+            return Ok(None);
+        };
+        let info = path_info(store.as_ref(), &root).await?;
+        Ok(Some((root, info)))
+    });
+    let absent = || Status::not_found(format!("no path with the hash {hash} is here"));
+    let (root, info) = found.await?.ok_or_else(absent)?;
+    let narinfo = describe(&info, hash).ok_or_else(|| {
+        Status::not_found(format!(
+            "what \"{}\" refers to is not known here: copy it with `nix copy --to`",
+            root.name
+        ))
+    })?;
+    let mut found = Found { root, narinfo };
+    if let Some(key) = key {
+        sign(&mut found.narinfo, &key);
+    }
+    Ok(found)
+}
+
+/// The narinfo of what is known of a path, if that is enough.
+///
+/// Of a path without a reference, deriver, signature or content address there is only a hash that was
+/// computed from its contents: what it refers to is not known, and a client would take it without.
+fn describe(info: &PathInfo, hash: StorePathHash) -> Option<NarinfoFile> {
+    let sha256 = info.narinfo.as_ref()?.nar_sha256[..].try_into().ok()?;
+    let narinfo = NarinfoFile::of_path_info(info, nar_url(&sha256, &hash))?;
+    is_told(&narinfo).then_some(narinfo)
+}
+
+/// Whether a narinfo has more than its contents tell.
+pub(super) fn is_told(narinfo: &NarinfoFile) -> bool {
+    !narinfo.references.is_empty()
+        || narinfo.deriver.is_some()
+        || !narinfo.signatures.is_empty()
+        || narinfo.content_address.is_some()
+}
+
+/// Has `key` sign, in the place of any signature of its name.
+pub(super) fn sign(narinfo: &mut NarinfoFile, key: &SecretKey) {
+    let signature = key.sign(&narinfo.fingerprint());
+    let signatures = &mut narinfo.signatures;
+    signatures.retain(|other| other.key != signature.key);
+    signatures.push(signature);
+}

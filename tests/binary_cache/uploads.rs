@@ -1,0 +1,342 @@
+//! What `nix copy --to` does, by hand: NARs and narinfos put into a cache of ours.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use castore_fs::nix::{ContentAddress, NarinfoFile, NixHash, StorePath, encode_base32};
+use castore_fs::server::{BinaryCacheOptions, Limits, Options, Tokens};
+use castore_fs::store::{GcOptions, LocalStore, MemoryStore, Store};
+use sha2::{Digest as _, Sha256};
+
+use crate::model::{Model, directory, file};
+use crate::served::{Answer, Kept, Served, options, tree};
+use crate::written::{compress, nar, narinfo, path, secret_key};
+
+fn writable() -> Options {
+    Options {
+        writable: true,
+        ..options()
+    }
+}
+
+impl Kept {
+    fn serve_writable(&self) -> Served {
+        self.serve(Options {
+            local: Some(self.store.clone()),
+            ..writable()
+        })
+    }
+}
+
+/// A path as a client uploads it.
+struct Upload {
+    /// The NAR's file, as it is sent.
+    bytes: Vec<u8>,
+    narinfo: NarinfoFile,
+}
+
+impl Upload {
+    fn new(kept: &Kept, path: &StorePath, tree: &Model, compression: &str) -> Self {
+        let nar = nar(tree, &kept.runtime);
+        let bytes = compress(&nar, compression);
+        let mut narinfo = narinfo(path, &nar, compression);
+        let hash: [u8; 32] = Sha256::digest(&bytes).into();
+        let ending = match compression {
+            "xz" => ".xz",
+            "zstd" => ".zst",
+            "bzip2" => ".bz2",
+            _ => "",
+        };
+        narinfo.url = format!("nar/{}.nar{ending}", encode_base32(&hash));
+        narinfo.file_hash = Some(NixHash::Sha256(hash));
+        narinfo.file_size = Some(bytes.len() as u64);
+        narinfo.references = vec![path.clone()];
+        Self { bytes, narinfo }
+    }
+
+    fn put_nar(&self, served: &Served) -> Answer {
+        let at = format!("/{}", self.narinfo.url);
+        served.send("PUT", &at, &[], &self.bytes)
+    }
+
+    fn put_narinfo(&self, served: &Served) -> Answer {
+        let at = format!("/{}.narinfo", self.narinfo.path.hash());
+        served.send("PUT", &at, &[], self.narinfo.to_text().as_bytes())
+    }
+
+    fn is_there(&self, served: &Served) -> bool {
+        let at = format!("/{}", self.narinfo.url);
+        served.ask("HEAD", &at, &[]).status == 200
+    }
+}
+
+#[test]
+fn a_path_comes_by_its_nar_and_then_its_narinfo_whatever_the_compression() {
+    let kept = Kept::new();
+    let served = kept.serve_writable();
+    for (digit, compression) in ('0'..).zip(["none", "xz", "zstd", "bzip2", "gzip"]) {
+        let path = path(digit, compression);
+        let upload = Upload::new(&kept, &path, &tree(), compression);
+        assert!(!upload.is_there(&served));
+        let early = upload.put_narinfo(&served);
+        assert_eq!(early.status, 409, "{early:?}");
+        assert_eq!(upload.put_nar(&served).status, 201);
+        assert!(upload.is_there(&served));
+        let at = format!("/{}.narinfo", path.hash());
+        assert_eq!(served.get(&at).status, 404);
+        assert_eq!(upload.put_narinfo(&served).status, 201);
+        let there = served.narinfo(&path);
+        assert_eq!(there.nar, upload.narinfo.nar);
+        assert_eq!(there.references, [path]);
+        let got = served.get(&format!("/{}", there.url));
+        assert_eq!(got.body, nar(&tree(), &kept.runtime));
+        // Once more changes nothing.
+        assert_eq!(upload.put_narinfo(&served).status, 201);
+    }
+    // All of them have the same contents.
+    assert_eq!(kept.store.usage().unwrap().unwrap().directories, 2);
+}
+
+#[test]
+fn a_nar_waits_for_its_narinfo_over_restarts_and_collections() {
+    let kept = Kept::new();
+    let path = path('1', "top");
+    let upload = Upload::new(&kept, &path, &tree(), "zstd");
+    let served = kept.serve_writable();
+    assert_eq!(upload.put_nar(&served).status, 201);
+    drop(served);
+    let again = LocalStore::open(kept.store.folder()).unwrap();
+    let collected = again.collect_garbage(&GcOptions {
+        grace: Duration::ZERO,
+        ..GcOptions::default()
+    });
+    assert_eq!(collected.unwrap().blobs, 0);
+    let served = kept.serve_writable();
+    assert!(upload.is_there(&served));
+    assert_eq!(upload.put_narinfo(&served).status, 201);
+    assert_eq!(served.narinfo(&path).nar, upload.narinfo.nar);
+}
+
+#[test]
+fn what_a_narinfo_says_is_compared_with_what_came() {
+    let kept = Kept::new();
+    let served = kept.serve_writable();
+    let path = path('1', "top");
+    let right = Upload::new(&kept, &path, &tree(), "xz");
+    assert_eq!(right.put_nar(&served).status, 201);
+    let refused = |change: &dyn Fn(&mut NarinfoFile), why: &str| {
+        let mut narinfo = right.narinfo.clone();
+        change(&mut narinfo);
+        let at = format!("/{}.narinfo", path.hash());
+        let answer = served.send("PUT", &at, &[], narinfo.to_text().as_bytes());
+        assert!((400..500).contains(&answer.status), "{answer:?}");
+        assert!(answer.text().contains(why), "{}", answer.text());
+    };
+    refused(&|narinfo| narinfo.nar.size += 1, "bytes with the hash");
+    refused(
+        &|narinfo| narinfo.nar.sha256 = [1; 32],
+        "bytes with the hash",
+    );
+    refused(&|narinfo| narinfo.file_size = Some(1), "FileSize");
+    refused(
+        &|narinfo| narinfo.file_hash = Some(NixHash::Sha256([1; 32])),
+        "FileHash",
+    );
+    refused(
+        &|narinfo| narinfo.url = "https://other/nar".to_owned(),
+        "URL",
+    );
+    refused(
+        &|narinfo| narinfo.path = crate::written::path('2', "other"),
+        "is that of",
+    );
+    refused(&|narinfo| narinfo.references.clear(), "signs nothing");
+    refused(
+        &|narinfo| {
+            let hash = NixHash::Sha256(narinfo.nar.sha256);
+            narinfo.references.clear();
+            let address = ContentAddress::parse(&format!("fixed:r:{hash}")).unwrap();
+            narinfo.content_address = Some(address);
+        },
+        "content address",
+    );
+    let text = right.narinfo.to_text();
+    for (wrong, why) in [
+        (
+            text.replace("References: ", "References: ../x "),
+            "References",
+        ),
+        (text.replace("NarHash", "X"), "NarHash"),
+        ("x".repeat(2 << 20), "at most"),
+    ] {
+        let at = format!("/{}.narinfo", path.hash());
+        let answer = served.send("PUT", &at, &[], wrong.as_bytes());
+        assert!((400..500).contains(&answer.status), "{answer:?}");
+        assert!(answer.text().contains(why), "{}", answer.text());
+    }
+    assert_eq!(right.put_narinfo(&served).status, 201);
+    // The name stays with its content.
+    let mut other = Upload::new(&kept, &path, &file("other"), "none");
+    assert_eq!(other.put_nar(&served).status, 201);
+    let answer = other.put_narinfo(&served);
+    assert_eq!(answer.status, 409, "{answer:?}");
+    assert_eq!(served.narinfo(&path).nar, right.narinfo.nar);
+    // Narinfos may come compressed.
+    other.narinfo.path = crate::written::path('3', "third");
+    let at = format!("/{}.narinfo", other.narinfo.path.hash());
+    let body = compress(other.narinfo.to_text().as_bytes(), "zstd");
+    let answer = served.send("PUT", &at, &[("Content-Encoding", "zstd")], &body);
+    assert_eq!(answer.status, 201, "{answer:?}");
+}
+
+#[test]
+fn what_is_no_nar_of_its_hash_is_refused_and_leaves_nothing() {
+    let kept = Kept::new();
+    let served = kept.serve_writable();
+    let put = |bytes: &[u8], ending: &str| {
+        let hash: [u8; 32] = Sha256::digest(bytes).into();
+        let at = format!("/nar/{}.nar{ending}", encode_base32(&hash));
+        served.send("PUT", &at, &[], bytes)
+    };
+    let whole = nar(&tree(), &kept.runtime);
+    let packed = compress(&whole, "xz");
+    let twice = compress(&compress(&whole, "gzip"), "xz");
+    let trailing = [&whole[..], b"x"].concat();
+    for (bytes, ending) in [
+        (&b"no NAR"[..], ""),
+        (&whole[..whole.len() - 8], ""),
+        (&packed[..packed.len() / 2], ".xz"),
+        (&packed, ".zst"),
+        (&twice, ".xz"),
+        (&trailing, ""),
+        (b"", ""),
+    ] {
+        let answer = put(bytes, ending);
+        assert_eq!(answer.status, 400, "{answer:?}");
+    }
+    let at = format!("/nar/{}.nar", encode_base32(&[1; 32]));
+    let answer = served.send("PUT", &at, &[], &whole);
+    assert!(answer.text().contains("SHA-256"), "{answer:?}");
+    for other in ["/log/x.drv", "/realisations/x.doi", "/debuginfo/x"] {
+        assert_eq!(served.send("PUT", other, &[], b"x").status, 404, "{other}");
+    }
+    let listing = format!("/{}.ls", path('1', "x").hash());
+    assert_eq!(served.send("PUT", &listing, &[], b"{}").status, 201);
+    assert_eq!(kept.store.usage().unwrap().unwrap().blobs, 0);
+    let left: Vec<_> = std::fs::read_dir(kept.store.folder().join("tmp"))
+        .map(|found| found.collect())
+        .unwrap_or_default();
+    assert_eq!(left.len(), 0);
+}
+
+#[test]
+fn uploads_have_an_end_and_leave_the_disk_what_is_to_stay_free() {
+    let kept = Kept::new();
+    let limited = |limits: Limits| {
+        kept.serve(Options {
+            local: Some(kept.store.clone()),
+            limits,
+            ..writable()
+        })
+    };
+    let bomb = directory([("zeros", file(vec![0; 4 << 20]))]);
+    let bomb = Upload::new(&kept, &path('1', "bomb"), &bomb, "xz");
+    assert!(bomb.bytes.len() < 1 << 20);
+    let served = limited(Limits {
+        upload: 1 << 20,
+        ..Limits::default()
+    });
+    let answer = bomb.put_nar(&served);
+    assert_eq!(answer.status, 413, "{answer:?}");
+    assert!(answer.text().contains("at most 1048576 bytes"));
+    let long = Upload::new(&kept, &path('2', "long"), &tree(), "none");
+    assert_eq!(long.put_nar(&served).status, 413);
+    drop(served);
+    let served = limited(Limits {
+        disk: Some(kept.store.folder().to_owned()),
+        keep_free: u64::MAX,
+        ..Limits::default()
+    });
+    let answer = long.put_nar(&served);
+    assert!(answer.text().contains("are to stay free"), "{answer:?}");
+    drop(served);
+    assert_eq!(kept.store.usage().unwrap().unwrap().blobs, 0);
+    // A client that says nothing more is not waited for.
+    let served = limited(Limits {
+        silence: Duration::from_millis(300),
+        ..Limits::default()
+    });
+    let at = format!("/{}", long.narinfo.url);
+    let answer = served.send_part(&at, long.bytes.len(), &long.bytes[..100_000]);
+    assert_eq!(answer.status, 504, "{answer:?}");
+}
+
+#[test]
+fn only_those_add_whose_token_says_so() {
+    let kept = Kept::new();
+    let upload = Upload::new(&kept, &path('1', "top"), &tree(), "none");
+    let served = kept.serve(options());
+    let answer = upload.put_nar(&served);
+    assert_eq!(answer.status, 403);
+    assert!(answer.text().contains("read-only"));
+    drop(served);
+    // Tokens do not travel in the clear.
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let tokens = Tokens::parse(b"reader read\nwriter add\nowner read replace\n").unwrap();
+    let served = Served::at_socket(
+        Arc::new(kept.store.clone()),
+        &socket,
+        Options {
+            tokens: Some(tokens),
+            local: Some(kept.store.clone()),
+            ..writable()
+        },
+    );
+    let login = |token: &str| {
+        let login = data_encoding::BASE64.encode(format!("nix:{token}").as_bytes());
+        format!("Basic {login}")
+    };
+    let put = |token: &str, path: &str, bytes: &[u8]| {
+        served.send("PUT", path, &[("Authorization", &login(token))], bytes)
+    };
+    let at = format!("/{}", upload.narinfo.url);
+    let named = format!("/{}.narinfo", upload.narinfo.path.hash());
+    let text = upload.narinfo.to_text();
+    let nobody = served.send("PUT", &at, &[], &upload.bytes);
+    assert_eq!(nobody.status, 401);
+    assert!(nobody.header("www-authenticate").is_some());
+    assert_eq!(put("wrong", &at, &upload.bytes).status, 401);
+    assert_eq!(put("reader", &at, &upload.bytes).status, 403);
+    assert_eq!(put("writer", &at, &upload.bytes).status, 201);
+    assert_eq!(put("writer", &named, text.as_bytes()).status, 201);
+    let get = |token: &str| served.ask("GET", &named, &[("Authorization", &login(token))]);
+    assert_eq!(get("reader").status, 200);
+    assert_eq!(get("writer").status, 403);
+    let other = Upload::new(&kept, &path('1', "top"), &file("other"), "none");
+    let other_at = format!("/{}", other.narinfo.url);
+    assert_eq!(put("writer", &other_at, &other.bytes).status, 201);
+    let other_text = other.narinfo.to_text();
+    assert_eq!(put("writer", &named, other_text.as_bytes()).status, 409);
+    assert_eq!(put("owner", &named, other_text.as_bytes()).status, 201);
+    let there = NarinfoFile::parse(&get("reader").body).unwrap();
+    assert_eq!(there.nar, other.narinfo.nar);
+}
+
+#[test]
+fn a_store_that_is_not_local_takes_uploads_too_and_signs() {
+    let kept = Kept::new();
+    let mut options = writable();
+    options.binary_cache = Some(BinaryCacheOptions {
+        secret_key: Some(Arc::new(secret_key("ours-1", 3))),
+        ..BinaryCacheOptions::default()
+    });
+    let served = Served::start(Arc::new(MemoryStore::new()), options);
+    let path = path('1', "top");
+    let mut upload = Upload::new(&kept, &path, &tree(), "gzip");
+    upload.narinfo.references.clear();
+    assert_eq!(upload.put_nar(&served).status, 201);
+    assert_eq!(upload.put_narinfo(&served).status, 201);
+    let there = served.narinfo(&path);
+    assert!(there.is_signed_by(&[secret_key("ours-1", 3).public()]));
+}
