@@ -18,7 +18,7 @@ use super::{CastoreFs, PageCache};
 
 /// How long pages stay at least, and half of how long they stay at most.
 const AGE: Duration = Duration::from_secs(1);
-/// Ranges that are told apart; where there are more, all data is dropped.
+/// Ranges that are kept separately; where there are more, all data is dropped.
 const MOST: usize = 1024;
 
 /// What was read of an image's data and is still in its page cache.

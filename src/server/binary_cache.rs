@@ -52,7 +52,7 @@ pub const DEFAULT_PRIORITY: u32 = 30;
 pub struct BinaryCacheOptions {
     /// Caches with a smaller one are asked first.
     pub priority: u32,
-    /// Signs every path, beside whoever signed it before.
+    /// Signs every path, beside the signatures that it has.
     pub secret_key: Option<Arc<SecretKey>>,
     /// Whether reading takes no token, where there are any.
     pub open_to_read: bool,

@@ -28,7 +28,7 @@ mod connection;
 mod crew;
 mod device;
 mod endpoint;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod inflight;
 mod message;

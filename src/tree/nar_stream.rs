@@ -131,7 +131,7 @@ impl NarWalk {
     }
 }
 
-/// Files of a directory that a store is told of ahead.
+/// Files of a directory that are announced to a store ahead.
 const MOST_ANNOUNCED: usize = 256;
 
 impl<'a> NarStep<'a> {

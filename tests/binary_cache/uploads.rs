@@ -303,9 +303,9 @@ fn only_those_add_whose_token_says_so() {
     let at = format!("/{}", upload.narinfo.url);
     let named = format!("/{}.narinfo", upload.narinfo.path.hash());
     let text = upload.narinfo.to_text();
-    let nobody = served.send("PUT", &at, &[], &upload.bytes);
-    assert_eq!(nobody.status, 401);
-    assert!(nobody.header("www-authenticate").is_some());
+    let refused = served.send("PUT", &at, &[], &upload.bytes);
+    assert_eq!(refused.status, 401);
+    assert!(refused.header("www-authenticate").is_some());
     assert_eq!(put("wrong", &at, &upload.bytes).status, 401);
     assert_eq!(put("reader", &at, &upload.bytes).status, 403);
     assert_eq!(put("writer", &at, &upload.bytes).status, 201);

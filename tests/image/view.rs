@@ -149,7 +149,7 @@ fn drop_caches() {
     fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
 }
 
-/// A tree with what can be told apart.
+/// A tree in which all entries differ.
 fn make_tree(at: &Path) {
     for size in [0, 1, 4095, 4096, 4097, 70_000, 1_300_000] {
         let bytes: Vec<u8> = (0..size).map(|at| (at * 7 + at / 255) as u8).collect();

@@ -184,7 +184,7 @@ impl Spooled {
         self.hasher.clone().finalize().into()
     }
 
-    /// What is in it, unpacked. Without a known compression it is told by its first bytes.
+    /// What is in it, unpacked. Without a known compression its first bytes say which it is.
     pub(super) fn unpack(
         mut self,
         compression: Option<Compression>,

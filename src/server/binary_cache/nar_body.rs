@@ -95,7 +95,7 @@ impl Produce for Compressed {
     }
 }
 
-/// What a client is told of a tree that cannot be read.
+/// What a client gets for a tree that cannot be read.
 fn of_tree(error: &tree::Error) -> Status {
     match error {
         tree::Error::Object { source, .. } | tree::Error::Store(source) => status(source),

@@ -104,7 +104,7 @@ impl Guest {
     }
 
     /// Where the next process finds the guest.
-    #[cfg(any(test, fuzzing))]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn record(&self) -> &Arc<Record> {
         &self.record
     }
