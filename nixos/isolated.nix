@@ -76,7 +76,7 @@ in
               "--root"
               guest.root
             ]
-            ++ lib.optional (guest.listRoot == false) "--no-list-root"
+            ++ lib.optional (guest.listRoot == false) "--list-root=refused"
             ++ lib.optional (guest.listRoot == "empty") "--list-root=empty"
             ++ guest.extraFlags
           );

@@ -144,6 +144,8 @@ enum Listing {
     All,
     /// An empty directory, for the lower layer of an overlay
     Empty,
+    /// An error, EPERM
+    Refused,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -165,7 +167,7 @@ pub(super) struct ListRoot {
         overrides_with = "no_list_root"
     )]
     list_root: Listing,
-    /// Allow only lookups of roots by name; listing them is refused
+    /// Allow only lookups of roots by name: short for --list-root=empty
     #[arg(long, overrides_with = "list_root")]
     no_list_root: bool,
 }
@@ -173,9 +175,10 @@ pub(super) struct ListRoot {
 impl ListRoot {
     pub(super) fn listing(&self) -> RootListing {
         match self.list_root {
-            _ if self.no_list_root => RootListing::Refused,
+            _ if self.no_list_root => RootListing::Nothing,
             Listing::All => RootListing::All,
             Listing::Empty => RootListing::Nothing,
+            Listing::Refused => RootListing::Refused,
         }
     }
 }

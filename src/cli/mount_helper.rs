@@ -262,7 +262,7 @@ const OURS: [(&str, &str); 14] = [
     ("no-allow_other", "no-allow_other"),
     ("config", "config=FILE"),
     ("gid", "gid=N"),
-    ("list-root", "list-root[=empty]"),
+    ("list-root", "list-root[=empty|refused]"),
     ("no-list-root", "no-list-root"),
     ("profiles", "profiles=PATH"),
     ("reads", "reads=page-cache|passthrough"),
