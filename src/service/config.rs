@@ -116,7 +116,7 @@ pub struct Mount {
     /// `private`. `ro`, `nosuid`, `nodev` and `noatime` are the default.
     #[serde(default)]
     pub mount_options: Vec<String>,
-    /// Who owns every file: user id.
+    /// The owner of every file: user id.
     #[serde(default)]
     pub uid: u32,
     /// The owner of every file: group id.
