@@ -83,7 +83,7 @@ impl Unfinished {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.path) {
+        if let Err(error) = remove_whole(&self.path) {
             tracing::warn!(path = %Printable::path(&self.path), %error, "cannot remove the unfinished export");
         }
         forget(&self.path);
@@ -94,12 +94,8 @@ impl Drop for Unfinished {
 pub fn discard_unfinished() {
     let all = UNFINISHED.lock().clone();
     for path in all {
-        for _ in 0..TRIES {
-            if remove(&path).is_ok() && path.symlink_metadata().is_err() {
-                break;
-            }
-            std::thread::sleep(TRY_INTERVAL);
-        }
+        // The process ends, and what is left is removed by the next export.
+        let _ = remove_whole(&path);
     }
 }
 
@@ -108,6 +104,18 @@ fn forget(path: &Path) {
     if let Some(at) = all.iter().position(|one| one == path) {
         all.swap_remove(at);
     }
+}
+
+/// Removes a file or a directory, in which other threads may write or remove meanwhile.
+fn remove_whole(path: &Path) -> io::Result<()> {
+    for _ in 0..TRIES {
+        match remove(path) {
+            Ok(()) if path.symlink_metadata().is_err() => return Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => return Err(error),
+            _ => std::thread::sleep(TRY_INTERVAL),
+        }
+    }
+    remove(path)
 }
 
 /// Removes a file or a directory; that there is none is no error.
