@@ -16,6 +16,6 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(profile.encode(), bytes);
     let mut recording = Recording::new(profile.subject().clone(), *profile.digest());
     recording.touch(b"bin/sh", 0);
-    let next = recording.follow(&profile, data.len() % 2 == 0);
+    let next = recording.follow(&profile, data.len().is_multiple_of(2));
     assert_eq!(Profile::decode(&next.encode()).as_ref(), Ok(&next));
 });
