@@ -122,6 +122,7 @@ in
           "image"
         ]) "What the kernel mounts; null for `fuse`.";
         images = optional types.bool "Whether trees are shown as disk images too, in `.images`.";
+        mount-options = optional (types.listOf types.str) "Options that mount(8) has for every file system.";
         read-ahead = size "How far the kernel reads ahead of sequential readers; null for `1MiB`.";
         directory-memory = size "How much memory may hold Directories; null for `512MiB`.";
         threads = optional (types.ints.between 1 1024) "Threads that read requests; null for one for each processor.";

@@ -16,6 +16,7 @@ let
         ints = {
           between = _: _: leaf;
           positive = leaf;
+          unsigned = leaf;
           u32 = leaf;
         };
         listOf = _: leaf;
