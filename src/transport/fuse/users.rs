@@ -79,7 +79,7 @@ impl fmt::Display for Process {
 }
 
 impl Users {
-    /// Looks for users of the file system `device`, for no longer than [`PATIENCE`].
+    /// Looks for users of the file system `device`, for no longer than a second.
     pub fn find(device: DeviceNumber) -> Self {
         let mut users = Vec::new();
         if let Ok(table) = MountTable::read() {
