@@ -26,10 +26,10 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Whether the list is there.
 #[derive(Debug, Default)]
-pub(super) struct ListedRoots(Mutex<State>);
+pub(super) struct ListedRoots(Mutex<Listing>);
 
 #[derive(Clone, Copy, Debug, Default)]
-enum State {
+enum Listing {
     /// It was never asked for.
     #[default]
     None,
@@ -51,29 +51,29 @@ impl ListedRoots {
     /// Whether a name that the mount has not got from the list is absent.
     pub(super) fn answers(&self) -> bool {
         match &mut *self.0.lock() {
-            State::Listed { used, .. } => {
+            Listing::Listed { used, .. } => {
                 *used = true;
                 true
             }
-            State::None | State::Failed { .. } => false,
+            Listing::None | Listing::Failed { .. } => false,
         }
     }
 
     /// It is there: asked for at `began`, complete `now`.
     fn taken(&self, began: Instant, now: Instant) {
         let old = now + HOLDS.max((now - began) * TIMES);
-        *self.0.lock() = State::Listed { old, used: false };
+        *self.0.lock() = Listing::Listed { old, used: false };
     }
 
     fn failed(&self, now: Instant) {
-        *self.0.lock() = State::Failed { again: now + RETRY };
+        *self.0.lock() = Listing::Failed { again: now + RETRY };
     }
 
     fn is_due(&self, now: Instant) -> bool {
         match *self.0.lock() {
-            State::None => false,
-            State::Listed { old, used } => used && old <= now,
-            State::Failed { again } => again <= now,
+            Listing::None => false,
+            Listing::Listed { old, used } => used && old <= now,
+            Listing::Failed { again } => again <= now,
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::store::{Error, Store};
 #[derive(Clone)]
 pub(super) struct PathNames {
     store: Arc<dyn Store>,
-    /// Locked while the roots are listed: once for all who ask meanwhile.
+    /// Locked while the roots are listed, so that concurrent requests share one listing.
     listed: Arc<Mutex<Listed>>,
 }
 

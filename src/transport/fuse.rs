@@ -11,7 +11,7 @@
 mod answer;
 mod backing;
 mod crew;
-mod detour;
+mod deadline;
 mod device;
 mod generic_options;
 mod handover;

@@ -24,7 +24,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::detour;
+use super::deadline;
 use super::device;
 use super::generic_options::GenericOptions;
 use super::mount_table::{DeviceNumber, FS_TYPE, MountEntry, MountTable, mount_of};
@@ -746,7 +746,7 @@ pub(super) fn take_away_dead(path: &Path, nursery: Option<&Nursery>) -> Result<(
                     // Much of an image can be read although no process serves it.
                     Some((connection, _)) => {
                         let look = move || remount::may_be_served(connection);
-                        detour::within(LIFE_SIGN, "life-sign", look) == Some(false)
+                        deadline::within(LIFE_SIGN, "life-sign", look) == Some(false)
                     }
                     None => is_dead(path),
                 };
@@ -769,7 +769,7 @@ pub(super) fn take_away_dead(path: &Path, nursery: Option<&Nursery>) -> Result<(
 fn is_dead(path: &Path) -> bool {
     let path = path.to_owned();
     // A mount that is served can take its time.
-    let asked = detour::within(LIFE_SIGN, "life-sign", move || {
+    let asked = deadline::within(LIFE_SIGN, "life-sign", move || {
         rustix::fs::statfs(&path).map(drop)
     });
     asked == Some(Err(Errno::NOTCONN))

@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::detour;
+use super::deadline;
 use super::generic_options::GenericOptions;
 use super::mount_table::{MountEntry, MountTable};
 use super::mountpoint::{MountError, resolve};
@@ -90,7 +90,7 @@ impl ExistingMount {
         let processes = processes.filter(|entry| is_process(entry.file_name()));
         let arguments = processes.filter_map(|process| {
             let look = move || server_arguments(&process.path(), connection);
-            detour::within(PROCESS_PATIENCE, "servers", look)?
+            deadline::within(PROCESS_PATIENCE, "servers", look)?
         });
         arguments.collect()
     }

@@ -6,7 +6,7 @@
 //! privilege sees its own user's processes only.
 //!
 //! The search has a thread of its own, since a look at what a process has mapped can wait for ever
-//! ([`detour`](super::detour)); that comes last. What was found within [`PATIENCE`] counts.
+//! ([`deadline`](super::deadline)); that comes last. What was found within [`PATIENCE`] counts.
 
 use std::collections::BTreeSet;
 use std::fmt;
