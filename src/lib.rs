@@ -43,15 +43,4 @@ pub mod transport;
 pub mod tree;
 
 #[cfg(test)]
-extern crate self as castore_fs;
-#[cfg(test)]
-#[path = "../tests/kit/collector.rs"]
-mod collector;
-#[cfg(test)]
-#[path = "../tests/kit/double.rs"]
-mod double;
-#[cfg(test)]
 mod fixtures;
-#[cfg(test)]
-#[path = "../tests/kit/skip.rs"]
-mod skip;

@@ -3,17 +3,11 @@
 //! Every allocation of this program is counted, by thread. Each test makes its requests once, which
 //! fills caches and finds the buffers that a worker keeps, and then again, counted.
 
-#[path = "kit/model.rs"]
-#[allow(dead_code)]
-mod model;
-#[path = "kit/requests.rs"]
-mod requests;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use fuse_backend_rs::abi::fuse_abi::Opcode;
-use requests::{FILES, LARGE, LARGE_BYTES, Requests, read_in};
+use kit::requests::{FILES, LARGE, LARGE_BYTES, Requests, read_in};
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };

@@ -1,10 +1,5 @@
 //! The `castore-fs` program itself, run as users run it, on a `local:` store of its own.
 
-#[path = "kit/fixtures.rs"]
-mod fixtures;
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, Read, Write};
@@ -322,7 +317,7 @@ fn archives_go_out_and_in_again_to_the_same_digest() {
 
 #[test]
 fn the_fixture_tree_comes_out_as_it_went_in() {
-    let Some(fixture) = fixtures::fixture("snix") else {
+    let Some(fixture) = kit::fixtures::fixture("snix") else {
         return;
     };
     let expected = fs::read(fixture.join("expected.json")).unwrap();
@@ -385,7 +380,7 @@ fn names_of_any_bytes_go_through_pipes_and_are_escaped_on_terminals() {
     let line = r#"script -qec "$CASTORE ls tree" /dev/null </dev/null"#;
     let run = shell(&place, line);
     if run.status.code() == Some(127) {
-        skip::skip("there is no `script` to make a terminal with");
+        kit::skip::skip("there is no `script` to make a terminal with");
         return;
     }
     assert_eq!(
@@ -1207,7 +1202,7 @@ fn completions_and_manual_pages_are_written() {
 #[test]
 fn a_folder_goes_in_and_a_mount_comes_out() {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
-        skip::skip(&format!("/dev/fuse cannot be opened: {error}"));
+        kit::skip::skip(&format!("/dev/fuse cannot be opened: {error}"));
         return;
     }
     let place = Place::new();
@@ -1537,7 +1532,7 @@ fn all_units_of_time_are_taken_where_an_error_suggests_them() {
 #[test]
 fn a_remote_store_is_mounted_behind_a_cache_without_a_configuration() {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
-        skip::skip(&format!("/dev/fuse cannot be opened: {error}"));
+        kit::skip::skip(&format!("/dev/fuse cannot be opened: {error}"));
         return;
     }
     let place = Place::with_tree();

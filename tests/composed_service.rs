@@ -1,16 +1,5 @@
 //! Stores made of stores, from a configuration file to a mount and a command line.
 
-#[path = "kit/collector.rs"]
-mod collector;
-#[path = "kit/manager.rs"]
-#[allow(dead_code)]
-mod manager;
-#[path = "kit/mounted.rs"]
-#[allow(dead_code)]
-mod mounted;
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -20,9 +9,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use castore_fs::castore::Digest;
-use collector::{Collector, said};
-use manager::Manager;
-use mounted::can_mount;
+use kit::collector::{Collector, said};
+use kit::manager::Manager;
+use kit::mounted::can_mount;
 
 const FOLDERS: usize = 20;
 

@@ -1,8 +1,5 @@
 //! The commands that the documentation shows, run as they are written.
 
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -62,7 +59,7 @@ fn run(page: &str) -> String {
 #[test]
 fn the_tutorial_works_as_it_is_written() {
     if let Err(error) = fs::File::options().read(true).write(true).open("/dev/fuse") {
-        skip::skip(&format!("/dev/fuse cannot be opened: {error}"));
+        kit::skip::skip(&format!("/dev/fuse cannot be opened: {error}"));
         return;
     }
     let output = run("docs/tutorial.md");

@@ -1,13 +1,5 @@
 //! Object stores as users have them: a real S3 service of three nodes, one of which dies.
 
-#[path = "kit/garage.rs"]
-mod garage;
-#[allow(dead_code)] // nothing here counts requests
-#[path = "kit/mounted.rs"]
-mod mounted;
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,8 +10,8 @@ use std::time::{Duration, Instant};
 use castore_fs::castore::Root;
 use castore_fs::store::{ObjectStore, Store};
 
-use garage::{Cluster, SECRET};
-use mounted::Mounted;
+use kit::garage::{Cluster, SECRET};
+use kit::mounted::Mounted;
 
 /// The node that reads go through, the one that was written through, and the third.
 const READ_AT: usize = 1;
@@ -97,7 +89,7 @@ fn cold_mount(cluster: &Cluster, root: &Root) -> Mounted {
 
 #[test]
 fn a_cluster_of_three_loses_a_node_and_reads_continue() {
-    if !mounted::can_mount() {
+    if !kit::mounted::can_mount() {
         return;
     }
     let Some(mut cluster) = Cluster::start() else {

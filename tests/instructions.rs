@@ -6,19 +6,10 @@
 //! stand about a quarter above what was counted when they were written (beside each, in the
 //! unoptimized profile of tests); a change that needs more should have a reason.
 
-#[path = "kit/model.rs"]
-#[allow(dead_code)]
-mod model;
-#[path = "kit/requests.rs"]
-#[allow(dead_code)]
-mod requests;
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::process::Command;
 
 use fuse_backend_rs::abi::fuse_abi::Opcode;
-use requests::{FILES, Requests, read_in};
+use kit::requests::{FILES, Requests, read_in};
 
 /// Passes the number of requests to the second run.
 const COUNT: &str = "CASTORE_FS_TEST_REQUESTS";
@@ -44,7 +35,7 @@ fn costs_at_most_of(
         return work(&mut bench, count.parse().unwrap());
     }
     if Command::new("valgrind").arg("--version").output().is_err() {
-        return skip::skip("valgrind is not installed (Debian package valgrind)");
+        return kit::skip::skip("valgrind is not installed (Debian package valgrind)");
     }
     let (few, many) = (instructions(test, FEW), instructions(test, 2 * FEW));
     let each = many.saturating_sub(few) / FEW;

@@ -1,18 +1,5 @@
 //! The file system through a real mount, against the reference model.
 
-#[path = "kit/double.rs"]
-mod double;
-#[path = "kit/model.rs"]
-mod model;
-#[path = "kit/mounted.rs"]
-mod mounted;
-#[path = "kit/patience.rs"]
-mod patience;
-#[path = "kit/skip.rs"]
-mod skip;
-#[path = "kit/xattr.rs"]
-mod xattr;
-
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::fs;
@@ -28,14 +15,14 @@ use castore_fs::castore::{Digest, Directory, Name, Node, Root};
 use castore_fs::fs::{Options, Owner, RootListing, RootNames, Top, WhenUnreachable};
 use castore_fs::store::{MemoryStore, Store};
 use castore_fs::transport::fuse::Unmounted;
-use double::{DEADLINE, Double, Fate, Trouble};
-use model::{Model, directory, file, program, symlink};
-use mounted::{Mounted, can_mount, top_of};
+use kit::double::{DEADLINE, Double, Fate, Trouble};
+use kit::model::{Model, directory, file, program, symlink};
+use kit::mounted::{Mounted, can_mount, top_of};
+use kit::patience::wait_until;
+use kit::xattr::xattr;
 use parking_lot::RwLock;
-use patience::wait_until;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
-use xattr::xattr;
 
 fn stored(model: &Model) -> (Arc<MemoryStore>, Node) {
     let store = Arc::new(MemoryStore::new());
@@ -276,7 +263,7 @@ fn the_table_shrinks_when_the_kernel_forgets() {
         assert_eq!(full.directories, 301);
     }
     if drop_caches().is_err() {
-        skip::skip("only the superuser can make the kernel forget");
+        kit::skip::skip("only the superuser can make the kernel forget");
         return;
     }
     let mut left = mount.session.nodes();

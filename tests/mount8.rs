@@ -1,9 +1,6 @@
 //! `mount.castore-fs`, the helper of mount(8): options, remount, exit statuses, and the process that it
 //! leaves behind.
 
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use skip::skip;
+use kit::skip::skip;
 
 /// The user for tests about users: the one that owns nothing.
 const UNPRIVILEGED: u32 = 65534;

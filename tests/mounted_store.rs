@@ -1,16 +1,5 @@
 //! Mounts of the embedded store: real trees, damage on the disk, very large files.
 
-#[path = "kit/fixtures.rs"]
-mod fixtures;
-#[path = "kit/model.rs"]
-mod model;
-#[path = "kit/mounted.rs"]
-mod mounted;
-#[path = "kit/skip.rs"]
-mod skip;
-#[path = "kit/xattr.rs"]
-mod xattr;
-
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -24,9 +13,9 @@ use castore_fs::castore::{Name, Node};
 use castore_fs::fs::{Options, Reads, RootListing, Top};
 use castore_fs::import::{self, Naming, Progress, Source, import};
 use castore_fs::store::{Blocking, GcOptions, LocalStore, Store};
-use model::{Model, directory, file};
-use mounted::{Mounted, can_mount, top_of};
-use xattr::xattr;
+use kit::model::{Model, directory, file};
+use kit::mounted::{Mounted, can_mount, top_of};
+use kit::xattr::xattr;
 
 /// A store in a folder of its own.
 struct Folder {
@@ -118,7 +107,7 @@ fn model_of_tar(archive: impl Read) -> Model {
 
 #[test]
 fn the_fixture_tree_is_mounted_as_it_is_in_every_byte_mode_link_and_attribute() {
-    let Some(folder) = fixtures::fixture("snix") else {
+    let Some(folder) = kit::fixtures::fixture("snix") else {
         return;
     };
     if !can_mount() {
@@ -153,7 +142,7 @@ fn the_fixture_tree_is_mounted_as_it_is_in_every_byte_mode_link_and_attribute() 
             continue;
         };
         let digest = hex.parse::<castore_fs::castore::Digest>().unwrap();
-        let path = mount.join(OsStr::from_bytes(&fixtures::unescape(path)));
+        let path = mount.join(OsStr::from_bytes(&kit::fixtures::unescape(path)));
         let kind = match entry["type"].as_str() {
             Some("directory") => "directory",
             _ => "blob",
@@ -283,7 +272,7 @@ fn passthrough_reads_are_right_however_files_are_opened() {
     let tree = directory([
         ("again", directory([("large", file(large.clone()))])),
         ("large", file(large.clone())),
-        ("program", model::program(large.clone())),
+        ("program", kit::model::program(large.clone())),
         ("small", file("small")),
     ]);
     let folder = Folder::new();

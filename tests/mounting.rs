@@ -1,12 +1,6 @@
 //! `castore-fs mount` and the service as programs that come and go: where they mount, where they refuse
 //! to, and how a mount ends whatever became of its path meanwhile.
 
-#[path = "kit/manager.rs"]
-#[allow(dead_code)]
-mod manager;
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -15,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use manager::Manager;
-use skip::skip;
+use kit::manager::Manager;
+use kit::skip::skip;
 
 /// The user for tests about users: the one that owns nothing.
 const UNPRIVILEGED: u32 = 65534;

@@ -1,17 +1,5 @@
 //! A castore in an object store: the peers' layout, read and written.
 
-#[path = "kit/double.rs"]
-mod double;
-#[path = "kit/fixtures.rs"]
-mod fixtures;
-#[allow(dead_code)] // nothing here counts requests
-#[path = "kit/mounted.rs"]
-mod mounted;
-#[path = "kit/noise.rs"]
-mod noise;
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,8 +7,8 @@ use std::process::Command;
 use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, Root};
 use castore_fs::store::{Error, ObjectStore, Store};
 use castore_fs::stores::open;
-use double::Double;
-use noise::noise;
+use kit::double::Double;
+use kit::noise::noise;
 use serde_json::Value;
 
 fn store_in(folder: &Path) -> ObjectStore {
@@ -29,8 +17,8 @@ fn store_in(folder: &Path) -> ObjectStore {
 
 /// The fixture, unpacked, and what it has to hold; nothing where there is no fixture.
 fn fixture() -> Option<(tempfile::TempDir, Value)> {
-    let packed = fixtures::fixture("snix/object-store.tar.zst")?;
-    let expected = fixtures::fixture("snix/expected.json")?;
+    let packed = kit::fixtures::fixture("snix/object-store.tar.zst")?;
+    let expected = kit::fixtures::fixture("snix/expected.json")?;
     let folder = tempfile::tempdir().unwrap();
     let plain = zstd::decode_all(std::fs::File::open(packed).unwrap()).unwrap();
     tar::Archive::new(&plain[..]).unpack(folder.path()).unwrap();
@@ -414,7 +402,7 @@ fn a_directory_inside_a_tree_is_found_by_path_and_the_error_explains_it() {
 
 #[test]
 fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
-    if !mounted::can_mount() {
+    if !kit::mounted::can_mount() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -423,12 +411,12 @@ fn a_mount_finds_its_directories_after_the_store_has_forgotten_their_closure() {
     // Nothing is available in place, so that the file system caches nothing that was not requested.
     let store = std::sync::Arc::new(Double::far("forgetful:", bucket()));
     let options = castore_fs::fs::Options {
-        top: mounted::top_of(&root.node),
+        top: kit::mounted::top_of(&root.node),
         // The file system, too, forgets what it has not just used.
         directory_limit: 1,
         ..Default::default()
     };
-    let mount = mounted::Mounted::new(store.clone(), options);
+    let mount = kit::mounted::Mounted::new(store.clone(), options);
     // The kernel has seen the directory, and not yet what is in it.
     let seen = std::fs::metadata(mount.join("below/further")).unwrap();
     assert!(seen.is_dir());

@@ -1,12 +1,5 @@
 //! Every path has an inode of its own, for programs that identify files by device and inode number.
 
-#[path = "kit/model.rs"]
-mod model;
-#[path = "kit/mounted.rs"]
-mod mounted;
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::fs;
@@ -21,8 +14,8 @@ use castore_fs::castore::{Directory, Name, Node};
 use castore_fs::fs::{Options, Reads};
 use castore_fs::store::{MemoryStore, Store};
 use castore_fs::transport::fuse::RequestCounts;
-use model::{Model, directory, file, program, symlink};
-use mounted::{Mounted, can_mount, top_of};
+use kit::model::{Model, directory, file, program, symlink};
+use kit::mounted::{Mounted, can_mount, top_of};
 
 fn mounted(model: &Model) -> Mounted {
     let store = Arc::new(MemoryStore::new());
@@ -111,7 +104,7 @@ fn has(program: &str) -> bool {
         .output()
         .unwrap();
     if !found.status.success() {
-        skip::skip(&format!("it needs {program}"));
+        kit::skip::skip(&format!("it needs {program}"));
     }
     found.status.success()
 }
@@ -328,7 +321,9 @@ fn programs_of_32_bits_can_stat_and_list() {
     match names(folder.path()) {
         Ok(status) if status.code() == Some(4) => {}
         Ok(status) => panic!("{status}"),
-        Err(error) => return skip::skip(&format!("this kernel runs no 32-bit programs: {error}")),
+        Err(error) => {
+            return kit::skip::skip(&format!("this kernel runs no 32-bit programs: {error}"));
+        }
     }
     let many = directory((0..70_000).map(|number| (number.to_string(), directory::<&str>([]))));
     let mount = mounted(&directory([("a", twins()), ("many", many)]));
@@ -543,7 +538,7 @@ fn can_overlay() -> bool {
     }
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        skip::skip("only the superuser can mount an overlay");
+        kit::skip::skip("only the superuser can mount an overlay");
     }
     is_root
 }
@@ -646,7 +641,7 @@ fn an_overlay_on_an_overlay_on_passthrough_is_refused() {
     };
     let mount = Mounted::new(store, options);
     if mount.session.reads() != Reads::Passthrough {
-        return skip::skip("it needs passthrough: Linux 6.9 and CAP_SYS_ADMIN");
+        return kit::skip::skip("it needs passthrough: Linux 6.9 and CAP_SYS_ADMIN");
     }
     let lower = Overlay::kernel(mount.path(), "");
     let folder = Overlay::folders();

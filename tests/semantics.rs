@@ -1,14 +1,5 @@
 //! System calls on a mount, as described in `docs/semantics.md`.
 
-#[allow(dead_code, reason = "mounts are compared with it elsewhere")]
-#[path = "kit/model.rs"]
-mod model;
-#[allow(dead_code, reason = "requests are counted elsewhere")]
-#[path = "kit/mounted.rs"]
-mod mounted;
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::io;
@@ -21,8 +12,8 @@ use std::sync::Arc;
 use castore_fs::fs::{Options, Reads};
 use castore_fs::store::MemoryStore;
 use castore_fs::transport::fuse::MountOptions;
-use model::{directory, file, program, symlink};
-use mounted::{Mounted, can_mount, top_of};
+use kit::model::{directory, file, program, symlink};
+use kit::mounted::{Mounted, can_mount, top_of};
 
 fn mounted() -> Mounted {
     mounted_with(Reads::PageCache)
@@ -327,7 +318,7 @@ fn every_family_of_calls_does_what_the_documentation_says() {
         return;
     }
     if !rustix::process::geteuid().is_root() || !cfg!(target_arch = "x86_64") {
-        return skip::skip("it needs root, and the numbers of the system calls of x86-64");
+        return kit::skip::skip("it needs root, and the numbers of the system calls of x86-64");
     }
     let mount = mounted();
     let outside = tempfile::tempdir().unwrap();
@@ -419,7 +410,7 @@ fn a_mount_can_be_id_mapped() {
         return;
     }
     if !rustix::process::geteuid().is_root() || !is_linux(6, 12) {
-        return skip::skip(
+        return kit::skip::skip(
             "it needs the superuser and Linux 6.12, which knows id-mapped FUSE mounts",
         );
     }
@@ -446,7 +437,7 @@ fn a_mount_made_by_another_program_works_without_default_permissions() {
         return;
     }
     if !rustix::process::geteuid().is_root() {
-        return skip::skip("only the superuser can mount a descriptor");
+        return kit::skip::skip("only the superuser can mount a descriptor");
     }
     let folder = tempfile::tempdir().unwrap();
     let device = File::options()

@@ -1,12 +1,6 @@
 //! Mounts of processes without privilege: through fusermount3, and on descriptors that another
 //! process with more rights has opened and mounted.
 
-#[path = "kit/manager.rs"]
-#[allow(dead_code)]
-mod manager;
-#[path = "kit/skip.rs"]
-mod skip;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use manager::Manager;
-use skip::skip;
+use kit::manager::Manager;
+use kit::skip::skip;
 
 /// The user of these tests under the superuser: the one that owns nothing.
 const UNPRIVILEGED: u32 = 65534;

@@ -10,7 +10,9 @@ use serde::Deserialize;
 
 use super::*;
 use crate::castore::{Digest, Directory, NodeRef};
-use crate::fixtures::{Tree, any_tree, fixture, unescape};
+use kit::fixtures::{fixture, unescape};
+
+use crate::fixtures::{Tree, any_tree};
 use crate::store::{MemoryStore, Store};
 
 /// A new store in memory, and its runtime.

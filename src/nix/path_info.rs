@@ -114,7 +114,7 @@ mod tests {
             .unwrap();
         let root = path.root(Node::Directory { digest, size: 588 });
         let info = PathInfo::content_addressed(&root, &nar);
-        let Some(expected) = crate::fixtures::fixture("snix/pathinfo.binpb") else {
+        let Some(expected) = kit::fixtures::fixture("snix/pathinfo.binpb") else {
             return;
         };
         let expected = std::fs::read(expected).unwrap();

@@ -6,7 +6,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
@@ -18,7 +17,6 @@ use super::tar::write_tar;
 use super::verify::{self, Why};
 use super::{Error, NarListing, NarStream, Preference, Target, TreePath, Walk};
 use crate::castore::{Digest, Directory, Name, Node, NodeRef, Root, SymlinkTarget};
-use crate::double::Double;
 use crate::fixtures::{Tree, any_tree};
 use crate::store::{Blocking, Ingest, MemoryStore, Object, Store};
 
@@ -409,38 +407,6 @@ fn an_export_touches_nothing_that_is_there() {
 }
 
 #[test]
-fn an_export_that_fails_leaves_nothing() {
-    let tree = directory([
-        ("a", directory([("ok", file(b"fine"))])),
-        ("b", directory([("gone", file(b"gone"))])),
-        ("z", file(b"last")),
-    ]);
-    let kept = Kept::new(&tree);
-    let spoiled = Double::near("spoiled:", kept.memory.clone()).without(&Digest::of(b"gone"));
-    let store = Blocking::new(Arc::new(spoiled), kept._runtime.handle().clone());
-    let folder = tempfile::tempdir().unwrap();
-    let target = folder.path().join("out");
-    let path = TreePath::new(b"tree");
-    let error = to_directory(&store, &path, &kept.node, &target, &Progress::default());
-    assert_eq!(
-        error.unwrap_err().to_string(),
-        format!(
-            "tree/b/gone: spoiled: does not have the blob {}",
-            Digest::of(b"gone")
-        )
-    );
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-
-    let stopped = Progress::default();
-    stopped
-        .stop
-        .store(true, std::sync::atomic::Ordering::Relaxed);
-    let error = to_directory(&kept.store, &path, &kept.node, &target, &stopped);
-    assert!(matches!(error, Err(Error::Interrupted)));
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-}
-
-#[test]
 fn zeros_become_holes() {
     let mut bytes = vec![0; 4 << 20];
     bytes[2 << 20] = 1;
@@ -490,75 +456,6 @@ fn names_of_any_bytes_and_length_survive_tar() {
 }
 
 #[test]
-fn verify_reads_each_object_once() {
-    let part = directory([("x", file(b"same")), ("y", file(b"same")), ("z", file(b""))]);
-    let tree = directory([("a", part.clone()), ("b", part.clone()), ("c", part)]);
-    let kept = Kept::new(&tree);
-    let spoiled = Arc::new(Double::near("spoiled:", kept.memory.clone()));
-    let store = Blocking::new(spoiled.clone(), kept._runtime.handle().clone());
-    let roots = [
-        (TreePath::new(b"tree"), kept.node.clone()),
-        (TreePath::new(b"again"), kept.node.clone()),
-    ];
-    let report = verify::verify(&store, &roots, &verify::Progress::default()).unwrap();
-    assert_eq!(
-        (report.directories, report.blobs, report.blob_bytes),
-        (2, 2, 4)
-    );
-    assert!(report.faults.is_empty());
-    assert_eq!(spoiled.objects.load(Ordering::Relaxed), 4);
-}
-
-#[test]
-fn verify_names_every_path_that_damage_spoils() {
-    let lost = directory([("deep", file(b"never read"))]);
-    let part = directory([
-        ("bad", program(b"bad")),
-        ("good", file(b"good")),
-        ("lost", lost.clone()),
-    ]);
-    let tree = directory([
-        ("a", part.clone()),
-        ("b", directory([("part", part), ("gone", file(b"gone"))])),
-        ("good", directory([("good", file(b"good"))])),
-    ]);
-    let kept = Kept::new(&tree);
-    let spoiled = Double::near("spoiled:", kept.memory.clone())
-        .without(&Digest::of(b"gone"))
-        .without(&lost.node().digest().unwrap())
-        .damaging(&Digest::of(b"bad"));
-    let store = Blocking::new(Arc::new(spoiled), kept._runtime.handle().clone());
-    let roots = [(TreePath::new(b"tree"), kept.node.clone())];
-    let report = verify::verify(&store, &roots, &verify::Progress::default()).unwrap();
-    let faults: Vec<_> = report
-        .faults
-        .iter()
-        .map(|fault| {
-            let paths = fault.paths.iter().map(ToString::to_string);
-            let missing = matches!(fault.why, Why::Missing);
-            (fault.object, missing, paths.collect::<Vec<_>>())
-        })
-        .collect();
-    let paths = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect();
-    assert_eq!(
-        faults,
-        [
-            (
-                Object::Blob,
-                false,
-                paths(&["tree/a/bad", "tree/b/part/bad"])
-            ),
-            (
-                Object::Directory,
-                true,
-                paths(&["tree/a/lost", "tree/b/part/lost"])
-            ),
-            (Object::Blob, true, paths(&["tree/b/gone"])),
-        ]
-    );
-}
-
-#[test]
 fn verify_finds_nodes_with_wrong_sizes() {
     let inner = directory([("x", file(b"12345"))]);
     let Node::Directory { digest, .. } = inner.node() else {
@@ -590,48 +487,6 @@ fn verify_finds_nodes_with_wrong_sizes() {
     assert_eq!(said.len(), 2);
     assert_eq!(said[0], "lying/d: the node says size 77, it is 2");
     assert_eq!(said[1], "lying/f: the node says size 4, it is 5");
-}
-
-/// However many sizes nodes state for a blob, and however large: it is reported once.
-#[test]
-fn verify_reports_a_blob_once() {
-    let (missing, sound) = (Digest::of(b"missing"), Digest::of(b"12345"));
-    let memory = MemoryStore::new();
-    let ingest = memory.ingest().unwrap();
-    ingest.put_blobs(&[(sound, b"12345")]).unwrap();
-    let file = |digest, size| Node::File {
-        digest,
-        size,
-        executable: false,
-    };
-    let entries = (1..1000u64).flat_map(|size| {
-        [
-            (
-                name(&format!("missing-{size:04}")),
-                file(missing, size << 52),
-            ),
-            (name(&format!("sound-{size:04}")), file(sound, size)),
-        ]
-    });
-    let tree = Directory::from_entries(entries.collect()).unwrap();
-    ingest.put_directory(&tree).unwrap();
-    ingest.commit().unwrap();
-    let store = Arc::new(Double::near("double:", memory));
-    let runtime = Runtime::new().unwrap();
-    let blocking = Blocking::new(store.clone(), runtime.handle().clone());
-    let roots = [(TreePath::new(b"tree"), tree.node())];
-    let report = verify::verify(&blocking, &roots, &verify::Progress::default()).unwrap();
-    assert_eq!((report.directories, report.blobs), (1, 2));
-    let [first, second] = &report.faults[..] else {
-        panic!("{} faults", report.faults.len());
-    };
-    assert_eq!(first.why.to_string(), "missing");
-    assert_eq!(first.paths.len() as u64 + first.more_paths, 999);
-    assert_eq!(second.why.to_string(), "the node says size 1, it is 5");
-    assert_eq!(second.paths.len() as u64 + second.more_paths, 998);
-    // Not once for each piece of its stated size.
-    let asked = store.objects.load(Ordering::Relaxed);
-    assert!(asked < 100, "{asked} questions");
 }
 
 /// The paths of every level and of every waiting blob would take 20 GB.
@@ -702,32 +557,4 @@ fn verify_ends_though_a_tree_has_more_paths_than_there_is_time_for() {
     };
     assert_eq!(fault.paths.len(), 100);
     assert!(fault.more_paths > 1000);
-}
-
-#[test]
-fn a_directory_that_cannot_be_read_is_one_error_of_a_walk() {
-    let lost = directory([("x", file(b"x"))]);
-    let tree = directory([("lost", lost.clone()), ("next", file(b"y"))]);
-    let kept = Kept::new(&tree);
-    let spoiled =
-        Double::near("spoiled:", kept.memory.clone()).without(&lost.node().digest().unwrap());
-    let store = Blocking::new(Arc::new(spoiled), kept._runtime.handle().clone());
-    let mut walk = Walk::new(&store, TreePath::new(b"tree"), kept.node.clone());
-    let mut seen = Vec::new();
-    loop {
-        match walk.step() {
-            Ok(None) => break,
-            Ok(Some(step)) => seen.push(step.path.to_string()),
-            Err(error) => seen.push(error.to_string()),
-        }
-    }
-    assert_eq!(seen[..2], ["tree", "tree/lost"]);
-    assert!(seen[2].starts_with("tree/lost: spoiled: does not have the directory "));
-    assert_eq!(seen[3..], ["tree/next"]);
-    // What follows an unreadable directory is still where it belongs.
-    let mut walk = Walk::new(&store, TreePath::new(b"tree"), kept.node.clone());
-    while walk.step().is_ok() {}
-    let step = walk.step().unwrap().unwrap();
-    assert!(matches!(step.node, NodeRef::File { size: 1, .. }));
-    assert_eq!(step.depth, 1);
 }

@@ -16,8 +16,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-use crate::model::{Model, directory, file, program, symlink};
 use crate::written::{nar, path, secret_key};
+use kit::model::{Model, directory, file, program, symlink};
 
 /// A binary cache of ours; stops when dropped.
 pub struct Served {

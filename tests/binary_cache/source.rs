@@ -10,9 +10,9 @@ use castore_fs::store::{Blocking, Cache, CacheOptions, Error, LocalStore, Store}
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::model::{Model, directory, file, program, symlink};
-use crate::web::{Web, WebFaults};
 use crate::written::{compress, nar, narinfo, path, secret_key, write};
+use kit::model::{Model, directory, file, program, symlink};
+use kit::web::{Web, WebFaults};
 
 /// A binary cache on a server, and a store in which it ends up.
 struct Bench {

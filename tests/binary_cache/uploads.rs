@@ -8,9 +8,9 @@ use castore_fs::server::{BinaryCacheOptions, Limits, Options, Tokens};
 use castore_fs::store::{GcOptions, LocalStore, MemoryStore, Store};
 use sha2::{Digest as _, Sha256};
 
-use crate::model::{Model, directory, file};
 use crate::served::{Answer, Kept, Served, options, tree};
 use crate::written::{compress, nar, narinfo, path, secret_key};
+use kit::model::{Model, directory, file};
 
 fn writable() -> Options {
     Options {

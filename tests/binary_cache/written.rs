@@ -8,7 +8,7 @@ use castore_fs::store::{Blocking, MemoryStore};
 use castore_fs::tree::{TreePath, export, nar::write_nar};
 use sha2::{Digest as _, Sha256};
 
-use crate::model::Model;
+use kit::model::Model;
 
 /// A key pair that signs: the secret key's text, as Nix writes it.
 pub fn secret_key(name: &str, seed: u8) -> SecretKey {

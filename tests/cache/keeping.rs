@@ -1,6 +1,6 @@
 //! What was read stays.
 
-use crate::patience::wait_until;
+use kit::patience::wait_until;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,10 +10,10 @@ use castore_fs::castore::{Digest, Node};
 use castore_fs::fs::{Options, RootListing, Top};
 use castore_fs::store::{Answer, CacheOptions, MemoryStore, Prefetch, Store};
 
-use crate::double::{Double, Trouble};
-use crate::model::{directory, file};
-use crate::mounted::{Mounted, can_mount};
 use crate::tree::*;
+use kit::double::{Double, Trouble};
+use kit::model::{directory, file};
+use kit::mounted::{Mounted, can_mount};
 
 #[test]
 fn what_was_read_outlives_the_process_and_the_upstream() {

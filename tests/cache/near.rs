@@ -6,8 +6,8 @@ use std::path::Path;
 use castore_fs::store::{Cache, CacheOptions, LocalStore, Store};
 use castore_fs::stores::{Named, OpenStores, Plan, open_all};
 
-use crate::model::file;
 use crate::tree::*;
+use kit::model::file;
 
 fn damage(near: &Path) {
     let mut options = fs::File::options();

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use castore_fs::store::{Cache, CacheOptions, GcOptions, LocalStore, Store};
 
-use crate::patience::wait_until;
-use crate::small_disk::small_disk;
 use crate::tree::*;
+use kit::patience::wait_until;
+use kit::small_disk::small_disk;
 
 /// About what a tree takes on the disk.
 const TREE: u64 = 8 << 20;

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use castore_fs::store::{Answer, CacheOptions, LocalStore, Store};
 
-use crate::double::Trouble;
-use crate::patience::wait_until;
 use crate::tree::*;
+use kit::double::Trouble;
+use kit::patience::wait_until;
 
 #[test]
 fn a_change_in_the_upstream_is_seen_at_once_if_it_is_reported() {

@@ -7,9 +7,9 @@ use castore_fs::castore::{Digest, Name, Node};
 use castore_fs::store::{Blocking, Cache, CacheOptions, Error, LocalStore, MemoryStore, Store};
 use tokio::runtime::Runtime;
 
-use crate::double::Double;
-use crate::model::{Model, directory, file};
-pub use crate::noise::noise;
+use kit::double::Double;
+use kit::model::{Model, directory, file};
+pub use kit::noise::noise;
 
 pub static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
 

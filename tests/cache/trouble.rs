@@ -13,11 +13,11 @@ use std::time::Duration;
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
 use castore_fs::stores::open;
 
-use crate::double::{Double, Trouble};
-use crate::model::file;
-use crate::patience::wait_until;
-use crate::small_disk::small_disk;
 use crate::tree::*;
+use kit::double::{Double, Trouble};
+use kit::model::file;
+use kit::patience::wait_until;
+use kit::small_disk::small_disk;
 
 #[test]
 fn a_full_disk_makes_the_cache_stream_and_it_recovers() {

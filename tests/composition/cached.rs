@@ -5,8 +5,8 @@ use std::sync::Arc;
 use castore_fs::castore::Digest;
 use castore_fs::store::{Cache, CacheOptions, Error, Join, Mirrors, Order, Store};
 
-use super::double::{Double, Trouble};
 use super::{empty, put};
+use kit::double::{Double, Trouble};
 
 fn cache(far: Arc<dyn Store>) -> (Cache, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();

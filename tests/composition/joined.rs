@@ -5,8 +5,8 @@ use std::sync::Arc;
 use castore_fs::castore::{Digest, Name, Root};
 use castore_fs::store::{Answer, Error, Filter, Join, Pattern, Store};
 
-use super::double::{Double, Trouble};
 use super::{assert_changes_are_noticed, empty, put};
+use kit::double::{Double, Trouble};
 
 fn join(members: &[&Arc<Double>]) -> Join {
     let members = members.iter().map(|double| {

@@ -2,13 +2,8 @@
 //! runtime's paused clock: nothing here sleeps.
 
 mod cached;
-#[path = "../kit/double.rs"]
-mod double;
 mod joined;
 mod mirrored;
-#[path = "../kit/model.rs"]
-#[allow(dead_code)] // nothing is mounted
-mod model;
 mod planned;
 
 use std::sync::Arc;
@@ -17,8 +12,8 @@ use std::time::Duration;
 use castore_fs::castore::Directory;
 use castore_fs::store::{Answer, MemoryStore, Store};
 
-use self::double::Double;
-use self::model::{directory, file};
+use kit::double::Double;
+use kit::model::{directory, file};
 
 /// An empty upstream.
 fn empty(url: &'static str) -> Arc<Double> {

@@ -10,8 +10,8 @@ use castore_fs::store::{
 use futures_util::future::join_all;
 use tokio::time::{Instant, advance};
 
-use super::double::{DEADLINE, Double, Trouble};
 use super::{assert_changes_are_noticed, empty, holding, put};
+use kit::double::{DEADLINE, Double, Trouble};
 
 /// Mirrors `a` and `b` of a store with the root node `tree`.
 struct Pair {

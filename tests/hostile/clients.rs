@@ -27,9 +27,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::manager::Manager;
-use super::skip::skip;
 use super::{noise, wait_until};
+use kit::manager::Manager;
+use kit::skip::skip;
 
 /// Connections of a hostile client at once, beside those that say nothing, and calls on each.
 const CONNECTIONS: usize = 12;

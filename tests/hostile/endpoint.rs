@@ -127,7 +127,6 @@ impl HostileServer {
     }
 
     /// Calls that it got.
-    #[allow(dead_code)] // not every test counts
     pub fn calls(&self) -> u64 {
         self.services.calls.load(Ordering::Relaxed)
     }

@@ -1,22 +1,6 @@
 //! Endpoints that claim wrong sizes, never end, drip, hang and reset: their cost, counted in bytes
 //! and calls, and the absence of delays for all other requests.
 
-#[path = "../kit/manager.rs"]
-#[allow(dead_code)]
-mod manager;
-#[path = "../kit/model.rs"]
-#[allow(dead_code)]
-mod model;
-#[path = "../kit/mounted.rs"]
-#[allow(dead_code)]
-mod mounted;
-#[path = "../kit/noise.rs"]
-mod noise;
-#[path = "../kit/patience.rs"]
-mod patience;
-#[path = "../kit/skip.rs"]
-mod skip;
-
 mod bucket;
 mod clients;
 mod endpoint;
@@ -26,8 +10,8 @@ mod stuck;
 use castore_fs::castore::Digest;
 use castore_fs::store::{Error, GrpcStore, MemoryStore, Store};
 use endpoint::{Habit, HostileServer};
-use noise::noise;
-use patience::wait_until;
+use kit::noise::noise;
+use kit::patience::wait_until;
 
 fn with_blobs(blobs: &[&[u8]]) -> MemoryStore {
     let store = MemoryStore::new();

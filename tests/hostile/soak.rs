@@ -17,10 +17,10 @@ use castore_fs::store::MemoryStore;
 use parking_lot::Mutex;
 
 use super::endpoint::{Habit, HostileServer};
-use super::manager::Manager;
-use super::model::{directory, file};
-use super::mounted::can_mount;
 use super::noise;
+use kit::manager::Manager;
+use kit::model::{directory, file};
+use kit::mounted::can_mount;
 
 const DIRECTORIES: usize = 20;
 const FILES: usize = 12;

@@ -14,9 +14,9 @@ use castore_fs::store::{MemoryStore, Store};
 use castore_fs::transport::fuse::Unmounted;
 
 use super::endpoint::{Habit, HostileServer};
-use super::model::{directory, file};
-use super::mounted::{Mounted, can_mount};
 use super::{client, noise, wait_until};
+use kit::model::{directory, file};
+use kit::mounted::{Mounted, can_mount};
 
 /// Readers that wait at once.
 const READERS: usize = 700;

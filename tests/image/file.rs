@@ -8,8 +8,8 @@ use castore_fs::store::{MemoryStore, Store};
 use castore_fs::tree::{ImageFile, ImageFileError, image_top};
 use tokio::runtime::{Handle, Runtime};
 
-use crate::double::Double;
-use crate::model::{Model, directory, file, program, symlink};
+use kit::double::Double;
+use kit::model::{Model, directory, file, program, symlink};
 
 fn tree() -> Model {
     let files = (0..300).map(|n| (format!("{n}"), file(vec![n as u8; n * 50])));

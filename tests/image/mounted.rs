@@ -14,10 +14,10 @@ use castore_fs::store::{MemoryStore, Store};
 use castore_fs::tree::ImageFile;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::model::{Model, directory, file, program, symlink};
-use crate::mounts::{Mounted, can_mount, top_of};
 use crate::others::assert_shows;
-use crate::skip::skip;
+use kit::model::{Model, directory, file, program, symlink};
+use kit::mounted::{Mounted, can_mount, top_of};
+use kit::skip::skip;
 
 fn tree() -> Model {
     let files = (0..300).map(|n| (format!("{n}"), file(vec![n as u8; n * 50])));
@@ -255,7 +255,7 @@ fn what_cannot_be_read_is_an_error_in_its_own_pages() {
     ]);
     model.put_root(&memory, "tree");
     let damaged = castore_fs::castore::Digest::of(&large);
-    let store = Arc::new(crate::double::Double::near("double:", memory).damaging(&damaged));
+    let store = Arc::new(kit::double::Double::near("double:", memory).damaging(&damaged));
     let mounted = Mounted::new(store, with_images());
     let file = fs::File::open(image(&mounted, "tree")).unwrap();
     // Metadata first, then "bad", then "good".

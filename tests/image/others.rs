@@ -13,8 +13,8 @@ use castore_fs::image::{DirectorySource, ImageLayout, ImagePiece, ImageTop, Imag
 use castore_fs::store::{Answer, MemoryStore, Store};
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::model::{Model, directory, file, program, symlink};
-use crate::skip::skip;
+use kit::model::{Model, directory, file, program, symlink};
+use kit::skip::skip;
 
 struct Source<'a>(&'a MemoryStore);
 

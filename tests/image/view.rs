@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::skip::skip;
+use kit::skip::skip;
 
 /// How long to wait for what should happen at once, before it counts as never.
 const PATIENCE: Duration = Duration::from_secs(20);

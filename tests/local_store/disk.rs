@@ -12,9 +12,9 @@ use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
 use crate::folder::{large, records};
 use crate::processes::{command, start};
-use crate::skip::skip;
-use crate::small_disk::{Disk, small_disk};
 use crate::tree::*;
+use kit::skip::skip;
+use kit::small_disk::{Disk, small_disk};
 
 /// Makes a file that takes all of its disk but `spare` bytes.
 fn fill(path: &Path, spare: u64) -> fs::File {

@@ -9,12 +9,6 @@ mod folder;
 mod garbage;
 mod leases;
 mod missing;
-#[path = "../kit/noise.rs"]
-mod noise;
 mod processes;
 mod root_records;
-#[path = "../kit/skip.rs"]
-mod skip;
-#[path = "../kit/small_disk.rs"]
-mod small_disk;
 mod tree;

@@ -6,7 +6,7 @@ use std::path::Path;
 use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, Root};
 use castore_fs::store::{Added, Answer, BlobWriter, Error, Ingest, LocalStore, Store};
 
-pub use crate::noise::noise;
+pub use kit::noise::noise;
 
 pub fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()

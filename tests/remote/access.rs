@@ -20,10 +20,10 @@ use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::double::{Double, Trouble};
-use super::passed_on::start_with;
-use super::server::Server;
 use super::{memory, noise, put_file};
+use kit::double::{Double, Trouble};
+use kit::passed_on::start_with;
+use kit::server::Server;
 
 const TOKEN: &str = "c0rrect-horse-battery-staple";
 

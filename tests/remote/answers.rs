@@ -21,8 +21,8 @@ use tonic::{Code, Status};
 use tower::ServiceExt;
 use tower::util::MapRequest;
 
-use super::server::Server;
 use super::{digest_and_size, memory, name, noise, put_file, put_root, put_tree};
+use kit::server::Server;
 
 const NIX_NAME: &str = "yra1qha6bp2fm0mrb0qspjzsh9ismik0-tree";
 

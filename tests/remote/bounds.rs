@@ -27,9 +27,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-use super::double::{Double, Trouble};
-use super::server::Server;
 use super::{memory, noise, put_file};
+use kit::double::{Double, Trouble};
+use kit::server::Server;
 
 /// Longer than anything here takes on a busy machine.
 const HANGS: Duration = Duration::from_secs(60);

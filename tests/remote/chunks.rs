@@ -16,8 +16,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::peer::{CHUNK, Peer};
-use super::server::Server;
 use super::{noise, put_file, put_root};
+use kit::server::Server;
 
 /// A peer that opens blobs of a server as the field's do: it holds what it reads of one chunk.
 struct Reader {

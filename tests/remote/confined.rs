@@ -17,7 +17,7 @@ use castore_fs::proto::castore::v1::{BlobChunk, ReadBlobRequest};
 
 use super::answers::{all, clients};
 use super::noise;
-use super::skip::skip;
+use kit::skip::skip;
 
 const UNPRIVILEGED: u32 = 65_534;
 

@@ -11,8 +11,8 @@ use castore_fs::tree::copy::{Progress, copy};
 use tokio::runtime::Runtime;
 
 use super::peer::Peer;
-use super::server::Server;
 use super::{digest_and_size, memory, name, noise, put_directory, put_file, put_root, put_tree};
+use kit::server::Server;
 
 const NIX_NAME: &str = "yra1qha6bp2fm0mrb0qspjzsh9ismik0-tree";
 

@@ -9,10 +9,10 @@ use castore_fs::store::{GrpcStore, Store};
 use castore_fs::tree::ImageFile;
 use castore_fs::tree::copy::{Progress, copy};
 
-use super::link::{Link, Terms};
-use super::mounted::{Mounted, can_mount};
-use super::server::Server;
 use super::{memory, name, noise, put_directory, put_file, put_root, put_tree, walk};
+use kit::link::{Link, Terms};
+use kit::mounted::{Mounted, can_mount};
+use kit::server::Server;
 
 const ROUND_TRIP: Duration = Duration::from_millis(10);
 

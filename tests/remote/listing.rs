@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use castore_fs::fs::{Options, RootListing, Top};
 use castore_fs::store::{Cache, CacheOptions, Error, Store};
 
-use super::mounted::{Mounted, can_mount};
 use super::peer::Peer;
-use super::server::Server;
 use super::{put_file, put_root};
+use kit::mounted::{Mounted, can_mount};
+use kit::server::Server;
 
 const FIRST: &str = "yra1qha6bp2fm0mrb0qspjzsh9ismik0-tree";
 const SECOND: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-second";

@@ -8,34 +8,18 @@ mod chunks;
 mod confined;
 mod copying;
 mod distance;
-#[path = "../kit/double.rs"]
-mod double;
-#[path = "../kit/http.rs"]
-mod http;
-#[path = "../kit/link.rs"]
-mod link;
 mod listing;
-#[allow(dead_code)] // nothing here counts requests
-#[path = "../kit/mounted.rs"]
-mod mounted;
-#[path = "../kit/noise.rs"]
-mod noise;
 mod numbers;
-#[path = "../kit/passed_on.rs"]
-mod passed_on;
 mod peer;
 mod reading;
 mod rights;
-mod server;
-#[path = "../kit/skip.rs"]
-mod skip;
 mod trouble;
 mod writing;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, Root};
 use castore_fs::store::{Ingest, MemoryStore, Store};
 
-pub(crate) use self::noise::noise;
+pub(crate) use kit::noise::noise;
 
 pub(crate) fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()

@@ -17,12 +17,12 @@ use castore_fs::castore::{Digest, Node, Root};
 use castore_fs::store::{Blocking, GrpcStore, MemoryStore, ObjectStore, Store};
 use castore_fs::tree::copy::{Progress, copy};
 
-use super::http::HttpFolder;
-use super::link::{Link, Terms};
-use super::mounted::{Mounted, can_mount};
 use super::peer::Peer;
-use super::server::Server;
 use super::{memory, name, noise, put_directory, put_file, put_root, put_tree};
+use kit::http::HttpFolder;
+use kit::link::{Link, Terms};
+use kit::mounted::{Mounted, can_mount};
+use kit::server::Server;
 
 const BYTES_PER_SECOND: u64 = 20_000_000;
 /// The tree that is archived: files in each directory, and bytes in each.

@@ -31,7 +31,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 use tower::util::MapRequestLayer;
 
-use super::server::Server;
+use kit::server::Server;
 
 /// Bytes of a chunk; a smaller blob is one.
 pub const CHUNK: usize = 300_000;

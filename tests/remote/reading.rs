@@ -7,8 +7,8 @@ use castore_fs::castore::{Digest, Node};
 use castore_fs::store::{Answer, GrpcStore, Store};
 
 use super::peer::{CHUNK, Peer};
-use super::server::Server;
 use super::{digest_and_size, memory, noise, put_file, put_root, put_tree, walk};
+use kit::server::Server;
 
 const NIX_NAME: &str = "yra1qha6bp2fm0mrb0qspjzsh9ismik0-tree";
 

@@ -19,8 +19,8 @@ use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use super::server::Server;
 use super::{memory, name, noise, put_file, put_root};
+use kit::server::Server;
 
 const NIX_NAME: &str = "yra1qha6bp2fm0mrb0qspjzsh9ismik0-tree";
 const CONTENT: &[u8] = b"#!/bin/sh\n";
@@ -362,7 +362,7 @@ async fn a_narinfo_that_is_lacking_is_computed_and_left_out_until_then() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_for_a_narinfo_is_answered_by_the_deadline() {
-    use super::double::Double;
+    use kit::double::Double;
     let store = memory();
     let content = noise(1, 10_000);
     put_root(&store, NIX_NAME, |ingest| put_file(ingest, &content));

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use castore_fs::castore::{Digest, Directory};
 use castore_fs::store::{Answer, Error, MemoryStore, Store};
 
-use super::double::{Double, Trouble};
 use super::peer::Peer;
-use super::server::Server;
 use super::{digest_and_size, memory, name, noise, put_file, put_root, put_tree, walk};
+use kit::double::{Double, Trouble};
+use kit::server::Server;
 
 fn with_blob(len: usize) -> (MemoryStore, Vec<u8>) {
     let store = memory();

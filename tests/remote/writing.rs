@@ -9,8 +9,8 @@ use castore_fs::store::{Blocking, Error, Ingest, MemoryStore, Store};
 use castore_fs::tree::{TreePath, copy, verify};
 
 use super::peer::Peer;
-use super::server::Server;
 use super::{digest_and_size, memory, name, noise, put_directory, put_file, put_root, put_tree};
+use kit::server::Server;
 
 const NIX_NAME: &str = "yra1qha6bp2fm0mrb0qspjzsh9ismik0-tree";
 

@@ -11,7 +11,7 @@ fn service_of(view: &str, folders: usize) -> Option<Manager> {
     let file_systems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let can = rustix::process::geteuid().is_root() && file_systems.contains("\terofs\n");
     if !can {
-        skip::skip("it needs root and EROFS on files (Linux 6.12)");
+        kit::skip::skip("it needs root and EROFS on files (Linux 6.12)");
         return None;
     }
     if !can_mount() {
@@ -293,11 +293,11 @@ fn directories_that_take_long_make_a_fuse_mount() {
         return;
     };
     let server = Server::start(&manager);
-    let terms = link::Terms {
+    let terms = kit::link::Terms {
         round_trip: Duration::from_millis(1500),
         bytes_per_second: None,
     };
-    let link = link::Link::to(server.address, terms);
+    let link = kit::link::Link::to(server.address, terms);
     manager.configure(&config_of(link.address(), "auto"));
     manager.start_and_wait();
     assert_eq!(types(&manager), ["fuse.castore-fs"]);

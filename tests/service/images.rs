@@ -6,9 +6,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::manager::Manager;
-use crate::mounted::can_mount;
 use crate::{ONE_MOUNT, drop_caches, make_tree};
+use kit::manager::Manager;
+use kit::mounted::can_mount;
 
 fn with_images(more: &str) -> String {
     format!("{ONE_MOUNT}images = true\n{more}")

@@ -66,7 +66,7 @@ fn started() -> Option<Manager> {
     manager.import(&tree, "tree");
     manager.start_and_wait();
     if manager.status()["mounts"]["tree"]["open"].is_null() {
-        skip::skip("it needs passthrough: Linux 6.9 and CAP_SYS_ADMIN");
+        kit::skip::skip("it needs passthrough: Linux 6.9 and CAP_SYS_ADMIN");
         return None;
     }
     Some(manager)
@@ -333,7 +333,7 @@ fn a_file_that_is_open_while_it_is_fetched_can_be_opened_again() {
     manager.import(&tree, "tree");
     manager.start_and_wait();
     if manager.status()["mounts"]["tree"]["open"].is_null() {
-        return skip::skip("it needs passthrough: Linux 6.9 and CAP_SYS_ADMIN");
+        return kit::skip::skip("it needs passthrough: Linux 6.9 and CAP_SYS_ADMIN");
     }
     let path = manager.join("mnt/tree").join(name(2));
     let check = |file: &File| {

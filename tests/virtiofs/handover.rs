@@ -5,9 +5,9 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use super::front_end::FrontEnd;
-use super::model::{Model, directory, file};
 use super::process::{Program, Running};
 use super::{ROOM, ROOT, fuse, pattern};
+use kit::model::{Model, directory, file};
 
 const LARGE: usize = 3 << 20;
 const PIECE: u32 = 32 << 10;

@@ -1,28 +1,11 @@
 //! virtiofs from the guest's side: a front end in this process drives real rings over a real
 //! socket. Real guests are in `tests/system/virtiofs`.
 
-#[path = "../kit/double.rs"]
-mod double;
 mod front_end;
 mod fuse;
 mod handover;
-#[allow(dead_code, reason = "the service's own tests use more of it")]
-#[path = "../kit/manager.rs"]
-mod manager;
-#[allow(dead_code, reason = "mounts are compared with it elsewhere")]
-#[path = "../kit/model.rs"]
-mod model;
-#[allow(dead_code, reason = "mounts have tests of their own")]
-#[path = "../kit/mounted.rs"]
-mod mounted;
-#[path = "../kit/passed_on.rs"]
-mod passed_on;
-#[path = "../kit/patience.rs"]
-mod patience;
 mod process;
 mod service;
-#[path = "../kit/skip.rs"]
-mod skip;
 mod warm_up;
 
 use std::path::PathBuf;
@@ -35,9 +18,9 @@ use castore_fs::store::{MemoryStore, Store};
 use castore_fs::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, EndpointStatus, ROOT_TIMEOUT, Socket, Tag,
 };
-use double::{Double, Fate};
 use front_end::{Descriptor, EVENT_IDX, FrontEnd, INDIRECT, MEMORY, NEXT, TABLE, WRITE};
-use model::{Model, directory, file};
+use kit::double::{Double, Fate};
+use kit::model::{Model, directory, file};
 use tokio::runtime::Runtime;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use castore_fs::store::LocalStore;
 
 use super::front_end::FrontEnd;
-use super::model::{Model, directory, file};
-use super::passed_on::start_with;
 use super::{ROOT, fuse, pattern};
+use kit::model::{Model, directory, file};
+use kit::passed_on::start_with;
 
 /// More than a store puts into packs.
 const LARGE: usize = 3 << 20;

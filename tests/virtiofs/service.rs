@@ -1,8 +1,8 @@
 //! The service dies under a guest, and the next process takes over: systemd keeps what it needs.
 
 use super::front_end::FrontEnd;
-use super::manager::Manager;
 use super::{ROOT, fuse, pattern};
+use kit::manager::Manager;
 
 const CONFIG: &str = r#"
 [stores.disk]

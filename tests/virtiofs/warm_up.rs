@@ -10,13 +10,13 @@ use castore_fs::profile::{Profiles, Subject};
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
 use castore_fs::transport::virtiofs::ROOT_TIMEOUT;
 
-use super::double::{Double, Trouble};
 use super::front_end::FrontEnd;
-use super::manager::Manager;
-use super::model::{Model, directory, file};
-use super::mounted::{Mounted, can_mount};
-use super::patience::wait_until;
 use super::{ROOM, ROOT, Served, fuse, top_of};
+use kit::double::{Double, Trouble};
+use kit::manager::Manager;
+use kit::model::{Model, directory, file};
+use kit::mounted::{Mounted, can_mount};
+use kit::patience::wait_until;
 
 const FOLDERS: usize = 12;
 /// The folders whose files a guest reads when it starts, in its order.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use castore_fs::fs::WarmUpCount;
 
-use super::double::Double;
-use super::mounted::{Mounted, can_mount, top_of};
 use super::mounts::{Scene, learn};
-use super::patience::wait_until;
 use super::{STARTS_WITH, start, tree};
+use kit::double::Double;
+use kit::mounted::{Mounted, can_mount, top_of};
+use kit::patience::wait_until;
 
 fn count(mount: &Mounted) -> WarmUpCount {
     mount.session.warm_up_count().unwrap()

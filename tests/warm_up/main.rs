@@ -1,38 +1,15 @@
 //! Profiles: learned by a mount, used by the next one, shipped by a command.
 
 mod counts;
-#[path = "../kit/double.rs"]
-mod double;
-#[path = "../kit/link.rs"]
-#[allow(dead_code)]
-mod link;
-#[path = "../kit/manager.rs"]
-#[allow(dead_code)]
-mod manager;
-#[path = "../kit/model.rs"]
-#[allow(dead_code)]
-mod model;
-#[path = "../kit/mounted.rs"]
-#[allow(dead_code)]
-mod mounted;
 mod mounts;
-#[path = "../kit/noise.rs"]
-mod noise;
 mod numbers;
-#[path = "../kit/patience.rs"]
-mod patience;
-#[path = "../remote/server.rs"]
-#[allow(dead_code)]
-mod server;
 mod service;
-#[path = "../kit/skip.rs"]
-mod skip;
 
 use std::fs;
 use std::path::Path;
 
 use castore_fs::profile::Subject;
-use model::{Model, directory, file};
+use kit::model::{Model, directory, file};
 
 const FOLDERS: usize = 12;
 

@@ -11,12 +11,12 @@ use castore_fs::fs::{Options, Reads, RootListing, Top, WarmUp};
 use castore_fs::profile::{Profile, Profiles};
 use castore_fs::store::{Cache, CacheOptions, LocalStore, MemoryStore, Store};
 
-use super::double::{Double, Trouble};
-use super::model::{directory, file};
-use super::mounted::{Mounted, can_mount, top_of};
-use super::patience::wait_until;
-use super::skip::skip;
 use super::{STARTS_WITH, contents, start, subject_of, tree};
+use kit::double::{Double, Trouble};
+use kit::model::{directory, file};
+use kit::mounted::{Mounted, can_mount, top_of};
+use kit::patience::wait_until;
+use kit::skip::skip;
 
 /// An upstream, a directory for profiles, and for caches.
 pub struct Scene {

@@ -17,12 +17,12 @@ use castore_fs::fs::{Options, WarmUp};
 use castore_fs::profile::Profiles;
 use castore_fs::store::{Cache, CacheOptions, GrpcStore, LocalStore, MemoryStore, Store};
 
-use super::link::{Link, Terms};
-use super::model::{directory, file};
-use super::mounted::{Mounted, can_mount, top_of};
-use super::noise::noise;
-use super::server::Server;
 use super::subject_of;
+use kit::link::{Link, Terms};
+use kit::model::{directory, file};
+use kit::mounted::{Mounted, can_mount, top_of};
+use kit::noise::noise;
+use kit::server::Server;
 
 const BYTES_PER_SECOND: u64 = 20_000_000;
 /// Files in each directory, of which a start reads some.

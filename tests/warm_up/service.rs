@@ -10,11 +10,11 @@ use std::sync::Arc;
 use castore_fs::profile::Profiles;
 use castore_fs::store::MemoryStore;
 
-use super::manager::Manager;
-use super::mounted::can_mount;
-use super::patience::wait_until;
-use super::server::Server;
 use super::{STARTS_WITH, start, subject_of, tree};
+use kit::manager::Manager;
+use kit::mounted::can_mount;
+use kit::patience::wait_until;
+use kit::server::Server;
 
 fn castore_fs(words: &[&str]) -> Output {
     let program = env!("CARGO_BIN_EXE_castore-fs");

@@ -191,7 +191,7 @@ fn a_file_without_an_end_is_refused_as_such() {
     for path in ["/proc/kmsg", "/proc/kcore"] {
         let path = Path::new(path);
         if !rustix::process::geteuid().is_root() {
-            crate::skip::skip("only the superuser can open /proc/kmsg and /proc/kcore");
+            kit::skip::skip("only the superuser can open /proc/kmsg and /proc/kcore");
             return;
         }
         if fs::metadata(path).is_err() {

@@ -273,7 +273,7 @@ fn prometheus_understands_every_expression() {
         PathBuf::from,
     );
     if !promtool.exists() {
-        crate::skip::skip(&format!(
+        kit::skip::skip(&format!(
             "there is no {}: tests/run fetches it, or name one by CASTORE_FS_PROMTOOL",
             promtool.display()
         ));

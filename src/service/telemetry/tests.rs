@@ -5,8 +5,9 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 
+use kit::collector::{Collector, said};
+
 use super::*;
-use crate::collector::{Collector, said};
 use crate::proto::opentelemetry::any_value::Value;
 use crate::proto::opentelemetry::span::{Event, SpanKind};
 use crate::proto::opentelemetry::status::StatusCode;
@@ -61,8 +62,8 @@ fn a_span_tells_its_fields_those_around_it_and_what_it_is_part_of() {
         panic!("{spans:?}");
     };
     assert_eq!((&*fetch.name, &*request.name), ("fetch blob", "READ"));
-    assert_eq!(fetch.kind(), SpanKind::Client);
-    assert_eq!(request.kind(), SpanKind::Server);
+    assert_eq!(fetch.kind, SpanKind::Client as i32);
+    assert_eq!(request.kind, SpanKind::Server as i32);
     assert_eq!((request.trace_id.len(), request.span_id.len()), (16, 8));
     assert_eq!(fetch.trace_id, request.trace_id);
     assert_eq!(fetch.parent_span_id, request.span_id);
@@ -84,8 +85,8 @@ fn a_span_tells_its_fields_those_around_it_and_what_it_is_part_of() {
     );
     let status = fetch.status.as_ref().unwrap();
     assert_eq!(
-        (status.code(), &*status.message),
-        (StatusCode::Error, "gone")
+        (status.code, &*status.message),
+        (StatusCode::Error as i32, "gone")
     );
     let who = collector.resource();
     assert_eq!(who["service.name"], "castore-fs");

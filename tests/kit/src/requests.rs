@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use castore_fs::castore::Node;
-use castore_fs::fs::{CastoreFs, Options, Paused, Top, Waiting, WarmUp};
+use castore_fs::fs::{CastoreFs, Options, Parked, Paused, Top, Waiting, WarmUp};
 use castore_fs::profile::Profiles;
 use castore_fs::store::LocalStore;
 use castore_fs::transport::fuse::Answerer;
@@ -27,16 +27,35 @@ pub struct Requests {
     answerer: Answerer,
     reply: Vec<u8>,
     nowhere: OwnedFd,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Requests {
+    /// To `fs`, with nodes of its own.
+    pub fn to(fs: CastoreFs) -> Self {
+        Self {
+            answerer: Answerer::new(Arc::new(fs)),
+            reply: vec![0; (1 << 20) + 4096],
+            nowhere: File::options()
+                .write(true)
+                .open("/dev/null")
+                .unwrap()
+                .into(),
+            _folder: None,
+        }
+    }
+
     pub fn new() -> Self {
         Self::with(|_| None)
     }
 
     /// As [`new`](Self::new), in a mount that learns what is touched first.
-    #[allow(dead_code)] // not every test binary compares
     pub fn learning() -> Self {
         Self::with(|folder| {
             let profiles = Arc::new(Profiles::new(folder.join("profiles")));
@@ -65,21 +84,31 @@ impl Requests {
             .build()
             .unwrap();
         let waiting = Waiting::new(runtime.handle().clone());
-        let fs = Arc::new(CastoreFs::new(Arc::new(store), options, waiting, None));
+        let fs = CastoreFs::new(Arc::new(store), options, waiting, None);
         Self {
-            answerer: Answerer::new(fs),
-            reply: vec![0; (1 << 20) + 4096],
-            nowhere: File::options()
-                .write(true)
-                .open("/dev/null")
-                .unwrap()
-                .into(),
-            _folder: folder,
+            _folder: Some(folder),
+            ..Self::to(fs)
         }
     }
 
     /// Makes a request; gives the bytes of its answer, 0 if that is an error or none.
     pub fn request(&mut self, opcode: Opcode, node: u64, body: &[u8]) -> usize {
+        let parked = self.ask(&mut Paused::default(), opcode, node, body);
+        assert!(
+            parked.is_none(),
+            "a request waited, and all it needed was here"
+        );
+        self.answer().len()
+    }
+
+    /// Makes a request; gives what it waits for, if it does.
+    pub fn ask(
+        &mut self,
+        paused: &mut Paused,
+        opcode: Opcode,
+        node: u64,
+        body: &[u8],
+    ) -> Option<Parked> {
         let header = InHeader {
             len: (size_of::<InHeader>() + body.len()) as u32,
             opcode: opcode as u32,
@@ -93,16 +122,16 @@ impl Requests {
         request[size_of::<InHeader>()..length].copy_from_slice(body);
         self.reply[..4].fill(0);
         let (request, reply) = (&mut request[..length], &mut self.reply);
-        let mut paused = Paused::default();
         let answered = self
             .answerer
-            .answer(&self.nowhere, &header, request, reply, &mut paused);
-        let parked = answered.unwrap();
-        assert!(
-            parked.is_none(),
-            "a request waited, and all it needed was here"
-        );
-        u32::from_ne_bytes(self.reply[..4].try_into().unwrap()) as usize
+            .answer(&self.nowhere, &header, request, reply, paused);
+        answered.unwrap()
+    }
+
+    /// The last answer, with its header.
+    pub fn answer(&self) -> &[u8] {
+        let length = u32::from_ne_bytes(self.reply[..4].try_into().unwrap());
+        &self.reply[..length as usize]
     }
 
     /// Looks up a name in the directory; gives the node that the answer names.

@@ -4,8 +4,6 @@
 //! Like every store it verifies what it returns, so that wrong bytes appear as an error; except for
 //! the faults that it does not notice itself, which its callers have to.
 
-#![allow(dead_code)] // no test needs all of it
-
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::program::program;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 /// The first descriptor that is passed on.
@@ -65,13 +66,11 @@ impl Manager {
     }
 
     /// Passes `descriptor` on as `name`, at the next start only.
-    #[allow(dead_code, reason = "not every test program passes something on")]
     pub fn give(&mut self, name: &str, descriptor: OwnedFd) {
         self.given.push((name.to_owned(), descriptor));
     }
 
     /// Runs the service as this user, which becomes the owner of the directory.
-    #[allow(dead_code, reason = "not every test program has other users")]
     pub fn become_user(&mut self, user: u32) {
         let folder = self.folder.path();
         let owned = Command::new("chown")
@@ -99,7 +98,7 @@ impl Manager {
     /// Puts `folder` into the store at `store`, by another process, as `name`.
     pub fn import(&self, folder: &Path, name: &str) {
         let store = format!("local:{}", self.join("store").display());
-        let imported = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+        let imported = Command::new(program())
             .args(["import", "--store", &store, "--name", name])
             .arg(folder)
             .output()
@@ -112,7 +111,7 @@ impl Manager {
         let mut command = Command::new("sh");
         command
             .args(["-c", "export LISTEN_PID=$$; exec \"$@\"", "sh"])
-            .arg(env!("CARGO_BIN_EXE_castore-fs"))
+            .arg(program())
             .args(["daemon", "--config"])
             .arg(&self.config)
             .env("NOTIFY_SOCKET", self.folder.path().join("notify"))
@@ -253,7 +252,7 @@ impl Manager {
 
     /// The output of `castore-fs status --json`.
     pub fn status(&self) -> serde_json::Value {
-        let output = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+        let output = Command::new(program())
             .args(["status", "--json", "--socket"])
             .arg(self.join("control"))
             .output()

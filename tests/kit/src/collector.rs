@@ -68,7 +68,6 @@ impl Collector {
     }
 
     /// The attributes of the sender.
-    #[allow(dead_code, reason = "not every test program uses it")]
     pub fn resource(&self) -> BTreeMap<String, String> {
         let kept = self.kept.0.lock().unwrap();
         let resource = kept[0].resource_spans[0].resource.as_ref().unwrap();

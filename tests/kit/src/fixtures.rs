@@ -1,7 +1,5 @@
 //! Data of other implementations, outside of the repository.
 
-#![allow(dead_code)] // not every test has data of others
-
 use std::path::PathBuf;
 
 use crate::skip::skip;
@@ -9,7 +7,7 @@ use crate::skip::skip;
 /// The fixture `name`: in the folder that `CASTORE_FS_FIXTURES` names, or beside the repository.
 /// Without it the test is skipped.
 pub fn fixture(name: &str) -> Option<PathBuf> {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/fixtures");
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/fixtures");
     let folder = std::env::var_os("CASTORE_FS_FIXTURES").unwrap_or_else(|| beside.into());
     let path = PathBuf::from(folder).join(name);
     match path.exists() {

@@ -1,24 +1,9 @@
 //! The service as systemd runs it, with a small stand-in for systemd. The real one is in
 //! `tests/system`.
 
-#[path = "kit/fixtures.rs"]
-mod fixtures;
-#[path = "service/image_view.rs"]
 mod image_view;
-#[path = "service/images.rs"]
 mod images;
-#[path = "kit/link.rs"]
-#[allow(dead_code)]
-mod link;
-#[path = "kit/manager.rs"]
-mod manager;
-#[path = "kit/mounted.rs"]
-#[allow(dead_code)]
-mod mounted;
-#[path = "service/passthrough.rs"]
 mod passthrough;
-#[path = "kit/skip.rs"]
-mod skip;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -30,8 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use manager::Manager;
-use mounted::can_mount;
+use kit::manager::Manager;
+use kit::mounted::can_mount;
 
 const ONE_MOUNT: &str = "[stores.disk]\nurl = 'local:@/store'\n[mounts.tree]\npath = '@/mnt'\n";
 
