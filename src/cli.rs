@@ -117,9 +117,9 @@ pub fn main() -> ExitCode {
     match arguments.verb {
         // The service's log is configured in its file.
         Verb::Daemon(_) => {}
-        Verb::Mount(_) | Verb::Virtiofs(_) | Verb::Serve(_) => log_messages("warn"),
+        Verb::Mount(_) | Verb::Virtiofs(_) | Verb::Serve(_) => log_messages("warn", true),
         // A failing endpoint makes the command fail, whose one error has the reason.
-        _ => log_messages("warn,castore_fs::store::reputation=off"),
+        _ => log_messages("warn,castore_fs::store::reputation=off", false),
     }
     allow_many_files();
     let result = match arguments.verb {
@@ -165,10 +165,10 @@ fn allow_many_files() {
     }
 }
 
-/// Logs at the level `usual`, warnings and errors, unless `RUST_LOG` has another. A mount that
-/// mount(8) has started logs to the journal, if there is one: its standard error ends with
-/// mount(8).
-fn log_messages(usual: &str) {
+/// Logs at the level `usual`, warnings and errors, unless `RUST_LOG` has another; `with_time` puts
+/// the time (UTC, RFC 3339) before each line. A mount that mount(8) has started logs to the journal,
+/// if there is one: its standard error ends with mount(8).
+fn log_messages(usual: &str, with_time: bool) {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let filter = match castore_fs::service::check_level(&asked) {
         Ok(()) if !asked.is_empty() => EnvFilter::new(asked),
@@ -186,11 +186,13 @@ fn log_messages(usual: &str) {
         let log = tracing_subscriber::registry().with(filter).with(journal);
         return log.init();
     }
-    tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .fmt_fields(castore_fs::service::text_fields())
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .init();
+        .with_ansi(std::io::stderr().is_terminal());
+    match with_time {
+        true => lines.init(),
+        false => lines.without_time().init(),
+    }
 }

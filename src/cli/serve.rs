@@ -13,7 +13,7 @@ use clap::Args;
 use tokio::sync::watch;
 
 use super::confine::{Added, confine};
-use super::failure::Failure;
+use super::failure::{Failure, say};
 use super::interrupt::on_interrupt;
 use super::store::StoreArguments;
 
@@ -159,6 +159,9 @@ impl Serve {
             binary_cache: Some(binary_cache),
             ..options.clone()
         };
+        for listener in grpc.iter().chain(&http) {
+            say(&format!("{} is on {listener}", opened.store.url()));
+        }
         let (stop, stopping) = watch::channel(false);
         on_interrupt(&opened.runtime, move || {
             let _ = stop.send(true);

@@ -91,7 +91,6 @@ pub fn start(log: &Log) -> Result<Option<Exporter>, LogError> {
             .fmt_fields(text_fields())
             .with_writer(io::stderr)
             .with_ansi(io::stderr().is_terminal())
-            .without_time()
             .boxed(),
     };
     let (exporter, traces) = match &log.otlp {

@@ -263,7 +263,7 @@ in
         netrc-file = "${builtins.storeDir}/00000000000000000000000000000000-netrc";
       };
     };
-    fires = [ "where everybody can read it" ];
+    fires = [ "where every user can read it" ];
   };
 
   isolated-guests = {
