@@ -693,7 +693,7 @@ in
 
   refuses-a-store-that-is-nowhere = {
     services.stores.local = { };
-    refused = "stores.local: this does not say where the store is";
+    refused = "stores.local: a store needs one of url";
   };
 
   refuses-two-mounts-on-one-path = {
@@ -729,7 +729,7 @@ in
 
   refuses-a-mount-on-everything = {
     services.mounts.tree.path = "/";
-    refused = "the absolute path of a folder other than /";
+    refused = "the absolute path of a directory other than /";
   };
 
   refuses-to-hide-the-nix-store = {
