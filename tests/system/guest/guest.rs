@@ -1,15 +1,15 @@
-//! The first and only program of the guest that `tests/system/virtiofs` boots.
+//! The first and only program of the guests that `tests/system/virtiofs` and `tests/system/pmem` boot.
 //!
 //! It takes commands from the second serial port, one a line, and answers each with a line: `ok`
 //! and what was found, or `err` and why not. Linked statically and built by bare rustc, so that an
-//! initramfs needs nothing else. Times are in microseconds and taken here, around the work alone.
+//! initramfs needs nothing else. With arguments it does what they say, on any machine. Times are in microseconds and taken here, around the work alone.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsString, c_char, c_int, c_ulong, c_void};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,11 +29,14 @@ unsafe extern "C" {
     fn umount2(target: *const c_char, flags: c_int) -> c_int;
     fn reboot(how: c_int) -> c_int;
     fn chroot(path: *const c_char) -> c_int;
+    fn syscall(number: std::ffi::c_long, ...) -> std::ffi::c_long;
     fn tcgetattr(fd: c_int, termios: *mut [u8; 256]) -> c_int;
     fn cfmakeraw(termios: *mut [u8; 256]);
     fn tcsetattr(fd: c_int, when: c_int, termios: *const [u8; 256]) -> c_int;
 }
 
+/// finit_module(2), on x86-64.
+const FINIT_MODULE: std::ffi::c_long = 313;
 const MS_RDONLY: c_ulong = 1;
 const MS_MOVE: c_ulong = 8192;
 const MNT_DETACH: c_int = 2;
@@ -55,21 +58,41 @@ fn check(outcome: c_int, what: &str) -> Result<(), String> {
 }
 
 fn mount_at(kind: &str, source: &str, target: &str, flags: c_ulong) -> Result<(), String> {
+    mount_with(kind, source, target, flags, "")
+}
+
+fn mount_with(
+    kind: &str,
+    source: &str,
+    target: &str,
+    flags: c_ulong,
+    options: &str,
+) -> Result<(), String> {
     let (source, kind_name, at) = (text(source), text(kind), text(target));
-    // SAFETY: three C strings that live through the call, and no data.
+    let options = text(options);
+    // SAFETY: four C strings that live through the call.
     let outcome = unsafe {
         mount(
             source.as_ptr(),
             at.as_ptr(),
             kind_name.as_ptr(),
             flags,
-            std::ptr::null(),
+            options.as_ptr().cast(),
         )
     };
     check(outcome, &format!("mount {kind} on {target}"))
 }
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if !arguments.is_empty() && std::process::id() != 1 {
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        match run(&words) {
+            Ok(reply) => println!("{reply}"),
+            Err(why) => panic!("{why}"),
+        }
+        return;
+    }
     for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
         let _ = fs::create_dir(place);
         if let Err(error) = mount_at(kind, kind, place, 0) {
@@ -116,6 +139,36 @@ fn run(words: &[&str]) -> Outcome {
         ["mount", tag, place] => {
             let _ = fs::create_dir_all(place);
             mount_at("virtiofs", tag, place, MS_RDONLY).map(|()| String::new())
+        }
+        ["mount_image", device, place] => {
+            let _ = fs::create_dir_all(place);
+            // Its driver looks at it in the background.
+            let appears = (0..100).any(|_| {
+                thread::sleep(Duration::from_millis(50));
+                Path::new(device).exists()
+            });
+            if !appears {
+                return Err(format!("there is no {device}"));
+            }
+            mount_with("erofs", device, place, MS_RDONLY, "dax=always").map(|()| String::new())
+        }
+        ["insmod", file] => {
+            let module = File::open(file).map_err(said)?;
+            // SAFETY: a descriptor and a C string that live through the call, and a number.
+            let outcome = unsafe { syscall(FINIT_MODULE, module.as_raw_fd(), c"".as_ptr(), 0) };
+            check(outcome as c_int, file).map(|()| String::new())
+        }
+        ["memory"] => {
+            let all = fs::read_to_string("/proc/meminfo").map_err(said)?;
+            let lines = all.lines().filter_map(|line| line.split_once(':'));
+            let lines = lines
+                .map(|(name, rest)| format!("{name}={} ", rest.trim().trim_end_matches(" kB")));
+            Ok(lines.collect())
+        }
+        ["sum", place] => {
+            let (mut files, mut state) = (0, 0);
+            sum(Path::new(place), &mut files, &mut state)?;
+            Ok(format!("files={files} hash={state:016x}"))
         }
         ["umount", place] => {
             // SAFETY: a C string that lives through the call.
@@ -287,6 +340,20 @@ fn read_all(folder: &Path, sum: &mut (u64, u64)) -> Result<(), String> {
             sum.0 += 1;
             sum.1 += fs::read(&path).map_err(at(&path))?.len() as u64;
         }
+    }
+    Ok(())
+}
+
+/// Adds the names and bytes of all files from `path` on to `state`, names sorted.
+fn sum(path: &Path, files: &mut u64, state: &mut u64) -> Result<(), String> {
+    if path.is_dir() {
+        for name in names(path)? {
+            *state = hash(*state, name.as_bytes());
+            sum(&path.join(name), files, state)?;
+        }
+    } else {
+        *files += 1;
+        *state = hash(*state, &fs::read(path).map_err(at(path))?);
     }
     Ok(())
 }
