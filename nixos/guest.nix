@@ -1,5 +1,5 @@
 # services.castore-fs.guest: inside a virtual machine, what a castore-fs on its host serves over
-# virtiofs. Nothing of castore-fs runs here; the kernel has all of it.
+# virtiofs, or shows as an image. Nothing of castore-fs runs here; the kernel has all of it.
 #
 # On the host: `services.castore-fs.virtiofs.<name>`, and a virtual machine whose memory is shared and
 # that has a vhost-user-fs device on that socket; docs/nixos.md has the lines.
@@ -17,16 +17,19 @@ let
 
   disk = "/nix/.castore-upper";
 
-  # The keys of every entry. Nothing waits for the device: it exists before the kernel runs.
+  byImage = cfg.store == "pmem";
+
+  # The keys of every entry. Nothing waits for a virtiofs device: it exists before the kernel runs.
   fileSystems = {
     ${cfg.mountPoint} = {
-      device = cfg.tag;
-      fsType = "virtiofs";
+      device = if byImage then cfg.device else cfg.tag;
+      fsType = if byImage then "erofs" else "virtiofs";
       options = [
         "ro"
         "nodev"
         "nosuid"
-      ];
+      ]
+      ++ lib.optional byImage "dax=always";
       noCheck = true;
       neededForBoot = cfg.nixStore.enable;
     };
@@ -54,7 +57,25 @@ let
 in
 {
   options.services.castore-fs.guest = {
-    enable = lib.mkEnableOption "a mount of what the host's castore-fs serves over virtiofs";
+    enable = lib.mkEnableOption "a mount of what the host's castore-fs serves";
+
+    store = mkOption {
+      type = types.enum [
+        "virtiofs"
+        "pmem"
+      ];
+      default = "virtiofs";
+      description = ''
+        How the host gives it to this machine: by a vhost-user-fs device, or as an image in a virtio-pmem
+        device, which is read in place. docs/images.md says which to choose.
+      '';
+    };
+
+    device = mkOption {
+      type = types.str;
+      default = "/dev/pmem0";
+      description = "The block device of the image, with `store = \"pmem\"`.";
+    };
 
     tag = mkOption {
       type = types.str;
@@ -102,7 +123,20 @@ in
         boot.initrd.availableKernelModules = [
           "overlay"
           "virtio_pci"
-          "virtiofs"
+        ]
+        ++ (
+          if byImage then
+            [
+              "erofs"
+              "nd_pmem"
+              "virtio_pmem"
+            ]
+          else
+            [ "virtiofs" ]
+        );
+        boot.initrd.kernelModules = lib.optionals byImage [
+          "nd_pmem"
+          "virtio_pmem"
         ];
         assertions = [
           {

@@ -122,6 +122,7 @@ in
           "image"
         ]) "What the kernel mounts; null for `fuse`.";
         images = optional types.bool "Whether trees are shown as disk images too, in `.images`.";
+        image-patience = optional types.str "For how long a read of an image in `.images` is repeated while its endpoint fails; null for `10m`.";
         mount-options = optional (types.listOf types.str) "Options that mount(8) has for every file system.";
         read-ahead = size "How far the kernel reads ahead of sequential readers; null for `1MiB`.";
         directory-memory = size "How much memory may hold Directories; null for `512MiB`.";
@@ -140,7 +141,8 @@ in
 
     images = mkOption {
       type = tableOf {
-        roots = required names "The names of the roots, in the store of the mount that shows the image.";
+        roots = optional names "The names of the roots, in the store of the mount that shows the image.";
+        roots-from = optional types.str "A file with these names, one a line, instead.";
       };
       default = { };
       description = "Images of several roots, which a mount with `images = true` shows as `.images/NAME.erofs`.";

@@ -48,7 +48,7 @@ use crate::castore::{Digest, Directory, Node, NodeRef, Printable};
 use crate::store::{Answer, Error, Store};
 
 pub use attributes::Owner;
-pub use images::{ImageClosures, ImageCount, PreparedImage};
+pub use images::{ImageClosures, ImageCount, ImageRoots, PreparedImage};
 pub use node_id::NodeId;
 pub use nodes::{Ledger, LedgerError, NodeCount};
 pub use passthrough::{BackingDevice, Handle, OpenCount, OpenRequest, Opened, Passthrough, Reads};
@@ -117,6 +117,8 @@ pub struct Options {
     /// Show trees as disk images in `.images`, and these images of several roots; no images without
     /// this.
     pub images: Option<Arc<ImageClosures>>,
+    /// For how long a read of an image is repeated whose endpoint fails; only once if this is zero.
+    pub image_patience: Duration,
     /// Whether EROFS mounts an image of `images`: the kernel then reports what it opens and closes.
     pub image_view: bool,
 }
@@ -138,6 +140,7 @@ impl Default for Options {
             slow_requests: None,
             warm_up: None,
             images: None,
+            image_patience: Duration::ZERO,
             image_view: false,
         }
     }

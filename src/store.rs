@@ -69,7 +69,7 @@ pub(crate) use cache::WithoutNear;
 pub use cache::{Cache, CacheOptions, CacheStatus, Prefetch};
 pub use combined::Combined;
 pub use error::{Damage, Error, Object};
-pub use filter::{Filter, Pattern};
+pub use filter::{Filter, Pattern, names_in};
 pub use grpc::GrpcStore;
 pub use health::{EndpointHealth, EndpointState, Health, MemberHealth, MemberState};
 pub use join::Join;

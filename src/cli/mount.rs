@@ -10,6 +10,7 @@ use std::time::Duration;
 use castore_fs::castore::Node;
 use castore_fs::fs::{Options, Owner, Reads, RootListing, Top, WarmUp};
 use castore_fs::profile::{Profiles, Subject};
+use castore_fs::service::config::Span;
 use castore_fs::store::{Blocking, Cache};
 use castore_fs::transport::fuse::{
     GenericOptions, MountOptions, MountWatch, Nursery, OwnFiles, Session, Unmounted, WantedView,
@@ -93,6 +94,11 @@ pub(super) struct Mount {
     /// digest
     #[arg(long)]
     images: bool,
+    /// For how long a read of an image in .images is repeated while its endpoint fails
+    ///
+    /// After that it is an I/O error, of which a virtual machine that maps the image dies.
+    #[arg(long, value_name = "TIME", default_value = "10m", requires = "images", value_parser = time)]
+    image_patience: Duration,
     /// What the kernel mounts
     ///
     /// An image is one tree (--root), and is mounted by the kernel's EROFS: a walk over it takes nearly no
@@ -183,6 +189,10 @@ impl ListRoot {
     }
 }
 
+fn time(text: &str) -> Result<Duration, String> {
+    text.parse().map(|Span(time)| time)
+}
+
 impl Mount {
     pub(super) fn run(self) -> Result<(), Failure> {
         let generic = self.generic()?;
@@ -209,6 +219,7 @@ impl Mount {
             xattr: self.xattr,
             warm_up: self.warm_up(&opened)?,
             images: self.images.then(Arc::default),
+            image_patience: self.image_patience,
             ..Options::default()
         };
         let defaults = MountOptions::default();

@@ -8,7 +8,7 @@ use castore_fs::castore::Printable;
 use castore_fs::fs::WarmUpCount;
 use castore_fs::service::{self, LatencyStatus, Status as Answer, StoreStatus};
 use castore_fs::store::{EndpointState, MemberState};
-use castore_fs::transport::fuse::View;
+use castore_fs::transport::fuse::{FileUsers, View};
 use clap::Args;
 use indicatif::HumanBytes;
 
@@ -38,7 +38,8 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn run(self) -> Result<(), Failure> {
         loop {
-            let status = service::ask_status(&self.control.socket)?;
+            let mut status = service::ask_status(&self.control.socket)?;
+            count_image_users(&mut status);
             let mut output = Output::open()?;
             match self.json {
                 true => output.json(&status)?,
@@ -49,6 +50,23 @@ impl Status {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+}
+
+/// Counts the processes that use images. The service itself may not be permitted to look at them.
+fn count_image_users(status: &mut Answer) {
+    for mount in status.mounts.values_mut() {
+        if mount.opened_images.is_empty() || !mount.mounted {
+            continue;
+        }
+        let users = FileUsers::of_mount(&mount.path);
+        for image in &mut mount.opened_images {
+            let of_file = |inode| users.by_inode.get(inode).copied().unwrap_or_default();
+            image.users = Some(match mount.view {
+                View::Image => users.processes,
+                View::Fuse => image.inode_numbers.iter().map(of_file).sum(),
+            });
         }
     }
 }
@@ -261,11 +279,12 @@ fn show(status: &Answer, output: &mut Output) -> Result<(), Failure> {
             let size = image.size.map(|size| format!("{}, ", HumanBytes(size)));
             writeln!(
                 text,
-                "  image {}: {}layout version {}, {} read",
+                "  image {}: {}layout version {}, {} read, used by {} processes",
                 image.digest,
                 size.unwrap_or_default(),
                 image.layout_version,
-                HumanBytes(image.read_bytes)
+                HumanBytes(image.read_bytes),
+                image.users.unwrap_or_default()
             )?;
         }
         if let Some(warmup) = &mount.warmup {

@@ -13,12 +13,18 @@
 //! **Every path is a file of its own**, as everywhere in a mount, with its own node id and inode number
 //! ([`numbering`](super::numbering)). Images of one tree share the layout.
 //!
+//! **A failed fetch is repeated** for [`image_patience`](super::Options::image_patience) if an endpoint
+//! is the reason: a virtual machine that maps an image dies of a page that cannot be read. In between, no
+//! thread waits.
+//!
 //! **Layouts are computed, not stored.** Of the images that were read last, layouts are kept within
 //! [`LAYOUT_BYTES`]; another is made again when it is read.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -35,11 +41,11 @@ use super::nodes::{Ledger, Numbered};
 use super::numbering::{IMAGES_INO, Numbering, ROOT_INO};
 use super::root_lookup::RootListing;
 use super::top::{SeenRoot, Top};
-use super::waiting::Waiting;
+use super::waiting::{Repeat, Waiting};
 use super::{CastoreFs, FOREVER, NOT_AT_ALL, attributes, slow};
 use crate::castore::{Digest, Name, NodeRef, Printable, Root};
 use crate::image::{BLOCK, ImageLocation, ImageTop, ImageVersion};
-use crate::store::Bounded;
+use crate::store::{Bounded, names_in};
 use crate::tree::{ImageFile, ImageFileError, NoTime, Waits, image_top};
 
 /// The name of the directory.
@@ -59,19 +65,57 @@ const FIRST_CLOSURE: u64 = 1 << 40;
 #[derive(Debug, Default)]
 pub struct ImageClosures(RwLock<Closures>);
 
+/// The roots of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageRoots {
+    /// These.
+    Named(Vec<Name>),
+    /// Those whose names are in this file, one a line, when the image is looked up.
+    Listed(PathBuf),
+}
+
+impl From<Vec<Name>> for ImageRoots {
+    fn from(names: Vec<Name>) -> Self {
+        Self::Named(names)
+    }
+}
+
+impl ImageRoots {
+    /// Bytes that differ where the roots do.
+    fn bytes(&self) -> Vec<&[u8]> {
+        match self {
+            Self::Named(names) => names.iter().map(|name| &**name).collect(),
+            Self::Listed(file) => vec![b"", file.as_os_str().as_bytes()],
+        }
+    }
+
+    /// Their names, each once.
+    fn names(&self) -> io::Result<Vec<Name>> {
+        match self {
+            Self::Named(names) => Ok(names.clone()),
+            Self::Listed(file) => {
+                let names: BTreeSet<Name> = names_in(file)?.into_iter().collect();
+                Ok(names.into_iter().collect())
+            }
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Closures {
-    roots: BTreeMap<Name, Vec<Name>>,
+    roots: BTreeMap<Name, ImageRoots>,
     /// Another number for other closures.
     version: u64,
 }
 
 impl ImageClosures {
-    /// Sets the closures: for each name the names of roots.
-    pub fn set(&self, now: BTreeMap<Name, Vec<Name>>) {
+    /// Sets the closures: for each name the roots.
+    pub fn set<R: Into<ImageRoots>>(&self, now: BTreeMap<Name, R>) {
+        let now = now.into_iter().map(|(name, roots)| (name, roots.into()));
+        let now: BTreeMap<Name, ImageRoots> = now.collect();
         let mut hasher = blake3::Hasher::new();
         for (name, roots) in &now {
-            for part in std::iter::once(name).chain(roots) {
+            for part in std::iter::once(&**name).chain(roots.bytes()) {
                 // No name has a slash.
                 hasher.update(part).update(b"/");
             }
@@ -88,7 +132,7 @@ impl ImageClosures {
         self.0.read().version
     }
 
-    fn get(&self, name: &[u8]) -> Option<Vec<Name>> {
+    fn get(&self, name: &[u8]) -> Option<ImageRoots> {
         let name = Name::new(name).ok()?;
         self.0.read().roots.get(&name).cloned()
     }
@@ -163,6 +207,13 @@ pub struct ImageCount {
     pub layout_bytes: u64,
     /// Bytes that the kernel read of them since this process serves the mount.
     pub read_bytes: u64,
+    /// The inode numbers of its files in `.images`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inode_numbers: Vec<u64>,
+    /// Processes that have one of them open or mapped, or use files of the mount that it is; nothing if
+    /// that was not looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<u64>,
 }
 
 impl Seen {
@@ -264,8 +315,15 @@ impl Images {
         self.seen.read().all.get(index as usize).cloned()
     }
 
-    fn count(&self, tree: &SeenTree) -> ImageCount {
+    fn count(&self, tree: &Arc<SeenTree>) -> ImageCount {
         let digest = tree.top.digest();
+        let seen = self.seen.read();
+        let of_tree = seen
+            .all
+            .iter()
+            .filter(|image| Arc::ptr_eq(&image.tree, tree));
+        let inode_numbers = of_tree.map(|image| image.ino).take(MOST_COUNTED).collect();
+        drop(seen);
         let file = self.files.lock().get(&digest);
         let layout = file.as_ref().map(|file| file.layout());
         ImageCount {
@@ -274,6 +332,8 @@ impl Images {
             size: layout.map(|layout| layout.size()),
             layout_bytes: layout.map_or(0, |layout| layout.resident_bytes() as u64),
             read_bytes: tree.read.load(Ordering::Relaxed),
+            inode_numbers,
+            users: None,
         }
     }
 }
@@ -405,8 +465,8 @@ impl CastoreFs {
             let is_it = name == digest.to_hex().as_bytes();
             return Ok(is_it.then_some(named(ImageTop::Directory(*digest))));
         }
-        if let Some(names) = images.closures.get(name) {
-            return Ok(self.resolve_closure(name, &names)?.map(named));
+        if let Some(roots) = images.closures.get(name) {
+            return Ok(self.resolve_closure(name, &roots)?.map(named));
         }
         if let Some(root) = self.find_root(name)? {
             let (_, ino) = self.roots.index(&root);
@@ -427,10 +487,24 @@ impl CastoreFs {
         Ok(found.then_some(named(ImageTop::Directory(digest))))
     }
 
-    /// What the closure `name` of the roots `names` shows; nothing while one of them does not exist.
-    fn resolve_closure(&self, name: &[u8], names: &[Name]) -> io::Result<Option<ImageTop>> {
+    /// What the closure `name` of the roots `of` shows; nothing while one of them does not exist.
+    fn resolve_closure(&self, name: &[u8], of: &ImageRoots) -> io::Result<Option<ImageTop>> {
+        let names = match of.names() {
+            Ok(names) if !names.is_empty() => names,
+            Ok(_) => {
+                tracing::warn!(image = %Printable(name), roots = ?of, "an image has no roots");
+                return Ok(None);
+            }
+            Err(error) => {
+                tracing::warn!(
+                    image = %Printable(name), roots = ?of, %error,
+                    "the names of an image's roots cannot be read"
+                );
+                return Ok(None);
+            }
+        };
         let mut roots = Vec::with_capacity(names.len());
-        for root in names {
+        for root in &names {
             let Some(found) = self.find_root(root)? else {
                 tracing::warn!(
                     image = %Printable(name), root = %root,
@@ -595,13 +669,53 @@ impl CastoreFs {
         slow::reads_at(offset);
         let image = images.get(index).ok_or(failure(libc::ESTALE));
         Some(image.and_then(|SeenImage { tree, .. }| {
-            let file = self.image_file(images, &tree)?;
-            let read = file.read_at(offset, buffer, &self.waiting);
-            let read = read.inspect(|length| {
-                images.note_read(&tree, &file, offset, *length as u64);
-            });
-            read.map_err(|error| self.image_failed(&tree.top, Some((&file, offset)), &error))
+            let read = self
+                .make_image_file(images, &tree, &self.waiting)
+                .and_then(|file| {
+                    let length = file.read_at(offset, buffer, &self.waiting)?;
+                    images.note_read(&tree, &file, offset, length as u64);
+                    Ok(length)
+                });
+            read.map_err(|error| {
+                let file = images.files.lock().get(&tree.top.digest());
+                self.image_read_failed(&tree.top, file.as_deref(), offset, &error)
+            })
         }))
+    }
+
+    /// What the reader at `offset` of the image of `top` gets for `error`. What failed because of an
+    /// endpoint is fetched again a moment later, for [`Options::image_patience`](super::Options).
+    fn image_read_failed(
+        &self,
+        top: &ImageTop,
+        file: Option<&ImageFile>,
+        offset: u64,
+        error: &ImageFileError,
+    ) -> io::Error {
+        let patience = self.options.image_patience;
+        let may_pass =
+            matches!(error, ImageFileError::Store(error) if errno::is_unreachable(error));
+        let repeat = match may_pass {
+            true => self.waiting.repeat(&self.store, patience),
+            false => Repeat::No,
+        };
+        match repeat {
+            Repeat::No => return self.image_failed(top, file.map(|file| (file, offset)), error),
+            Repeat::Another => {}
+            Repeat::First => {
+                let location = file.and_then(|file| file.location(offset));
+                tracing::warn!(
+                    image = %top.digest(),
+                    offset,
+                    path = location.as_ref().map(|location| location.path.as_str()),
+                    digest = location.as_ref().map(|location| tracing::field::display(location.digest)),
+                    patience_s = patience.as_secs(),
+                    %error,
+                    "an image cannot be read at the moment: its reader waits, and the fetch is repeated"
+                );
+            }
+        }
+        errno::parked()
     }
 
     /// Whether a request for `node` may block: those in `.images`. It needs a thread of its own.

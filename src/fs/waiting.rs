@@ -34,9 +34,16 @@ use super::slow::{self, Story};
 use crate::castore::{Digest, Directory, Root};
 use crate::store::{Error, Store};
 
+/// The pause before a failed fetch is repeated for the first time; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest of these pauses.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
 /// What a request waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
+    /// Some time, before what failed is fetched again: the number of the pause.
+    Pause(u32),
     Directory(Digest),
     Root {
         name: Vec<u8>,
@@ -55,6 +62,8 @@ pub(super) enum Wanted {
 /// The outcome.
 #[derive(Clone, Debug)]
 pub(super) enum Brought {
+    /// The time has passed; the first fetch failed at this moment.
+    Pause(Instant),
     Directory(Option<Directory>),
     Root(Option<Root>),
     Roots(Arc<[Root]>),
@@ -195,6 +204,17 @@ pub(super) fn has_waited_for_bytes() -> bool {
     })
 }
 
+/// Which pause a request is to make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// The first one.
+    First,
+    /// One of the others.
+    Another,
+    /// None: it has tried for long enough, or cannot be parked.
+    No,
+}
+
 /// Where requests wait.
 #[derive(Clone)]
 pub struct Waiting {
@@ -242,6 +262,31 @@ impl Waiting {
     pub(super) fn block<T>(&self, work: impl Future<Output = T>) -> T {
         let _counted = Counted::new(&self.count);
         tokio::task::block_in_place(|| self.runtime.block_on(work))
+    }
+
+    /// Parks the request that this thread answers for a moment, after which it is answered again, unless
+    /// it has been repeated for `patience`. For one whose fetch from `store` has failed.
+    pub(super) fn repeat(&self, store: &Arc<dyn Store>, patience: Duration) -> Repeat {
+        let made = CURRENT.with_borrow(|current| {
+            let known = &current.as_ref()?.known;
+            let made = known.iter().filter_map(|(_, outcome)| match outcome {
+                Ok(Brought::Pause(since)) => Some(*since),
+                _ => None,
+            });
+            Some(made.collect::<Vec<_>>())
+        });
+        let Some(made) = made else {
+            return Repeat::No;
+        };
+        let tried = made.first().map_or(Duration::ZERO, Instant::elapsed);
+        if tried >= patience {
+            return Repeat::No;
+        }
+        match self.wait(store, Wanted::Pause(made.len() as u32)) {
+            Err(Stop::Parked) if made.is_empty() => Repeat::First,
+            Err(Stop::Parked) => Repeat::Another,
+            _ => Repeat::No,
+        }
     }
 
     /// What `store` has of what is `wanted`: at once if it is known or ready. Otherwise the request
@@ -294,8 +339,20 @@ impl Waiting {
     }
 }
 
+/// How long the pause of this number is.
+fn pause(number: u32) -> Duration {
+    FIRST_PAUSE
+        .saturating_mul(1 << number.min(16))
+        .min(LONGEST_PAUSE)
+}
+
 async fn bring(store: Arc<dyn Store>, wanted: Wanted) -> Outcome {
     Ok(match wanted {
+        Wanted::Pause(number) => {
+            let first_failed = Instant::now();
+            tokio::time::sleep(pause(number)).await;
+            Brought::Pause(first_failed)
+        }
         Wanted::Directory(digest) => Brought::Directory(store.directory(&digest).await?),
         Wanted::Root { name, patience } => {
             let root = store.root(&name);
@@ -320,4 +377,42 @@ async fn bring(store: Arc<dyn Store>, wanted: Wanted) -> Outcome {
             length,
         } => Brought::Bytes(store.read(&digest, size, offset, length).await?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    #[test]
+    fn a_failed_fetch_is_repeated_in_pauses_until_patience_ends() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let waiting = Waiting::new(runtime.handle().clone());
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let patience = Duration::from_secs(3600);
+        // A thread that answers no request is not parked.
+        assert_eq!(waiting.repeat(&store, patience), Repeat::No);
+        let mut paused = Paused::default();
+        let mut repeats = Vec::new();
+        for _ in 0..8 {
+            let (repeat, parked) = parkable(&mut paused, || waiting.repeat(&store, patience));
+            repeats.push(repeat);
+            paused.arrived(runtime.block_on(parked.unwrap().arrival()));
+        }
+        assert_eq!(repeats[0], Repeat::First);
+        assert!(repeats[1..].iter().all(|repeat| *repeat == Repeat::Another));
+        let pauses: Duration = (0..8).map(pause).sum();
+        assert_eq!(
+            pauses,
+            Duration::from_millis(250 + 500 + 1000 + 2000 + 4 * 4000)
+        );
+        assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
+        let ends = || waiting.repeat(&store, Duration::from_nanos(1));
+        let (repeat, parked) = parkable(&mut paused, ends);
+        assert!(repeat == Repeat::No && parked.is_none());
+    }
 }

@@ -26,7 +26,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::castore::Name;
-use crate::fs::RootListing;
+use crate::fs::{ImageRoots, RootListing};
 use crate::server::{self, Access};
 use crate::stores::Plan;
 
@@ -150,6 +150,11 @@ pub struct Mount {
     /// Whether trees are shown as disk images too, in `.images`: [images.md](images.md).
     #[serde(default)]
     pub images: bool,
+    /// For how long a read of an image in `.images` is repeated while its endpoint fails, before it is an
+    /// I/O error: a virtual machine that maps the image dies of one. `0s` repeats none.
+    #[cfg_attr(test, schemars(with = "String", default = "image_patience_text"))]
+    #[serde(default = "image_patience")]
+    pub image_patience: Span,
     /// What the kernel mounts: FUSE, or with `root` an image that EROFS reads:
     /// [images.md](images.md#the-image-as-the-mount).
     #[serde(default)]
@@ -177,7 +182,12 @@ pub enum View {
 pub struct Image {
     /// The names of the roots. They are looked up in the mount's store when the image is opened;
     /// there is no image while one of them is missing.
+    #[serde(default)]
     pub roots: Vec<String>,
+    /// Take the names from this file instead: one a line, the last component of a path, so that the
+    /// `store-paths` of nixpkgs' `closureInfo` can be used. An absolute path. It is read when the image
+    /// is opened.
+    pub roots_from: Option<PathBuf>,
 }
 
 /// What listing the roots gives: `true`, `false` or `"empty"`.
@@ -577,6 +587,15 @@ fn drain_text() -> String {
     "20s".to_owned()
 }
 
+fn image_patience() -> Span {
+    Span(Duration::from_secs(600))
+}
+
+#[cfg(test)]
+fn image_patience_text() -> String {
+    "10m".to_owned()
+}
+
 fn slow_requests() -> Span {
     Span(Duration::from_secs(1))
 }
@@ -623,11 +642,15 @@ fn directory_memory_text() -> String {
 
 impl Config {
     /// The images of several roots: the names of the roots by the image's name.
-    pub fn image_closures(&self) -> BTreeMap<Name, Vec<Name>> {
+    pub fn image_closures(&self) -> BTreeMap<Name, ImageRoots> {
         // Invalid names were refused when the file was read.
         let name = |text: &String| Name::new(text.as_bytes()).ok();
         let closure = |(image, roots): (&String, &Image)| {
-            Some((name(image)?, roots.roots.iter().filter_map(name).collect()))
+            let of = match &roots.roots_from {
+                Some(file) => ImageRoots::Listed(file.clone()),
+                None => ImageRoots::Named(roots.roots.iter().filter_map(name).collect()),
+            };
+            Some((name(image)?, of))
         };
         self.images.iter().filter_map(closure).collect()
     }

@@ -276,6 +276,7 @@ impl Wanted {
             slow_requests: host.slow_requests,
             warm_up: host.warm_up(self.config.warmup, self.config.root.as_deref(), &self.plan),
             images: self.config.images.then(|| host.images.clone()),
+            image_patience: self.config.image_patience.0,
             ..Options::default()
         })
     }

@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,6 +88,17 @@ struct ReadNames {
     names: HashSet<Name>,
 }
 
+/// The names in `file`, one a line: the last component of a path.
+pub fn names_in(file: &Path) -> io::Result<Vec<Name>> {
+    let text = std::fs::read(file)?;
+    let lines = text.split(|&byte| byte == b'\n');
+    let names = lines.filter_map(|line| {
+        let name = line.rsplit(|&byte| byte == b'/').next()?;
+        Name::new(name).ok()
+    });
+    Ok(names.collect())
+}
+
 impl ListedNames {
     fn has(&self, name: &[u8]) -> bool {
         let Ok(name) = Name::new(name) else {
@@ -99,18 +111,13 @@ impl ListedNames {
         let version = version.ok();
         let mut read = self.read.lock();
         if read.version != version {
-            let text = std::fs::read(&self.file).unwrap_or_else(|error| {
+            let names = names_in(&self.file).unwrap_or_else(|error| {
                 tracing::warn!("cannot read the names in {}: {error}", self.file.display());
                 Vec::new()
             });
-            let lines = text.split(|&byte| byte == b'\n');
-            let names = lines.filter_map(|line| {
-                let name = line.rsplit(|&byte| byte == b'/').next()?;
-                Name::new(name).ok()
-            });
             *read = ReadNames {
                 version,
-                names: names.collect(),
+                names: names.into_iter().collect(),
             };
         }
         read.names.contains(&name)

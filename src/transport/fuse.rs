@@ -47,5 +47,5 @@ pub use pulse::{Pulse, Stuck};
 pub use remount::ExistingMount;
 pub use session::{MountOptions, Session};
 pub use unmount::Obstacles;
-pub use users::Users;
+pub use users::{FileUsers, Users};
 pub use view::{View, WantedView};

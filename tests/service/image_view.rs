@@ -1,5 +1,6 @@
 //! Mounts of the service whose view is an image.
 
+use super::far::{Server, config_of};
 use super::*;
 
 fn config(view: &str) -> String {
@@ -206,46 +207,8 @@ fn a_stop_waits_for_the_users_of_an_image() {
     assert!(manager.wait(), "{}", manager.log());
 }
 
-/// A server of the tree of `manager`, in a process of its own.
-struct Server {
-    child: std::process::Child,
-    address: std::net::SocketAddr,
-}
-
-impl Server {
-    fn start(manager: &Manager) -> Self {
-        let address = {
-            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            free.local_addr().unwrap()
-        };
-        let store = format!("local:{}", manager.join("store").display());
-        let child = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
-            .args(["serve", "--store", &store, "--listen", &address.to_string()])
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let server = Self { child, address };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while std::net::TcpStream::connect(address).is_err() {
-            assert!(Instant::now() < deadline, "no server");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        server
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn config_of(address: std::net::SocketAddr, view: &str) -> String {
-    format!(
-        "[stores.far]\nurl = 'grpc+http://{address}'\n\
-         [mounts.tree]\npath = '@/mnt'\nroot = 'tree'\nview = '{view}'\n"
-    )
+fn far_config(address: std::net::SocketAddr, view: &str) -> String {
+    config_of(address, &format!("root = 'tree'\nview = '{view}'"))
 }
 
 /// Names and sizes below a folder.
@@ -261,30 +224,42 @@ fn walk(folder: &Path, all: &mut BTreeMap<PathBuf, u64>) {
 }
 
 #[test]
-fn a_walk_over_a_tree_far_away_asks_for_nothing() {
-    let Some(mut manager) = service_of("auto", 2) else {
+fn a_tree_far_away_is_mounted_and_walked_in_three_round_trips() {
+    const FOLDERS: usize = 250;
+    const FILES: usize = 200;
+    let Some(mut manager) = service_of("image", 2) else {
         return;
     };
     let tree = manager.join("tree");
-    for part in ["a", "b/c", "b/d/e/f"] {
-        make_tree(&tree.join(part), 20);
+    for folder in 0..FOLDERS {
+        let folder = tree.join(format!("{}/{folder}", folder % 7));
+        fs::create_dir_all(&folder).unwrap();
+        for file in 0..FILES {
+            fs::write(folder.join(format!("file-{file}")), content(&folder, 3)).unwrap();
+        }
     }
     manager.import(&tree, "tree");
     let server = Server::start(&manager);
-    manager.configure(&config_of(server.address, "auto"));
+    let terms = kit::link::Terms {
+        round_trip: Duration::from_millis(10),
+        bytes_per_second: None,
+    };
+    let link = kit::link::Link::to(server.address, terms);
+    manager.configure(&far_config(link.address(), "image"));
     manager.start_and_wait();
     assert_eq!(types(&manager), ["erofs"], "{}", manager.log());
-    let questions = |manager: &Manager| {
-        let health = manager.status()["stores"]["far"]["endpoint"].clone();
-        health["requests"].as_u64().unwrap()
-    };
-    let (before, mut all) = (questions(&manager), BTreeMap::new());
+    let mut all = BTreeMap::new();
     walk(&manager.join("mnt"), &mut all);
-    assert_eq!(all.len(), 62 * 21 + 6);
-    assert_eq!(questions(&manager), before);
-    let read = fs::read(manager.join("mnt/b/d/e/f/folder-7/file-3")).unwrap();
-    assert!(read == content(Path::new("folder-7"), 3));
-    assert!(questions(&manager) > before);
+    assert_eq!(all.len(), FOLDERS * (FILES + 1) + 7 + 2 * 21);
+    let health = |manager: &Manager| manager.status()["stores"]["far"]["endpoint"].clone();
+    let after_walk = health(&manager);
+    println!("mounted and walked: {after_walk}");
+    // The root and its Directories: no blob.
+    let requests = |health: &serde_json::Value| health["requests"].as_u64().unwrap();
+    assert!(requests(&after_walk) <= 3, "{after_walk}");
+    let read = fs::read(manager.join("mnt/0/7/file-3")).unwrap();
+    assert!(read == content(Path::new("7"), 3));
+    assert!(requests(&health(&manager)) > requests(&after_walk));
 }
 
 #[test]
@@ -298,7 +273,7 @@ fn directories_that_take_long_make_a_fuse_mount() {
         bytes_per_second: None,
     };
     let link = kit::link::Link::to(server.address, terms);
-    manager.configure(&config_of(link.address(), "auto"));
+    manager.configure(&far_config(link.address(), "auto"));
     manager.start_and_wait();
     assert_eq!(types(&manager), ["fuse.castore-fs"]);
     let why = status(&manager)["why_no_image"].clone();
@@ -306,7 +281,7 @@ fn directories_that_take_long_make_a_fuse_mount() {
     let read = fs::read(manager.join("mnt/folder-1/file-3")).unwrap();
     assert!(read == content(Path::new("folder-1"), 3));
     // One that is wanted in any case is waited for.
-    manager.configure(&config_of(link.address(), "image"));
+    manager.configure(&far_config(link.address(), "image"));
     reload(&mut manager);
     assert_eq!(types(&manager), ["erofs"], "{}", manager.log());
 }

@@ -6,7 +6,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::far::{Server, config_of};
 use crate::{ONE_MOUNT, drop_caches, make_tree};
+use kit::link::{Link, Terms};
 use kit::manager::Manager;
 use kit::mounted::can_mount;
 
@@ -137,4 +139,149 @@ fn a_closure_changes_with_the_configuration_and_the_mount_stays() {
     assert!(!path.exists());
     assert!(manager.log().contains("three"), "{}", manager.log());
     assert_eq!(manager.status()["mounts"]["tree"]["adopted"], false);
+}
+
+/// An image in a mount of a store far away, and what its bytes are.
+struct FarImage {
+    manager: Manager,
+    path: std::path::PathBuf,
+    bytes: Vec<u8>,
+    link: Link,
+    _server: Server,
+}
+
+impl FarImage {
+    fn new(patience: &str) -> Self {
+        let mut manager = Manager::new("");
+        let tree = manager.join("tree");
+        make_tree(&tree, 2);
+        manager.import(&tree, "tree");
+        let exported = manager.join("exported");
+        let export = Command::new(env!("CARGO_BIN_EXE_castore-fs"))
+            .args(["export", "--format", "erofs", "--store"])
+            .arg(format!("local:{}", manager.join("store").display()))
+            .arg("tree")
+            .arg(&exported)
+            .status();
+        assert!(export.unwrap().success());
+        let server = Server::start(&manager);
+        let terms = Terms {
+            round_trip: Duration::from_millis(1),
+            bytes_per_second: None,
+        };
+        let link = Link::to(server.address, terms);
+        let more = format!("images = true\nimage-patience = '{patience}'");
+        manager.configure(&config_of(link.address(), &more));
+        manager.start_and_wait();
+        Self {
+            path: manager.join("mnt/.images/tree.erofs"),
+            bytes: fs::read(exported).unwrap(),
+            manager,
+            link,
+            _server: server,
+        }
+    }
+
+    /// Where the data of the last file are.
+    fn last_data(&self) -> u64 {
+        let last = self.bytes.iter().rposition(|byte| *byte != 0).unwrap();
+        last as u64 & !0xfff
+    }
+
+    fn wait_for_log(&self, what: &str) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.manager.log().contains(what) {
+            assert!(Instant::now() < deadline, "{}", self.manager.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn a_failed_fetch_of_a_page_is_repeated_until_the_server_is_back() {
+    if !can_mount() {
+        return;
+    }
+    let far = FarImage::new("10m");
+    let image = fs::File::open(&far.path).unwrap();
+    let (at, mut page) = (far.last_data(), vec![0; 4096]);
+    image.read_exact_at(&mut page, 0).unwrap();
+    far.link.cut();
+    let reader = std::thread::spawn(move || image.read_exact_at(&mut page, at).map(|()| page));
+    far.wait_for_log("the fetch is repeated");
+    // One that is to die does not wait.
+    let mut killed = Command::new("cat").arg(&far.path).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    killed.kill().unwrap();
+    assert!(!killed.wait().unwrap().success());
+    assert!(!reader.is_finished());
+    far.link.mend();
+    let page = reader.join().unwrap().unwrap();
+    assert!(page == far.bytes[at as usize..][..4096]);
+    let log = far.manager.log();
+    assert!(!log.contains("an image cannot be read\""), "{log}");
+    // The line names what is there.
+    let line = log
+        .lines()
+        .find(|line| line.contains("the fetch is repeated"));
+    assert!(line.unwrap().contains("/folder-"), "{log}");
+}
+
+#[test]
+fn a_failed_fetch_of_a_page_is_an_error_once_patience_ends() {
+    if !can_mount() {
+        return;
+    }
+    let far = FarImage::new("0s");
+    let image = fs::File::open(&far.path).unwrap();
+    far.link.cut();
+    let read = image.read_exact_at(&mut [0; 4096], far.last_data());
+    assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO));
+    far.link.mend();
+    let mut page = vec![0; 4096];
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while image.read_exact_at(&mut page, far.last_data()).is_err() {
+        assert!(Instant::now() < deadline, "{}", far.manager.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(page == far.bytes[far.last_data() as usize..][..4096]);
+}
+
+#[test]
+fn a_closure_comes_from_a_file_and_the_status_counts_the_processes_that_use_it() {
+    if !can_mount() {
+        return;
+    }
+    let listed = "[images.all]\nroots-from = '@/names'\n";
+    let mut manager = Manager::new(&with_images(listed));
+    for name in ["one", "two"] {
+        let tree = manager.join(name);
+        make_tree(&tree, 1);
+        manager.import(&tree, name);
+    }
+    manager.start_and_wait();
+    let path = manager.join("mnt/.images/all.erofs");
+    assert!(!path.exists(), "the file is missing");
+    fs::write(manager.join("names"), "/some/store/two\none\none\n").unwrap();
+    let from_file = fs::read(&path).unwrap();
+    let users = |manager: &Manager| {
+        let images = manager.status()["mounts"]["tree"]["opened_images"].clone();
+        images[0]["users"].as_u64()
+    };
+    assert_eq!(users(&manager), Some(0));
+    let mut user = Command::new("sleep")
+        .arg("1000")
+        .stdin(fs::File::open(&path).unwrap())
+        .spawn()
+        .unwrap();
+    assert_eq!(users(&manager), Some(1));
+    user.kill().unwrap();
+    user.wait().unwrap();
+    assert_eq!(users(&manager), Some(0));
+    // The same as with the names in the configuration.
+    manager.configure(&with_images("[images.all]\nroots = ['one', 'two']\n"));
+    let ready = manager.count("READY=1");
+    manager.signal(libc::SIGHUP);
+    manager.wait_for("READY=1", ready + 1);
+    assert!(fs::read(&path).unwrap() == from_file);
 }

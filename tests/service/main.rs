@@ -1,6 +1,7 @@
 //! The service as systemd runs it, with a small stand-in for systemd. The real one is in
 //! `tests/system`.
 
+mod far;
 mod image_view;
 mod images;
 mod passthrough;

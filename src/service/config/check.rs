@@ -266,12 +266,21 @@ fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem
 
 fn check_images(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {
     for (name, image) in &config.images {
+        if let Some(file) = &image.roots_from {
+            let what = match (file.is_absolute(), image.roots.is_empty()) {
+                (true, true) => continue,
+                (true, false) => "the roots come from this file: leave out `roots`",
+                (false, _) => "this must be an absolute path",
+            };
+            problems.push(source.at(&["images", name.as_str(), "roots-from"], what));
+            continue;
+        }
         let mut seen = BTreeSet::new();
         let mut wrong = |what: String| {
             problems.push(source.at(&["images", name.as_str(), "roots"], what));
         };
         if image.roots.is_empty() {
-            wrong("an image needs at least one root".to_owned());
+            wrong("an image needs at least one root, or `roots-from`".to_owned());
         }
         for root in &image.roots {
             if let Err(error) = Name::new(root.as_bytes()) {

@@ -108,12 +108,9 @@ impl Serving {
             if catch_unwind(at_hand).unwrap_or(false) {
                 return;
             }
-            let (serving, mut request) = (self.clone(), request.to_vec());
             let began = answering.pause();
-            self.fs.runtime().spawn_blocking(move || {
-                serving.answer_blocking(&header, &mut request);
-                serving.counters.ended(&header, began);
-            });
+            let waits = self.clone().wait_blocking(header, request.to_vec(), began);
+            self.fs.runtime().spawn(waits);
             return;
         }
         let mut paused = Paused::default();
@@ -126,14 +123,40 @@ impl Serving {
         }
     }
 
-    /// Answers a request on a thread that may wait for it.
-    fn answer_blocking(&self, header: &InHeader, request: &mut [u8]) {
-        let mut paused = Paused::default();
-        let mut reply = vec![0; device::REPLY_BYTES];
-        let _in_span = self.span.enter();
-        while let Some(parked) = self.go_on(header, request, &mut reply, &mut paused) {
-            paused.arrived(self.fs.runtime().block_on(parked.arrival()));
+    /// Answers a request whose answer may block, on threads for that. While it is parked it has none.
+    async fn wait_blocking(self: Arc<Self>, header: InHeader, request: Vec<u8>, began: Instant) {
+        let unique = header.unique & !REPEATED;
+        let (mut ended, interrupted) = self.parked.park(unique, header.pid);
+        if interrupted {
+            self.watch(unique, header.pid);
         }
+        let answered = async {
+            let mut paused = Paused::default();
+            loop {
+                let (serving, mut request) = (self.clone(), request.clone());
+                let answer = self.fs.runtime().spawn_blocking(move || {
+                    let mut reply = vec![0; device::REPLY_BYTES];
+                    let _in_span = serving.span.enter();
+                    let parked = serving.go_on(&header, &mut request, &mut reply, &mut paused);
+                    (parked, paused)
+                });
+                // A panic of it was answered; a runtime that ends has ended the mount.
+                let Ok((Some(parked), state)) = answer.await else {
+                    return;
+                };
+                paused = state;
+                paused.arrived(parked.arrival().await);
+            }
+        };
+        tokio::select! {
+            () = answered => {}
+            // What it fetches goes on, and the kernel ignores a second answer.
+            _ = &mut ended => {
+                let _ = device::reply_error(&self.device, header.unique, libc::EINTR);
+            }
+        }
+        self.parked.take_back(unique);
+        self.counters.ended(&header, began);
     }
 
     /// Answers a request of which `paused` is the state; returns what it waits for if it cannot be

@@ -8,7 +8,7 @@
 //! The search has a thread of its own, since a look at what a process has mapped can wait for ever
 //! ([`deadline`](super::deadline)); that comes last. What was found within [`PATIENCE`] counts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -102,6 +102,77 @@ impl Users {
     }
 }
 
+/// How many processes have files of a file system open or mapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileUsers {
+    /// Processes, in all.
+    pub processes: u64,
+    /// Processes by the inode number of the file.
+    pub by_inode: BTreeMap<u64, u64>,
+}
+
+impl FileUsers {
+    /// Looks for users of the file system that is mounted on `path`, for no longer than a second.
+    /// A process without privilege sees its own user's processes only.
+    pub fn of_mount(path: &Path) -> Self {
+        let mut users = Self::default();
+        let table = MountTable::read().ok();
+        let Some(device) = table.and_then(|table| Some(table.mounted_on(path)?.device)) else {
+            return users;
+        };
+        let deadline = Instant::now() + PATIENCE;
+        let (sender, found) = mpsc::channel();
+        let look = move || {
+            for id in process_ids() {
+                let Some(_look) = Look::begin(id) else {
+                    continue;
+                };
+                let used = inodes(&folder(id), device);
+                if Instant::now() > deadline || sender.send(used).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("image-users".into());
+        let _ = thread.spawn(look);
+        while let Some(left) = deadline.checked_duration_since(Instant::now())
+            && let Ok(used) = found.recv_timeout(left)
+        {
+            users.processes += u64::from(!used.is_empty());
+            for inode in used {
+                *users.by_inode.entry(inode).or_default() += 1;
+            }
+        }
+        users
+    }
+}
+
+/// The inode numbers of the files in `device` that the process of `folder` has open or mapped, or works in.
+fn inodes(folder: &Path, device: DeviceNumber) -> BTreeSet<u64> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let used = links(folder).filter_map(|link| {
+        let found = rustix::fs::statx(CWD, link, flags, StatxFlags::INO).ok()?;
+        let of = (found.stx_dev_major, found.stx_dev_minor);
+        (of == (device.major, device.minor)).then_some(found.stx_ino)
+    });
+    let mut inodes: BTreeSet<u64> = used.collect();
+    let wanted = format!("{:02x}:{:02x}", device.major, device.minor);
+    let maps = fs::read_to_string(folder.join("maps")).unwrap_or_default();
+    inodes.extend(maps.lines().filter_map(|line| {
+        let mut columns = line.split(' ').skip(3);
+        let is_in = columns.next()? == wanted;
+        let inode = columns.next()?.parse::<u64>().ok()?;
+        is_in.then_some(inode)
+    }));
+    inodes
+}
+
+/// The ids of all processes.
+fn process_ids() -> impl Iterator<Item = u32> {
+    let ids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
 /// A search in /proc.
 struct Search {
     deadline: Instant,
@@ -113,9 +184,7 @@ impl Search {
     fn run(self, device: DeviceNumber) {
         let mut namespaces: BTreeSet<PathBuf> =
             fs::read_link("/proc/self/ns/mnt").into_iter().collect();
-        let ids = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        for id in ids {
+        for id in process_ids() {
             if Instant::now() > self.deadline {
                 return;
             }
@@ -176,14 +245,15 @@ impl Process {
 
 /// Whether the process of `folder` has a working directory, open or mapped file in `device`.
 fn uses(folder: &Path, device: DeviceNumber) -> bool {
+    links(folder).any(|link| is_in(&link, device)) || maps(folder, device)
+}
+
+/// The links in `folder` to what its process has open, and to its directories.
+fn links(folder: &Path) -> impl Iterator<Item = PathBuf> {
     let open = fs::read_dir(folder.join("fd")).into_iter().flatten();
     let open = open.flatten().map(|entry| entry.path());
-    let links = ["cwd", "root"].map(|link| folder.join(link));
-    links
-        .into_iter()
-        .chain(open)
-        .any(|link| is_in(&link, device))
-        || maps(folder, device)
+    let directories = ["cwd", "root"].map(|link| folder.join(link));
+    directories.into_iter().chain(open)
 }
 
 /// Whether `link` points into `device`.

@@ -647,6 +647,26 @@ in
       ];
   };
 
+  guest-by-image = {
+    services.enable = false;
+    services.guest = {
+      enable = true;
+      store = "pmem";
+      nixStore.enable = true;
+    };
+    check =
+      config:
+      let
+        lower = config.fileSystems."/nix/.castore";
+      in
+      [
+        (lower.device == "/dev/pmem0" && lower.fsType == "erofs" && lower.neededForBoot)
+        (elem "dax=always" lower.options)
+        (elem "virtio_pmem" config.boot.initrd.kernelModules)
+        (elem "erofs" config.boot.initrd.availableKernelModules)
+      ];
+  };
+
   guest-on-disk = {
     services.enable = false;
     services.guest = {
@@ -998,6 +1018,15 @@ in
       view = "auto";
     };
     check = config: [ (elem "erofs" config.boot.kernelModules) ];
+  };
+
+  no-image-needs-none = {
+    services.settings.mounts.tree = {
+      path = "/srv/tree";
+      root = "tree";
+      view = "fuse";
+    };
+    check = config: [ (!elem "erofs" config.boot.kernelModules) ];
   };
 
   refuses-settings-without-effect = {

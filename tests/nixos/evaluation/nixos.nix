@@ -231,6 +231,7 @@ in
     warnings = option (types.listOf types.str) [ ];
 
     boot.initrd.availableKernelModules = strings;
+    boot.initrd.kernelModules = strings;
     boot.kernelModules = strings;
 
     environment.systemPackages = packages;
