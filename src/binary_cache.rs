@@ -26,5 +26,5 @@ mod rate;
 mod unpack;
 mod upstream;
 
-pub use address::{AddressError, CacheAddress, CacheLocation, SCHEMES};
+pub use address::{AddressError, CacheAddress, CacheLocation, SCHEMES, is_url};
 pub use upstream::{BinaryCaches, ClosureMode};

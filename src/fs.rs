@@ -45,7 +45,7 @@ use fuse_backend_rs::abi::fuse_abi::stat64;
 use fuse_backend_rs::api::filesystem::Entry;
 
 use crate::castore::{Digest, Directory, Node, NodeRef, Printable};
-use crate::store::{Answer, Error, Store};
+use crate::store::{Answer, Error, LocalStore, Store};
 
 pub use attributes::Owner;
 pub use images::{ImageClosures, ImageCount, ImageRoots, PreparedImage};
@@ -173,6 +173,8 @@ pub struct CastoreFs {
     images: Option<Images>,
     pause: Pause,
     listed: ListedRoots,
+    /// The stores on this machine's disks that `store` reads from.
+    embedded: Vec<LocalStore>,
 }
 
 /// A node with what its attributes need.
@@ -216,6 +218,7 @@ impl CastoreFs {
                 .warm_up
                 .clone()
                 .map(|warm_up| Learner::new(warm_up, 0)),
+            embedded: store.embedded(),
             store,
             options,
             roots: Roots::new(numbering, ledger),
@@ -268,6 +271,7 @@ impl CastoreFs {
         Ok(Self {
             learner: warm_up.map(|warm_up| Learner::new(warm_up, roots.len() as u32)),
             nodes,
+            embedded: store.embedded(),
             store,
             options,
             roots: Roots::adopt(roots, numbering, ledger),
@@ -370,7 +374,7 @@ impl CastoreFs {
     pub fn changed_roots(&self) -> Result<RootChanges, Error> {
         let listed = match self.options.root_names {
             RootNames::StorePaths => self.take_list(),
-            RootNames::Any => self.refresh_roots(),
+            RootNames::Any | RootNames::ValidPaths => self.refresh_roots(),
         };
         match listed {
             // No request runs here, so none is parked.

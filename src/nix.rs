@@ -7,6 +7,8 @@
 
 mod base32;
 mod content_address;
+pub mod daemon_protocol;
+mod derivation;
 mod hash;
 mod narinfo;
 mod path_info;
@@ -16,6 +18,7 @@ mod store_path;
 
 pub use base32::{decode as decode_base32, encode as encode_base32};
 pub use content_address::{ContentAddress, ContentAddressError, ContentMethod};
+pub use derivation::derivation_outputs;
 pub use hash::{NixHash, NixHashError};
 pub use narinfo::{MAX_NARINFO_BYTES, NarinfoError, NarinfoFile};
 pub use path_info::{MOST_SIGNATURES, NarHash, TooManySignatures, content_addressed, unite};

@@ -1,4 +1,5 @@
-//! Serving any store over gRPC, or as a Nix binary cache ([`BinaryCacheOptions`]).
+//! Serving any store over gRPC, or as a Nix binary cache ([`BinaryCacheOptions`]), or to Nix as its daemon
+//! ([`Options::nix_daemon`]).
 //!
 //! One server answers two kinds of client: castore-fs of the same version, through the services of
 //! `castore_fs.v1` (roots of any name, parts of blobs, additions in one stream), and clients of
@@ -30,6 +31,7 @@ mod ingest;
 mod limits;
 mod listen;
 mod nars;
+mod nix_daemon;
 mod parts;
 mod path_infos;
 mod path_names;
@@ -70,6 +72,7 @@ pub use authorize::{Rights, Tokens, TokensError};
 pub use binary_cache::{BinaryCacheOptions, DEFAULT_PRIORITY};
 pub use limits::Limits;
 pub use listen::{ListenError, Listener};
+pub use nix_daemon::{ConnectionKeeper, HandOver, NixDaemonOptions};
 
 use authorize::Authorize;
 use binary_cache::BinaryCache;
@@ -118,6 +121,8 @@ pub struct Options {
     pub tokens: Option<Tokens>,
     /// If given, the store is served as a Nix binary cache, and not over gRPC.
     pub binary_cache: Option<BinaryCacheOptions>,
+    /// If given, these are served as a Nix daemon, and not over gRPC.
+    pub nix_daemon: Option<NixDaemonOptions>,
 }
 
 /// The input of TLS: PEM text.
@@ -150,6 +155,7 @@ impl Default for Options {
             tls: None,
             tokens: None,
             binary_cache: None,
+            nix_daemon: None,
         }
     }
 }
@@ -256,7 +262,25 @@ pub async fn serve(
     };
     let mut running = JoinSet::new();
     let mut health = None;
-    if let Some(of_cache) = options.binary_cache.clone() {
+    if let Some(of_nix) = options.nix_daemon.clone() {
+        running.spawn(nix_daemon::serve_left(
+            of_nix.clone(),
+            options.clone(),
+            connections.clone(),
+            stopping.clone(),
+        ));
+        for listener in listeners {
+            let (connections, stopping) = (connections.clone(), stopping.clone());
+            let (of_nix, options) = (of_nix.clone(), options.clone());
+            running.spawn(nix_daemon::serve_one(
+                of_nix,
+                listener,
+                options,
+                connections,
+                stopping,
+            ));
+        }
+    } else if let Some(of_cache) = options.binary_cache.clone() {
         let (tokens, local) = (options.tokens.clone(), options.local.clone());
         let cache = BinaryCache::new(served, of_cache, tokens, every, local);
         for listener in listeners {

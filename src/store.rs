@@ -79,7 +79,7 @@ pub(crate) use local::url as local_url;
 pub use local::url::{local_folder, open_local};
 pub use local::{
     Chunk, ChunkPlace, Collected, GcOptions, Lease, LocalStore, Rebuilt, Repaired, RootRecord,
-    WaitingNar,
+    ValidPath, WaitingNar,
 };
 pub(crate) use measured::Measured;
 pub use memory::MemoryStore;

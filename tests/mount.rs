@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use castore_fs::castore::{Digest, Directory, Name, Node, Root};
 use castore_fs::fs::{Options, Owner, RootListing, RootNames, Top, WhenUnreachable};
-use castore_fs::store::{MemoryStore, Store};
+use castore_fs::nix::NarinfoFile;
+use castore_fs::store::{LocalStore, MemoryStore, Store, ValidPath};
 use castore_fs::transport::fuse::Unmounted;
 use kit::double::{DEADLINE, Double, Fate, Trouble};
 use kit::model::{Model, directory, file, program, symlink};
@@ -535,6 +536,45 @@ fn names_that_cannot_be_store_paths_with_content_cause_no_request() {
     assert_eq!(store.asked(), 0);
     assert_eq!(errno_of(mount.join(format!("{hash}-a"))), libc::ENOENT);
     assert_eq!(store.asked(), 1);
+}
+
+#[test]
+fn a_path_that_is_valid_for_nix_is_never_absent_and_other_names_need_not_be_there() {
+    if !can_mount() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(folder.path()).unwrap();
+    let (lost, other) = (
+        "11111111111111111111111111111111-lost",
+        "22222222222222222222222222222222-other",
+    );
+    for name in [SEEN, other] {
+        directory([("f", file("f"))]).put_root(&store, name);
+    }
+    let valid = [SEEN, lost].map(|name| {
+        let hash = "0".repeat(64);
+        let text =
+            format!("StorePath: /nix/store/{name}\nURL: -\nNarHash: sha256:{hash}\nNarSize: 1\n");
+        ValidPath::new(NarinfoFile::parse(text.as_bytes()).unwrap(), None)
+    });
+    store.add_valid_paths(&valid).unwrap();
+    for root_names in [RootNames::Any, RootNames::StorePaths, RootNames::ValidPaths] {
+        let options = Options {
+            root_names,
+            when_unreachable: WhenUnreachable::Absent,
+            ..Options::default()
+        };
+        let mount = Mounted::new(Arc::new(store.clone()), options);
+        assert_eq!(fs::read(mount.join(SEEN).join("f")).unwrap(), b"f");
+        assert_eq!(errno_of(mount.join(lost)), libc::EIO);
+        assert_eq!(
+            mount.join(other).exists(),
+            root_names != RootNames::ValidPaths
+        );
+        let none = mount.join("33333333333333333333333333333333-none");
+        assert_eq!(errno_of(none), libc::ENOENT);
+    }
 }
 
 #[test]

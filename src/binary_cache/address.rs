@@ -11,6 +11,11 @@ use crate::store::shown_parameter;
 /// The schemes, as they stand before the colon.
 pub const SCHEMES: [&str; 3] = ["nix+https", "nix+http", "nix+file"];
 
+/// Whether `url` is that of a binary cache.
+pub fn is_url(url: &str) -> bool {
+    (url.split_once(':')).is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
+}
+
 /// The address of one binary cache.
 ///
 /// `nix+https://HOST[/PATH]`, `nix+http://HOST[/PATH]` or `nix+file:///DIR`, with parameters:

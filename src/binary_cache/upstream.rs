@@ -20,10 +20,11 @@ use super::failure::CacheFailure;
 use super::info::{CacheInfo, MAX_INFO_BYTES};
 use super::unpack::{ChunkReader, address_fits_contents, compression, unpack};
 use crate::castore::{Digest, Directory, GroupTable, Node, NodeRef, Root};
-use crate::nix::{MAX_NARINFO_BYTES, NarinfoFile, PathInfo, StorePath};
+use crate::nix::{MAX_NARINFO_BYTES, NarinfoFile, NixHash, PathInfo, StorePath};
 use crate::store::flights::Flights;
 use crate::store::{
-    Answer, BackingFile, CachedRoot, Error, Health, Ingest, LocalStore, Store, Usage, network,
+    Answer, BackingFile, CachedRoot, Error, Health, Ingest, LocalStore, Store, Usage, ValidPath,
+    network,
 };
 
 /// NARs that are downloaded and unpacked at once.
@@ -242,9 +243,11 @@ impl Inner {
 
     async fn ask(&self, path: &StorePath) -> Result<Option<Arc<Known>>, Error> {
         let (order, mut failure) = self.order().await;
+        let reported = self.into.valid_path(path.to_string().as_bytes())?;
         for index in order {
             let cache = &self.caches[index];
-            match self.ask_one(index, path).await {
+            let asked = self.ask_one(index, path).await;
+            match asked.and_then(|known| same_as_reported(known, reported.as_ref())) {
                 Ok(Some(known)) => {
                     let known = Arc::new(known);
                     self.absent.remove(&path.to_string());
@@ -259,9 +262,15 @@ impl Inner {
                 }
             }
         }
-        match failure {
-            Some(failure) => Err(failure),
-            None => {
+        match (failure, reported) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(_)) => Err(Error::Remote {
+                store: self.url.clone(),
+                request: format!("the narinfo of {path}"),
+                why: "no binary cache has the path any more, which was reported to Nix as valid"
+                    .to_owned(),
+            }),
+            (None, None) => {
                 self.absent.insert(&path.to_string());
                 Ok(None)
             }
@@ -440,6 +449,24 @@ impl Inner {
         }
         Ok(false)
     }
+}
+
+/// Fails if `known` has other contents or references than the path was reported to Nix with: the next
+/// cache may have the same.
+fn same_as_reported(
+    known: Option<Known>,
+    reported: Option<&ValidPath>,
+) -> Result<Option<Known>, CacheFailure> {
+    if let (Some(Known { narinfo, .. }), Some(ValidPath { info, .. })) = (&known, reported)
+        && (narinfo.nar != info.nar || narinfo.references != info.references)
+    {
+        return Err(CacheFailure::Refused(format!(
+            "it has another NarHash or other references than the path was reported to Nix with, as valid, \
+             which is {}",
+            NixHash::Sha256(info.nar.sha256)
+        )));
+    }
+    Ok(known)
 }
 
 /// An LRU cache of `most` values.

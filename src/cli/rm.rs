@@ -25,6 +25,11 @@ pub(super) struct Rm {
     /// Only print the names that would be removed
     #[arg(long)]
     dry_run: bool,
+    /// Remove paths too that were reported to Nix as valid (serve --nix-daemon)
+    ///
+    /// A Nix store above this one still takes them for valid, and fails where it uses them: delete them there first.
+    #[arg(long)]
+    reported: bool,
     /// The roots' names
     #[arg(value_name = "NAME", required = true)]
     names: Vec<PathBuf>,
@@ -51,6 +56,12 @@ impl Rm {
             return Err(Failure::Reported);
         }
         if !self.dry_run {
+            if self.reported {
+                let names: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
+                for local in store.store().embedded() {
+                    local.forget_valid_paths(&names)?;
+                }
+            }
             let ingest = store.ingest()?;
             for name in &names {
                 ingest.remove_root(name)?;

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use castore_fs::server::{
-    self, Access, BinaryCacheOptions, Limits, ListenError, Listener, Options, load_secret_key,
+    self, Access, BinaryCacheOptions, HandOver, Limits, ListenError, Listener, NixDaemonOptions,
+    Options, load_secret_key,
 };
 use castore_fs::service::Size;
+use castore_fs::stores::ValidPaths;
 use clap::Args;
 use tokio::sync::watch;
 
@@ -17,11 +19,11 @@ use super::failure::{Failure, say};
 use super::interrupt::on_interrupt;
 use super::store::StoreArguments;
 
-/// Serve a store over gRPC, or to Nix as a binary cache
+/// Serve a store over gRPC, or to Nix as a binary cache or daemon
 ///
 /// --listen serves the castore protocol in both its generations, and the additional services of
 /// castore-fs. --binary-cache is a substituter of Nix over HTTP: it serves the roots that are named like
-/// store paths and whose references are known. Accepts no additions by default. At SIGTERM running calls
+/// store paths and whose references are known. --nix-daemon is a store of Nix that is only read. Accepts no additions by default. At SIGTERM running calls
 /// are completed.
 ///
 /// Before the first client is served the process gives up its privileges, all files but the store's,
@@ -35,11 +37,14 @@ pub(super) struct Serve {
     #[command(flatten)]
     store: StoreArguments,
     /// Where to listen: HOST:PORT, unix:PATH, or systemd for sockets passed on by systemd
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "binary_cache")]
+    #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["binary_cache", "nix_daemon"])]
     listen: Vec<String>,
     /// Where to listen as a binary cache: HOST:PORT, unix:PATH, or systemd without --listen
     #[arg(long, value_name = "ADDRESS")]
     binary_cache: Vec<String>,
+    /// The Unix socket where to listen as a Nix daemon (unix:///PATH for Nix), which is only read
+    #[arg(long, value_name = "SOCKET")]
+    nix_daemon: Option<PathBuf>,
     /// The binary cache's priority; smaller is asked first, and cache.nixos.org has 40
     #[arg(long, value_name = "NUMBER", requires = "binary_cache", default_value_t = server::DEFAULT_PRIORITY)]
     priority: u32,
@@ -105,6 +110,9 @@ impl Serve {
             Ok::<_, ListenError>(listeners)
         };
         let (grpc, http) = (bind(&self.listen)?, bind(&self.binary_cache)?);
+        let socket = self.nix_daemon.as_ref();
+        let socket = socket.map(|path| format!("unix:{}", path.display()));
+        let nix = bind(socket.as_slice())?;
         let secret_key = self.secret_key_file.as_ref();
         let binary_cache = BinaryCacheOptions {
             priority: self.priority,
@@ -154,12 +162,27 @@ impl Serve {
             drain: Duration::from_secs(self.drain),
             tls,
             binary_cache: None,
+            nix_daemon: None,
         };
         let of_cache = Options {
             binary_cache: Some(binary_cache),
             ..options.clone()
         };
-        for listener in grpc.iter().chain(&http) {
+        let valid = socket
+            .map(|_| ValidPaths::of(&opened.described))
+            .transpose();
+        let of_nix = Options {
+            nix_daemon: valid?.map(|paths| NixDaemonOptions {
+                paths,
+                hand_over: HandOver::default(),
+            }),
+            limits: Limits {
+                connections: options.limits.connections,
+                ..Limits::of_nix_daemon()
+            },
+            ..options.clone()
+        };
+        for listener in grpc.iter().chain(&http).chain(&nix) {
             say(&format!("{} is on {listener}", opened.store.url()));
         }
         let (stop, stopping) = watch::channel(false);
@@ -179,7 +202,13 @@ impl Serve {
                 server::serve(store, listeners, options, stopped).await
             }
         };
-        let serving = async { tokio::try_join!(serve(grpc, options), serve(http, of_cache)) };
+        let serving = async {
+            tokio::try_join!(
+                serve(grpc, options),
+                serve(http, of_cache),
+                serve(nix, of_nix)
+            )
+        };
         opened.runtime.block_on(serving)?;
         Ok(())
     }

@@ -327,7 +327,9 @@ impl Place {
         caches: &mut Vec<Cache>,
     ) -> Result<stores::Opened, Failure> {
         let _inside = runtime.enter();
-        if let Plan::Url(url) = &self.named.plan {
+        if let Plan::Url(url) = &self.named.plan
+            && !castore_fs::binary_cache::is_url(url)
+        {
             let local = store::open_local(url)?;
             return Ok(stores::Opened {
                 store: match &local {
@@ -337,6 +339,7 @@ impl Place {
                 plan: self.named.plan,
                 local,
                 cache: None,
+                binary_caches: None,
                 without_near: false,
             });
         }

@@ -46,6 +46,8 @@ pub enum RootNames {
     /// Names of Nix store paths that hold content ([`nix::is_content_name`]); where the store lists its
     /// roots, only those in its list.
     StorePaths,
+    /// Names of paths that were reported to Nix as valid ([`LocalStore::valid_path`]).
+    ValidPaths,
 }
 
 /// What a lookup of a root returns while the store cannot be reached.
@@ -63,6 +65,8 @@ impl RootNames {
         match self {
             Self::Any => true,
             Self::StorePaths => nix::is_content_name(name),
+            // A valid path may be a derivation.
+            Self::ValidPaths => nix::output_hash(name).is_some(),
         }
     }
 }
@@ -101,11 +105,20 @@ impl CastoreFs {
         if !self.options.root_names.take(name) {
             return Ok(None);
         }
+        let only_reported = self.options.root_names == RootNames::ValidPaths;
         let hides = self.options.when_unreachable == WhenUnreachable::Absent;
         let root = match hides && !self.roots.has(name) {
-            true => self.find_unknown_root(name),
-            false => self.ask_for_root(name, None),
+            _ if only_reported && !self.was_reported(name)? => return Ok(None),
+            true if !self.was_reported(name)? => self.find_unknown_root(name),
+            _ => self.ask_for_root(name, None),
         };
+        if matches!(root, Ok(None)) && self.was_reported(name)? {
+            tracing::error!(
+                path = %Printable(name), errno = libc::EIO,
+                "the path was reported to Nix as valid, and the store has it no more"
+            );
+            return Err(failure(libc::EIO));
+        }
         root.map_err(|stop| {
             let error = match stop {
                 Stop::Parked => return errno::parked(),
@@ -118,6 +131,25 @@ impl CastoreFs {
             );
             failure(errno)
         })
+    }
+
+    /// Whether `name` is a path that was reported to Nix as valid: it never counts as absent.
+    fn was_reported(&self, name: &[u8]) -> std::io::Result<bool> {
+        if nix::output_hash(name).is_none() {
+            return Ok(false);
+        }
+        for local in &self.embedded {
+            match local.valid_path(name) {
+                Ok(None) => {}
+                Ok(Some(_)) => return Ok(true),
+                Err(error) => {
+                    let errno = errno::errno(&error);
+                    tracing::error!(path = %Printable(name), errno, %error, "cannot look up a root node");
+                    return Err(failure(errno));
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Looks the root up in the store. A request takes no longer than `patience` says, and may

@@ -231,6 +231,16 @@ impl NarinfoFile {
         matches!(path, Some(Ok(path)) if path == self.path)
     }
 
+    /// Whether what the path refers to is known. Of a path without a reference, deriver, signature or
+    /// content address there is only a hash that was computed from its contents, and a client would take it
+    /// for a path without references.
+    pub fn knows_references(&self) -> bool {
+        !self.references.is_empty()
+            || self.deriver.is_some()
+            || !self.signatures.is_empty()
+            || self.content_address.is_some()
+    }
+
     /// The text form, with every known field; [`parse`](Self::parse) reads it back.
     pub fn to_text(&self) -> String {
         let mut text = String::new();

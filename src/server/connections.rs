@@ -6,16 +6,18 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::{RecvFlags, recv};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -163,6 +165,12 @@ impl Connections {
         }
     }
 
+    /// A connection that another process accepted.
+    pub(super) fn adopt<T>(self: &Arc<Self>, io: T) -> Connection<T> {
+        let state = self.add();
+        Connection { io, state }
+    }
+
     /// Accepts by `accept` until `stopping`; returns the accepted sockets.
     pub(super) fn accept<T, A>(
         self: Arc<Self>,
@@ -304,6 +312,30 @@ impl<T> Connection<T> {
             true => Err(io::ErrorKind::ConnectionAborted.into()),
             false => Ok(()),
         }
+    }
+}
+
+impl Connection<tokio::net::UnixStream> {
+    /// Waits until there is something to be read, or the connection ends.
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        // What was ready for the last read counts as ready until a system call says otherwise.
+        let peek = || Ok(recv(self.io.as_fd(), &mut [0][..], RecvFlags::PEEK)?);
+        std::future::poll_fn(|context| {
+            loop {
+                self.check(&self.state.reader, context)?;
+                ready!(self.io.poll_read_ready(context))?;
+                match self.io.try_io(Interest::READABLE, peek) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    peeked => return Poll::Ready(peeked.map(drop)),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Its socket.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.io.as_fd()
     }
 }
 

@@ -60,6 +60,14 @@ impl Limits {
     pub fn connections(wanted: usize) -> usize {
         wanted.min(most_files() / 2).max(1)
     }
+
+    /// Those of a Nix daemon: Nix keeps a connection for as long as a build takes, and fails if it is gone.
+    pub fn of_nix_daemon() -> Self {
+        Self {
+            idle: Duration::MAX,
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for Limits {

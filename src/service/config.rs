@@ -100,7 +100,8 @@ pub struct Mount {
     /// Which names of root nodes the store is asked for. With `"store-paths"` only those that can be Nix
     /// store paths with content: a name of another shape, and one that ends in `.drv`, `.lock`, `.check`
     /// or `.chroot` or is one of Nix's temporary names, does not exist (ENOENT), and no server learns
-    /// of it. Where the store lists its roots, they are looked up in that list.
+    /// of it. Where the store lists its roots, they are looked up in that list. With `"valid-paths"` only
+    /// those that a listener with the protocol `"nix-daemon"` has reported to Nix as valid.
     #[serde(default)]
     pub names: Names,
     /// What a lookup of a root returns while the store cannot be reached: EIO or ETIMEDOUT
@@ -252,6 +253,8 @@ pub enum Names {
     Any,
     /// Names that can be Nix store paths with content.
     StorePaths,
+    /// Names of paths that a listener with the protocol `"nix-daemon"` has reported to Nix as valid.
+    ValidPaths,
 }
 
 /// What a lookup of a root returns while the store cannot be reached.
@@ -317,7 +320,8 @@ pub struct Listen {
     /// The address: `unix:/PATH`, `HOST:PORT`, or `systemd:NAME` for the socket that a socket unit
     /// passes on under that name (`FileDescriptorName=`).
     pub address: String,
-    /// What is spoken there: `"grpc"`, or `"binary-cache"` for Nix, over HTTP.
+    /// What is spoken there: `"grpc"`; or for Nix `"binary-cache"`, over HTTP, or `"nix-daemon"`, over a
+    /// Unix socket ([nix-daemon.md](nix-daemon.md)).
     #[serde(default)]
     pub protocol: Protocol,
     /// Of a binary cache: its priority among others; smaller is asked first. cache.nixos.org has 40.
@@ -369,7 +373,7 @@ pub struct Listen {
     pub unnamed: bool,
 }
 
-/// What a listener speaks: `"grpc"` or `"binary-cache"`.
+/// What a listener speaks: `"grpc"`, `"binary-cache"` or `"nix-daemon"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema, serde::Serialize))]
 #[serde(rename_all = "kebab-case")]
@@ -379,6 +383,8 @@ pub enum Protocol {
     Grpc,
     /// HTTP as Nix' binary caches have it.
     BinaryCache,
+    /// The read side of the protocol of Nix' daemon: [nix-daemon.md](nix-daemon.md).
+    NixDaemon,
 }
 
 impl Listen {

@@ -175,6 +175,7 @@ fn serve(
         mounts: Mounts::default(),
         endpoints: Endpoints::new(
             std::mem::take(&mut passed.guests),
+            std::mem::take(&mut passed.connections),
             std::mem::take(&mut passed.sockets),
         ),
         control: None,
@@ -229,7 +230,7 @@ impl Daemon {
         }
         self.endpoints
             .start(&self.config, &self.stores, &self.host)?;
-        self.endpoints.forget_left_guests();
+        self.endpoints.forget_left();
         self.refresh();
         let handle = self.runtime.handle().clone();
         let (view, learning) = (self.view.clone(), self.view.clone());
@@ -251,7 +252,7 @@ impl Daemon {
     /// Mounts of the previous process stay for the next try; new ones are removed.
     fn give_up_start(&mut self) {
         self.mounts.give_up();
-        self.endpoints.leave_guests();
+        self.endpoints.leave();
     }
 
     /// The stores of `config`: those that are open already and the same, and new ones. A store that

@@ -23,13 +23,14 @@ pub use self::running::{Endpoints, NotServed};
 use super::config;
 use super::mounts::{Host, StartError, find_top};
 use super::socket_file::SocketFile;
-use super::systemd::GuestKeeper;
+use super::systemd::{GuestKeeper, NixConnections};
 use crate::fs::{self as castore_fs, Owner};
 use crate::server::{
-    self, AccessError, BinaryCacheOptions, Limits, ListenError, Listener, load_secret_key,
+    self, AccessError, BinaryCacheOptions, HandOver, Limits, ListenError, Listener,
+    NixDaemonOptions, load_secret_key,
 };
 use crate::store::{Blocking, Filter, LocalStore, Store};
-use crate::stores::{Opened, Plan};
+use crate::stores::{CannotPromise, Opened, Plan, ValidPaths};
 use crate::transport::virtiofs::{
     Access, DeviceOptions, Endpoint, Left, ROOT_TIMEOUT, Socket, SocketError, Tag, TagError,
 };
@@ -46,6 +47,9 @@ pub enum EndpointError {
     /// The access of clients.
     #[error(transparent)]
     Access(#[from] AccessError),
+    /// A store that is not for Nix.
+    #[error(transparent)]
+    CannotPromise(#[from] CannotPromise),
     /// systemd passed on no socket of that name.
     #[error(
         "systemd passed on no socket named {0:?}: see FileDescriptorName= in systemd.socket(5)"
@@ -76,6 +80,8 @@ pub struct Listening {
     task: JoinHandle<()>,
     /// The file of a socket that this process made.
     file: Option<SocketFile>,
+    /// The connections of Nix.
+    hand_over: HandOver,
 }
 
 /// A virtiofs device that is being served.
@@ -93,12 +99,14 @@ impl Device {
 }
 
 impl Listening {
-    /// Serves the store `opened` with `config`. `passed` are the sockets that systemd passed on.
+    /// Serves the store `opened` with `config`. `passed` are the sockets that systemd passed on, `left` the
+    /// connections of Nix that the previous process left.
     pub fn start(
         name: &str,
         config: &config::Listen,
         opened: &Opened,
         passed: &[(String, OwnedFd)],
+        left: Vec<(String, OwnedFd)>,
         runtime: &Handle,
     ) -> Result<Self, EndpointError> {
         let store = opened.store.clone();
@@ -109,7 +117,7 @@ impl Listening {
         let (stop, stopped) = oneshot::channel();
         let (tls, tokens) = config.access().load()?;
         let binary_cache = match config.protocol {
-            config::Protocol::Grpc => None,
+            config::Protocol::Grpc | config::Protocol::NixDaemon => None,
             config::Protocol::BinaryCache => Some(BinaryCacheOptions {
                 priority: config.priority,
                 secret_key: (config.secret_key_file.as_ref())
@@ -119,13 +127,27 @@ impl Listening {
                 open_to_read: config.read_without_token,
             }),
         };
+        let nix_daemon = match config.protocol {
+            config::Protocol::NixDaemon => Some(NixDaemonOptions {
+                paths: ValidPaths::of(opened)?,
+                hand_over: match NixConnections::of_listener(name) {
+                    Some(keeper) => HandOver::new(keeper, left),
+                    None => HandOver::default(),
+                },
+            }),
+            config::Protocol::Grpc | config::Protocol::BinaryCache => None,
+        };
+        let hand_over = nix_daemon.as_ref().map(|of_nix| of_nix.hand_over.clone());
         let limits = Limits {
             connections: Limits::connections(config.max_connections),
             keep_free: config.keep_free.0,
             upload: config.max_upload.0,
             // What has to be sent on waits in a temporary file.
             disk: Some(folder.map_or_else(std::env::temp_dir, Path::to_owned)),
-            ..Limits::default()
+            ..match &nix_daemon {
+                Some(_) => Limits::of_nix_daemon(),
+                None => Limits::default(),
+            }
         };
         let options = server::Options {
             writable: config.writable,
@@ -138,6 +160,7 @@ impl Listening {
             tls,
             tokens,
             binary_cache,
+            nix_daemon,
         };
         let (name, address) = (name.to_owned(), config.address.clone());
         let serve = async move {
@@ -150,7 +173,12 @@ impl Listening {
             }
         };
         let task = runtime.spawn(serve);
-        Ok(Self { stop, task, file })
+        Ok(Self {
+            stop,
+            task,
+            file,
+            hand_over: hand_over.unwrap_or_default(),
+        })
     }
 
     /// Accepts no more calls, and waits a while for those that run.
@@ -163,6 +191,11 @@ impl Listening {
         // The timer needs the runtime around it from the start.
         let ended = async { tokio::time::timeout(DRAIN + Duration::from_secs(1), self.task).await };
         let _ = runtime.block_on(ended);
+    }
+
+    /// From now on the next process goes on with the connections of Nix.
+    pub fn leave(&self) {
+        self.hand_over.leave();
     }
 
     /// Whether it has ended by itself.

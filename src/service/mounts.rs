@@ -266,6 +266,7 @@ impl Wanted {
             root_names: match self.config.names {
                 config::Names::Any => RootNames::Any,
                 config::Names::StorePaths => RootNames::StorePaths,
+                config::Names::ValidPaths => RootNames::ValidPaths,
             },
             when_unreachable: match self.config.when_unreachable {
                 config::WhenUnreachable::Error => WhenUnreachable::Error,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use sd_notify::NotifyState;
 
+use crate::server::ConnectionKeeper;
 use crate::transport::virtiofs::Keeper;
 
 /// How descriptors of mounts are named in the descriptor store; the mount's name follows.
@@ -21,6 +22,8 @@ const DEVICE: &str = "mount.";
 const TABLE: &str = "nodes.";
 /// How guests of virtual machines are named there; the device's name and the guest's follow.
 const GUEST: &str = "guest.";
+/// How connections of Nix are named there; the listener's name and the connection's follow.
+const CONNECTION: &str = "nix.";
 /// How long systemd may take to read a message.
 const BARRIER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -40,6 +43,8 @@ pub struct Passed {
     pub mounts: BTreeMap<String, KeptPair>,
     /// Guests of the previous process by device, each with its own name.
     pub guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
+    /// Connections of Nix of the previous process by listener, each with its own name.
+    pub connections: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// Sockets of the socket unit, by their names there.
     pub sockets: Vec<(String, OwnedFd)>,
     /// Devices, by their names in `OpenFile=`.
@@ -63,6 +68,9 @@ pub fn passed() -> io::Result<Passed> {
         } else if let Some((device, guest)) = guest_name(&name) {
             let guests = passed.guests.entry(device.to_owned()).or_default();
             guests.push((guest.to_owned(), descriptor));
+        } else if let Some((listener, connection)) = connection_name(&name) {
+            let connections = passed.connections.entry(listener.to_owned()).or_default();
+            connections.push((connection.to_owned(), descriptor));
         } else {
             passed.sockets.push((name, descriptor));
         }
@@ -174,6 +182,52 @@ impl Keeper for GuestKeeper {
         let name = self.name(guest);
         send(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
     }
+}
+
+/// systemd as the keeper of a listener's connections.
+#[derive(Debug)]
+pub struct NixConnections {
+    listener: String,
+}
+
+impl NixConnections {
+    /// Of `listener`; nothing without systemd.
+    pub fn of_listener(listener: &str) -> Option<Box<dyn ConnectionKeeper>> {
+        let listener = listener.to_owned();
+        is_there().then(|| Box::new(Self { listener }) as Box<dyn ConnectionKeeper>)
+    }
+
+    fn name(&self, connection: &str) -> String {
+        format!("{CONNECTION}{}.{connection}", self.listener)
+    }
+}
+
+impl ConnectionKeeper for NixConnections {
+    fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        // What was sent is read by systemd even if this process dies at once.
+        store(&self.name(name), descriptor)
+    }
+
+    fn forget(&self, name: &str) {
+        let name = self.name(name);
+        send(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
+    }
+}
+
+/// Drops the connections of a listener that no longer exists.
+pub fn forget_connections(listener: &str, connections: &[(String, OwnedFd)]) {
+    let listener = listener.to_owned();
+    let keeper = NixConnections { listener };
+    let names = connections.iter();
+    names.for_each(|(name, _)| keeper.forget(name));
+}
+
+/// The listener and the connection of a name.
+fn connection_name(name: &str) -> Option<(&str, &str)> {
+    // As with guests; the name of a socket unit's socket has none after it.
+    let (listener, connection) = name.strip_prefix(CONNECTION)?.rsplit_once('.')?;
+    let is_ours = |byte: u8| byte == b'-' || byte.is_ascii_hexdigit();
+    (connection.contains('-') && connection.bytes().all(is_ours)).then_some((listener, connection))
 }
 
 /// Drops the guests of a device that no longer exists.
@@ -329,6 +383,8 @@ mod tests {
     fn a_guest_is_found_by_its_device() {
         assert_eq!(guest_name("guest.a.b.1f-3"), Some(("a.b", "1f-3")));
         assert_eq!(guest_name("mount.a"), None);
+        assert_eq!(connection_name("nix.a.b.1f-3"), Some(("a.b", "1f-3")));
+        assert_eq!(connection_name("nix.socket"), None);
     }
 
     #[test]

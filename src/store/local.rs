@@ -63,7 +63,7 @@ pub use self::folder::OUR_NAMES;
 pub(super) use self::gc::Keep;
 pub use self::gc::{Collected, GcOptions};
 pub(crate) use self::index::CachedRoot;
-pub use self::index::{Chunk, ChunkPlace, RootRecord, WaitingNar};
+pub use self::index::{Chunk, ChunkPlace, RootRecord, ValidPath, WaitingNar};
 use self::index::{CommitError, Index, Snapshot};
 pub(super) use self::ingest::LocalIngest;
 use self::ingest::Staged;
@@ -241,6 +241,38 @@ impl LocalStore {
                 why: "too many wait already: send their narinfos, or wait for a day".to_owned(),
             });
         }
+        change.commit().map_err(CommitError::into_error)
+    }
+
+    /// The path `name`, if it was reported to Nix as valid.
+    pub fn valid_path(&self, name: &[u8]) -> Result<Option<ValidPath>, Error> {
+        self.0.index.look_up(|snapshot| snapshot.valid_path(name))
+    }
+
+    /// The paths that were reported to Nix as valid: all, or those whose name begins with `start`.
+    pub fn valid_paths(&self, start: &[u8]) -> Result<Vec<ValidPath>, Error> {
+        self.0.index.fresh()?.valid_paths(start)
+    }
+
+    /// How many paths were reported to Nix as valid.
+    pub fn valid_path_count(&self) -> Result<u64, Error> {
+        self.0.index.fresh()?.valid_path_count()
+    }
+
+    /// Enters, durably, paths that are about to be reported to Nix as valid. What they refer to is among
+    /// them or was entered before. From now on their roots are neither removed nor replaced.
+    pub fn add_valid_paths(&self, paths: &[ValidPath]) -> Result<(), Error> {
+        self.0.folder.check_writable()?;
+        let mut change = self.0.index.change()?;
+        change.add_valid_paths(paths)?;
+        change.commit().map_err(CommitError::into_error)
+    }
+
+    /// Forgets that the paths `names` were reported to Nix as valid: their roots can be removed again.
+    pub fn forget_valid_paths(&self, names: &[&[u8]]) -> Result<(), Error> {
+        self.0.folder.check_writable()?;
+        let mut change = self.0.index.change()?;
+        change.forget_valid_paths(names)?;
         change.commit().map_err(CommitError::into_error)
     }
 

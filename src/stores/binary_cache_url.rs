@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::binary_cache::{AddressError, BinaryCaches, CacheAddress, ClosureMode};
-use crate::store::{Cache, CacheOptions, Error, LocalStore, Store, shown_url};
+use crate::store::{Cache, CacheOptions, Error, LocalStore, shown_url};
 
 /// The file of a local store's directory that remembers names which no binary cache has.
 pub(super) const ABSENT: &str = "absent-names";
@@ -64,7 +64,7 @@ pub(super) fn directory(url: &str) -> Result<PathBuf, String> {
 }
 
 /// Opens the cache at `url`.
-pub(super) fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
+pub(super) fn open(url: &str) -> Result<(Cache, BinaryCaches), Error> {
     let wrong = |why| Error::Url {
         url: shown_url(url),
         why,
@@ -73,14 +73,13 @@ pub(super) fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
     let directory = directory(url).map_err(wrong)?;
     let near = LocalStore::open_near(&directory)?;
     let options = CacheOptions::default();
-    let cache = cache(
+    cache(
         vec![parsed.address],
         near,
         &directory,
         parsed.closure,
         options,
-    )?;
-    Ok(Arc::new(cache))
+    )
 }
 
 /// The binary caches at `addresses`, unpacked into `near`, which is in `directory`.
@@ -90,7 +89,7 @@ pub(super) fn cache(
     directory: &Path,
     closure: ClosureMode,
     options: CacheOptions,
-) -> Result<Cache, Error> {
+) -> Result<(Cache, BinaryCaches), Error> {
     let absent = directory.join(ABSENT);
     let upstream = BinaryCaches::new(addresses, near.clone(), closure, Some(absent))?;
     let options = CacheOptions {
@@ -99,7 +98,8 @@ pub(super) fn cache(
         keep_path_infos: true,
         ..options
     };
-    Cache::new(near, Arc::new(upstream), options)
+    let cache = Cache::new(near, Arc::new(upstream.clone()), options)?;
+    Ok((cache, upstream))
 }
 
 /// The default directory for the contents of `url`.

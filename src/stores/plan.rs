@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::needs::{Needs, UsedFile, needs, used_files};
 use super::{binary_cache_url, url};
-use crate::binary_cache::{CacheAddress, ClosureMode};
+use crate::binary_cache::{self, BinaryCaches, CacheAddress, ClosureMode};
 use crate::store::local_url::open_near;
 use crate::store::{
     Cache, CacheOptions, Error, Filter, Join, LocalStore, Measured, Mirrors, Order, Pattern, Store,
@@ -264,6 +264,8 @@ pub struct Opened {
     pub local: Option<LocalStore>,
     /// The same, if it is a cache.
     pub cache: Option<Cache>,
+    /// The upstream of that cache, if it is binary caches.
+    pub binary_caches: Option<BinaryCaches>,
     /// It is a cache whose local store could not be opened, so that nothing is kept. The next
     /// [`open_all`] tries again.
     pub without_near: bool,
@@ -357,8 +359,13 @@ fn make(
     };
     // In the command line's form.
     let called = format!("store:{name}");
-    let (mut local, mut cache) = (None, None);
+    let (mut local, mut cache, mut binary_caches) = (None, None, None);
     let store: Arc<dyn Store> = match plan {
+        Plan::Url(url) if binary_cache::is_url(url) => {
+            let (made, caches) = binary_cache_url::open(url).map_err(failed)?;
+            (cache, binary_caches) = (Some(made.clone()), Some(caches));
+            Arc::new(Measured::new(Arc::new(made)))
+        }
         Plan::Url(url) => {
             local = match is_near {
                 true => open_near(url).map_err(failed)?,
@@ -393,6 +400,7 @@ fn make(
                         store: Arc::new(store),
                         local: None,
                         cache: None,
+                        binary_caches: None,
                         without_near: true,
                     });
                 }
@@ -422,8 +430,8 @@ fn make(
             let directory = near.folder().to_owned();
             let options = options.clone();
             let made = binary_cache_url::cache(caches.clone(), near, &directory, *closure, options);
-            let made = made.map_err(failed)?;
-            cache = Some(made.clone());
+            let (made, caches) = made.map_err(failed)?;
+            (cache, binary_caches) = (Some(made.clone()), Some(caches));
             Arc::new(made)
         }
         Plan::Mirrors { members, order } => {
@@ -437,6 +445,7 @@ fn make(
         store,
         local,
         cache,
+        binary_caches,
         without_near: false,
     })
 }

@@ -47,7 +47,10 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>, Error> {
         "memory" => Err(wrong("nothing can follow memory:")),
         "grpc+http" | "grpc+https" | "grpc+unix" => Ok(Arc::new(GrpcStore::open(url)?)),
         _ if scheme.starts_with("objectstore+") => Ok(Arc::new(ObjectStore::open(url)?)),
-        _ if binary_cache::SCHEMES.contains(&scheme) => binary_cache_url::open(url),
+        _ if binary_cache::SCHEMES.contains(&scheme) => {
+            let (cache, _) = binary_cache_url::open(url)?;
+            Ok(Arc::new(cache))
+        }
         "redb" => Ok(Arc::new(RedbFile::open(url)?)),
         "store" => Err(wrong(
             "that is a name of a configuration file, and there is none here",

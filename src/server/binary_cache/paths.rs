@@ -50,21 +50,10 @@ pub(super) async fn find(
 }
 
 /// The narinfo of what is known of a path, if that is enough.
-///
-/// Of a path without a reference, deriver, signature or content address there is only a hash that was
-/// computed from its contents: what it refers to is not known, and a client would take it without.
 fn describe(info: &PathInfo, hash: StorePathHash) -> Option<NarinfoFile> {
     let sha256 = info.narinfo.as_ref()?.nar_sha256[..].try_into().ok()?;
     let narinfo = NarinfoFile::of_path_info(info, nar_url(&sha256, &hash))?;
-    is_told(&narinfo).then_some(narinfo)
-}
-
-/// Whether a narinfo has more than its contents tell.
-pub(super) fn is_told(narinfo: &NarinfoFile) -> bool {
-    !narinfo.references.is_empty()
-        || narinfo.deriver.is_some()
-        || !narinfo.signatures.is_empty()
-        || narinfo.content_address.is_some()
+    narinfo.knows_references().then_some(narinfo)
 }
 
 /// Has `key` sign, in the place of any signature of its name.

@@ -19,7 +19,7 @@ use tonic::Status;
 
 use super::BinaryCache;
 use super::incoming::{Body, Spooled, blocking, decoded};
-use super::paths::{is_told, sign};
+use super::paths::sign;
 use super::resource::Resource;
 use crate::castore::{Node, NodeRef};
 use crate::compression::Compression;
@@ -242,7 +242,7 @@ impl BinaryCache {
                 NixHash::Sha256(nar.nar.sha256)
             ));
         }
-        if !is_told(&narinfo) {
+        if !narinfo.knows_references() {
             let Some(key) = &self.options.secret_key else {
                 return refused(
                     "it has neither references, deriver, signature nor content address, and this cache \
@@ -360,7 +360,7 @@ fn check_address(store: &Blocking, narinfo: &mut NarinfoFile, node: &Node) -> Re
     };
     if !narinfo.address_gives_path() {
         narinfo.content_address = None;
-        return match is_told(narinfo) {
+        return match narinfo.knows_references() {
             true => Ok(()),
             false => Err(Status::invalid_argument(format!(
                 "its content address {address} does not give its path"

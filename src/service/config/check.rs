@@ -13,6 +13,7 @@ use crate::server::{Access, DEFAULT_PRIORITY};
 use crate::service::log::check_level;
 use crate::service::telemetry::Exporter;
 use crate::store::shown_url;
+use crate::stores::cannot_promise;
 use crate::transport::fuse::GenericOptions;
 use crate::transport::virtiofs::{MOST_QUEUES, Tag};
 use crate::tree::Target;
@@ -88,6 +89,12 @@ pub fn check(config: &Config, source: &Source<'_>) -> Vec<Problem> {
         let tcp = passed.is_none() && !listen.address.starts_with("unix:");
         for (key_name, what) in bad_access(&listen.access(), tcp) {
             problems.push(source.at(&key(key_name), what));
+        }
+        let plan = config.plan(&config.store_of(listen.store.as_deref()));
+        if listen.protocol == Protocol::NixDaemon
+            && let Some(why) = plan.and_then(|named| cannot_promise(&named.plan))
+        {
+            problems.push(source.at(&key("protocol"), why.to_string()));
         }
         for (key_name, what) in bad_for_protocol(listen) {
             problems.push(source.at(&key(key_name), what));
@@ -199,6 +206,9 @@ fn bad_for_protocol(listen: &Listen) -> Vec<(&'static str, &'static str)> {
     }
     let what = "this is for protocol = \"binary-cache\"";
     let mut bad = Vec::new();
+    if listen.protocol == Protocol::NixDaemon {
+        bad.extend(bad_for_nix_daemon(listen));
+    }
     if file.is_some() {
         bad.push(("secret-key-file", what));
     }
@@ -209,6 +219,33 @@ fn bad_for_protocol(listen: &Listen) -> Vec<(&'static str, &'static str)> {
         bad.push(("priority", what));
     }
     bad
+}
+
+/// What a Nix daemon has no use for, by key.
+fn bad_for_nix_daemon(listen: &Listen) -> Vec<(&'static str, &'static str)> {
+    let access =
+        "with protocol = \"nix-daemon\" the permissions of the socket decide: see socket-mode";
+    let read = "with protocol = \"nix-daemon\" a store is only read";
+    let tcp = !listen.address.starts_with("unix:") && !listen.address.starts_with("systemd:");
+    let keys = [
+        (
+            "address",
+            tcp,
+            "Nix speaks to a daemon over a Unix socket only: write unix:/PATH",
+        ),
+        ("writable", listen.writable, read),
+        ("allow-replace", listen.allow_replace, read),
+        ("tls-cert-path", listen.tls_cert_path.is_some(), access),
+        ("tls-key-path", listen.tls_key_path.is_some(), access),
+        (
+            "tls-client-ca-path",
+            listen.tls_client_ca_path.is_some(),
+            access,
+        ),
+        ("token-file", listen.token_file.is_some(), access),
+    ];
+    let bad = keys.into_iter().filter(|(_, is_bad, _)| *is_bad);
+    bad.map(|(key, _, what)| (key, what)).collect()
 }
 
 fn check_mounts(config: &Config, source: &Source<'_>, problems: &mut Vec<Problem>) {

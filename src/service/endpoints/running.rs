@@ -33,6 +33,8 @@ pub struct Endpoints {
     devices: BTreeMap<String, Running<config::Virtiofs, Device>>,
     /// The guests of the previous process, by device, until that device is started.
     left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
+    /// The connections of Nix of the previous process, by listener, until that is started.
+    left_connections: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// The sockets that systemd's socket units passed on.
     sockets: Vec<(String, OwnedFd)>,
 }
@@ -58,13 +60,15 @@ impl<C: PartialEq, R> Running<C, R> {
 }
 
 impl Endpoints {
-    /// None yet, with the guests and sockets that were passed on.
+    /// None yet, with the guests, connections and sockets that were passed on.
     pub fn new(
         left_guests: BTreeMap<String, Vec<(String, OwnedFd)>>,
+        left_connections: BTreeMap<String, Vec<(String, OwnedFd)>>,
         sockets: Vec<(String, OwnedFd)>,
     ) -> Self {
         Self {
             left_guests,
+            left_connections,
             sockets,
             ..Self::default()
         }
@@ -81,8 +85,21 @@ impl Endpoints {
         let mut first = Ok(());
         for (name, listen) in config.all_listeners() {
             let sockets = &self.sockets;
+            let opened = stores.get(&config.store_of(listen.store.as_deref()));
+            if listen.protocol == config::Protocol::NixDaemon
+                && opened.is_some_and(|opened| opened.without_near)
+            {
+                tracing::error!(
+                    LISTEN = name,
+                    "the store is not served to Nix until its local store can be opened and the configuration \
+                     is read again: nothing that Nix was given as valid would be kept"
+                );
+                continue;
+            }
+            let left_connections = &mut self.left_connections;
             let start = |opened: &Opened, _: &str| {
-                Listening::start(&name, &listen, opened, sockets, &host.runtime)
+                let left = left_connections.remove(&name).unwrap_or_default();
+                Listening::start(&name, &listen, opened, sockets, left, &host.runtime)
             };
             let store = config.store_of(listen.store.as_deref());
             let running = &mut self.listeners;
@@ -106,8 +123,12 @@ impl Endpoints {
         first
     }
 
-    /// Ends the guests that the previous process left of devices that no longer exist.
-    pub fn forget_left_guests(&mut self) {
+    /// Ends the guests and connections that the previous process left of devices and listeners that no longer
+    /// exist.
+    pub fn forget_left(&mut self) {
+        for (listener, connections) in std::mem::take(&mut self.left_connections) {
+            systemd::forget_connections(&listener, &connections);
+        }
         for (device, guests) in std::mem::take(&mut self.left_guests) {
             tracing::warn!(device, "virtiofs device removed; disconnecting its guests");
             systemd::forget_guests(&device, &guests);
@@ -139,6 +160,9 @@ impl Endpoints {
     /// Ends all of them; their guests are handed over if there will be a next process.
     pub fn end(&mut self, successor: bool, runtime: &Handle) {
         for (_, listener) in std::mem::take(&mut self.listeners) {
+            if successor {
+                listener.running.leave();
+            }
             listener.running.stop(runtime);
         }
         for device in std::mem::take(&mut self.devices).into_values() {
@@ -152,8 +176,11 @@ impl Endpoints {
         }
     }
 
-    /// From now on the next process serves the guests.
-    pub fn leave_guests(&self) {
+    /// From now on the next process serves the guests and the connections of Nix.
+    pub fn leave(&self) {
+        for listener in self.listeners.values() {
+            listener.running.leave();
+        }
         for device in self.devices.values() {
             device.running.endpoint.leave();
         }

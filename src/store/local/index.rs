@@ -31,6 +31,7 @@ mod quarantine;
 mod removal;
 mod root_records;
 mod snapshot;
+mod valid_paths;
 mod waiting_nars;
 
 use std::fs::File;
@@ -56,6 +57,7 @@ pub(super) use self::removal::{MEMORY, now};
 use self::root_records::ROOT_RECORDS;
 pub use self::root_records::RootRecord;
 pub(super) use self::snapshot::{PackEntry, Snapshot};
+pub use self::valid_paths::ValidPath;
 pub use self::waiting_nars::WaitingNar;
 use super::folder::{Folder, wait_until};
 use super::format::FORMAT;

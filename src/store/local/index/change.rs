@@ -225,7 +225,13 @@ impl Change<'_> {
     pub(in super::super) fn set_roots(&mut self, changes: &[RootChange]) -> Result<(), Error> {
         for change in changes {
             match change {
-                RootChange::Put(root, info) => self.set_root(root, info.as_deref(), false)?,
+                RootChange::Put(root, info) => {
+                    let before = self.root(&root.name)?;
+                    if before.is_some_and(|(before, _)| before.node != root.node) {
+                        self.check_not_reported(&root.name)?;
+                    }
+                    self.set_root(root, info.as_deref(), false)?;
+                }
                 RootChange::Add(root, info) => {
                     let before = self.root(&root.name)?;
                     let before = before.map(|(root, info)| (root.node, info));
@@ -233,7 +239,10 @@ impl Change<'_> {
                     let info = admit(self.index.folder.url(), before, root, info)?;
                     self.set_root(root, info.as_ref(), false)?;
                 }
-                RootChange::Remove(name) => self.remove_root(name)?,
+                RootChange::Remove(name) => {
+                    self.check_not_reported(name)?;
+                    self.remove_root(name)?;
+                }
             }
         }
         Ok(())

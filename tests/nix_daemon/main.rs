@@ -1,0 +1,11 @@
+//! A store as a Nix daemon: conversations byte by byte, what is valid and stays so, and the bounds.
+
+mod bench;
+mod bounds;
+mod client;
+mod conversation;
+mod handed_over;
+mod validity;
+#[path = "../binary_cache/written.rs"]
+#[allow(dead_code)]
+mod written;
