@@ -147,6 +147,7 @@ in
     ./closures.nix
     ./garbage.nix
     ./isolated.nix
+    ./nix-store.nix
   ];
 
   options.services.castore-fs = {

@@ -52,7 +52,8 @@ up() {
     find "$own" -mindepth 1 -maxdepth 1 -type d \
         -exec setfattr --name trusted.overlay.opaque --value y {} +
     flags=$(findmnt --noheadings --output VFS-OPTIONS --mountpoint "$store" | tail -n 1)
-    mount -t overlay castore-fs-nix-store \
+    # By this name Nix' local-overlay store finds it in the table of mounts.
+    mount -t overlay overlay \
         -o "lowerdir=$lower,upperdir=$own,workdir=$work,redirect_dir=on" "$store"
     case ",$flags," in
         *,ro,*) mount -o "remount,bind,$flags" "$store" ;;

@@ -106,6 +106,7 @@ in
         names = optional (types.enum [
           "any"
           "store-paths"
+          "valid-paths"
         ]) "Which names of roots the store is asked for; null for `any`.";
         when-unreachable = optional (types.enum [
           "error"
@@ -180,7 +181,8 @@ in
         protocol = optional (types.enum [
           "grpc"
           "binary-cache"
-        ]) "What is spoken there; null for `grpc`. A `binary-cache` is one of Nix' substituters.";
+          "nix-daemon"
+        ]) "What is spoken there; null for `grpc`. A `binary-cache` is one of Nix' substituters, a `nix-daemon` a store of Nix that is only read.";
         priority = optional types.ints.unsigned "Of a binary cache: smaller is asked first; null for 30.";
         secret-key-file = optional types.str "Of a binary cache: the secret key that signs every path.";
         read-without-token = optional types.bool "Of a binary cache: whether reading takes no token.";

@@ -221,6 +221,24 @@ in
     };
   };
 
+  # Nix knows what is below; the binary cache is started and stopped by the steps.
+  nix-store = scenario {
+    name = "nix-store";
+    nodes.machine = {
+      virtualisation.useBootLoader = true;
+      virtualisation.useEFIBoot = true;
+      boot.loader.systemd-boot.enable = true;
+      services.castore-fs = {
+        enable = true;
+        nixStore = {
+          enable = true;
+          binaryCaches = [ "http://127.0.0.1:5007" ];
+          trustedPublicKeys = [ "scenario-1:nbaxLQ6U5A8RBKw1JlgzCBJEgZ5Zt6wpl/G95HPuKOM=" ];
+        };
+      };
+    };
+  };
+
   # Garage as nixpkgs has it; the steps make one cluster of the three.
   object-store =
     let

@@ -66,9 +66,10 @@ forget() {
 }
 
 # make_nix_store: where the machine is no NixOS, a folder like its Nix store, on a file system that an
-# overlay can have for its upper layer, and the module's unit.
+# overlay can have for its upper layer, and the module's unit, over the mount at $lower.
 make_nix_store() {
     ! test -d /nix/store || return 0
+    lower=${lower-/run/castore-fs-lower}
     mkdir -p /nix
     mount -t tmpfs tmpfs /nix
     mkdir -p /nix/store/22222222222222222222222222222222-own
@@ -83,8 +84,8 @@ After=castore-fs.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=$overlay up /run/castore-fs-lower
-ExecReload=$overlay refresh /run/castore-fs-lower
+ExecStart=$overlay up $lower
+ExecReload=$overlay refresh $lower
 ExecStop=$overlay down
 UNIT
     systemctl daemon-reload

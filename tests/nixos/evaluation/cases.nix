@@ -470,6 +470,72 @@ in
     ];
   };
 
+  nix-store = {
+    verified = true;
+    services.nixStore = {
+      enable = true;
+      size = "50GiB";
+    };
+    rendered = "nix-store";
+    also.nix.gc.automatic = true;
+    check =
+      config:
+      let
+        daemon = config.systemd.services.nix-daemon;
+        socket = config.systemd.sockets.castore-fs-nix-store;
+      in
+      [
+        # Nix compares the folders with the kernel's table of mounts; systemd reads %% as %.
+        (
+          match (
+            "local-overlay://[?]lower-store=unix%%3A%%2F%%2F%%2Frun%%2Fcastore-fs-nix-store[.]sock%%3Freal%%3D%%2Frun%%2Fcastore-fs-nix-store-lower"
+            + "&remount-hook=.*&upper-layer=%%2Frun%%2Fcastore-fs-nix-store%%2Fstore"
+          ) daemon.environment.NIX_REMOTE != null
+        )
+        (config.systemd.globalEnvironment.NIX_REMOTE == "daemon")
+        (config.environment.variables.NIX_REMOTE == "daemon")
+        (elem "local-overlay-store" config.nix.settings.experimental-features)
+        (socket.listenStreams == [ "/run/castore-fs-nix-store.sock" ])
+        (socket.socketConfig.Service == "castore-fs.service")
+        (socket.socketConfig.SocketMode == "0600")
+        # It boots without a network.
+        (!(elem "network-online.target" config.systemd.services.castore-fs-nix-store.after))
+      ];
+  };
+
+  nix-store-of-another-store = {
+    services = {
+      stores = {
+        cached.url = "local:/var/cache/castore-fs";
+        upstream.url = "grpc+https://castore.example.org";
+        main.cache = {
+          near = "cached";
+          far = [ "upstream" ];
+        };
+      };
+      nixStore = {
+        enable = true;
+        store = "main";
+      };
+    };
+    check = config: [
+      (config.services.castore-fs.rendered.mounts.nix-store.store == "main")
+      (config.services.castore-fs.rendered.listen.nix-store.store == "main")
+      (!(hasAttr "nix-store" config.services.castore-fs.rendered.stores))
+    ];
+  };
+
+  refuses-a-nix-store-that-keeps-nothing = {
+    services = {
+      stores.main.url = "grpc+https://castore.example.org";
+      nixStore = {
+        enable = true;
+        store = "main";
+      };
+    };
+    refused = "put a cache in front of it";
+  };
+
   collects-garbage = {
     verified = true;
     services = {

@@ -235,6 +235,7 @@ in
     boot.kernelModules = strings;
 
     environment.systemPackages = packages;
+    environment.variables = option (types.attrsOf types.str) { };
     environment.etc = option (types.attrsOf (
       types.submodule (
         { name, config, ... }:
@@ -311,6 +312,7 @@ in
 
     nix.package = option types.package pkgs.nix;
     nix.gc.automatic = flag false;
+    nix.settings = option (types.submodule { freeformType = types.attrsOf (types.listOf types.str); }) { };
 
     programs.fuse = {
       enable = flag false;
@@ -324,6 +326,7 @@ in
     systemd = {
       package = option types.package pkgs.systemd;
       inherit packages;
+      globalEnvironment = option (types.attrsOf types.str) { };
       services = unitsOf service;
       sockets = withSection "socketConfig";
       timers = withSection "timerConfig";

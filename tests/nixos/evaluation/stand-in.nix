@@ -45,6 +45,7 @@ rec {
     runCommand =
       name: _: _:
       package name;
+    writeShellScript = name: _: package name;
     formats.toml = _: {
       type = valueType;
       generate = name: _: package name;
