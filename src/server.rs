@@ -22,7 +22,9 @@ mod authorize;
 mod binary_cache;
 mod blobs;
 mod budget;
+mod capacity;
 mod chunks;
+mod client;
 mod connections;
 mod directories;
 mod guard;
@@ -70,9 +72,11 @@ use crate::store::{LocalStore, Store};
 pub use access::{Access, AccessError, load_secret_key};
 pub use authorize::{Rights, Tokens, TokensError};
 pub use binary_cache::{BinaryCacheOptions, DEFAULT_PRIORITY};
+pub use capacity::Capacity;
 pub use limits::Limits;
 pub use listen::{ListenError, Listener};
 pub use nix_daemon::{ConnectionKeeper, HandOver, NixDaemonOptions};
+pub use turns::BLOCKING_THREADS;
 
 use authorize::Authorize;
 use binary_cache::BinaryCache;
@@ -80,6 +84,7 @@ use chunks::Chunks;
 use connections::Connections;
 use guard::Guard;
 use incomplete::Incomplete;
+use limits::HEADERS;
 use nars::Nars;
 use path_infos::PathInfos;
 use path_names::PathNames;
@@ -91,8 +96,6 @@ use turns::OwnTurns;
 /// half as many as there would be of 256 bytes.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 512 << 10;
-/// Bytes of the headers of a call.
-const HEADERS: u32 = 16 << 10;
 
 /// Calls at once on a connection, by default.
 pub const DEFAULT_STREAMS: NonZeroU32 = NonZeroU32::new(256).expect("256 is not 0");
@@ -111,6 +114,8 @@ pub struct Options {
     pub local: Option<LocalStore>,
     /// The limits.
     pub limits: Limits,
+    /// What this server shares with others of the process; nothing for what the limits say, alone.
+    pub capacity: Option<Capacity>,
     /// Calls at once on a connection.
     pub streams: NonZeroU32,
     /// How long running calls may take once the server is stopped.
@@ -150,6 +155,7 @@ impl Default for Options {
             narinfos_ahead: false,
             local: None,
             limits: Limits::default(),
+            capacity: None,
             streams: DEFAULT_STREAMS,
             drain: Duration::from_secs(20),
             tls: None,
@@ -230,12 +236,15 @@ pub async fn serve(
 ) -> Result<(), ServerError> {
     let (stop, stopping) = watch::channel(false);
     let version = roots::version_of(store.clone(), stopping.clone());
-    let connections = Connections::new(options.limits.clone());
+    let capacity = options.capacity.clone();
+    let capacity = capacity.unwrap_or_else(|| Capacity::new(&options.limits));
+    let own_turns = capacity.own_turns();
+    let connections = Connections::new(options.limits.clone(), capacity);
     let served = Served {
         writable: options.writable,
         limits: Arc::new(options.limits.clone()),
         replacing: Arc::default(),
-        own_turns: connections.own_turns(),
+        own_turns,
         nars: Nars::new(store.clone(), stopping.clone()),
         chunks: Chunks::new(store.clone(), options.local.clone(), options.writable),
         incomplete: Arc::new(Incomplete::new(options.limits.incomplete)),

@@ -156,6 +156,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_are_bounded() {
+        let absent = AbsentNames::open(None);
+        for number in 0..=MOST_NAMES {
+            absent.insert(&number.to_string());
+        }
+        assert!(absent.names.lock().since.len() <= MOST_NAMES);
+        assert!(absent.contains(&MOST_NAMES.to_string()));
+    }
+
+    #[test]
     fn names_are_remembered_over_restarts_for_an_hour_and_until_they_are_there() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("absent");

@@ -25,6 +25,8 @@ use crate::store::credential;
 
 /// How often a request is made at the most, unless it made progress meanwhile.
 const TRIES: u32 = 5;
+/// Redirects that one request follows.
+const REDIRECTS: usize = 5;
 /// The first pause between two of them; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// The longest pause.
@@ -55,7 +57,7 @@ impl CacheClient {
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT)
             .user_agent(concat!("castore-fs/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::limited(5))
+            .redirect(reqwest::redirect::Policy::custom(redirected))
             .build()
             .map_err(|error| format!("cannot start an HTTP client: {error}"))?;
         Ok(Self {
@@ -124,7 +126,7 @@ impl CacheClient {
         let mut bytes = BytesMut::new();
         loop {
             let chunk = response.chunk().await;
-            let Some(chunk) = chunk.map_err(|error| (unreachable(&error), None))? else {
+            let Some(chunk) = chunk.map_err(|error| (unreachable(error), None))? else {
                 return Ok(Some(bytes.freeze()));
             };
             if bytes.len() + chunk.len() > limit {
@@ -209,7 +211,7 @@ impl CacheClient {
             let since = Instant::now();
             let chunk = tokio::time::timeout(rate.patience(), response.chunk()).await;
             let chunk = chunk.map_err(|_| (CacheFailure::TimedOut(WINDOW), None))?;
-            let Some(mut chunk) = chunk.map_err(|error| (unreachable(&error), None))? else {
+            let Some(mut chunk) = chunk.map_err(|error| (unreachable(error), None))? else {
                 return Ok(());
             };
             rate.took(chunk.len() as u64, since)
@@ -244,7 +246,7 @@ impl CacheClient {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
         let response = request.send().await;
-        let response = response.map_err(|error| (unreachable(&error), None))?;
+        let response = response.map_err(|error| (unreachable(error), None))?;
         let status = response.status();
         match status.as_u16() {
             200 | 206 => Ok(Some(response)),
@@ -318,6 +320,17 @@ impl Pauses {
     }
 }
 
+/// Follows a few redirects, and none that leaves https.
+fn redirected(attempt: reqwest::redirect::Attempt) -> reqwest::redirect::Action {
+    let is_https = |url: &Url| url.scheme() == "https";
+    let is_weaker = attempt.previous().iter().any(is_https) && !is_https(attempt.url());
+    match attempt.previous().len() > REDIRECTS {
+        _ if is_weaker => attempt.error("a redirect leaves https"),
+        true => attempt.error("too many redirects"),
+        false => attempt.follow(),
+    }
+}
+
 fn send_file(
     path: &std::path::Path,
     limit: u64,
@@ -376,9 +389,11 @@ fn headers(address: &CacheAddress) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
-fn unreachable(error: &reqwest::Error) -> CacheFailure {
+fn unreachable(error: reqwest::Error) -> CacheFailure {
+    // A redirect may have led to an address that is itself a secret.
+    let error = error.without_url();
     let mut why = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = std::error::Error::source(&error);
     while let Some(error) = cause {
         let text = error.to_string();
         if !why.contains(&text) {

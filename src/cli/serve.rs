@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use castore_fs::server::{
-    self, Access, BinaryCacheOptions, HandOver, Limits, ListenError, Listener, NixDaemonOptions,
-    Options, load_secret_key,
+    self, Access, BinaryCacheOptions, Capacity, HandOver, Limits, ListenError, Listener,
+    NixDaemonOptions, Options, load_secret_key,
 };
 use castore_fs::service::Size;
 use castore_fs::stores::ValidPaths;
@@ -151,12 +151,14 @@ impl Serve {
             disk: Some(disk),
             ..Limits::default()
         };
+        let capacity = Capacity::new(&limits);
         let options = Options {
             writable: self.writable,
             allow_replace: self.allow_replace,
             narinfos_ahead: opened.local_folder().is_some(),
             local: opened.described.local.clone(),
             limits,
+            capacity: Some(capacity),
             streams: self.max_calls,
             tokens,
             drain: Duration::from_secs(self.drain),

@@ -5,12 +5,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use castore_fs::server::BLOCKING_THREADS;
 use castore_fs::service::Config;
 use castore_fs::service::config::Size;
 use castore_fs::store::{self, Blocking, Cache, CacheOptions, LocalStore, Store};
 use castore_fs::stores::{self, Named, Needs, OpenStores, Plan};
 use clap::Args;
-use tokio::runtime::Runtime;
+use tokio::runtime::{self, Runtime};
 
 use super::failure::{Failure, failure, say};
 
@@ -305,7 +306,10 @@ impl Place {
 
     /// Opens the store with a runtime of its own; makes it if it does not exist.
     pub(super) fn open_or_make(self) -> Result<Opened, Failure> {
-        let runtime = Runtime::new()?;
+        let runtime = runtime::Builder::new_multi_thread()
+            .max_blocking_threads(BLOCKING_THREADS)
+            .enable_all()
+            .build()?;
         let mut caches = Vec::new();
         let described = self.open_described(&runtime, &mut caches)?;
         Ok(Opened {

@@ -24,6 +24,7 @@ pub fn errno(error: &Error) -> i32 {
         | Error::Index { .. }
         | Error::Format { .. }
         | Error::NameTaken { .. }
+        | Error::Full { .. }
         | Error::Refused { .. } => libc::EIO,
     }
 }

@@ -7,6 +7,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
+use super::tls::acceptor;
 use super::{Tls, Tokens, TokensError};
 use crate::nix::{KeyError, SecretKey};
 use crate::store::credential::warn_if_public;
@@ -88,6 +89,13 @@ impl Access {
             }),
             _ => None,
         };
+        // A key of another certificate, for one.
+        if let (Some(tls), Some(path)) = (&tls, &self.certificate) {
+            acceptor(tls).map_err(|why| AccessError::Pem {
+                path: path.clone(),
+                why,
+            })?;
+        }
         let tokens = |path: &PathBuf| {
             Tokens::parse(&read(path)?).map_err(|source| AccessError::Tokens {
                 path: path.clone(),

@@ -278,6 +278,32 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_lists_are_forgotten_beyond_the_limit() {
+        let mut known = Known {
+            lists: LruCache::unbounded(),
+            places: HashMap::new(),
+        };
+        let digest = |blob: u64, chunk: u64| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&blob.to_le_bytes());
+            bytes[8..16].copy_from_slice(&chunk.to_le_bytes());
+            Digest::from(bytes)
+        };
+        let blobs = 2 * REMEMBERED as u64 / MOST;
+        for blob in 0..blobs {
+            let list: List = Arc::new((0..MOST).map(|at| (digest(blob, at), 1)).collect());
+            let (blob, size) = (digest(blob, u64::MAX), MOST);
+            let listed = Listed::from(OnceCell::from(Some(list.clone())));
+            known.lists.put((blob, size), listed);
+            known.remember(blob, size, &list);
+            assert!(known.places.len() <= REMEMBERED);
+        }
+        assert!(known.places.contains_key(&digest(blobs - 1, 0)));
+        assert!(!known.places.contains_key(&digest(0, 0)));
+        assert!(known.lists.len() as u64 <= blobs / 2);
+    }
+
+    #[test]
     fn a_list_of_another_server_has_to_fit() {
         let digest = Digest::of(b"");
         assert!(is_of(&[(digest, 5), (digest, 7)], 12));

@@ -1,8 +1,9 @@
 //! Connections: how many, and for how long without a call.
 //!
-//! When as many are open as allowed, or the process has no descriptor left, the one that has been
-//! idle the longest is closed for the next: a client that opens silent connections locks no other
-//! out. A client whose connection was idle does not notice; it connects again with its next call.
+//! When as many are open as allowed, or the process has no descriptor left, one of the client with the
+//! most is closed for the next, the one that has been idle the longest: a client that opens connections
+//! locks no other out, whether they are silent or not. A client whose connection was idle does not
+//! notice; it connects again with its next call.
 
 use std::collections::HashMap;
 use std::io;
@@ -18,44 +19,41 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use super::budget::{Budget, Share};
+use super::budget::Share;
+use super::capacity::Capacity;
+use super::client::Client;
 use super::limits::Limits;
-use super::turns::{OwnTurns, Turns};
+use super::turns::OwnTurns;
 
-/// How long a connection that has just been active is safe from being closed for another.
+/// How long a connection that has just been active is safe from being closed for another of a client with
+/// no fewer.
 const SAFE: Duration = Duration::from_secs(1);
 /// How often connections are checked.
 const STEP: Duration = Duration::from_millis(500);
 /// How long the system has to refuse nothing for its next refusal to be worth a message.
 const CALM: Duration = Duration::from_secs(60);
-/// How long nothing is accepted after the system refused to.
+/// How long nothing is accepted after the system refused to; and how often a connection that waits for a
+/// place looks for one.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// The connections of one server.
 pub(super) struct Connections {
     limits: Limits,
-    start: Instant,
-    open: Mutex<HashMap<u64, Arc<ConnectionState>>>,
-    next: AtomicU64,
-    closed: Notify,
+    capacity: Capacity,
     /// When the system refused to accept for the last time.
     refused: Mutex<Option<Instant>>,
-    calls: Arc<Budget>,
-    uploads: Arc<Budget>,
-    requests: Arc<Budget>,
-    responses: Arc<Budget>,
-    turns: Turns,
 }
 
 /// One connection, for its calls.
 pub(super) struct ConnectionState {
     connections: Arc<Connections>,
     number: u64,
+    client: Client,
     /// Calls that have begun and not ended.
     open_calls: AtomicUsize,
     /// Calls that have ever begun.
@@ -76,70 +74,103 @@ pub(super) struct ConnectionState {
 pub(super) struct OpenCall(Arc<ConnectionState>);
 
 impl Connections {
-    pub(super) fn new(limits: Limits) -> Arc<Self> {
+    /// Of a server that takes part in `capacity`.
+    pub(super) fn new(limits: Limits, capacity: Capacity) -> Arc<Self> {
+        capacity.join(&limits);
         Arc::new(Self {
-            start: Instant::now(),
-            open: Mutex::default(),
-            next: AtomicU64::new(0),
-            closed: Notify::new(),
             refused: Mutex::default(),
-            calls: Budget::new(limits.calls),
-            uploads: Budget::new(limits.uploads),
-            requests: Budget::new(limits.request_memory),
-            responses: Budget::new(limits.response_memory),
-            turns: Turns::new(),
             limits,
+            capacity,
         })
     }
 
-    /// The turns of the server itself.
-    pub(super) fn own_turns(&self) -> OwnTurns {
-        self.turns.share()
-    }
-
     fn now(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
+        self.capacity.0.start.elapsed().as_millis() as u64
     }
 
-    fn add(self: &Arc<Self>) -> Arc<ConnectionState> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+    /// A place for a new connection of `client`, if there is one or one is made.
+    fn admit(self: &Arc<Self>, client: Client) -> Option<Arc<ConnectionState>> {
+        let parts = &self.capacity.0;
+        let mut open = parts.open.lock();
+        let is_own = |state: &ConnectionState| Arc::ptr_eq(&state.connections, self);
+        let open_ones = open.values().filter(|state| !state.closes());
+        let (all, own) = open_ones.fold((0, 0), |(all, own), state| {
+            (all + 1, own + usize::from(is_own(state)))
+        });
+        let most = parts.connections.load(Ordering::Relaxed);
+        if own >= self.limits.connections {
+            self.close_one(&open, Some(client), is_own).then_some(())?;
+        } else if all >= most {
+            self.close_one(&open, Some(client), |_| true)
+                .then_some(())?;
+        }
+        // Those that are being closed have not gone yet.
+        if open.len() >= most.saturating_mul(2) {
+            return None;
+        }
+        Some(self.add(&mut open, client))
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        open: &mut HashMap<u64, Arc<ConnectionState>>,
+        client: Client,
+    ) -> Arc<ConnectionState> {
+        let parts = &self.capacity.0;
+        let number = parts.next.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(ConnectionState {
             connections: self.clone(),
             number,
+            client,
             open_calls: AtomicUsize::new(0),
             begun: AtomicU64::new(0),
             active: AtomicU64::new(self.now()),
             close: AtomicBool::new(false),
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
-            calls: self.calls.share(),
-            uploads: self.uploads.share(),
-            requests: self.requests.share(),
-            responses: self.responses.share(),
-            turns: self.turns.share(),
+            calls: parts.calls.share(client),
+            uploads: parts.uploads.share(client),
+            requests: parts.requests.share(client),
+            responses: parts.responses.share(client),
+            turns: parts.turns.share(client),
         });
-        self.open.lock().insert(number, state.clone());
+        open.insert(number, state.clone());
         state
     }
 
-    /// Closes the connection that has been idle the longest, unless all were active just now.
-    fn close_one(&self) {
+    /// Closes a connection of the client with the most of those that `may` be closed, for one of `next`:
+    /// the one that has been idle the longest, unless all were active just now and the client has no
+    /// more than the next one will have. Returns whether one was closed.
+    fn close_one(
+        &self,
+        open: &HashMap<u64, Arc<ConnectionState>>,
+        next: Option<Client>,
+        may: impl Fn(&ConnectionState) -> bool,
+    ) -> bool {
         let now = self.now();
-        let open = self.open.lock();
-        let quiet = open
-            .values()
-            .filter(|state| !state.close.load(Ordering::Relaxed))
+        let closable = || open.values().filter(|state| !state.closes() && may(state));
+        let mut of_clients: HashMap<Client, usize> = HashMap::new();
+        for state in closable() {
+            *of_clients.entry(state.client).or_default() += 1;
+        }
+        let of = |client: &Client| of_clients.get(client).copied().unwrap_or(0);
+        let most = of_clients.values().copied().max().unwrap_or(0);
+        let quiet = closable()
+            .filter(|state| of(&state.client) == most)
             .min_by_key(|state| {
                 // One without a call goes first.
                 let busy = state.open_calls.load(Ordering::Relaxed) > 0;
                 (busy, state.active.load(Ordering::Relaxed))
             });
-        if let Some(quiet) = quiet
-            && now.saturating_sub(quiet.active.load(Ordering::Relaxed)) >= SAFE.as_millis() as u64
-        {
-            tracing::debug!("a connection was closed for the next: all are taken");
-            quiet.close();
+        let Some(quiet) = quiet else { return false };
+        let idle = now.saturating_sub(quiet.active.load(Ordering::Relaxed));
+        let has_more = next.is_some_and(|next| most > of(&next) + 1);
+        if !has_more && idle < SAFE.as_millis() as u64 {
+            return false;
         }
+        tracing::debug!("a connection was closed for the next: all are taken");
+        quiet.close();
+        true
     }
 
     /// Closes connections that have been without a call for too long, until `stopping`.
@@ -152,13 +183,14 @@ impl Connections {
                 () = tokio::time::sleep(STEP) => {}
                 _ = stopping.wait_for(|stop| *stop) => return,
             }
-            for state in self.open.lock().values() {
+            for state in self.capacity.0.open.lock().values() {
                 let limit = match state.begun.load(Ordering::Relaxed) {
                     0 => self.limits.first_call,
                     _ => self.limits.idle,
                 };
+                let is_own = Arc::ptr_eq(&state.connections, &self);
                 let idle = state.open_calls.load(Ordering::Relaxed) == 0;
-                if idle && over(state.active.load(Ordering::Relaxed), limit) {
+                if is_own && idle && over(state.active.load(Ordering::Relaxed), limit) {
                     state.close();
                 }
             }
@@ -166,8 +198,8 @@ impl Connections {
     }
 
     /// A connection that another process accepted.
-    pub(super) fn adopt<T>(self: &Arc<Self>, io: T) -> Connection<T> {
-        let state = self.add();
+    pub(super) fn adopt<T>(self: &Arc<Self>, io: T, client: Client) -> Connection<T> {
+        let state = self.add(&mut self.capacity.0.open.lock(), client);
         Connection { io, state }
     }
 
@@ -185,15 +217,16 @@ impl Connections {
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
             let accepting = async {
-                loop {
-                    self.make_room().await;
+                while !sender.is_closed() {
                     match listener.accept().await {
-                        Ok(io) => {
-                            let state = self.add();
-                            if sender.send(Ok(Connection { io, state })).await.is_err() {
-                                return;
+                        Ok((io, client)) => match self.admit(client) {
+                            Some(state) => {
+                                if sender.send(Ok(Connection { io, state })).await.is_err() {
+                                    return;
+                                }
                             }
-                        }
+                            None => self.clone().let_wait(io, client, sender.clone()),
+                        },
                         Err(error) => self.cannot_accept(&address, &error).await,
                     }
                 }
@@ -206,16 +239,36 @@ impl Connections {
         ReceiverStream::new(receiver)
     }
 
-    /// Waits until there is room for one connection more.
-    async fn make_room(&self) {
-        loop {
-            let closed = self.closed.notified();
-            if self.open.lock().len() < self.limits.connections {
-                return;
+    /// Has a connection wait until there is a place for it, if not too many wait; others are accepted
+    /// meanwhile.
+    fn let_wait<T: Send + 'static>(
+        self: Arc<Self>,
+        io: T,
+        client: Client,
+        sender: mpsc::Sender<io::Result<Connection<T>>>,
+    ) {
+        let Some(place) = self.capacity.0.waiting.share(client).try_hold(1) else {
+            return;
+        };
+        let admitted = async move {
+            loop {
+                let closed = self.capacity.0.closed.notified();
+                if let Some(state) = self.admit(client) {
+                    return state;
+                }
+                let _ = tokio::time::timeout(PAUSE, closed).await;
             }
-            self.close_one();
-            let _ = tokio::time::timeout(PAUSE, closed).await;
-        }
+        };
+        tokio::spawn(async move {
+            let _place = place;
+            tokio::select! {
+                state = admitted => {
+                    // An error means that the server has stopped.
+                    let _ = sender.send(Ok(Connection { io, state })).await;
+                }
+                () = sender.closed() => {}
+            }
+        });
     }
 
     /// The system refused: mostly for want of descriptors.
@@ -232,7 +285,7 @@ impl Connections {
                      ones until this passes (LimitNOFILE= in systemd, ulimit -n in a shell)"
                 );
             }
-            self.close_one();
+            self.close_one(&self.capacity.0.open.lock(), None, |_| true);
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -240,21 +293,23 @@ impl Connections {
 
 /// A socket that connections come from.
 pub(super) trait Accept<T> {
-    fn accept(&self) -> impl Future<Output = io::Result<T>> + Send;
+    fn accept(&self) -> impl Future<Output = io::Result<(T, Client)>> + Send;
 }
 
 impl Accept<tokio::net::TcpStream> for tokio::net::TcpListener {
-    async fn accept(&self) -> io::Result<tokio::net::TcpStream> {
-        let (stream, _) = tokio::net::TcpListener::accept(self).await?;
+    async fn accept(&self) -> io::Result<(tokio::net::TcpStream, Client)> {
+        let (stream, address) = tokio::net::TcpListener::accept(self).await?;
         // If this fails the connection is gone, which its first read will show.
         let _ = stream.set_nodelay(true);
-        Ok(stream)
+        Ok((stream, Client::of_address(address.ip())))
     }
 }
 
 impl Accept<tokio::net::UnixStream> for tokio::net::UnixListener {
-    async fn accept(&self) -> io::Result<tokio::net::UnixStream> {
-        Ok(tokio::net::UnixListener::accept(self).await?.0)
+    async fn accept(&self) -> io::Result<(tokio::net::UnixStream, Client)> {
+        let (stream, _) = tokio::net::UnixListener::accept(self).await?;
+        let client = Client::of_socket(&stream);
+        Ok((stream, client))
     }
 }
 
@@ -276,6 +331,11 @@ impl ConnectionState {
     /// Calls that have begun so far.
     pub(super) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is being closed.
+    fn closes(&self) -> bool {
+        self.close.load(Ordering::Relaxed)
     }
 
     fn close(&self) {
@@ -349,9 +409,9 @@ impl<T> Connected for Connection<T> {
 
 impl<T> Drop for Connection<T> {
     fn drop(&mut self) {
-        let connections = &self.state.connections;
-        connections.open.lock().remove(&self.state.number);
-        connections.closed.notify_one();
+        let parts = &self.state.connections.capacity.0;
+        parts.open.lock().remove(&self.state.number);
+        parts.closed.notify_waiters();
     }
 }
 

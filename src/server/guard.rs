@@ -22,7 +22,7 @@ use tower::{Layer, Service};
 
 use super::budget::Held;
 use super::connections::{ConnectionState, OpenCall};
-use super::limits::{Kind, Limits, Method, method};
+use super::limits::{HEADERS, Kind, Limits, Method, headers_fit, method};
 
 /// Messages up to this many bytes need no room of their own: what a connection has of them is bounded
 /// by its calls.
@@ -83,6 +83,11 @@ where
             return refuse("the connection is not known");
         };
         let call = connection.begin();
+        if !headers_fit(&request) {
+            let most = format!("the headers of a call have at most {HEADERS} bytes");
+            let refused = Status::resource_exhausted(most).into_http();
+            return Either::Right(ready(Ok(refused)));
+        }
         let Some(slot) = connection.calls.try_hold(1) else {
             return refuse("too many calls are under way at once");
         };
@@ -357,6 +362,15 @@ impl http_body::Body for ResponseBody {
         let frame = frame?;
         connection.is_active();
         let mut room = this.room.take();
+        // What is answered at any time is small, or counted once it is there.
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        if !this.paced && length > FREE {
+            room = connection.responses.try_hold(length);
+            if room.is_none() {
+                let full = "this client reads too little of its answers";
+                return Poll::Ready(Some(Err(Status::resource_exhausted(full))));
+            }
+        }
         Poll::Ready(Some(Ok(frame.map_data(|bytes| {
             if let Some(room) = &mut room {
                 match bytes.len() > FRAME {

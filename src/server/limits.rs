@@ -21,12 +21,13 @@ const BLOB_MESSAGE: usize = 4 << 20;
 /// Bounds that a server's administrator may set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once on a listener. By default 256, and no more than half of the files that the
-    /// process may have open. The one that has been quiet the longest is closed for the next.
+    /// Connections at once on a server's listeners; all servers of a process take as many together as
+    /// the one with the most. By default 256, and no more than half of the files that the process may
+    /// have open. One of the client with the most is closed for the next.
     pub connections: usize,
-    /// Calls at once on all connections.
+    /// Calls at once on all connections, beyond the few that each may have in any case.
     pub calls: usize,
-    /// Uploads at once on all connections.
+    /// Uploads at once on all connections, beyond one each.
     pub uploads: usize,
     /// How long a connection may be without a call before it is closed.
     pub idle: Duration,
@@ -37,9 +38,11 @@ pub struct Limits {
     pub silence: Duration,
     /// Bytes of an upload.
     pub upload: u64,
-    /// Bytes of requests and unfinished uploads in memory, of all connections.
+    /// Bytes of requests and unfinished uploads in memory, of all connections; each may have 256 KiB in
+    /// any case.
     pub request_memory: usize,
-    /// Bytes of answers in memory that clients have not read, of all connections.
+    /// Bytes of answers in memory that clients have not read, of all connections; each may have 256 KiB
+    /// in any case.
     pub response_memory: usize,
     /// The directory on whose file system [`keep_free`](Self::keep_free) is to stay free.
     pub disk: Option<PathBuf>,
@@ -82,12 +85,32 @@ impl Default for Limits {
             silence: Duration::from_secs(60),
             upload: 1 << 40,
             request_memory: 160 << 20,
-            response_memory: 64 << 20,
+            response_memory: 48 << 20,
             disk: None,
             keep_free: 0,
             incomplete: Duration::from_secs(24 * 60 * 60),
         }
     }
+}
+
+/// Bytes of the headers of a request, counted as in RFC 9113, 6.5.2.
+pub(super) const HEADERS: u32 = 16 << 10;
+/// What each header counts beside its name and value.
+const EACH_HEADER: usize = 32;
+
+/// Whether the target and headers of `request` are within [`HEADERS`]. The libraries look at what comes in
+/// one piece less strictly.
+pub(super) fn headers_fit<B>(request: &http::Request<B>) -> bool {
+    let uri = request.uri();
+    let authority = uri
+        .authority()
+        .map_or(0, |authority| authority.as_str().len());
+    let target = uri
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    let headers = request.headers().iter();
+    let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + EACH_HEADER);
+    headers.sum::<usize>() + authority + target <= HEADERS as usize
 }
 
 /// The kind of a method's requests.
@@ -132,6 +155,20 @@ pub(super) fn method(path: &str) -> Method {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_have_a_limit_however_they_come() {
+        let with = |name: usize, value: usize, target: usize| {
+            let mut request = http::Request::builder().uri(format!("/{}", "t".repeat(target)));
+            request = request.header("x", "v".repeat(value));
+            for number in 0..name {
+                request = request.header(format!("h{number}"), "");
+            }
+            headers_fit(&request.body(()).unwrap())
+        };
+        assert!(with(0, 0, 0) && with(0, 16_000, 0) && with(0, 0, 16_000) && with(400, 0, 0));
+        assert!(!with(0, 16_384, 0) && !with(0, 0, 16_384) && !with(500, 0, 0));
+    }
 
     #[test]
     fn every_method_has_its_limit() {

@@ -95,7 +95,7 @@ fn key(node: &Node) -> Vec<u8> {
 
 impl Shared {
     fn compute(&self, node: &Node, runtime: Handle, slice: &mut Slice) -> Result<NarHash, Status> {
-        let store = Blocking::new(self.store.clone(), runtime);
+        let store = Blocking::new(self.store.clone(), runtime).before_waiting(slice.give_up());
         let mut sink = Sink {
             hasher: Sha256::new(),
             size: 0,
@@ -154,6 +154,7 @@ impl Write for Sink<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::client::Client;
     use super::super::turns::Turns;
     use super::*;
     use crate::castore::Digest;
@@ -180,7 +181,7 @@ mod tests {
             longest: 1000,
             stopping,
         }));
-        let turns = Turns::new().share();
+        let turns = Turns::new().share(Client::Server);
         let long = nars.of(&file(&[7; 2000]), &turns).await.unwrap_err();
         assert_eq!(long.code(), Code::ResourceExhausted, "{long}");
         let node = file(b"short");

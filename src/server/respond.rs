@@ -171,6 +171,7 @@ pub(super) fn status(error: &Error) -> Status {
     match error {
         Error::Damaged { .. } => Status::data_loss(message),
         Error::ReadOnly { .. } => Status::permission_denied(message),
+        Error::Full { .. } => Status::resource_exhausted(message),
         Error::Refused { .. } => Status::invalid_argument(message),
         Error::Unlisted { .. } => Status::unimplemented(message),
         Error::NameTaken { .. } => Status::already_exists(format!(

@@ -284,6 +284,13 @@ mod tests {
         ] {
             assert_eq!(wrong.unwrap_err().code(), tonic::Code::InvalidArgument);
         }
+        let with = |signatures: usize| {
+            let mut info = info("a");
+            let nar = info.narinfo.as_mut().unwrap();
+            nar.signatures = vec![nar.signatures[0].clone(); signatures];
+            check_form(&info)
+        };
+        assert!(with(64).is_ok() && with(65).is_err());
         let mut without = info("a");
         narinfo(&mut without);
         assert!(check_form(&without).is_ok());

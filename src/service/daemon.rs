@@ -41,6 +41,7 @@ use super::view::View;
 use super::watchdog::{self, Watched};
 use super::{log, panics, repeats, systemd};
 use crate::profile::Profiles;
+use crate::server::BLOCKING_THREADS;
 use crate::stores::{self, OpenStores};
 use crate::transport::fuse::Nursery;
 
@@ -153,6 +154,7 @@ fn serve(
     let _claim = claim(&config)?;
     let control = control::listen(&config.control_socket())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(BLOCKING_THREADS)
         .enable_all()
         .build()
         .map_err(failed("start threads"))?;

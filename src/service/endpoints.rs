@@ -26,7 +26,7 @@ use super::socket_file::SocketFile;
 use super::systemd::{GuestKeeper, NixConnections};
 use crate::fs::{self as castore_fs, Owner};
 use crate::server::{
-    self, AccessError, BinaryCacheOptions, HandOver, Limits, ListenError, Listener,
+    self, AccessError, BinaryCacheOptions, Capacity, HandOver, Limits, ListenError, Listener,
     NixDaemonOptions, load_secret_key,
 };
 use crate::store::{Blocking, Filter, LocalStore, Store};
@@ -99,14 +99,16 @@ impl Device {
 }
 
 impl Listening {
-    /// Serves the store `opened` with `config`. `passed` are the sockets that systemd passed on, `left` the
-    /// connections of Nix that the previous process left.
+    /// Serves the store `opened` with `config`, as a part of `capacity`. `passed` are the sockets that
+    /// systemd passed on, `left` the connections of Nix that the previous process left.
+    #[allow(clippy::too_many_arguments, reason = "each is of another owner")]
     pub fn start(
         name: &str,
         config: &config::Listen,
         opened: &Opened,
         passed: &[(String, OwnedFd)],
         left: Vec<(String, OwnedFd)>,
+        capacity: &Capacity,
         runtime: &Handle,
     ) -> Result<Self, EndpointError> {
         let store = opened.store.clone();
@@ -155,6 +157,7 @@ impl Listening {
             narinfos_ahead: folder.is_some() && !config.unnamed,
             local: opened.local.clone(),
             limits,
+            capacity: Some(capacity.clone()),
             streams: config.max_calls,
             drain: DRAIN,
             tls,

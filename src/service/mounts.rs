@@ -133,7 +133,8 @@ impl Wanted {
         host: &Host,
     ) -> Result<(Served, Option<Arc<Session>>), StartError> {
         let runtime = &host.runtime;
-        let options = self.options(&store, host)?;
+        let (top, gone) = self.top(&store, left.as_ref(), host)?;
+        let options = self.options(top, host);
         let mut mount = self.mount_options(name, host);
         let mut outside = None;
         if let Some(left) = left {
@@ -169,6 +170,9 @@ impl Wanted {
                     });
                 }
             }
+        }
+        if let Some(gone) = gone {
+            return Err(gone);
         }
         mount.device = self.device(host)?;
         let session = self.mount(store, options, &mount, runtime)?;
@@ -246,14 +250,35 @@ impl Wanted {
         Ok(Session::mount(store, path, options, mount, runtime)?)
     }
 
-    fn options(&self, store: &Arc<dyn Store>, host: &Host) -> Result<Options, StartError> {
+    /// What is shown. If `root` is not found any more, a mount that the previous process `left` goes on
+    /// with what it shows, which is in use and so is still there; the failure is returned too, since
+    /// nothing else can be mounted.
+    fn top(
+        &self,
+        store: &Arc<dyn Store>,
+        left: Option<&KeptPair>,
+        host: &Host,
+    ) -> Result<(Top, Option<StartError>), StartError> {
         let blocking = Blocking::new(store.clone(), host.runtime.clone());
-        let top = find_top(
-            self.config.root.as_deref(),
-            self.config.list_root.listing(),
-            &blocking,
-        )?;
-        Ok(Options {
+        let root = self.config.root.as_deref();
+        let error = match find_top(root, self.config.list_root.listing(), &blocking) {
+            Ok(top) => return Ok((top, None)),
+            Err(error) => error,
+        };
+        let table = left.and_then(|left| left.table.as_ref()?.try_clone().ok());
+        let shown = table.and_then(|table| Inherited::top_of(table, &self.tag()).ok());
+        match shown.flatten() {
+            Some((digest, size)) => {
+                let (path, why) = (self.config.path.display(), error.to_string());
+                tracing::warn!(%path, why, "the mount stays as it is: what it shows has no name now");
+                Ok((Top::Directory { digest, size }, Some(error)))
+            }
+            None => Err(error),
+        }
+    }
+
+    fn options(&self, top: Top, host: &Host) -> Options {
+        Options {
             top,
             owner: Owner {
                 uid: self.config.uid,
@@ -279,7 +304,7 @@ impl Wanted {
             images: self.config.images.then(|| host.images.clone()),
             image_patience: self.config.image_patience.0,
             ..Options::default()
-        })
+        }
     }
 
     fn mount_options(&self, name: &str, host: &Host) -> MountOptions {

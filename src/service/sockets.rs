@@ -1,6 +1,7 @@
 //! The small sockets of the service, and metrics over HTTP: the part of HTTP/1.1 that a scraper
 //! needs, `GET /metrics`, one request a connection.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,6 +24,8 @@ use super::status::Status;
 
 /// Bytes of a request, at most.
 const LONGEST_REQUEST: u64 = 16 << 10;
+/// Connections that are answered at once; the oldest is closed for the next.
+const MOST_SCRAPERS: usize = 64;
 /// How long a client may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -129,17 +132,24 @@ pub fn metrics_on(socket: OwnedFd, ask: Ask, runtime: &Handle) -> Result<Serving
         source,
     })?;
     let serve = async move {
+        let mut running: VecDeque<JoinHandle<()>> = VecDeque::new();
         loop {
             let accepted = match &listener {
-                MetricsListener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                    tokio::spawn(answer_http(stream, ask.clone()));
-                }),
-                MetricsListener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                    tokio::spawn(answer_http(stream, ask.clone()));
-                }),
+                MetricsListener::Unix(listener) => (listener.accept().await)
+                    .map(|(stream, _)| tokio::spawn(answer_http(stream, ask.clone()))),
+                MetricsListener::Tcp(listener) => (listener.accept().await)
+                    .map(|(stream, _)| tokio::spawn(answer_http(stream, ask.clone()))),
             };
-            if let Err(error) = accepted {
-                complain_of_accept(&error).await;
+            match accepted {
+                Ok(answering) => running.push_back(answering),
+                Err(error) => complain_of_accept(&error).await,
+            }
+            running.retain(|answering| !answering.is_finished());
+            // The oldest says nothing, or is not read.
+            if running.len() > MOST_SCRAPERS
+                && let Some(oldest) = running.pop_front()
+            {
+                oldest.abort();
             }
         }
     };
@@ -195,13 +205,21 @@ async fn answer_http(stream: impl AsyncRead + AsyncWrite + Unpin, ask: Ask) {
         let mut lines = BufReader::new(read.take(LONGEST_REQUEST)).lines();
         let first = lines.next_line().await.ok().flatten().unwrap_or_default();
         // The head has to be read before an answer: closing on unread bytes resets the connection.
-        while let Ok(Some(line)) = lines.next_line().await {
-            if line.is_empty() {
-                break;
-            }
+        let mut is_whole = false;
+        while !is_whole && let Ok(line) = lines.next_line().await {
+            let more = lines.get_ref().get_ref().limit() > 0;
+            is_whole = match line {
+                Some(line) => line.is_empty(),
+                None if more => true,
+                None => break,
+            };
         }
         let mut words = first.split(' ');
         let (status, body) = match (words.next(), words.next()) {
+            _ if !is_whole => (
+                "431 Request Header Fields Too Large",
+                format!("the head of a request has at most {LONGEST_REQUEST} bytes\n"),
+            ),
             (Some("GET"), Some("/metrics")) => {
                 match tokio::task::spawn_blocking(move || metrics::render(&ask())).await {
                     Ok(body) => ("200 OK", body),

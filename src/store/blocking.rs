@@ -23,12 +23,32 @@ const AT_ONCE: usize = 64;
 pub struct Blocking {
     store: Arc<dyn Store>,
     runtime: Handle,
+    before_waiting: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Blocking {
     /// Uses `store`, and waits on `runtime` where that is needed.
     pub fn new(store: Arc<dyn Store>, runtime: Handle) -> Self {
-        Self { store, runtime }
+        Self {
+            store,
+            runtime,
+            before_waiting: None,
+        }
+    }
+
+    /// Calls `before_waiting` before each wait for a Directory or the bytes of a blob.
+    pub fn before_waiting(self, before_waiting: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self {
+            before_waiting: Some(before_waiting),
+            ..self
+        }
+    }
+
+    fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
+        if let Some(before_waiting) = &self.before_waiting {
+            before_waiting();
+        }
+        self.runtime.block_on(answer)
     }
 
     /// The store.
@@ -51,7 +71,7 @@ impl Blocking {
         match self.store.directory_now(digest)? {
             Answer::Found(directory) => Ok(Some(directory)),
             Answer::Absent => Ok(None),
-            Answer::Wait => self.runtime.block_on(self.store.directory(digest)),
+            Answer::Wait => self.wait(self.store.directory(digest)),
         }
     }
 
@@ -69,7 +89,7 @@ impl Blocking {
             Answer::Wait => {}
         }
         let read = self.store.read(digest, size, offset, buffer.len());
-        let bytes = self.runtime.block_on(read)?;
+        let bytes = self.wait(read)?;
         Ok(bytes.map(|bytes| {
             let length = bytes.len().min(buffer.len());
             buffer[..length].copy_from_slice(&bytes[..length]);
@@ -84,7 +104,7 @@ impl Blocking {
             self.store.read(digest, *size, 0, length)
         });
         let reads = futures_util::stream::iter(reads).buffered(AT_ONCE);
-        self.runtime.block_on(reads.collect())
+        self.wait(reads.collect())
     }
 
     /// See [`Store::root`].

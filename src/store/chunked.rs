@@ -274,3 +274,25 @@ fn read_list(stat: StatBlobResponse) -> Result<ChunkList, String> {
         bao: stat.bao,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_chunks_come_one_at_a_time() {
+        let at_once = |sizes: &[u64]| {
+            let digest = Digest::of(b"");
+            let list = ChunkList {
+                chunks: sizes.iter().map(|size| (digest, *size)).collect(),
+                bao: Bytes::new(),
+            };
+            list.at_once()
+        };
+        assert_eq!(at_once(&[]), AT_ONCE);
+        assert_eq!(at_once(&[1000; 100]), AT_ONCE);
+        assert_eq!(at_once(&[1000, 32 << 20]), 2);
+        assert_eq!(at_once(&[MAX_CHUNK, 1]), 1);
+        assert_eq!(at_once(&[u64::MAX]), 1);
+    }
+}

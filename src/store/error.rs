@@ -123,6 +123,14 @@ pub enum Error {
         /// Why.
         why: String,
     },
+    /// The store holds as much as it may.
+    #[error("{store} is full: {why}")]
+    Full {
+        /// The store's URL.
+        store: String,
+        /// How much that is, and what to do.
+        why: String,
+    },
     /// The input of an addition is wrong or incomplete.
     #[error("{store} refuses {what}: {why}")]
     Refused {
@@ -254,6 +262,10 @@ impl Error {
                 why: why.clone(),
             },
             Error::ReadOnly { store, why } => Error::ReadOnly {
+                store: store.clone(),
+                why: why.clone(),
+            },
+            Error::Full { store, why } => Error::Full {
                 store: store.clone(),
                 why: why.clone(),
             },

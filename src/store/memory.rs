@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
+use prost::Message;
 
 use super::root_change::{RootChange, admit};
 use super::{
@@ -19,28 +20,100 @@ use crate::nix::PathInfo;
 
 const URL: &str = "memory:";
 
-/// A store in this process's memory. Clones are the same store.
+/// Bytes of everything in a store, additions that are under way included.
+const MOST: u64 = 1 << 30;
+/// Approximate bytes that an object or a root takes beside its contents.
+const EACH: u64 = 128;
+
+/// A store in this process's memory, of up to 1 GiB. Clones are the same store.
 #[derive(Clone, Default)]
 pub struct MemoryStore(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
+    most: u64,
+    used: Mutex<u64>,
     contents: RwLock<Contents>,
     version: Mutex<u64>,
     changed: Condvar,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            most: MOST,
+            used: Mutex::default(),
+            contents: RwLock::default(),
+            version: Mutex::default(),
+            changed: Condvar::default(),
+        }
+    }
+}
+
+/// Memory of a store that an addition has taken; given back when dropped.
+struct Room {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl Room {
+    /// Takes `bytes` more.
+    fn grow(&mut self, bytes: u64) -> Result<(), Error> {
+        let mut used = self.shared.used.lock();
+        let most = self.shared.most;
+        let then = used.saturating_add(bytes);
+        if then > most {
+            return Err(Error::Full {
+                store: URL.to_owned(),
+                why: format!(
+                    "it holds at most {most} bytes; local:/PATH holds as much as its disk, which can \
+                     be a tmpfs"
+                ),
+            });
+        }
+        *used = then;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Leaves `bytes` of it to what was added.
+    fn leave(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        *self.shared.used.lock() -= self.bytes;
+    }
+}
+
+/// Bytes that a root takes.
+fn root_bytes(root: &Root, path_info: Option<&PathInfo>) -> u64 {
+    let known = path_info.map_or(0, |info| 2 * info.encoded_len());
+    EACH + (2 * root.name.as_bytes().len() + known) as u64
 }
 
 #[derive(Default)]
 struct Contents {
     blobs: HashMap<Digest, Bytes>,
     directories: HashMap<Digest, Directory>,
-    roots: BTreeMap<Name, (Root, Option<Box<PathInfo>>)>,
+    roots: Roots,
 }
+
+type Roots = BTreeMap<Name, (Root, Option<Box<PathInfo>>)>;
 
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    #[cfg(test)]
+    fn of_at_most(most: u64) -> Self {
+        Self(Arc::new(Shared {
+            most,
+            ..Shared::default()
+        }))
     }
 
     /// The blob `digest`, which a node states to have `size` bytes.
@@ -218,7 +291,15 @@ impl Store for MemoryStore {
     fn ingest(&self) -> Result<Box<dyn Ingest>, Error> {
         Ok(Box::new(MemoryIngest {
             store: self.clone(),
-            staged: Arc::default(),
+            staged: Arc::new(Mutex::new(Staged {
+                blobs: HashMap::new(),
+                directories: HashMap::new(),
+                roots: Vec::new(),
+                room: Room {
+                    shared: self.0.clone(),
+                    bytes: 0,
+                },
+            })),
         }))
     }
 }
@@ -229,11 +310,25 @@ struct MemoryIngest {
     staged: Arc<Mutex<Staged>>,
 }
 
-#[derive(Default)]
 struct Staged {
     blobs: HashMap<Digest, Bytes>,
     directories: HashMap<Digest, Directory>,
     roots: Vec<RootChange>,
+    room: Room,
+}
+
+impl Staged {
+    /// Stages a change of a root.
+    fn change(&mut self, change: RootChange) -> Result<(), Error> {
+        self.room.grow(match &change {
+            RootChange::Put(root, info) | RootChange::Add(root, info) => {
+                root_bytes(root, info.as_deref())
+            }
+            RootChange::Remove(name) => EACH + name.as_bytes().len() as u64,
+        })?;
+        self.roots.push(change);
+        Ok(())
+    }
 }
 
 impl Ingest for MemoryIngest {
@@ -250,10 +345,11 @@ impl Ingest for MemoryIngest {
     fn put_blobs(&self, blobs: &[(Digest, &[u8])]) -> Result<(), Error> {
         let mut staged = self.staged.lock();
         for (digest, bytes) in blobs {
-            staged
-                .blobs
-                .entry(*digest)
-                .or_insert_with(|| Bytes::copy_from_slice(bytes));
+            if !staged.blobs.contains_key(digest) {
+                staged.room.grow(EACH + bytes.len() as u64)?;
+                let bytes = Bytes::copy_from_slice(bytes);
+                staged.blobs.insert(*digest, bytes);
+            }
         }
         Ok(())
     }
@@ -261,22 +357,27 @@ impl Ingest for MemoryIngest {
     fn blob_writer(&self) -> Result<Box<dyn BlobWriter>, Error> {
         Ok(Box::new(MemoryWriter {
             staged: self.staged.clone(),
+            room: Room {
+                shared: self.store.0.clone(),
+                bytes: 0,
+            },
             bytes: Vec::new(),
         }))
     }
 
     fn put_directory(&self, directory: &Directory) -> Result<(), Error> {
         let mut staged = self.staged.lock();
-        staged
-            .directories
-            .insert(directory.digest(), directory.clone());
+        let digest = directory.digest();
+        if !staged.directories.contains_key(&digest) {
+            staged.room.grow(EACH + directory.resident_bytes() as u64)?;
+            staged.directories.insert(digest, directory.clone());
+        }
         Ok(())
     }
 
     fn remove_root(&self, name: &Name) -> Result<(), Error> {
         let mut staged = self.staged.lock();
-        staged.roots.push(RootChange::remove(name));
-        Ok(())
+        staged.change(RootChange::remove(name))
     }
 
     fn check_root_name(&self, _: &Name) -> Result<(), Error> {
@@ -285,14 +386,12 @@ impl Ingest for MemoryIngest {
 
     fn put_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         let mut staged = self.staged.lock();
-        staged.roots.push(RootChange::put(root, path_info));
-        Ok(())
+        staged.change(RootChange::put(root, path_info))
     }
 
     fn add_root(&self, root: &Root, path_info: Option<&PathInfo>) -> Result<(), Error> {
         let mut staged = self.staged.lock();
-        staged.roots.push(RootChange::add(root, path_info));
-        Ok(())
+        staged.change(RootChange::add(root, path_info))
     }
 
     fn put_incomplete_root(&self, root: &Root, _: Option<&PathInfo>) -> Result<(), Error> {
@@ -303,11 +402,12 @@ impl Ingest for MemoryIngest {
     fn release(&self) {}
 
     fn commit(self: Box<Self>) -> Result<Added, Error> {
-        let staged = std::mem::take(&mut *self.staged.lock());
+        let mut staged = self.staged.lock();
+        let staged = &mut *staged;
         let mut contents = self.store.0.contents.write();
         let mut roots = contents.roots.clone();
         let changed = !staged.roots.is_empty();
-        for change in staged.roots {
+        for change in std::mem::take(&mut staged.roots) {
             match change {
                 RootChange::Put(root, path_info) => {
                     roots.insert(root.name.clone(), (root, path_info));
@@ -324,18 +424,31 @@ impl Ingest for MemoryIngest {
                 }
             }
         }
-        contents.roots = roots;
+        let bytes_of = |roots: &Roots| {
+            let roots = roots.values();
+            let bytes = roots.map(|(root, info)| root_bytes(root, info.as_deref()));
+            bytes.sum::<u64>()
+        };
+        if changed {
+            let (before, after) = (bytes_of(&contents.roots), bytes_of(&roots));
+            staged.room.leave(after.saturating_sub(before));
+            *self.store.0.used.lock() -= before.saturating_sub(after);
+            contents.roots = roots;
+        }
         let mut added = Added::default();
-        for (digest, blob) in staged.blobs {
+        for (digest, blob) in std::mem::take(&mut staged.blobs) {
             let length = blob.len() as u64;
             if contents.blobs.insert(digest, blob).is_none() {
                 added.blobs += 1;
                 added.blob_bytes += length;
+                staged.room.leave(EACH + length);
             }
         }
-        for (digest, directory) in staged.directories {
+        for (digest, directory) in std::mem::take(&mut staged.directories) {
+            let length = directory.resident_bytes() as u64;
             if contents.directories.insert(digest, directory).is_none() {
                 added.directories += 1;
+                staged.room.leave(EACH + length);
             }
         }
         drop(contents);
@@ -349,21 +462,86 @@ impl Ingest for MemoryIngest {
 
 struct MemoryWriter {
     staged: Arc<Mutex<Staged>>,
+    room: Room,
     bytes: Vec<u8>,
 }
 
 impl BlobWriter for MemoryWriter {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.room.grow(bytes.len() as u64)?;
         self.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn finish(self: Box<Self>) -> Result<(Digest, u64), Error> {
+    fn finish(mut self: Box<Self>) -> Result<(Digest, u64), Error> {
         let mut hasher = BlobHasher::new();
         hasher.update(&self.bytes);
         let (digest, _) = hasher.finish();
         let size = self.bytes.len() as u64;
-        self.staged.lock().blobs.insert(digest, self.bytes.into());
+        let mut staged = self.staged.lock();
+        if !staged.blobs.contains_key(&digest) {
+            self.room.grow(EACH)?;
+            staged.room.bytes += std::mem::take(&mut self.room.bytes);
+            let bytes = std::mem::take(&mut self.bytes);
+            staged.blobs.insert(digest, bytes.into());
+        }
         Ok((digest, size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::castore::{Node, SymlinkTarget};
+
+    fn root(number: u64) -> Root {
+        let target = SymlinkTarget::new(b"target").unwrap();
+        Root {
+            name: Name::new(format!("root-{number}").as_bytes()).unwrap(),
+            node: Node::Symlink { target },
+        }
+    }
+
+    /// Blobs, Directories and roots count, those of unfinished additions too, and twice the same once.
+    #[test]
+    fn a_store_in_memory_is_bounded_in_total() {
+        let store = MemoryStore::of_at_most(100_000);
+        let used = || *store.0.used.lock();
+        let blob = vec![7; 40_000];
+        let put = |ingest: &dyn Ingest, blob: &[u8]| ingest.put_blobs(&[(Digest::of(blob), blob)]);
+        let ingest = store.ingest().unwrap();
+        put(&*ingest, &blob).unwrap();
+        put(&*ingest, &blob).unwrap();
+        ingest.put_root(&root(0), None).unwrap();
+        ingest.commit().unwrap();
+        let before = used();
+        assert!((40_000..41_000).contains(&before), "{before}");
+
+        let unfinished = store.ingest().unwrap();
+        let mut writer = unfinished.blob_writer().unwrap();
+        writer.write(&[1; 50_000]).unwrap();
+        let full = |done: Result<(), Error>| matches!(done, Err(Error::Full { .. }));
+        assert!(full(writer.write(&[1; 50_000])));
+        let other = store.ingest().unwrap();
+        assert!(full(put(&*other, &[2; 20_000])));
+        let failed = (1..)
+            .map(|number| other.add_root(&root(number), None))
+            .find(Result::is_err);
+        assert!(full(failed.unwrap()));
+        drop(other);
+        writer.finish().unwrap();
+        drop(unfinished);
+        assert_eq!(used(), before, "what was not committed takes nothing");
+
+        let again = store.ingest().unwrap();
+        put(&*again, &blob).unwrap();
+        again.commit().unwrap();
+        assert_eq!(used(), before, "the same blob");
+        let removal = store.ingest().unwrap();
+        removal.remove_root(&root(0).name).unwrap();
+        removal.commit().unwrap();
+        assert!(used() < before);
+        let error = put(&*store.ingest().unwrap(), &[3; 100_000]).unwrap_err();
+        assert!(error.to_string().contains("local:/PATH"), "{error}");
     }
 }

@@ -463,10 +463,21 @@ fn connections_that_say_nothing_are_closed() {
             Err(error) => assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock),
         }
     }
-    // A head without an end is not taken.
-    let long = "x".repeat(64 << 10);
-    let answer = served.ask("GET", "/nix-cache-info", &[("X-Long", &long)]);
-    assert_eq!(answer.status, 431);
+    // One that comes byte by byte has no more time.
+    let mut dripping = TcpStream::connect(served.address).unwrap();
+    let mut head = b"GET /nix-cache-info HTTP/1.1\r\nX-Drip: ".to_vec();
+    head.resize(4000, b'x');
+    let taken = head.iter().take_while(|byte| {
+        std::thread::sleep(Duration::from_millis(20));
+        dripping.write_all(&[**byte]).is_ok()
+    });
+    assert!(taken.count() < head.len(), "it goes on");
+    // A head without an end is not taken, nor one that is a little too long and comes in one piece.
+    for (length, status) in [(64 << 10, 431), (20_480, 431), (17_000, 431), (15_000, 200)] {
+        let long = "x".repeat(length);
+        let answer = served.ask("GET", "/nix-cache-info", &[("X-Long", &long)]);
+        assert_eq!(answer.status, status, "{length}");
+    }
 }
 
 #[test]

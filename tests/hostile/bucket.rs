@@ -16,6 +16,8 @@ enum Object {
     Bytes(Vec<u8>),
     /// States a length of 2^40 bytes and sends zeros for as long as they are read.
     Endless,
+    /// Sends on to itself.
+    Redirect,
     /// "Service Unavailable" so many times, then the bytes.
     Busy(u64, Vec<u8>),
 }
@@ -62,6 +64,13 @@ impl HostileBucket {
     }
 }
 
+/// A page of a listing as S3 has it, with the token of itself as the next one.
+const PAGE: &str = "<?xml version=\"1.0\"?><ListBucketResult><Name>bucket</Name><KeyCount>1</KeyCount>\
+    <MaxKeys>1</MaxKeys><IsTruncated>true</IsTruncated><Contents>\
+    <Key>castore-fs/roots/b3/0000/0000</Key><LastModified>2009-10-12T17:50:30.000Z</LastModified>\
+    <ETag>1</ETag><Size>1</Size></Contents><NextContinuationToken>again</NextContinuationToken>\
+    </ListBucketResult>";
+
 fn answer_all(shared: &Shared, connection: TcpStream) -> std::io::Result<()> {
     let mut writes = connection.try_clone()?;
     let mut lines = BufReader::new(connection).lines();
@@ -73,7 +82,10 @@ fn answer_all(shared: &Shared, connection: TcpStream) -> std::io::Result<()> {
         {}
         shared.requests.fetch_add(1, Ordering::Relaxed);
         let path = request.split(' ').nth(1).unwrap().to_owned();
-        let object = shared.objects.lock().get(&path).cloned();
+        let object = match path.contains("list-type=2") {
+            true => Some(Object::Bytes(PAGE.as_bytes().to_vec())),
+            false => shared.objects.lock().get(&path).cloned(),
+        };
         let mut head = |status: &str, length: u64| {
             let head = format!(
                 "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nETag: \"1\"\r\n\
@@ -95,6 +107,9 @@ fn answer_all(shared: &Shared, connection: TcpStream) -> std::io::Result<()> {
                 let left = Object::Busy(times - 1, bytes);
                 shared.objects.lock().insert(path, left);
                 head("503 Service Unavailable", 0)?;
+            }
+            Some(Object::Redirect) => {
+                head(&format!("302 Found\r\nLocation: {path}"), 0)?;
             }
             Some(Object::Endless) => {
                 head("200 OK", 1 << 40)?;
@@ -214,4 +229,29 @@ async fn a_request_to_a_busy_service_is_made_three_times() {
     let error = store.directory(&other).await.unwrap_err();
     assert!(matches!(error, Error::Remote { .. }), "{error}");
     assert_eq!(bucket.requests(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_that_refers_to_itself_ends() {
+    let bucket = HostileBucket::start();
+    let url = format!(
+        "objectstore+s3://bucket/?endpoint=http://{}&region=x&skip_signature=true",
+        bucket.address
+    );
+    let store = ObjectStore::open(&url).unwrap();
+    let error = store.roots().await.unwrap_err();
+    assert!(error.to_string().contains("twice"), "{error}");
+    assert!(bucket.requests() < 10, "{}", bucket.requests());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_to_itself_ends() {
+    let bucket = HostileBucket::start();
+    let (directory, blob) = (Digest::of(b"directory"), Digest::of(b"a small blob"));
+    bucket.put("dirs", &directory, Object::Redirect);
+    bucket.put("blobs", &blob, Object::Redirect);
+    let store = bucket.store();
+    assert!(store.directory(&directory).await.is_err());
+    assert!(store.read(&blob, 12, 0, 12).await.is_err());
+    assert!(bucket.requests() < 100, "{}", bucket.requests());
 }

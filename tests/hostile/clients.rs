@@ -43,7 +43,7 @@ fn free_port() -> u16 {
 }
 
 /// A store with one blob, of 8 MiB, and a tree of directories.
-fn store_in(folder: &Path) -> (LocalStore, Vec<u8>, Digest) {
+pub(super) fn store_in(folder: &Path) -> (LocalStore, Vec<u8>, Digest) {
     let store = LocalStore::open(&folder.join("store")).unwrap();
     let blob = noise(1, 8 << 20);
     let ingest = store.ingest().unwrap();
@@ -68,14 +68,27 @@ fn store_in(folder: &Path) -> (LocalStore, Vec<u8>, Digest) {
 }
 
 /// `castore-fs serve`, with a log.
-struct Serving {
+pub(super) struct Serving {
     child: Child,
-    port: u16,
+    pub(super) port: u16,
     log: PathBuf,
 }
 
 impl Serving {
-    fn start(
+    pub(super) fn start(
+        folder: &Path,
+        before: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self::as_what("--listen", folder, before)
+    }
+
+    /// As a binary cache.
+    pub(super) fn binary_cache(folder: &Path) -> Self {
+        Self::as_what("--binary-cache", folder, || Ok(()))
+    }
+
+    fn as_what(
+        listen: &str,
         folder: &Path,
         before: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
     ) -> Self {
@@ -84,7 +97,7 @@ impl Serving {
         command
             .args(["serve", "--writable", "--keep-free=0B", "--store"])
             .arg(format!("local:{}", folder.join("store").display()))
-            .args(["--listen", &format!("127.0.0.1:{port}")])
+            .args([listen, &format!("127.0.0.1:{port}")])
             .stdin(Stdio::null())
             .stderr(File::create(&log).unwrap());
         // SAFETY: it makes system calls and nothing else.
@@ -96,11 +109,11 @@ impl Serving {
         Self { child, port, log }
     }
 
-    fn client(&self) -> GrpcStore {
+    pub(super) fn client(&self) -> GrpcStore {
         GrpcStore::open(&format!("grpc+http://127.0.0.1:{}?cache=1", self.port)).unwrap()
     }
 
-    fn connect(&self) -> TcpStream {
+    pub(super) fn connect(&self) -> TcpStream {
         TcpStream::connect(("127.0.0.1", self.port)).unwrap()
     }
 
@@ -108,7 +121,7 @@ impl Serving {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    fn pid(&self) -> Pid {
+    pub(super) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
@@ -188,7 +201,7 @@ async fn a_server_without_descriptors_says_so_once_waits_and_comes_back() {
     drop(silent);
 }
 
-async fn channel(port: u16) -> Channel {
+pub(super) async fn channel(port: u16) -> Channel {
     let url = format!("http://127.0.0.1:{port}");
     Channel::from_shared(url).unwrap().connect().await.unwrap()
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use castore_fs::castore::{Digest, NodeRef};
+use castore_fs::castore::{Digest, Name, Node, NodeRef, SymlinkTarget};
 use castore_fs::proto::RawDirectory;
 use castore_fs::proto::castore::services::blob_service_server::{BlobService, BlobServiceServer};
 use castore_fs::proto::castore::services::directory_service_server::{
@@ -43,8 +43,10 @@ pub enum Habit {
     Empty,
     /// A byte a second.
     Drips,
-    /// Bytes without end.
+    /// Bytes without end, and Directories that nothing refers to.
     Endless,
+    /// Every blob in one message.
+    Together,
     /// Silent, until it is released.
     Hangs,
     /// Half of every blob, then nothing more.
@@ -246,6 +248,10 @@ impl BlobService for Services {
                     Ok(BlobChunk { data: data.clone() })
                 }))
             }
+            Habit::Together => {
+                let whole = BlobChunk { data: blob.into() };
+                Box::pin(stream::once(async move { Ok(whole) }))
+            }
             Habit::Drips => {
                 let bytes = stream::iter(blob.into_iter().map(|byte| vec![byte]));
                 Box::pin(bytes.then(|data| async move {
@@ -314,7 +320,22 @@ impl DirectoryService for Services {
                 }));
             }
         }
-        Ok(Response::new(Box::pin(stream::iter(found))))
+        let found = stream::iter(found);
+        if habit != Habit::Endless {
+            return Ok(Response::new(Box::pin(found)));
+        }
+        let (sent, mut number) = (self.sent.clone(), 0u64);
+        Ok(Response::new(Box::pin(found.chain(stream::repeat_with(
+            move || {
+                number += 1;
+                sent.fetch_add(1, Ordering::Relaxed);
+                let name = Name::new(format!("n{number}").as_bytes()).unwrap();
+                let target = SymlinkTarget::new(b"target").unwrap();
+                let entries = vec![(name, Node::Symlink { target })];
+                let directory = castore_fs::castore::Directory::from_entries(entries).unwrap();
+                Ok(RawDirectory(directory.as_bytes().to_vec().into()))
+            },
+        )))))
     }
 
     async fn put(

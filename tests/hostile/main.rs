@@ -4,10 +4,11 @@
 mod bucket;
 mod clients;
 mod endpoint;
+mod floods;
 mod soak;
 mod stuck;
 
-use castore_fs::castore::Digest;
+use castore_fs::castore::{Digest, Directory, Name, Node, NodeRef, SymlinkTarget};
 use castore_fs::store::{Error, GrpcStore, MemoryStore, Store};
 use endpoint::{Habit, HostileServer};
 use kit::noise::noise;
@@ -162,4 +163,62 @@ async fn what_comes_wrong_is_an_error_and_what_comes_right_is_not() {
         }
         assert_eq!(again.unwrap().unwrap(), blob[7..107], "{habit:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_too_long_is_refused() {
+    let (small, large) = (noise(4, 3 << 20), noise(5, 5 << 20));
+    let server = HostileServer::start(&with_blobs(&[&small, &large]), Habit::Together);
+    let client = client(&server, "");
+    let read = |blob: &[u8]| {
+        let (digest, size) = (Digest::of(blob), blob.len() as u64);
+        let client = &client;
+        async move { client.read(&digest, size, 0, 100).await }
+    };
+    assert_eq!(read(&small).await.unwrap().unwrap(), small[..100]);
+    let error = read(&large).await.unwrap_err();
+    assert!(matches!(error, Error::Remote { .. }), "{error}");
+}
+
+/// A tree that never ends costs what was asked for, and one of very many Directories comes in parts.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_fetch_of_directories_has_an_end() {
+    let store = MemoryStore::new();
+    let ingest = store.ingest().unwrap();
+    let children: Vec<_> = (0..(64 << 10) + 1000)
+        .map(|number| {
+            let name = Name::new(format!("{number}").as_bytes()).unwrap();
+            let target = SymlinkTarget::new(format!("{number}").as_bytes()).unwrap();
+            let entries = vec![(name.clone(), Node::Symlink { target })];
+            let child = Directory::from_entries(entries).unwrap();
+            ingest.put_directory(&child).unwrap();
+            (name, child.node())
+        })
+        .collect();
+    let top = Directory::from_entries(children).unwrap();
+    ingest.put_directory(&top).unwrap();
+    ingest.commit().unwrap();
+    let server = HostileServer::start(&store, Habit::Honest);
+    let honest = client(&server, "");
+    for entry in top.iter() {
+        let NodeRef::Directory { digest, .. } = entry.node else {
+            panic!("{entry:?}");
+        };
+        if server.calls() < 2 {
+            honest.directory(&top.digest()).await.unwrap().unwrap();
+        }
+        assert!(honest.directory(&digest).await.unwrap().is_some());
+    }
+    let calls = server.calls();
+    assert!(calls > 2, "{calls} calls: all came at once");
+    server.be(Habit::Endless);
+    let endless = client(&server, "");
+    assert!(endless.directory(&top.digest()).await.unwrap().is_some());
+    // The call ends: no more is sent.
+    let sent = parking_lot::Mutex::new(u64::MAX);
+    wait_until("the call ends", || {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let now = server.sent();
+        std::mem::replace(&mut *sent.lock(), now) == now
+    });
 }

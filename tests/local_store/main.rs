@@ -1,6 +1,7 @@
 //! The store in a folder, from outside: what other processes, crashes, full disks and damaged
 //! files do to it.
 
+mod any_state;
 mod basics;
 mod crash;
 mod damage;

@@ -8,6 +8,7 @@ mod chunks;
 mod confined;
 mod copying;
 mod distance;
+mod fairness;
 mod image;
 mod listing;
 mod numbers;

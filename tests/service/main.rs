@@ -4,7 +4,9 @@
 mod far;
 mod image_view;
 mod images;
+mod in_use;
 mod passthrough;
+mod refused;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -688,4 +690,21 @@ fn metrics_are_served_where_configured_and_nowhere_else() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(answer.contains("\ncastore_fs_uptime_seconds "), "{answer}");
     assert!(get("/").starts_with("HTTP/1.1 404 "));
+    // What is too long to be a scraper's.
+    let long = |length: usize| {
+        let mut stream = std::os::unix::net::UnixStream::connect(manager.join("metrics")).unwrap();
+        let head = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(length));
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        // The rest that was not read may reset the connection behind the answer.
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8(answer).unwrap()
+    };
+    assert!(long(15_000).starts_with("HTTP/1.1 200 "));
+    assert!(long(20_480).starts_with("HTTP/1.1 431 "));
+    // Connections that say nothing keep no other out.
+    let open = || std::os::unix::net::UnixStream::connect(manager.join("metrics")).unwrap();
+    let silent: Vec<_> = (0..300).map(|_| open()).collect();
+    assert!(get("/metrics").starts_with("HTTP/1.1 200 "));
+    drop(silent);
 }

@@ -90,13 +90,13 @@ fn wait_for_count(manager: &Manager, what: &str, wanted: u64) {
 }
 
 /// A file in memory.
-struct Map {
+pub(super) struct Map {
     start: *const u8,
     bytes: usize,
 }
 
 impl Map {
-    fn new(of: &File, bytes: usize) -> std::io::Result<Self> {
+    pub(super) fn new(of: &File, bytes: usize) -> std::io::Result<Self> {
         let (reads, private) = (ProtFlags::READ, MapFlags::PRIVATE);
         // SAFETY: the kernel chooses the address; the file is neither changed nor truncated.
         let start =
@@ -107,7 +107,7 @@ impl Map {
         })
     }
 
-    fn page(&self, at: usize) -> &[u8] {
+    pub(super) fn page(&self, at: usize) -> &[u8] {
         let from = page_at(at, self.bytes);
         let length = 4096.min(self.bytes - from);
         // SAFETY: inside the mapping, which lives as long as `self`.

@@ -44,6 +44,7 @@ use self::mapping::{Mapping, Shared};
 pub(in crate::fs) use self::numbered::Numbered;
 use self::numbered::take_entry;
 pub(in crate::fs) use self::open_files::{LeftOpen, OpenFile, Registration};
+use super::TOP;
 use crate::castore::{Digest, Name, Root};
 use crate::fs::numbering::NameRange;
 use crate::image::ImageTop;
@@ -283,6 +284,13 @@ impl Ledger {
     /// The memory file, to be kept by the process that holds the mount's descriptors.
     pub fn memory(&self) -> BorrowedFd<'_> {
         self.memory.as_fd()
+    }
+
+    /// Digest and size of the directory at the top.
+    pub fn top(&self) -> Result<Option<(Digest, u64)>, LedgerError> {
+        let top = self.slots()?.into_iter().next();
+        let top = top.filter(|(slot, ..)| *slot == TOP);
+        Ok(top.map(|(_, kept, _)| (kept.digest, kept.size)))
     }
 
     /// Stores opaque data about the mount for the next process.

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use http::Request;
+use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -17,12 +17,12 @@ use tonic::Status;
 use tonic::transport::server::Connected;
 
 use super::BinaryCache;
-use super::answer::{Answer, failure};
+use super::answer::{Answer, failure, text};
 use crate::server::connections::{Connection, ConnectionState, Connections};
-use crate::server::limits::Limits;
+use crate::server::limits::{HEADERS, Limits, headers_fit};
 use crate::server::listen::Listener;
 use crate::server::tls::acceptor;
-use crate::server::{CONNECTION_WINDOW, HEADERS, Options, STREAM_WINDOW, ServerError};
+use crate::server::{CONNECTION_WINDOW, Options, STREAM_WINDOW, ServerError};
 
 /// Serves `cache` on `listener` until `stopping`, and then until its connections have ended.
 pub(in crate::server) async fn serve_one(
@@ -165,6 +165,14 @@ async fn serve_call(
     connection: Arc<ConnectionState>,
 ) -> Answer {
     let call = connection.begin();
+    if !headers_fit(&request) {
+        let most = format!("the head of a request has at most {HEADERS} bytes\n");
+        return text(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "text/plain",
+            most,
+        );
+    }
     // Answered late rather than refused: a client does not come again after a refusal.
     let slot = connection.calls.clone().hold(1).await;
     let answer = match request.uri().path().starts_with('/') {

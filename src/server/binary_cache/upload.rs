@@ -14,7 +14,6 @@ use hyper::body::Incoming;
 use lru::LruCache;
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::BinaryCache;
@@ -37,8 +36,6 @@ use crate::server::turns::OwnTurns;
 use crate::server::upload::{LOOK, OffThread, check_room};
 use crate::store::{Blocking, Error, LocalStore, Store, WaitingNar};
 
-/// NARs that are unpacked at once: each takes a processor, and up to 128 MiB to decompress.
-static UNPACKING: Semaphore = Semaphore::const_new(4);
 /// NARs that wait in memory, where the store keeps none.
 const IN_MEMORY: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
 /// Bytes of a listing that a client makes, which is of no use: it is made here anew.
@@ -108,7 +105,8 @@ impl BinaryCache {
                 }
                 let body = Body::long(body, limits, connection);
                 let spooled = body.spool(&self.waiting.spool()).await?;
-                self.take_nar(file, compression, spooled).await
+                self.take_nar(file, compression, spooled, &connection.turns)
+                    .await
             }
             Some(Resource::Narinfo(hash)) => {
                 let _room = connection
@@ -173,6 +171,7 @@ impl BinaryCache {
         file: [u8; 32],
         compression: Option<Compression>,
         spooled: Spooled,
+        turns: &OwnTurns,
     ) -> Result<(), Status> {
         let (came, file_size) = (spooled.sha256(), spooled.size);
         if came != file {
@@ -181,10 +180,12 @@ impl BinaryCache {
                 encode_base32(&came)
             )));
         }
-        let _turn = UNPACKING.acquire().await;
+        let turn = turns.to_unpack().await;
         let (store, limits) = (self.served.store.clone(), self.served.limits.clone());
         let (waiting, nars) = (self.waiting.clone(), self.served.nars.clone());
         blocking(move || {
+            // The thread has the turn, even if the client goes away.
+            let _turn = turn;
             let (node, nar) = unpack(&*store, spooled, compression, &limits)?;
             nars.learn(&node, nar);
             let nar = WaitingNar {

@@ -15,6 +15,7 @@ use super::wire::{Broken, Wire};
 use crate::nix::daemon_protocol::{
     CLIENT_MAGIC, Encoder, Failure, Field, Hello, Operation, Trust, Value, Version,
 };
+use crate::server::client::Client;
 use crate::server::connections::Connections;
 use crate::server::listen::Listener;
 use crate::server::{Options, ServerError};
@@ -73,7 +74,8 @@ pub(in crate::server) async fn serve_left(
         let adopted = socket.set_nonblocking(true);
         let adopted = adopted.and_then(|()| tokio::net::UnixStream::from_std(socket));
         let Ok(stream) = adopted else { continue };
-        let connection = connections.adopt(stream);
+        let client = Client::of_socket(&stream);
+        let connection = connections.adopt(stream, client);
         let conversation = Conversation {
             wire: Wire::new(connection, options.limits.silence),
             answers: Answers::new(of_nix.paths.clone()),

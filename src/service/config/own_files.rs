@@ -5,6 +5,7 @@ use std::net::ToSocketAddrs;
 use std::path::Path;
 
 use super::{Config, Problem, problem};
+use crate::server::load_secret_key;
 use crate::transport::fuse::OwnFiles;
 
 impl Config {
@@ -77,6 +78,10 @@ impl Config {
         for (name, listen) in &self.listen {
             if let Err(error) = listen.access().load() {
                 problems.push(source.at(&["listen", name], error.to_string()));
+            }
+            if let Some(Err(error)) = listen.secret_key_file.as_ref().map(load_secret_key) {
+                let key = ["listen", name, "secret-key-file"];
+                problems.push(source.at(&key, error.to_string()));
             }
             if let Some(what) = unknown(&listen.address) {
                 problems.push(source.at(&["listen", name, "address"], what));

@@ -7,6 +7,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 
 use super::{Device, EndpointError, Listening, serve_guests};
+use crate::server::{Capacity, Limits};
 use crate::service::config::{self, Config};
 use crate::service::mounts::Host;
 use crate::service::status::ListenStatus;
@@ -27,7 +28,6 @@ pub struct NotServed {
 }
 
 /// The running endpoints, by name.
-#[derive(Default)]
 pub struct Endpoints {
     listeners: BTreeMap<String, Running<config::Listen, Listening>>,
     devices: BTreeMap<String, Running<config::Virtiofs, Device>>,
@@ -37,6 +37,8 @@ pub struct Endpoints {
     left_connections: BTreeMap<String, Vec<(String, OwnedFd)>>,
     /// The sockets that systemd's socket units passed on.
     sockets: Vec<(String, OwnedFd)>,
+    /// What all listeners take together.
+    capacity: Capacity,
 }
 
 /// An endpoint, with its configuration.
@@ -70,7 +72,9 @@ impl Endpoints {
             left_guests,
             left_connections,
             sockets,
-            ..Self::default()
+            listeners: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            capacity: Capacity::new(&Limits::default()),
         }
     }
 
@@ -84,7 +88,7 @@ impl Endpoints {
     ) -> Result<(), NotServed> {
         let mut first = Ok(());
         for (name, listen) in config.all_listeners() {
-            let sockets = &self.sockets;
+            let (sockets, capacity) = (&self.sockets, &self.capacity);
             let opened = stores.get(&config.store_of(listen.store.as_deref()));
             if listen.protocol == config::Protocol::NixDaemon
                 && opened.is_some_and(|opened| opened.without_near)
@@ -99,7 +103,15 @@ impl Endpoints {
             let left_connections = &mut self.left_connections;
             let start = |opened: &Opened, _: &str| {
                 let left = left_connections.remove(&name).unwrap_or_default();
-                Listening::start(&name, &listen, opened, sockets, left, &host.runtime)
+                Listening::start(
+                    &name,
+                    &listen,
+                    opened,
+                    sockets,
+                    left,
+                    capacity,
+                    &host.runtime,
+                )
             };
             let store = config.store_of(listen.store.as_deref());
             let running = &mut self.listeners;

@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -154,6 +155,7 @@ impl Folder {
             .write(true)
             .create(true)
             .truncate(false)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(path);
         file.map_err(self.io("open", path))
     }
@@ -166,10 +168,10 @@ impl Folder {
     ) -> impl FnOnce(io::Error) -> Error + use<> {
         let (store, path) = (self.url.clone(), path.to_owned());
         move |source| Error::Io {
+            source: advise(source, &store),
             store,
             action,
             path,
-            source: advise(source),
         }
     }
 
@@ -221,6 +223,30 @@ impl Folder {
     pub(super) fn make_folders(&self) -> Result<(), Error> {
         for folder in [self.packs(), self.blobs(), self.tmp()] {
             make_folder(&folder).map_err(self.io("create the directory", &folder))?;
+        }
+        Ok(())
+    }
+
+    /// Puts aside what has the name of a file of the store and is none (a directory, a symlink, a
+    /// socket), and what has that of a directory and is none; both are made again. A symlink to a
+    /// directory stays one, and an index may be elsewhere too.
+    pub(super) fn put_aside_strangers(&self) -> Result<(), Error> {
+        let files = [
+            self.format_file(),
+            self.journal(),
+            self.sequence(),
+            self.additions(),
+        ];
+        let is_file = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
+        let strange_files = files.into_iter().filter(|path| !is_file(path));
+        let index = Some(self.index()).filter(|path| !path.is_file());
+        let names = ["packs", "blobs", "tmp", "parts", "leases", "layouts"];
+        let folders = names.map(|name| self.path.join(name));
+        let strange_folders = folders.into_iter().filter(|path| !path.is_dir());
+        for path in strange_files.chain(index).chain(strange_folders) {
+            if path.symlink_metadata().is_ok() {
+                keep_aside(self, &path, false)?;
+            }
         }
         Ok(())
     }
@@ -343,7 +369,7 @@ impl Folder {
             match rustix::fs::accessat(CWD, &path, access, AtFlags::EACCESS) {
                 Ok(()) => {}
                 Err(error @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => {
-                    let error = advise(error.into());
+                    let error = advise(error.into(), &self.url);
                     return Err(Error::ReadOnly {
                         store: self.url.clone(),
                         why: format!("{}: {error}", path.display()),
@@ -416,6 +442,33 @@ pub(super) fn make_folder(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Renames, or copies, a file to an unused name; returns that name, or nothing if there is no such
+/// file.
+pub(super) fn keep_aside(
+    folder: &Folder,
+    path: &Path,
+    copy: bool,
+) -> Result<Option<PathBuf>, Error> {
+    for number in 1.. {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".damaged-{number}"));
+        let aside = PathBuf::from(name);
+        if aside.symlink_metadata().is_ok() {
+            continue;
+        }
+        let kept = match copy {
+            true => fs::copy(path, &aside).map(drop),
+            false => fs::rename(path, &aside),
+        };
+        return match kept {
+            Ok(()) => Ok(Some(aside)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(folder.io("rename", path)(error)),
+        };
+    }
+    Ok(None)
+}
+
 /// Locks a file or directory for as long as `file` is open, unless another process (or another open
 /// file of this one) has it locked: then returns false.
 pub(super) fn try_lock(file: &impl std::os::fd::AsFd) -> io::Result<bool> {
@@ -438,8 +491,14 @@ pub(super) fn is_at(file: &impl std::os::fd::AsFd, path: &Path) -> io::Result<bo
 }
 
 /// Adds advice to errors that a user can resolve.
-fn advise(error: io::Error) -> io::Error {
+fn advise(error: io::Error, url: &str) -> io::Error {
+    let of_another_type = format!(
+        "it is not of the type that it has in a store; `{}` puts it aside",
+        format::repair_command(url)
+    );
     let advice = match error.kind() {
+        ErrorKind::IsADirectory | ErrorKind::NotADirectory => &of_another_type,
+        _ if error.raw_os_error() == Some(libc::ELOOP) => &of_another_type,
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "free some space and try again; what the store held before is untouched"
         }

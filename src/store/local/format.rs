@@ -39,6 +39,9 @@ impl FormatFile {
         match fs::read(&path) {
             Ok(bytes) => Ok(Self::parse(&bytes)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::Missing),
+            // A directory, or a symlink to itself.
+            Err(error) if error.kind() == ErrorKind::IsADirectory => Ok(Self::Damaged),
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => Ok(Self::Damaged),
             Err(error) => Err(folder.io("read", &path)(error)),
         }
     }

@@ -11,7 +11,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use prost::Message;
 
@@ -252,7 +252,9 @@ pub(super) fn append(
 ) -> Result<Position, Error> {
     let path = folder.journal();
     let appended = || -> io::Result<()> {
-        let file = File::options().write(true).open(&path)?;
+        let mut options = File::options();
+        let file = options.write(true).custom_flags(libc::O_NOFOLLOW);
+        let file = file.open(&path)?;
         file.set_len(position.length)?;
         file.write_all_at(records, position.length)?;
         file.sync_data()
@@ -288,7 +290,9 @@ pub(super) fn replace(folder: &Folder, generation: u64, records: &[u8]) -> Resul
 pub(super) fn note_done(folder: &Folder, position: Position) {
     let mut record = Vec::new();
     put_record(&mut record, b"done", &position.length.to_le_bytes());
-    if let Ok(file) = File::options().write(true).open(folder.journal()) {
+    let mut options = File::options();
+    options.write(true).custom_flags(libc::O_NOFOLLOW);
+    if let Ok(file) = options.open(folder.journal()) {
         let _ = file.write_all_at(&record, position.length);
     }
 }

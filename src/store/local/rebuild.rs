@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use self::scan::scan;
 use super::LocalStore;
-use super::folder::Folder;
+use super::folder::{Folder, keep_aside};
 use super::format::{self, FormatFile};
 use super::index::{self, CommitError, Contents, Index};
 use super::journal::{self, Entered};
@@ -117,13 +117,15 @@ impl LocalStore {
             return Self::open(path).map(|store| (store, Repaired::default()));
         }
         let lock = folder.lock()?;
+        folder.put_aside_strangers()?;
+        let found = FormatFile::read(&folder)?;
+        folder.make_folders()?;
         let alone = folder.be_alone(PATIENCE)?;
         let alone = alone.ok_or_else(|| Error::Refused {
             store: folder.url().to_owned(),
             what: "the repair".to_owned(),
             why: "additions are under way: try again when they have ended".to_owned(),
         })?;
-        folder.make_folders()?;
         let mut repaired = Repaired::default();
         if !matches!(found, FormatFile::Known { .. }) {
             folder.write_format(false)?;
@@ -306,29 +308,6 @@ fn names(folder: &Arc<Folder>, rebuilt: &mut Rebuilt) -> Result<(Names, u64), Er
 fn only_last(entries: &mut Vec<(Digest, Location)>) {
     entries.sort_by_key(|(digest, at)| (*digest, std::cmp::Reverse((at.pack, at.offset))));
     entries.dedup_by_key(|(digest, _)| *digest);
-}
-
-/// Renames, or copies, a file to an unused name; returns that name, or nothing if there is no such
-/// file.
-fn keep_aside(folder: &Folder, path: &Path, copy: bool) -> Result<Option<PathBuf>, Error> {
-    for number in 1.. {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".damaged-{number}"));
-        let aside = PathBuf::from(name);
-        if aside.try_exists().unwrap_or(true) {
-            continue;
-        }
-        let kept = match copy {
-            true => fs::copy(path, &aside).map(drop),
-            false => fs::rename(path, &aside),
-        };
-        return match kept {
-            Ok(()) => Ok(Some(aside)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(folder.io("rename", path)(error)),
-        };
-    }
-    Ok(None)
 }
 
 /// The files of large blobs, by the digests in their names.

@@ -81,3 +81,32 @@ impl Body for BoundedBody {
         Poll::Ready(frame)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All bytes of a body.
+    async fn collected(mut body: BoundedBody) -> Result<Vec<u8>, HttpError> {
+        let mut all = Vec::new();
+        while let Some(frame) =
+            std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
+        {
+            all.extend(frame?.into_data().unwrap_or_default());
+        }
+        Ok(all)
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_collected_has_an_end_and_no_length() {
+        let body = |left| BoundedBody {
+            body: HttpResponseBody::from(vec![7; 1000]),
+            left,
+        };
+        assert_eq!(body(1000).size_hint().upper(), None);
+        assert_eq!(body(1000).size_hint().lower(), 0);
+        assert_eq!(collected(body(1000)).await.unwrap(), vec![7; 1000]);
+        let error = collected(body(999)).await.unwrap_err();
+        assert!(error.to_string().contains("more than 64 MiB"), "{error}");
+    }
+}

@@ -181,6 +181,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_repair_writes_has_an_end() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let backend = Backend::new(File::open(file.path()).unwrap()).unwrap();
+        backend.resize(1 << 40);
+        let pages = MOST_WRITTEN as u64 / PAGE;
+        for page in 0..pages {
+            backend.write_at(page * PAGE, b"x").unwrap();
+        }
+        // What is there already can be written again.
+        backend.write_at(0, b"y").unwrap();
+        let error = backend.write_at(pages * PAGE, b"x").unwrap_err();
+        assert!(error.to_string().contains("256 MiB"), "{error}");
+    }
+
+    #[test]
     fn what_is_written_is_read_back_and_the_file_stays_as_it_was() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let before: Vec<u8> = (0..10_000u32).map(|at| at as u8).collect();

@@ -23,6 +23,7 @@ use thiserror::Error;
 
 use super::mountpoint::{self, ImageServer, Maker, Mountpoint};
 use super::view::View;
+use crate::castore::Digest;
 use crate::fs::{Ledger, LedgerError};
 
 /// Why a mount of the previous process cannot be taken over.
@@ -87,6 +88,16 @@ impl Inherited {
     /// The mount of `device`, whose node table is `table`.
     pub fn mount_of(device: &OwnedFd, table: OwnedFd) -> Result<Mountpoint, AdoptError> {
         Ok(About::read(&Ledger::open(table)?)?.mountpoint(device))
+    }
+
+    /// Digest and size of the directory that the mount shows whose node table is `table`, if its tag
+    /// was `tag`.
+    pub fn top_of(table: OwnedFd, tag: &str) -> Result<Option<(Digest, u64)>, AdoptError> {
+        let ledger = Ledger::open(table)?;
+        match About::read(&ledger)?.tag == tag {
+            true => Ok(ledger.top()?),
+            false => Ok(None),
+        }
     }
 
     /// What [`MountOptions::tag`](super::MountOptions) was.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use parking_lot::MutexGuard;
 use prost::Message;
@@ -430,6 +430,7 @@ impl Change<'_> {
             .create(true)
             .truncate(false)
             .read(true)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .and_then(|file| {
                 // Until both numbers are written: the next writer may begin as soon as redb has

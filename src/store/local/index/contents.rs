@@ -1,6 +1,6 @@
 //! An index made of the findings of a repair.
 
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use prost::Message;
@@ -152,7 +152,7 @@ impl Index {
         let announced = || -> std::io::Result<()> {
             let mut options = std::fs::File::options();
             let file = options.read(true).write(true).create(true).truncate(false);
-            let file = file.open(&path)?;
+            let file = file.custom_flags(libc::O_NOFOLLOW).open(&path)?;
             flock(&file, FlockOperation::LockExclusive)?;
             let mut bytes = [0; 8];
             // A file that is too short counts from 0.
