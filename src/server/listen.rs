@@ -32,7 +32,7 @@ pub enum ListenError {
     #[error("{:?} is not an address to listen on: write HOST:PORT, unix:PATH or systemd", shown_url(.0))]
     Address(String),
     /// A system call failed.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {}: {source}", shown_url(address))]
     Bind {
         /// The address.
         address: String,

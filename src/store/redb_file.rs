@@ -19,6 +19,7 @@ use prost::Message;
 use self::tables::{Failure, Tables};
 use super::local_url::local_path;
 use super::root_list::RootList;
+use super::shown_url::has_parameters;
 use super::{Answer, BackingFile, Damage, Error, Health, Ingest, Object, Store, Usage, at_hand};
 use super::{LocalStore, segments};
 use crate::castore::{Digest, Directory, GroupTable, Root};
@@ -94,6 +95,9 @@ impl RedbFile {
         let rest = url
             .strip_prefix("redb:")
             .ok_or("it does not start with redb:")?;
+        if has_parameters(rest) {
+            return Err("redb: takes no parameters".to_owned());
+        }
         let path = local_path(rest).filter(|path| path.starts_with('/') && !path.contains('\0'));
         let path = path.ok_or("the absolute path of a file has to follow redb:")?;
         Ok(Path::new(path))

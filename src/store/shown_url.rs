@@ -19,6 +19,12 @@ const PATHS: [&str; 5] = [
 /// Characters that end a URL inside another text.
 const ENDS: [char; 10] = [' ', '\t', '\n', '"', '\'', '`', '(', ')', '<', '>'];
 
+/// Whether something like `?NAME=VALUE` follows what should be a path alone.
+pub(crate) fn has_parameters(path: &str) -> bool {
+    let query = path.split_once('?');
+    query.is_some_and(|(_, query)| query.contains('='))
+}
+
 /// `url`, which may be invalid, without user, password, query and fragment.
 pub fn shown_url(url: &str) -> String {
     if let Some(addresses) = combined::addresses(url) {
@@ -31,7 +37,8 @@ pub fn shown_url(url: &str) -> String {
         .any(|path| url.starts_with(path) && !url.starts_with("grpc+unix://"))
     {
         let is_path = ["local:", "store:", "redb:"];
-        let has_query = !is_path.iter().any(|scheme| url.starts_with(scheme));
+        let has_query =
+            !is_path.iter().any(|scheme| url.starts_with(scheme)) || has_parameters(url);
         return match has_query {
             true => before_query(url).to_owned(),
             false => url.to_owned(),

@@ -197,5 +197,20 @@ mod tests {
                 }
             }
         }
+        // Those that are paths have no parameters.
+        for url in [
+            "local:/tmp/x?token=hunter2",
+            "local:x?a=1&password=hunter2",
+            "redb:/tmp/x?password=hunter2",
+            "memory:?token=hunter2",
+            "memory://user:hunter2@host",
+        ] {
+            let why = check_url(url).unwrap_err();
+            let error = open(url).unwrap_err().to_string();
+            for shown in [why, error, shown_url(url)] {
+                assert!(!shown.contains("hunter2"), "{url}: {shown}");
+            }
+        }
+        assert_eq!(shown_url("local:/what?/why"), "local:/what?/why");
     }
 }

@@ -368,9 +368,10 @@ fn bad_address(address: &str) -> Option<String> {
             }
             path.starts_with('/')
         }
-        None => address
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
+        None => address.rsplit_once(':').is_some_and(|(host, port)| {
+            let is_host = !host.is_empty() && !host.contains(['/', '@']);
+            is_host && port.parse::<u16>().is_ok()
+        }),
     };
     (!good).then(|| {
         let address = shown_url(address);

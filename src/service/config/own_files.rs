@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::{Config, Problem, problem};
 use crate::server::load_secret_key;
+use crate::store::shown_url;
 use crate::transport::fuse::OwnFiles;
 
 impl Config {
@@ -73,7 +74,7 @@ impl Config {
         let unknown = |address: &str| {
             let is_tcp = !address.starts_with("unix:") && !address.starts_with("systemd:");
             let found = is_tcp.then(|| address.to_socket_addrs().err()).flatten();
-            found.map(|error| format!("{address}: {error}"))
+            found.map(|error| format!("{}: {error}", shown_url(address)))
         };
         for (name, listen) in &self.listen {
             if let Err(error) = listen.access().load() {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::LocalStore;
 use crate::store::Error;
+use crate::store::shown_url::has_parameters;
 
 /// Opens the store at `url` if that is a local one; nothing if it is of another kind.
 pub fn open_local(url: &str) -> Result<Option<LocalStore>, Error> {
@@ -40,6 +41,9 @@ pub(crate) fn check_folder(rest: &str) -> Result<&str, &'static str> {
     }
     if rest.starts_with('~') {
         return Err("local: does not know ~: write local:$HOME/… in a shell, or the whole path");
+    }
+    if has_parameters(rest) {
+        return Err("local: takes no parameters");
     }
     if rest.contains('\0') {
         return Err("no path holds a NUL byte");
