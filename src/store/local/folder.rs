@@ -243,12 +243,33 @@ impl Folder {
         let names = ["packs", "blobs", "tmp", "parts", "leases", "layouts"];
         let folders = names.map(|name| self.path.join(name));
         let strange_folders = folders.into_iter().filter(|path| !path.is_dir());
-        for path in strange_files.chain(index).chain(strange_folders) {
+        let objects = self.strange_objects();
+        for path in strange_files
+            .chain(index)
+            .chain(strange_folders)
+            .chain(objects)
+        {
             if path.symlink_metadata().is_ok() {
                 keep_aside(self, &path, false)?;
             }
         }
         Ok(())
+    }
+
+    /// What has the name of a pack or of a large blob, and is no file.
+    fn strange_objects(&self) -> Vec<PathBuf> {
+        let entries = |path: &Path| {
+            let entries = fs::read_dir(path).into_iter().flatten().flatten();
+            entries.collect::<Vec<_>>()
+        };
+        let is_folder = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let is_file = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
+        let blobs = entries(&self.blobs());
+        let blobs = blobs.iter().filter(|entry| is_folder(entry));
+        let blobs = blobs.flat_map(|entry| entries(&entry.path()));
+        let objects = entries(&self.packs()).into_iter().chain(blobs);
+        let strange = objects.filter(|entry| !is_file(entry));
+        strange.map(|entry| entry.path()).collect()
     }
 
     /// Makes an index beside its place, and puts it there.
