@@ -107,7 +107,13 @@ impl Mounts {
                 leaving.is_mounted = is_still_mounted(leaving);
             }
         }
-        self.leaving.retain(|leaving| !leaving.session.has_ended());
+        self.leaving.retain(|leaving| {
+            let has_ended = leaving.session.has_ended();
+            if has_ended {
+                leaving.session.end_use();
+            }
+            !has_ended
+        });
         let gone = |(name, served): (&String, &Served)| {
             (!served.session.is_mounted()).then(|| name.clone())
         };
@@ -148,7 +154,10 @@ impl Mounts {
             is_mounted,
         };
         match session.unmount() {
-            Ok(Unmounted::Cleanly) => tracing::info!(MOUNT = name, path, "unmounted"),
+            Ok(Unmounted::Cleanly) => {
+                session.end_use();
+                tracing::info!(MOUNT = name, path, "unmounted");
+            }
             Ok(Unmounted::InUse(users)) => {
                 tracing::info!(
                     MOUNT = name,

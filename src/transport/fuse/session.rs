@@ -324,6 +324,12 @@ impl Session {
         self.serving.has_ended()
     }
 
+    /// Releases what it holds in its stores, once it has ended: this process may live on, or end without
+    /// dropping it.
+    pub fn end_use(&self) {
+        self.serving.fs.end_use();
+    }
+
     /// Whether the mount exists, at any mount point.
     pub fn is_mounted(&self) -> bool {
         !self.has_ended() && self.mountpoint.is_mounted()
