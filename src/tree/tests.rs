@@ -14,11 +14,11 @@ use super::copy;
 use super::export::{Progress, to_directory};
 use super::nar::write_nar;
 use super::tar::write_tar;
-use super::verify::{self, Why};
+use super::verify;
 use super::{Error, NarListing, NarStream, Preference, Target, TreePath, Walk};
-use crate::castore::{Digest, Directory, Name, Node, NodeRef, Root, SymlinkTarget};
+use crate::castore::{Digest, Directory, Name, Node, Root, SymlinkTarget};
 use crate::fixtures::{Tree, any_tree};
-use crate::store::{Blocking, Ingest, MemoryStore, Object, Store};
+use crate::store::{Blocking, Ingest, MemoryStore, Store};
 
 /// A store with `tree` as its root `tree`, and the runtime that it waits on.
 struct Kept {
