@@ -24,7 +24,7 @@ impl Bytes {
     pub fn text(self, text: &str) -> Self {
         let mut bytes = self.word(text.len() as u64);
         bytes.0.extend(text.as_bytes());
-        while bytes.0.len() % 8 > 0 {
+        while !bytes.0.len().is_multiple_of(8) {
             bytes.0.push(0);
         }
         bytes
