@@ -21,7 +21,7 @@ use crate::server::listen::Listener;
 use crate::server::{Options, ServerError};
 
 /// How long a connection is quiet before it is kept for the next process: one for a single question never is.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_millis(100);
 
 /// Serves `of_nix` on `listener` until `stopping`; operations that run then are completed.
 pub(in crate::server) async fn serve_one(

@@ -13,6 +13,8 @@ for how in kill_it restart_it; do
         echo \$line $(below "$tool") >\$out")" >"$work/built" &
     building=$!
     within 60 test -e "$work/begun"
+    # A connection is kept once it has been quiet for 100 ms.
+    sleep 2
     before=$(pid)
     $how
     within 60 another_than "$before"
