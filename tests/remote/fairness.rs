@@ -236,6 +236,14 @@ async fn several_servers_of_a_process_share_what_it_has() {
     let silent: Vec<_> = (0..8)
         .map(|_| TcpStream::connect(address(&second)).unwrap())
         .collect();
+    for socket in &silent {
+        socket
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        // A server's settings, which it sends once it has accepted.
+        let first = socket.peek(&mut [0]).unwrap();
+        assert_eq!(first, 1, "a connection within the limit was closed");
+    }
     let other = channel(&first, OTHER).await;
     let digest = Bytes::copy_from_slice(Digest::of(b"missing").as_bytes());
     let request = StatBlobRequest {
