@@ -46,7 +46,7 @@ pub enum RootNames {
     /// Names of Nix store paths that hold content ([`nix::is_content_name`]); where the store lists its
     /// roots, only those in its list.
     StorePaths,
-    /// Names of paths that were reported to Nix as valid ([`LocalStore::valid_path`]).
+    /// Names of paths that were reported to Nix as valid ([`crate::store::LocalStore::valid_path`]).
     ValidPaths,
 }
 
