@@ -172,6 +172,16 @@ fn write_soon(store: &Weak<Inner>) {
     }
 }
 
+/// The thread that is about to write holds the store too, so the end of the store itself may come later.
+impl Drop for LocalStore {
+    fn drop(&mut self) {
+        const THIS_AND_THE_WRITER: usize = 2;
+        if Arc::strong_count(&self.0) <= THIS_AND_THE_WRITER {
+            self.0.write_found_damage();
+        }
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.write_found_damage();
