@@ -178,11 +178,14 @@ in
           example = "unix:/run/castore-fs/castore.sock";
           description = "`unix:/PATH`, `HOST:PORT`, or `systemd:NAME` for a socket unit's.";
         };
-        protocol = optional (types.enum [
-          "grpc"
-          "binary-cache"
-          "nix-daemon"
-        ]) "What is spoken there; null for `grpc`. A `binary-cache` is one of Nix' substituters, a `nix-daemon` a store of Nix that is only read.";
+        protocol =
+          optional
+            (types.enum [
+              "grpc"
+              "binary-cache"
+              "nix-daemon"
+            ])
+            "What is spoken there; null for `grpc`. A `binary-cache` is one of Nix' substituters, a `nix-daemon` a store of Nix that is only read.";
         priority = optional types.ints.unsigned "Of a binary cache: smaller is asked first; null for 30.";
         secret-key-file = optional types.str "Of a binary cache: the secret key that signs every path.";
         read-without-token = optional types.bool "Of a binary cache: whether reading takes no token.";

@@ -312,7 +312,9 @@ in
 
     nix.package = option types.package pkgs.nix;
     nix.gc.automatic = flag false;
-    nix.settings = option (types.submodule { freeformType = types.attrsOf (types.listOf types.str); }) { };
+    nix.settings = option (types.submodule {
+      freeformType = types.attrsOf (types.listOf types.str);
+    }) { };
 
     programs.fuse = {
       enable = flag false;
